@@ -1,0 +1,191 @@
+"""The narrow waist: what a guest is, as frozen values.
+
+A source turns a `GuestOptions` into a `LaunchSpec`; the VM layer starts a
+`LaunchSpec`; the debugger takes its `Kernel`. Nothing else passes between them.
+All of it goes through JSON and back unchanged: `encode`, `decode`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+Accel = Literal["auto", "kvm", "tcg"]
+
+DEFAULT_MEMORY_MIB = 512
+"""Guest RAM where neither the guest nor its user says."""
+
+
+class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a user can say about a guest: `start`'s options, and a `[guest.NAME]` table.
+
+    Args:
+        source: GUEST, in any of its written forms.
+        name: What the VM is called; None makes one from the guest.
+        halt: Stop at the reset vector.
+        kernel: Boot image or build tree that replaces the guest's kernel.
+        vmlinux: Symbols, where they do not lie where they are looked for.
+        gdb_scripts: Directory with `vmlinux-gdb.py` beside `scripts/gdb`.
+        append: Kernel parameters, as on a kernel command line.
+        kaslr: Leave address randomisation on; otherwise `nokaslr` is added.
+        accel: Which accelerator; `auto` takes KVM where it is seen to work.
+        memory: Guest RAM in MiB; None leaves it to the guest.
+        cpus: Number of CPUs; None leaves it to the guest.
+        disk: Disk image to use and keep; otherwise each run has a fresh one.
+        tcp: Port on 127.0.0.1 for GDB; 0 takes a free one, None uses a socket in the run directory.
+        qemu_args: Handed to QEMU as they are.
+        nix_args: Handed to nix as they are: `--override-input`, `--impure`.
+    """
+
+    source: str = "builtin"
+    name: str | None = None
+    halt: bool = False
+    kernel: str | None = None
+    vmlinux: str | None = None
+    gdb_scripts: str | None = None
+    append: str = ""
+    kaslr: bool = False
+    accel: Accel = "auto"
+    memory: int | None = None
+    cpus: int | None = None
+    disk: str | None = None
+    tcp: int | None = None
+    qemu_args: tuple[str, ...] = ()
+    nix_args: tuple[str, ...] = ()
+
+
+class Kernel(msgspec.Struct, frozen=True, kw_only=True):
+    """A kernel, with all that belongs to debugging it.
+
+    Args:
+        image: The boot image.
+        origin: Where it came from, in words for messages: "the tree /src/linux".
+        arch: Row of `vmdebug.arch`.
+        build_id: GNU build-id in hex; "" where the image carries none.
+        release: `uname -r` of it; "" where unknown.
+        vmlinux: The ELF file with symbols, or None.
+        gdb_scripts: Directory with `vmlinux-gdb.py` beside `scripts/gdb`, usable as it stands, or None.
+        modules: Directory under which its `.ko` files are, or None.
+        source: Directory that DWARF's relative paths start from, or None.
+    """
+
+    image: Path
+    origin: str
+    arch: str = "x86_64"
+    build_id: str = ""
+    release: str = ""
+    vmlinux: Path | None = None
+    gdb_scripts: Path | None = None
+    modules: Path | None = None
+    source: Path | None = None
+
+
+class OwnMachine(msgspec.Struct, frozen=True, kw_only=True, tag="own"):
+    """A guest whose QEMU command line is ours.
+
+    Args:
+        initrd: Initial RAM file system, or None.
+        disk: Disk image for the first virtio-blk device, or None.
+    """
+
+    initrd: Path | None = None
+    disk: Path | None = None
+
+
+class RunnerMachine(msgspec.Struct, frozen=True, kw_only=True, tag="runner"):
+    """A guest that a NixOS VM runner script starts.
+
+    Args:
+        script: The `run-NAME-vm` script.
+        system_name: NAME, the guest's host name.
+        kernel_override: Whether `Kernel.image` replaces the runner's own.
+        disk: qcow2 to use and keep; None makes a fresh one for each run.
+    """
+
+    script: Path
+    system_name: str
+    kernel_override: bool = False
+    disk: Path | None = None
+
+
+class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is needed to start a VM; made by a source, used by the VM layer.
+
+    Args:
+        name: What the VM is called; also its run directory's name.
+        guest: GUEST as its user wrote it.
+        machine: Who makes QEMU's command line.
+        kernel: What boots.
+        parameters: Kernel parameters, ours first, then the user's; a runner has its own before them.
+        halt: Stop at the reset vector.
+        accel: Which accelerator was asked for.
+        memory: Guest RAM in MiB; None leaves it to the runner.
+        cpus: Number of CPUs; None leaves it to the runner.
+        tcp: Port on 127.0.0.1 for GDB; 0 takes a free one, None uses a socket.
+        qemu_args: Handed to QEMU as they are, last.
+        notes: What the user should be told about the choices made.
+    """
+
+    name: str
+    guest: str
+    machine: OwnMachine | RunnerMachine
+    kernel: Kernel
+    parameters: tuple[str, ...] = ()
+    halt: bool = False
+    accel: Accel = "auto"
+    memory: int | None = None
+    cpus: int | None = None
+    tcp: int | None = None
+    qemu_args: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+SANE_WHEN_STOPPED = ("nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1", "tsc=nowatchdog")
+"""Parameters that keep a guest from taking a stop in the debugger for a hang.
+
+See Documentation/admin-guide/kernel-parameters.txt: without them the lockup
+detectors, RCU's stall detector and the clocksource watchdog fire on the way on.
+"""
+
+
+def parameters(*, console: str, kaslr: bool, append: str) -> tuple[str, ...]:
+    """Return the kernel parameters of a guest: ours first, so that the user's win.
+
+    Args:
+        console: The serial port's name in the kernel; see `Arch.console`.
+        kaslr: Whether address randomisation stays on.
+        append: The user's own, as on a kernel command line.
+    """
+    ours = (f"console={console}", *(() if kaslr else ("nokaslr",)), *SANE_WHEN_STOPPED)
+    return (*ours, *append.split())
+
+
+T = TypeVar("T")
+
+
+def encode(value: object) -> bytes:
+    """Return a value of this module, or one that holds such values, as JSON."""
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=_encode_path), indent=2)
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """Return the value that `encode` wrote.
+
+    Raises:
+        msgspec.ValidationError: the JSON is not one of `kind`.
+    """
+    return msgspec.json.decode(data, type=kind, dec_hook=_decode_path)
+
+
+def _encode_path(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(type(value))
+
+
+def _decode_path(kind: type, value: Any) -> Any:
+    if kind is Path:
+        return Path(value)
+    raise NotImplementedError(kind)

@@ -1,0 +1,336 @@
+"""The only place that starts, signals and reaps processes.
+
+Every process is started from an argv, never through a shell; whoever starts
+one either waits for it here or gets a `ProcessRef`, which stays right when the
+kernel gives the pid to somebody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NoReturn
+
+from vmdebug.deadline import Deadline
+from vmdebug.errors import BuildError, HostError
+
+TERM_SECONDS = 5.0
+"""How long a process may take over SIGTERM before SIGKILL."""
+
+TAIL_LINES = 20
+"""Lines of output that an error shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a finished process left: exit status (negative: a signal) and output."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRef:
+    """One process, told apart from a later one of the same pid by its start time.
+
+    Args:
+        pid: Process id.
+        started: Field 22 of /proc/PID/stat, in clock ticks since boot; see proc(5).
+    """
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessRef | None:
+        """Return the process that has `pid` now; None when there is none."""
+        stat = _stat(pid)
+        return None if stat is None else cls(pid, stat.started)
+
+    def alive(self) -> bool:
+        """Whether it still runs; a zombie does not."""
+        stat = _stat(self.pid)
+        return stat is not None and stat.started == self.started and stat.state not in "ZX"
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing happens when it has ended."""
+        with self._pidfd() as fd:
+            if fd is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, number)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait up to `seconds` for it to end; return whether it has.
+
+        Rests on pidfd_open(2): the descriptor becomes readable at its end.
+        """
+        with self._pidfd() as fd:
+            if fd is None:
+                return True
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            return bool(poll.poll(seconds * 1000))
+
+    @contextlib.contextmanager
+    def _pidfd(self) -> Iterator[int | None]:
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            yield None
+            return
+        try:
+            # Looked at after opening: from here on the pid cannot be given away unseen.
+            yield fd if self.alive() else None
+        finally:
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    state: str
+    started: int
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name in field 2 may hold blanks and brackets: count from its last bracket.
+    fields = text.rpartition(")")[2].split()
+    return _Stat(state=fields[0], started=int(fields[19]))
+
+
+def find(program: str, *, package: str) -> Path:
+    """Return the absolute path of `program` on PATH.
+
+    Args:
+        program: Its name, or a path to it.
+        package: The Debian package that has it, for the hint.
+
+    Raises:
+        HostError: it is not there.
+    """
+    found = shutil.which(program)
+    if found is None:
+        raise HostError(
+            f"{program} is not on PATH",
+            hint=f"install it: apt install {package}  (`vmdebug doctor` lists all that is missing)",
+        )
+    return Path(found).absolute()
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    deadline: Deadline,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: bytes = b"",
+    check: bool = True,
+    on_line: Callable[[str], None] | None = None,
+) -> Completed:
+    """Run a program to its end.
+
+    Args:
+        argv: Program and arguments.
+        deadline: When it is killed, with everything it started.
+        env: Its whole environment; None hands on ours.
+        cwd: Its directory; None is ours.
+        stdin: What it reads.
+        check: Whether a status other than 0 is an error.
+        on_line: Called with each line of both outputs as it comes, never by two threads at once.
+
+    Raises:
+        HostError: the program cannot be started.
+        BuildError: it failed, and `check` is set; the detail has the end of its output.
+        DeadlineError: it was killed at the deadline.
+    """
+    with spawn(
+        argv, env=env, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        collected = _Pump(child, stdin, on_line)
+        what = f"`{Path(argv[0]).name}` to end"
+        try:
+            status = child.wait(deadline.left(what))
+        except subprocess.TimeoutExpired:
+            raise deadline.error(what, detail=shlex.join(map(str, argv))) from None
+        stdout, stderr = collected.join()
+    done = Completed(tuple(map(str, argv)), status, stdout, stderr)
+    if check and status != 0:
+        raise BuildError(
+            f"`{Path(argv[0]).name}` ended with status {status}",
+            detail=f"{shlex.join(done.argv)}\n{tail(stderr or stdout)}",
+        )
+    return done
+
+
+@contextlib.contextmanager
+def spawn(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program that does not outlive the block: its process group is ended and reaped on the way out.
+
+    Raises:
+        HostError: the program cannot be started.
+    """
+    child = start(argv, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr)
+    try:
+        yield child
+    finally:
+        end_group(child)
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def start(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
+    session: bool = False,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a program in a process group of its own; the caller owns it.
+
+    Args:
+        argv: Program and arguments.
+        env: Its whole environment; None hands on ours.
+        cwd: Its directory; None is ours.
+        stdin: As for `subprocess.Popen`.
+        stdout: As for `subprocess.Popen`.
+        stderr: As for `subprocess.Popen`.
+        session: Whether it gets a session of its own, so that a closed terminal does not reach it.
+        pass_fds: Descriptors that it inherits under the same numbers.
+
+    Raises:
+        HostError: the program cannot be started.
+    """
+    try:
+        return subprocess.Popen(
+            [os.fspath(word) for word in argv],
+            env=env,
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=session,
+            # setsid(2) makes a group as well, and setpgid(2) after it fails.
+            process_group=None if session else 0,
+            pass_fds=pass_fds,
+        )
+    except OSError as error:
+        raise HostError(
+            f"cannot start {argv[0]}: {error.strerror}",
+            hint="is it there, executable, and made for this machine?",
+        ) from error
+
+
+def end_group(child: subprocess.Popen[bytes]) -> None:
+    """End a started program with all of its group, gently first, and reap it."""
+    if child.poll() is None:
+        _signal_group(child.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(TERM_SECONDS)
+    # The leader may have gone and left others: the group outlives it until they go too.
+    _signal_group(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def replace(argv: Sequence[str | os.PathLike[str]], *, env: Mapping[str, str] | None = None) -> NoReturn:
+    """Become another program; see execve(2).
+
+    Raises:
+        HostError: the program cannot be started.
+    """
+    words = [os.fspath(word) for word in argv]
+    try:
+        os.execvpe(words[0], words, dict(os.environ if env is None else env))  # noqa: S606 - this is the place
+    except OSError as error:
+        raise HostError(f"cannot start {words[0]}: {error.strerror}") from error
+
+
+def shell_line(argv: Sequence[str | os.PathLike[str]], env: Mapping[str, str] | None = None) -> str:
+    """Return the command as one can paste it into a shell: assignments, then an option a line."""
+    words = [f"{key}={shlex.quote(value)}" for key, value in (env or {}).items()]
+    words += [shlex.quote(os.fspath(word)) for word in argv]
+    lines: list[str] = []
+    for word in words:
+        # An option's value stands on the option's line.
+        if lines and not word.startswith("-") and lines[-1].startswith("-") and " " not in lines[-1]:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return " \\\n  ".join(lines)
+
+
+def tail(text: str, lines: int = TAIL_LINES) -> str:
+    """Return the last lines of an output."""
+    return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def _signal_group(pgid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pgid, number)
+
+
+class _Pump:
+    """Moves a child's three streams at once, so that no full pipe can stop it."""
+
+    def __init__(
+        self, child: subprocess.Popen[bytes], stdin: bytes, on_line: Callable[[str], None] | None
+    ) -> None:
+        self._on_line = on_line
+        self._one_at_a_time = threading.Lock()
+        self._stdout: list[str] = []
+        self._stderr: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._feed, args=(child.stdin, stdin), daemon=True),
+            threading.Thread(target=self._drain, args=(child.stdout, self._stdout), daemon=True),
+            threading.Thread(target=self._drain, args=(child.stderr, self._stderr), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> tuple[str, str]:
+        # A daemon that the program left behind may hold its pipes open for ever.
+        for thread in self._threads:
+            thread.join(TERM_SECONDS)
+        return "".join(self._stdout), "".join(self._stderr)
+
+    def _feed(self, pipe: IO[bytes], data: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            pipe.write(data)
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
+
+    def _drain(self, pipe: IO[bytes], into: list[str]) -> None:
+        with contextlib.suppress(ValueError):  # closed under us, by the end of the block
+            for raw in pipe:
+                line = raw.decode(errors="replace")
+                into.append(line)
+                if self._on_line is not None:
+                    with self._one_at_a_time:
+                        self._on_line(line.rstrip("\n"))
