@@ -1,0 +1,38 @@
+"""What every test gets: a runtime directory of its own, checked for leavings."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A private $XDG_RUNTIME_DIR, short enough for sockets; at the end no VM is left in it."""
+    directory = Path(tempfile.mkdtemp(prefix="vmd-", dir="/tmp"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    try:
+        yield directory
+        left = [str(path) for path in (directory / "vmdebug").glob("*/*")]
+        processes = _started_from(directory)
+    finally:
+        shutil.rmtree(directory)
+    assert not left, f"left in the runtime directory: {left}"
+    assert not processes, f"left running: {processes}"
+
+
+def _started_from(directory: Path) -> list[str]:
+    """Return the command lines that name the directory; each VM's QEMU and GDB does."""
+    found = []
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = cmdline.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if str(directory) in words:
+            found.append(words)
+    return found
