@@ -7,15 +7,40 @@ All of it goes through JSON and back unchanged: `encode`, `decode`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from vmdebug.errors import UsageError
+
 Accel = Literal["auto", "kvm", "tcg"]
+
+GuestKind = Literal["flake", "runner", "tree", "image", "builtin"]
 
 DEFAULT_MEMORY_MIB = 512
 """Guest RAM where neither the guest nor its user says."""
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class Guest(msgspec.Struct, frozen=True, kw_only=True):
+    """What GUEST was found to name; `vmdebug.sources.parse` makes it.
+
+    Args:
+        kind: Which source knows it.
+        words: GUEST as its user wrote it.
+        location: Absolute path of the script, tree or image; a flake reference, its path absolute where
+            it is one; "" for `builtin`.
+        attribute: What follows a flake reference's `#`; "" for all others.
+    """
+
+    kind: GuestKind
+    words: str
+    location: str = ""
+    attribute: str = ""
 
 
 class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,10 +73,10 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     append: str = ""
     kaslr: bool = False
     accel: Accel = "auto"
-    memory: int | None = None
-    cpus: int | None = None
+    memory: Positive | None = None
+    cpus: Positive | None = None
     disk: str | None = None
-    tcp: int | None = None
+    tcp: Port | None = None
     qemu_args: tuple[str, ...] = ()
     nix_args: tuple[str, ...] = ()
 
@@ -160,6 +185,26 @@ def parameters(*, console: str, kaslr: bool, append: str) -> tuple[str, ...]:
     """
     ours = (f"console={console}", *(() if kaslr else ("nokaslr",)), *SANE_WHEN_STOPPED)
     return (*ours, *append.split())
+
+
+_MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+_IN_MIB = {"": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
+
+
+def memory_mib(text: str) -> int:
+    """Return an amount of guest RAM in MiB.
+
+    Args:
+        text: As QEMU's `-m` takes it: a number of MiB, or one with M, G or T: "512", "2G", "1.5GiB".
+
+    Raises:
+        UsageError: it is no amount, or not a whole number of MiB of at least 1.
+    """
+    found = _MEMORY.fullmatch(text.strip())
+    mib = float(found[1]) * _IN_MIB[found[2].upper()] if found else 0
+    if mib < 1 or mib != int(mib):
+        raise UsageError(f"{text!r} is no amount of memory", hint="write MiB, or a unit: 512, 512M, 2G")
+    return int(mib)
 
 
 T = TypeVar("T")

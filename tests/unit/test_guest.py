@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from vmdebug import guest
+from vmdebug.errors import UsageError
 
 KERNEL = guest.Kernel(
     image=Path("/src/linux/arch/x86/boot/bzImage"), origin="the tree /src/linux", build_id="ab"
@@ -45,3 +46,23 @@ def test_ours_come_before_the_users_parameters() -> None:
 
 def test_kaslr_stays_on_when_asked_for() -> None:
     assert "nokaslr" not in guest.parameters(console="ttyS0", kaslr=True, append="")
+
+
+@pytest.mark.parametrize(
+    ("text", "mib"),
+    [("512", 512), ("512M", 512), ("2G", 2048), ("1.5g", 1536), ("2 GiB", 2048), ("1T", 1 << 20)],
+)
+def test_memory_is_written_as_qemu_takes_it(text: str, mib: int) -> None:
+    assert guest.memory_mib(text) == mib
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "much", "512K", "0.3M", "1e3", "nan", "2G2", "9" * 400])
+def test_no_amount_of_memory(text: str) -> None:
+    with pytest.raises(UsageError, match="amount of memory"):
+        guest.memory_mib(text)
+
+
+@pytest.mark.parametrize("wrong", ['"memory": 0', '"cpus": 0', '"tcp": 65536', '"tcp": -1'])
+def test_an_impossible_number_is_refused(wrong: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=r"\$\."):
+        guest.decode(f"{{{wrong}}}".encode(), guest.GuestOptions)
