@@ -23,6 +23,9 @@ from typing import IO, NoReturn
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError
 
+PIPE = subprocess.PIPE
+"""A stream of a started program that its owner reads or writes."""
+
 TERM_SECONDS = 5.0
 """How long a process may take over SIGTERM before SIGKILL."""
 
