@@ -1,0 +1,111 @@
+"""Kernel files small enough to make in a test: a vmlinux by gcc, a boot image around it, a build tree."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import lz4.block
+import zstandard
+
+from vmdebug import process
+from vmdebug.deadline import Deadline
+
+RELEASE = "6.1.0-test"
+WHO = "(me@here)"
+COMPILER = "(gcc (Debian 12.2.0-14) 12.2.0, GNU ld (GNU Binutils) 2.40)"
+NUMBER = "#1 SMP Mon Jan  1 00:00:00 UTC 2024"
+VERSION = f"{RELEASE} {WHO} {NUMBER}"
+BANNER = f"{RELEASE} {WHO} {COMPILER} {NUMBER}"
+
+ID = "11" * 20
+OTHER_ID = "22" * 20
+
+_SOURCE = """
+const char linux_banner[] = "%s";
+const char *start_kernel(void) { return linux_banner; }
+void _start(void) { start_kernel(); }
+"""
+
+
+def vmlinux(
+    path: Path, build_id: str = ID, *, banner: str = BANNER, dwarf: bool = True, options: tuple[str, ...] = ()
+) -> Path:
+    """An ELF file that says of itself what a kernel says; `build_id` "" leaves the note out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note = f"0x{build_id}" if build_id else "none"
+    said = f"Linux version {banner}\\n" if banner else ""
+    compiler = ["gcc", "-nostdlib", "-static", "-fno-stack-protector", "-O1", *(["-g"] if dwarf else [])]
+    process.run(
+        [*compiler, *options, f"-Wl,--build-id={note}", "-x", "c", "-", "-o", path],
+        stdin=(_SOURCE % said).encode(),
+        deadline=Deadline.after(60),
+    )
+    return path
+
+
+def _lz4(data: bytes) -> bytes:
+    blocks = [
+        lz4.block.compress(data[at : at + (8 << 20)], store_size=False) for at in range(0, len(data), 8 << 20)
+    ]
+    return b"\x02\x21\x4c\x18" + b"".join(struct.pack("<I", len(block)) + block for block in blocks)
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "xz": lambda data: lzma.compress(data, check=lzma.CHECK_CRC32),
+    "lzma": lambda data: lzma.compress(data, format=lzma.FORMAT_ALONE),
+    "bzip2": bz2.compress,
+    "zstd": zstandard.ZstdCompressor().compress,
+    "lz4": _lz4,
+    "uncompressed": bytes,
+}
+
+
+def bzimage(kernel: bytes, *, packer: str = "gzip", version: str = VERSION, protocol: int = 0x020F) -> bytes:
+    """A boot image: one setup sector and a few more, the version string, the packed kernel."""
+    packed = PACKERS[packer](kernel)
+    if packer not in ("gzip", "uncompressed"):
+        packed += struct.pack("<I", len(kernel))  # size_append of scripts/Makefile.lib
+    return raw_bzimage(packed, version=version, protocol=protocol)
+
+
+def raw_bzimage(packed: bytes, *, version: str = VERSION, protocol: int = 0x020F) -> bytes:
+    """A boot image whose payload is given as it stands in the file."""
+    sectors, text, gap = 3, 0x300, 64
+    setup = bytearray((sectors + 1) * 512)
+    setup[0x1F1] = sectors
+    setup[0x1FE:0x200] = b"\x55\xaa"
+    setup[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", setup, 0x206, protocol)
+    struct.pack_into("<H", setup, 0x20E, text - 0x200 if version else 0)
+    struct.pack_into("<II", setup, 0x248, gap, len(packed))
+    setup[text : text + len(version) + 1] = version.encode() + b"\0"
+    return bytes(setup) + bytes(gap) + packed + bytes(512)
+
+
+def image(path: Path, kernel: Path, *, packer: str = "gzip", version: str = VERSION) -> Path:
+    """A boot image around a vmlinux."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bzimage(kernel.read_bytes(), packer=packer, version=version))
+    return path
+
+
+def tree(directory: Path, build_id: str = ID, *, scripts: bool = True) -> Path:
+    """A built in-tree kernel, as `make` leaves it."""
+    kernel = vmlinux(directory / "vmlinux", build_id)
+    image(directory / "arch/x86/boot/bzImage", kernel)
+    (directory / ".config").write_text("CONFIG_X86_64=y\n")
+    (directory / "Makefile").write_text("VERSION = 6\n")
+    (directory / "Kconfig").write_text('source "init/Kconfig"\n')
+    if scripts:
+        generated = directory / "scripts/gdb/linux"
+        generated.mkdir(parents=True)
+        (generated / "constants.py").write_text("")
+        (directory / "scripts/gdb/vmlinux-gdb.py").write_text("")
+        (directory / "vmlinux-gdb.py").symlink_to(directory / "scripts/gdb/vmlinux-gdb.py")
+    return directory
