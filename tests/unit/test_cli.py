@@ -1,0 +1,137 @@
+"""The command line's frame: errors and their statuses, the table of verbs, what `--help` costs."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+
+import pytest
+import typer
+
+from vmdebug import cli, errors, process
+from vmdebug.cli import app, verb
+from vmdebug.deadline import Deadline
+
+HEAVY = ("rich", "msgspec", "asyncio", "qemu.qmp", "pexpect", "pygdbmi", "elftools", "vmdebug.session")
+
+
+def failing(error: BaseException) -> object:
+    def run(words: object) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.UsageError("wrong"), 2),
+        (errors.HostError("lacks"), 3),
+        (errors.MismatchError("differs"), 4),
+        (errors.DeadlineError("late"), 5),
+        (errors.GuestDiedError("panicked"), 1),
+        (OSError(errno.ENOSPC, "No space left on device", "/run/x"), 3),
+        (ZeroDivisionError("oops"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_errors_exit_status(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app, "run", failing(error))
+    assert cli.status_of(["start"]) == status
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_error_is_a_line_of_what_a_line_of_what_to_do_and_the_evidence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = errors.LaunchError("QEMU did not start", hint="read its words", detail="qemu -x\nstatus 1")
+    monkeypatch.setattr(app, "run", failing(error))
+    cli.status_of(["start"])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "vmdebug: QEMU did not start\n   hint: read its words\n      | qemu -x\n      | status 1\n"
+    )
+
+
+@pytest.mark.parametrize("words", [["--debug", "start"], ["--version", "--debug"]])
+def test_debug_before_the_verb_shows_the_traceback(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "run", failing(errors.HostError("lacks")))
+    with pytest.raises(errors.HostError):
+        cli.status_of(words)
+
+
+def test_debug_after_the_verb_belongs_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VMDEBUG_DEBUG", raising=False)
+    monkeypatch.setattr(app, "run", failing(errors.HostError("lacks")))
+    assert cli.status_of(["exec", "--", "dmesg", "--debug"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["strat"], "there is no verb 'strat'", "did you mean `vmdebug start`?"),
+        (["doctor", "--jsn"], "no such option: --jsn", "`vmdebug doctor --help`"),
+        (["start", "--append"], "option '--append' requires an argument", "`vmdebug start --help`"),
+        (["start", "--cpus", "none"], "--cpus", "`vmdebug start --help`"),
+        (["kernel"], "missing command", "`vmdebug kernel --help`"),
+        (["exec"], "no command to run", "vmdebug exec NAME -- uname -a"),
+        (["stop", "--all", "one"], "--all and names", "leave one"),
+    ],
+)
+def test_a_mistake_in_the_words_ends_with_2(
+    words: list[str], message: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.status_of(words) == 2
+    first, second = capsys.readouterr().err.splitlines()[:2]
+    assert message in first
+    assert hint in second
+
+
+def test_without_words_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.status_of([]) == 0
+    assert "Usage: vmdebug" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", app.VERBS)
+def test_the_table_of_verbs_says_what_each_ones_help_says(name: str) -> None:
+    command = typer.main.get_command(importlib.import_module(f"vmdebug.cli.{name}").app)
+    assert (command.help or "").splitlines()[0] == app.VERBS[name]
+
+
+@pytest.mark.parametrize("name", app.VERBS)
+def test_every_verb_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    inner = ["build"] if name == "kernel" else []
+    assert cli.status_of([name, *inner, "--help"]) == 0
+    assert f"vmdebug {' '.join([name, *inner])}" in capsys.readouterr().out.partition("Examples:")[2]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    # What typer itself brings is not ours to save.
+    code = (
+        "import sys, typer; before = set(sys.modules)\n"
+        "from vmdebug import cli; cli.status_of(['--help'])\n"
+        "print(*sorted(set(sys.modules) - before), file=sys.stderr)"
+    )
+    done = process.run([sys.executable, "-c", code], deadline=Deadline.after(60))
+    assert "Usage: vmdebug" in done.stdout
+    assert not set(done.stderr.split()) & set(HEAVY)
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    argv = [sys.executable, "-m", "vmdebug.cli", "--help"]
+    with os.fdopen(write, "wb") as stdout, process.spawn(argv, stdout=stdout, stderr=process.PIPE) as child:
+        assert child.stderr is not None
+        assert child.stderr.read() == b""
+        assert child.wait(60) == cli.PIPE_CLOSED
+
+
+def test_nearest_word() -> None:
+    assert verb.nearest("consle", app.VERBS) == "console"
+    assert verb.nearest("xyzzy", app.VERBS) == ""

@@ -1,0 +1,91 @@
+"""The command line: a file a verb, and `render` for all that people see.
+
+`main` is the console script. Whatever a verb raises becomes here one line of
+what was wanted and found, one line of what to do, the evidence, and the exit
+status of `vmdebug.errors`; a traceback only for those who asked for one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vmdebug.errors import HostError, VmdebugError
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell gives it: 128 + SIGINT."""
+
+PIPE_CLOSED = 1
+"""Exit status when the reader of our output has gone; typer's own choice as well."""
+
+_HINTS = {
+    errno.ENOSPC: "make room there; `vmdebug doctor` shows which directories vmdebug writes to",
+    errno.EDQUOT: "make room in your quota; `vmdebug doctor` shows which directories vmdebug writes to",
+    errno.EACCES: "give yourself access to it, or point vmdebug at another place",
+    errno.EROFS: "set XDG_RUNTIME_DIR or XDG_CACHE_HOME to a place that can be written",
+    errno.EMFILE: "raise the limit on open files: ulimit -n",
+}
+
+
+def main(words: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit.
+
+    Args:
+        words: What follows the program's name; None takes `sys.argv`.
+    """
+    sys.exit(status_of(sys.argv[1:] if words is None else list(words)))
+
+
+def status_of(words: Sequence[str]) -> int:
+    """Run the command line and return the exit status."""
+    from vmdebug.cli import app
+
+    try:
+        status = app.run(words)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered must not fail once more when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:
+        if _wants_traceback(words):
+            raise
+        return _fail(_as_ours(error))
+    return status
+
+
+def _wants_traceback(words: Sequence[str]) -> bool:
+    """Whether `--debug` stands before the verb, or VMDEBUG_DEBUG is set.
+
+    Looked for by hand, because it must hold for words that cannot be parsed.
+    """
+    for word in words:
+        if word == "--debug":
+            return True
+        if not word.startswith("-"):
+            break
+    return bool(os.environ.get("VMDEBUG_DEBUG"))
+
+
+def _as_ours(error: Exception) -> VmdebugError:
+    if isinstance(error, VmdebugError):
+        return error
+    if isinstance(error, OSError) and error.strerror is not None:
+        where = f": {error.filename}" if error.filename else ""
+        return HostError(f"{error.strerror}{where}", hint=_HINTS.get(error.errno or 0, ""))
+    return VmdebugError(
+        f"a fault of vmdebug's own: {type(error).__name__}: {error}",
+        hint="`vmdebug --debug …` shows where it happened; please report it with that",
+    )
+
+
+def _fail(error: VmdebugError) -> int:
+    from vmdebug.cli import render
+
+    render.error(error)
+    return error.exit_status

@@ -1,0 +1,238 @@
+"""`vmdebug doctor`: what a run needs, what of it is here, and how to get the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+
+from vmdebug import process
+from vmdebug.cli import render, verb
+from vmdebug.deadline import Deadline
+from vmdebug.errors import HostError, VmdebugError
+
+PROGRAM_SECONDS = 20.0
+"""How long a program may take to say its version."""
+
+CACHE_GB = 3
+"""Room for a kernel source, one build of it and the compiler's cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at.
+
+    Args:
+        name: What it is.
+        use: What it is for, where it is not needed always; "" where it is.
+        ok: Whether it is as it should be.
+        required: Whether doctor fails without it.
+        found: What was found, in one line.
+        hint: How to get it; "" when it is here.
+    """
+
+    name: str
+    use: str
+    ok: bool
+    required: bool
+    found: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program that is looked for on PATH and asked for its version."""
+
+    name: str
+    package: str
+    use: str = ""
+    required: bool = True
+    version: tuple[str, ...] = ("--version",)
+
+
+KERNEL = "building the builtin kernel"
+PROGRAMS = (
+    Program("qemu-system-x86_64", "qemu-system-x86"),
+    Program("qemu-img", "qemu-utils", "disks", required=False),
+    Program("nix", "nix-bin", "guests from flakes", required=False),
+    Program("make", "make", KERNEL),
+    Program("gcc", "gcc", KERNEL),
+    Program("flex", "flex", KERNEL),
+    Program("bison", "bison", KERNEL),
+    Program("bc", "bc", KERNEL),
+    Program("xz", "xz-utils", KERNEL),
+    Program("depmod", "kmod", "modules of the builtin kernel"),
+    Program("ccache", "ccache", "building kernels again quickly", required=False),
+)
+
+app = verb.new_app()
+
+
+@app.command(epilog=verb.examples("vmdebug doctor", "vmdebug doctor --json | jq '.[] | select(.ok | not)'"))
+def doctor(
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is missing.")] = False,
+    as_json: verb.Json = False,
+) -> None:
+    """Say what this machine lacks, and how to get it.
+
+    Exit status 3 when something is missing that vmdebug cannot do without.
+    """
+    checks = list(everything())
+    if as_json:
+        render.put_json([asdict(check) for check in checks])
+    else:
+        for check in checks:
+            if not (quiet and (check.ok or not check.required)):
+                render.put(_line(check))
+    lacking = [check for check in checks if check.required and not check.ok]
+    if lacking:
+        raise typer.Exit(HostError.exit_status)
+
+
+def _line(check: Check) -> str:
+    mark = "ok" if check.ok else "MISSING" if check.required else "no"
+    use = f" (for {check.use})" if check.use and not check.ok else ""
+    hint = f"\n{'':9}{check.hint}" if check.hint else ""
+    return f"{mark:>7}  {check.name}{use}: {check.found}{hint}"
+
+
+def everything() -> Iterator[Check]:
+    """Look at all that a run needs, one thing after the other."""
+    yield python()
+    for row in PROGRAMS:
+        yield program(row)
+    yield gdb()
+    yield busybox()
+    yield from headers()
+    yield kernel_source()
+    yield kvm()
+    yield runtime()
+    yield cache()
+
+
+def python() -> Check:
+    """Look at the Python that runs this."""
+    ok = sys.version_info >= (3, 11)
+    return Check(
+        "python", "", ok, True, platform.python_version(), "" if ok else "vmdebug needs 3.11 or newer"
+    )
+
+
+def program(row: Program) -> Check:
+    """Look for a program on PATH."""
+    path = shutil.which(row.name)
+    if path is None:
+        return Check(row.name, row.use, False, row.required, "not on PATH", _apt(row.package))
+    try:
+        said = _output(path, *row.version)
+    except VmdebugError as error:
+        return Check(row.name, row.use, False, row.required, f"{path}: {error.message}", _apt(row.package))
+    return Check(row.name, row.use, True, row.required, f"{said.splitlines()[0] if said else ''}  {path}")
+
+
+def gdb() -> Check:
+    """Look at GDB, and whether it can do what vmdebug asks of it: Python, MI commands of our own."""
+    path = shutil.which("gdb")
+    if path is None:
+        return Check("gdb", "", False, True, "not on PATH", _apt("gdb"))
+    ask = "python import sys; gdb.MICommand; print('GDB', gdb.VERSION, 'with Python', sys.version.split()[0])"
+    try:
+        said = _output(path, "-nx", "-batch", "-ex", ask)
+    except VmdebugError as error:
+        return Check("gdb", "", False, True, f"{path}: {error.message}", _apt("gdb"))
+    if not said.startswith("GDB "):
+        hint = "vmdebug needs GDB 12 or newer, built with Python"
+        return Check("gdb", "", False, True, f"{path} has no Python, or an old one", hint)
+    return Check("gdb", "", True, True, f"{said.strip()}  {path}")
+
+
+def busybox() -> Check:
+    """Look for a static busybox."""
+    from vmdebug.sources import initramfs
+
+    use = "the initramfs of trees, images and builtin"
+
+    def look() -> str:
+        path = process.find("busybox", package="busybox-static")
+        initramfs.check_static(path)
+        return f"static  {path}"
+
+    return _from("busybox", use, look)
+
+
+def kernel_source() -> Check:
+    """Look for the source that the builtin kernel is made from."""
+    from vmdebug.sources import kbuild
+
+    return _from("kernel source", KERNEL, lambda: str(kbuild.default_source()))
+
+
+def headers() -> Iterator[Check]:
+    """Look for the libraries that the kernel's own tools are compiled with."""
+    compiler = shutil.which("gcc")
+    for header, package in (("gelf.h", "libelf-dev"), ("openssl/opensslv.h", "libssl-dev")):
+        if compiler is None:
+            found = "no gcc to look with"
+        else:
+            try:
+                _output(compiler, "-fsyntax-only", "-include", header, "-x", "c", os.devnull)
+            except VmdebugError:
+                found = f"{header} is not found by gcc"
+            else:
+                yield Check(package, KERNEL, True, True, header)
+                continue
+        yield Check(package, KERNEL, False, True, found, _apt(package))
+
+
+def kvm() -> Check:
+    """Say whether KVM can work here, and if not the true reason."""
+    from vmdebug.vm import accel
+
+    return _from("kvm", "speed", accel.kvm_state, required=False)
+
+
+def runtime() -> Check:
+    """Look at the directory that VMs' sockets are in."""
+    from vmdebug.vm import rundir
+
+    return _from("runtime directory", "", lambda: str(rundir.root()))
+
+
+def cache() -> Check:
+    """Look at the room where kernels are built."""
+    from vmdebug.sources import cache as place
+
+    directory = place.directory("")
+    nearest = next(each for each in (directory, *directory.parents) if each.exists())
+    free = shutil.disk_usage(nearest).free / 1e9
+    found = f"{free:.1f} GB free  {directory}"
+    if not os.access(nearest, os.W_OK):
+        hint = "set XDG_CACHE_HOME to a directory of yours"
+        return Check("cache", "", False, True, f"not ours to write: {nearest}", hint)
+    if free < CACHE_GB:
+        hint = f"a kernel build takes about {CACHE_GB} GB: free some, or set XDG_CACHE_HOME"
+        return Check("cache", KERNEL, False, False, found, hint)
+    return Check("cache", "", True, True, found)
+
+
+def _from(name: str, use: str, look: Callable[[], str], *, required: bool = True) -> Check:
+    """Return what a look at something found; its error says what is missing."""
+    try:
+        return Check(name, use, True, required, look())
+    except VmdebugError as error:
+        return Check(name, use, False, required, error.message, error.hint)
+
+
+def _apt(package: str) -> str:
+    return f"apt install {package}"
+
+
+def _output(*argv: str) -> str:
+    return process.run(argv, deadline=Deadline.after(PROGRAM_SECONDS)).stdout

@@ -1,0 +1,48 @@
+"""`vmdebug kernel`: the builtin guest's kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmdebug.cli import render, verb
+
+app = verb.new_app()
+
+
+@app.callback()
+def kernel() -> None:
+    """Build the builtin kernel."""
+
+
+@app.command(epilog=verb.examples("vmdebug kernel build", "vmdebug kernel build --source ~/src/linux"))
+def build(
+    *,
+    source: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Kernel source; else the distribution's linux-source package."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", metavar="N", min=1, help="Compilers at once; one a CPU."),
+    ] = None,
+    as_json: verb.Json = False,
+) -> None:
+    """Build the small debuggable kernel of the guest `builtin`.
+
+    Built out of tree, in the user's cache, once for a source, a configuration and a compiler; an
+    interrupted build goes on where it was.
+    """
+    from vmdebug.deadline import Deadline
+    from vmdebug.session import BUILD_SECONDS
+    from vmdebug.sources import kbuild
+
+    with render.progress() as report:
+        built = kbuild.build(source=source, jobs=jobs, report=report, deadline=Deadline.after(BUILD_SECONDS))
+    facts = {"image": built.image, "vmlinux": built.vmlinux, "release": built.release}
+    if as_json:
+        render.put_json(facts)
+    else:
+        render.tell_facts({key: str(value) for key, value in facts.items()})

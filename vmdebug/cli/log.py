@@ -1,0 +1,31 @@
+"""`vmdebug log`: what the guest wrote to its serial line."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vmdebug import process
+from vmdebug.cli import render, verb
+
+app = verb.new_app()
+
+
+@app.command(epilog=verb.examples("vmdebug log", "vmdebug log base-nixos -f", "vmdebug log | grep -i warn"))
+def log(
+    name: verb.VmName = None,
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the VM ends or Ctrl-C.")
+    ] = False,
+) -> None:
+    """Print a VM's serial log."""
+    from vmdebug import vm
+
+    machine = vm.find(name)
+    path = machine.rundir.console_log
+    if follow:
+        # tail(1) waits by inotify for more, and by --pid for QEMU's end.
+        process.replace(["tail", "-n", "+1", f"--pid={machine.state.pid}", "-f", path])
+    render.put_bytes(path.read_bytes())

@@ -1,0 +1,177 @@
+"""All that people see: errors, facts, tables, progress.
+
+Data goes to stdout, everything that is said to people goes to stderr, so that
+`$(vmdebug …)` and `| jq` get the data alone. rich is imported only where a
+terminal shows its work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+from vmdebug.errors import VmdebugError
+from vmdebug.progress import Report, Step
+
+PLAIN_SECONDS = 5.0
+"""Where there is no terminal, a step that goes on says so at most this often."""
+
+_BOLD, _RED, _DIM, _OFF = "1", "1;31", "2", "0"
+
+
+def put(text: str) -> None:
+    """Print data."""
+    sys.stdout.write(f"{text}\n")
+
+
+def put_bytes(data: bytes) -> None:
+    """Print data as it is."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def put_json(facts: Any) -> None:
+    """Print facts as JSON; a path becomes its text."""
+    put(json.dumps(facts, indent=2, default=str))
+
+
+def tell(text: str) -> None:
+    """Say something to people."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def tell_bytes(data: bytes) -> None:
+    """Hand on what a program wrote to its standard error, as it is."""
+    sys.stderr.flush()
+    sys.stderr.buffer.write(data)
+    sys.stderr.buffer.flush()
+
+
+def error(failure: VmdebugError) -> None:
+    """Show a failure: a line of what, a line of what to do, the evidence."""
+    lines = [f"{_style('vmdebug:', _RED)} {failure.message}"]
+    if failure.hint:
+        lines.append(f"{_style('   hint:', _BOLD)} {failure.hint}")
+    lines += [f"{_style('      |', _DIM)} {line}" for line in failure.detail.splitlines()]
+    tell("\n".join(lines))
+
+
+def tell_facts(facts: Mapping[str, str]) -> None:
+    """Show facts to people, a line each; a value of several lines hangs below its name."""
+    tell(_facts(facts, sys.stderr))
+
+
+def put_facts(facts: Mapping[str, str]) -> None:
+    """Print facts as a verb's own output, a line each."""
+    put(_facts(facts, sys.stdout))
+
+
+def _facts(facts: Mapping[str, str], stream: IO[str]) -> str:
+    width = max(map(len, facts), default=0)
+    lines = []
+    for name, value in facts.items():
+        first, *more = value.splitlines() or [""]
+        lines.append(f"{_style(f'{name:>{width}}', _BOLD, stream)}  {first}")
+        lines += [f"{'':{width}}  {line}" for line in more]
+    return "\n".join(lines)
+
+
+def put_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under a head; nothing is cut off, so that it can be copied."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        line = "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        put(_style(line, _BOLD, sys.stdout) if row is head else line)
+
+
+def _style(text: str, code: str, stream: IO[str] | None = None) -> str:
+    return f"\033[{code}m{text}\033[{_OFF}m" if (stream or sys.stderr).isatty() else text
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Report]:
+    """Show the steps of a long piece of work on stderr while the block runs.
+
+    A bar on a terminal; elsewhere, in a log or under CI, a plain line when a step
+    begins and then now and again.
+    """
+    if sys.stderr.isatty():
+        with _bars() as report:
+            yield report
+    else:
+        yield PlainReport(sys.stderr)
+
+
+class PlainReport:
+    """Writes steps as lines, not too many of them."""
+
+    def __init__(self, stream: IO[str], every: float = PLAIN_SECONDS) -> None:
+        self._stream = stream
+        self._every = every
+        self._what = ""
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, step: Step) -> None:
+        """Write the step, unless the same one was written just now."""
+        with self._lock:
+            now = time.monotonic()
+            if step.what == self._what and now < self._next:
+                return
+            self._what, self._next = step.what, now + self._every
+            self._stream.write(f"{_line(step)}\n")
+            self._stream.flush()
+
+
+def _line(step: Step) -> str:
+    parts = [step.what]
+    if step.done is not None:
+        parts.append(f"{step.done}/{step.total}" if step.total else str(step.done))
+    if step.note:
+        parts.append(step.note)
+    return "  ".join(parts)
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Report]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    tasks: dict[str, TaskID] = {}
+    lock = threading.Lock()
+    # transient: when the work is done, what came of it is what should be seen.
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def report(step: Step) -> None:
+            count = "" if step.done is None else f"{step.done}/{step.total or '?'}"
+            with lock:
+                if step.what not in tasks:
+                    for earlier in tasks.values():
+                        bars.update(earlier, visible=False)
+                    tasks[step.what] = bars.add_task(escape(step.what), total=None, count="", note="")
+                bars.update(
+                    tasks[step.what],
+                    total=step.total,
+                    completed=step.done or 0,
+                    count=count,
+                    note=escape(step.note),
+                    visible=True,
+                )
+
+        yield report

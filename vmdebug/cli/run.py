@@ -1,0 +1,217 @@
+"""`vmdebug run`: a script's `main(session)` on a guest."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import runpy
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vmdebug.cli import options, render, verb
+from vmdebug.errors import DeadlineError, HostError, LaunchError, MismatchError, UsageError, VmdebugError
+
+if TYPE_CHECKING:
+    from vmdebug.session import DebugSession
+
+BISECT_SKIP = 125
+"""Exit status by which `git bisect run` leaves a commit out; see git-bisect(1)."""
+
+BOOT_SECONDS = 180.0
+"""How long a guest under test may take to its shell before it counts as one that never boots."""
+
+
+class Run(verb.WithTail):
+    """`run`, whose script gets what follows `--`."""
+
+    tail_metavar = "ARGS"
+
+
+app = verb.new_app()
+
+
+@app.command(
+    cls=Run,
+    epilog=verb.examples(
+        "vmdebug run examples/open_args.py --guest builtin",
+        "vmdebug run check.py --name base-nixos --timeout 60 -- --verbose",
+        "git bisect run sh -c 'make -j8 && vmdebug run --bisect --guest . check.py'",
+    ),
+)
+def run(
+    context: typer.Context,
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="Python file with main(session).")],
+    *,
+    guest: Annotated[
+        str | None,
+        typer.Option(
+            metavar="G", help="Start this guest for it, as `start` does.", autocompletion=verb.complete_guest
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Use this running VM instead.", autocompletion=verb.complete_vm),
+    ] = None,
+    halt: options.Halt = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", min=0, help="End with status 5 after so many seconds.")
+    ] = None,
+    bisect: Annotated[
+        bool,
+        typer.Option("--bisect", help="Status 125 where the guest cannot be judged, for `git bisect run`."),
+    ] = False,
+) -> None:
+    """Run a script's main(session) on a guest.
+
+    With `-- ARGS` it is main(session, args). Without --guest and --name it is vmdebug.toml's default guest, else `builtin`. A guest started
+    for the script ends with it. Status 1 when the script raises; of vmdebug's own errors, theirs.
+    """
+    if guest is not None and name is not None:
+        raise UsageError(
+            "--guest and --name cannot both be given", hint="--guest starts one, --name takes one"
+        )
+    try:
+        with _session(guest, name, halt, settle=bisect) as session, _alarm(timeout):
+            status = _call(script, session, list(verb.tail(context)))
+    except VmdebugError as error:
+        if not (bisect and isinstance(error, CANNOT_JUDGE)):
+            raise
+        render.error(error)
+        status = BISECT_SKIP
+    if bisect and status in (HostError.exit_status, MismatchError.exit_status):
+        status = BISECT_SKIP
+    raise typer.Exit(status)
+
+
+class NeverBootedError(VmdebugError):
+    """The guest did not come to its shell, so nothing can be said about it."""
+
+
+CANNOT_JUDGE = (HostError, MismatchError, LaunchError, NeverBootedError)
+"""Errors that say nothing about the commit under test."""
+
+
+@contextlib.contextmanager
+def _session(
+    guest: str | None, name: str | None, halt: bool | None, *, settle: bool
+) -> Iterator[DebugSession]:
+    """Give the session that the script works on.
+
+    Args:
+        guest: Started for the script, unless there is a `name`.
+        name: A running VM.
+        halt: Whether to stop at the reset vector; None leaves it to vmdebug.toml.
+        settle: Wait for the guest's shell, where the guest was not to be halted.
+    """
+    from vmdebug import session as sessions
+
+    if name is not None:
+        with sessions.attach(name) as attached:
+            yield attached
+        return
+    said = {} if halt is None else {"halt": halt}
+    with render.progress() as report:
+        started = sessions.start(guest, report=report, **said)
+    with started:
+        if settle and started.status == "running":
+            _wait_for_shell(started)
+        yield started
+
+
+def _wait_for_shell(session: DebugSession) -> None:
+    from vmdebug.deadline import Deadline
+
+    try:
+        session.console.wait_ready(Deadline.after(BOOT_SECONDS))
+    except VmdebugError as error:
+        raise NeverBootedError(
+            f"the guest never booted: {error.message}", hint=error.hint, detail=error.detail
+        ) from error
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float | None) -> Iterator[None]:
+    """Raise DeadlineError in the block when so many seconds have passed."""
+    if not seconds:
+        yield
+        return
+
+    def ring(_number: int, _frame: FrameType | None) -> None:
+        raise DeadlineError(f"waited {seconds:g} s for the script to end")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _call(script: Path, session: DebugSession, arguments: list[str]) -> int:
+    """Run the script and return the exit status that came of it."""
+    try:
+        main = _main_of(script, with_arguments=bool(arguments))
+        if _takes(main, 2):
+            main(session, arguments)
+        else:
+            main(session)
+    except Exception as error:
+        if isinstance(error, UsageError) and _below(script, error) is None:
+            raise
+        render.tell(_own_traceback(script, error))
+        if not isinstance(error, VmdebugError):
+            return VmdebugError.exit_status
+        render.error(error)
+        return error.exit_status
+    return 0
+
+
+def _main_of(script: Path, *, with_arguments: bool) -> Callable[..., object]:
+    if not script.is_file():
+        raise UsageError(f"there is no script {script}", hint="name a Python file that has main(session)")
+    # As under `python SCRIPT`: what lies beside it can be imported.
+    sys.path.insert(0, str(script.resolve().parent))
+    main = runpy.run_path(str(script), run_name="vmdebug_script").get("main")
+    if not callable(main):
+        raise UsageError(f"{script} has no main", hint="define it: def main(session): …")
+    if with_arguments and not _takes(main, 2):
+        raise UsageError(
+            f"{script}: its main takes no arguments", hint="define it: def main(session, args): …"
+        )
+    return main  # type: ignore[no-any-return] # callable() narrows to a callable of anything
+
+
+def _takes(function: Callable[..., object], count: int) -> bool:
+    """Whether a function can be called with so many positional arguments."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _below(script: Path, error: BaseException) -> TracebackType | None:
+    """Return the part of a traceback that begins in the script; None when the script has no part in it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != str(script):
+        trace = trace.tb_next
+    return trace
+
+
+def _own_traceback(script: Path, error: Exception) -> str:
+    """Return a traceback as the script's author wants it: from the script on, without our insides."""
+    if isinstance(error, VmdebugError):
+        # What it says is shown by itself; where in vmdebug it was raised is nobody's business.
+        frames = traceback.extract_tb(_below(script, error))
+        ours = str(Path(__file__).parent.parent)
+        theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
+        return "Traceback (most recent call last):\n" + "".join(traceback.format_list(theirs)).rstrip()
+    return "".join(traceback.format_exception(type(error), error, _below(script, error))).rstrip()

@@ -1,0 +1,176 @@
+"""`vmdebug start`: a guest, from wherever it is defined, running in QEMU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vmdebug.cli import options, render, verb
+
+if TYPE_CHECKING:
+    from vmdebug.guest import GuestOptions, LaunchSpec
+    from vmdebug.progress import Report
+    from vmdebug.vm import Vm
+
+
+class Start(verb.WithTail):
+    """`start`, with the options that typer cannot parse as they are written."""
+
+    tail_metavar = "QEMU ARGS"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what `options.rewritten` makes of the words."""
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*options.rewritten(args[:end]), *args[end:]])
+
+
+app = verb.new_app()
+
+
+@app.command(
+    cls=Start,
+    epilog=verb.examples(
+        "vmdebug start --halt",
+        "vmdebug start .#base-nixos --halt --kernel ~/src/linux",
+        "vmdebug start ~/src/linux --append loglevel=8 -- -device virtio-rng-pci",
+    ),
+)
+def start(
+    context: typer.Context,
+    guest: options.Guest = None,
+    *,
+    halt: options.Halt = None,
+    name: options.Name = None,
+    kernel: options.Kernel = None,
+    vmlinux: options.Vmlinux = None,
+    gdb_scripts: options.GdbScripts = None,
+    append: options.Append = None,
+    kaslr: options.Kaslr = None,
+    accel: options.Accel = None,
+    memory: options.Memory = None,
+    cpus: options.Cpus = None,
+    disk: options.Disk = None,
+    tcp: options.Tcp = None,
+    override_input: options.OverrideInput = None,
+    impure: options.Impure = False,
+    nix_arg: options.NixArg = None,
+    fg: Annotated[
+        bool, typer.Option("--fg", help="Stay, show the console, and end the VM with this command.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Start nothing; print what would be, and its command line.")
+    ] = False,
+    as_json: verb.Json = False,
+) -> None:
+    """Start a guest and leave it running.
+
+    Returns once QEMU answers, and says what was started, with which accelerator and why, whose
+    symbols it has, and what to type next.
+    """
+    from vmdebug.guest import memory_mib
+
+    wanted = options.given(
+        guest,
+        name=name,
+        halt=halt,
+        kernel=kernel,
+        vmlinux=vmlinux,
+        gdb_scripts=gdb_scripts,
+        append=append,
+        kaslr=kaslr,
+        accel=accel,
+        memory=None if memory is None else memory_mib(memory),
+        cpus=cpus,
+        disk=disk,
+        tcp=tcp,
+        qemu_args=verb.tail(context) or None,
+        nix_args=options.nix_words(override_input, impure, nix_arg),
+    )
+    if dry_run:
+        _show_plan(wanted, as_json=as_json)
+    elif fg:
+        _foreground(wanted)
+    else:
+        _detached(wanted, as_json=as_json)
+
+
+def _resolve(wanted: GuestOptions, report: Report) -> LaunchSpec:
+    from vmdebug import sources
+    from vmdebug.deadline import Deadline
+    from vmdebug.session import BUILD_SECONDS
+
+    return sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
+
+
+def _launch(wanted: GuestOptions, *, bound: bool) -> Vm:
+    from vmdebug import vm
+    from vmdebug.deadline import Deadline
+    from vmdebug.session import LAUNCH_SECONDS
+
+    with render.progress() as report:
+        spec = _resolve(wanted, report)
+        return vm.launch(
+            spec,
+            bound=bound,
+            report=report,
+            deadline=Deadline.after(LAUNCH_SECONDS),
+            exact_name=wanted.name is not None,
+        )
+
+
+def _show_plan(wanted: GuestOptions, *, as_json: bool) -> None:
+    from vmdebug import guest, process, vm
+
+    with render.progress() as report:
+        spec = _resolve(wanted, report)
+        plan = vm.plan(spec)
+    if as_json:
+        render.put(guest.encode(spec).decode())
+        return
+    render.tell(guest.encode(spec).decode())
+    render.tell(f"accelerator: {plan.accel}: {plan.reason}\n")
+    render.put(process.shell_line(plan.argv, plan.env))
+
+
+def _detached(wanted: GuestOptions, *, as_json: bool) -> None:
+    from vmdebug.cli import facts
+
+    machine = _launch(wanted, bound=False)
+    found = facts.of(machine, machine.status())
+    if as_json:
+        render.put_json(found)
+        return
+    render.tell_facts(facts.for_people(found))
+    render.tell("\nnext:\n" + "\n".join(f"  {line}" for line in _next(found)))
+
+
+def _next(found: dict[str, Any]) -> list[str]:
+    """Return what one may want to type now."""
+    name = found["name"]
+    if found["status"] == "halted":
+        return [
+            f"vmdebug attach {name}                        # GDB, at the reset vector",
+            f"vmdebug attach {name} --until start_kernel   # … run up to there first",
+            f"vmdebug stop {name}",
+        ]
+    return [
+        f"vmdebug exec {name} -- uname -a",
+        f"vmdebug console {name}                       # Ctrl-] leaves",
+        f"vmdebug attach {name}                        # GDB; it stops the guest",
+        f"vmdebug stop {name}",
+    ]
+
+
+def _foreground(wanted: GuestOptions) -> None:
+    """Show the console until the VM ends; it ends with us however we end."""
+    from vmdebug.cli import console, facts
+    from vmdebug.deadline import Deadline
+    from vmdebug.session import STOP_SECONDS
+
+    machine = _launch(wanted, bound=True)
+    try:
+        render.tell_facts(facts.for_people(facts.of(machine, machine.status())))
+        console.show(machine)
+    finally:
+        machine.stop(deadline=Deadline.after(STOP_SECONDS))

@@ -1,0 +1,34 @@
+"""`vmdebug status`: what runs."""
+
+from __future__ import annotations
+
+from vmdebug.cli import render, verb
+
+app = verb.new_app()
+
+COLUMNS = ("name", "status", "accel", "pid", "release", "guest")
+
+
+@app.command(
+    epilog=verb.examples("vmdebug status", "vmdebug status base-nixos", "vmdebug status --json | jq")
+)
+def status(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
+    """Show what runs.
+
+    A VM is halted (at the reset vector), running, paused, panicked or exited; one that has exited is
+    shown once, and cleared.
+    """
+    from vmdebug import vm
+    from vmdebug.cli import facts
+
+    machines = vm.every() if name is None else [vm.find(name)]
+    found = [facts.of(machine, machine.status()) for machine in machines]
+    if as_json:
+        render.put_json(found)
+    elif name is not None:
+        render.put_facts(facts.for_people(found[0]))
+    elif found:
+        rows = [[str(each[column]) for column in COLUMNS] for each in found]
+        render.put_table([column.upper() for column in COLUMNS], rows)
+    else:
+        render.tell("no VM runs; `vmdebug start` starts one")
