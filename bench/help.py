@@ -1,0 +1,28 @@
+"""`vmdebug --help` against `import typer`: what the command line costs before it does anything."""
+
+from __future__ import annotations
+
+import compileall
+import sys
+from pathlib import Path
+
+from bench.figure import VMDEBUG, Figure, in_turn
+from vmdebug import process
+from vmdebug.deadline import Deadline
+
+GOAL = 1.5
+ROUNDS = 21
+
+
+def figures() -> list[Figure]:
+    """Time both."""
+    # As pip does on installing; a checkout under PYTHONDONTWRITEBYTECODE would never have it.
+    compileall.compile_dir(Path(__file__).parent.parent / "vmdebug", quiet=1)
+    ours, baseline = in_turn(
+        lambda: _run(VMDEBUG, "--help"), lambda: _run(sys.executable, "-c", "import typer"), rounds=ROUNDS
+    )
+    return [Figure("help", ours * 1000, baseline * 1000, GOAL, "ms", 'python -c "import typer"')]
+
+
+def _run(*argv: str | Path) -> None:
+    process.run(argv, deadline=Deadline.after(30))

@@ -1,0 +1,99 @@
+"""`start --halt` and `attach --until start_kernel` against the same by hand: `qemu -S` and `gdb -ex`.
+
+By hand is what one types without vmdebug: the same QEMU, machine, kernel, initramfs and parameters, and a
+plain GDB. Ours does more within its time (identity check, run directory, QMP, kernel scripts); it has GDB's
+index cache, which is off by default and which `attach` turns on: the warm-up run fills it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+from bench.figure import VMDEBUG, Figure, in_turn
+from vmdebug import process
+from vmdebug.deadline import Deadline
+
+GOAL = 1.15
+ROUNDS = 7
+SECONDS = 300.0
+NAME = "bench-start"
+SYMBOL = "start_kernel"
+
+
+def figures() -> list[Figure]:
+    """Time both, under TCG: KVM would need another breakpoint by hand than by us."""
+    spec = json.loads(_run(VMDEBUG, "start", "builtin", "--accel", "tcg", "--dry-run", "--json"))
+    ours, baseline = in_turn(_ours, lambda: _by_hand(spec), rounds=ROUNDS)
+    return [Figure("start", ours, baseline, GOAL, "s", "qemu -S, gdb -ex")]
+
+
+def _ours() -> float:
+    begin = time.perf_counter()
+    _run(VMDEBUG, "start", "builtin", "--accel", "tcg", "--halt", "--name", NAME)
+    try:
+        trace = _run(VMDEBUG, "attach", NAME, "--batch", "--until", SYMBOL, "-ex", "bt")
+        took = time.perf_counter() - begin
+    finally:
+        _run(VMDEBUG, "stop", "--force", NAME)
+    assert f"#0  {SYMBOL}" in trace, trace
+    return took
+
+
+def _by_hand(spec: dict[str, object]) -> float:
+    with tempfile.TemporaryDirectory(prefix="vmd-") as directory:
+        socket = f"{directory}/gdb.sock"
+        begin = time.perf_counter()
+        # `-daemonize` returns once QEMU listens: what a person sees as a prompt that came back.
+        _run(*_qemu(spec, socket), "-daemonize", "-pidfile", f"{directory}/pid")
+        try:
+            trace = _run(*_gdb(spec, socket))
+            took = time.perf_counter() - begin
+        finally:
+            _kill(int(Path(directory, "pid").read_text()))
+    assert f"#0  {SYMBOL}" in trace, trace
+    return took
+
+
+def _qemu(spec: dict[str, object], socket: str) -> list[str]:
+    kernel, machine = spec["kernel"], spec["machine"]
+    assert isinstance(kernel, dict)
+    assert isinstance(machine, dict)
+    parameters = spec["parameters"]
+    assert isinstance(parameters, list)
+    options = {
+        "-machine": "q35",
+        "-accel": "tcg",
+        "-cpu": "max",
+        "-m": str(spec["memory"] or 512),
+        "-kernel": kernel["image"],
+        "-initrd": machine["initrd"],
+        "-append": " ".join(parameters),
+        "-chardev": f"socket,id=gdb0,path={socket},server=on,wait=off",
+        "-gdb": "chardev:gdb0",
+        "-display": "none",
+        "-serial": "null",
+    }
+    return ["qemu-system-x86_64", *(word for pair in options.items() for word in pair), "-no-reboot", "-S"]
+
+
+def _gdb(spec: dict[str, object], socket: str) -> list[str]:
+    kernel = spec["kernel"]
+    assert isinstance(kernel, dict)
+    commands = [f"target remote {socket}", f"break {SYMBOL}", "continue", "bt"]
+    words = [word for command in commands for word in ("-ex", command)]
+    return ["gdb", "-nx", "-q", "-batch", "-iex", "set debuginfod enabled off", *words, kernel["vmlinux"]]
+
+
+def _kill(pid: int) -> None:
+    running = process.ProcessRef.of(pid)
+    if running is not None:
+        running.signal(signal.SIGKILL)
+        running.wait(10)
+
+
+def _run(*argv: str | Path) -> str:
+    return process.run(argv, deadline=Deadline.after(SECONDS)).stdout
