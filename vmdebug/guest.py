@@ -62,6 +62,8 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tcp: Port on 127.0.0.1 for GDB; 0 takes a free one, None uses a socket in the run directory.
         qemu_args: Handed to QEMU as they are.
         nix_args: Handed to nix as they are: `--override-input`, `--impure`.
+        table: NAME of the `[guest.NAME]` that it was read from; `vmdebug.config` sets it. The VM is called so
+            unless that name is taken, where `name` insists.
     """
 
     source: str = "builtin"
@@ -79,6 +81,7 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tcp: Port | None = None
     qemu_args: tuple[str, ...] = ()
     nix_args: tuple[str, ...] = ()
+    table: str | None = None
 
 
 class Kernel(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,263 @@
+"""`vmdebug.toml`: guests by name, with all that `start` takes.
+
+::
+
+    default = "base"                 # what `vmdebug start` without GUEST means
+
+    [guest.base]
+    source = ".#base-nixos"          # GUEST, in any of its written forms
+    memory = "2G"                    # the options of `start`, spelled as there, without the dashes in front
+    append = "loglevel=7"
+
+    [guest.patched]
+    source = "base"                  # another table's guest, with something else on top
+    kernel = "../linux"              # relative paths start at this file's directory
+
+The nearest one counts, from the current directory upward.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+
+from vmdebug.errors import HostError, UsageError
+from vmdebug.guest import Accel, GuestOptions, memory_mib
+
+FILE = "vmdebug.toml"
+
+_TOP = ("default", "guest")
+_KEYS = tuple(field.replace("_", "-") for field in GuestOptions.__struct_fields__ if field != "table")
+_PATHS = ("kernel", "vmlinux", "gdb-scripts", "disk")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What one vmdebug.toml says.
+
+    Args:
+        path: The file.
+        default: GUEST of `vmdebug start` without one; None where it does not say.
+        guests: By NAME, in the file's order.
+    """
+
+    path: Path
+    default: str | None
+    guests: Mapping[str, GuestOptions]
+
+
+def find(cwd: Path | None = None) -> Path | None:
+    """Return the nearest vmdebug.toml, from `cwd` (None: the current directory) upward."""
+    here = (cwd or Path.cwd()).absolute()
+    return next((file for up in (here, *here.parents) if (file := up / FILE).is_file()), None)
+
+
+def names(cwd: Path | None = None) -> tuple[str, ...]:
+    """Return the names of the nearest vmdebug.toml's guests.
+
+    Raises:
+        UsageError: it cannot be right.
+        HostError: it may not be read.
+    """
+    file = find(cwd)
+    return () if file is None else tuple(read(file).guests)
+
+
+def lookup(words: str | None = None, cwd: Path | None = None) -> GuestOptions:
+    """Return what is meant by GUEST.
+
+    Args:
+        words: GUEST; None means the nearest vmdebug.toml's default, else `builtin`. A name of that file goes
+            before a file of the same name in the current directory; `./NAME` means the latter.
+        cwd: Where it was said; None is the current directory.
+
+    Raises:
+        UsageError: vmdebug.toml cannot be right.
+        HostError: it may not be read.
+    """
+    if words is not None and not _NAME.fullmatch(words):
+        return GuestOptions(source=words if cwd is None else anchored(words, cwd))
+    file = find(cwd)
+    config = Config(Path(FILE), None, {}) if file is None else read(file)
+    if words is None:
+        return _default(config)
+    if words in config.guests:
+        return config.guests[words]
+    return GuestOptions(source=words if cwd is None else anchored(words, cwd))
+
+
+def anchored(words: str, directory: Path) -> str:
+    """Return GUEST with its path, where it has one, made absolute.
+
+    Args:
+        words: GUEST.
+        directory: Where relative paths start.
+    """
+    if words == "builtin":
+        return words
+    reference, hash_sign, attribute = words.partition("#")
+    if not hash_sign or _exists(directory / words):
+        return str(_absolute(words, directory))
+    # Nix takes these for paths, all else for the registry or a URL; see nix3-flake(1), "Path-like syntax".
+    if not reference or reference.startswith((".", "/", "~")):
+        path, question, query = reference.partition("?")
+        reference = f"{_absolute(path, directory)}{question}{query}"
+    return f"{reference}#{attribute}"
+
+
+def read(path: Path) -> Config:
+    """Return what a vmdebug.toml says, all of it checked.
+
+    Raises:
+        UsageError: it is not TOML, or has a key or a value that cannot be right.
+        HostError: it may not be read.
+    """
+    top = _toml(path)
+    _known(top, _TOP, f"{path}: ", tables=True)
+    default, tables = top.get("default"), top.get("guest", {})
+    if default is not None and not isinstance(default, str):
+        raise UsageError(f"{path}: default: expected a guest's name, got {default!r}")
+    if not isinstance(tables, dict):
+        raise UsageError(f"{path}: guest: expected tables, got {tables!r}", hint="write [guest.NAME]")
+    for name, table in tables.items():
+        _check_table(path, name, table)
+    guests = {name: _options(path, name, _merged(path, name, tables)) for name in tables}
+    config = Config(path, default, guests)
+    _default(config)
+    return config
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415 - most calls find no file
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HostError(
+            f"{path} cannot be read: {error.strerror}", hint="make it readable, or move it"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is not TOML: {error}", hint="mend that line; see https://toml.io"
+        ) from error
+
+
+def _check_table(path: Path, name: str, table: object) -> None:
+    where = f"{path}: [guest.{name}] "
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{where}is no name", hint="use letters, digits and . _ + -")
+    if not isinstance(table, dict):
+        raise UsageError(
+            f"{path}: guest.{name}: expected a table, got {table!r}", hint=f"write [guest.{name}]"
+        )
+    _known(table, _KEYS, where)
+
+
+def _known(table: Mapping[str, Any], keys: Iterable[str], where: str, *, tables: bool = False) -> None:
+    for key, value in table.items():
+        if key in keys:
+            continue
+        near = difflib.get_close_matches(key, keys, n=1)
+        if near:
+            hint = f"did you mean {near[0]!r}?"
+        elif tables and isinstance(value, dict):
+            hint = f"did you mean [guest.{key}]?"
+        else:
+            hint = f"the keys are: {', '.join(keys)}"
+        raise UsageError(f"{where}unknown key {key!r}", hint=hint)
+
+
+def _merged(
+    path: Path, name: str, tables: Mapping[str, dict[str, Any]], seen: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return a table on top of the one that its source names, and so on."""
+    table = tables[name]
+    source = table.get("source")
+    if source == name or not isinstance(source, str) or source not in tables:
+        return table
+    if source in seen:
+        circle = " → ".join((*seen, name, source))
+        raise UsageError(f"{path}: [guest.{name}] source: goes round in a circle: {circle}")
+    below = _merged(path, source, tables, (*seen, name))
+    own = {key: value for key, value in table.items() if key != "source"}
+    # Two guests of one file are not called the same.
+    return {key: value for key, value in below.items() if key != "name"} | own
+
+
+def _options(path: Path, name: str, table: Mapping[str, Any]) -> GuestOptions:
+    fields = {key.replace("-", "_"): _value(path, name, key, value) for key, value in table.items()}
+    try:
+        return msgspec.convert({**fields, "table": name}, GuestOptions)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at `$.")
+        key = place.rstrip("`").replace("_", "-")
+        hint = f"one of: {', '.join(get_args(Accel))}" if key == "accel" else "see `vmdebug start --help`"
+        raise UsageError(f"{path}: [guest.{name}] {key}: {_plain(what)}", hint=hint) from error
+
+
+def _value(path: Path, name: str, key: str, value: Any) -> Any:
+    """Return a value as `GuestOptions` has it; wrong types are left to be found there."""
+    if isinstance(value, str):
+        if key in _PATHS:
+            return str(_absolute(value, path.parent))
+        if key == "source":
+            return anchored(value, path.parent)
+        if key == "memory":
+            try:
+                return memory_mib(value)
+            except UsageError as error:
+                raise UsageError(
+                    f"{path}: [guest.{name}] memory: {error.message}", hint=error.hint
+                ) from error
+    if key == "tcp" and isinstance(value, bool):
+        return 0 if value else None
+    return value
+
+
+def _plain(what: str) -> str:
+    return (
+        what.replace(" | null", "")
+        .replace("Expected", "expected")
+        .replace("`array`", "a list")
+        .replace("`", "")
+    )
+
+
+def _default(config: Config) -> GuestOptions:
+    words = config.default
+    if words is None:
+        return GuestOptions() if "builtin" not in config.guests else config.guests["builtin"]
+    if words in config.guests:
+        return config.guests[words]
+    if _NAME.fullmatch(words) and words != "builtin" and not _exists(config.path.parent / words):
+        near = difflib.get_close_matches(words, config.guests, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"its guests: {', '.join(config.guests) or 'none'}"
+        raise UsageError(f"{config.path}: default: no [guest.{words}] in it", hint=hint)
+    return GuestOptions(source=anchored(words, config.path.parent))
+
+
+def _absolute(words: str, directory: Path) -> Path:
+    path = directory / _home(words)
+    # A link's parent is not the directory that the link is in: `..` is followed, not cut off.
+    return path.resolve() if ".." in path.parts else path.absolute()
+
+
+def _home(words: str) -> Path:
+    try:
+        return Path(words).expanduser()
+    except RuntimeError:  # `~nobody`
+        return Path(words)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long a name; a NUL in it
+        return False
