@@ -54,6 +54,18 @@ X86_64 = Arch(
 ARCHES = (X86_64,)
 
 
+def by_name(name: str) -> Arch:
+    """Return the row of that name.
+
+    Raises:
+        UsageError: vmdebug has no row for it.
+    """
+    for row in ARCHES:
+        if row.name == name:
+            return row
+    raise _unknown(name)
+
+
 def by_elf_machine(machine: str) -> Arch:
     """Return the row of an ELF file's `e_machine`.
 
@@ -63,5 +75,9 @@ def by_elf_machine(machine: str) -> Arch:
     for row in ARCHES:
         if row.elf_machine == machine:
             return row
+    raise _unknown(machine)
+
+
+def _unknown(name: str) -> UsageError:
     known = ", ".join(row.name for row in ARCHES)
-    raise UsageError(f"no support for {machine} kernels", hint=f"supported: {known}")
+    return UsageError(f"no support for {name} kernels", hint=f"supported: {known}")

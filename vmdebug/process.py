@@ -73,6 +73,14 @@ class ProcessRef:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, number)
 
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to what is left of the process group that it led.
+
+        A group outlives its leader, whose pid the kernel gives to nobody else meanwhile.
+        """
+        if ProcessRef.of(self.pid) in (None, self):
+            _signal_group(self.pid, number)
+
     def wait(self, seconds: float) -> bool:
         """Wait up to `seconds` for it to end; return whether it has.
 
