@@ -1,0 +1,223 @@
+"""Which accelerator a VM gets, and why.
+
+That /dev/kvm opens and makes virtual machines proves nothing: under a nested
+hypervisor without VMX or SVM a Linux guest can hang for ever before its first
+message, while QMP and the gdbstub answer as usual. So the kernel itself is
+booted to its first line, once for each boot of the host, QEMU and kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from vmdebug import process
+from vmdebug.arch import X86_64, Arch
+from vmdebug.deadline import Deadline
+from vmdebug.errors import HostError
+from vmdebug.filecache import cached
+from vmdebug.guest import Accel
+from vmdebug.progress import Report, Step
+from vmdebug.vm import argv
+from vmdebug.vm.argv import RealAccel
+
+BOOT_SECONDS = 10.0
+"""How long a kernel may take to its first line under KVM; 0.2 s is usual."""
+
+FIRST_LINE = b"Linux version "
+"""How a kernel begins; see linux_banner in its init/version.c."""
+
+_INSTEAD = "or emulate: --accel tcg"
+_LOOK = f"see what the host's kernel says: dmesg | grep -i kvm; {_INSTEAD}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An accelerator, with the reason in words."""
+
+    accel: RealAccel
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where the host tells about KVM; tests put other files there."""
+
+    device: Path = Path("/dev/kvm")
+    cpuinfo: Path = Path("/proc/cpuinfo")
+    boot_id: Path = Path("/proc/sys/kernel/random/boot_id")
+
+
+HOST = Host()
+
+
+class Boot(msgspec.Struct, frozen=True, kw_only=True):
+    """How a kernel's boot to its first line went.
+
+    Args:
+        seconds: How long it took; None when the line did not come.
+    """
+
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is to be accelerated.
+
+    Args:
+        qemu: The emulator.
+        arch: The kernel's architecture.
+        image: The kernel's boot image.
+    """
+
+    qemu: Path
+    arch: Arch
+    image: Path
+
+
+def choose(
+    asked: Accel, subject: Subject, *, report: Report, deadline: Deadline, host: Host = HOST
+) -> Choice:
+    """Choose an accelerator.
+
+    Args:
+        asked: What the user wants; `auto` takes KVM where a guest is seen to run.
+        subject: What is to be accelerated.
+        report: Told when a kernel is booted to find out.
+        deadline: For that boot, which takes `BOOT_SECONDS` at most.
+        host: Where to look.
+
+    Raises:
+        HostError: KVM was asked for and does not work here; the hint says how it could.
+    """
+    if asked == "tcg":
+        return Choice("tcg", "asked for")
+    try:
+        return Choice("kvm", _proof(subject, report, deadline, host))
+    except HostError as problem:
+        if asked == "kvm":
+            raise
+        return Choice("tcg", problem.message)
+
+
+def kvm_state(host: Host = HOST) -> str:
+    """Return in words what speaks for KVM here, short of booting a kernel.
+
+    Raises:
+        HostError: it cannot work; the hint says how it could.
+    """
+    problem = obstacle(X86_64, host)
+    if problem is not None:
+        raise problem
+    return f"{host.device} opens and the CPU can; a kernel's first line is the proof, at the first start"
+
+
+def obstacle(arch: Arch, host: Host = HOST) -> HostError | None:
+    """Return what keeps KVM from working that can be seen without starting a guest."""
+    if not host.device.exists():
+        return HostError(
+            f"no KVM: {host.device} is not there",
+            hint="load the module: modprobe kvm_intel (or kvm_amd); if that fails, switch virtualisation"
+            f" on in the firmware, or nested virtualisation on in the host; {_INSTEAD}",
+        )
+    if not os.access(host.device, os.R_OK | os.W_OK):
+        return HostError(
+            f"no KVM: {host.device} may not be opened by this user",
+            hint=f'join its group: sudo usermod -aG kvm "$USER", then log in anew; {_INSTEAD}',
+        )
+    if not _cpu_flags(host) & set(arch.kvm_flags):
+        wanted = " nor ".join(arch.kvm_flags)
+        return HostError(
+            f"no KVM: {host.device} opens, but the CPU has neither {wanted}, so a guest would hang",
+            hint=f"this is a VM without nested virtualisation: switch it on in its host; {_INSTEAD}",
+        )
+    return None
+
+
+def boot(command: Sequence[str], deadline: Deadline) -> Boot:
+    """Run a command until a kernel's first line comes from its stdout.
+
+    Args:
+        command: As of `argv.probe`; it is ended on the way out.
+        deadline: When to give up.
+
+    Raises:
+        HostError: it ended without that line; not remembered, for another hypervisor may have the CPU.
+    """
+    started = time.monotonic()
+    reading, writing = os.pipe()
+    try:
+        with process.spawn(command, stdout=writing, stderr=writing):
+            os.close(writing)
+            writing = -1
+            said = _read_until(reading, FIRST_LINE, deadline)
+    finally:
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)
+    if FIRST_LINE in said:
+        return Boot(seconds=round(time.monotonic() - started, 2))
+    if deadline.passed:
+        return Boot(seconds=None)
+    last = process.tail(said.decode(errors="replace"), 1)
+    raise HostError(f"no KVM: QEMU ended before the kernel's first line: {last}", hint=_LOOK)
+
+
+def _proof(subject: Subject, report: Report, deadline: Deadline, host: Host) -> str:
+    """Return in words why KVM works, by booting the kernel under it or remembering how that went."""
+
+    def booting() -> Boot:
+        report(Step("trying KVM", note=f"up to {BOOT_SECONDS:g} s"))
+        command = argv.probe(qemu=subject.qemu, arch=subject.arch, accel="kvm", image=subject.image)
+        found = boot(command, deadline.at_most(BOOT_SECONDS))
+        deadline.left("a kernel's first line under KVM")  # cut short says nothing about KVM
+        return found
+
+    problem = obstacle(subject.arch, host)
+    if problem is not None:
+        raise problem
+    seconds = _remembered(subject, host, booting).seconds
+    if seconds is None:
+        raise HostError(f"no KVM: the kernel said nothing for {BOOT_SECONDS:g} s under it", hint=_LOOK)
+    return f"the kernel's first line came after {seconds:g} s under it"
+
+
+def _remembered(subject: Subject, host: Host, booting: Callable[[], Boot]) -> Boot:
+    """Return how the boot goes with this kernel, this QEMU and this boot of the host."""
+    try:
+        changed = subject.qemu.stat().st_mtime_ns
+        this_boot = host.boot_id.read_text().strip()
+        return cached(subject.image, f"kvm-boot {this_boot} {subject.qemu} {changed}", Boot, booting)
+    except OSError as error:
+        raise HostError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _cpu_flags(host: Host) -> set[str]:
+    try:
+        with host.cpuinfo.open() as lines:
+            for line in lines:
+                if line.startswith("flags"):
+                    return set(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return set()
+
+
+def _read_until(fd: int, wanted: bytes, deadline: Deadline) -> bytes:
+    """Read until the bytes are there, nobody writes any more, or the deadline passes."""
+    said = b""
+    while wanted not in said and not deadline.passed:
+        readable, _, _ = select.select([fd], [], [], max(0.0, deadline.at - time.monotonic()))
+        if readable:
+            data = os.read(fd, 65536)
+            if not data:
+                break
+            said += data
+    return said

@@ -1,0 +1,246 @@
+"""QEMU's command line, a function a family of devices; all pure.
+
+See qemu(1), or https://www.qemu.org/docs/master/system/invocation.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from vmdebug.arch import Arch
+from vmdebug.errors import UsageError
+from vmdebug.guest import DEFAULT_MEMORY_MIB, Kernel, LaunchSpec, OwnMachine
+from vmdebug.vm.features import Features
+from vmdebug.vm.rundir import RunDir
+
+RealAccel = Literal["kvm", "tcg"]
+DiskFormat = Literal["qcow2", "raw"]
+
+GDB_CHARDEV = "gdb0"
+"""Id of the gdbstub's chardev; `query-chardev` tells its port."""
+
+PROBE_MEMORY_MIB = 512
+
+_QCOW2_MAGIC = b"QFI\xfb"
+
+_REFUSED = {
+    "gdb": "vmdebug has a gdbstub on a socket of its own; --tcp PORT puts it on 127.0.0.1:PORT",
+    "s": "vmdebug has a gdbstub on a socket of its own; --tcp PORT puts it on 127.0.0.1:PORT",
+    "accel": "say --accel kvm or --accel tcg to vmdebug",
+    "enable-kvm": "say --accel kvm to vmdebug",
+    "daemonize": "vmdebug start leaves QEMU in the background by itself",
+    "pidfile": "vmdebug finds QEMU by a pidfile of its own; `vmdebug status --json` has the pid",
+}
+
+
+def check_extra(words: Sequence[str]) -> None:
+    """Refuse QEMU arguments of the user that would undo vmdebug's own.
+
+    Raises:
+        UsageError: one does; the hint says what to use instead.
+    """
+    for word in words:
+        option = word.removeprefix("-").removeprefix("-") if word.startswith("-") else ""
+        if option in _REFUSED:
+            raise UsageError(f"the QEMU argument {word} cannot be used here", hint=_REFUSED[option])
+
+
+def value(text: str | Path) -> str:
+    """Return text as it stands in one of QEMU's key=value lists, where a comma is written twice."""
+    return str(text).replace(",", ",,")
+
+
+def own(
+    spec: LaunchSpec,
+    machine: OwnMachine,
+    *,
+    qemu: Path,
+    arch: Arch,
+    accel: RealAccel,
+    rundir: RunDir,
+    features: Features,
+    disk_format: DiskFormat | None,
+) -> tuple[str, ...]:
+    """Return the whole command line of a guest whose QEMU options are ours.
+
+    Args:
+        spec: What to start.
+        machine: Its `machine`.
+        qemu: The emulator.
+        arch: The kernel's architecture.
+        accel: The accelerator that was chosen.
+        rundir: Where its sockets and logs are.
+        features: What this QEMU has.
+        disk_format: Of `machine.disk`; None without a disk.
+    """
+    return (
+        str(qemu),
+        *name(spec.name),
+        *machine_type(arch, accel),
+        *cpu(arch, accel),
+        *size(spec.memory or DEFAULT_MEMORY_MIB, spec.cpus or 1),
+        *boot(spec.kernel, machine.initrd, spec.parameters),
+        *(disk(machine.disk, disk_format) if machine.disk and disk_format else ()),
+        *entropy(features),
+        *harness(spec, rundir=rundir, features=features, given=spec.qemu_args),
+        *spec.qemu_args,
+    )
+
+
+def harness(spec: LaunchSpec, *, rundir: RunDir, features: Features, given: Iterable[str]) -> tuple[str, ...]:
+    """Return what vmdebug adds to every guest: its lines to the VM, and how it ends.
+
+    Args:
+        spec: What to start.
+        rundir: Where its sockets and logs are.
+        features: What this QEMU has.
+        given: Where devices may be named that must not be added twice.
+    """
+    return (
+        *no_user_interface(),
+        *console(rundir),
+        *monitors(rundir),
+        *gdbstub(rundir, spec.tcp),
+        *debug_devices(features, " ".join(given)),
+        *ends(features),
+        "-pidfile",
+        str(rundir.pidfile),
+        *(("-S",) if spec.halt else ()),
+    )
+
+
+def probe(*, qemu: Path, arch: Arch, accel: RealAccel, image: Path) -> tuple[str, ...]:
+    """Return the command line that boots a kernel to its first line, on stdout, and nothing more.
+
+    `earlyprintk` shows the line before the console's driver runs, where the kernel has it.
+    """
+    return (
+        str(qemu),
+        *machine_type(arch, accel),
+        *cpu(arch, accel),
+        "-m",
+        str(PROBE_MEMORY_MIB),
+        "-kernel",
+        str(image),
+        "-append",
+        f"console={arch.console} earlyprintk={arch.console} panic=-1",
+        *no_user_interface(),
+        "-no-reboot",
+        "-chardev",
+        "stdio,id=serial0,signal=off",
+        "-serial",
+        "chardev:serial0",
+    )
+
+
+def name(vm: str) -> tuple[str, ...]:
+    """Name the VM and its threads, for `ps` and `top`."""
+    return ("-name", f"{vm},debug-threads=on")
+
+
+def machine_type(arch: Arch, accel: RealAccel) -> tuple[str, ...]:
+    """Choose the machine, without the devices that QEMU adds when nobody asks."""
+    return ("-nodefaults", "-no-user-config", "-machine", f"{arch.machine},accel={accel}")
+
+
+def cpu(arch: Arch, accel: RealAccel) -> tuple[str, ...]:
+    """Choose the CPU: under KVM the host's own, under TCG all that it can emulate."""
+    return ("-cpu", "host" if accel == "kvm" else arch.cpu)
+
+
+def size(memory_mib: int, cpus: int) -> tuple[str, ...]:
+    """Give RAM and CPUs, a socket each: a kernel without SCHED_MC knows no cores."""
+    return ("-m", str(memory_mib), "-smp", f"{cpus},sockets={cpus}")
+
+
+def boot(kernel: Kernel, initrd: Path | None, parameters: Sequence[str]) -> tuple[str, ...]:
+    """Boot a kernel directly, without a boot loader."""
+    return (
+        "-kernel",
+        str(kernel.image),
+        *(("-initrd", str(initrd)) if initrd else ()),
+        *(("-append", " ".join(parameters)) if parameters else ()),
+    )
+
+
+def disk(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
+    """Attach a disk image as the first virtio block device; what the guest writes stays in it."""
+    return (
+        "-blockdev",
+        f"driver=file,node-name=file0,filename={value(path)}",
+        "-blockdev",
+        f"driver={disk_format},node-name=disk0,file=file0",
+        "-device",
+        "virtio-blk-pci,drive=disk0",
+    )
+
+
+def disk_format(head: bytes) -> DiskFormat:
+    """Tell a disk image's format by its first bytes.
+
+    The magic decides and not QEMU's own guess, which a guest can change by what it writes to a raw disk.
+    """
+    return "qcow2" if head.startswith(_QCOW2_MAGIC) else "raw"
+
+
+def entropy(features: Features) -> tuple[str, ...]:
+    """Give the guest random numbers, so that nothing in it waits for them."""
+    return ("-device", "virtio-rng-pci") if features.rng else ()
+
+
+def no_user_interface() -> tuple[str, ...]:
+    """Open no window and put no monitor where the serial port may be."""
+    return ("-display", "none", "-monitor", "none")
+
+
+def console(rundir: RunDir) -> tuple[str, ...]:
+    """Put the first serial port on a socket, and all that the guest writes to it into a log as well."""
+    line = f"socket,id=console0,path={value(rundir.console)},server=on,wait=off"
+    log = f"logfile={value(rundir.console_log)},logappend=off"
+    return ("-chardev", f"{line},{log}", "-serial", "chardev:console0")
+
+
+def monitors(rundir: RunDir) -> tuple[str, ...]:
+    """Open three QMP sockets, for each serves one client at a time."""
+    words: list[str] = []
+    for number, path in enumerate((rundir.qmp, rundir.control, rundir.events)):
+        words += [
+            "-chardev",
+            f"socket,id=qmp{number},path={value(path)},server=on,wait=off",
+            "-mon",
+            f"chardev=qmp{number},mode=control",
+        ]
+    return tuple(words)
+
+
+def gdbstub(rundir: RunDir, port: int | None) -> tuple[str, ...]:
+    """Open the gdbstub, on a socket or on 127.0.0.1.
+
+    Never a bare `-s`: that listens on every interface, and who reaches it can run programs as the user.
+    """
+    where = f"path={value(rundir.gdb)}" if port is None else f"host=127.0.0.1,port={port}"
+    return (
+        "-chardev",
+        f"socket,id={GDB_CHARDEV},{where},server=on,wait=off",
+        "-gdb",
+        f"chardev:{GDB_CHARDEV}",
+    )
+
+
+def debug_devices(features: Features, given: str) -> tuple[str, ...]:
+    """Add the devices by which a kernel tells that it panics, and where its memory dump is described.
+
+    Args:
+        features: What this QEMU has.
+        given: Text that names a device which must not be added again: QEMU allows one of each.
+    """
+    panic = () if "pvpanic" in given or not features.pvpanic else ("-device", features.pvpanic)
+    dump = () if "vmcoreinfo" in given or not features.vmcoreinfo else ("-device", "vmcoreinfo")
+    return (*panic, *dump)
+
+
+def ends(features: Features) -> tuple[str, ...]:
+    """Let a reboot end QEMU, and a panic stop the guest where it can be looked at."""
+    return ("-no-reboot", *(("-action", "panic=pause") if features.actions else ()))

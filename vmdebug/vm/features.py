@@ -1,0 +1,85 @@
+"""What a QEMU has, asked of itself and remembered while its file stays as it is.
+
+Versions are not compared: distributions leave devices out, and add some.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import HostError
+from vmdebug.filecache import cached
+
+PROBE_SECONDS = 20.0
+"""How long QEMU may take to list its devices; 0.03 s is usual."""
+
+
+class Features(msgspec.Struct, frozen=True, kw_only=True):
+    """What a QEMU has. The default is the least, for one that cannot be asked.
+
+    Args:
+        version: As it calls itself; "" where unknown.
+        pvpanic: The device by which a guest tells that it panics, or "".
+        vmcoreinfo: Whether there is the device by which a guest describes its memory for dumps.
+        rng: Whether there is virtio-rng-pci.
+        actions: Whether `-action` says what a panic leads to.
+    """
+
+    version: str = ""
+    pvpanic: str = ""
+    vmcoreinfo: bool = False
+    rng: bool = False
+    actions: bool = False
+
+
+def parse(options: str, devices: str) -> Features:
+    """Return what QEMU's own help says.
+
+    Args:
+        options: What `-help` prints.
+        devices: What `-device help` prints.
+    """
+    known = set(re.findall(r'^name "([^"]+)"', devices, re.MULTILINE))
+    version = re.search(r"version (\S+)", options)
+    # On the PCI bus a kernel finds it without ACPI tables; the ISA one is all that QEMU < 6.0 has.
+    panic = next((name for name in ("pvpanic-pci", "pvpanic") if name in known), "")
+    return Features(
+        version=version[1] if version else "",
+        pvpanic=panic,
+        vmcoreinfo="vmcoreinfo" in known,
+        rng="virtio-rng-pci" in known,
+        actions=re.search(r"^-action .*\bpanic=", options, re.MULTILINE) is not None,
+    )
+
+
+def of(qemu: Path, *, deadline: Deadline) -> Features:
+    """Return what a QEMU has.
+
+    Raises:
+        HostError: it does not run.
+        DeadlineError: it did not answer.
+    """
+    try:
+        return cached(qemu, "qemu-features", Features, lambda: _ask(qemu, deadline))
+    except OSError as error:
+        raise HostError(f"cannot look at {qemu}: {error.strerror}") from error
+
+
+def _ask(qemu: Path, deadline: Deadline) -> Features:
+    return parse(_output(qemu, "-help", deadline), _output(qemu, "-device help", deadline))
+
+
+def _output(qemu: Path, words: str, deadline: Deadline) -> str:
+    done = process.run([qemu, *words.split()], deadline=deadline.at_most(PROBE_SECONDS), check=False)
+    if done.status != 0:
+        raise HostError(
+            f"`{qemu.name} {words}` ended with status {done.status}",
+            hint="this QEMU does not run: install it anew, or put another first on PATH",
+            detail=process.tail(done.stderr or done.stdout),
+        )
+    return done.stdout

@@ -1,0 +1,208 @@
+"""Starting a VM: from a frozen spec to a QEMU that answers, or to nothing at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import DeadlineError, GuestDiedError, LaunchError, UsageError, VmdebugError
+from vmdebug.guest import LaunchSpec, RunnerMachine
+from vmdebug.process import ProcessRef
+from vmdebug.progress import Report, Step, silent
+from vmdebug.vm import argv, children, claims, planning, state
+from vmdebug.vm.guardian import END_SECONDS, Guardian
+from vmdebug.vm.machine import Vm
+from vmdebug.vm.planning import Plan
+from vmdebug.vm.rundir import RunDir
+from vmdebug.vm.state import State
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+    from vmdebug.vm.qmp import Qmp
+
+ANSWER = "QEMU to answer on QMP"
+
+_FIRST_PAUSE = 0.002
+_LONGEST_PAUSE = 0.05
+
+_PORT_TAKEN = "Address already in use"
+
+_HINTS = (
+    (r"Failed to get .* lock", "another VM uses that disk: end it, or give this one a copy"),
+    (r"No space left on device", "free some space where the run directory or the disk is"),
+    (r"Could not access KVM|failed to initialize kvm", "emulate: --accel tcg; `vmdebug doctor` looks at KVM"),
+    (r"CPU model 'host' requires", "give QEMU another CPU: -- -cpu max"),
+    (r"annot set up guest memory|annot allocate memory", "give the guest less: --memory"),
+)
+"""What QEMU says in its log, and what to do about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One launch under way: what is started, where, and what became of it."""
+
+    spec: LaunchSpec
+    plan: Plan
+    rundir: RunDir
+    child: Popen[bytes]
+    leader: ProcessRef
+
+
+def launch(
+    spec: LaunchSpec,
+    *,
+    bound: bool,
+    report: Report = silent,
+    deadline: Deadline,
+    exact_name: bool = True,
+) -> Vm:
+    """Start a VM, and return once its QEMU answers on QMP.
+
+    Args:
+        spec: What to start.
+        bound: Whether it dies with this process, even by SIGKILL; otherwise it stays.
+        report: Told what takes long.
+        deadline: Until when QEMU has to answer.
+        exact_name: Whether the spec's name is taken as it is; otherwise -2, -3, … is added to one that is
+            taken.
+
+    Raises:
+        UsageError: the spec cannot be right, its name or its port is taken.
+        HostError: the machine lacks something: QEMU, KVM, space, a private runtime directory.
+        LaunchError: QEMU ended; the detail has its command line and its last words.
+        DeadlineError: QEMU does not answer. In all these cases nothing is left.
+    """
+    found = planning.means(spec, report=report, deadline=deadline)
+    guardian = Guardian.start()
+    try:
+        directory = claims.claim(
+            spec.name,
+            exact=exact_name,
+            guardian=guardian.ref,
+            scratch=isinstance(spec.machine, RunnerMachine),
+            deadline=deadline,
+        )
+        guardian.remove(directory.path)
+        if isinstance(spec.machine, RunnerMachine):
+            guardian.remove(directory.scratch)
+        named = msgspec.structs.replace(spec, name=directory.name)
+        report(Step("starting QEMU", note=directory.name))
+        attempt = _start(named, planning.build(named, found, directory), directory, guardian)
+        started = _settle(attempt, bound=bound, deadline=deadline)
+        state.write(directory.state, started)
+    except BaseException:
+        # Whatever was made by now goes: the guardian kills and removes what it was told of.
+        guardian.end(Deadline.after(END_SECONDS))
+        children.reap()
+        raise
+    if bound:
+        return Vm(directory, started, guardian=guardian)
+    guardian.release()
+    return Vm(directory, started)
+
+
+def _start(spec: LaunchSpec, how: Plan, directory: RunDir, guardian: Guardian) -> _Attempt:
+    child = guardian.spawn(how.argv, env={**os.environ, **how.env}, log=directory.qemu_log)
+    children.adopt(child)
+    leader = ProcessRef.of(child.pid)
+    assert leader is not None  # noqa: S101 - a child that was not waited for has an entry in /proc
+    return _Attempt(spec, how, directory, child, leader)
+
+
+def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
+    """Wait until QEMU answers and write down what it is."""
+    with _connected(attempt, deadline) as connection:
+        qemu = ProcessRef.of(int(attempt.rundir.pidfile.read_text()))
+        if qemu is None:
+            raise _failure(attempt)
+        gdb = str(attempt.rundir.gdb) if attempt.spec.tcp is None else _gdb_address(connection, deadline)
+        kvm = bool(connection.execute("query-kvm", deadline=deadline)["enabled"])
+    how = attempt.plan
+    decided = kvm == (how.accel == "kvm")
+    return State(
+        spec=attempt.spec,
+        qemu=qemu,
+        leader=attempt.leader,
+        accel="kvm" if kvm else "tcg",
+        reason=how.reason if decided else "the runner's own options decide",
+        argv=how.argv,
+        env=how.env,
+        owner=ProcessRef.of(os.getpid()) if bound else None,
+        gdb=gdb,
+        started_at=time.time(),
+    )
+
+
+def _connected(attempt: _Attempt, deadline: Deadline) -> Qmp:
+    """Return a connection to a QEMU that has come up.
+
+    Raises:
+        LaunchError: it ended instead.
+        UsageError: the port for GDB is taken.
+        DeadlineError: it did neither.
+    """
+    # Imported while QEMU comes up beside us, which takes about as long.
+    from vmdebug.vm import qmp  # noqa: PLC0415
+
+    pause = _FIRST_PAUSE
+    try:
+        while True:
+            with contextlib.suppress(qmp.NoListenerError):
+                return qmp.connect(attempt.rundir.control, process=attempt.leader, deadline=deadline)
+            # The socket appears when QEMU has read its options; that QEMU ends instead shows at once.
+            if attempt.leader.wait(min(pause, deadline.left(ANSWER))):
+                raise _failure(attempt)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    except GuestDiedError as error:
+        raise _failure(attempt) from error
+    except DeadlineError as error:
+        raise deadline.error(ANSWER, hint=error.hint, detail=_evidence(attempt)) from error
+
+
+def _gdb_address(connection: Qmp, deadline: Deadline) -> str:
+    """Return 127.0.0.1:PORT of the gdbstub; QEMU chose the port if it was asked to.
+
+    The name that `query-chardev` gives is "disconnected:tcp:127.0.0.1:PORT,server=on".
+    """
+    for chardev in connection.execute("query-chardev", deadline=deadline):
+        found = re.search(r"127\.0\.0\.1:\d+", chardev["filename"])
+        if chardev["label"] == argv.GDB_CHARDEV and found:
+            return found[0]
+    raise LaunchError("QEMU does not tell the port of its gdbstub")
+
+
+def _failure(attempt: _Attempt) -> VmdebugError:
+    """Return the error for a QEMU that ended before it answered."""
+    attempt.child.wait()  # it has ended: this reaps it
+    log = _log(attempt)
+    port = attempt.spec.tcp
+    if port and _PORT_TAKEN in log:
+        return UsageError(
+            f"port {port} on 127.0.0.1 is taken",
+            hint=f"choose another one, or a free one by --tcp 0; who has it: ss -ltnp 'sport = :{port}'",
+            detail=_evidence(attempt),
+        )
+    status = attempt.child.returncode
+    what = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    hint = next((hint for pattern, hint in _HINTS if re.search(pattern, log)), "")
+    return LaunchError(f"QEMU {what} before it answered", hint=hint, detail=_evidence(attempt))
+
+
+def _evidence(attempt: _Attempt) -> str:
+    log = process.tail(_log(attempt)) or "(it wrote nothing)"
+    return f"{attempt.plan.line()}\n{log}"
+
+
+def _log(attempt: _Attempt) -> str:
+    with contextlib.suppress(OSError):
+        return attempt.rundir.qemu_log.read_text(errors="replace")
+    return ""

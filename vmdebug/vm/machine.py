@@ -1,0 +1,269 @@
+"""A VM that was started: its state, its QMP, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from vmdebug.deadline import Deadline
+from vmdebug.errors import DeadlineError, GuestDiedError, VmdebugError
+from vmdebug.vm import children, claims, lock, panic
+from vmdebug.vm.guardian import Guardian
+from vmdebug.vm.rundir import RunDir
+from vmdebug.vm.state import State
+
+if TYPE_CHECKING:
+    from vmdebug.vm.console import Console
+    from vmdebug.vm.qmp import Event, Qmp
+
+Status = Literal["halted", "running", "paused", "panicked", "exited"]
+"""halted: at the reset vector. paused: stopped anywhere else, by GDB or by QEMU. exited: QEMU has gone."""
+
+Rung = Literal["gone", "quit", "SIGTERM", "SIGKILL"]
+"""What ended a VM: nothing, for it had gone; QMP's `quit`; or a signal."""
+
+QMP_SECONDS = 10.0
+"""How long a short QMP command may take, the wait for its turn included."""
+
+QUIT_SECONDS = 5.0
+"""How long QEMU may take over each rung of its end before the next, harder one."""
+
+_RUNSTATES: dict[str, Status] = {
+    "prelaunch": "halted",
+    "running": "running",
+    "guest-panicked": "panicked",
+    "shutdown": "exited",
+}
+
+
+class Vm:
+    """A VM; `launch` and `find` make one. As a context manager it ends a VM that dies with its owner.
+
+    Args:
+        rundir: Its run directory.
+        state: What was started, and how.
+        guardian: Its guardian, where this process is its owner.
+        ended: How it ended, for one whose directory is gone.
+    """
+
+    def __init__(
+        self,
+        rundir: RunDir,
+        state: State,
+        *,
+        guardian: Guardian | None = None,
+        ended: Status | None = None,
+    ) -> None:
+        self.rundir = rundir
+        self.state = state
+        self._guardian = guardian
+        self._ended = ended
+        self._events: Qmp | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._guardian is None:
+            self.close()
+        else:
+            self.stop()
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.state.name
+
+    def status(self) -> Status:
+        """Return what it does now.
+
+        Raises:
+            DeadlineError: QEMU does not answer.
+        """
+        if self._ended is not None:
+            return self._ended
+        if not self.state.qemu.alive():
+            return self._end_status()
+        try:
+            runstate = self.qmp("query-status")["status"]
+        except GuestDiedError:
+            return self._end_status()
+        status = _RUNSTATES.get(runstate, "paused")
+        # Without a pvpanic driver only the console tells; a panicked kernel spins for ever.
+        return "panicked" if status == "running" and panic.seen(self.rundir.console_log) else status
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `status --json` tells about it.
+
+        Raises:
+            DeadlineError: QEMU does not answer.
+        """
+        spec = self.state.spec
+        kernel = spec.kernel
+        return {
+            "name": self.name,
+            "status": self.status(),
+            "pid": self.state.pid,
+            "accel": self.state.accel,
+            "accel_reason": self.state.reason,
+            "guest": spec.guest,
+            "kernel": str(kernel.image),
+            "release": kernel.release,
+            "vmlinux": None if kernel.vmlinux is None else str(kernel.vmlinux),
+            "build_id": kernel.build_id,
+            "gdb": self.state.gdb,
+            "qmp": str(self.rundir.qmp),
+            "console": str(self.rundir.console),
+            "console_log": str(self.rundir.console_log),
+            "run_directory": str(self.rundir.path),
+            "owner": None if self.state.owner is None else self.state.owner.pid,
+            "started_at": self.state.started_at,
+        }
+
+    def qmp(self, command: str, /, *, deadline: Deadline | None = None, **arguments: object) -> Any:
+        """Execute a QMP command and return what it returns.
+
+        Args:
+            command: Its name in the QMP reference.
+            deadline: Until when; None: `QMP_SECONDS` from now.
+            **arguments: Its arguments; `**{"node-name": …}` where they have dashes.
+
+        Raises:
+            QmpError: QEMU refused it.
+            GuestDiedError: QEMU has ended.
+            DeadlineError: no answer came, or other commands kept their turn.
+        """
+        from vmdebug.vm import qmp  # noqa: PLC0415 - asyncio costs 60 ms
+
+        until = deadline or Deadline.after(QMP_SECONDS)
+        what = f"a turn for {command} on {self.rundir.control}"
+        try:
+            with (
+                lock.held(self.rundir.control_lock, what=what, deadline=until),
+                qmp.connect(self.rundir.control, process=self.state.qemu, deadline=until) as connection,
+            ):
+                return connection.execute(command, arguments or None, deadline=until)
+        except (FileNotFoundError, qmp.NoListenerError) as error:
+            raise GuestDiedError(f"QEMU of {self.name} has ended", hint="start it anew") from error
+
+    @property
+    def events(self) -> Qmp:
+        """A QMP connection that stays, for events; opened at the first touch, ended by `close`.
+
+        Raises:
+            GuestDiedError: QEMU has ended.
+            DeadlineError: another session has it.
+        """
+        if self._events is None:
+            from vmdebug.vm import qmp  # noqa: PLC0415 - asyncio costs 60 ms
+
+            self._events = qmp.connect(
+                self.rundir.events, process=self.state.qemu, deadline=Deadline.after(QMP_SECONDS)
+            )
+        return self._events
+
+    def wait_event(self, *names: str, act: Callable[[], object], deadline: Deadline) -> Event:
+        """Do something and wait for an event that comes of it.
+
+        Args:
+            names: Events of the QMP reference, one of which is enough.
+            act: Called once they are listened for.
+            deadline: Until when the event has to come.
+
+        Raises:
+            GuestDiedError: QEMU ended instead.
+            DeadlineError: none came.
+        """
+        with self.events.listen(*names) as heard:
+            act()
+            return heard.next(deadline=deadline)
+
+    def console(self) -> Console:
+        """Return the serial line's client, to be entered by `with`."""
+        from vmdebug.vm.console import Console  # noqa: PLC0415 - so that pexpect is imported where it is used
+
+        return Console(self.rundir.console, self.rundir.console_lock, self.rundir.console_log)
+
+    def pause(self) -> None:
+        """Stop the guest; an attached GDB sees a clean SIGINT stop.
+
+        Raises:
+            GuestDiedError: QEMU has ended.
+        """
+        self.qmp("stop")
+
+    def resume(self) -> None:
+        """Let the guest run. Not while a GDB is attached: it would lose packets.
+
+        Raises:
+            GuestDiedError: QEMU has ended.
+        """
+        self.qmp("cont")
+
+    def wait(self, deadline: Deadline) -> None:
+        """Wait until QEMU has ended.
+
+        Raises:
+            DeadlineError: it still runs.
+        """
+        what = f"QEMU of {self.name} to end"
+        if not self.state.qemu.wait(deadline.left(what)):
+            raise deadline.error(what)
+        children.reap()
+
+    def close(self) -> None:
+        """Leave the VM as it is, without a connection of ours."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def stop(self, *, force: bool = False, deadline: Deadline | None = None) -> Rung:
+        """End it and leave nothing behind.
+
+        Args:
+            force: Kill it at once, instead of asking it first.
+            deadline: For all of it; None: as long as the rungs take. SIGKILL is sent in any case.
+
+        Returns:
+            What it took.
+
+        Raises:
+            HostError: it does not end, not even by SIGKILL, or its directory cannot be removed.
+        """
+        self.close()
+        rung = self._descend(force=force, deadline=deadline or Deadline.after(4 * QUIT_SECONDS))
+        claims.kill(self.state.qemu, self.state.leader)
+        if self._guardian is not None:
+            self._guardian.release()
+            self._guardian = None
+        self._ended = self._ended or self._end_status()
+        claims.discard(self.rundir, self.state)
+        children.reap()
+        return rung
+
+    def _descend(self, *, force: bool, deadline: Deadline) -> Rung:
+        """Ask QEMU to end, gently first; return the last rung where only SIGKILL is left."""
+        qemu = self.state.qemu
+        if not qemu.alive():
+            return "gone"
+        if force:
+            return "SIGKILL"
+        until = deadline.at_most(QUIT_SECONDS)
+        with contextlib.suppress(VmdebugError):
+            self.qmp("quit", deadline=until)
+            if qemu.wait(until.left("QEMU to quit")):
+                return "quit"
+        until = deadline.at_most(QUIT_SECONDS)
+        qemu.signal(signal.SIGTERM)
+        with contextlib.suppress(DeadlineError):
+            if qemu.wait(until.left("QEMU to end by SIGTERM")):
+                return "SIGTERM"
+        return "SIGKILL"
+
+    def _end_status(self) -> Status:
+        return "panicked" if panic.seen(self.rundir.console_log) else "exited"

@@ -1,0 +1,27 @@
+"""What a guest's console shows of its death; see panic() in the kernel's kernel/panic.c.
+
+A kernel without a pvpanic driver tells nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+LOOKED_AT = 1 << 20
+"""Bytes at the end of a log that are looked at: little follows a panic's own words."""
+
+# With printk's time stamp anywhere, for it may follow a shell's prompt; without it at a line's start.
+_PANIC = re.compile(rb"(?:\[ *\d+\.\d+\](?:\[ *[CT]\d+\])? |^)Kernel panic - not syncing", re.MULTILINE)
+
+
+def seen(log: Path) -> bool:
+    """Whether the kernel whose console a file logs has panicked; no file: not yet."""
+    try:
+        with log.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - LOOKED_AT))
+            return _PANIC.search(stream.read()) is not None
+    except FileNotFoundError:
+        return False

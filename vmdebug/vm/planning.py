@@ -1,0 +1,158 @@
+"""What will be started for a spec: found out and decided before anything is made."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+from vmdebug import arch as arches
+from vmdebug import process
+from vmdebug.arch import Arch
+from vmdebug.deadline import Deadline
+from vmdebug.errors import UsageError
+from vmdebug.guest import LaunchSpec, OwnMachine, RunnerMachine
+from vmdebug.progress import Report, silent
+from vmdebug.vm import accel, argv, features, rundir, runner
+from vmdebug.vm.accel import Choice, Subject
+from vmdebug.vm.argv import DiskFormat, RealAccel
+from vmdebug.vm.features import Features
+from vmdebug.vm.rundir import RunDir
+
+_PACKAGES = {"x86_64": "qemu-system-x86"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a VM is started.
+
+    Args:
+        argv: The command.
+        env: What is added to its environment.
+        accel: The accelerator.
+        reason: Why that one, in words.
+    """
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    accel: RealAccel
+    reason: str
+
+    def line(self) -> str:
+        """Return the command as one can paste it into a shell."""
+        return process.shell_line(self.argv, self.env)
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What the host has for a spec.
+
+    Args:
+        qemu: The emulator; for a runner that names none, the one on PATH, of which it may not know.
+        arch: The kernel's architecture.
+        choice: The accelerator.
+        features: What the emulator has.
+        script: A runner's text, or "".
+        disk_format: Of a disk of our own command line.
+    """
+
+    qemu: Path
+    arch: Arch
+    choice: Choice
+    features: Features
+    script: str = ""
+    disk_format: DiskFormat | None = None
+
+
+def plan(spec: LaunchSpec, *, report: Report = silent, deadline: Deadline) -> Plan:
+    """Return how a VM would be started; makes nothing, but may boot the kernel once to see whether KVM works.
+
+    Raises:
+        UsageError: the spec cannot be right.
+        HostError: the machine lacks something.
+    """
+    rundir.check_name(spec.name)
+    directory = RunDir(rundir.runtime() / spec.name)
+    directory.check()
+    return build(spec, means(spec, report=report, deadline=deadline), directory)
+
+
+def means(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Means:
+    """Find out what the host has for a spec.
+
+    Raises:
+        UsageError: the spec cannot be right.
+        HostError: the machine lacks something.
+    """
+    argv.check_extra(spec.qemu_args)
+    arch = arches.by_name(spec.kernel.arch)
+    script, named = "", None
+    if isinstance(spec.machine, RunnerMachine):
+        script = _text(spec.machine.script)
+        named = runner.qemu(script)
+    known = named is not None and os.access(named, os.X_OK)
+    qemu = named if named and known else process.find(arch.qemu, package=_PACKAGES[arch.name])
+    subject = Subject(qemu, arch, spec.kernel.image)
+    own = isinstance(spec.machine, OwnMachine)
+    return Means(
+        qemu=qemu,
+        arch=arch,
+        choice=accel.choose(spec.accel, subject, report=report, deadline=deadline),
+        # Of a runner's QEMU that cannot be asked the least is expected.
+        features=features.of(qemu, deadline=deadline) if own or known else Features(),
+        script=script,
+        disk_format=_disk_format(spec.machine),
+    )
+
+
+def build(spec: LaunchSpec, found: Means, directory: RunDir) -> Plan:
+    """Return the plan for a run directory, which need not exist."""
+    chosen = found.choice
+    match spec.machine:
+        case OwnMachine() as machine:
+            command = argv.own(
+                spec,
+                machine,
+                qemu=found.qemu,
+                arch=found.arch,
+                accel=chosen.accel,
+                rundir=directory,
+                features=found.features,
+                disk_format=found.disk_format,
+            )
+            return Plan(command, {}, chosen.accel, chosen.reason)
+        case RunnerMachine() as machine:
+            command = runner.command(
+                spec,
+                machine,
+                script=found.script,
+                accel=chosen.accel,
+                rundir=directory,
+                features=found.features,
+            )
+            env = runner.environment(spec, machine, scratch=directory.scratch, inherited=os.environ)
+            return Plan(command, env, chosen.accel, chosen.reason)
+        case _:
+            assert_never(spec.machine)
+
+
+def _text(script: Path) -> str:
+    try:
+        return script.read_text(errors="replace")
+    except OSError as error:
+        raise UsageError(f"cannot read the runner script {script}: {error.strerror}") from error
+
+
+def _disk_format(machine: OwnMachine | RunnerMachine) -> DiskFormat | None:
+    """Return the format of a disk of our own command line; a runner knows its own."""
+    if isinstance(machine, RunnerMachine) or machine.disk is None:
+        return None
+    try:
+        with machine.disk.open("rb") as stream:
+            return argv.disk_format(stream.read(4))
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the disk {machine.disk}: {error.strerror}",
+            hint="make one: qemu-img create -f qcow2 FILE 10G",
+        ) from error

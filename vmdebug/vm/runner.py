@@ -1,0 +1,117 @@
+"""Starting a NixOS VM runner: what is handed over, and what its script tells beforehand; all pure.
+
+Rests on nixpkgs' nixos/modules/virtualisation/qemu-vm.nix. The script's command
+line ends in `$QEMU_OPTS "$@"`: the variable is split at blanks and globbed, the
+arguments are not, so ours are arguments and the variable stays its user's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from vmdebug.errors import UsageError
+from vmdebug.guest import LaunchSpec, RunnerMachine
+from vmdebug.vm import argv
+from vmdebug.vm.argv import RealAccel
+from vmdebug.vm.features import Features
+from vmdebug.vm.rundir import RunDir
+
+DISK = "disk.qcow2"
+"""The fresh disk of a run, in its scratch directory; the script makes it."""
+
+_QEMU = re.compile(r"(?<![^\s\"'=])/\S*?/qemu-(?:system-\w+|kvm)\b")
+_OWN_ACCEL = re.compile(r"(?<!\S)-(?:accel|enable-kvm)(?!\S)")
+_HOST_CPU = re.compile(r"(?<!\S)-cpu[\s'\"]+host\b")
+
+
+def command(
+    spec: LaunchSpec,
+    machine: RunnerMachine,
+    *,
+    script: str,
+    accel: RealAccel,
+    rundir: RunDir,
+    features: Features,
+) -> tuple[str, ...]:
+    """Return the runner with its arguments.
+
+    Args:
+        spec: What to start.
+        machine: Its `machine`.
+        script: The script's text.
+        accel: The accelerator that was chosen.
+        rundir: Where its sockets and logs are.
+        features: What its QEMU has.
+    """
+    return (
+        str(machine.script),
+        *accelerator(script, accel),
+        *(("-m", str(spec.memory)) if spec.memory else ()),
+        *(("-smp", str(spec.cpus)) if spec.cpus else ()),
+        *argv.harness(spec, rundir=rundir, features=features, given=(script, *spec.qemu_args)),
+        *spec.qemu_args,
+    )
+
+
+def accelerator(script: str, accel: RealAccel) -> tuple[str, ...]:
+    """Choose the accelerator, and a CPU that it has.
+
+    QEMU takes `-machine accel=` together with the script's own `-machine`, but not with an `-accel`:
+    a script that has one keeps it.
+    """
+    if _OWN_ACCEL.search(script):
+        return ()
+    cpu = ("-cpu", "max") if accel == "tcg" and _HOST_CPU.search(script) else ()
+    return ("-machine", f"accel={accel}", *cpu)
+
+
+def environment(
+    spec: LaunchSpec, machine: RunnerMachine, *, scratch: Path, inherited: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the variables that the runner gets beside those it inherits.
+
+    Args:
+        spec: What to start.
+        machine: Its `machine`.
+        scratch: The run's own directory, there before the script starts.
+        inherited: The environment as it is; the user's kernel parameters come after ours, and win.
+
+    Raises:
+        UsageError: a path has blanks, which the script would split.
+    """
+    variables = {
+        "NIX_DISK_IMAGE": str(machine.disk or scratch / DISK),
+        # Both must be set for the script to take its state directory from here.
+        "TMPDIR": str(scratch),
+        "USE_TMPDIR": "1",
+    }
+    parameters = (*spec.parameters, *inherited.get("QEMU_KERNEL_PARAMS", "").split())
+    if parameters:
+        variables["QEMU_KERNEL_PARAMS"] = " ".join(parameters)
+    if machine.kernel_override:
+        variables[kernel_variable(machine.system_name)] = _unquoted(spec.kernel.image)
+    return variables
+
+
+def kernel_variable(system_name: str) -> str:
+    """Return the variable by which a runner takes another kernel image."""
+    return "NIXPKGS_QEMU_KERNEL_" + re.sub(r"[^a-zA-Z0-9]", "_", system_name)
+
+
+def qemu(script: str) -> Path | None:
+    """Return the QEMU that a script starts, by its absolute path there; None where it names none."""
+    found = _QEMU.findall(script)
+    return Path(found[-1]) if found else None
+
+
+def _unquoted(path: Path) -> str:
+    """Return a path as it may stand unquoted in a shell, as the script has it."""
+    if not re.fullmatch(r"/[\w./+@%:,=^~-]*", str(path)):
+        raise UsageError(
+            f"the kernel image {path} cannot be handed to a runner script: its path has blanks or"
+            " characters that a shell takes for patterns",
+            hint="put it, or a link to it, where the path has none",
+        )
+    return str(path)
