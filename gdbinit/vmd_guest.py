@@ -1,0 +1,119 @@
+"""What is asked of the guest by more than one command: memory, registers, where the kernel is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import gdb
+import vmd_elf
+
+KERNEL_HALF = 0xFFFFFFFF80000000
+"""x86-64 kernels are linked to run above here (__START_KERNEL_map)."""
+
+_PAGING = 1 << 31
+_IDT_GATE = 16
+
+
+def connected() -> bool:
+    """Whether GDB has a guest: only then are memory and registers the guest's."""
+    thread = gdb.selected_thread()
+    return thread is not None and thread.is_valid()
+
+
+def need_connected() -> None:
+    """Refuse to go on without a guest.
+
+    Raises:
+        gdb.GdbError: GDB is not connected to one.
+    """
+    if not connected():
+        raise gdb.GdbError("no guest is connected\nconnect one first: target remote SOCKET")
+
+
+def memory(address: int, size: int) -> bytes:
+    """Return guest memory at a virtual address, as the selected CPU sees it; b"" where nothing is mapped."""
+    try:
+        return bytes(gdb.selected_inferior().read_memory(address, size))
+    except gdb.MemoryError:
+        return b""
+
+
+def register(name: str) -> int | None:
+    """Return a register of the selected CPU; None when QEMU does not offer it."""
+    try:
+        value = gdb.parse_and_eval(f"${name}")
+        return int(value.cast(gdb.lookup_type("unsigned long"))) & (2**64 - 1)
+    except gdb.error:
+        return None
+
+
+def paged() -> bool:
+    """Whether the selected CPU has paging on; before that no kernel address means anything."""
+    cr0 = register("cr0")
+    return cr0 is None or bool(cr0 & _PAGING)
+
+
+def exception_handler() -> int | None:
+    """Return the guest's handler of exception 0, from its IDT; None when it has none.
+
+    The IDT is mapped even while user space runs with page-table isolation. Rests on
+    QEMU's `info registers` and the gate layout of the Intel SDM, volume 3, 6.14.1.
+    """
+    try:
+        registers = gdb.execute("monitor info registers", to_string=True)
+    except gdb.error:
+        return None
+    base = re.search(r"^IDT=\s*([0-9a-f]+)", registers, re.MULTILINE)
+    gate = memory(int(base[1], 16), _IDT_GATE) if base else b""
+    if len(gate) < _IDT_GATE:
+        return None
+    return int.from_bytes(gate[0:2] + gate[6:8] + gate[8:12], "little")
+
+
+def kernel_runs() -> bool:
+    """Whether a kernel has taken over, whichever it is: exceptions go to the kernel's half."""
+    if not paged():
+        return False
+    handler = exception_handler()
+    return handler is not None and handler >= KERNEL_HALF
+
+
+def accel() -> str:
+    """Return what QEMU runs the guest with, "kvm" or "tcg"; "" when nobody has said so in $vmd_accel."""
+    value = gdb.convenience_variable("vmd_accel")
+    return "" if value is None else value.string()
+
+
+def has_vmlinux() -> bool:
+    """Whether GDB has symbols loaded at all."""
+    space = gdb.current_progspace()
+    return space is not None and bool(space.filename)
+
+
+def vmlinux() -> str:
+    """Return the path of the vmlinux that GDB has loaded.
+
+    Raises:
+        gdb.GdbError: none is.
+    """
+    space = gdb.current_progspace()
+    name = space.filename if space is not None else None
+    if not name:
+        raise gdb.GdbError("no vmlinux is loaded\nload one first: file VMLINUX")
+    if not Path(name).exists():
+        raise gdb.GdbError(f"{name} has gone\nload the kernel's vmlinux again: file VMLINUX")
+    return name
+
+
+def vmlinux_sections() -> dict[str, vmd_elf.Section]:
+    """Return the sections of the loaded vmlinux.
+
+    Raises:
+        gdb.GdbError: none is loaded, or it is not one.
+    """
+    path = vmlinux()
+    try:
+        return vmd_elf.sections(path)
+    except (OSError, ValueError) as error:
+        raise gdb.GdbError(f"{path}: {error}") from error

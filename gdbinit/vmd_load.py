@@ -1,0 +1,43 @@
+"""Brings all commands into GDB; `vmdebug.gdb` calls it."""
+
+from __future__ import annotations
+
+import gdb
+import vmd_batch
+import vmd_connect
+import vmd_scripts
+import vmd_slide
+import vmd_source
+import vmd_status
+import vmd_until
+
+
+class Vmd(gdb.Command):
+    """Commands for debugging a Linux kernel that QEMU runs; they begin with `vmd-`."""
+
+    def __init__(self) -> None:
+        super().__init__("vmd", gdb.COMMAND_USER)
+
+    def invoke(self, _argument: str, _from_tty: bool) -> None:
+        """List the commands."""
+        for command in COMMANDS:
+            print(f"{command.NAME:<14} {(command.__doc__ or '').splitlines()[0]}")
+
+
+COMMANDS = (
+    vmd_until.Until,
+    vmd_slide.Slide,
+    vmd_status.Status,
+    vmd_connect.Connect,
+    vmd_scripts.Scripts,
+    vmd_source.Source,
+    vmd_batch.Run,
+    vmd_batch.Exit,
+)
+
+
+def load() -> None:
+    """Define every command; a second time changes nothing for the user."""
+    Vmd()
+    for command in COMMANDS:
+        command()

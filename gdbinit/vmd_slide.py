@@ -1,0 +1,200 @@
+"""KASLR: where the running kernel is, and whether it is that of the loaded vmlinux."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+import gdb
+import vmd_batch
+import vmd_elf
+import vmd_guest
+import vmd_search
+
+STEP = 2 << 20
+PLACES = 512
+"""x86-64 moves its kernel by multiples of CONFIG_PHYSICAL_ALIGN, 2 MiB or more, within 1 GiB."""
+
+BANNER = "linux_banner"
+BANNER_SIZE = 64
+ENTRY = "asm_exc_divide_error"
+FIRST = "x86_64_start_kernel"
+
+
+@dataclass(frozen=True)
+class Print:
+    """Bytes that tell one kernel from every other, and where they were linked to.
+
+    Args:
+        name: What they are, for messages.
+        address: Their linked address.
+        data: Themselves, from the vmlinux.
+    """
+
+    name: str
+    address: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the kernel is.
+
+    Args:
+        slide: Bytes between the linked and the real address.
+        how: What it was found by.
+        proven: Whether the guest's memory there is that of the loaded vmlinux.
+    """
+
+    slide: int
+    how: str
+    proven: bool
+
+
+def fingerprint() -> Print | None:
+    """Return the bytes that prove the loaded vmlinux: its notes with the build-id, else its banner."""
+    path = vmd_guest.vmlinux()
+    notes = vmd_guest.vmlinux_sections().get(".notes")
+    if notes is not None:
+        data = vmd_elf.content(path, notes)
+        if vmd_elf.build_id(data):
+            return Print("build-id note", notes.address, data)
+    address = linked(BANNER)
+    data = vmd_elf.read(path, address, BANNER_SIZE) if address else b""
+    return Print(BANNER, address, data) if address and data else None
+
+
+def find() -> Found | None:
+    """Find the slide of the kernel that runs; None while there is none, or it is of another vmlinux.
+
+    The scan proves the kernel as well. Where the kernel's data is not mapped, in user
+    space with page-table isolation, the IDT still tells the slide.
+    """
+    if not vmd_guest.paged():
+        return None
+    mark = fingerprint()
+    if mark is not None:
+        for place in range(PLACES):
+            if vmd_guest.memory(mark.address + place * STEP, len(mark.data)) == mark.data:
+                return Found(place * STEP, mark.name, proven=True)
+    return _by_idt(mark)
+
+
+def applied() -> int:
+    """Return the slide that `apply` gave the loaded vmlinux."""
+    return int(getattr(_symbols(), "vmd_slide", 0))
+
+
+def apply(slide: int) -> None:
+    """Move the vmlinux's symbols to where the kernel is; breakpoints move with them.
+
+    Args:
+        slide: Bytes between the linked and the real address.
+    """
+    path = shlex.quote(vmd_guest.vmlinux())
+    with gdb.with_parameter("confirm", False), gdb.with_parameter("auto-load python-scripts", False):
+        gdb.execute(f"symbol-file {path} -o {slide:#x}", to_string=True)
+    symbols = _symbols()
+    if symbols is not None:
+        # GDB lets one keep what belongs to an objfile on it: it goes when the file is loaded anew.
+        symbols.vmd_slide = slide  # type: ignore[attr-defined]
+
+
+def linked(name: str) -> int | None:
+    """Return the address that the loaded vmlinux links a symbol to; None when it has no such symbol."""
+    try:
+        value = gdb.parse_and_eval(f"&{name}")
+    except gdb.error:
+        return None
+    return (int(value) & (2**64 - 1)) - applied()
+
+
+def other_kernel() -> vmd_search.Kernel | None:
+    """Return what runs when `find` finds nothing; None when that cannot be said."""
+    handler = vmd_guest.exception_handler()
+    if handler is None or handler < vmd_guest.KERNEL_HALF:
+        return None
+    kernel = vmd_search.kernel(vmd_guest.memory, handler)
+    return kernel if kernel.banner else None
+
+
+def run_to_kernel() -> Found | None:
+    """Run a guest that has not mapped its kernel yet to the kernel's first usable function.
+
+    Under TCG breakpoints are unlimited and outside guest memory: one waits at each place
+    that KASLR could choose. Returns None when it stopped before that.
+    """
+    first = linked(FIRST)
+    if first is None:
+        return None
+    waiting = [
+        gdb.Breakpoint(f"*{at:#x}", internal=True, temporary=True)
+        for at in range(first, first + PLACES * STEP, STEP)
+    ]
+    for breakpoint_ in waiting:
+        breakpoint_.silent = True
+    try:
+        gdb.execute("continue", to_string=True)
+    finally:
+        for breakpoint_ in waiting:
+            if breakpoint_.is_valid():
+                breakpoint_.delete()
+    pc = vmd_guest.register("pc") if vmd_guest.connected() else None
+    if pc is None or (pc - first) % STEP:
+        return None
+    return Found(pc - first, FIRST, proven=False)
+
+
+def _by_idt(mark: Print | None) -> Found | None:
+    handler = vmd_guest.exception_handler()
+    entry = linked(ENTRY)
+    if handler is None or entry is None:
+        return None
+    slide = handler - entry
+    if slide % STEP or not 0 <= slide < PLACES * STEP:
+        return None
+    # Readable there, and not what find() looked for: another kernel that has its entry at the same place.
+    if mark is not None and vmd_guest.memory(mark.address + slide, len(mark.data)):
+        return None
+    return Found(slide, "IDT", proven=False)
+
+
+def _symbols() -> gdb.Objfile | None:
+    path = vmd_guest.vmlinux()
+    return next((each for each in gdb.objfiles() if each.filename == path), None)
+
+
+class Slide(gdb.Command):
+    """Find how far KASLR moved the kernel: vmd-slide [--apply].
+
+    Looks for the build-id note of the loaded vmlinux (linux_banner where it has none) in
+    guest memory at the 512 places where the kernel can be; failing that, at the IDT.
+    With --apply the symbols are moved there, and breakpoints with them.
+
+    Example: vmd-slide --apply
+    """
+
+    NAME = "vmd-slide"
+
+    def __init__(self) -> None:
+        super().__init__(self.NAME, gdb.COMMAND_STATUS)
+
+    def invoke(self, argument: str, _from_tty: bool) -> None:
+        """Find, print, apply."""
+        if argument not in ("", "--apply"):
+            vmd_batch.fail(f"vmd-slide takes --apply or nothing, not {argument!r}", vmd_batch.USAGE)
+        vmd_guest.need_connected()
+        found = find()
+        if found is None:
+            vmd_batch.fail(_why_not())
+        proof = "" if found.proven else "; not proven by its build-id"
+        print(f"slide {found.slide:#x}, by the {found.how}{proof}")
+        if argument == "--apply" and found.slide != applied():
+            apply(found.slide)
+            print(f"symbols of {vmd_guest.vmlinux()} moved there")
+
+
+def _why_not() -> str:
+    if not vmd_guest.kernel_runs():
+        return "no kernel is mapped yet: the slide is known once it is\nrun on: continue"
+    return f"the running kernel is not that of {vmd_guest.vmlinux()}\nload its own: file VMLINUX"

@@ -1,0 +1,43 @@
+"""Makes `list` find the kernel's sources where they are now."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import gdb
+import vmd_batch
+import vmd_paths
+
+KNOWN = "linux_banner"
+"""Its compilation unit is tiny: reading it costs a few milliseconds."""
+
+
+class Source(gdb.Command):
+    """Show source lines from DIRECTORY: vmd-source DIRECTORY.
+
+    DIRECTORY is the kernel's source tree, or the directory that the file names in its
+    debug information start from. Nothing changes when GDB finds the sources by itself.
+
+    Example: vmd-source /src/linux-6.1
+    """
+
+    NAME = "vmd-source"
+
+    def __init__(self) -> None:
+        super().__init__(self.NAME, gdb.COMMAND_FILES, gdb.COMPLETE_FILENAME)
+
+    def invoke(self, argument: str, _from_tty: bool) -> None:
+        """Compare one recorded name with what is there."""
+        directory = Path(argument).absolute()
+        symbol = gdb.lookup_global_symbol(KNOWN)
+        if symbol is None or Path(symbol.symtab.fullname()).is_file():
+            return
+        found = vmd_paths.rule(symbol.symtab.filename, directory)
+        if found is None:
+            vmd_batch.say(f"no sources: {directory} has no {symbol.symtab.filename}")
+            return
+        prefix, top = found
+        if prefix:
+            gdb.execute(f"set substitute-path {shlex.quote(prefix)} {shlex.quote(str(top))}")
+        gdb.execute(f"directory {shlex.quote(str(top))}", to_string=True)

@@ -1,0 +1,80 @@
+"""Says what GDB is attached to, and whether its symbols are right."""
+
+from __future__ import annotations
+
+import gdb
+import vmd_elf
+import vmd_guest
+import vmd_slide
+
+
+class Status(gdb.Command):
+    """Show what GDB is attached to: vmd-status.
+
+    The kernel's release out of its own memory, the KASLR slide, the build-id of vmlinux
+    against that in guest memory, and where each CPU is.
+
+    Example: vmd-status
+    """
+
+    NAME = "vmd-status"
+
+    def __init__(self) -> None:
+        super().__init__(self.NAME, gdb.COMMAND_STATUS)
+
+    def invoke(self, _argument: str, _from_tty: bool) -> None:
+        """Print one line a fact."""
+        vmd_guest.need_connected()
+        for name, fact in (*_facts(), *_cpus()):
+            print(f"{name:<10} {fact}")
+
+
+def _facts() -> list[tuple[str, str]]:
+    path = vmd_guest.vmlinux()
+    notes = vmd_guest.vmlinux_sections().get(".notes")
+    ours = vmd_elf.build_id(vmd_elf.content(path, notes)) if notes is not None else ""
+    facts = [("vmlinux", path), ("build-id", ours or "none")]
+    found = vmd_slide.find()
+    if found is None:
+        return [*facts, ("kernel", _no_kernel())]
+    proof = f"proven by its {found.how}" if found.proven else "not proven: its data is not mapped here"
+    note = "" if found.slide == vmd_slide.applied() else "; the symbols are elsewhere: vmd-slide --apply"
+    return [*facts, ("kernel", f"{_release()}, {proof}"), ("slide", f"{found.slide:#x}{note}")]
+
+
+def _no_kernel() -> str:
+    if not vmd_guest.kernel_runs():
+        return "not mapped yet"
+    other = vmd_slide.other_kernel()
+    if other is None:
+        return "not that of the vmlinux"
+    return f"not that of the vmlinux: build-id {other.build_id or 'not found'}, {other.banner}"
+
+
+def _release() -> str:
+    try:
+        return gdb.parse_and_eval("init_uts_ns.name.release").string()
+    except gdb.error as error:
+        return f"release unknown ({error})"
+
+
+def _cpus() -> list[tuple[str, str]]:
+    selected = gdb.selected_thread()
+    frame = gdb.selected_frame()
+    try:
+        return [(f"CPU {thread.num - 1}", _position(thread)) for thread in _threads()]
+    finally:
+        selected.switch()
+        frame.select()
+
+
+def _threads() -> list[gdb.InferiorThread]:
+    return sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.num)
+
+
+def _position(thread: gdb.InferiorThread) -> str:
+    thread.switch()
+    frame = gdb.newest_frame()
+    place = frame.find_sal()
+    line = f", {place.symtab.filename}:{place.line}" if place.symtab is not None else ""
+    return f"{frame.pc():#x} in {frame.name() or '??'}{line}"

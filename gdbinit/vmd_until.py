@@ -1,0 +1,209 @@
+"""Runs the guest to a symbol, within a time."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+import gdb
+import vmd_batch
+import vmd_guest
+import vmd_near
+import vmd_slide
+
+FIRST = ("x86_64_start_kernel", "start_kernel")
+"""Symbols that run at their linked address early on, the first one first."""
+
+EARLIER = ("startup_64", "startup_64_setup_env", "__startup_64", "startup_32")
+"""They run before the kernel is mapped, at another address: a breakpoint is never hit."""
+
+KVM_HOLDS = 4
+
+
+class Until(gdb.Command):
+    """Run the guest until LOCATION is reached: vmd-until LOCATION [SECONDS].
+
+    LOCATION is anything that `tbreak` takes. Under KVM ($vmd_accel is "kvm") a breakpoint
+    cannot be planted before the kernel is in memory: a hardware one waits at the kernel's
+    first function first. After SECONDS the guest is stopped where it is.
+
+    In batch mode ($vmd_batch is set) GDB ends with status 2 when there is no such
+    location, 5 when the time was over, 1 when the guest ended or stopped elsewhere.
+
+    Example: vmd-until start_kernel 30
+    """
+
+    NAME = "vmd-until"
+
+    def __init__(self) -> None:
+        super().__init__(self.NAME, gdb.COMMAND_RUNNING, gdb.COMPLETE_LOCATION)
+
+    def invoke(self, argument: str, _from_tty: bool) -> None:
+        """Run there."""
+        location, seconds = _parse(argument)
+        vmd_guest.need_connected()
+        _refuse_unusable(location)
+        with _deadline(seconds) as run:
+            if vmd_guest.accel() != "tcg" and not vmd_guest.kernel_runs():
+                mapped = _to_mapped_kernel(run)
+                if mapped == location:
+                    return
+            _run(location, run, hardware=False)
+
+
+class _Guest:
+    """One run under a deadline: what ended it."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self.over = False
+        self.exited = False
+        self.hit: list[int] = []
+
+    def interrupt(self) -> None:
+        """Stop the guest, on GDB's own thread."""
+        thread = gdb.selected_thread()
+        if thread is not None and thread.is_running():
+            self.over = True
+            gdb.execute("interrupt")
+
+
+def _parse(argument: str) -> tuple[str, float | None]:
+    words = argument.rsplit(maxsplit=1)
+    if not words:
+        vmd_batch.fail("vmd-until needs a location: vmd-until start_kernel 30", vmd_batch.USAGE)
+    if len(words) == 1:
+        return words[0], None
+    try:
+        return words[0], float(words[1])
+    except ValueError:
+        return argument, None
+
+
+def _refuse_unusable(location: str) -> None:
+    if location in EARLIER:
+        vmd_batch.fail(
+            f"{location} runs before the kernel is mapped, at another address than its symbol's\n"
+            f"the first that can be reached: {FIRST[0]}",
+            vmd_batch.USAGE,
+        )
+    try:
+        gdb.decode_line(location)
+    except gdb.error as error:
+        vmd_batch.fail(f"{error}{_nearest(location)}", vmd_batch.USAGE)
+
+
+def _nearest(location: str) -> str:
+    if not location.isidentifier():
+        return ""
+    listing = gdb.execute("maint print msymbols", to_string=True)
+    near = vmd_near.nearest(location, vmd_near.listed(listing))
+    return f"\nnearest: {', '.join(near)}" if near else ""
+
+
+def _to_mapped_kernel(run: _Guest) -> str:
+    """Run to the kernel's first usable function; software breakpoints stay out until then."""
+    first = next((name for name in FIRST if gdb.lookup_global_symbol(name) is not None), FIRST[-1])
+    planted = [each for each in gdb.breakpoints() if each.enabled and each.type == gdb.BP_BREAKPOINT]
+    for each in planted:
+        each.enabled = False
+    try:
+        _run(first, run, hardware=True)
+    finally:
+        for each in planted:
+            if each.is_valid():
+                each.enabled = True
+    return first
+
+
+def _run(location: str, run: _Guest, *, hardware: bool) -> None:
+    kind = gdb.BP_HARDWARE_BREAKPOINT if hardware else gdb.BP_BREAKPOINT
+    breakpoint_ = gdb.Breakpoint(location, type=kind, temporary=True)
+    number = breakpoint_.number
+    try:
+        gdb.execute("continue")
+    except gdb.error as error:
+        _lost(location, error, hardware=hardware)
+    finally:
+        if breakpoint_.is_valid():
+            breakpoint_.delete()
+    _judge(location, run, number)
+
+
+def _judge(location: str, run: _Guest, number: int) -> None:
+    """Say what stopped the guest, unless it is the breakpoint."""
+    if run.exited or not vmd_guest.connected():
+        vmd_batch.fail(f"the guest ended before it reached {location}\nits last words: vmdebug log")
+    if number in run.hit:
+        return
+    if run.over:
+        late = f"{location} was not reached within {run.seconds:g} s"
+        vmd_batch.fail(f"{late}\n{_where()}{_elsewhere()}", vmd_batch.DEADLINE)
+    if "panic" in _status():
+        vmd_batch.fail(f"the guest panicked before it reached {location}\n{_where()}")
+    vmd_batch.fail(f"the guest stopped before it reached {location}\n{_where()}")
+
+
+def _lost(location: str, error: gdb.error, *, hardware: bool) -> None:
+    if not vmd_guest.connected() or "closed" in str(error):
+        vmd_batch.fail(f"the guest ended before it reached {location}: {error}\nits last words: vmdebug log")
+    if hardware and "hardware breakpoint" in str(error):
+        vmd_batch.fail(f"{error}\nKVM holds {KVM_HOLDS} hardware breakpoints: delete some of yours first")
+    vmd_batch.fail(str(error))
+
+
+def _where() -> str:
+    frame = gdb.newest_frame()
+    return f"it is at {frame.pc():#x} in {frame.name() or '??'}"
+
+
+def _elsewhere() -> str:
+    found = vmd_slide.find() if vmd_guest.has_vmlinux() else None
+    if found is None or found.slide == vmd_slide.applied():
+        return ""
+    return "\nKASLR has moved the kernel, and the symbols are elsewhere: vmd-slide --apply"
+
+
+def _status() -> str:
+    try:
+        return gdb.execute("monitor info status", to_string=True)
+    except gdb.error:
+        return ""
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float | None) -> Iterator[_Guest]:
+    """Watch what stops the guest, and stop it after `seconds`."""
+    import threading  # noqa: PLC0415 - imported, it has GDB wait for it at its end
+
+    run = _Guest(seconds)
+    ended = threading.Event()
+
+    def stopped(event: gdb.StopEvent) -> None:
+        # Asked for now: a temporary breakpoint has gone by the time `continue` returns.
+        hit = event.breakpoints if isinstance(event, gdb.BreakpointEvent) else ()
+        run.hit = [each.number for each in hit]
+
+    def exited(_event: gdb.ExitedEvent) -> None:
+        run.exited = True
+
+    def wait() -> None:
+        # GDB's own thread must get the user's Ctrl-C, so this one takes no signal.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        if not ended.wait(seconds):
+            gdb.post_event(run.interrupt)
+
+    gdb.events.stop.connect(stopped)
+    gdb.events.exited.connect(exited)
+    watch = threading.Thread(target=wait, daemon=True)
+    if seconds is not None:
+        watch.start()
+    try:
+        yield run
+    finally:
+        ended.set()
+        if seconds is not None:
+            watch.join()
+        gdb.events.exited.disconnect(exited)
+        gdb.events.stop.disconnect(stopped)

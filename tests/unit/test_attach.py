@@ -1,0 +1,146 @@
+"""A person's GDB: its exact command line, and the lock that says who is attached."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from vmdebug import process, shipped
+from vmdebug.deadline import Deadline
+from vmdebug.debugger.attach import Attachment, Extra, argv, exclusive, program
+from vmdebug.errors import HostError, StateError
+from vmdebug.guest import Kernel
+
+BARE = Kernel(image=Path("/k/bzImage"), origin="a test")
+FULL = Kernel(
+    image=Path("/k/bzImage"),
+    origin="a test",
+    vmlinux=Path("/k/vmlinux"),
+    gdb_scripts=Path("/k/scripts here"),
+    modules=Path('/k/mod"s'),
+    source=Path("/k/source"),
+)
+VMDEBUG_GDB = str(shipped.gdbinit() / "vmdebug.gdb")
+
+BEFORE = (
+    *("-iex", "set debuginfod enabled off"),
+    *("-iex", "set index-cache enabled on"),
+    *("-iex", "set remotetimeout 30"),
+    *("-iex", "set auto-load python-scripts off"),
+)
+LOADED = ("-ex", "set auto-load python-scripts on", "-ex", f"source {VMDEBUG_GDB}")
+
+
+def test_at_a_prompt_with_everything_there_is() -> None:
+    attachment = Attachment(
+        endpoint="/run/vm/gdb.sock",
+        kernel=FULL,
+        accel="kvm",
+        kaslr=True,
+        program=("pwndbg", "--quiet"),
+        extra=(Extra("ex", "bt"), Extra("x", "a file.gdb"), Extra("ex", "p 1")),
+        until="start_kernel",
+        timeout=30.0,
+        init=False,
+        force=True,
+        lock=7,
+    )
+    assert argv(attachment) == (
+        *("pwndbg", "--quiet", "-q", "-nx"),
+        *BEFORE,
+        *("-iex", "set $vmd_batch = 0"),
+        "/k/vmlinux",
+        *LOADED,
+        *("-ex", 'set $vmd_accel = "kvm"'),
+        *("-ex", "set $vmd_kaslr = 1"),
+        *("-ex", "set $vmd_force = 1"),
+        *("-ex", "set $vmd_lock = 7"),
+        *("-ex", 'set $vmd_modules_path = "/k/mod\\"s"'),
+        *("-ex", "vmd-scripts /k/scripts here"),
+        *("-ex", "vmd-source /k/source"),
+        *("-ex", "vmd-connect /run/vm/gdb.sock"),
+        *("-ex", "vmd-until start_kernel 30"),
+        *("-ex", "bt", "-x", "a file.gdb", "-ex", "p 1"),
+    )
+
+
+def test_a_batch_runs_each_command_so_that_a_failure_is_not_lost() -> None:
+    attachment = Attachment(
+        endpoint="127.0.0.1:1234",
+        kernel=BARE,
+        extra=(Extra("x", "a file.gdb"), Extra("ex", "bt")),
+        batch=True,
+        until="start_kernel",
+    )
+    assert argv(attachment) == (
+        *("gdb", "-q", "--batch"),
+        *BEFORE,
+        *("-iex", "set $vmd_batch = 1"),
+        *LOADED,
+        *("-ex", 'vmd-run set $vmd_accel = "tcg"'),
+        *("-ex", "vmd-run vmd-connect 127.0.0.1:1234"),
+        *("-ex", "vmd-run vmd-until start_kernel"),
+        *("-ex", "vmd-run source a file.gdb"),
+        *("-ex", "vmd-run bt"),
+        *("-ex", "vmd-exit"),
+    )
+
+
+def test_a_program_may_bring_options_of_its_own() -> None:
+    assert program("'/opt/my gdb/bin/gdb' -nh") == ("/opt/my gdb/bin/gdb", "-nh")
+
+
+def test_a_second_one_is_told_who_the_first_is(tmp_path: Path) -> None:
+    lock = tmp_path / "nixos" / "attach.lock"
+    lock.parent.mkdir()
+    with exclusive(lock):
+        assert lock.read_text() == f"{os.getpid()}\n"
+        with pytest.raises(StateError) as caught, exclusive(lock):
+            pass
+    assert caught.value.message.startswith(f"a GDB is attached to nixos already: pid {os.getpid()} (")
+    assert caught.value.hint == f"quit it there, or end it with: kill {os.getpid()}"
+    with exclusive(lock):
+        pass
+
+
+BECOME = """
+import sys
+from pathlib import Path
+from vmdebug.deadline import Deadline
+from vmdebug.debugger.attach import Attachment, attach
+from vmdebug.guest import Kernel
+attach(
+    Attachment(endpoint="", kernel=Kernel(image=Path(), origin=""), program=(sys.argv[1],)),
+    lock=Path(sys.argv[2]), vm="vm",
+)
+"""
+
+
+def test_the_lock_goes_with_the_program_and_ends_with_it_even_by_kill_9(tmp_path: Path) -> None:
+    lock = tmp_path / "attach.lock"
+    stand_in = tmp_path / "gdb"
+    stand_in.write_text("#!/bin/sh\necho ready\nexec cat\n")
+    stand_in.chmod(0o755)
+    become = [sys.executable, "-c", BECOME, str(stand_in), str(lock)]
+    with process.spawn(become, stdin=process.PIPE, stdout=process.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        with pytest.raises(StateError, match=f"already: pid {child.pid} "), exclusive(lock):
+            pass
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        with exclusive(lock):
+            pass
+
+
+@pytest.mark.parametrize(("name", "hint"), [("gdb", "apt install gdb"), ("pwndbg", "leave out --gdb")])
+def test_a_gdb_that_is_not_there(name: str, hint: str, tmp_path: Path) -> None:
+    become = [sys.executable, "-c", BECOME, name, str(tmp_path / "attach.lock")]
+    done = process.run(become, deadline=Deadline.after(20), env={"PATH": str(tmp_path)}, check=False)
+    assert done.status == 1
+    assert HostError.__name__ in done.stderr
+    assert hint in done.stderr

@@ -1,0 +1,137 @@
+"""What runs inside GDB, as far as it needs no GDB."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+import vmd_elf
+import vmd_near
+import vmd_paths
+import vmd_search
+
+BUILD_ID = bytes(range(20))
+
+
+def note(owner: bytes, kind: int, description: bytes) -> bytes:
+    def padded(data: bytes) -> bytes:
+        return data + bytes(-len(data) % 4)
+
+    header = struct.pack("<III", len(owner) + 1, len(description), kind)
+    return header + padded(owner + b"\0") + padded(description)
+
+
+XEN = note(b"Xen", 6, b"linux\0")
+GNU = note(b"GNU", 3, BUILD_ID)
+
+
+def test_the_build_id_among_other_notes() -> None:
+    assert vmd_elf.build_id(XEN + note(b"Linux", 3, b"\0") + GNU) == BUILD_ID.hex()
+    assert vmd_elf.build_id(XEN) == ""
+    assert vmd_elf.build_id(GNU[:10]) == ""
+
+
+def elf(tmp_path: Path, address: int, data: bytes) -> str:
+    names = b"\0.notes\0.bss\0"
+    headers_at = 64 + len(data) + len(names)
+    shape = "<16sHHIQQQIHHHHHH"
+    header = struct.pack(shape, b"\x7fELF\x02\x01", 2, 62, 1, 0, 0, headers_at, 0, 64, 0, 0, 64, 4, 3)
+    sections = b"".join(
+        struct.pack("<IIQQQQIIQQ", *row, 0, 0, 0, 0)
+        for row in (
+            (0, 0, 0, 0, 0, 0),
+            (1, 7, 2, address, 64, len(data)),
+            (8, 8, 3, address + 0x1000, 64, 0x1000),
+            (0, 3, 0, 0, 64 + len(data), len(names)),
+        )
+    )
+    path = tmp_path / "vmlinux"
+    path.write_bytes(header + data + names + sections)
+    return str(path)
+
+
+def test_bytes_by_their_linked_address(tmp_path: Path) -> None:
+    path = elf(tmp_path, 0xFFFFFFFF81000000, GNU)
+    assert vmd_elf.sections(path)[".notes"] == vmd_elf.Section(
+        ".notes", 0xFFFFFFFF81000000, offset=64, size=len(GNU), stored=True
+    )
+    assert vmd_elf.content(path, vmd_elf.sections(path)[".notes"]) == GNU
+    assert vmd_elf.read(path, 0xFFFFFFFF81000010, 4) == GNU[16:20]
+    assert vmd_elf.read(path, 0xFFFFFFFF81001000, 4) == b"", "the file has no bytes of .bss"
+    assert vmd_elf.read(path, 0x1000, 4) == b""
+
+
+def test_a_file_that_is_not_elf(tmp_path: Path) -> None:
+    (tmp_path / "vmlinux").write_text("hello")
+    with pytest.raises(ValueError, match="is not a 64-bit little-endian ELF file"):
+        vmd_elf.sections(str(tmp_path / "vmlinux"))
+
+
+LISTING = """
+Object file /k/vmlinux:
+
+[ 0] D 0x0 fixed_percpu_data section .data..percpu  version.c
+[4996] T 0xffffffff81ad9af7 start_kernel section .init.text  main.c
+[4997] T 0xffffffff81ad9407 x86_64_start_kernel section .init.text  head64.c
+[4998] t 0xffffffff81000000 startup_64 section .text
+"""
+
+
+def test_the_nearest_symbols() -> None:
+    names = vmd_near.listed(LISTING)
+    assert names == {"fixed_percpu_data", "start_kernel", "x86_64_start_kernel", "startup_64"}
+    assert vmd_near.nearest("strat_kernel", names) == ["start_kernel"]
+    assert vmd_near.nearest("unlike_any_of_them", names) == []
+
+
+START = 0xFFFFFFFF81000000
+BANNER = b"Linux version 6.1.0 (root@vm) #1 SMP Mon Nov 23 2026\n"
+
+
+def kernel_memory(layout: dict[int, bytes]) -> bytearray:
+    memory = bytearray(2 << 20)
+    for at, data in layout.items():
+        memory[at : at + len(data)] = data
+    return memory
+
+
+def test_which_kernel_runs_by_its_memory() -> None:
+    vdso = note(b"GNU", 3, bytes(20))
+    layout = {
+        0x1000: b"Linux version 6.1.0 (root@vm) # SMP \n",
+        0x2000: b"%s version %s\nLinux version %s (root@vm) and much more than the real one ever has\n",
+        0x3000: BANNER,
+        0x8000: b"\x7fELF",
+        0x9100: vdso,
+        0x120010: GNU,
+    }
+    memory = kernel_memory(layout)
+    hole = range(0x100000, 0x110000)
+
+    def read(address: int, size: int) -> bytes:
+        at = address - START
+        return b"" if at < hole.stop and at + size > hole.start else bytes(memory[at : at + size])
+
+    found = vmd_search.kernel(read, START + 0x10)
+    assert found == vmd_search.Kernel(BANNER.decode().strip(), BUILD_ID.hex())
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "expected"),
+    [
+        ("/build/linux/init/version.c", "tree", ("/build/linux", "tree")),
+        ("init/version.c", "tree", ("", "tree")),
+        ("../init/version.c", "tree", ("..", "tree")),
+        ("../init/version.c", "tree/build", ("..", "tree")),
+        ("/build/linux/init/version-timestamp.c", "tree", None),
+        ("/build/linux/kernel/fork.c", "tree", None),
+    ],
+)
+def test_recorded_names_become_present_ones(
+    recorded: str, given: str, expected: tuple[str, str] | None, tmp_path: Path
+) -> None:
+    (tmp_path / "tree/init").mkdir(parents=True)
+    (tmp_path / "tree/init/version.c").touch()
+    found = vmd_paths.rule(recorded, tmp_path / given)
+    assert found == (None if expected is None else (expected[0], tmp_path / expected[1]))
