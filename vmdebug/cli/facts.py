@@ -1,72 +1,40 @@
-"""What is said about a VM, by `start` and by `status`: one set of facts for machines, one for people."""
+"""What people are told about a VM, by `start` and by `status`."""
 
 from __future__ import annotations
 
-import datetime as dt
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vmdebug.guest import Kernel
     from vmdebug.vm import Vm
 
 
-def of(vm: Vm, status: str) -> dict[str, Any]:
-    """Return a VM's facts under the names that `status --json` promises.
+def for_people(vm: Vm, facts: dict[str, Any]) -> dict[str, str]:
+    """Return a VM's facts in words, the few that one looks for.
 
     Args:
         vm: The VM.
-        status: What it does now.
+        facts: Its `Vm.facts`.
     """
-    state, spec, kernel = vm.state, vm.state.spec, vm.state.spec.kernel
-    return {
-        "name": vm.name,
-        "status": status,
-        "pid": state.pid,
-        "accel": state.accel,
-        "accel_reason": state.reason,
-        "guest": spec.guest,
-        "kernel": kernel.image,
-        "release": kernel.release,
-        "origin": kernel.origin,
-        "vmlinux": kernel.vmlinux,
-        "build_id": kernel.build_id,
-        "modules": kernel.modules,
-        "gdb_scripts": kernel.gdb_scripts,
-        "parameters": list(spec.parameters),
-        "gdb": state.gdb,
-        "qmp": vm.rundir.qmp,
-        "console": vm.rundir.console,
-        "console_log": vm.rundir.console_log,
-        "run_directory": vm.rundir.path,
-        "started": _time(state.started_at),
-        "notes": list(spec.notes),
+    spec = vm.state.spec
+    release = f"  {spec.kernel.release}" if spec.kernel.release else ""
+    found = {
+        vm.name: facts["status"],
+        "accelerator": f"{facts['accel']}: {facts['accel_reason']}",
+        "kernel": f"{spec.kernel.image}{release}\nfrom {spec.kernel.origin}",
+        "symbols": symbols(spec.kernel),
+        "parameters": " ".join(spec.parameters),
+        "gdb": facts["gdb"],
+        "qmp": facts["qmp"],
+        "log": facts["console_log"],
     }
+    return found | ({"note": "\n".join(spec.notes)} if spec.notes else {})
 
 
-def for_people(facts: dict[str, Any]) -> dict[str, str]:
-    """Return the facts in words, the few that one looks for."""
-    kernel = " ".join(filter(None, (str(facts["kernel"]), facts["release"] and f"({facts['release']})")))
-    return {
-        facts["name"]: facts["status"],
-        "accel": f"{facts['accel']}: {facts['accel_reason']}",
-        "kernel": f"{kernel}\nfrom {facts['origin']}",
-        "symbols": symbols(facts),
-        "parameters": " ".join(facts["parameters"]),
-        "gdb": str(facts["gdb"]),
-        "qmp": str(facts["qmp"]),
-        "log": str(facts["console_log"]),
-        **({"note": "\n".join(facts["notes"])} if facts["notes"] else {}),
-    }
-
-
-def symbols(facts: dict[str, Any]) -> str:
-    """Return in words where the symbols are and what proves that they belong to the kernel."""
-    if facts["vmlinux"] is None:
+def symbols(kernel: Kernel) -> str:
+    """Return in words where the symbols are, and what proves that they belong to the kernel."""
+    if kernel.vmlinux is None:
         return "none: GDB will know addresses only; --vmlinux F names them"
-    proof = (
-        f"build-id {facts['build_id']}, the same in both" if facts["build_id"] else "no build-id to compare"
-    )
-    return f"{facts['vmlinux']}\n{proof}"
-
-
-def _time(seconds: float) -> str:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="seconds")
+    if not kernel.build_id:
+        return f"{kernel.vmlinux}\nno build-id to compare"
+    return f"{kernel.vmlinux}\nmatch the kernel: build-id {kernel.build_id}"

@@ -36,11 +36,12 @@ def build(
     interrupted build goes on where it was.
     """
     from vmdebug.deadline import Deadline
-    from vmdebug.session import BUILD_SECONDS
     from vmdebug.sources import kbuild
 
     with render.progress() as report:
-        built = kbuild.build(source=source, jobs=jobs, report=report, deadline=Deadline.after(BUILD_SECONDS))
+        built = kbuild.build(
+            source=source, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS)
+        )
     facts = {"image": built.image, "vmlinux": built.vmlinux, "release": built.release}
     if as_json:
         render.put_json(facts)

@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated
@@ -70,18 +71,19 @@ def run(
 ) -> None:
     """Run a script's main(session) on a guest.
 
-    With `-- ARGS` it is main(session, args). Without --guest and --name it is vmdebug.toml's default guest, else `builtin`. A guest started
-    for the script ends with it. Status 1 when the script raises; of vmdebug's own errors, theirs.
+    With `-- ARGS` it is main(session, args). Without --guest and --name the guest is vmdebug.toml's
+    default, else `builtin`. A guest started for the script ends with it. Status 1 when the script
+    raises; of vmdebug's own errors, theirs.
     """
     if guest is not None and name is not None:
         raise UsageError(
             "--guest and --name cannot both be given", hint="--guest starts one, --name takes one"
         )
+    arguments = list(verb.tail(context))
     try:
-        with _session(guest, name, halt, settle=bisect) as session, _alarm(timeout):
-            status = _call(script, session, list(verb.tail(context)))
-    except VmdebugError as error:
-        if not (bisect and isinstance(error, CANNOT_JUDGE)):
+        status = _run(script, _session(guest, name, halt, settle=bisect), arguments, timeout)
+    except CANNOT_JUDGE as error:
+        if not bisect:
             raise
         render.error(error)
         status = BISECT_SKIP
@@ -155,23 +157,44 @@ def _alarm(seconds: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _call(script: Path, session: DebugSession, arguments: list[str]) -> int:
-    """Run the script and return the exit status that came of it."""
+def _run(
+    script: Path,
+    opening: AbstractContextManager[DebugSession],
+    arguments: list[str],
+    timeout: float | None,
+) -> int:
+    """Run the script and return the exit status that came of it.
+
+    Args:
+        script: Loaded before the session is opened: a mistake in it must not cost a boot.
+        opening: Opens the session.
+        arguments: For the script.
+        timeout: Seconds for the script itself.
+    """
     try:
         main = _main_of(script, with_arguments=bool(arguments))
-        if _takes(main, 2):
-            main(session, arguments)
-        else:
-            main(session)
     except Exception as error:
         if isinstance(error, UsageError) and _below(script, error) is None:
             raise
-        render.tell(_own_traceback(script, error))
-        if not isinstance(error, VmdebugError):
-            return VmdebugError.exit_status
-        render.error(error)
-        return error.exit_status
+        return _failed(script, error)
+    with opening as session, _alarm(timeout):
+        try:
+            if _takes(main, 2):
+                main(session, arguments)
+            else:
+                main(session)
+        except Exception as error:  # noqa: BLE001 - whatever a script raises is shown
+            return _failed(script, error)
     return 0
+
+
+def _failed(script: Path, error: Exception) -> int:
+    """Show a script's error and return the exit status that it becomes."""
+    render.tell(_own_traceback(script, error))
+    if not isinstance(error, VmdebugError):
+        return VmdebugError.exit_status
+    render.error(error)
+    return error.exit_status
 
 
 def _main_of(script: Path, *, with_arguments: bool) -> Callable[..., object]:

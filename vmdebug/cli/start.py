@@ -98,15 +98,13 @@ def start(
 def _resolve(wanted: GuestOptions, report: Report) -> LaunchSpec:
     from vmdebug import sources
     from vmdebug.deadline import Deadline
-    from vmdebug.session import BUILD_SECONDS
 
-    return sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
+    return sources.resolve(wanted, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
 
 
 def _launch(wanted: GuestOptions, *, bound: bool) -> Vm:
     from vmdebug import vm
     from vmdebug.deadline import Deadline
-    from vmdebug.session import LAUNCH_SECONDS
 
     with render.progress() as report:
         spec = _resolve(wanted, report)
@@ -114,34 +112,35 @@ def _launch(wanted: GuestOptions, *, bound: bool) -> Vm:
             spec,
             bound=bound,
             report=report,
-            deadline=Deadline.after(LAUNCH_SECONDS),
+            deadline=Deadline.after(verb.LAUNCH_SECONDS),
             exact_name=wanted.name is not None,
         )
 
 
 def _show_plan(wanted: GuestOptions, *, as_json: bool) -> None:
-    from vmdebug import guest, process, vm
+    from vmdebug import guest, vm
+    from vmdebug.deadline import Deadline
 
     with render.progress() as report:
         spec = _resolve(wanted, report)
-        plan = vm.plan(spec)
+        plan = vm.plan(spec, report=report, deadline=Deadline.after(verb.LAUNCH_SECONDS))
     if as_json:
         render.put(guest.encode(spec).decode())
         return
     render.tell(guest.encode(spec).decode())
     render.tell(f"accelerator: {plan.accel}: {plan.reason}\n")
-    render.put(process.shell_line(plan.argv, plan.env))
+    render.put(plan.line())
 
 
 def _detached(wanted: GuestOptions, *, as_json: bool) -> None:
     from vmdebug.cli import facts
 
     machine = _launch(wanted, bound=False)
-    found = facts.of(machine, machine.status())
+    found = machine.facts()
     if as_json:
         render.put_json(found)
         return
-    render.tell_facts(facts.for_people(found))
+    render.tell_facts(facts.for_people(machine, found))
     render.tell("\nnext:\n" + "\n".join(f"  {line}" for line in _next(found)))
 
 
@@ -165,12 +164,7 @@ def _next(found: dict[str, Any]) -> list[str]:
 def _foreground(wanted: GuestOptions) -> None:
     """Show the console until the VM ends; it ends with us however we end."""
     from vmdebug.cli import console, facts
-    from vmdebug.deadline import Deadline
-    from vmdebug.session import STOP_SECONDS
 
-    machine = _launch(wanted, bound=True)
-    try:
-        render.tell_facts(facts.for_people(facts.of(machine, machine.status())))
+    with _launch(wanted, bound=True) as machine:
+        render.tell_facts(facts.for_people(machine, machine.facts()))
         console.show(machine)
-    finally:
-        machine.stop(deadline=Deadline.after(STOP_SECONDS))

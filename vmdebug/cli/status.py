@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from vmdebug.cli import render, verb
+
+if TYPE_CHECKING:
+    from vmdebug.vm import Vm
 
 app = verb.new_app()
 
@@ -21,14 +27,24 @@ def status(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
     from vmdebug import vm
     from vmdebug.cli import facts
 
-    machines = vm.every() if name is None else [vm.find(name)]
-    found = [facts.of(machine, machine.status()) for machine in machines]
+    machines = [vm.find(name)] if name is not None else _all()
+    found = [machine.facts() for machine in machines]
     if as_json:
         render.put_json(found)
     elif name is not None:
-        render.put_facts(facts.for_people(found[0]))
+        render.put_facts(facts.for_people(machines[0], found[0]))
     elif found:
         rows = [[str(each[column]) for column in COLUMNS] for each in found]
         render.put_table([column.upper() for column in COLUMNS], rows)
     else:
         render.tell("no VM runs; `vmdebug start` starts one")
+
+
+def _all() -> Sequence[Vm]:
+    """Return all VMs; one whose state cannot be read must not hide the others."""
+    from vmdebug import vm
+
+    survey = vm.sweep()
+    for problem in survey.problems:
+        render.error(problem)
+    return survey.vms

@@ -11,6 +11,14 @@ from vmdebug.errors import UsageError
 
 app = verb.new_app()
 
+ENDED = {
+    "gone": "had ended",
+    "quit": "stopped",
+    "SIGTERM": "stopped, by SIGTERM: QEMU did not answer",
+    "SIGKILL": "killed",
+}
+"""What is said of each way in which a VM can end; see `vmdebug.vm.machine.Rung`."""
+
 
 @app.command(epilog=verb.examples("vmdebug stop", "vmdebug stop base-nixos", "vmdebug stop --all --force"))
 def stop(
@@ -30,14 +38,12 @@ def stop(
     guest is not shut down: what it has not written to its disk is lost, as with a pulled plug.
     """
     from vmdebug import vm
-    from vmdebug.deadline import Deadline
-    from vmdebug.session import STOP_SECONDS
 
     if everything and names:
         raise UsageError("--all and names cannot both be given", hint="leave one of them out")
     machines = vm.every() if everything else [vm.find(name) for name in names or [None]]
     for machine in machines:
-        machine.stop(force=force, deadline=Deadline.after(STOP_SECONDS))
-        render.tell(f"stopped {machine.name}")
+        how = machine.stop(force=force)
+        render.tell(f"{machine.name}: {ENDED[how]}")
     if not machines:
         render.tell("no VM runs")

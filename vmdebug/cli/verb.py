@@ -10,6 +10,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from vmdebug.errors import VmdebugError
+
+BUILD_SECONDS = 24 * 3600.0
+"""How long finding a guest may take: nix or make may build a kernel on the way, and Ctrl-C works."""
+
+LAUNCH_SECONDS = 120.0
+"""How long QEMU may take to answer, the probe of an accelerator included."""
+
 TAIL = "vmdebug.tail"
 """Key in a context's `meta` of the words after `--`; see `WithTail`."""
 
@@ -63,11 +71,11 @@ def tail(context: typer.Context) -> tuple[str, ...]:
 
 def complete_vm(incomplete: str) -> list[str]:
     """Return the names of VMs, for a shell's completion."""
-    from vmdebug.vm import rundir
+    from vmdebug import vm
 
-    # Not `vm.every`: pressing Tab must be quick, and must not clear anything away.
-    with contextlib.suppress(OSError):
-        return sorted(each.name for each in rundir.runtime().iterdir() if each.name.startswith(incomplete))
+    # A shell's prompt is no place for errors.
+    with contextlib.suppress(VmdebugError):
+        return [name for name in vm.names() if name.startswith(incomplete)]
     return []
 
 
@@ -75,8 +83,8 @@ def complete_guest(incomplete: str) -> list[str]:
     """Return what can be named as a guest without looking at files, for a shell's completion."""
     from vmdebug import config
 
-    with contextlib.suppress(Exception):
-        return [name for name in config.names() if name.startswith(incomplete)]
+    with contextlib.suppress(VmdebugError):
+        return [name for name in (*config.names(), "builtin") if name.startswith(incomplete)]
     return []
 
 

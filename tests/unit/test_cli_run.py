@@ -1,0 +1,234 @@
+"""`run`: what a script gets, how its errors look, what becomes of them under `git bisect`."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from vmdebug import cli, errors
+
+
+class Session:
+    """Stands for a DebugSession; scripts here only hand it around."""
+
+    status = "running"
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.console = self
+        self.boots: Exception | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+    def wait_ready(self, _deadline: object) -> None:
+        if self.boots is not None:
+            raise self.boots
+
+
+Asked = list[tuple[Any, ...]]
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> Session:
+    return Session()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, session: Session) -> Asked:
+    calls: Asked = []
+
+    def start(guest: str | None, *, report: object, **options: object) -> Session:
+        calls.append(("start", guest, options))
+        return session
+
+    def attach(name: str | None) -> Session:
+        calls.append(("attach", name))
+        return session
+
+    monkeypatch.setattr("vmdebug.session.start", start)
+    monkeypatch.setattr("vmdebug.session.attach", attach)
+    return calls
+
+
+Write = Callable[[str], str]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Write:
+    def write(text: str) -> str:
+        path = tmp_path / "check.py"
+        path.write_text(textwrap.dedent(text))
+        return str(path)
+
+    return write
+
+
+def test_a_script_gets_a_session_on_the_default_guest(
+    asked: Asked, session: Session, script: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = script("""
+        def main(session):
+            print(session.status)
+    """)
+    assert cli.status_of(["run", path]) == 0
+    assert asked == [("start", None, {})]
+    assert capsys.readouterr().out == "running\n"
+    assert session.closed
+
+
+def test_the_guest_and_its_halt_are_handed_on(asked: Asked, script: Write) -> None:
+    assert cli.status_of(["run", script("def main(session): pass"), "--guest", ".#base", "--halt"]) == 0
+    assert asked == [("start", ".#base", {"halt": True})]
+
+
+def test_a_name_is_a_vm_that_runs(asked: Asked, script: Write) -> None:
+    assert cli.status_of(["run", script("def main(session): pass"), "--name", "base"]) == 0
+    assert asked == [("attach", "base")]
+
+
+def test_guest_and_name_exclude_each_other(asked: Asked, script: Write) -> None:
+    assert cli.status_of(["run", script("def main(session): pass"), "--name", "a", "--guest", "b"]) == 2
+    assert asked == []
+
+
+def test_words_after_the_dashes_are_the_scripts(
+    asked: Asked, script: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = script("def main(session, args): print(args)")
+    assert cli.status_of(["run", path, "--", "-v", "--", "x"]) == 0
+    assert capsys.readouterr().out == "['-v', '--', 'x']\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("def main(session): pass", ["--", "x"]), ("x = 1", []), ("main = 1", [])],
+)
+def test_a_script_whose_main_does_not_fit_is_a_mistake(
+    text: str, words: list[str], asked: Asked, script: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.status_of(["run", script(text), *words]) == 2
+    assert "main" in capsys.readouterr().err
+
+
+def test_a_missing_script_starts_nothing(asked: Asked) -> None:
+    assert cli.status_of(["run", "nowhere.py"]) == 2
+    assert asked == []
+
+
+def test_what_lies_beside_the_script_can_be_imported(asked: Asked, script: Write, tmp_path: Path) -> None:
+    (tmp_path / "vmdebug_test_helper.py").write_text("ANSWER = 42")
+    path = script("""
+        from vmdebug_test_helper import ANSWER
+        def main(session):
+            assert ANSWER == 42
+    """)
+    assert cli.status_of(["run", path]) == 0
+
+
+def test_a_scripts_error_is_shown_from_the_script_on(
+    asked: Asked, session: Session, script: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = script("""
+        def helper():
+            raise KeyError("gone")
+        def main(session):
+            helper()
+    """)
+    assert cli.status_of(["run", path]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[1] == f'  File "{path}", line 5, in main'
+    assert lines[-1] == "KeyError: 'gone'"
+    assert not any("vmdebug/cli" in line for line in lines)
+    assert session.closed
+
+
+def test_an_error_of_ours_keeps_its_status_and_its_hint(
+    asked: Asked, script: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = script("""
+        from vmdebug.deadline import Deadline
+        def main(session):
+            raise Deadline.after(3).error("a stop", hint="wait longer")
+    """)
+    assert cli.status_of(["run", path]) == 5
+    err = capsys.readouterr().err
+    assert f'File "{path}", line 4, in main' in err
+    assert "vmdebug: waited 3 s for a stop\n   hint: wait longer\n" in err
+
+
+def test_a_script_that_cannot_be_parsed(
+    asked: Asked, script: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.status_of(["run", script("def main(:")]) == 1
+    assert "SyntaxError" in capsys.readouterr().err
+
+
+def test_a_script_may_exit(asked: Asked, script: Write) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.status_of(["run", script("import sys\ndef main(session): sys.exit(7)")])
+    assert exit_.value.code == 7
+
+
+def test_the_timeout_ends_a_script_that_hangs(
+    asked: Asked, session: Session, script: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = script("""
+        import threading
+        def main(session):
+            threading.Event().wait()
+    """)
+    assert cli.status_of(["run", path, "--timeout", "0.2"]) == 5
+    assert "waited 0.2 s for the script to end" in capsys.readouterr().err
+    assert session.closed
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ("HostError", 125),
+        ("MismatchError", 125),
+        ("DeadlineError", 5),
+        ("VmError", 1),
+    ],
+)
+def test_bisect_leaves_out_what_it_cannot_judge(error: str, status: int, asked: Asked, script: Write) -> None:
+    path = script(f"""
+        from vmdebug import errors
+        def main(session):
+            raise errors.{error}("no")
+    """)
+    assert cli.status_of(["run", "--bisect", path]) == status
+
+
+@pytest.mark.parametrize("error", [errors.GuestDiedError("panicked"), errors.DeadlineError("waited")])
+def test_bisect_leaves_out_a_guest_that_never_boots(
+    error: Exception, asked: Asked, session: Session, script: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.boots = error
+    assert cli.status_of(["run", "--bisect", script("def main(session): print('ran')")]) == 125
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "never booted" in err
+
+
+def test_bisect_leaves_out_a_guest_that_does_not_start(
+    asked: Asked, script: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise errors.LaunchError("QEMU did not start")
+
+    monkeypatch.setattr("vmdebug.session.start", start)
+    assert cli.status_of(["run", "--bisect", script("def main(session): pass")]) == 125
+
+
+def test_bisect_passes_a_failing_script_on(asked: Asked, script: Write) -> None:
+    assert cli.status_of(["run", "--bisect", script("def main(session): assert False")]) == 1

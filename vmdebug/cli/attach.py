@@ -1,0 +1,102 @@
+"""`vmdebug attach`: a person's GDB on a running VM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from vmdebug.cli import verb
+from vmdebug.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmdebug.debugger.attach import Extra
+
+ORDER = "vmdebug.order"
+"""Key in a context's `meta` of the options' names in the order in which they were given."""
+
+
+class Attach(TyperCommand):
+    """`attach`, which knows in which order its `-x` and `-ex` came, as GDB does."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words, and keep the order that typer does not hand on."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta[ORDER] = tuple(option.name for option in order)
+        return super().parse_args(ctx, args)
+
+
+app = verb.new_app()
+
+
+@app.command(
+    cls=Attach,
+    epilog=verb.examples(
+        "vmdebug attach",
+        "vmdebug attach base-nixos --until start_kernel --timeout 60",
+        "vmdebug attach --batch --until start_kernel -ex bt -ex 'info locals'",
+        "vmdebug attach --gdb pwndbg -x ~/breakpoints.gdb",
+    ),
+)
+def attach(
+    context: typer.Context,
+    name: verb.VmName = None,
+    *,
+    until: Annotated[
+        str | None, typer.Option(metavar="SYMBOL", help="Run to there before anything else.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", min=0, help="End with status 5 when --until takes longer.")
+    ] = None,
+    gdb: Annotated[
+        str, typer.Option(metavar="PROG", help="GDB, or a program that takes its options; may have options.")
+    ] = "gdb",
+    x: Annotated[
+        list[str] | None, typer.Option("-x", metavar="F", help="Run GDB commands from a file. Repeatable.")
+    ] = None,
+    ex: Annotated[
+        list[str] | None, typer.Option("-ex", metavar="CMD", help="Run a GDB command. Repeatable.")
+    ] = None,
+    nx: Annotated[bool, typer.Option("-nx", help="Leave ~/.gdbinit out.")] = False,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Run the commands and end; status 1 when one of them failed.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on when the symbols are not those of the kernel that runs.")
+    ] = False,
+) -> None:
+    """Become a GDB on a running VM, with everything loaded.
+
+    That is vmlinux where the kernel runs, its sources, its GDB scripts, and -x and -ex in the order
+    given. Attaching stops the guest; quitting or `detach` lets it run on.
+    """
+    if timeout is not None and until is None:
+        raise UsageError("--timeout is for --until", hint="say where to run to: --until start_kernel")
+    from vmdebug import vm
+    from vmdebug.debugger import attach as attaching
+
+    machine = vm.find(name)
+    spec = machine.state.spec
+    attachment = attaching.Attachment(
+        endpoint=machine.state.gdb,
+        kernel=spec.kernel,
+        accel=machine.state.accel,
+        kaslr="nokaslr" not in spec.parameters,
+        program=attaching.program(gdb),
+        extra=_in_order(context, {"x": x or [], "ex": ex or []}),
+        batch=batch,
+        until=until,
+        timeout=timeout,
+        init=not nx,
+        force=force,
+    )
+    attaching.attach(attachment, lock=machine.rundir.attach_lock, vm=machine.name)
+
+
+def _in_order(context: typer.Context, given: dict[str, list[str]]) -> tuple[Extra, ...]:
+    """Return the values of `-x` and `-ex` as one list, in the order in which they were given."""
+    from vmdebug.debugger.attach import Extra
+
+    rest = {name: iter(values) for name, values in given.items()}
+    return tuple(Extra(name, next(rest[name])) for name in context.meta[ORDER] if name in rest)
