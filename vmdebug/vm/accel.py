@@ -12,7 +12,6 @@ import os
 import select
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -37,16 +36,14 @@ _INSTEAD = "or emulate: --accel tcg"
 _LOOK = f"see what the host's kernel says: dmesg | grep -i kvm; {_INSTEAD}"
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """An accelerator, with the reason in words."""
 
     accel: RealAccel
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(msgspec.Struct, frozen=True):
     """Where the host tells about KVM; tests put other files there."""
 
     device: Path = Path("/dev/kvm")
@@ -67,8 +64,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True):
     """What is to be accelerated.
 
     Args:

@@ -10,9 +10,10 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError, VmdebugError
@@ -42,8 +43,7 @@ KILL_SECONDS = 10.0
 """How long a killed QEMU may take to end: the kernel frees its memory first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tenant:
+class Tenant(msgspec.Struct, frozen=True):
     """Who has a run directory.
 
     Args:

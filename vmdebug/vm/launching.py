@@ -6,8 +6,7 @@ import contextlib
 import os
 import re
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,7 +16,7 @@ from vmdebug.errors import DeadlineError, GuestDiedError, LaunchError, UsageErro
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report, Step, silent
-from vmdebug.vm import argv, children, claims, planning, state
+from vmdebug.vm import argv, children, claims, dial, planning, state
 from vmdebug.vm.guardian import END_SECONDS, Guardian
 from vmdebug.vm.machine import Vm
 from vmdebug.vm.planning import Plan
@@ -27,11 +26,10 @@ from vmdebug.vm.state import State
 if TYPE_CHECKING:
     from subprocess import Popen
 
-    from vmdebug.vm.qmp import Qmp
-
 ANSWER = "QEMU to answer on QMP"
 
 _FIRST_PAUSE = 0.002
+_GROWTH = 1.2
 _LONGEST_PAUSE = 0.05
 
 _PORT_TAKEN = "Address already in use"
@@ -46,8 +44,7 @@ _HINTS = (
 """What QEMU says in its log, and what to do about it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
+class _Attempt(msgspec.Struct, frozen=True):
     """One launch under way: what is started, where, and what became of it."""
 
     spec: LaunchSpec
@@ -120,20 +117,24 @@ def _start(spec: LaunchSpec, how: Plan, directory: RunDir, guardian: Guardian) -
 
 def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
     """Wait until QEMU answers and write down what it is."""
-    with _connected(attempt, deadline) as connection:
+    _answered(attempt, deadline)
+    try:
         qemu = ProcessRef.of(int(attempt.rundir.pidfile.read_text()))
-        if qemu is None:
-            raise _failure(attempt)
-        gdb = str(attempt.rundir.gdb) if attempt.spec.tcp is None else _gdb_address(connection, deadline)
-        kvm = bool(connection.execute("query-kvm", deadline=deadline)["enabled"])
-    how = attempt.plan
-    decided = kvm == (how.accel == "kvm")
+    except (OSError, ValueError):
+        qemu = None  # it took its pidfile with it: it ended right after it had answered
+    if qemu is None:
+        raise _failure(attempt)
+    gdb, how = str(attempt.rundir.gdb), attempt.plan
+    if attempt.spec.tcp is not None:
+        gdb = f"127.0.0.1:{attempt.spec.tcp or _port(attempt, deadline)}"
+    if isinstance(attempt.spec.machine, RunnerMachine):
+        how = _as_decided(attempt, deadline)
     return State(
         spec=attempt.spec,
         qemu=qemu,
         leader=attempt.leader,
-        accel="kvm" if kvm else "tcg",
-        reason=how.reason if decided else "the runner's own options decide",
+        accel=how.accel,
+        reason=how.reason,
         argv=how.argv,
         env=how.env,
         owner=ProcessRef.of(os.getpid()) if bound else None,
@@ -142,42 +143,57 @@ def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
     )
 
 
-def _connected(attempt: _Attempt, deadline: Deadline) -> Qmp:
-    """Return a connection to a QEMU that has come up.
+def _answered(attempt: _Attempt, deadline: Deadline) -> None:
+    """Return when QEMU has come up.
 
     Raises:
         LaunchError: it ended instead.
         UsageError: the port for GDB is taken.
         DeadlineError: it did neither.
     """
-    # Imported while QEMU comes up beside us, which takes about as long.
-    from vmdebug.vm import qmp  # noqa: PLC0415
-
     pause = _FIRST_PAUSE
     try:
         while True:
-            with contextlib.suppress(qmp.NoListenerError):
-                return qmp.connect(attempt.rundir.control, process=attempt.leader, deadline=deadline)
+            with contextlib.suppress(dial.NoListenerError):
+                return dial.greeting(
+                    attempt.rundir.control, process=attempt.leader, what=ANSWER, deadline=deadline
+                )
             # The socket appears when QEMU has read its options; that QEMU ends instead shows at once.
             if attempt.leader.wait(min(pause, deadline.left(ANSWER))):
                 raise _failure(attempt)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(_GROWTH * pause, _LONGEST_PAUSE)
     except GuestDiedError as error:
         raise _failure(attempt) from error
     except DeadlineError as error:
         raise deadline.error(ANSWER, hint=error.hint, detail=_evidence(attempt)) from error
 
 
-def _gdb_address(connection: Qmp, deadline: Deadline) -> str:
-    """Return 127.0.0.1:PORT of the gdbstub; QEMU chose the port if it was asked to.
+def _port(attempt: _Attempt, deadline: Deadline) -> int:
+    """Return the port that QEMU chose for the gdbstub.
 
     The name that `query-chardev` gives is "disconnected:tcp:127.0.0.1:PORT,server=on".
     """
-    for chardev in connection.execute("query-chardev", deadline=deadline):
-        found = re.search(r"127\.0\.0\.1:\d+", chardev["filename"])
+    for chardev in _ask(attempt, "query-chardev", deadline):
+        found = re.search(r":tcp:127\.0\.0\.1:(\d+)", chardev["filename"])
         if chardev["label"] == argv.GDB_CHARDEV and found:
-            return found[0]
-    raise LaunchError("QEMU does not tell the port of its gdbstub")
+            return int(found[1])
+    raise LaunchError("QEMU does not tell the port of its gdbstub", hint="choose one: --tcp PORT")
+
+
+def _as_decided(attempt: _Attempt, deadline: Deadline) -> Plan:
+    """Return the plan with the accelerator that a runner's QEMU has: its script may insist on one."""
+    how = attempt.plan
+    real: argv.RealAccel = "kvm" if _ask(attempt, "query-kvm", deadline)["enabled"] else "tcg"
+    if real == how.accel:
+        return how
+    return msgspec.structs.replace(how, accel=real, reason="the runner's own options decide")
+
+
+def _ask(attempt: _Attempt, command: str, deadline: Deadline) -> Any:
+    from vmdebug.vm import qmp  # noqa: PLC0415 - asyncio costs 60 ms, and most launches need no answer
+
+    with qmp.connect(attempt.rundir.control, process=attempt.leader, deadline=deadline) as connection:
+        return connection.execute(command, deadline=deadline)
 
 
 def _failure(attempt: _Attempt) -> VmdebugError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, VmdebugError
-from vmdebug.vm import children, claims, lock, panic
+from vmdebug.vm import children, claims, dial, lock, panic
 from vmdebug.vm.guardian import Guardian
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
@@ -148,7 +148,7 @@ class Vm:
                 qmp.connect(self.rundir.control, process=self.state.qemu, deadline=until) as connection,
             ):
                 return connection.execute(command, arguments or None, deadline=until)
-        except (FileNotFoundError, qmp.NoListenerError) as error:
+        except (FileNotFoundError, dial.NoListenerError) as error:
             raise GuestDiedError(f"QEMU of {self.name} has ended", hint="start it anew") from error
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
+
+import msgspec
 
 from vmdebug import arch as arches
 from vmdebug import process
@@ -23,8 +24,7 @@ from vmdebug.vm.rundir import RunDir
 _PACKAGES = {"x86_64": "qemu-system-x86"}
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """How a VM is started.
 
     Args:
@@ -44,8 +44,7 @@ class Plan:
         return process.shell_line(self.argv, self.env)
 
 
-@dataclass(frozen=True, slots=True)
-class Means:
+class Means(msgspec.Struct, frozen=True):
     """What the host has for a spec.
 
     Args:

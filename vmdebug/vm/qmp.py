@@ -11,15 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import select
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import msgspec
 from qemu.qmp import (
     ConnectError,
     EventListener,
@@ -34,24 +33,17 @@ from qemu.qmp import (
 
 from vmdebug import errors
 from vmdebug.deadline import Deadline
-from vmdebug.errors import GuestDiedError, QmpError, VmdebugError, VmError
+from vmdebug.errors import QmpError, VmdebugError
 from vmdebug.process import ProcessRef
+from vmdebug.vm import dial
 
 CLOSE_SECONDS = 2.0
 """How long a connection may take to close before it is dropped."""
 
-_RETRY_SECONDS = 0.01
-_EXIT_SECONDS = 1.0
-
 T = TypeVar("T")
 
 
-class NoListenerError(QmpError):
-    """Nobody listens on the socket: QEMU does not yet, or has gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Something that QEMU told unasked.
 
     Args:
@@ -61,8 +53,8 @@ class Event:
     """
 
     name: str
-    data: Mapping[str, Any] = field(default_factory=dict)
-    time: float = 0.0
+    data: dict[str, Any]
+    time: float
 
 
 def connect(path: Path, *, process: ProcessRef | None = None, deadline: Deadline) -> Qmp:
@@ -80,7 +72,7 @@ def connect(path: Path, *, process: ProcessRef | None = None, deadline: Deadline
     """
     what = f"QEMU to answer on {path}"
     with contextlib.ExitStack() as protected:
-        dialled = protected.enter_context(contextlib.closing(_dial(path, what, deadline)))
+        dialled = protected.enter_context(dial.dial(path, what=what, deadline=deadline))
         qmp = protected.enter_context(Qmp(path, process))
         qmp.greet(dialled, what, deadline)
         protected.pop_all()
@@ -115,10 +107,10 @@ class Qmp:
     def greet(self, dialled: socket.socket, what: str, deadline: Deadline) -> None:
         """Take over a connected socket; for `connect`."""
         try:
-            self._loop.run(lambda: self._greet(dialled), what=what, deadline=deadline, hint=_BUSY)
+            self._loop.run(lambda: self._greet(dialled), what=what, deadline=deadline, hint=dial.BUSY)
         except ConnectError as error:
             if isinstance(error.exc, (EOFError, ConnectionError)):
-                raise self._lost("before it greeted") from error
+                raise dial.lost(self.path, self._process, "before it greeted") from error
             raise QmpError(f"{self.path} does not speak QMP: {error}") from error
 
     def execute(
@@ -148,7 +140,7 @@ class Qmp:
                 f"QEMU refused {command}: {error}", detail=json.dumps(dict(arguments or {}), default=str)
             ) from error
         except (ExecInterruptedError, StateError) as error:
-            raise self._lost(f"during {command}") from error
+            raise dial.lost(self.path, self._process, f"during {command}") from error
 
     @contextlib.contextmanager
     def listen(self, *names: str) -> Iterator[Listener]:
@@ -171,7 +163,7 @@ class Qmp:
         """Wait for a listener's next event; for `Listener`."""
         found = self._loop.run(lambda: self._next(events), what=what, deadline=deadline)
         if found is None:
-            raise self._lost(f"before {what}")
+            raise dial.lost(self.path, self._process, f"before {what}")
         return found
 
     def close(self) -> None:
@@ -182,12 +174,6 @@ class Qmp:
                 self._client.disconnect, what="QMP to close", deadline=Deadline.after(CLOSE_SECONDS)
             )
         self._loop.stop()
-
-    def _lost(self, when: str) -> VmError:
-        """Return the error for a closed connection: QEMU closes its sockets a moment before it ends."""
-        if self._process is None or self._process.wait(_EXIT_SECONDS):
-            return GuestDiedError(f"QEMU ended {when}", hint="its last words are in qemu.log and console.log")
-        return QmpError(f"QEMU closed {self.path} {when}", hint="it runs on: connect again")
 
     def _on_loop(self, act: Callable[[], None]) -> None:
         async def acting() -> None:
@@ -231,9 +217,6 @@ class Listener:
         """
         names = " or ".join(sorted(self._events.names)) or "an event"
         return self._qmp.next_event(self._events, names, deadline)
-
-
-_BUSY = "QMP serves one client at a time on a socket: is another one connected to it?"
 
 
 class _Loop:
@@ -296,31 +279,6 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
     finally:
         loop.close()
-
-
-def _dial(path: Path, what: str, deadline: Deadline) -> socket.socket:
-    """Return a connected socket. asyncio takes a full backlog for a connection; see unix(7) on EAGAIN."""
-    dialled = socket.socket(socket.AF_UNIX)
-    try:
-        dialled.setblocking(False)
-        while True:
-            try:
-                dialled.connect(str(path))
-            except BlockingIOError:
-                # Others stand in the queue before us, and nothing tells when it moves.
-                if deadline.passed:
-                    raise deadline.error(what, hint=_BUSY) from None
-                select.select([], [], [], _RETRY_SECONDS)
-            else:
-                return dialled
-    except OSError as error:
-        dialled.close()
-        if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
-            raise NoListenerError(f"nobody listens on {path}") from error
-        raise QmpError(f"cannot connect to {path}: {error.strerror}") from error
-    except BaseException:
-        dialled.close()
-        raise
 
 
 def _event(message: Message) -> Event:

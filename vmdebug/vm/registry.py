@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
@@ -18,8 +19,7 @@ SECONDS = 30.0
 """How long looking may take: another vmdebug may be clearing something just now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(msgspec.Struct, frozen=True):
     """What was found.
 
     Args:

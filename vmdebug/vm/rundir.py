@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import shutil
 import stat
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
@@ -41,8 +42,7 @@ _HINTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RunDir:
+class RunDir(msgspec.Struct, frozen=True):
     """One VM's run directory: the paths of what is in it. Making one does no I/O."""
 
     path: Path
@@ -124,7 +124,7 @@ class RunDir:
         The name tells apart VMs of one name under different RUNTIMEs.
         """
         base = Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - made 0700, refused when it is there
-        place = hashlib.sha256(os.fsencode(self.path.parent)).hexdigest()[:8]
+        place = f"{zlib.crc32(os.fsencode(self.path.parent)):08x}"
         return base.absolute() / f"vmdebug-{os.geteuid()}-{self.name}-{place}"
 
     def check(self) -> None:
