@@ -2,7 +2,7 @@
 
 A vmlinux and the kernel packed inside a boot image carry the same GNU build-id note,
 for both come from one link (see `LDFLAGS_vmlinux` in the kernel's Makefile). Where one
-has no such note, the version strings must do: linux_banner of init/version.c in the
+has no such note, the version strings must do: linux_banner of init/version-timestamp.c in the
 vmlinux, kernel_version of arch/x86/boot/version.c in the image.
 """
 
@@ -26,6 +26,7 @@ Proof = Literal["build-id", "banner", "release", "none"]
 """By what two files were found to belong together; "none": neither says anything to compare."""
 
 _BANNER = re.compile(rb"Linux version (\d[^\0\n]{1,500})\n\0")
+_NUMBER = re.compile(rb" #\d")
 _COMPILER = re.compile(r"(\S+ \(\S+@\S+\)) \(.*\) (#\d.*)")
 
 # A damaged or hostile file may claim any number of these; no kernel has as many.
@@ -275,8 +276,10 @@ def _banner(stream: IO[bytes], sections: dict[str, Any]) -> str:
     if rodata is None or not _has_bytes(rodata):
         return ""
     stream.seek(rodata["sh_offset"])
-    found = _BANNER.search(stream.read(min(rodata["sh_size"], _LARGEST_RODATA)))
-    text = found[1].decode("ascii", errors="replace") if found else ""
+    found = _BANNER.findall(stream.read(min(rodata["sh_size"], _LARGEST_RODATA)))
+    # Since 6.1 version.c's weak banner, without a build's number, stays beside version-timestamp.c's.
+    numbered = [text for text in found if _NUMBER.search(text)]
+    text = (numbered or found or [b""])[0].decode("ascii", errors="replace")
     return text if text.isprintable() else ""
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit import kernelfiles
-from tests.unit.kernelfiles import BANNER, ID, OTHER_ID, PACKERS, RELEASE, VERSION
+from tests.unit.kernelfiles import BANNER, ID, NUMBER, OTHER_ID, PACKERS, RELEASE, VERSION
 from vmdebug import bzimage, filecache, kimage
 from vmdebug.errors import HostError, MismatchError, UsageError
 
@@ -73,6 +73,14 @@ def test_compressed_dwarf_is_dwarf(tmp_path: Path) -> None:
     for style in ("zlib", "zlib-gnu"):
         packed = kernelfiles.vmlinux(tmp_path / style, options=(f"-gz={style}",))
         assert kimage.read_vmlinux(packed).has_dwarf, style
+
+
+def test_the_banner_is_the_one_with_a_build_number(tmp_path: Path) -> None:
+    # Since 6.1 the weak one of init/version.c stays in the file: "… # SMP \n".
+    unnumbered = BANNER.replace(NUMBER, "# SMP ")
+    two = kernelfiles.vmlinux(tmp_path / "vmlinux", "", banner=f"{unnumbered}\\n\\0Linux version {BANNER}")
+    assert kimage.read_vmlinux(two).banner == BANNER
+    assert kimage.check(kernelfiles.image(tmp_path / "bzImage", two), two) == "banner"
 
 
 class TestCheck:
