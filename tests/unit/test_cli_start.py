@@ -106,7 +106,7 @@ def test_it_says_what_was_started(asked: list[GuestOptions], capsys: pytest.Capt
     for said in (
         "halted",
         "tcg: asked for",
-        "ab12",
+        "/src/linux/vmlinux",
         "the tree /src/linux",
         "nokaslr",
         "/run/vmdebug/linux/gdb.sock",

@@ -1,12 +1,34 @@
-"""What people are told about a VM, by `start` and by `status`."""
+"""The VMs there are, and what people are told about one by `start` and by `status`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmdebug.cli import render
+from vmdebug.errors import VmdebugError
+
 if TYPE_CHECKING:
     from vmdebug.guest import Kernel
     from vmdebug.vm import Vm
+
+
+PROOFS = {
+    "build-id": "match the kernel: build-id {build_id}",
+    "banner": "match the kernel: its version and build date",
+    "release": "match the kernel by its release alone",
+    "none": "nothing tells whether they match the kernel",
+}
+"""What is said of each `kimage.Proof`."""
+
+
+def every_vm() -> list[Vm]:
+    """Return all VMs; one whose state cannot be read is told of, and does not hide the others."""
+    from vmdebug import vm
+
+    survey = vm.sweep()
+    for problem in survey.problems:
+        render.error(problem)
+    return list(survey.vms)
 
 
 def for_people(vm: Vm, facts: dict[str, Any]) -> dict[str, str]:
@@ -33,8 +55,12 @@ def for_people(vm: Vm, facts: dict[str, Any]) -> dict[str, str]:
 
 def symbols(kernel: Kernel) -> str:
     """Return in words where the symbols are, and what proves that they belong to the kernel."""
+    from vmdebug import kimage
+
     if kernel.vmlinux is None:
         return "none: GDB will know addresses only; --vmlinux F names them"
-    if not kernel.build_id:
-        return f"{kernel.vmlinux}\nno build-id to compare"
-    return f"{kernel.vmlinux}\nmatch the kernel: build-id {kernel.build_id}"
+    try:
+        proof = kimage.check(kernel.image, kernel.vmlinux)
+    except VmdebugError as error:  # since the start: built anew, or removed
+        return f"{kernel.vmlinux}\n{error.message}"
+    return f"{kernel.vmlinux}\n{PROOFS[proof].format(build_id=kernel.build_id)}"

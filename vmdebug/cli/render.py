@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -92,7 +93,8 @@ def put_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _style(text: str, code: str, stream: IO[str] | None = None) -> str:
-    return f"\033[{code}m{text}\033[{_OFF}m" if (stream or sys.stderr).isatty() else text
+    plain = os.environ.get("NO_COLOR") or not (stream or sys.stderr).isatty()
+    return text if plain else f"\033[{code}m{text}\033[{_OFF}m"
 
 
 @contextlib.contextmanager

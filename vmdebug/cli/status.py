@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 from vmdebug.cli import render, verb
-
-if TYPE_CHECKING:
-    from vmdebug.vm import Vm
 
 app = verb.new_app()
 
@@ -27,7 +21,7 @@ def status(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
     from vmdebug import vm
     from vmdebug.cli import facts
 
-    machines = [vm.find(name)] if name is not None else _all()
+    machines = [vm.find(name)] if name is not None else facts.every_vm()
     found = [machine.facts() for machine in machines]
     if as_json:
         render.put_json(found)
@@ -38,13 +32,3 @@ def status(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
         render.put_table([column.upper() for column in COLUMNS], rows)
     else:
         render.tell("no VM runs; `vmdebug start` starts one")
-
-
-def _all() -> Sequence[Vm]:
-    """Return all VMs; one whose state cannot be read must not hide the others."""
-    from vmdebug import vm
-
-    survey = vm.sweep()
-    for problem in survey.problems:
-        render.error(problem)
-    return survey.vms

@@ -38,10 +38,12 @@ def stop(
     guest is not shut down: what it has not written to its disk is lost, as with a pulled plug.
     """
     from vmdebug import vm
+    from vmdebug.cli import facts
 
     if everything and names:
         raise UsageError("--all and names cannot both be given", hint="leave one of them out")
-    machines = vm.every() if everything else [vm.find(name) for name in names or [None]]
+    named = [vm.find(name) for name in names or ()]
+    machines = facts.every_vm() if everything else named or [vm.find()]
     for machine in machines:
         how = machine.stop(force=force)
         render.tell(f"{machine.name}: {ENDED[how]}")
