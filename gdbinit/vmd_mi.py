@@ -1,0 +1,61 @@
+"""The MI commands that vmdebug's host side uses; importing it defines them.
+
+Bulk goes over as base64: MI escapes each quote of JSON, and its readers pay for each.
+See "GDB/MI Commands In Python" in GDB's manual; GDB 12 or newer.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+
+import gdb
+import vmd_value
+
+
+class Command(gdb.MICommand):
+    """One MI command, made of a function."""
+
+    def __init__(self, name: str, act: Callable[..., dict[str, str]]) -> None:
+        super().__init__(name)
+        self._act = act
+
+    def invoke(self, argv: list[str]) -> dict[str, str]:
+        """Carry it out; GDB's errors keep GDB's words, without a note that Python was involved."""
+        try:
+            return self._act(*argv)
+        except gdb.error as error:
+            raise gdb.GdbError(str(error)) from error
+
+
+def value(known: str, expression: str) -> dict[str, str]:
+    """`-vmd-value KNOWN EXPRESSION`: an expression's value, with all types after the first KNOWN."""
+    return _answer(gdb.parse_and_eval(expression), int(known))
+
+
+def element(known: str, number: str, address: str, index: str) -> dict[str, str]:
+    """`-vmd-element KNOWN TYPE ADDRESS INDEX`: what a pointer points to, or an array holds."""
+    return _answer(vmd_value.element(int(number), int(address), int(index)), int(known))
+
+
+def string(address: str, limit: str) -> dict[str, str]:
+    """`-vmd-string ADDRESS LIMIT`: the bytes up to the first NUL."""
+    return {"data": _packed(vmd_value.string(int(address), int(limit)))}
+
+
+def _answer(result: gdb.Value, known: int) -> dict[str, str]:
+    entry, data = vmd_value.about(result)
+    entry["layouts"] = vmd_value.LAYOUTS.described[known:]
+    return {"about": _packed(json.dumps(entry).encode()), "data": _packed(data)}
+
+
+def _packed(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+COMMANDS = (
+    Command("-vmd-value", value),
+    Command("-vmd-element", element),
+    Command("-vmd-string", string),
+)

@@ -1,0 +1,242 @@
+"""Running and stopping the guest: GDB's commands for it, and the stops that come of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, overload
+
+from vmdebug.deadline import Deadline
+from vmdebug.debugger import breakpoints, mi, refused, stop
+from vmdebug.debugger.breakpoints import Breakpoint
+from vmdebug.debugger.runstate import RunState, State
+from vmdebug.debugger.stop import Frame, Inspector, Stop, Thread
+from vmdebug.debugger.transport import Answer, Transport
+from vmdebug.errors import DeadlineError, GdbError
+
+RUN_SECONDS = 60.0
+"""How long the guest may run until it stops."""
+
+STOP_SECONDS = 10.0
+"""How long the guest may take to stop when it is told to."""
+
+
+class Control:
+    """The run control of a `gdb.Gdb`; everything that touches the guest goes through it.
+
+    Args:
+        transport: To GDB.
+        state: The listener that the transport was started with.
+    """
+
+    def __init__(self, transport: Transport, state: RunState) -> None:
+        self._transport = transport
+        self._run_state = state
+        self._breakpoints: dict[int, Breakpoint] = {}
+        self._interrupter: Callable[[], None] | None = None
+
+    @property
+    def state(self) -> State:
+        """Where GDB and the guest stand now."""
+        if self._run_state.state is State.RUNNING:
+            self._transport.refresh()
+        return self._run_state.state
+
+    @property
+    def stopped(self) -> bool:
+        """Whether GDB holds the guest stopped."""
+        return self.state is State.STOPPED
+
+    @overload
+    def cont(self, *, timeout: float = ..., wait: Literal[True] = ...) -> Stop: ...
+
+    @overload
+    def cont(self, *, timeout: float = ..., wait: Literal[False]) -> None: ...
+
+    def cont(self, *, timeout: float = RUN_SECONDS, wait: bool = True) -> Stop | None:
+        """Let the guest run, until it stops or without waiting.
+
+        Args:
+            timeout: Seconds until it has to stop.
+            wait: Whether to wait for the stop.
+
+        Raises:
+            StateError: it isn't stopped.
+            GdbError: a breakpoint could not be planted.
+            GuestDiedError: QEMU ended.
+            DeadlineError: it still runs.
+        """
+        deadline = Deadline.after(timeout)
+        self._resume("cont", "-exec-continue", deadline)
+        return self._next_stop("cont", deadline) if wait else None
+
+    def step(self, *, timeout: float = RUN_SECONDS) -> Stop:
+        """Run to the next source line, into calls; raises as `cont` does."""
+        return self._run("step", "-exec-step", timeout)
+
+    def next(self, *, timeout: float = RUN_SECONDS) -> Stop:
+        """Run to the next source line, over calls; raises as `cont` does."""
+        return self._run("next", "-exec-next", timeout)
+
+    def stepi(self, *, timeout: float = RUN_SECONDS) -> Stop:
+        """Run one instruction; raises as `cont` does."""
+        return self._run("stepi", "-exec-step-instruction", timeout)
+
+    def finish(self, *, timeout: float = RUN_SECONDS) -> Stop:
+        """Run until the selected frame returns; `details["return-value"]` has what, as GDB prints it."""
+        return self._run("finish", "-exec-finish", timeout)
+
+    def until(self, where: str | int, *, timeout: float = RUN_SECONDS) -> Stop:
+        """Run to a place, or until the current frame returns; raises as `cont` does.
+
+        Args:
+            where: A symbol, file:line, `*expression`, or an address.
+            timeout: Seconds until it has to stop.
+        """
+        return self._run("until", f"-exec-until {mi.quote(breakpoints.location(where))}", timeout)
+
+    def wait_stop(self, *, timeout: float = RUN_SECONDS) -> Stop:
+        """Return the next stop of the running guest, or the one that nobody has seen yet.
+
+        Args:
+            timeout: Seconds.
+
+        Raises:
+            StateError: it stands still, and its stop has been returned already.
+            GuestDiedError: QEMU ended.
+            DeadlineError: it still runs.
+        """
+        return self._next_stop("wait_stop", Deadline.after(timeout))
+
+    def interrupt(self, *, timeout: float = STOP_SECONDS) -> Stop:
+        """Stop the running guest; a stop that came first is returned instead.
+
+        Args:
+            timeout: Seconds.
+
+        Raises:
+            StateError: it stands still, and its stop has been returned already.
+            GuestDiedError: QEMU ended.
+            DeadlineError: it still runs.
+        """
+        deadline = Deadline.after(timeout)
+        if self.state is State.RUNNING:
+            self._interrupt(deadline)
+        return self._next_stop("interrupt", deadline)
+
+    @contextlib.contextmanager
+    def held(self, *, timeout: float = STOP_SECONDS) -> Iterator[None]:
+        """Hold the guest stopped for the block, and leave it as it was found.
+
+        A stop of its own that comes in between stays, for `wait_stop`.
+
+        Args:
+            timeout: Seconds that it may take to stop, and again to go on.
+
+        Raises:
+            GuestDiedError: QEMU ended.
+            DeadlineError: the guest did not stop.
+        """
+        running = self.state is State.RUNNING
+        if running:
+            self._interrupt(Deadline.after(timeout))
+        try:
+            yield
+        finally:
+            if running and self._run_state.interrupted:
+                self._run_state.take_stop()
+                self._resume("held", "-exec-continue", Deadline.after(timeout))
+
+    def _execute(self, command: str, deadline: Deadline) -> Answer:
+        """Have GDB carry out an MI command.
+
+        Raises:
+            GuestDiedError: GDB lost the guest over it.
+            GdbError: GDB refused it, or has ended.
+            DeadlineError: GDB did not answer.
+        """
+        before = self._run_state.state
+        try:
+            return self._transport.execute(command, deadline)
+        except GdbError as error:
+            if self._run_state.state is State.GONE and before is not State.GONE:
+                raise self._run_state.died(command) from error
+            raise
+
+    def _need(self, call: str, *allowed: State) -> None:
+        """Raise unless the state, as it is now, is one of `allowed`; see `RunState.need`."""
+        if self._run_state.state not in allowed:
+            self._transport.refresh()
+            self._run_state.need(call, *allowed)
+
+    def _run(self, call: str, command: str, timeout: float) -> Stop:
+        deadline = Deadline.after(timeout)
+        self._resume(call, command, deadline)
+        return self._next_stop(call, deadline)
+
+    def _resume(self, call: str, command: str, deadline: Deadline) -> None:
+        self._need(call, State.STOPPED)
+        try:
+            self._execute(command, deadline)
+        except GdbError as error:
+            raise refused.planting(error, call) from error
+
+    def _interrupt(self, deadline: Deadline) -> None:
+        """Stop the running guest, leaving its stop for whoever wants it."""
+        if self._interrupter is not None:
+            self._interrupter()
+        else:
+            # It may stop by itself at this very moment; then GDB has nothing to interrupt, which is as well.
+            with contextlib.suppress(GdbError):
+                self._execute("-exec-interrupt", deadline)
+        self._wait_while_running("interrupt", deadline)
+
+    def _wait_while_running(self, call: str, deadline: Deadline) -> None:
+        state = self._run_state
+        try:
+            self._transport.wait(
+                lambda: state.state is not State.RUNNING, deadline, f"the guest to stop, in {call}"
+            )
+        except DeadlineError as error:
+            raise DeadlineError(error.message, hint="it still runs: interrupt() stops it") from error
+        if not state.unseen:
+            state.need(call, State.STOPPED)
+
+    def _next_stop(self, call: str, deadline: Deadline) -> Stop:
+        state = self._run_state
+        if not state.unseen:
+            self._need(call, State.RUNNING)
+            self._wait_while_running(call, deadline)
+        return self._taken_stop()
+
+    def _taken_stop(self) -> Stop:
+        try:
+            payload = self._run_state.take_stop()
+        except GdbError as error:
+            raise refused.planting(error, "running the guest") from error
+        assert payload is not None  # noqa: S101 - the callers have seen that there is one
+        return self._stop(payload)
+
+    def _stop(self, payload: Mapping[str, Any]) -> Stop:
+        number = stop.hit(payload)
+        thread = Thread(int(payload.get("thread-id", 1)))
+        described = payload.get("frame")
+        return Stop(
+            reason=stop.reason(payload),
+            thread=thread,
+            frame=None if described is None else self._frame(described, thread),
+            breakpoint=None if number is None else self._hit(number),
+            signal=str(payload.get("signal-name", "")),
+            details=payload,
+            _inspector=self._inspector(),
+        )
+
+    def _hit(self, number: int) -> Breakpoint:
+        # Set behind our back, by a script's or a person's command, it is one all the same.
+        return self._breakpoints.get(number) or Breakpoint(number, "")
+
+    def _frame(self, payload: Mapping[str, Any], thread: Thread) -> Frame:
+        return stop.frame(payload, thread, run=self._run_state.runs, inspector=self._inspector())
+
+    def _inspector(self) -> Inspector:
+        raise NotImplementedError

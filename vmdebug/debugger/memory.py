@@ -1,0 +1,100 @@
+"""What values are read with: the MI commands of `gdbinit/vmd_mi.py`, and the layouts learnt from them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from vmdebug.debugger import mi, refused
+from vmdebug.debugger.layout import Layout, Layouts
+from vmdebug.errors import GdbError
+
+Ask = Callable[[str], Mapping[str, Any]]
+"""Has GDB carry out an MI command, and returns what the result carries."""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The bytes of one object, as they were when they were read.
+
+    Args:
+        data: The bytes; none for a function.
+        type: Number of its layout.
+        address: Where it is; None where it is not in memory.
+        missing: What the compiler has optimised out.
+    """
+
+    data: bytes
+    type: int
+    address: int | None = None
+    missing: tuple[tuple[int, int], ...] = ()
+
+
+class _About(msgspec.Struct, frozen=True):
+    type: int
+    address: int | None
+    missing: tuple[tuple[int, int], ...]
+    layouts: tuple[Layout, ...]
+
+
+class Memory:
+    """Reads objects, each in one round trip.
+
+    Args:
+        ask: Has GDB carry out an MI command.
+    """
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self.layouts = Layouts()
+
+    def evaluate(self, expression: str, context: str = "") -> Snapshot:
+        """Return what an expression is.
+
+        Args:
+            expression: In the language of the frame.
+            context: MI options that name thread and frame; "" is the selected frame.
+
+        Raises:
+            GdbError: GDB cannot evaluate it.
+        """
+        try:
+            return self._read(f"-vmd-value{context}", mi.quote(expression))
+        except GdbError as error:
+            raise refused.reworded(error, f"`{expression}` cannot be evaluated") from error
+
+    def element(self, number: int, address: int, index: int) -> Snapshot:
+        """Return one of the things that a pointer points to, or that an array holds.
+
+        Args:
+            number: Layout of the pointer or array.
+            address: What the pointer holds, or where the array is.
+            index: Which one.
+
+        Raises:
+            GdbError: it cannot be read.
+        """
+        return self._read("-vmd-element", f"{number} {address} {index}")
+
+    def string(self, address: int, limit: int) -> bytes:
+        """Return the bytes up to the first NUL, at most `limit`.
+
+        Raises:
+            GdbError: they cannot be read.
+        """
+        return base64.b64decode(self._ask(f"-vmd-string {address} {limit}")["data"])
+
+    def _read(self, command: str, rest: str) -> Snapshot:
+        known = len(self.layouts)
+        command = f"{command} {known} {rest}"
+        answer = self._ask(command)
+        try:
+            about = msgspec.json.decode(base64.b64decode(answer["about"]), type=_About)
+        except (KeyError, ValueError) as error:
+            raise GdbError(
+                "GDB's own part of vmdebug answers in another form", command=command, detail=str(error)
+            ) from error
+        self.layouts.add(known, about.layouts)
+        return Snapshot(base64.b64decode(answer["data"]), about.type, about.address, about.missing)
