@@ -1,1 +1,96 @@
-"""Start a Linux guest in QEMU under GDB; the public API is re-exported here."""
+"""Start a Linux guest in QEMU under GDB; the public API.
+
+What stands here is imported when it is first used: `vmdebug --help` pays for none of it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmdebug.debugger.breakpoints import Breakpoint
+    from vmdebug.debugger.gdb import Gdb
+    from vmdebug.debugger.stop import Frame, Stop, Thread
+    from vmdebug.debugger.value import Value
+    from vmdebug.errors import (
+        BuildError,
+        DeadlineError,
+        GdbError,
+        GuestDiedError,
+        HostError,
+        LaunchError,
+        MismatchError,
+        QmpError,
+        StateError,
+        UsageError,
+        VmdebugError,
+        VmError,
+    )
+    from vmdebug.session import DebugSession, ExecResult, attach, start
+    from vmdebug.vm.console import Console
+    from vmdebug.vm.machine import Vm
+
+_HOMES = {
+    "vmdebug.session": ("DebugSession", "ExecResult", "attach", "start"),
+    "vmdebug.vm.machine": ("Vm",),
+    "vmdebug.vm.console": ("Console",),
+    "vmdebug.debugger.gdb": ("Gdb",),
+    "vmdebug.debugger.breakpoints": ("Breakpoint",),
+    "vmdebug.debugger.stop": ("Frame", "Stop", "Thread"),
+    "vmdebug.debugger.value": ("Value",),
+    "vmdebug.errors": (
+        "BuildError",
+        "DeadlineError",
+        "GdbError",
+        "GuestDiedError",
+        "HostError",
+        "LaunchError",
+        "MismatchError",
+        "QmpError",
+        "StateError",
+        "UsageError",
+        "VmError",
+        "VmdebugError",
+    ),
+}
+
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Breakpoint",
+    "BuildError",
+    "Console",
+    "DeadlineError",
+    "DebugSession",
+    "ExecResult",
+    "Frame",
+    "Gdb",
+    "GdbError",
+    "GuestDiedError",
+    "HostError",
+    "LaunchError",
+    "MismatchError",
+    "QmpError",
+    "StateError",
+    "Stop",
+    "Thread",
+    "UsageError",
+    "Value",
+    "Vm",
+    "VmError",
+    "VmdebugError",
+    "attach",
+    "start",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vmdebug' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

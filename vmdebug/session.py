@@ -1,0 +1,218 @@
+"""A debugging session: one VM, its console and its GDB, under one owner of the run state.
+
+While a GDB is attached only GDB resumes the guest: QMP `cont` behind its back
+makes it lose packets. So everything that needs the guest to run or to stand
+still asks the session, and a call that the present state does not allow raises
+at once instead of waiting for what cannot happen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from vmdebug import config, sources, vm
+from vmdebug.deadline import Deadline
+from vmdebug.debugger import attach as attaching
+from vmdebug.debugger.gdb import Gdb
+from vmdebug.errors import StateError, VmError
+from vmdebug.progress import Report, silent
+from vmdebug.vm import shell
+from vmdebug.vm.console import Console
+
+BUILD_SECONDS = 24 * 3600.0
+"""How long finding a guest may take: nix may build a kernel on the way."""
+
+LAUNCH_SECONDS = 120.0
+"""How long QEMU may take to answer, the probe of an accelerator included."""
+
+ATTACH_SECONDS = 120.0
+"""How long GDB may take to load a kernel's symbols and connect."""
+
+STOP_SECONDS = 30.0
+"""How long the end of a session may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """What a command in the guest left: its exit status and its output, as text."""
+
+    stdout: str
+    stderr: str
+    status: int
+
+
+class DebugSession:
+    """A VM with its console and its GDB, each opened when it is first asked for.
+
+    Made by `start` and `attach`; a context manager. At its end GDB is detached,
+    and a VM that the session started is ended.
+
+    Args:
+        machine: The running VM.
+        owned: Whether the VM ends with the session.
+    """
+
+    def __init__(self, machine: vm.Vm, *, owned: bool) -> None:
+        self.vm = machine
+        self._owned = owned
+        self._resources = contextlib.ExitStack()
+        self._console: Console | None = None
+        self._gdb: Gdb | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach GDB, which lets the guest run on; end the VM if the session started it.
+
+        Raises:
+            DeadlineError: QEMU did not end, not even by SIGKILL.
+        """
+        try:
+            self._resources.close()
+        finally:
+            self._console = self._gdb = None
+            if self._owned:
+                self.vm.stop(deadline=Deadline.after(STOP_SECONDS))
+
+    @property
+    def name(self) -> str:
+        """What the VM is called."""
+        return self.vm.name
+
+    @property
+    def status(self) -> str:
+        """`halted`, `running`, `paused`, `panicked` or `exited`."""
+        return self.vm.status()
+
+    @property
+    def console(self) -> Console:
+        """The guest's serial line; nobody else can have it meanwhile.
+
+        Raises:
+            StateError: somebody else has it; the message has their pid.
+        """
+        if self._console is None:
+            self._console = self._resources.enter_context(self.vm.console())
+        return self._console
+
+    @property
+    def gdb(self) -> Gdb:
+        """GDB, attached; the first touch attaches it, which stops the guest.
+
+        Raises:
+            StateError: another GDB is attached; the message has its pid.
+            HostError: there is no GDB on this machine.
+            GdbError: GDB did not load the symbols or did not connect.
+        """
+        if self._gdb is None:
+            self._gdb = self._attach()
+        return self._gdb
+
+    def exec(self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False) -> ExecResult:
+        """Run a command in the guest's shell.
+
+        Args:
+            command: A line for its shell, or an argv.
+            timeout: Seconds for all of it, the boot included when the guest still boots.
+            check: Whether an exit status other than 0 is an error.
+
+        Raises:
+            StateError: the guest does not run.
+            VmError: the command failed and `check` is set.
+            GuestDiedError: the guest panicked or exited.
+            DeadlineError: the guest's shell or the command took too long.
+        """
+        self._needs_running("exec")
+        deadline = Deadline.after(timeout)
+        self.console.wait_ready(deadline)
+        done = shell.execute(self.console, command, deadline=deadline)
+        result = ExecResult(_text(done.stdout), _text(done.stderr), done.status)
+        if check and done.status != 0:
+            raise VmError(
+                f"{command!r} ended with status {done.status} in the guest",
+                detail=result.stderr or result.stdout,
+            )
+        return result
+
+    def _needs_running(self, call: str) -> None:
+        if self._gdb is not None:
+            if self._gdb.stopped:
+                raise StateError(
+                    f"{call} needs a running guest, and GDB holds it stopped",
+                    hint="set it running first: session.gdb.cont(wait=False)",
+                )
+            return
+        status = self.vm.status()
+        if status != "running":
+            raise StateError(
+                f"{call} needs a running guest, and {self.name} is {status}",
+                hint="set it running first: session.gdb.cont(wait=False)",
+            )
+
+    def _attach(self) -> Gdb:
+        deadline = Deadline.after(ATTACH_SECONDS)
+        with contextlib.ExitStack() as protected:
+            protected.enter_context(attaching.exclusive(self.vm.rundir.attach_lock))
+            kernel = self.vm.state.spec.kernel
+            gdb = protected.enter_context(Gdb.start(kernel.vmlinux, kernel.gdb_scripts, deadline=deadline))
+            gdb.connect(self.vm.state.gdb, deadline=deadline, interrupter=self.vm.pause)
+            self._resources.push(protected.pop_all())
+        return gdb
+
+
+def start(
+    guest: str | None = None, *, report: Report = silent, timeout: float = LAUNCH_SECONDS, **options: Any
+) -> DebugSession:
+    """Start a guest that ends with the session, also when its owner is killed.
+
+    Args:
+        guest: GUEST as on the command line; None is vmdebug.toml's default, else the builtin guest.
+        report: Told about long steps.
+        timeout: Seconds until QEMU has to answer; building the guest is not counted.
+        **options: The fields of `vmdebug.guest.GuestOptions`.
+
+    Returns:
+        The session, a context manager.
+
+    Raises:
+        UsageError: the guest or an option cannot be right.
+        HostError: the machine lacks something.
+        MismatchError: kernel and symbols do not belong together.
+        LaunchError: QEMU did not start.
+    """
+    wanted = msgspec.structs.replace(config.lookup(guest, Path.cwd()), **options)
+    spec = sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
+    machine = vm.launch(
+        spec, bound=True, report=report, deadline=Deadline.after(timeout), exact_name=wanted.name is not None
+    )
+    return DebugSession(machine, owned=True)
+
+
+def attach(name: str | None = None) -> DebugSession:
+    """Take a VM that `vmdebug start` left running; it goes on after the session.
+
+    Args:
+        name: Its name; None takes the only one that runs.
+
+    Raises:
+        UsageError: there is no such VM, or several and no name.
+    """
+    return DebugSession(vm.find(name), owned=False)
+
+
+def _text(output: bytes) -> str:
+    # Bytes that are no UTF-8 survive: .encode(errors="surrogateescape") gives them back.
+    return output.decode(errors="surrogateescape")
