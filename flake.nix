@@ -37,7 +37,6 @@
         bc
         bison
         ccache
-        cpio
         elfutils
         flex
         gcc
@@ -48,12 +47,6 @@
         xz
         zstd
       ];
-
-      # The builtin kernel's source, in place of Debian's linux-source package.
-      kernelSource = pkgs.runCommand "linux-source-${pkgs.linux.version}" { } ''
-        mkdir $out
-        tar --extract --file ${pkgs.linux.src} --directory $out --strip-components 1
-      '';
 
       vmdebug = python3Packages.buildPythonApplication {
         pname = "vmdebug";
@@ -117,7 +110,8 @@
         ++ kernelTools;
         VMDEBUG_NO_APT = "1";
         VMDEBUG_NO_VENV = "1";
-        KERNEL_SOURCE = kernelSource;
+        # In place of Debian's linux-source package.
+        KERNEL_SOURCE = pkgs.linux.src;
         # The kernel's own tools are compiled without the hardening that Nix's compiler adds.
         hardeningDisable = [ "all" ];
         shellHook = ''

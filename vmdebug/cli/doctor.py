@@ -98,9 +98,9 @@ def doctor(
 
 def _line(check: Check) -> str:
     mark = "ok" if check.ok else "MISSING" if check.required else "no"
-    use = f" (for {check.use})" if check.use and not check.ok else ""
-    hint = f"\n{'':9}{check.hint}" if check.hint else ""
-    return f"{mark:>7}  {check.name}{use}: {check.found}{hint}"
+    use = f"for {check.use}: " if check.use and not check.ok else ""
+    hint = f"\n{'':29}{check.hint}" if check.hint else ""
+    return f"{mark:>7}  {check.name:<18}  {use}{check.found}{hint}"
 
 
 def everything() -> Iterator[Check]:
@@ -127,7 +127,8 @@ def python() -> Check:
 
 def program(row: Program) -> Check:
     """Look for a program on PATH."""
-    path = shutil.which(row.name)
+    # depmod is where only root looks.
+    path = shutil.which(row.name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if path is None:
         return Check(row.name, row.use, False, row.required, "not on PATH", _apt(row.package))
     try:

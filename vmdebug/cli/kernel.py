@@ -22,7 +22,9 @@ def build(
     *,
     source: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Kernel source; else the distribution's linux-source package."),
+        typer.Option(
+            metavar="DIR", help="Kernel source, or a tarball of it; else Debian's linux-source package."
+        ),
     ] = None,
     jobs: Annotated[
         int | None,
@@ -35,15 +37,21 @@ def build(
     Built out of tree, in the user's cache, once for a source, a configuration and a compiler; an
     interrupted build goes on where it was.
     """
+    import msgspec
+
     from vmdebug.deadline import Deadline
     from vmdebug.sources import kbuild
 
     with render.progress() as report:
-        built = kbuild.build(
-            source=source, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS)
-        )
-    facts = {"image": built.image, "vmlinux": built.vmlinux, "release": built.release}
+        built = kbuild.build(source, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
     if as_json:
-        render.put_json(facts)
-    else:
-        render.tell_facts({key: str(value) for key, value in facts.items()})
+        render.put_json(msgspec.structs.asdict(built))
+        return
+    render.tell_facts(
+        {
+            "kernel": f"{built.image}  {built.release}",
+            "symbols": str(built.vmlinux),
+            "source": str(built.origin),
+            "took": f"{built.cpu_seconds:.0f} s of CPU for {built.objects} objects",
+        }
+    )

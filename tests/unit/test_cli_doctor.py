@@ -1,0 +1,95 @@
+"""`doctor`: what it says of what is there and of what is not, and when it fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vmdebug import cli
+from vmdebug.cli import doctor
+from vmdebug.cli.doctor import Check, Program
+
+HERE = Check("gdb", "", ok=True, required=True, found="GDB 13.1")
+OPTIONAL = Check("nix", "flakes", ok=False, required=False, found="not on PATH", hint="apt install nix-bin")
+MISSING = Check("qemu", "", ok=False, required=True, found="not on PATH", hint="apt install qemu-system-x86")
+
+
+def looked(monkeypatch: pytest.MonkeyPatch, *checks: Check) -> None:
+    def everything() -> Iterator[Check]:
+        yield from checks
+
+    monkeypatch.setattr(doctor, "everything", everything)
+
+
+def test_all_is_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    looked(monkeypatch, HERE, OPTIONAL)
+    assert cli.status_of(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "     ok  gdb " in out
+    assert "     no  nix " in out
+
+
+def test_something_required_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looked(monkeypatch, HERE, MISSING)
+    assert cli.status_of(["doctor"]) == 3
+    out = capsys.readouterr().out
+    assert "MISSING  qemu " in out
+    assert "apt install qemu-system-x86" in out
+
+
+def test_quiet_tells_only_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looked(monkeypatch, HERE, OPTIONAL)
+    assert cli.status_of(["doctor", "-q"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    looked(monkeypatch, MISSING)
+    assert cli.status_of(["doctor", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)[0]["hint"] == "apt install qemu-system-x86"
+
+
+def test_a_program_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = doctor.program(Program("no-such-program", "nothing", "show"))
+    assert (found.ok, found.required, found.hint) == (False, True, "apt install nothing")
+
+
+def test_a_program_says_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake(tmp_path / "thing", "#!/bin/sh\necho thing 1.2; echo more\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert doctor.program(Program("thing", "thing")).found == f"thing 1.2  {tmp_path}/thing"
+
+
+def test_a_program_that_fails_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake(tmp_path / "thing", "#!/bin/sh\nexit 1\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert not doctor.program(Program("thing", "thing")).ok
+
+
+def test_a_gdb_without_python_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake(tmp_path / "gdb", "#!/bin/sh\necho 'Scripting in Python is not supported' >&2\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    found = doctor.gdb()
+    assert not found.ok
+    assert "Python" in found.hint
+
+
+def test_nothing_at_all_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the barest machine it still ends with a list, not with a failure of its own."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.status_of(["doctor"]) == 3
+    assert "apt install gdb" in capsys.readouterr().out
+
+
+def _fake(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
