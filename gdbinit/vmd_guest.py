@@ -48,6 +48,14 @@ def register(name: str) -> int | None:
         return None
 
 
+def text(expression: str) -> str:
+    """Return the C string that an expression of the selected frame points to; GDB's words when it cannot."""
+    try:
+        return gdb.parse_and_eval(expression).string(errors="replace").strip()
+    except gdb.error as error:
+        return str(error)
+
+
 def paged() -> bool:
     """Whether the selected CPU has paging on; before that no kernel address means anything."""
     cr0 = register("cr0")

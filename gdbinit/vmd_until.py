@@ -18,6 +18,9 @@ FIRST = ("x86_64_start_kernel", "start_kernel")
 EARLIER = ("startup_64", "startup_64_setup_env", "__startup_64", "startup_32")
 """They run before the kernel is mapped, at another address: a breakpoint is never hit."""
 
+PANIC = "panic"
+"""Every panic goes through it; a kernel without a pvpanic driver tells nobody else, and spins."""
+
 KVM_HOLDS = 4
 
 
@@ -44,12 +47,13 @@ class Until(gdb.Command):
         location, seconds = _parse(argument)
         vmd_guest.need_connected()
         _refuse_unusable(location)
-        with _deadline(seconds) as run:
-            if vmd_guest.accel() != "tcg" and not vmd_guest.kernel_runs():
-                mapped = _to_mapped_kernel(run)
-                if mapped == location:
-                    return
-            _run(location, run, hardware=False)
+        try:
+            with _deadline(seconds) as run:
+                unmapped = vmd_guest.accel() != "tcg" and not vmd_guest.kernel_runs()
+                if not unmapped or _to_mapped_kernel(run) != location:
+                    _run(location, run, hardware=False)
+        except gdb.error as error:
+            _lost(location, error)
 
 
 class _Guest:
@@ -119,36 +123,37 @@ def _to_mapped_kernel(run: _Guest) -> str:
 
 def _run(location: str, run: _Guest, *, hardware: bool) -> None:
     kind = gdb.BP_HARDWARE_BREAKPOINT if hardware else gdb.BP_BREAKPOINT
-    breakpoint_ = gdb.Breakpoint(location, type=kind, temporary=True)
-    number = breakpoint_.number
+    waiting = [gdb.Breakpoint(location, type=kind, temporary=True)]
+    if not hardware and gdb.lookup_global_symbol(PANIC) is not None:
+        waiting.append(gdb.Breakpoint(PANIC, internal=True, temporary=True))
+    numbers = [each.number for each in waiting]
     try:
         gdb.execute("continue")
-    except gdb.error as error:
-        _lost(location, error, hardware=hardware)
     finally:
-        if breakpoint_.is_valid():
-            breakpoint_.delete()
-    _judge(location, run, number)
+        for each in waiting:
+            if each.is_valid():
+                each.delete()
+    if numbers[0] not in run.hit:
+        _missed(location, run, panicked=numbers[-1] in run.hit)
 
 
-def _judge(location: str, run: _Guest, number: int) -> None:
-    """Say what stopped the guest, unless it is the breakpoint."""
+def _missed(location: str, run: _Guest, *, panicked: bool) -> None:
+    """Say what stopped the guest instead."""
     if run.exited or not vmd_guest.connected():
-        vmd_batch.fail(f"the guest ended before it reached {location}\nits last words: vmdebug log")
-    if number in run.hit:
-        return
+        vmd_batch.fail(f"the guest ended before it reached {location}")
+    if panicked:
+        words = vmd_guest.text("fmt")
+        vmd_batch.fail(f"the guest panicked before it reached {location}: {words}\n{_where()}")
     if run.over:
         late = f"{location} was not reached within {run.seconds:g} s"
         vmd_batch.fail(f"{late}\n{_where()}{_elsewhere()}", vmd_batch.DEADLINE)
-    if "panic" in _status():
-        vmd_batch.fail(f"the guest panicked before it reached {location}\n{_where()}")
     vmd_batch.fail(f"the guest stopped before it reached {location}\n{_where()}")
 
 
-def _lost(location: str, error: gdb.error, *, hardware: bool) -> None:
-    if not vmd_guest.connected() or "closed" in str(error):
-        vmd_batch.fail(f"the guest ended before it reached {location}: {error}\nits last words: vmdebug log")
-    if hardware and "hardware breakpoint" in str(error):
+def _lost(location: str, error: gdb.error) -> None:
+    if not vmd_guest.connected():
+        vmd_batch.fail(f"the guest ended before it reached {location}: {error}")
+    if "hardware breakpoint" in str(error):
         vmd_batch.fail(f"{error}\nKVM holds {KVM_HOLDS} hardware breakpoints: delete some of yours first")
     vmd_batch.fail(str(error))
 
@@ -163,13 +168,6 @@ def _elsewhere() -> str:
     if found is None or found.slide == vmd_slide.applied():
         return ""
     return "\nKASLR has moved the kernel, and the symbols are elsewhere: vmd-slide --apply"
-
-
-def _status() -> str:
-    try:
-        return gdb.execute("monitor info status", to_string=True)
-    except gdb.error:
-        return ""
 
 
 @contextlib.contextmanager

@@ -1,0 +1,246 @@
+"""A person's GDB on a real kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pexpect
+import pytest
+
+from vmdebug import guest, process, vm
+from vmdebug.deadline import Deadline
+from vmdebug.debugger.attach import Attachment, Extra, argv, exclusive
+from vmdebug.errors import StateError
+from vmdebug.guest import Kernel, LaunchSpec
+from vmdebug.process import Completed
+from vmdebug.vm import Vm
+
+SECONDS = 120.0
+
+Start = Callable[..., Vm]
+
+
+@pytest.fixture
+def start(builtin: LaunchSpec) -> Iterator[Start]:
+    """Start a guest: halted unless told otherwise, with KASLR and more parameters where asked."""
+    with ExitStack() as running:
+
+        def started(
+            *, halt: bool = True, kaslr: bool = False, append: tuple[str, ...] = (), cpus: int = 1
+        ) -> Vm:
+            kept = tuple(word for word in builtin.parameters if word != "nokaslr" or not kaslr)
+            spec = msgspec.structs.replace(builtin, halt=halt, parameters=(*kept, *append), cpus=cpus)
+            return running.enter_context(vm.launch(spec, bound=True, deadline=Deadline.after(SECONDS)))
+
+        yield started
+
+
+def attachment(machine: Vm, *commands: str, **changes: Any) -> Attachment:
+    return dataclasses.replace(
+        Attachment(
+            endpoint=machine.state.gdb,
+            kernel=machine.state.spec.kernel,
+            extra=tuple(Extra("ex", command) for command in commands),
+            batch=True,
+            init=False,
+        ),
+        **changes,
+    )
+
+
+def batch(machine: Vm, *commands: str, **changes: Any) -> Completed:
+    line = argv(attachment(machine, *commands, **changes))
+    return process.run(line, deadline=Deadline.after(SECONDS), check=False)
+
+
+def at_its_shell(machine: Vm) -> bool:
+    with machine.console() as console:
+        console.wait_ready(Deadline.after(SECONDS))
+    return machine.status() == "running"
+
+
+@pytest.mark.parametrize("accel", ["tcg", "kvm"])
+def test_until_start_kernel_and_the_guest_goes_on_afterwards(start: Start, accel: str) -> None:
+    """Told that it is KVM, GDB goes there by hardware breakpoints, which TCG has as well."""
+    machine = start()
+    done = batch(machine, "bt", "list start_kernel", accel=accel, until="start_kernel", timeout=SECONDS)
+    assert done.status == 0, done.stderr
+    assert "#0  start_kernel () at " in done.stdout
+    assert "void start_kernel(void)" in done.stdout
+    assert ("Hardware assisted breakpoint 1 at" in done.stdout) == (accel == "kvm")
+    assert done.stderr == ""
+    assert at_its_shell(machine)
+
+
+def test_a_person_has_the_kernels_scripts_and_our_own_commands(start: Start, kernel: Kernel) -> None:
+    machine = start(halt=False, cpus=2)
+    assert at_its_shell(machine)
+    done = batch(machine, "vmd-status", "lx-version", "lx-ps")
+    assert done.status == 0, done.stderr
+    facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.count(" ") > 1)
+    assert facts["build-id"].strip() == kernel.build_id
+    assert facts["kernel"].strip() == f"{kernel.release}, proven by its build-id note"
+    assert facts["slide"] == "0x0"
+    assert "CPU 1 " in done.stdout
+    assert f"Linux version {kernel.release} " in done.stdout
+    assert " swapper/0" in done.stdout
+
+
+def test_a_deadline(start: Start) -> None:
+    machine = start(halt=False)
+    assert at_its_shell(machine)
+    done = batch(machine, "print 1", until="start_kernel", timeout=0.5)
+    assert done.status == 5
+    assert done.stderr.startswith("start_kernel was not reached within 0.5 s\nit is at 0x")
+    assert "$1" not in done.stdout
+    assert machine.status() == "running"
+
+
+def test_a_symbol_that_the_kernel_does_not_have(start: Start) -> None:
+    machine = start()
+    done = batch(machine, until="strat_kernel")
+    assert done.status == 2
+    assert done.stderr == 'Function "strat_kernel" not defined.\nnearest: start_kernel\n'
+
+
+def test_a_guest_that_panics_on_the_way(start: Start) -> None:
+    machine = start(append=("rdinit=/nowhere", "init=/nowhere"))
+    done = batch(machine, until="kernel_restart", timeout=SECONDS)
+    assert done.status == 1
+    assert done.stderr.startswith("the guest panicked before it reached kernel_restart: ")
+
+
+def test_a_qemu_that_ends_on_the_way(start: Start) -> None:
+    machine = start()
+    line = argv(attachment(machine, until="kernel_restart", timeout=SECONDS))
+    with process.spawn(line, stdout=process.PIPE, stderr=process.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert any(row.startswith(b"Temporary breakpoint 1 at ") for row in child.stdout)
+        machine.state.qemu.signal(signal.SIGKILL)
+        words = child.stderr.read()
+        assert child.wait() == 1
+    assert words.startswith(b"the guest ended before it reached kernel_restart")
+
+
+@pytest.mark.parametrize("boot", range(3))
+def test_kaslr_halted_then_running(start: Start, boot: int) -> None:
+    machine = start(kaslr=True)
+    done = batch(machine, "vmd-slide", "bt", kaslr=True, until="start_kernel", timeout=SECONDS)
+    assert done.status == 0, done.stderr
+    assert "#0  start_kernel () at " in done.stdout
+    assert at_its_shell(machine)
+    done = batch(machine, "print linux_banner", "vmd-status")
+    assert done.status == 0, done.stderr
+    assert f'"Linux version {machine.state.spec.kernel.release} ' in done.stdout
+    assert "symbols are elsewhere" not in done.stdout
+
+
+def another_build(kernel: Kernel, tmp_path: Path) -> Path:
+    assert kernel.vmlinux is not None
+    other = tmp_path / "vmlinux"
+    process.run(["strip", "-g", "-o", str(other), str(kernel.vmlinux)], deadline=Deadline.after(SECONDS))
+    content = other.read_bytes()
+    other.write_bytes(content.replace(bytes.fromhex(kernel.build_id), bytes(20)))
+    return other
+
+
+def test_a_vmlinux_of_another_build_is_refused_with_both_build_ids(
+    start: Start, kernel: Kernel, tmp_path: Path
+) -> None:
+    machine = start(halt=False)
+    assert at_its_shell(machine)
+    other = msgspec.structs.replace(kernel, vmlinux=another_build(kernel, tmp_path), gdb_scripts=None)
+    done = batch(machine, "print 1", kernel=other)
+    assert done.status == 4
+    assert f"build-id {'0' * 40}\n" in done.stderr
+    assert f"build-id {kernel.build_id}\n" in done.stderr
+    assert f"Linux version {kernel.release} " in done.stderr
+    assert "$1" not in done.stdout
+    forced = batch(machine, "print 1", kernel=other, force=True)
+    assert forced.status == 0
+    assert forced.stderr.startswith("warning: the vmlinux is not that of the running kernel\n")
+
+
+BECOME = """
+import sys
+from pathlib import Path
+from vmdebug import guest
+from vmdebug.debugger.attach import Attachment, attach
+kernel = guest.decode(Path(sys.argv[1]).read_bytes(), guest.Kernel)
+attach(Attachment(endpoint=sys.argv[2], kernel=kernel, init=False), lock=Path(sys.argv[3]), vm="vm")
+"""
+
+PROMPT = r"\(gdb\) $"
+
+
+@pytest.fixture
+def terminal(start: Start, tmp_path: Path) -> Iterator[tuple[Vm, pexpect.spawn]]:
+    """A person at the prompt of a GDB on a guest at its shell."""
+    machine = start(halt=False)
+    assert at_its_shell(machine)
+    kernel = tmp_path / "kernel.json"
+    kernel.write_bytes(guest.encode(machine.state.spec.kernel))
+    words = ["-c", BECOME, str(kernel), machine.state.gdb, str(machine.rundir.attach_lock)]
+    gdb = pexpect.spawn(
+        sys.executable, words, timeout=SECONDS, encoding="utf-8", env={**os.environ, "TERM": "dumb"}
+    )
+    try:
+        gdb.expect(PROMPT)
+        yield machine, gdb
+    finally:
+        gdb.close(force=True)
+
+
+def test_a_person_interrupts_with_ctrl_c_and_quitting_lets_the_guest_run_on(
+    terminal: tuple[Vm, pexpect.spawn],
+) -> None:
+    machine, gdb = terminal
+    assert machine.status() == "paused"
+    gdb.sendline("continue")
+    gdb.expect("Continuing")
+    gdb.sendintr()
+    gdb.expect("Program received signal SIGINT")
+    gdb.expect(PROMPT)
+    gdb.sendline("quit")
+    gdb.expect("will be detached")
+    gdb.sendline("y")
+    gdb.expect(pexpect.EOF)
+    assert machine.status() == "running"
+
+
+def test_a_second_one_is_refused_until_the_first_has_ended_even_by_kill_9(
+    terminal: tuple[Vm, pexpect.spawn],
+) -> None:
+    machine, gdb = terminal
+    lock = machine.rundir.attach_lock
+    with pytest.raises(StateError, match=f"already: pid {gdb.pid} \\(gdb\\)"), exclusive(lock):
+        pass
+    gdb.sendline("shell sleep 600 >/dev/null 2>&1 & echo $! =")
+    gdb.expect(r"(\d+) =")
+    left = int(gdb.match[1])
+    try:
+        gdb.kill(signal.SIGKILL)
+        gdb.wait()
+        with exclusive(lock):
+            pass
+    finally:
+        os.kill(left, signal.SIGKILL)
+    assert batch(machine, "vmd-status").status == 0, "the next GDB finds the guest as it should be"
+
+
+def test_at_a_prompt_a_deadline_leaves_the_person_there(terminal: tuple[Vm, pexpect.spawn]) -> None:
+    _, gdb = terminal
+    gdb.sendline("vmd-until start_kernel 0.2")
+    gdb.expect("start_kernel was not reached within 0.2 s")
+    gdb.expect(PROMPT)
+    gdb.sendline("info breakpoints")
+    gdb.expect("No breakpoints or watchpoints")
