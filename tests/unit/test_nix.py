@@ -112,7 +112,15 @@ def test_words_outside_of_the_protocol_are_kept() -> None:
 def test_one_line_of_an_error_is_nixs_own() -> None:
     error = BuildError("building", detail="nix build\nwarning: dirty\nerror: no such option\n  at x")
     assert nix.reason(error) == "no such option"
+    later = "nix build\nerror:\n  … while calling 'head'\n       error: attribute 'x' missing"
+    assert nix.reason(BuildError("building", detail=later)) == "attribute 'x' missing"
     assert nix.reason(BuildError("building", detail="nix build\nkilled")) == "killed"
+
+
+def test_a_failure_without_words_has_its_status(fake: Path) -> None:
+    put(fake, "nix", "exit 7")
+    with pytest.raises(BuildError, match="building it: `nix` ended with status 7"):
+        ask(nix.build(["x"]))
 
 
 def test_a_file_lies_in_a_store_path_of_any_store() -> None:
@@ -154,9 +162,9 @@ def test_an_answer_of_another_form_is_shown(fake: Path, answer: str) -> None:
 
 def test_a_failure_shows_the_command_and_nixs_own_words(fake: Path) -> None:
     put(fake, "nix", f"printf '%s' {shlex.quote(FAILED)} >&2; exit 1")
-    with pytest.raises(BuildError, match="building it: `nix` ended with status 1") as caught:
+    with pytest.raises(BuildError, match=r"building it: builder for '.*\.drv' failed") as caught:
         ask(nix.build(["x"]))
-    assert caught.value.hint == "the whole log: nix log /s/bb-linux-6.1.drv"
+    assert caught.value.hint == "the whole log: nix-store --read-log /s/bb-linux-6.1.drv"
     assert caught.value.detail.startswith("nix --extra-experimental-features 'nix-command flakes' ")
     assert "error: builder for '/s/bb-linux-6.1.drv' failed" in caught.value.detail
     assert "@nix" not in caught.value.detail

@@ -119,8 +119,9 @@ def run(argv: Sequence[str], *, what: str, report: Report, deadline: Deadline) -
     done = process.run(command, deadline=deadline, check=False, on_line=Progress(what, report).line)
     if done.status != 0:
         own = words(done.stderr)
+        found = _ERROR.search(own)
         raise BuildError(
-            f"{what}: `{argv[0]}` ended with status {done.status}",
+            f"{what}: {found[1] if found else f'`{argv[0]}` ended with status {done.status}'}",
             hint=_hint(own),
             detail=f"{shlex.join(argv)}\n{own}",
         )
@@ -265,13 +266,16 @@ def words(stderr: str) -> str:
     return "\n".join(said)
 
 
+_ERROR = re.compile(r"^\s*error: (\S.*)", re.MULTILINE)
+"""The first line that says what is wrong; later versions write `error:` alone above a trace."""
+
 _FAILED_DRV = re.compile(r"(/\S+\.drv)' failed|Cannot build '(/\S+\.drv)'")
 
 
 def _hint(own: str) -> str:
     failed = _FAILED_DRV.search(own)
     if failed is not None:
-        return f"the whole log: nix log {failed[1] or failed[2]}"
+        return f"the whole log: nix-store --read-log {failed[1] or failed[2]}"
     return "hand nix `--show-trace` to see where that was evaluated"
 
 
@@ -282,9 +286,8 @@ def lacks_attribute(error: BuildError) -> bool:
 
 def reason(error: BuildError) -> str:
     """Return nix's error in one line."""
-    lines = error.detail.splitlines()
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[0] if errors else lines[-1]
+    found = _ERROR.search(error.detail)
+    return found[1] if found else error.detail.splitlines()[-1]
 
 
 _STORE_PATH = re.compile(r"/.+?/[0-9a-df-np-sv-z]{32}-[^/]+")
