@@ -51,8 +51,8 @@ while IFS= read -r line; do
 done
 ended() { timeout "$1" cat <&1 >/dev/null 2>&1; }
 if [ "$group" ] && ! ended 0.05; then
-  kill -TERM -- "-$group"
-  ended 3 || { kill -KILL -- "-$group"; ended 5; }
+  kill -s TERM -- "-$group"
+  ended 3 || { kill -s KILL -- "-$group"; ended 5; }
 fi
 [ $# = 0 ] || rm -rf -- "$@"
 """
