@@ -29,6 +29,7 @@ import msgspec
 
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import Accel, GuestOptions, memory_mib
+from vmdebug.paths import absolute, holds
 
 FILE = "vmdebug.toml"
 
@@ -103,12 +104,12 @@ def anchored(words: str, directory: Path) -> str:
     if words == "builtin":
         return words
     reference, hash_sign, attribute = words.partition("#")
-    if not hash_sign or _exists(directory / words):
-        return str(_absolute(words, directory))
+    if not hash_sign or holds((directory / words).exists):
+        return str(absolute(words, directory))
     # Nix takes these for paths, all else for the registry or a URL; see nix3-flake(1), "Path-like syntax".
     if not reference or reference.startswith((".", "/", "~")):
         path, question, query = reference.partition("?")
-        reference = f"{_absolute(path, directory)}{question}{query}"
+        reference = f"{absolute(path, directory)}{question}{query}"
     return f"{reference}#{attribute}"
 
 
@@ -206,7 +207,7 @@ def _value(path: Path, name: str, key: str, value: Any) -> Any:
     """Return a value as `GuestOptions` has it; wrong types are left to be found there."""
     if isinstance(value, str):
         if key in _PATHS:
-            return str(_absolute(value, path.parent))
+            return str(absolute(value, path.parent))
         if key == "source":
             return anchored(value, path.parent)
         if key == "memory":
@@ -236,28 +237,8 @@ def _default(config: Config) -> GuestOptions:
         return GuestOptions() if "builtin" not in config.guests else config.guests["builtin"]
     if words in config.guests:
         return config.guests[words]
-    if _NAME.fullmatch(words) and words != "builtin" and not _exists(config.path.parent / words):
+    if _NAME.fullmatch(words) and words != "builtin" and not holds((config.path.parent / words).exists):
         near = difflib.get_close_matches(words, config.guests, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"its guests: {', '.join(config.guests) or 'none'}"
         raise UsageError(f"{config.path}: default: no [guest.{words}] in it", hint=hint)
     return GuestOptions(source=anchored(words, config.path.parent))
-
-
-def _absolute(words: str, directory: Path) -> Path:
-    path = directory / _home(words)
-    # A link's parent is not the directory that the link is in: `..` is followed, not cut off.
-    return path.resolve() if ".." in path.parts else path.absolute()
-
-
-def _home(words: str) -> Path:
-    try:
-        return Path(words).expanduser()
-    except RuntimeError:  # `~nobody`
-        return Path(words)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long a name; a NUL in it
-        return False

@@ -95,17 +95,28 @@ def image(path: Path, kernel: Path, *, packer: str = "gzip", version: str = VERS
     return path
 
 
-def tree(directory: Path, build_id: str = ID, *, scripts: bool = True) -> Path:
-    """A built in-tree kernel, as `make` leaves it."""
+def tree(directory: Path, build_id: str = ID, *, source: Path | None = None, scripts: bool = True) -> Path:
+    """A built kernel, as `make` leaves it; with `source`, as `make O=` run there does."""
     kernel = vmlinux(directory / "vmlinux", build_id)
     image(directory / "arch/x86/boot/bzImage", kernel)
+    (directory / "include/config").mkdir(parents=True)
     (directory / ".config").write_text("CONFIG_X86_64=y\n")
-    (directory / "Makefile").write_text("VERSION = 6\n")
-    (directory / "Kconfig").write_text('source "init/Kconfig"\n')
+    top = source or directory
+    (top / "init").mkdir(parents=True, exist_ok=True)
+    (top / "init/Kconfig").write_text("")
+    if source is not None:
+        (directory / "source").symlink_to(source)
+        (directory / "Makefile").write_text(f"# Automatically generated\ninclude {source}/Makefile\n")
     if scripts:
-        generated = directory / "scripts/gdb/linux"
-        generated.mkdir(parents=True)
-        (generated / "constants.py").write_text("")
-        (directory / "scripts/gdb/vmlinux-gdb.py").write_text("")
-        (directory / "vmlinux-gdb.py").symlink_to(directory / "scripts/gdb/vmlinux-gdb.py")
+        gdb_scripts(directory)
+    return directory
+
+
+def gdb_scripts(directory: Path) -> Path:
+    """The kernel's GDB scripts, as `make scripts_gdb` leaves them."""
+    generated = directory / "scripts/gdb/linux"
+    generated.mkdir(parents=True)
+    (generated / "constants.py").write_text("")
+    (directory / "scripts/gdb/vmlinux-gdb.py").write_text("")
+    (directory / "vmlinux-gdb.py").symlink_to(directory / "scripts/gdb/vmlinux-gdb.py")
     return directory

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pytest
+
+from tests.unit import kernelfiles
+from vmdebug import guest
+from vmdebug.deadline import Deadline
+from vmdebug.errors import HostError, UsageError
+from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
+from vmdebug.progress import silent
+from vmdebug.sources import builtin, image, initramfs, naming, own, tree
+
+INITRD = Path("/cache/initramfs.cpio")
+
+
+@pytest.fixture(autouse=True)
+def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(image, "_ROOT", tmp_path / "root")
+
+
+@pytest.fixture(autouse=True)
+def modules(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path | None, str]]:
+    """What went into each initramfs."""
+    asked: list[tuple[Path | None, str]] = []
+
+    def build(*, modules: Path | None = None, release: str = "", deadline: Deadline) -> Path:
+        asked.append((modules, release))
+        return INITRD
+
+    monkeypatch.setattr(initramfs, "build", build)
+    return asked
+
+
+@pytest.fixture
+def linux(tmp_path: Path) -> Path:
+    return kernelfiles.tree(tmp_path / "linux")
+
+
+def resolve(source: Path | str, **options: object) -> LaunchSpec:
+    wanted = guest.decode(guest.encode({"source": str(source), **options}), GuestOptions)
+    return own.resolve(naming.parse(wanted.source), wanted, report=silent, deadline=Deadline.after(10))
+
+
+def test_a_tree_with_nothing_said(linux: Path) -> None:
+    assert resolve(linux) == LaunchSpec(
+        name="linux",
+        guest=str(linux),
+        machine=OwnMachine(initrd=INITRD),
+        kernel=tree.kernel(linux),
+        parameters=guest.parameters(console="ttyS0", kaslr=False, append=""),
+        memory=512,
+        cpus=1,
+    )
+
+
+def test_everything_said_is_handed_on(linux: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(b"")
+    spec = resolve(
+        linux, table="fast", halt=True, append="loglevel=7", kaslr=True, accel="tcg", memory=256, cpus=4,
+        disk=str(tmp_path / "disk.img"), tcp=0, qemu_args=["-device", "edu"],
+    )  # fmt: skip
+    assert spec == LaunchSpec(
+        name="fast",
+        guest="fast",
+        machine=OwnMachine(initrd=INITRD, disk=tmp_path / "disk.img"),
+        kernel=tree.kernel(linux),
+        parameters=guest.parameters(console="ttyS0", kaslr=True, append="loglevel=7"),
+        halt=True,
+        accel="tcg",
+        memory=256,
+        cpus=4,
+        tcp=0,
+        qemu_args=("-device", "edu"),
+    )
+
+
+def test_an_image_with_its_symbols_by_name(linux: Path) -> None:
+    bzimage = kernelfiles.image(linux.parent / "bzImage", linux / "vmlinux")
+    spec = resolve(bzimage, vmlinux=str(linux / "vmlinux"))
+    assert (spec.name, spec.kernel.image, spec.kernel.vmlinux) == ("bzImage", bzimage, linux / "vmlinux")
+    assert spec.notes == ()
+
+
+def test_an_image_without_symbols_boots_all_the_same(linux: Path) -> None:
+    spec = resolve(kernelfiles.image(linux.parent / "bzImage", linux / "vmlinux"))
+    assert spec.kernel.vmlinux is None
+    assert spec.notes[0].startswith("no symbols")
+
+
+class TestBuiltin:
+    def test_its_modules_are_in_its_initramfs(
+        self, linux: Path, monkeypatch: pytest.MonkeyPatch, modules: list[tuple[Path | None, str]]
+    ) -> None:
+        monkeypatch.setattr(builtin, "kernel", lambda: tree.kernel(linux))
+        assert resolve("builtin").name == "builtin"
+        assert modules == [(linux, kernelfiles.RELEASE)]
+
+    def test_another_kernel_makes_its_own_needless(
+        self, linux: Path, modules: list[tuple[Path | None, str]]
+    ) -> None:
+        with pytest.raises(HostError, match="not built"):
+            resolve("builtin")
+        assert resolve("builtin", kernel=str(linux)).kernel == tree.kernel(linux)
+        assert modules == [(None, "")]
+
+
+def test_a_disk_that_is_not_there(linux: Path, tmp_path: Path) -> None:
+    for disk in (tmp_path / "gone", tmp_path, "a\0b"):
+        with pytest.raises(UsageError, match="no disk image") as caught:
+            resolve(linux, disk=str(disk))
+        assert "qemu-img create" in caught.value.hint
+
+
+def test_nixs_options_are_not_passed_over_in_silence(linux: Path) -> None:
+    assert any("nix" in note for note in resolve(linux, nix_args=["--impure"]).notes)

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.unit import kernelfiles
+from vmdebug import sources
+from vmdebug.deadline import Deadline
+from vmdebug.errors import UsageError
+from vmdebug.guest import Guest, GuestOptions, LaunchSpec
+from vmdebug.progress import Report, silent
+from vmdebug.sources import flake, own, runner
+
+
+class _ChosenError(Exception):
+    """Ends a call where the source has been chosen."""
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Guest]]:
+    """Which source was asked, for which guest."""
+    asked: list[tuple[str, Guest]] = []
+    for module in (flake, runner, own):
+
+        def resolve(
+            guest: Guest,
+            options: GuestOptions,
+            *,
+            report: Report,
+            deadline: Deadline,
+            name: str = module.__name__.rpartition(".")[2],
+        ) -> LaunchSpec:
+            asked.append((name, guest))
+            raise _ChosenError
+
+        monkeypatch.setattr(module, "resolve", resolve)
+    return asked
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with one of each."""
+    (tmp_path / "result/bin").mkdir(parents=True)
+    (tmp_path / "result/bin/run-a-vm").write_text("")
+    (tmp_path / "linux").mkdir()
+    (tmp_path / "linux/.config").write_text("")
+    (tmp_path / "bzImage").write_bytes(kernelfiles.raw_bzimage(b""))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "module"),
+    [
+        (".#base", "flake", "flake"),
+        ("result", "runner", "runner"),
+        ("linux", "tree", "own"),
+        ("bzImage", "image", "own"),
+        ("builtin", "builtin", "own"),
+    ],
+)
+def test_each_guest_goes_to_the_source_that_knows_it(
+    here: Path, chosen: list[tuple[str, Guest]], source: str, kind: str, module: str
+) -> None:
+    with pytest.raises(_ChosenError):
+        sources.resolve(GuestOptions(source=source), report=silent, deadline=Deadline.after(10))
+    ((asked, guest),) = chosen
+    assert (asked, guest.kind) == (module, kind)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"cpus": 0}, "--cpus cannot be right: Expected `int` >= 1"),
+        ({"memory": "2G"}, "--memory cannot be right"),
+        ({"accel": "hvf"}, "--accel cannot be right: Invalid enum value 'hvf'"),
+        ({"gdb_scripts": 1}, "--gdb-scripts cannot be right"),
+    ],
+)
+def test_the_apis_options_are_held_to_their_types(wrong: dict[str, object], says: str) -> None:
+    options = msgspec.structs.replace(GuestOptions(), **wrong)
+    with pytest.raises(UsageError, match=says):
+        sources.resolve(options, report=silent, deadline=Deadline.after(10))

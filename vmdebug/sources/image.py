@@ -1,0 +1,120 @@
+"""A boot image by itself, and where the symbols of one usually are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from vmdebug import arch, kimage
+from vmdebug.errors import MismatchError
+from vmdebug.guest import Kernel
+from vmdebug.sources import tree
+
+# Where debug packages and builds put it; the list of `vmlinux_path__init` in tools/perf/util/symbol.c.
+_ELSEWHERE = (
+    "usr/lib/debug/boot/vmlinux-{release}",
+    "usr/lib/debug/lib/modules/{release}/vmlinux",
+    "lib/modules/{release}/build/vmlinux",
+)
+_ROOT = Path("/")
+
+_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*")
+
+
+def kernel(path: Path, *, search: bool = True) -> Kernel:
+    """Return the kernel of a boot image, with symbols where some are found.
+
+    Args:
+        path: The image; links are followed, since the next build may point them elsewhere.
+        search: Whether to look for symbols.
+
+    Raises:
+        UsageError: it is no boot image.
+        MismatchError: the vmlinux beside it is of another build.
+        HostError: a file may not be read.
+    """
+    image = path.resolve()
+    says = kimage.read_image(image)
+    found = symbols(image, says.release) if search else None
+    return with_symbols(
+        Kernel(
+            image=image,
+            origin=f"the image {path}",
+            arch=arch.X86_64.name,
+            build_id=says.build_id,
+            release=says.release,
+        ),
+        found,
+    )
+
+
+def with_symbols(kernel: Kernel, vmlinux: Path | None) -> Kernel:
+    """Return the kernel with this vmlinux, and with what belongs to it where it is in a build tree."""
+    built = vmlinux is not None and (vmlinux.parent / "include/config").is_dir()
+    top = vmlinux.parent if vmlinux is not None else Path()
+    return Kernel(
+        image=kernel.image,
+        origin=kernel.origin,
+        arch=kernel.arch,
+        build_id=kernel.build_id,
+        release=kernel.release,
+        vmlinux=vmlinux,
+        gdb_scripts=tree.scripts(top) if vmlinux is not None else None,
+        modules=top if built else kernel.modules,
+        source=tree.paths_start(top) if built else kernel.source,
+    )
+
+
+def symbols(image: Path, release: str) -> Path | None:
+    """Return the vmlinux of an image; None where there is none.
+
+    Args:
+        image: The image, absolute.
+        release: Its `uname -r`.
+
+    Raises:
+        MismatchError: a vmlinux lies beside it, but is of another build. One of a debug package is
+            passed over: it need not be this image's.
+    """
+    apart: MismatchError | None = None
+    for candidate in beside(image, release):
+        try:
+            kimage.check(image, candidate)
+        except MismatchError as error:
+            apart = apart or error
+        else:
+            return candidate
+    if apart is not None:
+        raise apart
+    return next((each for each in elsewhere(release) if not is_apart(image, each)), None)
+
+
+def beside(image: Path, release: str) -> Iterator[Path]:
+    """Give the files beside an image that should have its symbols."""
+    yield from _files([image.parent / "vmlinux"])
+    if _RELEASE.fullmatch(release):
+        yield from _files([image.parent / f"vmlinux-{release}"])
+    # The image of a tree, named by itself.
+    if image.as_posix().endswith(f"/{arch.X86_64.image}"):
+        yield from _files([image.parents[3] / "vmlinux"])
+
+
+def elsewhere(release: str) -> Iterator[Path]:
+    """Give the files of debug packages and installed builds for a release."""
+    # It was read out of a file that anybody can have made: no path leads out of these directories.
+    if _RELEASE.fullmatch(release):
+        yield from _files([_ROOT / place.format(release=release) for place in _ELSEWHERE])
+
+
+def is_apart(image: Path, vmlinux: Path) -> bool:
+    """Whether a vmlinux is known to be of another build than an image."""
+    try:
+        kimage.check(image, vmlinux)
+    except MismatchError:
+        return True
+    return False
+
+
+def _files(paths: list[Path]) -> Iterator[Path]:
+    return (path for path in paths if path.is_file())

@@ -1,0 +1,174 @@
+"""What GUEST names, and what its VM is called.
+
+GUEST is a flake's attribute, a build tree, a NixOS VM runner, a boot image, or
+`builtin`; a name of vmdebug.toml has been looked up before, by `vmdebug.config`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+from pathlib import Path
+
+from vmdebug import config, kimage
+from vmdebug.errors import UsageError, VmdebugError
+from vmdebug.guest import Guest, GuestKind, GuestOptions
+from vmdebug.paths import holds
+from vmdebug.sources import tree
+
+_FORMS = "FLAKEREF#NAME, a kernel build tree, a run-*-vm script, a bzImage, `builtin`, or a [guest.NAME]"
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_LONGEST_NAME = 40
+"""A socket's path ends at 107 bytes, and the VM's name is a part of it."""
+
+_URL = re.compile(r"[a-z][a-z+]*:")
+_RUNNER = re.compile(r"run-(.+)-vm")
+_RUNNER_DIRECTORY = "bin"
+# Words of an attribute path that tell nothing about the guest.
+_PLUMBING = frozenset(
+    {"config", "system", "build", "vm", "vmWithBootLoader", "driver", "nixosConfigurations"}
+)
+
+
+def parse(words: str, cwd: Path | None = None) -> Guest:
+    """Return what GUEST names.
+
+    Args:
+        words: GUEST, in any of its forms but a name of vmdebug.toml.
+        cwd: Where its relative paths start; None is the current directory.
+
+    Raises:
+        UsageError: it names nothing, or something that is no guest.
+        HostError: the file that it names may not be read.
+    """
+    if words == "builtin":
+        return Guest(kind="builtin", words=words)
+    if not words:
+        raise UsageError("GUEST is empty", hint=f"give {_FORMS}")
+    here = cwd or Path.cwd()
+    anchored = config.anchored(words, here)
+    path = Path(anchored)
+    if holds(path.exists):
+        return _directory(words, path) if holds(path.is_dir) else _file(words, path)
+    if "#" in words:
+        return _flake(words, anchored)
+    raise _nothing(words, path, here)
+
+
+def vm_name(guest: Guest, options: GuestOptions) -> str:
+    """Return what the VM is called: by its user, else like its table in vmdebug.toml, else like the guest.
+
+    Raises:
+        UsageError: the user's name cannot be a directory's.
+    """
+    if options.name is None:
+        return _sanitised(options.table or _telling(guest))
+    if not _NAME.fullmatch(options.name):
+        raise UsageError(
+            f"a VM cannot be called {options.name!r}: letters, digits and . _ - are allowed",
+            hint=f"for example --name {_sanitised(options.name)}",
+        )
+    return options.name
+
+
+def _telling(guest: Guest) -> str:
+    last = Path(guest.location).name
+    match guest.kind:
+        case "builtin":
+            return "builtin"
+        case "tree" | "image":
+            return last
+        case "runner":
+            found = _RUNNER.fullmatch(last)
+            return found[1] if found else last
+        case "flake":
+            quoted_or_plain = re.findall(r'"([^"]*)"|([^."]+)', guest.attribute)
+            words = [quoted or plain for quoted, plain in quoted_or_plain]
+            return next((word for word in reversed(words) if word not in _PLUMBING), last)
+
+
+def _sanitised(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:_LONGEST_NAME].strip(".-") or "guest"
+
+
+def _flake(words: str, anchored: str) -> Guest:
+    reference, _, attribute = anchored.partition("#")
+    directory = reference.partition("?")[0]
+    if reference.startswith("/") and not holds(Path(directory).exists):
+        raise UsageError(
+            f"{words!r} names a flake in {directory}, which does not exist",
+            hint="is the path right? it ends before the `#`",
+        )
+    return Guest(kind="flake", words=words, location=reference, attribute=attribute)
+
+
+def _directory(words: str, path: Path) -> Guest:
+    runners = sorted(path.glob(f"{_RUNNER_DIRECTORY}/run-*-vm"))
+    match runners:
+        case [script]:
+            return Guest(kind="runner", words=words, location=str(script))
+        case [_, _, *_]:
+            raise UsageError(
+                f"{path} holds several runners: {', '.join(script.name for script in runners)}",
+                hint=f"name one: {runners[0]}",
+            )
+    if tree.is_tree(path):
+        return Guest(kind="tree", words=words, location=str(path))
+    if holds((path / "flake.nix").is_file):
+        raise UsageError(f"{path} is a flake, and no system in it is named", hint=f"write {words}#NAME")
+    images = [name for name in ("bzImage", "vmlinuz") if holds((path / name).is_file)]
+    raise UsageError(
+        f"{path} is a directory, and no guest",
+        hint=f"give the image in it: {path / images[0]}" if images else f"GUEST is {_FORMS}",
+        detail=f"a NixOS VM runner: there is no {_RUNNER_DIRECTORY}/run-NAME-vm in it\n"
+        f"a kernel build tree: none of {', '.join(tree.MARKS)} is in it\n"
+        "a flake: there is no flake.nix in it",
+    )
+
+
+def _file(words: str, path: Path) -> Guest:
+    kind: GuestKind
+    if _RUNNER.fullmatch(path.name):
+        kind = "runner"
+    elif kimage.is_image(path):
+        kind = "image"
+    elif kimage.is_elf(path):
+        raise UsageError(
+            f"{path} is an ELF file, and no boot image",
+            hint=f"give the bzImage made from it, and this as --vmlinux {path}",
+        )
+    else:
+        raise UsageError(
+            f"{path} is no guest",
+            hint=f"GUEST is {_FORMS}",
+            detail="a boot image: 'HdrS' is not at 0x202\n"
+            "a NixOS VM runner: its name is not run-NAME-vm\n"
+            "a vmlinux: not an ELF file",
+        )
+    return Guest(kind=kind, words=words, location=str(path))
+
+
+def _nothing(words: str, path: Path, cwd: Path) -> UsageError:
+    names: tuple[str, ...] = ()
+    # An error in vmdebug.toml has been told by who looked the name up there.
+    with contextlib.suppress(VmdebugError):
+        names = config.names(cwd)
+    near = difflib.get_close_matches(words, [*names, "builtin"], n=1)
+    file = config.find(cwd)
+    missing = f"{path} does not exist"
+    if holds(path.is_symlink):
+        missing = f"{path} is a link to {path.readlink()}, which does not exist"
+    listed = (
+        f"{file} has {', '.join(names) or 'none'}" if file else "there is no vmdebug.toml from here upward"
+    )
+    if near:
+        hint = f"did you mean {near[0]!r}?"
+    else:
+        hint = f"write {words}#NAME" if _URL.match(words) else f"GUEST is {_FORMS}"
+    return UsageError(
+        f"{words!r} names no guest: {missing}",
+        hint=hint,
+        detail=f"a flake's system: there is no `#` in it\na file or directory: {missing}\na name: {listed}",
+    )

@@ -1,0 +1,115 @@
+"""What `--kernel`, `--vmlinux` and `--gdb-scripts` put in the place of a guest's own."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vmdebug import kimage
+from vmdebug.errors import UsageError
+from vmdebug.guest import GuestOptions, Kernel
+from vmdebug.paths import absolute, holds
+from vmdebug.sources import image, tree
+from vmdebug.sources.kerneldev import why_unusable
+
+__all__ = ["absolute", "notes", "override", "replacement", "with_given"]
+
+
+def override(kernel: Kernel, options: GuestOptions) -> Kernel:
+    """Return the kernel that boots, with the symbols and scripts that its user wants for it.
+
+    Args:
+        kernel: The guest's own.
+        options: `kernel` replaces it; of a tree, symbols, scripts and modules come along. `vmlinux` and
+            `gdb_scripts` replace what was found. Relative paths start at the current directory.
+
+    Raises:
+        UsageError: an option names something that is not what it should be.
+        MismatchError: symbols and kernel are of different builds.
+        HostError: a file may not be read.
+    """
+    return with_given(replacement(options) or kernel, options)
+
+
+def replacement(options: GuestOptions) -> Kernel | None:
+    """Return the kernel that `--kernel` names; None where it is not given.
+
+    Raises:
+        UsageError: it names neither a boot image nor a built tree.
+        MismatchError: symbols and image of it are of different builds.
+        HostError: a file may not be read.
+    """
+    if options.kernel is None:
+        return None
+    path = absolute(options.kernel)
+    if holds(path.is_dir):
+        return tree.kernel(path)
+    if not holds(path.exists):
+        raise UsageError(
+            f"--kernel {options.kernel}: {path} does not exist", hint="give a bzImage or a build tree"
+        )
+    return image.kernel(path, search=options.vmlinux is None)
+
+
+def with_given(kernel: Kernel, options: GuestOptions) -> Kernel:
+    """Return the kernel with the symbols and scripts that are given by name.
+
+    Raises:
+        UsageError: they are not what they should be.
+        MismatchError: the symbols are of another build.
+        HostError: a file may not be read.
+    """
+    if options.vmlinux is not None:
+        vmlinux = absolute(options.vmlinux)
+        kimage.read_vmlinux(vmlinux)
+        kimage.check(kernel.image, vmlinux)
+        given = image.with_symbols(kernel, vmlinux)
+        kernel = msgspec.structs.replace(given, gdb_scripts=given.gdb_scripts or kernel.gdb_scripts)
+    if options.gdb_scripts is not None:
+        scripts = absolute(options.gdb_scripts)
+        why = why_unusable(scripts)
+        if why:
+            raise UsageError(
+                f"--gdb-scripts {options.gdb_scripts}: {why}",
+                hint="give a build tree after `make scripts_gdb`, with CONFIG_GDB_SCRIPTS=y",
+            )
+        kernel = msgspec.structs.replace(kernel, gdb_scripts=scripts)
+    return kernel
+
+
+def notes(kernel: Kernel) -> tuple[str, ...]:
+    """Return what a user should know about what there is to debug a kernel with."""
+    if kernel.vmlinux is None:
+        return (_why_no_symbols(kernel),)
+    found = []
+    symbols = kimage.read_vmlinux(kernel.vmlinux)
+    if not symbols.has_dwarf:
+        found.append(
+            f"{kernel.vmlinux} has no debugging information: no source lines, types or arguments;"
+            " build with CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y"
+        )
+    proof = kimage.check(kernel.image, kernel.vmlinux)
+    if proof != "build-id":
+        found.append(_how_proven(kernel, proof))
+    if kernel.gdb_scripts is None:
+        why = why_unusable(kernel.vmlinux.parent)
+        found.append(f"no kernel scripts in GDB: {why}; give usable ones with --gdb-scripts")
+    return tuple(found)
+
+
+def _why_no_symbols(kernel: Kernel) -> str:
+    others = [each for each in image.elsewhere(kernel.release) if image.is_apart(kernel.image, each)]
+    if others:
+        return f"no symbols: {others[0]} is of another build; give the vmlinux of this one with --vmlinux"
+    return (
+        f"no symbols: no vmlinux beside {kernel.image}, and none of {kernel.release or 'its release'} in"
+        " /usr/lib/debug; give it with --vmlinux"
+    )
+
+
+def _how_proven(kernel: Kernel, proof: kimage.Proof) -> str:
+    unread = kimage.read_image(kernel.image).unread
+    why = f" ({unread})" if unread else ""
+    if proof == "none":
+        return f"nothing shows whether {kernel.vmlinux} belongs to {kernel.image}{why}"
+    by = "version and build number" if proof == "banner" else "release"
+    return f"{kernel.vmlinux} is taken for this kernel's by its {by}, not by a build-id{why}"

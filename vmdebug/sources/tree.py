@@ -1,0 +1,107 @@
+"""A kernel build tree: in-tree, or made with `make O=`.
+
+Rests on the kernel's top Makefile: `outputmakefile` leaves a link `source` and a
+small Makefile in an O= tree, and `srctree` is what the paths in DWARF begin with.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from vmdebug import arch, kimage
+from vmdebug.errors import MismatchError, UsageError
+from vmdebug.guest import Kernel
+from vmdebug.sources.kerneldev import why_unusable
+
+MARKS = ("vmlinux", arch.X86_64.image, ".config", "init/Kconfig", "include/config/kernel.release")
+"""Files by which a directory is known for a kernel tree, built or not."""
+
+_INCLUDED = re.compile(r"^(?:include|MAKEARGS := -C) (/\S+?)(?:/Makefile)?$", re.MULTILINE)
+
+
+def is_tree(directory: Path) -> bool:
+    """Whether a directory is a kernel tree; it need not be built."""
+    return any((directory / mark).is_file() for mark in MARKS)
+
+
+def kernel(directory: Path) -> Kernel:
+    """Return the kernel of a build tree, with all that belongs to it.
+
+    Args:
+        directory: The top of the tree, absolute.
+
+    Raises:
+        UsageError: it is no kernel tree, or not built.
+        MismatchError: its boot image was not made from its vmlinux.
+        HostError: one of its files may not be read.
+    """
+    if not is_tree(directory):
+        raise UsageError(
+            f"{directory} is no kernel tree: none of {', '.join(MARKS)} is in it",
+            hint="give the directory in which `make` ran, or the one of `make O=`",
+        )
+    vmlinux = directory / "vmlinux"
+    if not vmlinux.is_file():
+        raise UsageError(f"no vmlinux in {directory}: it is not built yet", hint=_how_to_build(directory))
+    symbols = kimage.read_vmlinux(vmlinux)
+    image = directory / arch.by_name(symbols.arch).image
+    if not image.is_file():
+        raise UsageError(f"no boot image in {directory}: wanted {image}", hint=_how_to_build(directory))
+    _check(image, vmlinux, directory)
+    boots = kimage.read_image(image)
+    return Kernel(
+        image=image,
+        origin=f"the tree {directory}",
+        arch=symbols.arch,
+        build_id=boots.build_id,
+        release=boots.release,
+        vmlinux=vmlinux,
+        gdb_scripts=scripts(directory),
+        modules=directory,
+        source=paths_start(directory),
+    )
+
+
+def scripts(directory: Path) -> Path | None:
+    """Return the directory itself if its GDB scripts can be loaded as they stand."""
+    return None if why_unusable(directory) else directory
+
+
+def source(directory: Path) -> Path | None:
+    """Return the source that a tree was built from: itself, or what its link or its Makefile names."""
+    link = directory / "source"
+    if link.is_dir():
+        return link.resolve()
+    if (directory / "init/Kconfig").is_file():
+        return directory
+    makefile = directory / "Makefile"
+    named = _INCLUDED.search(makefile.read_text(errors="replace")) if makefile.is_file() else None
+    return Path(named[1]) if named and Path(named[1]).is_dir() else None
+
+
+def paths_start(directory: Path) -> Path:
+    """Return the directory that relative paths in the DWARF of a tree start from.
+
+    `srctree` is `.` in-tree and `..` where the tree lies right in its source: both are relative to
+    the tree. It is absolute for any other tree, and what is relative then is so to the source.
+    """
+    made_from = source(directory)
+    if made_from is None or made_from in (directory.resolve(), directory.resolve().parent):
+        return directory
+    return made_from
+
+
+def _check(image: Path, vmlinux: Path, directory: Path) -> None:
+    try:
+        kimage.check(image, vmlinux)
+    except MismatchError as error:
+        # `make vmlinux` alone, or an interrupted make, leaves the two apart.
+        raise MismatchError(error.message, hint=_how_to_build(directory), detail=error.detail) from error
+
+
+def _how_to_build(directory: Path) -> str:
+    build = f"make -C {directory} -j$(nproc)"
+    if (directory / ".config").is_file():
+        return f"run {build}"
+    return f"run make -C {directory} defconfig kvm_guest.config && {build}"
