@@ -7,6 +7,7 @@ read what it carries, once, by whoever wants it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -44,7 +45,10 @@ class Record(msgspec.Struct, frozen=True):
         if start < 0:
             return {}
         if _PLAIN.fullmatch(self.line, start):
-            return dict(_PLAIN_ITEM.findall(self.line, start))
+            items = _PLAIN_ITEM.findall(self.line, start)
+            plain = dict(items)
+            if len(plain) == len(items):  # GDB repeats a name here and there; pygdbmi makes a list of those
+                return plain
         if not _follows_grammar(self.line):
             raise GdbError("GDB wrote a line that is not MI", detail=self.line)
         return _parsed(self.line) or {}
@@ -108,11 +112,14 @@ _ESCAPE = re.compile(r"\\(?:([0-3][0-7]{2}|['\"\\abefnrt])|(.?))")
 
 def _parsed(line: str) -> Any:
     """Return pygdbmi's payload; where it refuses an escape, that escape is taken literally."""
-    try:
-        return parse_response(line)["payload"]
-    except ValueError:
-        literal = _ESCAPE.sub(lambda found: found[0] if found[1] else f"\\\\{found[2]}", line)
-    try:
-        return parse_response(literal)["payload"]
-    except ValueError:
-        return None
+    with contextlib.suppress(ValueError):
+        return _by_pygdbmi(line)
+    literal = _ESCAPE.sub(lambda found: found[0] if found[1] else f"\\\\{found[2]}", line)
+    with contextlib.suppress(ValueError):
+        return _by_pygdbmi(literal)
+    return None
+
+
+def _by_pygdbmi(line: str) -> Any:
+    parsed = parse_response(line)
+    return None if parsed["type"] == "output" else parsed["payload"]
