@@ -141,6 +141,8 @@ def test_log_is_the_file(vms: list[vm.Vm], capfdbinary: pytest.CaptureFixture[by
     vms[0].rundir.console_log.write_bytes(b"\xffLinux version 6.1\r\n~ # ")
     assert cli.status_of(["log", "one"]) == 0
     assert capfdbinary.readouterr().out == b"\xffLinux version 6.1\r\n~ # "
+    assert cli.status_of(["log", "one", "--raw"]) == 0
+    assert capfdbinary.readouterr().out == b"\xffLinux version 6.1\r\n~ # "
 
 
 def test_log_f_becomes_tail_until_qemus_end(vms: list[vm.Vm], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +156,7 @@ def test_log_f_becomes_tail_until_qemus_end(vms: list[vm.Vm], monkeypatch: pytes
 
 class Session:
     def __init__(self, result: ExecResult) -> None:
+        self.name, self.status = "two", "running"
         self.result = result
         self.asked: list[Any] = []
 
@@ -178,3 +181,15 @@ def test_execs_output_and_status_are_ours(
     assert cli.status_of(words) == 42
     assert capfdbinary.readouterr() == (b"\xff\x00out", b"err\n")
     assert session.asked == [(("sh", "-c", "echo 'a b' -- $x"), 5.0)]
+
+
+@pytest.mark.parametrize("status", ["halted", "paused"])
+def test_exec_in_a_guest_that_stands_still_says_how_to_set_it_running(
+    status: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = Session(ExecResult("", "", 0))
+    session.status = status
+    monkeypatch.setattr("vmdebug.session.attach", lambda _name: session)
+    assert cli.status_of(["exec", "--", "true"]) == 1
+    assert "vmdebug attach two --batch" in capsys.readouterr().err
+    assert session.asked == []

@@ -22,8 +22,8 @@ LEAVE = b"\x1d"
 
 CHUNK = 4096
 
-RECALL = 2048
-"""Bytes of the log that are shown on coming in: a prompt that was written before is in no socket."""
+RECALL = 10
+"""Lines of the log that are shown on coming in: a prompt that was written before comes from no socket."""
 
 app = verb.new_app()
 
@@ -48,9 +48,7 @@ def show(machine: Vm) -> None:
         interactive = sys.stdin.isatty()
         way_out = "; Ctrl-] leaves" if interactive else ""
         render.tell(f"--- the serial line of {machine.name}{way_out} ---")
-        with machine.rundir.console_log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - RECALL))
-            render.put_bytes(log.read())
+        render.put_bytes(f"{line.tail(RECALL)} ".encode(errors="replace"))
         with _raw_terminal() if interactive else contextlib.nullcontext():
             left = _converse(line)
     render.tell(f"\n--- {'left' if left else 'the end of'} {machine.name} ---")

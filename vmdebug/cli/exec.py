@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 
 from vmdebug.cli import render, verb
-from vmdebug.errors import UsageError
+from vmdebug.errors import StateError, UsageError
+
+
+RESUME = {
+    "halted": "let it go: vmdebug attach {name} --batch",
+    "paused": "continue or quit the GDB that holds it; if none does: vmdebug attach {name} --batch",
+}
+"""How a guest that stands still is set running, by its status."""
 
 
 class Exec(verb.WithTail):
@@ -46,6 +53,11 @@ def execute(
     from vmdebug import session
 
     with session.attach(name) as attached:
+        if attached.status in RESUME:
+            raise StateError(
+                f"exec needs a running guest, and {attached.name} is {attached.status}",
+                hint=RESUME[attached.status].format(name=attached.name),
+            )
         done = attached.exec(words, timeout=timeout)
     # The session's text is lossless: bytes that are no UTF-8 come back as they were.
     render.put_bytes(done.stdout.encode(errors="surrogateescape"))

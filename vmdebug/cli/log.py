@@ -17,15 +17,21 @@ def log(
     name: verb.VmName = None,
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the VM ends or Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Go on until the VM ends or Ctrl-C; implies --raw.")
+    ] = False,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Every byte, what `exec` and the guest's shell say to each other too."),
     ] = False,
 ) -> None:
     """Print a VM's serial log."""
     from vmdebug import vm
+    from vmdebug.vm import framing
 
     machine = vm.find(name)
     path = machine.rundir.console_log
     if follow:
         # tail(1) waits by inotify for more, and by --pid for QEMU's end.
         process.replace(["tail", "-n", "+1", f"--pid={machine.state.pid}", "-f", path])
-    render.put_bytes(path.read_bytes())
+    said = path.read_bytes()
+    render.put_bytes(said if raw else framing.readable(said))
