@@ -183,9 +183,10 @@ def _vmlinux(path: Path, stream: IO[bytes]) -> Vmlinux:
         sections = {
             section.name: section for section in itertools.islice(elf.iter_sections(), _MOST_SECTIONS)
         }
+        rodata = _bytes_of(stream, sections.get(".rodata"))
         found = Vmlinux(
             build_id=_build_id(elf),
-            banner=_banner(stream, sections),
+            banner=_banner(rodata),
             has_dwarf=any(_has_bytes(sections.get(name)) for name in (".debug_info", ".zdebug_info")),
             arch=_arch(path, machine),
         )
@@ -193,13 +194,21 @@ def _vmlinux(path: Path, stream: IO[bytes]) -> Vmlinux:
         raise
     except Exception as error:
         raise _damaged(path, error) from error
-    if kind not in ("ET_EXEC", "ET_DYN"):
-        raise UsageError(f"{path} is no vmlinux: an ELF file that is not linked", hint=_WANTED_VMLINUX)
-    if not found.build_id and not found.banner:
-        raise UsageError(
-            f"{path} is no vmlinux: neither build-id nor 'Linux version' in it", hint=_WANTED_VMLINUX
-        )
+    why = _why_no_kernel(found, linked=kind in ("ET_EXEC", "ET_DYN"), rodata=rodata)
+    if why:
+        raise UsageError(f"{path} is no vmlinux: {why}", hint=_WANTED_VMLINUX)
     return found
+
+
+def _why_no_kernel(found: Vmlinux, *, linked: bool, rodata: bytes) -> str:
+    if not linked:
+        return "an ELF file that is not linked"
+    # A file of symbols alone has no such bytes, and its build-id must do.
+    if rodata and b"Linux version " not in rodata:
+        return "an ELF file, but not a kernel: there is no 'Linux version' in it"
+    if not found.build_id and not found.banner:
+        return "neither build-id nor 'Linux version' in it"
+    return ""
 
 
 _WANTED_VMLINUX = "give the vmlinux that `make` leaves at the top of a build tree, or a debug package's"
@@ -271,12 +280,15 @@ def _has_bytes(section: Any) -> bool:
     return section is not None and section["sh_type"] != "SHT_NOBITS" and section["sh_size"] > 0
 
 
-def _banner(stream: IO[bytes], sections: dict[str, Any]) -> str:
-    rodata = sections.get(".rodata")
-    if rodata is None or not _has_bytes(rodata):
-        return ""
-    stream.seek(rodata["sh_offset"])
-    found = _BANNER.findall(stream.read(min(rodata["sh_size"], _LARGEST_RODATA)))
+def _bytes_of(stream: IO[bytes], section: Any) -> bytes:
+    if not _has_bytes(section):
+        return b""
+    stream.seek(section["sh_offset"])
+    return stream.read(min(section["sh_size"], _LARGEST_RODATA))
+
+
+def _banner(rodata: bytes) -> str:
+    found = _BANNER.findall(rodata)
     # Since 6.1 version.c's weak banner, without a build's number, stays beside version-timestamp.c's.
     numbered = [text for text in found if _NUMBER.search(text)]
     text = (numbered or found or [b""])[0].decode("ascii", errors="replace")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.unit import kernelfiles
 from tests.unit.kernelfiles import BANNER, ID, NUMBER, OTHER_ID, PACKERS, RELEASE, VERSION
-from vmdebug import bzimage, filecache, kimage
+from vmdebug import bzimage, filecache, kimage, process
+from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, MismatchError, UsageError
 
 
@@ -83,7 +84,18 @@ def test_the_banner_is_the_one_with_a_build_number(tmp_path: Path) -> None:
     assert kimage.check(kernelfiles.image(tmp_path / "bzImage", two), two) == "banner"
 
 
+def _symbols_alone(vmlinux: Path) -> Path:
+    process.run(["objcopy", "--only-keep-debug", vmlinux], deadline=Deadline.after(60))
+    return vmlinux
+
+
 class TestCheck:
+    def test_a_file_of_symbols_alone_is_known_by_its_build_id(self, tmp_path: Path, vmlinux: Path) -> None:
+        image = kernelfiles.image(tmp_path / "bzImage", vmlinux)
+        debug = _symbols_alone(kernelfiles.vmlinux(tmp_path / "vmlinux.debug"))
+        assert kimage.read_vmlinux(debug).banner == ""
+        assert kimage.check(image, debug) == "build-id"
+
     def test_one_build(self, tmp_path: Path, vmlinux: Path) -> None:
         assert kimage.check(kernelfiles.image(tmp_path / "bzImage", vmlinux), vmlinux) == "build-id"
 
@@ -156,8 +168,10 @@ class TestWrongFiles:
             kimage.read_vmlinux(_file(tmp_path, vmlinux.read_bytes()[:200]))
         with pytest.raises(UsageError, match="not linked"):
             kimage.read_vmlinux(kernelfiles.vmlinux(tmp_path / "module.ko", options=("-r",)))
+        with pytest.raises(UsageError, match="not a kernel: there is no 'Linux version'"):
+            kimage.read_vmlinux(kernelfiles.vmlinux(tmp_path / "hello", banner=""))
         with pytest.raises(UsageError, match="neither build-id nor"):
-            kimage.read_vmlinux(kernelfiles.vmlinux(tmp_path / "hello", "", banner=""))
+            kimage.read_vmlinux(_symbols_alone(kernelfiles.vmlinux(tmp_path / "mute", "")))
 
     def test_another_machine(self, tmp_path: Path, vmlinux: Path) -> None:
         data = bytearray(vmlinux.read_bytes())

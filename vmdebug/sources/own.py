@@ -18,7 +18,7 @@ from vmdebug.guest import (
 )
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report
-from vmdebug.sources import builtin, image, initramfs, naming, override, tree
+from vmdebug.sources import image, initramfs, naming, override, tree
 
 
 def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
@@ -66,6 +66,9 @@ def _kernel(guest: Guest, options: GuestOptions) -> Kernel:
         case "image":
             return image.kernel(Path(guest.location), search=options.vmlinux is None)
         case "builtin":
+            # It needs all that builds kernels, and the others need none of that.
+            from vmdebug.sources import builtin  # noqa: PLC0415
+
             return builtin.kernel()
         case _:
             raise AssertionError(guest)
