@@ -18,6 +18,4 @@ def main(session: DebugSession) -> None:
     print(f"  dfd      = {int(frame.arg('dfd'))}")
     print(f"  filename = {frame.arg('filename').string()!r}")
     print(f"  flags    = {int(frame.arg('how').flags):#o}")
-    for caller in stop.backtrace():
-        if caller.file:  # below the kernel's entry GDB guesses
-            print(f"  #{caller.level} {caller.function} at {caller.file}:{caller.line}")
+    print(stop.backtrace(limit=9))
