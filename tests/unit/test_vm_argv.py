@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmdebug.arch import X86_64
+from vmdebug.errors import UsageError
+from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
+from vmdebug.vm import argv
+from vmdebug.vm.features import Features
+from vmdebug.vm.rundir import RunDir
+
+ALL = Features(version="7.2", pvpanic="pvpanic-pci", vmcoreinfo=True, rng=True, actions=True)
+RUNDIR = RunDir(Path("/run/vm"))
+QEMU = Path("/usr/bin/qemu-system-x86_64")
+
+
+def spec(**changes: object) -> LaunchSpec:
+    values: dict[str, object] = {
+        "name": "vm",
+        "guest": "builtin",
+        "machine": OwnMachine(initrd=Path("/i.cpio")),
+        "kernel": Kernel(image=Path("/bzImage"), origin="a test"),
+        "parameters": ("console=ttyS0", "nokaslr"),
+    }
+    return LaunchSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def own(of: LaunchSpec, accel: argv.RealAccel = "tcg", features: Features = ALL) -> list[str]:
+    machine = of.machine
+    assert isinstance(machine, OwnMachine)
+    disk_format: argv.DiskFormat | None = "qcow2" if machine.disk else None
+    words = argv.own(
+        of,
+        machine,
+        qemu=QEMU,
+        arch=X86_64,
+        accel=accel,
+        rundir=RUNDIR,
+        features=features,
+        disk_format=disk_format,
+    )
+    return list(words)
+
+
+def test_the_whole_command_line() -> None:
+    everything = spec(
+        machine=OwnMachine(initrd=Path("/i.cpio"), disk=Path("/d.qcow2")),
+        halt=True,
+        memory=1024,
+        cpus=2,
+        qemu_args=("-device", "edu"),
+    )
+    assert own(everything) == [
+        "/usr/bin/qemu-system-x86_64",
+        *("-name", "vm,debug-threads=on"),
+        "-nodefaults",
+        "-no-user-config",
+        *("-machine", "q35,accel=tcg"),
+        *("-cpu", "max"),
+        *("-m", "1024"),
+        *("-smp", "2,sockets=2"),
+        *("-kernel", "/bzImage"),
+        *("-initrd", "/i.cpio"),
+        *("-append", "console=ttyS0 nokaslr"),
+        *("-blockdev", "driver=file,node-name=file0,filename=/d.qcow2"),
+        *("-blockdev", "driver=qcow2,node-name=disk0,file=file0"),
+        *("-device", "virtio-blk-pci,drive=disk0"),
+        *("-device", "virtio-rng-pci"),
+        *("-display", "none"),
+        *("-monitor", "none"),
+        "-chardev",
+        (
+            "socket,id=console0,path=/run/vm/console.sock,server=on,wait=off"
+            ",logfile=/run/vm/console.log,logappend=off"
+        ),
+        *("-serial", "chardev:console0"),
+        *("-chardev", "socket,id=qmp0,path=/run/vm/qmp.sock,server=on,wait=off"),
+        *("-mon", "chardev=qmp0,mode=control"),
+        *("-chardev", "socket,id=qmp1,path=/run/vm/control.sock,server=on,wait=off"),
+        *("-mon", "chardev=qmp1,mode=control"),
+        *("-chardev", "socket,id=qmp2,path=/run/vm/events.sock,server=on,wait=off"),
+        *("-mon", "chardev=qmp2,mode=control"),
+        *("-chardev", "socket,id=gdb0,path=/run/vm/gdb.sock,server=on,wait=off"),
+        *("-gdb", "chardev:gdb0"),
+        *("-device", "pvpanic-pci"),
+        *("-device", "vmcoreinfo"),
+        "-no-reboot",
+        *("-action", "panic=pause"),
+        *("-pidfile", "/run/vm/qemu.pid"),
+        "-S",
+        *("-device", "edu"),
+    ]
+
+
+def test_what_the_user_leaves_open_has_a_default() -> None:
+    words = own(spec(machine=OwnMachine(), parameters=()))
+    assert words[words.index("-m") + 1] == "512"
+    assert words[words.index("-smp") + 1] == "1,sockets=1"
+    assert not {"-S", "-initrd", "-append", "-blockdev"} & set(words)
+
+
+def test_kvm_takes_the_hosts_cpu() -> None:
+    assert argv.machine_type(X86_64, "kvm")[-1] == "q35,accel=kvm"
+    assert argv.cpu(X86_64, "kvm") == ("-cpu", "host")
+
+
+def test_the_gdbstub_on_tcp_listens_on_localhost_only() -> None:
+    assert argv.gdbstub(RUNDIR, 1234) == (
+        *("-chardev", "socket,id=gdb0,host=127.0.0.1,port=1234,server=on,wait=off"),
+        *("-gdb", "chardev:gdb0"),
+    )
+    assert "host=127.0.0.1,port=0," in argv.gdbstub(RUNDIR, 0)[1]
+
+
+def test_a_qemu_that_has_nothing_gets_nothing() -> None:
+    words = own(spec(), features=Features())
+    assert "-device" not in words
+    assert "-action" not in words
+    assert "-no-reboot" in words
+
+
+def test_a_device_that_the_user_names_is_not_added_again() -> None:
+    words = own(spec(qemu_args=("-device", "vmcoreinfo", "-device", "pvpanic,ioport=0x506")))
+    assert words.count("vmcoreinfo") == 1
+    assert "pvpanic-pci" not in words
+
+
+def test_commas_in_paths_are_written_twice() -> None:
+    words = argv.console(RunDir(Path("/run/a,b")))
+    assert "path=/run/a,,b/console.sock," in words[1]
+    assert "logfile=/run/a,,b/console.log," in words[1]
+    assert "filename=/x,,y" in argv.disk(Path("/x,y"), "raw")[1]
+
+
+def test_a_disk_has_the_format_of_its_magic() -> None:
+    assert argv.disk_format(b"QFI\xfb\0\0\0\3") == "qcow2"
+    assert argv.disk_format(b"\xeb\x63\x90\0") == "raw"
+    assert argv.disk_format(b"") == "raw"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["-s"], "--tcp PORT"),
+        (["-gdb", "tcp::1"], "--tcp PORT"),
+        (["--gdb", "tcp::1"], "--tcp PORT"),
+        (["-accel", "kvm"], "--accel"),
+        (["-m", "1G", "-daemonize"], "in the background"),
+    ],
+)
+def test_arguments_that_would_undo_ours_are_refused(words: list[str], hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        argv.check_extra(words)
+    assert hint in caught.value.hint
+
+
+def test_other_arguments_are_the_users_business() -> None:
+    argv.check_extra(["-S", "-device", "s", "gdb", "-serial", "none", "-"])
+
+
+def test_the_probe_boots_to_the_first_line_on_stdout() -> None:
+    assert argv.probe(qemu=QEMU, arch=X86_64, accel="kvm", image=Path("/bzImage")) == (
+        "/usr/bin/qemu-system-x86_64",
+        "-nodefaults",
+        "-no-user-config",
+        *("-machine", "q35,accel=kvm"),
+        *("-cpu", "host"),
+        *("-m", "512"),
+        *("-kernel", "/bzImage"),
+        *("-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1"),
+        *("-display", "none"),
+        *("-monitor", "none"),
+        "-no-reboot",
+        *("-chardev", "stdio,id=serial0,signal=off"),
+        *("-serial", "chardev:serial0"),
+    )

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmdebug.errors import UsageError
+from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
+from vmdebug.vm import argv, runner
+from vmdebug.vm.features import Features
+from vmdebug.vm.rundir import RunDir
+
+ALL = Features(version="9.1", pvpanic="pvpanic-pci", vmcoreinfo=True, rng=True, actions=True)
+RUNDIR = RunDir(Path("/run/vm"))
+SCRATCH = Path("/var/tmp/scratch")
+MACHINE = RunnerMachine(script=Path("/nix/store/x/bin/run-my-vm-vm"), system_name="my-vm")
+
+# The end of a script as nixos/modules/virtualisation/qemu-vm.nix makes it.
+SCRIPT = """\
+# Start QEMU.
+exec /nix/store/abc-qemu-host-cpu-only-8.2.6/bin/qemu-kvm -cpu max \\
+    -name my-vm \\
+    -m 1024 \\
+    -smp 1 \\
+    -device virtio-rng-pci \\
+    $QEMU_OPTS \\
+    "$@"
+"""
+
+
+def spec(**changes: object) -> LaunchSpec:
+    values: dict[str, object] = {
+        "name": "vm",
+        "guest": ".#my-vm",
+        "machine": MACHINE,
+        "kernel": Kernel(image=Path("/src/linux/bzImage"), origin="a test"),
+        "parameters": ("console=ttyS0", "nokaslr"),
+    }
+    return LaunchSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def command(of: LaunchSpec, script: str = SCRIPT, accel: argv.RealAccel = "tcg") -> list[str]:
+    words = runner.command(of, MACHINE, script=script, accel=accel, rundir=RUNDIR, features=ALL)
+    return list(words)
+
+
+def test_the_whole_command() -> None:
+    assert command(spec(halt=True, qemu_args=("-device", "edu"))) == [
+        "/nix/store/x/bin/run-my-vm-vm",
+        *("-machine", "accel=tcg"),
+        *argv.no_user_interface(),
+        *argv.console(RUNDIR),
+        *argv.monitors(RUNDIR),
+        *argv.gdbstub(RUNDIR, None),
+        *("-device", "pvpanic-pci"),
+        *("-device", "vmcoreinfo"),
+        "-no-reboot",
+        *("-action", "panic=pause"),
+        *("-pidfile", "/run/vm/qemu.pid"),
+        "-S",
+        *("-device", "edu"),
+    ]
+
+
+def test_nothing_that_is_the_runners_own_is_given_twice() -> None:
+    words = command(spec())
+    assert not {"-m", "-smp", "-name", "-kernel", "-append", "-nodefaults", "-accel"} & set(words)
+    assert "virtio-rng-pci" not in words
+
+
+def test_memory_and_cpus_are_given_when_they_are_asked_for() -> None:
+    words = command(spec(memory=2048, cpus=3))
+    assert words[words.index("-m") + 1] == "2048"
+    assert words[words.index("-smp") + 1] == "3"
+
+
+def test_a_script_with_an_accel_of_its_own_keeps_it() -> None:
+    # QEMU: "The -accel and "-machine accel=" options are incompatible".
+    assert "-machine" not in command(spec(), SCRIPT.replace("-smp 1", "-accel kvm"))
+    assert "-machine" not in command(spec(), SCRIPT.replace("-smp 1", "-enable-kvm"))
+
+
+def test_the_hosts_cpu_is_replaced_under_tcg() -> None:
+    script = SCRIPT.replace("-cpu max", "-cpu host")
+    assert command(spec(), script)[3:5] == ["-cpu", "max"]
+    assert "-cpu" not in command(spec(), script, "kvm")
+
+
+def test_devices_of_the_script_are_not_added_again() -> None:
+    words = command(spec(), SCRIPT.replace("-smp 1", "-device vmcoreinfo"))
+    assert "vmcoreinfo" not in words
+
+
+def test_the_whole_environment() -> None:
+    machine = RunnerMachine(script=MACHINE.script, system_name="my-vm", kernel_override=True)
+    assert runner.environment(spec(), machine, scratch=SCRATCH, inherited={}) == {
+        "NIX_DISK_IMAGE": "/var/tmp/scratch/disk.qcow2",
+        "TMPDIR": "/var/tmp/scratch",
+        "USE_TMPDIR": "1",
+        "QEMU_KERNEL_PARAMS": "console=ttyS0 nokaslr",
+        "NIXPKGS_QEMU_KERNEL_my_vm": "/src/linux/bzImage",
+    }
+
+
+def test_a_disk_to_keep_is_the_users() -> None:
+    machine = RunnerMachine(script=MACHINE.script, system_name="v", disk=Path("/home/me/d.qcow2"))
+    env = runner.environment(spec(), machine, scratch=SCRATCH, inherited={})
+    assert env["NIX_DISK_IMAGE"] == "/home/me/d.qcow2"
+    assert not any(name.startswith("NIXPKGS_QEMU_KERNEL_") for name in env)
+
+
+def test_the_users_own_variables_are_left_alone() -> None:
+    inherited = {"QEMU_OPTS": "-vnc :0", "QEMU_KERNEL_PARAMS": "loglevel=8 nokaslr=0"}
+    env = runner.environment(spec(), MACHINE, scratch=SCRATCH, inherited=inherited)
+    assert "QEMU_OPTS" not in env
+    assert env["QEMU_KERNEL_PARAMS"] == "console=ttyS0 nokaslr loglevel=8 nokaslr=0"
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [("my-vm", "my_vm"), ("nixos", "nixos"), ("a.b_C9", "a_b_C9"), ("é", "_")],
+)
+def test_the_kernels_variable_has_the_name_as_nixpkgs_writes_it(name: str, variable: str) -> None:
+    assert runner.kernel_variable(name) == f"NIXPKGS_QEMU_KERNEL_{variable}"
+
+
+@pytest.mark.parametrize("image", ["/a b/bzImage", "/a*/bzImage", "/a$b/bzImage", "/a\tb"])
+def test_a_kernel_path_that_the_script_would_split_is_refused(image: str) -> None:
+    machine = RunnerMachine(script=MACHINE.script, system_name="v", kernel_override=True)
+    changed = spec(kernel=Kernel(image=Path(image), origin="a test"))
+    with pytest.raises(UsageError, match="cannot be handed to a runner script"):
+        runner.environment(changed, machine, scratch=SCRATCH, inherited={})
+
+
+@pytest.mark.parametrize(
+    ("script", "qemu"),
+    [
+        (SCRIPT, "/nix/store/abc-qemu-host-cpu-only-8.2.6/bin/qemu-kvm"),
+        ("exec '/usr/bin/qemu-system-x86_64' -m 1\n", "/usr/bin/qemu-system-x86_64"),
+        ("/a/bin/qemu-img create\nexec /a/bin/qemu-system-aarch64 -m 1", "/a/bin/qemu-system-aarch64"),
+    ],
+)
+def test_the_scripts_qemu_is_found(script: str, qemu: str) -> None:
+    assert runner.qemu(script) == Path(qemu)
+
+
+def test_a_script_may_name_no_qemu() -> None:
+    assert runner.qemu('#!/bin/sh\nexec qemu-system-x86_64 "$@"\n') is None
