@@ -9,7 +9,6 @@ import typer
 from vmdebug.cli import render, verb
 from vmdebug.errors import StateError, UsageError
 
-
 RESUME = {
     "halted": "let it go: vmdebug attach {name} --batch",
     "paused": "continue or quit the GDB that holds it; if none does: vmdebug attach {name} --batch",
