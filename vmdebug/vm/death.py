@@ -1,0 +1,66 @@
+"""How a console tells that its machine has died; pure patterns.
+
+The texts are the kernel's own: `panic()` in kernel/panic.c, `kernel_halt()`,
+`kernel_power_off()` and `kernel_restart()` in kernel/reboot.c, the banner of
+init/version.c.
+"""
+
+from __future__ import annotations
+
+import re
+
+# A kernel message starts a line or follows its time stamp. Text that a program
+# only quotes ("grep 'Kernel panic'") stands behind something else.
+_START = rb"(?:^|[\r\n]|\] )"
+
+_DEATHS = re.compile(
+    _START + rb"(?:"
+    rb"(?P<panic>Kernel panic - not syncing(?:: [^\r\n]*)?)"
+    rb"|(?P<halt>reboot: System halted)"
+    rb"|(?P<off>reboot: Power down)"
+    rb"|(?P<restart>reboot: (?:Restarting system|machine restart)[^\r\n]*)"
+    rb")[\r\n]"
+)
+
+_BOOT = re.compile(_START + rb"Linux version ")
+
+WINDOW = 1024
+"""How many bytes a death can span; LOG_LINE_MAX of kernel/printk/printk.c."""
+
+END_OF_PANIC = b"---[ end Kernel panic"
+"""What a panic prints last, after the trace."""
+
+
+def cause(text: bytes) -> str:
+    """Return how the machine died by a piece of its console; "" while it lives."""
+    found = _DEATHS.search(text)
+    if found is None:
+        return ""
+    if found["panic"]:
+        return found["panic"].decode(errors="replace")
+    return {"halt": "the guest halted", "off": "the guest powered off", "restart": "the guest restarted"}[
+        found.lastgroup or "halt"
+    ]
+
+
+def cause_in_log(log: bytes) -> str:
+    """Return how the machine died by its whole log; "" while it lives.
+
+    A kernel that was started after a panic, by kexec, is a live machine: what
+    lies before the last boot does not count.
+    """
+    boots = [match.start() for match in _BOOT.finditer(log)]
+    return cause(log[boots[-1] if boots else 0 :])
+
+
+class Watch:
+    """Looks for a death in a stream, across the pieces that it comes in."""
+
+    def __init__(self) -> None:
+        self._recent = b""
+
+    def feed(self, data: bytes) -> str:
+        """Return how the machine died, by what has come so far; "" while it lives."""
+        text = self._recent + data
+        self._recent = text[-WINDOW:]
+        return cause(text)

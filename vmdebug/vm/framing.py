@@ -1,0 +1,388 @@
+r"""What `exec` types into the guest's shell and how it reads the answers; pure text.
+
+A command is typed at the prompt that starts an agent: a shell that reads its
+lines from the console and evaluates them. Lines that the agent gets may be long,
+are not edited by any line editor, land in no history, and are answered::
+
+    host                                    guest
+    sh -c '_a=TOKEN;…while read…'   →
+                                        ←   _TOKEN:r.  0022       ready, and the umask
+    PREPARE, _c='COMMAND', run          →
+                                        ←   _TOKEN:o.  base64     standard output, if any
+                                        ←   _TOKEN:e.  base64     standard error, if any
+                                        ←   _TOKEN:s0oe.          status, and which outputs there were
+    exit                                →
+                                        ←   _TOKEN:z.             files removed, agent gone
+
+Three things carry it through a busy console:
+
+- No answer can be mistaken: TOKEN is typed only behind `_a=`, so an echo never
+  shows `_TOKEN:`, and `_`, `.` and `:` are not in base64's alphabet.
+- Kernel messages land between any two bytes, but come whole, from their time
+  stamp to their newline, which `Denoiser` takes out: the serial port's lock is
+  held for a record (serial8250_console_write in drivers/tty/serial/8250/8250_port.c).
+- What else lands in the data shows, because gzip checks its own content; then
+  blocks are asked for (`BLOCKS`), each with its digest, smaller ones where it fails.
+
+The terminal's settings are never touched, so nothing has to be put back.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import secrets
+import shlex
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vmdebug.errors import UsageError
+
+LINE = 480
+"""Bytes of a typed line: below the smallest line editor of a busybox, 512."""
+
+GROUP = 2000
+"""Bytes typed before an acknowledgement: half of N_TTY_BUF_SIZE, drivers/tty/n_tty.c."""
+
+ARGUMENT = 100_000
+"""Bytes of a command that are still one argument; the limit is MAX_ARG_STRLEN, 131072."""
+
+INTERRUPT = "\x03"
+"""^C."""
+
+KILL_LINE = "\x05\x15"
+"""^E^U: drops what somebody left on the line, in a line editor and without one."""
+
+DIRECTORIES = "${TMPDIR:-/tmp} /dev/shm /run"
+"""Where the agent's files go, words of the guest's shell: the first that can be written."""
+
+
+def token() -> str:
+    """Return a name for one run that no output contains."""
+    return secrets.token_hex(5)
+
+
+def start(token: str) -> str:
+    """Return the line that starts the agent, typed at a prompt of any kind of shell."""
+    return (
+        f"{KILL_LINE} sh -c '_a={token};f(){{ echo _$_a:r.;umask;}};vmd=f;f;"
+        'while read -r _l;do eval "$_l";done\'\n'
+    )
+
+
+# The files are ours alone; whatever ends the agent removes them; `are_you_there` uses $vmd.
+PREPARE = (
+    '_k=_$_a: vmd="echo ${_k}t";umask 77\n'
+    "trap 'rm -f \"$_d\".?;echo ${_k}z.' 0;trap exit 2\n"
+    f'for _d in {DIRECTORIES};do _d=$_d/vmdebug-$_a;{{ :;}}>"$_d.o">"$_d.e"&&break;done'
+    "||{ echo ${_k}d.;exit;}\n"
+    'O(){ _n=;for _f in o e;do [ -s "$_d.$_f" ]&&{ _n=$_n$_f;echo $_k$_f.;gzip -1<"$_d.$_f"|base64;};done;'
+    "echo ${_k}s$_s$_n.;}\n"
+)
+"""The agent's definitions, a line each."""
+
+
+def run(umask: str) -> str:
+    """Return the line that runs the command in `$_c` and sends what came of it.
+
+    On the left the command, in a session of its own, see setsid(2): no ^C of ours reaches it,
+    and it cannot read our terminal. Its process group is told first. On the right who waits
+    for its status, whom a ^C has end the command, gently first. It is no background job:
+    those ignore SIGINT, and a shell cannot stop ignoring what it was born ignoring.
+
+    Args:
+        umask: The command's, as `umask` printed it.
+    """
+    return (
+        f'{{ trap : 2;(read _g _y</proc/self/stat;echo $_g;umask {umask};exec setsid sh -c "$_c" '
+        '</dev/null >"$_d.o" 2>"$_d.e");echo $?;}|'
+        "{ _z=15;trap 'kill -$_z -$_g $_g;_z=9' 2;read _g;until read _s;do [ $? -gt 128 ]||break;done;"
+        "trap - 2;[ $_s ]||echo ${_k}x.;exit ${_s:-1};};_s=$?;O\n"
+    )
+
+
+SEND_AGAIN = "O\n"
+LEAVE = "exit\n"
+
+LEAVE_LATER = "${vmd+exit}\n"
+"""Ends an agent that comes to read it when nobody waits any more; nothing to another shell."""
+
+NO_SETSID = re.compile(rb"exec: .*setsid: not found")
+"""What a shell says to `run` where there is no setsid, with status 127."""
+
+BLOCKS = (
+    'B(){ dd if="$_d.$1" of="$_d.b" skip=$2 bs=$3 count=1 2>/dev/null;set -- $1 $2 $3 $(md5sum<"$_d.b");'
+    'echo ${_k}b$1.$2.$3.$4.;base64<"$_d.b";echo ${_k}e.;}\n'
+)
+"""Defines B: sends a block, given its file, index and size."""
+
+LARGEST = 16384
+SMALLEST = 256
+"""Bytes of a block."""
+
+SPLIT = 4
+"""Into how many a block is split that did not come through."""
+
+
+ASK_SIZES = (
+    "_m=;for _p in base64 dd md5sum wc;do command -v $_p>/dev/null||_m=$_m-$_p;done;"
+    'echo ${_k}n$(wc -c<"$_d.o").$(wc -c<"$_d.e").$_m.\n'
+)
+"""Asks how many bytes both outputs have, and which programs `BLOCKS` lacks."""
+
+
+def ask_blocks(blocks: Sequence[Block]) -> str:
+    """Return the line that asks for blocks, followed by the answer that ends them."""
+    calls = ";".join(f"B {block.file} {block.index} {block.size}" for block in blocks)
+    return f"{calls};echo ${{_k}}n.\n"
+
+
+def are_you_there(token: str, number: int) -> str:
+    """Return a line to type while it is quiet.
+
+    An agent with nothing to do says `_TOKEN:t NUMBER`: then its last answer was lost.
+    Where the agent has gone, the shell that reads the line says `_TOKEN:: NUMBER`.
+    """
+    return f'${{vmd-echo _{token}""::}} {number}\n'
+
+
+def question(token: str, number: int, *, agents: bool) -> str:
+    """Return the line that any shell answers with `answer`.
+
+    Args:
+        token: Of this question.
+        number: How many times it has been asked.
+        agents: Whether an agent may read it, who is to answer something else.
+    """
+    words = f'${{vmd-echo _{token}"":}}' if agents else f'echo _{token}"":'
+    return f"{KILL_LINE} {words}{number}.\n"
+
+
+def answer(token: str, number: int) -> bytes:
+    """Return what a shell answers to `question`."""
+    return f"_{token}:{number}.".encode()
+
+
+def remove(token: str) -> str:
+    """Return the line, for a prompt, that removes the files of an agent that could not."""
+    return f"{KILL_LINE} for d in {DIRECTORIES};do rm -f $d/vmdebug-{token}.?;done\n"
+
+
+def shell_text(command: str | Sequence[str]) -> bytes:
+    """Return a command as the bytes that the guest's `sh -c` gets.
+
+    Args:
+        command: A line of shell, as it is; or an argv, quoted.
+
+    Raises:
+        UsageError: it holds a NUL, or nothing.
+    """
+    text = command if isinstance(command, str) else shlex.join(command)
+    if not text.strip():
+        raise UsageError("the command is empty", hint="name the program to run in the guest")
+    if "\0" in text:
+        raise UsageError(
+            "the command holds a NUL byte, which no shell can take",
+            hint="write binary data as printf escapes",
+        )
+    return text.encode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Lines to type at once.
+
+    Args:
+        lines: The lines.
+        length: How long `$_c` is after them, for `ACKNOWLEDGE`.
+    """
+
+    lines: str
+    length: int
+
+
+def upload(command: bytes) -> list[Group]:
+    r"""Return what puts a command into the agent's `$_c`; all groups but the last are to be acknowledged.
+
+    Args:
+        command: What `shell_text` returned.
+    """
+    plain = _PLAIN.fullmatch(command) is not None
+    # Each byte that a terminal, a quoted string or %b would take for its own goes as \0ooo.
+    text = (command if plain else _SPECIAL.sub(_octal, command)).decode("ascii")
+    pieces = [text[at : at + LINE] for at in range(0, len(text), LINE)]
+    lines = [f"_c='{pieces[0]}'\n", *(f"_c=$_c'{piece}'\n" for piece in pieces[1:])]
+    full = GROUP // (LINE + len("_c=$_c''\n"))
+    groups: list[Group] = []
+    while len(lines) > full:
+        typed, lines = lines[:full], lines[full:]
+        groups.append(Group("".join(typed), (len(groups) + 1) * full * LINE))
+    if not plain:
+        # The x keeps a newline at the end from being cut by $(…).
+        lines.append('_c=$(printf %bx "$_c");_c=${_c%x}\n')
+    if len(command) > ARGUMENT:
+        lines.append('printf %s "$_c">"$_d.c";_c=". \'$_d.c\'"\n')
+    return [*groups, Group("".join(lines), len(text))]
+
+
+_PLAIN = re.compile(rb"[\x20-\x26\x28-\x7e]*")
+_SPECIAL = re.compile(rb"[^\x20-\x26\x28-\x5b\x5d-\x7e]")
+
+
+def _octal(match: re.Match[bytes]) -> bytes:
+    return b"\\0%03o" % match.group()[0]
+
+
+ACKNOWLEDGE = "echo ${_k}n${#_c}.\n"
+"""Asks for the length of `$_c`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The patterns of an agent's answers."""
+
+    ready: re.Pattern[bytes]
+    length: re.Pattern[bytes]
+    sizes: re.Pattern[bytes]
+    status: re.Pattern[bytes]
+    end_of_blocks: re.Pattern[bytes]
+    gone: re.Pattern[bytes]
+    lost: re.Pattern[bytes]
+    idle: re.Pattern[bytes]
+    output: re.Pattern[bytes]
+    block: re.Pattern[bytes]
+    killed: bytes
+    nowhere: bytes
+
+    @classmethod
+    def of(cls, token: str) -> Answers:
+        """Return the patterns for one run."""
+        key = re.escape(f"_{token}:".encode())
+        return cls(
+            ready=re.compile(key + rb"r\.\s+(0?[0-7]{3,4})\s"),
+            length=re.compile(key + rb"n(\d+)\."),
+            sizes=re.compile(key + rb"n(\d*)\.(\d*)\.((?:-\w+)*)\."),
+            status=re.compile(key + rb"s(\d{1,3})(o?e?)\."),
+            end_of_blocks=re.compile(key + rb"n\."),
+            gone=re.compile(key + rb"z\.\r?\n"),
+            lost=re.compile(key + rb": (\d+)"),
+            idle=re.compile(key + rb"t (\d+)"),
+            output=re.compile(key + rb"([oe])\.([^_]*)"),
+            block=re.compile(key + rb"b([oe])\.(\d+)\.(\d+)\.([0-9a-f]*)\.([^_]*)" + key + rb"e\."),
+            killed=f"_{token}:x.".encode(),
+            nowhere=f"_{token}:d.".encode(),
+        )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Block:
+    """A part of an output: the `index`-th of `size` bytes of file `o` or `e`."""
+
+    file: str
+    index: int
+    size: int
+
+    def parts(self, whole: int) -> list[Block]:
+        """Return the smaller blocks that make it up, in a file of `whole` bytes; the smallest itself."""
+        if self.size <= SMALLEST:
+            return [self]
+        size = self.size // SPLIT
+        first = self.index * SPLIT
+        return [Block(self.file, part, size) for part in range(first, first + SPLIT) if part * size < whole]
+
+
+def blocks_of(file: str, size: int) -> list[Block]:
+    """Return the blocks that make up an output of `size` bytes."""
+    return [Block(file, index, LARGEST) for index in range(-(-size // LARGEST))]
+
+
+def unpack(sent: bytes) -> bytes | None:
+    """Return what an agent sent as `gzip | base64`; None where it did not come through whole."""
+    packed = _unbase64(sent)
+    if packed is None:
+        return None
+    # 31: a gzip stream, whose trailer zlib checks.
+    stream = zlib.decompressobj(31)
+    try:
+        data = stream.decompress(packed)
+    except zlib.error:
+        return None
+    return data if stream.eof and not stream.unused_data else None
+
+
+def unpack_block(sent: bytes, digest: bytes) -> bytes | None:
+    """Return a block that was sent with its MD5 in hex; None where it did not come through whole."""
+    data = _unbase64(sent)
+    if data is None:
+        return None
+    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return data if found.encode() == digest else None
+
+
+def _unbase64(sent: bytes) -> bytes | None:
+    try:
+        return base64.b64decode(b"".join(sent.split()), validate=True)
+    except binascii.Error:
+        return None
+
+
+_NOISE = re.compile(
+    rb"(?:<\d{1,3}>)?\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? [^\n]*\n"
+    rb"|\*\* \d+ printk messages dropped \*\*[^\n]*\n"
+)
+_PERHAPS = re.compile(rb"[<[*]")
+
+
+@dataclass(slots=True)
+class Denoiser:
+    """Takes kernel messages out of a stream, wherever they land in it.
+
+    `print_prefix` of kernel/printk/printk.c writes what starts them. None of its
+    characters is in an answer, so an answer never waits for more to come.
+
+    Args:
+        noise: The messages taken out so far, whole lines.
+    """
+
+    noise: list[bytes] = field(default_factory=list)
+    held: bytes = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what of the stream is no kernel message; the start of a possible one is held back."""
+        text, self.held = self.held + data, b""
+        clean = []
+        at = 0
+        while perhaps := _PERHAPS.search(text, at):
+            clean.append(text[at : perhaps.start()])
+            at = perhaps.start()
+            if whole := _NOISE.match(text, at):
+                self.noise.append(whole.group())
+                at = whole.end()
+            elif text.find(b"\n", at) < 0 and len(text) - at < _LONGEST:
+                self.held = text[at:]
+                return b"".join(clean)
+            else:
+                clean.append(text[at : at + 1])
+                at += 1
+        clean.append(text[at:])
+        return b"".join(clean)
+
+
+_LONGEST = 2048
+"""Bytes of the longest kernel line with its prefix; twice LOG_LINE_MAX."""
+
+_RUN = re.compile(rb"[^\n]*? sh -c '_a=([0-9a-f]{10});.*?(?:_\1:z\.\r?\n|\Z)", re.DOTALL)
+
+
+def readable(log: bytes) -> bytes:
+    """Return a console's log without the conversations of `exec`, whose kernel messages stay."""
+    return _RUN.sub(_noise_of, log)
+
+
+def _noise_of(match: re.Match[bytes]) -> bytes:
+    denoiser = Denoiser()
+    denoiser.feed(match.group())
+    return b"".join(denoiser.noise)
