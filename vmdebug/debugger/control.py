@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, overload
 
@@ -12,13 +13,16 @@ from vmdebug.debugger.breakpoints import Breakpoint
 from vmdebug.debugger.runstate import RunState, State
 from vmdebug.debugger.stop import Frame, Inspector, Stop, Thread
 from vmdebug.debugger.transport import Answer, Transport
-from vmdebug.errors import DeadlineError, GdbError
+from vmdebug.errors import DeadlineError, GdbError, StateError
 
 RUN_SECONDS = 60.0
 """How long the guest may run until it stops."""
 
 STOP_SECONDS = 10.0
 """How long the guest may take to stop when it is told to."""
+
+RETRY_SECONDS = 0.1
+"""How long an attempt to interrupt the guest may take before the next one."""
 
 
 class Control:
@@ -93,7 +97,7 @@ class Control:
             where: A symbol, file:line, `*expression`, or an address.
             timeout: Seconds until it has to stop.
         """
-        return self._run("until", f"-exec-until {mi.quote(breakpoints.location(where))}", timeout)
+        return self._run("until", f"-exec-until {mi.bare(breakpoints.location(where))}", timeout)
 
     def wait_stop(self, *, timeout: float = RUN_SECONDS) -> Stop:
         """Return the next stop of the running guest, or the one that nobody has seen yet.
@@ -182,23 +186,29 @@ class Control:
             raise refused.planting(error, call) from error
 
     def _interrupt(self, deadline: Deadline) -> None:
-        """Stop the running guest, leaving its stop for whoever wants it."""
-        if self._interrupter is not None:
-            self._interrupter()
-        else:
-            # It may stop by itself at this very moment; then GDB has nothing to interrupt, which is as well.
-            with contextlib.suppress(GdbError):
-                self._execute("-exec-interrupt", deadline)
-        self._wait_while_running("interrupt", deadline)
+        """Stop the running guest, leaving its stop for whoever wants it.
+
+        One attempt may be lost: GDB's, when it meets a guest that stands at a breakpoint whose
+        condition is being looked at, and one from outside also before GDB's own resumption has
+        reached QEMU. A second one never does harm: QEMU passes over it while the guest stands.
+        """
+        for attempt in itertools.count():
+            if attempt % 2 and self._interrupter is not None:
+                self._interrupter()
+            else:
+                # It may stop by itself at this very moment: then GDB has nothing to interrupt.
+                with contextlib.suppress(GdbError):
+                    self._execute("-exec-interrupt", deadline)
+            with contextlib.suppress(DeadlineError):
+                self._wait_while_running("interrupt", deadline.at_most(RETRY_SECONDS))
+                return
+            deadline.left("the guest to stop, in interrupt")
 
     def _wait_while_running(self, call: str, deadline: Deadline) -> None:
         state = self._run_state
-        try:
-            self._transport.wait(
-                lambda: state.state is not State.RUNNING, deadline, f"the guest to stop, in {call}"
-            )
-        except DeadlineError as error:
-            raise DeadlineError(error.message, hint="it still runs: interrupt() stops it") from error
+        self._transport.wait(
+            lambda: state.state is not State.RUNNING, deadline, f"the guest to stop, in {call}"
+        )
         if not state.unseen:
             state.need(call, State.STOPPED)
 
@@ -206,7 +216,10 @@ class Control:
         state = self._run_state
         if not state.unseen:
             self._need(call, State.RUNNING)
-            self._wait_while_running(call, deadline)
+            try:
+                self._wait_while_running(call, deadline)
+            except DeadlineError as error:
+                raise DeadlineError(error.message, hint="it still runs: interrupt() stops it") from error
         return self._taken_stop()
 
     def _taken_stop(self) -> Stop:
@@ -214,17 +227,17 @@ class Control:
             payload = self._run_state.take_stop()
         except GdbError as error:
             raise refused.planting(error, "running the guest") from error
-        assert payload is not None  # noqa: S101 - the callers have seen that there is one
+        if payload is None:
+            raise StateError("the guest has stopped, and another thread's call has returned that stop")
         return self._stop(payload)
 
     def _stop(self, payload: Mapping[str, Any]) -> Stop:
         number = stop.hit(payload)
         thread = Thread(int(payload.get("thread-id", 1)))
-        described = payload.get("frame")
         return Stop(
             reason=stop.reason(payload),
             thread=thread,
-            frame=None if described is None else self._frame(described, thread),
+            frame=self._frame(payload.get("frame", {}), thread),
             breakpoint=None if number is None else self._hit(number),
             signal=str(payload.get("signal-name", "")),
             details=payload,

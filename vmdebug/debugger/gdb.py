@@ -133,7 +133,7 @@ class Gdb(Control):
         self._interrupter = interrupter
         state = self._run_state
         try:
-            self._execute(f"-target-select remote {os.fspath(endpoint)}", deadline)
+            self._execute(f"-target-select remote {mi.bare(os.fspath(endpoint))}", deadline)
             self._transport.wait(lambda: state.unseen, deadline, f"the guest at {endpoint} to stop")
         except DeadlineError as error:
             hint = "QEMU serves one GDB at a time: is another one attached?"
@@ -380,9 +380,12 @@ class Gdb(Control):
 
     def _source(self, script: Path, deadline: Deadline) -> None:
         try:
-            self._execute(f"-interpreter-exec console {mi.quote(f'source {script}')}", deadline)
+            # GDB takes a Python script that raises for a success, and says so only in passing.
+            log = self._execute(f"-interpreter-exec console {mi.quote(f'source {script}')}", deadline).log
         except GdbError as error:
-            self.notes.append(f"the kernel's GDB scripts do not work: {script}: {error.words}")
+            log = error.words or error.message
+        if log:
+            self.notes.append(f"the kernel's GDB scripts do not work: {script}: {log.splitlines()[-1]}")
 
     def _insert(self, command: str, where: str) -> Breakpoint:
         self._need("a breakpoint", *_STANDING, State.RUNNING)
@@ -399,7 +402,7 @@ class Gdb(Control):
         return self._execute(command, Deadline.after(COMMAND_SECONDS))
 
     def _selected_thread(self) -> Thread:
-        return Thread(int(self._ask("-thread-info 0").payload["current-thread-id"]))
+        return Thread(int(self.evaluate("$_thread")))
 
     def _inspector(self) -> Inspector:
         return self

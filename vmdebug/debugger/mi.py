@@ -86,6 +86,11 @@ def quote(text: str) -> str:
     return f'"{escaped}"'
 
 
+def bare(text: str) -> str:
+    """Return `text` for a command that takes all of its line as it is, as those made of CLI commands do."""
+    return " ".join(text.splitlines())
+
+
 # Most answers are one or two plain strings. Read by pygdbmi, `value="2"` alone takes a
 # fifth of what the command costs in all.
 _PLAIN_ITEM = re.compile(r',([\w-]+)="([^"\\]*)"')

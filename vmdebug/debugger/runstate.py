@@ -23,7 +23,7 @@ class State(enum.StrEnum):
     RUNNING = "running"
     DETACHED = "detached"
     GONE = "gone"
-    """The guest or QEMU ended while GDB held it."""
+    """The guest exited, or QEMU ended."""
     ENDED = "ended"
     """GDB itself has ended."""
 
@@ -62,8 +62,9 @@ class RunState:
 
     def failed(self, words: str) -> None:
         """Take it that the guest does not run after all."""
-        self.state = State.STOPPED
-        self._failure = words or "GDB could not resume the guest"
+        if self.state is State.RUNNING:  # else it is gone, which was the reason
+            self.state = State.STOPPED
+            self._failure = words
 
     def ended(self) -> None:
         """GDB has gone."""
@@ -134,7 +135,7 @@ class RunState:
     def died(self, call: str) -> GuestDiedError:
         """Return the error that says so."""
         return GuestDiedError(
-            f"{call}: the guest is gone, QEMU ended or closed GDB's connection",
+            f"{call}: the guest has exited, or QEMU was ended",
             hint="its last words are in the console log, QEMU's own in qemu.log",
         )
 
@@ -142,6 +143,9 @@ class RunState:
         stop: Mapping[str, Any] = {}
         with contextlib.suppress(GdbError):  # a stop that cannot be read is a stop all the same
             stop = record.payload()
-        exited = str(stop.get("reason", "")).startswith("exited")
-        self.state = State.GONE if exited else State.STOPPED
-        self._stop = stop
+        if str(stop.get("reason", "")).startswith("exited"):
+            # When the guest powers off, QEMU says so, or just closes the connection: chance decides.
+            self.state = State.GONE
+        else:
+            self.state = State.STOPPED
+            self._stop = stop

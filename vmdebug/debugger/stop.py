@@ -18,14 +18,11 @@ STEPPED = "end-stepping-range"
 FINISHED = "function-finished"
 REACHED = "location-reached"
 SIGNAL = "signal-received"
-EXITED = "exited"
 
 _REASONS = {
     "watchpoint-trigger": WATCHPOINT,
     "read-watchpoint-trigger": WATCHPOINT,
     "access-watchpoint-trigger": WATCHPOINT,
-    "exited-normally": EXITED,
-    "exited-signalled": EXITED,
 }
 
 
@@ -132,16 +129,16 @@ class Stop:
     Args:
         reason: One of this module's constants, else GDB's word for it.
         thread: The CPU that stopped; all others stop with it.
-        frame: Where it stopped; None when the guest has exited.
+        frame: Where it stopped.
         breakpoint: The breakpoint or watchpoint that was hit, or None.
         signal: Name of the signal, "" where there was none. QEMU says SIGINT for an
             interrupt and for QMP's `stop`, SIGTRAP for a breakpoint that isn't GDB's.
-        details: All that MI's `*stopped` record carries: "exit-code", "old", "new", "return-value".
+        details: All that MI's `*stopped` record carries: a watchpoint's "value", old and new; "return-value".
     """
 
     reason: str
     thread: Thread
-    frame: Frame | None
+    frame: Frame
     breakpoint: Breakpoint | None = None
     signal: str = ""
     details: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

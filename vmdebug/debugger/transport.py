@@ -64,11 +64,13 @@ class Answer(msgspec.Struct, frozen=True):
         kind: Result class: "done", "running", "connected", "exit".
         payload: What the result carries.
         console: What the command printed.
+        log: What GDB said about it besides: warnings, the errors of scripts.
     """
 
     kind: str
     payload: Mapping[str, Any]
     console: str
+    log: str
 
 
 @dataclass(slots=True)
@@ -176,7 +178,10 @@ class Transport:
         if result.name == "error":
             words = str(payload.get("msg", "")).strip()
             raise GdbError(f"GDB refused `{command}`: {words}", command=command, words=words)
-        return Answer(result.name, payload, _said(call.streams, mi.CONSOLE) if call.streams else "")
+        said = call.streams
+        if not said:
+            return Answer(result.name, payload, "", "")
+        return Answer(result.name, payload, _said(said, mi.CONSOLE), _said(said, mi.LOG))
 
     def wait(self, done: Callable[[], bool], deadline: Deadline, what: str) -> None:
         """Return once `done()` or GDB has ended; until then take in what GDB says.
@@ -346,7 +351,7 @@ class Transport:
                 self._listener.notice(record)
         elif record.name == "error" and record.token == self._resumed:
             # GDB says "running" before it inserts breakpoints, and takes it back when that fails.
-            self._listener.failed(_said(self._aside, mi.LOG))
+            self._listener.failed(_said(self._aside, mi.LOG) or record.line)
 
     def _finish(self) -> None:
         if not self._ended:

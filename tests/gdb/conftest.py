@@ -1,0 +1,59 @@
+"""What the tests of GDB share: the guest without a kernel, and GDB on it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gdb.bareguest import Bare, soon
+from vmdebug import process
+from vmdebug.debugger.gdb import Gdb
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program, an ELF file with debug information."""
+    built = tmp_path_factory.mktemp("bare") / "bare.elf"
+    sources = sorted((Path(__file__).parent / "bare").glob("*.[cS]"))
+    bare = ("-ffreestanding", "-nostdlib", "-static", "-fno-pic", "-no-pie")
+    plain = ("-fcf-protection=none", "-fno-stack-protector", "-Wl,-Ttext=0x100000", "-Wl,--build-id=none")
+    process.run(["gcc", "-g", "-O2", *bare, *plain, "-o", built, *sources], deadline=soon())
+    return built
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory whose name is short enough for sockets."""
+    made = Path(tempfile.mkdtemp(prefix="vmd-", dir="/tmp"))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made)
+
+
+@pytest.fixture
+def bare(program: Path, directory: Path) -> Iterator[Bare]:
+    """The guest, halted."""
+    guest = Bare(program, directory)
+    try:
+        yield guest
+    finally:
+        guest.close()
+
+
+@pytest.fixture
+def unconnected(program: Path) -> Iterator[Gdb]:
+    """GDB with the program's symbols."""
+    with Gdb.start(program, deadline=soon()) as gdb:
+        yield gdb
+
+
+@pytest.fixture
+def gdb(unconnected: Gdb, bare: Bare) -> Gdb:
+    """GDB on the guest, which stands at its reset vector."""
+    unconnected.connect(bare.endpoint, deadline=soon())
+    return unconnected
