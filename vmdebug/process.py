@@ -64,7 +64,10 @@ class ProcessRef:
     def alive(self) -> bool:
         """Whether it still runs; a zombie does not."""
         stat = _stat(self.pid)
-        return stat is not None and stat.started == self.started and stat.state not in "ZX"
+        if stat is None or stat.started != self.started:
+            return False
+        # The first thread of a killed process can be a zombie while others still hold its files.
+        return stat.state not in "ZX" or stat.threads > 1
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal; nothing happens when it has ended."""
@@ -110,6 +113,7 @@ class ProcessRef:
 @dataclass(frozen=True, slots=True)
 class _Stat:
     state: str
+    threads: int
     started: int
 
 
@@ -120,7 +124,7 @@ def _stat(pid: int) -> _Stat | None:
         return None
     # The name in field 2 may hold blanks and brackets: count from its last bracket.
     fields = text.rpartition(")")[2].split()
-    return _Stat(state=fields[0], started=int(fields[19]))
+    return _Stat(state=fields[0], threads=int(fields[17]), started=int(fields[19]))
 
 
 def find(program: str, *, package: str) -> Path:
