@@ -87,7 +87,10 @@ def test_a_program_that_ignores_sigterm_is_killed(guardian: Guardian, tmp_path: 
 def test_release_lets_it_live(guardian: Guardian, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     guardian.remove(tmp_path / "run")
-    ref, child = spawn(guardian, ["sleep", "1000"], tmp_path / "log")
+    ready = tmp_path / "ready"
+    os.mkfifo(ready)
+    ref, child = spawn(guardian, ["sh", "-c", f"echo > {ready}; exec sleep 1000"], tmp_path / "log")
+    ready.read_text()
     guardian.release()
     assert not guardian.ref.alive()
     assert ref.alive()

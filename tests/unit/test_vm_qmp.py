@@ -320,24 +320,38 @@ def test_ctrl_c_gets_through(server: Server) -> None:
         connection.execute("query-status", deadline=Deadline.after(60))
 
 
-def test_the_greeting_alone_is_waited_for_without_the_library(server: Server, living: ProcessRef) -> None:
-    server.serve(lambda client: client.say(GREETING))
-    dial.greeting(server.path, process=living, what="QEMU", deadline=soon())
+def test_the_handshake_alone_needs_no_library(server: Server, living: ProcessRef) -> None:
+    def talk(client: Client) -> None:
+        client.say(GREETING)
+        assert client.hear() == {"execute": "qmp_capabilities"}
+        client.event("RTC_CHANGE")
+        client.say({"return": {}})
+        client.until_gone()
+
+    server.serve(talk)
+    dial.answer(server.path, process=living, what="QEMU", deadline=soon())
 
 
-def test_the_greeting_alone_from_a_dying_qemu(server: Server, ended: ProcessRef) -> None:
+def test_the_handshake_alone_from_a_dying_qemu(server: Server, ended: ProcessRef) -> None:
     server.serve(lambda _client: None)
     with pytest.raises(GuestDiedError):
-        dial.greeting(server.path, process=ended, what="QEMU", deadline=soon())
+        dial.answer(server.path, process=ended, what="QEMU", deadline=soon())
 
 
-def test_the_greeting_alone_does_not_come(server: Server, living: ProcessRef) -> None:
+def test_the_handshake_alone_with_a_qemu_that_greets_and_dies(server: Server, ended: ProcessRef) -> None:
+    # A device that it cannot make ends it after its greeting.
+    server.serve(lambda client: client.say(GREETING))
+    with pytest.raises(GuestDiedError, match="before it answered"):
+        dial.answer(server.path, process=ended, what="QEMU", deadline=soon())
+
+
+def test_the_handshake_alone_does_not_come(server: Server, living: ProcessRef) -> None:
     server.serve(Client.until_gone)
     with pytest.raises(DeadlineError, match="for QEMU"):
-        dial.greeting(server.path, process=living, what="QEMU", deadline=Deadline.after(0.1))
+        dial.answer(server.path, process=living, what="QEMU", deadline=Deadline.after(0.1))
 
 
-def test_the_greeting_alone_from_something_else(server: Server, living: ProcessRef) -> None:
+def test_the_handshake_alone_from_something_else(server: Server, living: ProcessRef) -> None:
     server.serve(lambda client: client.say({"SSH": 2}))
     with pytest.raises(QmpError, match="does not speak QMP"):
-        dial.greeting(server.path, process=living, what="QEMU", deadline=soon())
+        dial.answer(server.path, process=living, what="QEMU", deadline=soon())

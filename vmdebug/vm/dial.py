@@ -1,7 +1,7 @@
 """Connecting to a QMP socket, and hearing that QEMU is up, without a whole protocol.
 
 qemu.qmp and the asyncio below it take 60 ms to import, three times what QEMU takes to
-start. Who only waits for QEMU to be there reads its greeting, one line, and leaves.
+start. Who only waits for QEMU to be there shakes hands, a line each way, and leaves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ BUSY = "QMP serves one client at a time on a socket: is another one connected to
 
 _RETRY_SECONDS = 0.01
 _EXIT_SECONDS = 1.0
-_BEGINNING = b'{"QMP"'
 
 
 class NoListenerError(QmpError):
@@ -51,8 +50,10 @@ def dial(path: Path, *, what: str, deadline: Deadline) -> socket.socket:
     return dialled
 
 
-def greeting(path: Path, *, process: ProcessRef, what: str, deadline: Deadline) -> None:
-    """Wait until QEMU greets, which it does once it is set up; see "Server Greeting" in qmp-spec.
+def answer(path: Path, *, process: ProcessRef, what: str, deadline: Deadline) -> None:
+    """Wait until QEMU is set up: it answers the handshake then; see "Capabilities negotiation" in qmp-spec.
+
+    Its greeting proves less: that comes from a thread of its own while devices are still being made.
 
     Args:
         path: The socket.
@@ -63,22 +64,47 @@ def greeting(path: Path, *, process: ProcessRef, what: str, deadline: Deadline) 
     Raises:
         NoListenerError: nobody listens there.
         GuestDiedError: QEMU ended instead.
-        DeadlineError: no greeting came.
+        DeadlineError: no answer came.
     """
-    said = b""
     with dial(path, what=what, deadline=deadline) as dialled:
-        while not said.endswith(b"\n"):
-            readable, _, _ = select.select([dialled], [], [], deadline.left(what))
-            if readable:
-                try:
-                    data = dialled.recv(65536)
-                except ConnectionResetError:
-                    data = b""
-                if not data:
-                    raise lost(path, process, "before it greeted")
-                said += data
-    if not said.startswith(_BEGINNING):
-        raise QmpError(f"{path} does not speak QMP: it says {said[:60]!r}")
+        lines = _Lines(dialled, path, process, what, deadline)
+        greeting = lines.read()
+        if not greeting.startswith(b'{"QMP"'):
+            raise QmpError(f"{path} does not speak QMP: it says {greeting[:60]!r}")
+        try:
+            dialled.sendall(b'{"execute": "qmp_capabilities"}\n')
+        except ConnectionError as error:
+            raise lost(path, process, "before it answered") from error
+        while b'"return"' not in lines.read():
+            pass  # an event
+
+
+class _Lines:
+    """What QEMU says, line by line."""
+
+    def __init__(
+        self, dialled: socket.socket, path: Path, process: ProcessRef, what: str, deadline: Deadline
+    ) -> None:
+        self._dialled = dialled
+        self._path = path
+        self._process = process
+        self._what = what
+        self._deadline = deadline
+        self._unread = b""
+
+    def read(self) -> bytes:
+        while b"\n" not in self._unread:
+            readable, _, _ = select.select([self._dialled], [], [], self._deadline.left(self._what))
+            self._unread += self._receive() if readable else b""
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _receive(self) -> bytes:
+        with contextlib.suppress(ConnectionResetError):
+            data = self._dialled.recv(65536)
+            if data:
+                return data
+        raise lost(self._path, self._process, "before it answered")
 
 
 def lost(path: Path, process: ProcessRef | None, when: str) -> VmError:

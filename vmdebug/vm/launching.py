@@ -16,7 +16,7 @@ from vmdebug.errors import DeadlineError, GuestDiedError, LaunchError, UsageErro
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report, Step, silent
-from vmdebug.vm import argv, children, claims, dial, planning, state
+from vmdebug.vm import argv, children, claims, dial, planning, rundir, state
 from vmdebug.vm.guardian import END_SECONDS, Guardian
 from vmdebug.vm.machine import Vm
 from vmdebug.vm.planning import Plan
@@ -100,6 +100,7 @@ def launch(
         # Whatever was made by now goes: the guardian kills and removes what it was told of.
         guardian.end(Deadline.after(END_SECONDS))
         children.reap()
+        rundir.tidy()
         raise
     if bound:
         return Vm(directory, started, guardian=guardian)
@@ -155,7 +156,7 @@ def _answered(attempt: _Attempt, deadline: Deadline) -> None:
     try:
         while True:
             with contextlib.suppress(dial.NoListenerError):
-                return dial.greeting(
+                return dial.answer(
                     attempt.rundir.control, process=attempt.leader, what=ANSWER, deadline=deadline
                 )
             # The socket appears when QEMU has read its options; that QEMU ends instead shows at once.

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from vmdebug.deadline import Deadline
-from vmdebug.errors import HostError, UsageError
+from vmdebug.errors import HostError, UsageError, VmdebugError
 from vmdebug.vm import lock
 
 LONGEST_SOCKET_PATH = 107
@@ -28,6 +28,8 @@ LONGEST_SOCKET_PATH = 107
 
 SPACE = 1 << 20
 """Bytes that have to be free for a VM's logs and state."""
+
+_TIDY_SECONDS = 1.0
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
@@ -204,6 +206,13 @@ def locked(deadline: Deadline) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # it is not empty, the usual case
             path.rmdir()
         os.close(fd)
+
+
+def tidy() -> None:
+    """Remove RUNTIME if there is no VM in it; somebody else's concern if it is in use."""
+    if _exists(runtime()):
+        with contextlib.suppress(VmdebugError), locked(Deadline.after(_TIDY_SECONDS)):
+            pass
 
 
 def make(rundir: RunDir) -> None:
