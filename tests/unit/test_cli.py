@@ -135,3 +135,13 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 def test_nearest_word() -> None:
     assert verb.nearest("consle", app.VERBS) == "console"
     assert verb.nearest("xyzzy", app.VERBS) == ""
+
+
+def test_text_is_taken_as_it_is_typed() -> None:
+    # typer coerces values by pydantic, whose import takes as long as typer's own.
+    code = (
+        "import sys; from vmdebug import cli\n"
+        "status = cli.status_of(['stop', 'no-such-vm'])\n"
+        "print(status, 'pydantic' in sys.modules)"
+    )
+    assert process.run([sys.executable, "-c", code], deadline=Deadline.after(60)).stdout == "2 False\n"

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from vmdebug.cli import verb
 from vmdebug.errors import UsageError
@@ -31,7 +30,7 @@ VERBS = {
 _ClickError: type[Any] = typer.BadParameter.__mro__[2]
 
 
-class Verbs(TyperGroup):
+class Verbs(verb.Group):
     """The group of `VERBS`."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's signature

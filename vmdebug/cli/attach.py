@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from vmdebug.cli import verb
 from vmdebug.errors import UsageError
@@ -17,7 +16,7 @@ ORDER = "vmdebug.order"
 """Key in a context's `meta` of the options' names in the order in which they were given."""
 
 
-class Attach(TyperCommand):
+class Attach(verb.Command):
     """`attach`, which knows in which order its `-x` and `-ex` came, as GDB does."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -29,7 +29,8 @@ app = verb.new_app()
 
 
 @app.command(
-    epilog=verb.examples("vmdebug console", "vmdebug console base-nixos", "echo uptime | vmdebug console")
+    cls=verb.Command,
+    epilog=verb.examples("vmdebug console", "vmdebug console base-nixos", "echo uptime | vmdebug console"),
 )
 def console(name: verb.VmName = None) -> None:
     """Talk to a VM's serial line; Ctrl-] leaves.

@@ -74,7 +74,10 @@ PROGRAMS = (
 app = verb.new_app()
 
 
-@app.command(epilog=verb.examples("vmdebug doctor", "vmdebug doctor --json | jq '.[] | select(.ok | not)'"))
+@app.command(
+    cls=verb.Command,
+    epilog=verb.examples("vmdebug doctor", "vmdebug doctor --json | jq '.[] | select(.ok | not)'"),
+)
 def doctor(
     *,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is missing.")] = False,

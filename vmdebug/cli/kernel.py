@@ -9,7 +9,7 @@ import typer
 
 from vmdebug.cli import render, verb
 
-app = verb.new_app()
+app = verb.new_app(cls=verb.Group)
 
 
 @app.callback()
@@ -17,7 +17,10 @@ def kernel() -> None:
     """Build the builtin kernel."""
 
 
-@app.command(epilog=verb.examples("vmdebug kernel build", "vmdebug kernel build --source ~/src/linux"))
+@app.command(
+    cls=verb.Command,
+    epilog=verb.examples("vmdebug kernel build", "vmdebug kernel build --source ~/src/linux"),
+)
 def build(
     *,
     source: Annotated[

@@ -12,7 +12,10 @@ from vmdebug.cli import render, verb
 app = verb.new_app()
 
 
-@app.command(epilog=verb.examples("vmdebug log", "vmdebug log base-nixos -f", "vmdebug log | grep -i warn"))
+@app.command(
+    cls=verb.Command,
+    epilog=verb.examples("vmdebug log", "vmdebug log base-nixos -f", "vmdebug log | grep -i warn"),
+)
 def log(
     name: verb.VmName = None,
     *,

@@ -20,7 +20,10 @@ ENDED = {
 """What is said of each way in which a VM can end; see `vmdebug.vm.machine.Rung`."""
 
 
-@app.command(epilog=verb.examples("vmdebug stop", "vmdebug stop base-nixos", "vmdebug stop --all --force"))
+@app.command(
+    cls=verb.Command,
+    epilog=verb.examples("vmdebug stop", "vmdebug stop base-nixos", "vmdebug stop --all --force"),
+)
 def stop(
     names: Annotated[
         list[str] | None,
