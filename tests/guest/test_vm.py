@@ -114,6 +114,18 @@ def test_three_at_once_each_with_a_name_and_sockets_of_its_own(start: Start) -> 
     assert not rundir.runtime().exists()
 
 
+def test_launches_and_looks_at_the_same_time_do_not_meet(start: Start) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        looks = [pool.submit(every) for _ in range(3)]
+        launches = [pool.submit(start, exact_name=False) for _ in range(3)]
+        looks += [pool.submit(every) for _ in range(3)]
+        names = {launched.result().name for launched in launches}
+        for look in looks:
+            assert {vm.name for vm in look.result()} <= names
+    assert names == {"vm", "vm-2", "vm-3"}
+    assert {vm.status() for vm in every()} == {"halted"}
+
+
 def test_a_name_that_is_taken(start: Start) -> None:
     vm = start()
     with pytest.raises(UsageError, match=f"its QEMU has pid {vm.state.pid}"):

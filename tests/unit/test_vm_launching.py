@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from vmdebug import guest, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, HostError, LaunchError, UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
+from vmdebug.process import ProcessRef
 from vmdebug.vm import launch, rundir, state
 
 
@@ -32,8 +35,8 @@ def place(tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return directory
 
 
-def start(*, tcp: int | None = None, seconds: float = 20) -> None:
-    spec = LaunchSpec(
+def spec(tcp: int | None = None) -> LaunchSpec:
+    return LaunchSpec(
         name="vm",
         guest="a test",
         machine=OwnMachine(),
@@ -41,7 +44,10 @@ def start(*, tcp: int | None = None, seconds: float = 20) -> None:
         accel="tcg",
         tcp=tcp,
     )
-    launch(spec, bound=False, deadline=Deadline.after(seconds))
+
+
+def start(*, tcp: int | None = None, seconds: float = 20) -> None:
+    launch(spec(tcp), bound=False, deadline=Deadline.after(seconds))
 
 
 def nothing_is_left() -> bool:
@@ -125,4 +131,33 @@ def test_no_space_for_the_state_leaves_nothing(place: Path, monkeypatch: pytest.
     qemu(place, "exec sleep 1000")
     with pytest.raises(HostError, match="No space left on device"):
         start()
+    assert nothing_is_left()
+
+
+LAUNCHER = """\
+import sys
+from pathlib import Path
+from vmdebug import guest
+from vmdebug.deadline import Deadline
+from vmdebug.guest import LaunchSpec
+from vmdebug.vm import launch
+launch(guest.decode(Path(sys.argv[1]).read_bytes(), LaunchSpec), bound=False, deadline=Deadline.after(60))
+"""
+
+
+def test_kill_9_of_a_launcher_under_way_leaves_nothing(place: Path, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    os.mkfifo(ready)
+    qemu(place, f"echo $$ > {ready}; exec sleep 1000")
+    (tmp_path / "spec.json").write_bytes(guest.encode(spec()))
+    with process.spawn([sys.executable, "-c", LAUNCHER, tmp_path / "spec.json"]) as launcher:
+        started = ProcessRef.of(int(ready.read_text()))
+        launching = state.read_launching(rundir.runtime() / "vm" / "launch.json")
+        launcher.kill()
+        launcher.wait()
+    assert started is not None
+    assert launching is not None
+    assert launching.launcher.pid == launcher.pid
+    for ref in (started, launching.guardian):
+        assert ref.wait(20)
     assert nothing_is_left()
