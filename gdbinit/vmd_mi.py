@@ -17,11 +17,11 @@ import vmd_value
 class Command(gdb.MICommand):
     """One MI command, made of a function."""
 
-    def __init__(self, name: str, act: Callable[..., dict[str, str]]) -> None:
+    def __init__(self, name: str, act: Callable[..., dict[str, object]]) -> None:
         super().__init__(name)
         self._act = act
 
-    def invoke(self, argv: list[str]) -> dict[str, str]:
+    def invoke(self, argv: list[str]) -> dict[str, object]:
         """Carry it out; GDB's errors keep GDB's words, without a note that Python was involved."""
         try:
             return self._act(*argv)
@@ -29,22 +29,22 @@ class Command(gdb.MICommand):
             raise gdb.GdbError(str(error)) from error
 
 
-def value(known: str, expression: str) -> dict[str, str]:
+def value(known: str, expression: str) -> dict[str, object]:
     """`-vmd-value KNOWN EXPRESSION`: an expression's value, with all types after the first KNOWN."""
     return _answer(gdb.parse_and_eval(expression), int(known))
 
 
-def element(known: str, number: str, address: str, index: str) -> dict[str, str]:
+def element(known: str, number: str, address: str, index: str) -> dict[str, object]:
     """`-vmd-element KNOWN TYPE ADDRESS INDEX`: what a pointer points to, or an array holds."""
     return _answer(vmd_value.element(int(number), int(address), int(index)), int(known))
 
 
-def string(address: str, limit: str) -> dict[str, str]:
+def string(address: str, limit: str) -> dict[str, object]:
     """`-vmd-string ADDRESS LIMIT`: the bytes up to the first NUL."""
     return {"data": _packed(vmd_value.string(int(address), int(limit)))}
 
 
-def _answer(result: gdb.Value, known: int) -> dict[str, str]:
+def _answer(result: gdb.Value, known: int) -> dict[str, object]:
     entry, data = vmd_value.about(result)
     entry["layouts"] = vmd_value.LAYOUTS.described[known:]
     return {"about": _packed(json.dumps(entry).encode()), "data": _packed(data)}

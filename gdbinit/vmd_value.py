@@ -8,6 +8,7 @@ times what reading its bytes does.
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import gdb
 
@@ -32,7 +33,7 @@ class Layouts:
 
     def __init__(self) -> None:
         self.types: list[gdb.Type] = []
-        self.described: list[dict[str, object]] = []
+        self.described: list[dict[str, Any]] = []
         self._by_name: dict[str, list[int]] = {}
 
     def number(self, kind: gdb.Type) -> int:
@@ -50,15 +51,14 @@ class Layouts:
         self.described[number].update(self._describe(kind))
         return number
 
-    def _describe(self, kind: gdb.Type) -> dict[str, object]:
-        entry: dict[str, object] = {"name": str(kind), "size": kind.sizeof}
+    def _describe(self, kind: gdb.Type) -> dict[str, Any]:
+        entry: dict[str, Any] = {"name": str(kind), "size": _size(kind)}
         if kind.code == gdb.TYPE_CODE_TYPEDEF:
             return {**entry, "kind": "typedef", "target": self.number(kind.target())}
         if kind.code in _STRUCTS:
             return {**entry, **self._describe_struct(kind)}
         if kind.code == gdb.TYPE_CODE_ARRAY:
-            low, high = kind.range()
-            return {**entry, "kind": "array", "target": self.number(kind.target()), "count": high - low + 1}
+            return {**entry, "kind": "array", "target": self.number(kind.target()), "count": _count(kind)}
         if kind.code == gdb.TYPE_CODE_ENUM:
             names = [(field.name, field.enumval) for field in kind.fields()]
             signed = any(value < 0 for _, value in names)
@@ -66,14 +66,14 @@ class Layouts:
         signed = kind.is_scalar and kind.is_signed
         return {**entry, "kind": _SCALARS.get(kind.code, "other"), "signed": signed}
 
-    def _describe_struct(self, kind: gdb.Type) -> dict[str, object]:
+    def _describe_struct(self, kind: gdb.Type) -> dict[str, Any]:
         full = complete(kind)
         fields = [
             (field.name or "", self.number(field.type), field.bitpos, field.bitsize)
             for field in full.fields()
-            if hasattr(field, "bitpos")
+            if field.type is not None and hasattr(field, "bitpos")
         ]
-        return {"kind": "struct", "size": full.sizeof, "fields": fields}
+        return {"kind": "struct", "size": _size(full), "fields": fields}
 
 
 LAYOUTS = Layouts()
@@ -84,7 +84,17 @@ def complete(kind: gdb.Type) -> gdb.Type:
     return kind.strip_typedefs() if not kind.fields() else kind
 
 
-def about(value: gdb.Value) -> tuple[dict[str, object], bytes]:
+def _count(kind: gdb.Type) -> int:
+    """Return how many elements a C array has; of a flexible one GDB gives the range 0 to 0, and no size."""
+    size = _size(kind.target())
+    return _size(kind) // size if size else 0
+
+
+def _size(kind: gdb.Type) -> int:
+    return kind.sizeof or 0  # none where it is only known at run time
+
+
+def about(value: gdb.Value) -> tuple[dict[str, Any], bytes]:
     """Return what the host needs to know of a value, and its bytes.
 
     Raises:
@@ -92,11 +102,11 @@ def about(value: gdb.Value) -> tuple[dict[str, object], bytes]:
     """
     kind = value.type
     number = LAYOUTS.number(kind)
-    entry: dict[str, object] = {"type": number, "address": None, "missing": []}
+    entry: dict[str, Any] = {"type": number, "address": None, "missing": []}
     address = value.address
     if address is not None:
         entry["address"] = int(address)
-    size = LAYOUTS.described[number]["size"]
+    size: int = LAYOUTS.described[number]["size"]
     if size > LIMIT:
         raise gdb.GdbError(f"a {kind} of {size} bytes is too big to hand over at once: take parts of it")
     plain = kind.strip_typedefs()
@@ -104,7 +114,8 @@ def about(value: gdb.Value) -> tuple[dict[str, object], bytes]:
         return entry, b""
     if address is not None:
         return entry, bytes(gdb.selected_inferior().read_memory(int(address), size)) if size else b""
-    data, missing = bytearray(size), []
+    data = bytearray(size)
+    missing: list[tuple[int, int]] = []
     _gather(value, plain, data, 0, missing)
     return {**entry, "missing": missing}, bytes(data)
 
@@ -115,22 +126,25 @@ def _gather(
     """Put together the bytes of a value that is not in memory: in registers, in pieces, or nowhere."""
     if kind.code in _STRUCTS:
         for field in complete(kind).fields():
+            if field.type is None or field.bitpos is None:
+                continue
+            position = offset * 8 + field.bitpos
             if field.bitsize:
-                _gather_bits(value[field], data, offset * 8 + field.bitpos, field.bitsize, missing)
+                _gather_bits(value[field], data, position, field.bitsize, missing)
             else:
-                _gather(value[field], field.type.strip_typedefs(), data, offset + field.bitpos // 8, missing)
+                _gather(value[field], field.type.strip_typedefs(), data, position // 8, missing)
     elif kind.code == gdb.TYPE_CODE_ARRAY:
-        low, high = kind.range()
         target = kind.target().strip_typedefs()
-        for index in range(low, high + 1):
-            _gather(value[index], target, data, offset + (index - low) * target.sizeof, missing)
+        for index in range(_count(kind)):
+            _gather(value[index], target, data, offset + index * _size(target), missing)
     elif value.is_optimized_out:
-        missing.append((offset, kind.sizeof))
-    elif kind.code == gdb.TYPE_CODE_FLT and kind.sizeof in _FLOATS:
-        struct.pack_into(_FLOATS[kind.sizeof], data, offset, float(value))
+        missing.append((offset, _size(kind)))
+    elif kind.code == gdb.TYPE_CODE_FLT and _size(kind) in _FLOATS:
+        struct.pack_into(_FLOATS[_size(kind)], data, offset, float(value))
     else:
-        number = int(value) & ((1 << 8 * kind.sizeof) - 1)
-        data[offset : offset + kind.sizeof] = number.to_bytes(kind.sizeof, "little")
+        size = _size(kind)
+        number = int(value) & ((1 << 8 * size) - 1)
+        data[offset : offset + size] = number.to_bytes(size, "little")
 
 
 def _gather_bits(
