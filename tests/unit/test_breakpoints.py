@@ -1,0 +1,201 @@
+"""Exact MI commands for breakpoints, and what GDB answered to such commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from vmdebug.debugger import breakpoints, mi, refused, stop
+from vmdebug.debugger.breakpoints import Breakpoint
+from vmdebug.debugger.stop import Thread
+from vmdebug.errors import GdbError
+
+
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [
+        ({}, '-break-insert -- "start_kernel"'),
+        ({"temporary": True}, '-break-insert -t -- "start_kernel"'),
+        ({"hardware": True}, '-break-insert -h -- "start_kernel"'),
+        ({"pending": True}, '-break-insert -f -- "start_kernel"'),
+        ({"when": 'a == "b c"'}, r'-break-insert -c "a == \"b c\"" -- "start_kernel"'),
+        ({"ignore": 3}, '-break-insert -i 3 -- "start_kernel"'),
+        ({"thread": 2}, '-break-insert -p 2 -- "start_kernel"'),
+        (
+            {"temporary": True, "hardware": True, "when": "x", "ignore": 1, "thread": 1, "pending": True},
+            '-break-insert -t -h -f -c "x" -i 1 -p 1 -- "start_kernel"',
+        ),
+    ],
+)
+def test_a_breakpoint(options: dict[str, Any], command: str) -> None:
+    assert breakpoints.insert("start_kernel", **options) == command
+
+
+@pytest.mark.parametrize(
+    ("access", "command"),
+    [
+        ("write", '-break-watch "jiffies"'),
+        ("read", '-break-watch -r "jiffies"'),
+        ("access", '-break-watch -a "jiffies"'),
+    ],
+)
+def test_a_watchpoint(access: str, command: str) -> None:
+    assert breakpoints.watch("jiffies", access=access) == command
+
+
+def test_a_place_is_a_word_or_an_address() -> None:
+    assert breakpoints.location("init/main.c:914") == "init/main.c:914"
+    assert breakpoints.location(0xFFFFFFFF81000000) == "*0xffffffff81000000"
+
+
+class Owner:
+    """GDB, as far as a breakpoint asks it."""
+
+    def __init__(self) -> None:
+        self.deleted: list[int] = []
+
+    def breakpoint_info(self, number: int) -> Mapping[str, Any]:
+        return {"number": str(number), "times": "3"}
+
+    def delete(self, breakpoint_: Breakpoint, /) -> None:
+        self.deleted.append(breakpoint_.number)
+
+
+def payload(line: str) -> Mapping[str, Any]:
+    record = mi.read(line.encode())
+    assert record is not None
+    return record.payload()
+
+
+@pytest.mark.parametrize(
+    ("answer", "number", "address", "temporary"),
+    [
+        ('1^done,bkpt={number="4",disp="keep",addr="0xffffffff82e0d7b7"}', 4, 0xFFFFFFFF82E0D7B7, False),
+        ('1^done,bkpt={number="5",type="breakpoint",disp="del",addr="0x10",times="0"}', 5, 0x10, True),
+        ('1^done,bkpt={number="6",type="breakpoint",disp="keep",addr="<PENDING>",pending="x"}', 6, 0, False),
+        (
+            (
+                '1^done,bkpt={number="7",type="breakpoint",disp="keep",addr="<MULTIPLE>",times="0",'
+                'locations=[{number="7.1",addr="0x10"},{number="7.2",addr="0x20"}]}'
+            ),
+            7,
+            0,
+            False,
+        ),
+        ('1^done,wpt={number="8",exp="jiffies"}', 8, 0, False),
+        ('1^done,hw-rwpt={number="9",exp="jiffies"}', 9, 0, False),
+    ],
+)
+def test_what_gdb_made_of_it(answer: str, number: int, address: int, temporary: bool) -> None:
+    made = breakpoints.made(payload(answer), "there", Owner())
+    assert (made.number, made.where, made.address, made.temporary) == (number, "there", address, temporary)
+
+
+def test_a_breakpoint_counts_and_goes_at_the_end_of_its_block() -> None:
+    owner = Owner()
+    with Breakpoint(4, "there", _owner=owner) as breakpoint_:
+        assert breakpoint_.hits == 3
+        assert owner.deleted == []
+    assert owner.deleted == [4]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (
+            (
+                "Warning:\nCannot insert hardware breakpoint 5.\nCould not insert hardware breakpoints:\n"
+                "You may have requested too many hardware breakpoints/watchpoints."
+            ),
+            "here: no hardware breakpoint or watchpoint is left",
+            "KVM has 4 of them",
+        ),
+        (
+            "Hardware breakpoints used exceeds limit.",
+            "here: no hardware breakpoint or watchpoint is left",
+            "KVM has 4 of them",
+        ),
+        (
+            "Warning:\nCannot insert breakpoint 1.\nCannot access memory at address 0xffffffff82e0d7b7",
+            "here: the guest has nothing mapped yet where a breakpoint would be written",
+            "hardware=True",
+        ),
+        ('Function "x" not defined.', 'here: Function "x" not defined.', "pending=True"),
+        ("A syntax error in expression, near `'.", "here: A syntax error in expression, near `'.", ""),
+    ],
+)
+def test_what_a_refusal_means(words: str, message: str, hint: str) -> None:
+    error = refused.planting(GdbError("GDB refused it", command="-x", words=words), "here")
+    assert error.message == message
+    assert hint in error.hint
+    assert (error.command, error.words) == ("-x", words)
+
+
+def test_the_end_of_gdb_is_no_refusal() -> None:
+    ended = GdbError("GDB has ended")
+    assert refused.planting(ended, "here") is ended
+    assert refused.reworded(ended, "here") is ended
+
+
+# Stops
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "number"),
+    [
+        ('*stopped,frame={addr="0xfff0"},thread-id="1"', stop.ATTACHED, None),
+        ('*stopped,reason="breakpoint-hit",disp="keep",bkptno="3"', stop.BREAKPOINT, 3),
+        ('*stopped,reason="watchpoint-trigger",wpt={number="4"},value={old="1",new="2"}', stop.WATCHPOINT, 4),
+        (
+            '*stopped,reason="read-watchpoint-trigger",hw-rwpt={number="5"},value={value="1"}',
+            stop.WATCHPOINT,
+            5,
+        ),
+        (
+            '*stopped,reason="access-watchpoint-trigger",hw-awpt={number="6"},value={new="1"}',
+            stop.WATCHPOINT,
+            6,
+        ),
+        ('*stopped,reason="watchpoint-scope",wpnum="4"', stop.WATCHPOINT_SCOPE, 4),
+        ('*stopped,reason="end-stepping-range"', stop.STEPPED, None),
+        ('*stopped,reason="function-finished",gdb-result-var="$1",return-value="7"', stop.FINISHED, None),
+        ('*stopped,reason="location-reached"', stop.REACHED, None),
+        ('*stopped,reason="signal-received",signal-name="SIGINT"', stop.SIGNAL, None),
+        ('*stopped,reason="no-history"', "no-history", None),
+    ],
+)
+def test_why_it_stopped(line: str, reason: str, number: int | None) -> None:
+    assert (stop.reason(payload(line)), stop.hit(payload(line))) == (reason, number)
+
+
+def test_a_frame_with_symbols_and_one_without() -> None:
+    known = payload(
+        '*x,frame={level="1",addr="0xffffffff82e0d7b7",func="start_kernel",args=[],file="init/main.c",'
+        'fullname="/src/init/main.c",line="914",arch="i386:x86-64"}'
+    )["frame"]
+    frame = stop.frame(known, Thread(1))
+    assert (frame.level, frame.function, frame.file, frame.line, frame.pc) == (
+        1,
+        "start_kernel",
+        "/src/init/main.c",
+        914,
+        0xFFFFFFFF82E0D7B7,
+    )
+    assert str(frame) == "start_kernel at /src/init/main.c:914"
+    unknown = stop.frame(payload('*x,frame={addr="0xfff0",func="??",args=[]}')["frame"], Thread(1))
+    assert (unknown.function, unknown.file, unknown.line, str(unknown)) == ("", "", 0, "0xfff0")
+    assert stop.frame({"addr": "<unavailable>"}, Thread(1)).pc == 0
+
+
+def test_the_cpus() -> None:
+    answer = payload(
+        '4^done,threads=[{id="1",target-id="Thread 1.1",details="CPU#0 [running]",state="stopped"},'
+        '{id="2",target-id="Thread 1.2",name="CPU#1",state="stopped"},{id="3",target-id="Thread 1.3"}]'
+    )
+    found = [(thread.id, thread.cpu, thread.name) for thread in stop.threads(answer)]
+    assert found == [(1, 0, "CPU#0 [running]"), (2, 1, "CPU#1"), (3, 2, "Thread 1.3")]
