@@ -6,14 +6,12 @@ A kernel without a pvpanic driver tells nobody else.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
+
+from vmdebug.vm import death
 
 LOOKED_AT = 1 << 20
 """Bytes at the end of a log that are looked at: little follows a panic's own words."""
-
-# With printk's time stamp anywhere, for it may follow a shell's prompt; without it at a line's start.
-_PANIC = re.compile(rb"(?:\[ *\d+\.\d+\](?:\[ *[CT]\d+\])? |^)Kernel panic - not syncing", re.MULTILINE)
 
 
 def seen(log: Path) -> bool:
@@ -22,6 +20,6 @@ def seen(log: Path) -> bool:
         with log.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - LOOKED_AT))
-            return _PANIC.search(stream.read()) is not None
+            return death.cause_in_log(stream.read()).startswith("Kernel panic")
     except FileNotFoundError:
         return False
