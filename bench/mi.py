@@ -1,0 +1,97 @@
+"""What a GDB/MI command costs: `Gdb.evaluate` against a bare pipe loop, and against pygdbmi's `write()`.
+
+The bare loop writes `N-data-evaluate-expression 1` and reads lines until one begins with `N^`: no client
+can be quicker. Both loops run on GDBs with the same command line, in turn, in short rounds, and all on one
+CPU: on two, a loop is half as fast again or not as the scheduler wakes the other side here or there, and that
+is what one would measure. On one CPU the ratio is that of all the work done, none of it hidden behind GDB's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Iterator
+
+from pygdbmi.gdbcontroller import GdbController
+
+from bench.figure import Figure, in_turn
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.debugger import transport
+from vmdebug.debugger.gdb import Gdb
+
+GOAL = 1.5
+PYGDBMI_GOAL = 0.01
+COMMANDS = 200
+ROUNDS = 61
+EXPRESSION = "1"
+WORDS = f"-data-evaluate-expression {EXPRESSION}"
+
+
+def figures() -> list[Figure]:
+    """Time all three."""
+    with _one_cpu(), Gdb.start(None, deadline=Deadline.after(60)) as gdb:
+        mi = _against_bare_loop(gdb)
+        return [mi, _against_pygdbmi(gdb)]
+
+
+@contextlib.contextmanager
+def _one_cpu() -> Iterator[None]:
+    """Keep us, and what we start, on one CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _against_bare_loop(gdb: Gdb) -> Figure:
+    child = process.start(transport.argv("gdb"), stdin=process.PIPE, stdout=process.PIPE)
+    stdin, stdout = child.stdin, child.stdout
+    assert stdin is not None
+    assert stdout is not None
+    tokens = itertools.count(1)
+
+    def bare() -> float:
+        begin = time.perf_counter()
+        for token in itertools.islice(tokens, COMMANDS):
+            stdin.write(b"%d%s\n" % (token, WORDS.encode()))
+            stdin.flush()
+            answer = b"%d^" % token
+            for line in stdout:
+                if line.startswith(answer):
+                    break
+        return (time.perf_counter() - begin) / COMMANDS
+
+    try:
+        ours, baseline = in_turn(lambda: _ours(gdb), bare, rounds=ROUNDS, warm_up=3)
+    finally:
+        stdin.close()
+        stdout.close()
+        process.end_group(child)
+    return Figure("mi", ours * 1e6, baseline * 1e6, GOAL, "µs", "a bare pipe loop on GDB")
+
+
+def _against_pygdbmi(gdb: Gdb) -> Figure:
+    controller = GdbController(transport.argv("gdb"))
+    try:
+        ours, baseline = in_turn(lambda: _ours(gdb), lambda: _write(controller), rounds=5)
+    finally:
+        controller.exit()
+    return Figure("mi-pygdbmi", ours * 1e6, baseline * 1e6, PYGDBMI_GOAL, "µs", "pygdbmi's write()")
+
+
+def _ours(gdb: Gdb) -> float:
+    begin = time.perf_counter()
+    for _ in range(COMMANDS):
+        gdb.evaluate(EXPRESSION)
+    return (time.perf_counter() - begin) / COMMANDS
+
+
+def _write(controller: GdbController) -> float:
+    begin = time.perf_counter()
+    controller.write(WORDS)
+    return time.perf_counter() - begin
