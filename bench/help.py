@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import compileall
 import sys
 from pathlib import Path
 
@@ -16,8 +15,6 @@ ROUNDS = 21
 
 def figures() -> list[Figure]:
     """Time both."""
-    # As pip does on installing; a checkout under PYTHONDONTWRITEBYTECODE would never have it.
-    compileall.compile_dir(Path(__file__).parent.parent / "vmdebug", quiet=1)
     ours, baseline = in_turn(
         lambda: _run(VMDEBUG, "--help"), lambda: _run(sys.executable, "-c", "import typer"), rounds=ROUNDS
     )

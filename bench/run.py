@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,9 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
+    # An installed program has its bytecode; a checkout where Python may not write any would never have it,
+    # and neither would what GDB's Python loads. The warm-up runs write it.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     found: list[Figure] = []
     for name in names or BENCHMARKS:
         print(f"running {name} …", file=sys.stderr, flush=True)
