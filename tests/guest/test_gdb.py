@@ -1,0 +1,118 @@
+"""GDB on a real kernel, from its reset vector to a shell, in the words of the Python API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from vmdebug import vm
+from vmdebug.deadline import Deadline
+from vmdebug.debugger import stop
+from vmdebug.debugger.gdb import Gdb
+from vmdebug.debugger.runstate import State
+from vmdebug.errors import GuestDiedError, StateError
+from vmdebug.guest import Kernel, LaunchSpec
+from vmdebug.vm import Vm, shell
+
+SECONDS = 120.0
+
+
+def soon() -> Deadline:
+    return Deadline.after(SECONDS)
+
+
+@pytest.fixture
+def machine(builtin: LaunchSpec) -> Iterator[Vm]:
+    """The builtin guest with two CPUs, halted."""
+    spec = msgspec.structs.replace(builtin, halt=True, cpus=2)
+    with vm.launch(spec, bound=True, deadline=soon()) as started:
+        yield started
+
+
+@pytest.fixture
+def gdb(machine: Vm, kernel: Kernel) -> Iterator[Gdb]:
+    """GDB on it, with the VM's own way to interrupt."""
+    with Gdb.start(kernel.vmlinux, deadline=soon()) as started:
+        started.connect(machine.state.gdb, deadline=soon(), interrupter=machine.pause)
+        yield started
+
+
+def test_from_the_reset_vector_to_a_system_call(gdb: Gdb, machine: Vm) -> None:
+    breakpoint_ = gdb.breakpoint("start_kernel")
+    where = gdb.cont(timeout=SECONDS)
+    assert where.breakpoint is breakpoint_
+    assert where.frame.function == "start_kernel"
+    assert Path(where.frame.file).name == "main.c"
+    assert where.backtrace()[1].function == "x86_64_start_reservations"
+    breakpoint_.delete()
+
+    gdb.breakpoint("do_sys_openat2", when="dfd == -100")
+    where = gdb.cont(timeout=SECONDS)
+    assert where.reason == stop.BREAKPOINT
+    assert where.frame.arg("dfd").int() == -100
+    assert where.frame.arg("filename").string().startswith("/")
+    assert set(where.frame.arg("how").deref().to_python()) == {"flags", "mode", "resolve"}
+    assert [thread.cpu for thread in gdb.threads()] == [0, 1]
+    frames = [frame.function for frame in where.backtrace()]
+    assert frames.index("do_syscall_64") > frames.index("do_sys_openat2")
+
+
+def test_a_whole_task_of_the_running_kernel(gdb: Gdb) -> None:
+    gdb.breakpoint("do_sys_openat2", temporary=True)
+    gdb.cont(timeout=SECONDS)
+    swapper = gdb.value("init_task")
+    assert (swapper.pid.int(), swapper.comm.string()) == (0, "swapper/0")
+    init = swapper.tasks.next.container_of("struct task_struct", "tasks")
+    assert (init.pid.int(), init.comm.string()) == (1, "init")
+    assert init.parent.int() == swapper.address
+    assert init.mm.mm_users.counter.int() >= 1
+    task = init.deref().to_python()
+    assert (task["pid"], task["comm"], task["parent"]) == (1, "init", swapper.address)
+    assert task["exit_state"] == 0
+    assert isinstance(task["se"]["vruntime"], int)
+
+
+def test_interrupting_what_runs(gdb: Gdb, machine: Vm) -> None:
+    gdb.breakpoint("start_kernel", temporary=True)
+    gdb.cont(timeout=SECONDS)
+    for _ in range(3):
+        gdb.cont(wait=False)
+        assert gdb.interrupt(timeout=SECONDS).signal == "SIGINT"
+        assert gdb.stopped
+
+
+def test_detaching_leaves_a_guest_that_boots_to_its_shell(gdb: Gdb, machine: Vm) -> None:
+    gdb.breakpoint("start_kernel")
+    gdb.breakpoint("do_sys_openat2")
+    gdb.cont(timeout=SECONDS)
+    gdb.detach()
+    assert gdb.state is State.DETACHED
+    with machine.console() as console:
+        console.wait_ready(soon())
+        assert shell.execute(console, "echo alive", deadline=soon()).stdout == b"alive\n"
+    with pytest.raises(StateError, match="it is detached"):
+        gdb.cont()
+
+
+def test_a_breakpoint_in_a_guest_at_its_shell(gdb: Gdb, machine: Vm) -> None:
+    gdb.cont(wait=False)
+    with machine.console() as console:
+        console.wait_ready(soon())
+        with gdb.breakpoint("do_sys_openat2", when='$_streq(filename, "/etc/nosuch")') as opened:
+            console.sendline("cat /etc/nosuch")
+            where = gdb.wait_stop(timeout=SECONDS)
+            assert where.breakpoint is opened
+            assert where.frame.arg("filename").string() == "/etc/nosuch"
+            assert opened.hits == 1
+        gdb.cont(wait=False)
+        assert shell.execute(console, "echo on", deadline=soon()).stdout == b"on\n"
+
+
+def test_the_vm_ended_under_gdb(gdb: Gdb, machine: Vm) -> None:
+    gdb.cont(wait=False)
+    machine.stop(force=True)
+    with pytest.raises(GuestDiedError):
+        gdb.wait_stop(timeout=SECONDS)
