@@ -1,0 +1,93 @@
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from vmdebug.deadline import Deadline
+from vmdebug.errors import DeadlineError, HostError
+from vmdebug.progress import Step, silent
+from vmdebug.sources import cache
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_it_is_where_xdg_says(tmp_path: Path) -> None:
+    assert cache.directory("kernel") == tmp_path / "cache/vmdebug/kernel"
+
+
+def test_a_written_file_is_whole_and_alone(tmp_path: Path) -> None:
+    path = cache.directory("x") / "file"
+    cache.write(path, b"one")
+    cache.write(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    path = cache.directory("x") / "file"
+    with pytest.raises(HostError, match="not enough space") as caught:
+        cache.write(path, b"data")
+    assert "XDG_CACHE_HOME" in caught.value.hint
+    assert list(path.parent.iterdir()) == []
+
+
+def test_not_ours_to_write(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError, match="cannot write to"):
+        cache.write(tmp_path / "file/inside", b"")
+
+
+def test_space_is_looked_at_before_a_long_step(tmp_path: Path) -> None:
+    cache.check_space(tmp_path / "not/there/yet", 1)
+    with pytest.raises(HostError, match="not enough space") as caught:
+        cache.check_space(tmp_path / "not/there/yet", 1e18)
+    assert caught.value.hint.startswith("1000000000.0 GB are needed")
+
+
+def test_a_program_that_ran_out_of_space(tmp_path: Path) -> None:
+    cache.refuse_full("ld: out of memory", tmp_path, 1e9)
+    with pytest.raises(HostError, match="not enough space"):
+        cache.refuse_full("ld: final link failed: No space left on device", tmp_path, 1e9)
+
+
+def test_one_at_a_time() -> None:
+    path = cache.directory("kernel") / "key"
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with cache.lock(path, "building", silent, Deadline.after(5)):
+            inside.set()
+            leave.wait(5)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert inside.wait(5)
+    told: list[Step] = []
+
+    def report(step: Step) -> None:
+        told.append(step)
+        leave.set()
+
+    with cache.lock(path, "building", report, Deadline.after(5)):
+        pass
+    thread.join()
+    assert [step.note for step in told] == ["another process does it, waiting for that"]
+
+
+def test_waiting_for_another_ends() -> None:
+    path = cache.directory("kernel") / "key"
+    with (
+        cache.lock(path, "building", silent, Deadline.after(5)),
+        pytest.raises(DeadlineError, match="another process that is building"),
+        cache.lock(path, "building", silent, Deadline.after(0.05)),
+    ):
+        pass

@@ -1,0 +1,107 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.unit import kernelfiles
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import HostError
+from vmdebug.process import Completed
+from vmdebug.sources import initramfs
+
+SOON = Deadline.after(60)
+
+
+@pytest.fixture
+def busybox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A static program that is found as busybox, and lists three programs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    program = kernelfiles.vmlinux(tmp_path / "busybox")
+
+    def run(argv: list[object], **_: object) -> Completed:
+        assert list(map(str, argv)) == [str(program), "--list-full"]
+        return Completed((), 0, "bin/busybox\nbin/sh\nsbin/reboot\n", "")
+
+    monkeypatch.setattr(process, "find", lambda *_, **__: program)
+    monkeypatch.setattr(process, "run", run)
+    return program
+
+
+@pytest.fixture
+def modules(tmp_path: Path) -> Path:
+    directory = tmp_path / "install/lib/modules/6.1.0"
+    (directory / "kernel/lib").mkdir(parents=True)
+    (directory / "kernel/lib/a.ko").write_bytes(b"module")
+    (directory / "modules.dep").write_text("kernel/lib/a.ko:\n")
+    (directory / "build").symlink_to(tmp_path)
+    return directory
+
+
+def names(archive: Path) -> set[str]:
+    # A newc name follows its header of 110 bytes.
+    data = archive.read_bytes()
+    return {
+        data[match.start() + 110 :].partition(b"\0")[0].decode()
+        for match in re.finditer(rb"070701[0-9a-f]{104}", data)
+    }
+
+
+def test_what_is_in_it(busybox: Path) -> None:
+    assert names(initramfs.build(deadline=SOON)) == {
+        *("bin", "bin/busybox", "bin/sh", "init", "TRAILER!!!"),
+        *("sbin", "sbin/poweroff", "sbin/reboot", "etc", "etc/group", "etc/passwd", "etc/shell"),
+        *("dev", "dev/console", "dev/kmsg", "dev/null", "dev/random", "dev/tty", "dev/ttyS0"),
+        *("dev/urandom", "dev/zero", "mnt", "proc", "root", "run", "sys", "tmp"),
+    }
+
+
+def test_the_same_bytes_every_time(busybox: Path) -> None:
+    once = initramfs.build(deadline=SOON)
+    data = once.read_bytes()
+    once.unlink()
+    assert initramfs.build(deadline=SOON) == once
+    assert once.read_bytes() == data
+
+
+def test_it_is_made_once(busybox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = initramfs.build(deadline=SOON)
+    monkeypatch.setattr(process, "run", None)
+    assert initramfs.build(deadline=SOON) == once
+
+
+def test_another_busybox_makes_another(busybox: Path) -> None:
+    once = initramfs.build(deadline=SOON)
+    busybox.write_bytes(busybox.read_bytes() + b"newer")
+    assert initramfs.build(deadline=SOON) != once
+
+
+def test_modules_are_where_modprobe_looks(busybox: Path, modules: Path) -> None:
+    plain = initramfs.build(deadline=SOON)
+    whole = initramfs.build(modules=modules, release="6.1.0", deadline=SOON)
+    assert names(whole) - names(plain) == {
+        *("lib", "lib/modules", "lib/modules/6.1.0", "lib/modules/6.1.0/modules.dep"),
+        *("lib/modules/6.1.0/kernel", "lib/modules/6.1.0/kernel/lib", "lib/modules/6.1.0/kernel/lib/a.ko"),
+    }
+
+
+def test_another_module_makes_another(busybox: Path, modules: Path) -> None:
+    once = initramfs.build(modules=modules, release="6.1.0", deadline=SOON)
+    (modules / "kernel/lib/a.ko").write_bytes(b"changed")
+    assert initramfs.build(modules=modules, release="6.1.0", deadline=SOON) != once
+
+
+def test_a_busybox_with_libraries_will_not_do() -> None:
+    with pytest.raises(HostError, match="needs shared libraries") as caught:
+        initramfs.check_static(Path("/bin/ls"))
+    assert "busybox-static" in caught.value.hint
+
+
+def test_a_busybox_that_is_a_script(tmp_path: Path) -> None:
+    (tmp_path / "busybox").write_text("#!/bin/sh\n")
+    with pytest.raises(HostError, match="no ELF program"):
+        initramfs.check_static(tmp_path / "busybox")
+
+
+def test_init_says_what_is_waited_for() -> None:
+    assert f'echo "{initramfs.READY}"' in (initramfs._HERE / "init.sh").read_text()

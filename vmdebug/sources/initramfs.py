@@ -1,0 +1,131 @@
+"""The initial RAM file system of guests that bring none: busybox, an init, a shell on the console.
+
+It is made without root and comes out the same, byte for byte, whenever the same
+busybox, modules and scripts go in. It is not compressed: the kernel then needs no
+decompressor, and copying 2 MB is quicker than inflating them under TCG.
+
+Ending such a guest from inside: `poweroff`, or `reboot` with QEMU's `-no-reboot`. Both
+act at once, with or without -f, as there is nothing to shut down. A kernel without
+ACPI cannot power the machine off; there `poweroff` reboots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import HostError
+from vmdebug.sources import cache, cpio
+
+READY = "vmdebug: guest ready"
+"""What init prints once everything is mounted, a line by itself, before the first prompt."""
+
+PROMPT = "~ # "
+"""What the shell prints when it waits for a command in its home directory."""
+
+_BUSYBOX = "busybox"
+_PACKAGE = "busybox-static"
+_FORMAT = 1
+"""Raised when equal inputs must give another archive than before."""
+
+# busybox's own ask an init that they take for busybox's.
+_REBOOT = b"#!/bin/sh\nexec busybox reboot -f\n"
+_POWEROFF = b"#!/bin/sh\n[ -d /sys/firmware/acpi ] && exec busybox poweroff -f\nexec busybox reboot -f\n"
+
+_HERE = Path(__file__).parent
+_DIRECTORIES = ("dev", "mnt", "proc", "root", "run", "sys", "tmp")
+_NODES = (
+    # Before init runs the kernel opens /dev/console; the others serve kernels without devtmpfs.
+    cpio.node("dev/console", 5, 1),
+    cpio.node("dev/null", 1, 3, 0o666),
+    cpio.node("dev/zero", 1, 5, 0o666),
+    cpio.node("dev/random", 1, 8, 0o666),
+    cpio.node("dev/urandom", 1, 9, 0o666),
+    cpio.node("dev/kmsg", 1, 11),
+    cpio.node("dev/tty", 5, 0, 0o666),
+    cpio.node("dev/ttyS0", 4, 64),
+)
+
+
+def build(*, modules: Path | None = None, release: str = "", deadline: Deadline) -> Path:
+    """Return the archive, from the cache where it has been made before.
+
+    Args:
+        modules: Directory whose `.ko` files and `modules.*` lists become
+            /lib/modules/RELEASE, as `make modules_install` lays it out; None leaves them out.
+        release: RELEASE, the kernel's `uname -r`; needed with `modules`.
+        deadline: When asking busybox for its programs is given up.
+
+    Raises:
+        HostError: busybox is missing or needs shared libraries, or the cache cannot be written.
+        DeadlineError: busybox did not answer in time.
+    """
+    busybox = process.find(_BUSYBOX, package=_PACKAGE)
+    program = busybox.read_bytes()
+    files = [*_scripts(), *_modules(modules, release)]
+    target = cache.directory("initramfs") / f"{_key(program, files)}.cpio"
+    if target.is_file():
+        return target
+    check_static(busybox)
+    entries = [*files, *_NODES, *map(cpio.directory, _DIRECTORIES)]
+    entries += [cpio.file("bin/busybox", program, 0o755), *_applets(busybox, deadline)]
+    cache.write(target, cpio.archive(entries))
+    return target
+
+
+def check_static(busybox: Path) -> None:
+    """Make sure that a program runs where there are no libraries.
+
+    Raises:
+        HostError: it names a dynamic loader (PT_INTERP, see elf(5)), or is no ELF file.
+    """
+    hint = f"install a static one: apt install {_PACKAGE}"
+    try:
+        with busybox.open("rb") as stream:
+            dynamic = any(segment["p_type"] == "PT_INTERP" for segment in ELFFile(stream).iter_segments())
+    except ELFError as error:
+        raise HostError(f"{busybox} is no ELF program: {error}", hint=hint) from error
+    if dynamic:
+        raise HostError(f"{busybox} needs shared libraries, which an initramfs does not have", hint=hint)
+
+
+def _applets(busybox: Path, deadline: Deadline) -> list[cpio.Entry]:
+    listed = process.run([busybox, "--list-full"], deadline=deadline).stdout.split()
+    ours = {"bin/busybox", *(entry.path for entry in _scripts())}
+    return [cpio.link(path, "/bin/busybox") for path in listed if path not in ours]
+
+
+def _scripts() -> list[cpio.Entry]:
+    return [
+        cpio.file("init", (_HERE / "init.sh").read_bytes(), 0o755),
+        cpio.file("etc/shell", (_HERE / "shell.sh").read_bytes()),
+        cpio.file("sbin/poweroff", _POWEROFF, 0o755),
+        cpio.file("sbin/reboot", _REBOOT, 0o755),
+        # Without them `id` and `ls -l` have numbers only.
+        cpio.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n"),
+        cpio.file("etc/group", b"root:x:0:\n"),
+    ]
+
+
+def _modules(directory: Path | None, release: str) -> list[cpio.Entry]:
+    if directory is None:
+        return []
+    # `build` and `source` are links to the kernel tree, which the guest does not have.
+    found = [path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [
+        cpio.file(f"lib/modules/{release}/{path.relative_to(directory).as_posix()}", path.read_bytes())
+        for path in found
+    ]
+
+
+def _key(program: bytes, files: Iterable[cpio.Entry]) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {_DIRECTORIES} {_NODES}".encode())
+    digest.update(hashlib.sha256(program).digest())
+    digest.update(hashlib.sha256(cpio.archive(files)).digest())
+    return digest.hexdigest()[:16]
