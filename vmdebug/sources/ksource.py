@@ -1,0 +1,149 @@
+"""Where kernel source comes from: a directory, or a tarball that is unpacked into the cache once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import BuildError, HostError, UsageError
+from vmdebug.progress import Report, Step
+from vmdebug.sources import cache
+
+NEEDED = 1.7e9
+"""Bytes that an unpacked source takes (1.5 GB for 6.1)."""
+
+_DEBIAN = Path("/usr/src")
+_PATTERN = "linux-source-*.tar.xz"
+_MARKS = ("Kconfig", "Makefile", "scripts/kconfig/merge_config.sh")
+_CONFIGURED = (".config", "include/config", "arch/x86/include/generated")
+_WHAT = "unpacking the kernel source"
+_REPORT_EVERY = 200
+"""Files; they are 84,000, and pass at 6000 a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Kernel source, not yet looked into.
+
+    Args:
+        path: A directory or a tarball, absolute.
+        identity: Text that changes with a tarball; a directory is the same one while it is
+            in the same place, as make sees for itself what has changed in it.
+        changes: Whether it is a directory, in which files may change.
+    """
+
+    path: Path
+    identity: str
+    changes: bool
+
+
+def default_source() -> Path:
+    """Return the newest tarball of Debian's linux-source packages.
+
+    Raises:
+        HostError: there is none.
+    """
+    tarballs = sorted(_DEBIAN.glob(_PATTERN), key=_version)
+    if not tarballs:
+        raise HostError(
+            f"no kernel source: no {_PATTERN} in {_DEBIAN}",
+            hint="install it: apt install linux-source  (or name your own with --source DIR)",
+        )
+    return tarballs[-1]
+
+
+def look(path: Path | None) -> Source:
+    """Return what a path names; None takes `default_source`.
+
+    Raises:
+        HostError: there is no default.
+        UsageError: the path is neither a kernel's source nor a tarball, or is configured
+            in-tree, which Kbuild refuses to build elsewhere (`outputmakefile` in the top Makefile).
+    """
+    path = (default_source() if path is None else path).expanduser().resolve()
+    if path.is_file():
+        seen = path.stat()
+        return Source(path, f"{path.name} {seen.st_size} {seen.st_mtime_ns}", changes=False)
+    if not path.is_dir():
+        raise UsageError(f"{path} does not exist", hint="--source takes a kernel's source or a tarball of it")
+    absent = [mark for mark in _MARKS if not (path / mark).is_file()]
+    if absent:
+        raise UsageError(
+            f"{path} is not the source of a kernel: it has no {absent[0]}",
+            hint="--source takes the directory in which Kconfig and the top Makefile are",
+        )
+    for mark in _CONFIGURED:
+        if (path / mark).exists():
+            raise UsageError(
+                f"{path} has been built in: {mark} is there, and kbuild then refuses to build elsewhere",
+                hint=f"clean it, which deletes what was built in it: make -C {path} mrproper",
+            )
+    return Source(path, str(path), changes=True)
+
+
+def unpacked(source: Source, *, report: Report, deadline: Deadline) -> Path:
+    """Return the directory of a source, unpacked if it is a tarball.
+
+    Args:
+        source: What `look` returned.
+        report: Told now and then which file is at hand.
+        deadline: When unpacking, or waiting for another who does, is given up.
+
+    Raises:
+        HostError: there is no space left, or the cache is not ours to write.
+        UsageError: the tarball does not hold the source of a kernel.
+        DeadlineError: it took too long.
+    """
+    if source.changes:
+        return source.path
+    key = hashlib.sha256(source.identity.encode()).hexdigest()[:16]
+    target = cache.directory("source") / key
+    with cache.lock(target, _WHAT, report, deadline):
+        if not target.is_dir():
+            _unpack(source.path, target, report, deadline)
+    return target
+
+
+def unpack_argv(tarball: Path, directory: Path) -> tuple[str, ...]:
+    """Return the command that unpacks a kernel tarball, without the directory at its top."""
+    return ("tar", "-xvf", str(tarball), "-C", str(directory), "--strip-components=1", "--no-same-owner")
+
+
+def _unpack(tarball: Path, target: Path, report: Report, deadline: Deadline) -> None:
+    partial = target.with_name(f"{target.name}.partial")
+    cache.check_space(target.parent, NEEDED)
+    with cache.writing(target.parent, NEEDED):
+        # Of an interrupted unpack nobody knows what is whole.
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        counted = 0
+
+        def count(line: str) -> None:
+            nonlocal counted
+            counted += 1
+            if counted % _REPORT_EVERY == 0:
+                report(Step(_WHAT, done=counted, note=line.partition("/")[2]))
+
+        # What it says of a full disk is read here, so it is in English.
+        env = {**os.environ, "LC_ALL": "C"}
+        done = process.run(
+            unpack_argv(tarball, partial), env=env, deadline=deadline, check=False, on_line=count
+        )
+        if done.status != 0:
+            cache.refuse_full(done.stderr, target.parent, NEEDED)
+            raise BuildError(f"{tarball} could not be unpacked", detail=process.tail(done.stderr))
+        absent = [mark for mark in _MARKS if not (partial / mark).is_file()]
+        if absent:
+            shutil.rmtree(partial)
+            raise UsageError(f"{tarball} does not hold the source of a kernel: it has no {absent[0]}")
+        partial.rename(target)
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", path.name)))
