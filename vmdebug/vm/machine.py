@@ -97,8 +97,11 @@ class Vm:
         # Without a pvpanic driver only the console tells; a panicked kernel spins for ever.
         return "panicked" if status == "running" and panic.seen(self.rundir.console_log) else status
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, status: Status | None = None) -> dict[str, Any]:
         """Return what `status --json` tells about it.
+
+        Args:
+            status: What it does, where that is known; otherwise QEMU is asked.
 
         Raises:
             DeadlineError: QEMU does not answer.
@@ -107,7 +110,7 @@ class Vm:
         kernel = spec.kernel
         return {
             "name": self.name,
-            "status": self.status(),
+            "status": status or self.status(),
             "pid": self.state.pid,
             "accel": self.state.accel,
             "accel_reason": self.state.reason,
