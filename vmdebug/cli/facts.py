@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmdebug.cli import render
@@ -43,7 +44,7 @@ def for_people(vm: Vm, facts: dict[str, Any]) -> dict[str, str]:
     found = {
         vm.name: facts["status"],
         "accelerator": f"{facts['accel']}: {facts['accel_reason']}",
-        "kernel": f"{spec.kernel.image}{release}\nfrom {spec.kernel.origin}",
+        "kernel": f"{_short(spec.kernel.image)}{release}\nfrom {spec.kernel.origin}",
         "symbols": symbols(spec.kernel),
         "parameters": " ".join(spec.parameters),
         "gdb": facts["gdb"],
@@ -62,5 +63,11 @@ def symbols(kernel: Kernel) -> str:
     try:
         proof = kimage.check(kernel.image, kernel.vmlinux)
     except VmdebugError as error:  # since the start: built anew, or removed
-        return f"{kernel.vmlinux}\n{error.message}"
-    return f"{kernel.vmlinux}\n{PROOFS[proof].format(build_id=kernel.build_id)}"
+        return f"{_short(kernel.vmlinux)}\n{error.message}"
+    return f"{_short(kernel.vmlinux)}\n{PROOFS[proof].format(build_id=kernel.build_id)}"
+
+
+def _short(path: Path) -> str:
+    """Return a path as one would type it."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vmdebug.cli import render, verb
+from vmdebug.cli import options, render, verb
 
 app = verb.new_app(cls=verb.Group)
 
 
 @app.callback()
 def kernel() -> None:
-    """Build the builtin kernel."""
+    """Build the builtin kernel; make GDB scripts for any kernel."""
 
 
 @app.command(
@@ -57,4 +57,70 @@ def build(
             "source": str(built.origin),
             "took": f"{built.cpu_seconds:.0f} s of CPU for {built.objects} objects",
         }
+    )
+
+
+class Scripts(verb.Command):
+    """`scripts`, with the options for nix that typer cannot parse as they are written."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what `options.rewritten` makes of the words."""
+        return super().parse_args(ctx, options.rewritten(args))
+
+
+@app.command(
+    cls=Scripts,
+    epilog=verb.examples(
+        "vmdebug kernel scripts ~/src/linux",
+        "vmdebug kernel scripts .#base-nixos",
+        "vmdebug kernel scripts /boot/vmlinuz --source ~/src/linux-6.1",
+    ),
+)
+def scripts(
+    guest: options.Guest = None,
+    *,
+    kernel: options.Kernel = None,
+    vmlinux: options.Vmlinux = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The kernel's source, or the tree that it was built in, where none is found."
+        ),
+    ] = None,
+    override_input: options.OverrideInput = None,
+    impure: options.Impure = False,
+    nix_arg: options.NixArg = None,
+    as_json: verb.Json = False,
+) -> None:
+    """Make the kernel's own GDB scripts (lx-…) loadable, whatever built the kernel.
+
+    They are kept in the user's cache by the kernel's build-id, and every `start` of that kernel
+    finds them there. What make generates of them is made by the kernel's own makefiles: in a moment
+    where the kernel's tree is there, in a minute from its source.
+    """
+    import msgspec
+
+    from vmdebug import sources
+    from vmdebug.deadline import Deadline
+    from vmdebug.paths import absolute
+
+    wanted = options.given(
+        guest,
+        kernel=kernel,
+        vmlinux=vmlinux,
+        nix_args=options.nix_words(override_input, impure, nix_arg),
+    )
+    with render.progress() as report:
+        made = sources.gdb_scripts(
+            wanted,
+            source=absolute(str(source)) if source is not None else None,
+            report=report,
+            deadline=Deadline.after(verb.BUILD_SECONDS),
+        )
+    if as_json:
+        render.put_json(msgspec.structs.asdict(made))
+        return
+    build_id = f"  build-id {made.build_id}" if made.build_id else ""
+    render.tell_facts(
+        {"scripts": str(made.directory), "of": f"{made.release}{build_id}", "made from": made.how}
     )

@@ -111,3 +111,6 @@ Impure = Annotated[bool, typer.Option("--impure", help="nix: let the flake see t
 NixArg = Annotated[
     list[str] | None, typer.Option(metavar="WORD", help="Hand a word to nix as it is. Repeatable.")
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on, with a warning, where symbols and kernel are of two builds.")
+]
