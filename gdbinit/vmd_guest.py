@@ -31,6 +31,16 @@ def need_connected() -> None:
         raise gdb.GdbError("no guest is connected\nconnect one first: target remote SOCKET")
 
 
+def cpus() -> list[gdb.InferiorThread]:
+    """Return the CPUs in order; GDB calls them threads."""
+    return sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.num)
+
+
+def cpu_of(thread: gdb.InferiorThread) -> int:
+    """Return the number of a CPU: QEMU numbers its threads from 1."""
+    return thread.num - 1
+
+
 def memory(address: int, size: int) -> bytes:
     """Return guest memory at a virtual address, as the selected CPU sees it; b"" where nothing is mapped."""
     try:

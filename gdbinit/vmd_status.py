@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gdb
+import vmd_bt_all
 import vmd_elf
 import vmd_guest
 import vmd_slide
@@ -59,17 +60,8 @@ def _release() -> str:
 
 
 def _cpus() -> list[tuple[str, str]]:
-    selected = gdb.selected_thread()
-    frame = gdb.selected_frame()
-    try:
-        return [(f"CPU {thread.num - 1}", _position(thread)) for thread in _threads()]
-    finally:
-        selected.switch()
-        frame.select()
-
-
-def _threads() -> list[gdb.InferiorThread]:
-    return sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.num)
+    with vmd_bt_all.selection_kept():
+        return [(f"CPU {vmd_guest.cpu_of(thread)}", _position(thread)) for thread in vmd_guest.cpus()]
 
 
 def _position(thread: gdb.InferiorThread) -> str:

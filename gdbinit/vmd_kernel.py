@@ -1,0 +1,115 @@
+"""Walks the kernel's own data: lists, per-CPU variables, tasks. Names are the kernel's.
+
+Types and fields are looked for, versions never compared; the newest kernel comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gdb
+import vmd_slide
+
+ZERO_BASED = 1 << 32
+"""x86-64 linked its per-CPU section to 0 until Linux 6.15."""
+
+
+def has_field(kind: gdb.Type, name: str) -> bool:
+    """Whether a struct has a field of that name."""
+    return any(field.name == name for field in kind.strip_typedefs().fields())
+
+
+def struct(name: str) -> gdb.Type:
+    """Return a struct's type.
+
+    Raises:
+        gdb.GdbError: the vmlinux does not describe it.
+    """
+    try:
+        return gdb.lookup_type(f"struct {name}")
+    except gdb.error as error:
+        raise gdb.GdbError(f"{error}: the vmlinux has no debug information") from error
+
+
+def at(address: int, kind: gdb.Type) -> gdb.Value:
+    """Return what lies at an address."""
+    return gdb.Value(address).cast(kind.pointer()).dereference()
+
+
+def address_of(value: gdb.Value) -> int:
+    """Return where a value lies.
+
+    Raises:
+        gdb.GdbError: it lies in no memory.
+    """
+    if value.address is None:
+        raise gdb.GdbError(f"{value} has no address")
+    return int(value.address) & (2**64 - 1)
+
+
+def list_for_each_entry(head: gdb.Value, kind: gdb.Type, member: str) -> Iterator[gdb.Value]:
+    """Go through a `struct list_head`, as the macro of include/linux/list.h does.
+
+    Args:
+        head: The list's head, which is no entry.
+        kind: What its entries are.
+        member: The entry's `struct list_head`.
+    """
+    offset = _offset(kind, member)
+    end = address_of(head)
+    node = head
+    while True:
+        following = int(node["next"]) & (2**64 - 1)
+        if following in (end, 0):
+            return
+        entry = at(following - offset, kind)
+        yield entry
+        node = entry[member]
+
+
+def per_cpu(cpu: int, name: str) -> gdb.Value:
+    """Return a CPU's copy of a per-CPU variable.
+
+    Raises:
+        gdb.error: the kernel has no such variable.
+    """
+    variable = gdb.parse_and_eval(name)
+    address = address_of(variable)
+    linked = address - vmd_slide.applied()
+    base = linked if linked < ZERO_BASED else address
+    return at(base + _per_cpu_offset(cpu), variable.type)
+
+
+def current(cpu: int) -> gdb.Value:
+    """Return the `struct task_struct` that a CPU runs."""
+    try:
+        # Linux 6.2 to 6.14: e57ef2ed97c1 put it into one cache line with other hot variables.
+        return per_cpu(cpu, "pcpu_hot")["current_task"].dereference()
+    except gdb.error:
+        return per_cpu(cpu, "current_task").dereference()
+
+
+def tasks() -> Iterator[gdb.Value]:
+    """Return every task: the idle one, then each process with all its threads."""
+    kind = struct("task_struct")
+    init_task = gdb.parse_and_eval("init_task")
+    yield init_task
+    for leader in list_for_each_entry(init_task["tasks"], kind, "tasks"):
+        yield from list_for_each_entry(leader["signal"]["thread_head"], kind, "thread_node")
+
+
+def name_of(task: gdb.Value) -> str:
+    """Return a task's name, as `comm` has it."""
+    return task["comm"].string(errors="replace")
+
+
+def _offset(kind: gdb.Type, member: str) -> int:
+    null = gdb.Value(0).cast(kind.pointer())
+    return int(null[member].address or 0)
+
+
+def _per_cpu_offset(cpu: int) -> int:
+    try:
+        return int(gdb.parse_and_eval(f"__per_cpu_offset[{cpu}]")) & (2**64 - 1)
+    except gdb.error:
+        return 0  # a kernel without SMP has one copy, in place

@@ -1,0 +1,192 @@
+"""Looks at tasks that no CPU runs: where they sleep, with GDB's own frames."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+
+import gdb
+import gdb.unwinder
+import vmd_batch
+import vmd_guest
+import vmd_kernel
+
+_REGISTERS = {
+    "ret_addr": "rip",
+    "bp": "rbp",
+    "bx": "rbx",
+    "r12": "r12",
+    "r13": "r13",
+    "r14": "r14",
+    "r15": "r15",
+}
+"""Fields of `struct inactive_task_frame` (arch/x86/include/asm/switch_to.h), and what they were."""
+
+
+@dataclass(frozen=True)
+class Asleep:
+    """The registers that a task goes on with when it is switched to.
+
+    Args:
+        registers: By GDB's names.
+    """
+
+    registers: dict[str, int]
+
+
+class Sleeper(gdb.unwinder.Unwinder):
+    """Puts a sleeping task's frames behind the function that the selected CPU is in.
+
+    Nothing in the guest is touched: that function stays where it is, only its caller
+    becomes the task. What is inlined there has frames of its own, so that the task's first
+    one has not always the same number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("vmd-task")
+        self.asleep: Asleep | None = None
+        self._cpu = (0, 0)
+
+    def show(self, asleep: Asleep) -> gdb.Frame:
+        """Show a task's frames from now on; return the first of them."""
+        self.clear()
+        self._cpu = _place(gdb.newest_frame())
+        self.asleep = asleep
+        gdb.invalidate_cached_frames()
+        frame: gdb.Frame | None = gdb.newest_frame()
+        while frame is not None and _place(frame)[1] == self._cpu[1]:
+            frame = frame.older()
+        if frame is None:
+            raise gdb.GdbError("GDB finds no way from this CPU to the task: select another one with `thread`")
+        return frame
+
+    def clear(self) -> None:
+        """Show the CPU's own frames again."""
+        if self.asleep is not None:
+            self.asleep = None
+            gdb.invalidate_cached_frames()
+
+    def __call__(self, pending_frame: gdb.PendingFrame) -> gdb.UnwindInfo | None:
+        """Unwind the CPU's innermost function to the task."""
+        if self.asleep is None or _place(pending_frame) != self._cpu:
+            return None
+        # GDB refuses a caller that lies deeper than what it called, and the task's stack may lie anywhere.
+        word = gdb.lookup_type("unsigned long")
+        here = _FrameId(gdb.Value(0).cast(word), pending_frame.read_register("rip"))
+        unwound = pending_frame.create_unwind_info(here)
+        for name, value in self.asleep.registers.items():
+            unwound.add_saved_register(name, gdb.Value(value).cast(word))
+        return unwound
+
+
+def _place(frame: gdb.Frame | gdb.PendingFrame) -> tuple[int, int]:
+    word = gdb.lookup_type("unsigned long")
+    return int(frame.read_register("rip").cast(word)), int(frame.read_register("rsp").cast(word))
+
+
+class _FrameId:
+    """What GDB tells frames apart by."""
+
+    def __init__(self, sp: gdb.Value, pc: gdb.Value) -> None:
+        self.sp = sp
+        self.pc = pc
+
+
+SLEEPER = Sleeper()
+
+
+class Task(gdb.Command):
+    """Show where tasks sleep: vmd-task [--frame] PID|NAME.
+
+    NAME may have wildcards. A task that a CPU runs is shown there. With --frame the
+    task's frames stay selected, with up, down, info locals and print working in them, until
+    the guest runs again.
+
+    Example: vmd-task --frame 1
+    """
+
+    NAME = "vmd-task"
+
+    def __init__(self) -> None:
+        super().__init__(self.NAME, gdb.COMMAND_STACK)
+
+    def invoke(self, argument: str, _from_tty: bool) -> None:
+        """Find it and show it."""
+        words = argument.split()
+        keep = "--frame" in words
+        names = [word for word in words if word != "--frame"]
+        if len(names) != 1:
+            vmd_batch.fail("vmd-task needs one pid or name: vmd-task 1", vmd_batch.USAGE)
+        vmd_guest.need_connected()
+        SLEEPER.clear()
+        found = _find(names[0])
+        if keep and len(found) > 1:
+            pids = ", ".join(str(int(task["pid"])) for task in found)
+            vmd_batch.fail(f"{len(found)} tasks are {names[0]}\nsay which: {pids}", vmd_batch.USAGE)
+        numbers = [vmd_guest.cpu_of(thread) for thread in vmd_guest.cpus()]
+        running = {_address(vmd_kernel.current(number)): number for number in numbers}
+        for task in found:
+            _show(task, running.get(_address(task)), keep=keep)
+
+
+def _find(name: str) -> list[gdb.Value]:
+    tasks = list(vmd_kernel.tasks())
+    if name.isdigit():
+        found = [task for task in tasks if int(task["pid"]) == int(name)]
+    else:
+        found = [task for task in tasks if fnmatch.fnmatchcase(vmd_kernel.name_of(task), name)]
+    if not found:
+        vmd_batch.fail(f"no task is {name}\nsee them all: vmd-task *", vmd_batch.USAGE)
+    return found
+
+
+def _show(task: gdb.Value, cpu: int | None, *, keep: bool) -> None:
+    where = f"on CPU {cpu}" if cpu is not None else "asleep" if _state(task) else "waiting for a CPU"
+    print(f"pid {int(task['pid'])} ({vmd_kernel.name_of(task)}) {where}, task_struct {_address(task):#x}")
+    if cpu is None:
+        _show_asleep(task, keep=keep)
+        return
+    selected = gdb.selected_thread()
+    vmd_guest.cpus()[cpu].switch()
+    gdb.execute("backtrace")
+    if not keep and selected is not None:
+        selected.switch()
+
+
+def _state(task: gdb.Value) -> int:
+    # Since Linux 5.14 (2f064a59a11f) it has the underscores.
+    return int(task["__state" if vmd_kernel.has_field(task.type, "__state") else "state"])
+
+
+def _address(task: gdb.Value) -> int:
+    return vmd_kernel.address_of(task)
+
+
+def _show_asleep(task: gdb.Value, *, keep: bool) -> None:
+    first = SLEEPER.show(_asleep(task)).level()
+    try:
+        lines = gdb.execute("backtrace", to_string=True)
+        print(lines[f"\n{lines}".index(f"\n#{first} ") :], end="")
+        if keep:
+            gdb.execute(f"frame {first}")
+    finally:
+        if not keep:
+            SLEEPER.clear()
+
+
+def _asleep(task: gdb.Value) -> Asleep:
+    kind = vmd_kernel.struct("inactive_task_frame")
+    sp = int(task["thread"]["sp"])
+    frame = vmd_kernel.at(sp, kind)
+    registers = {
+        register: int(frame[field]) & (2**64 - 1)
+        for field, register in _REGISTERS.items()
+        if vmd_kernel.has_field(kind, field)
+    }
+    return Asleep({**registers, "rsp": (sp + kind.sizeof) & (2**64 - 1)})
+
+
+def register() -> None:
+    """Have GDB ask for task frames, and drop them as soon as the guest runs."""
+    gdb.unwinder.register_unwinder(None, SLEEPER, replace=True)
+    gdb.events.cont.connect(lambda _event: SLEEPER.clear())
