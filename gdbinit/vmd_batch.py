@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
 import gdb
@@ -15,6 +16,9 @@ USAGE = 2
 MISMATCH = 4
 DEADLINE = 5
 """Exit statuses, the same as those of the `vmdebug` command."""
+
+BEFORE: list[Callable[[], None]] = []
+"""Called before each command of a batch: what happens before a prompt when there is one."""
 
 _failed = 0
 
@@ -72,6 +76,8 @@ class Run(gdb.Command):
         """Run it."""
         global _failed  # noqa: PLW0603 - one GDB, one exit status
         try:
+            for act in BEFORE:
+                act()
             # `source` takes a file that is not there for an error only when a person has typed it.
             gdb.execute(argument, from_tty=argument.startswith("source "))
         except gdb.error as error:

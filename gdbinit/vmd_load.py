@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gdb
 import vmd_batch
+import vmd_bt_all
 import vmd_connect
+import vmd_modules
 import vmd_scripts
 import vmd_slide
 import vmd_source
 import vmd_status
+import vmd_task
 import vmd_until
 
 
@@ -28,6 +31,9 @@ COMMANDS = (
     vmd_until.Until,
     vmd_slide.Slide,
     vmd_status.Status,
+    vmd_bt_all.BtAll,
+    vmd_task.Task,
+    vmd_modules.Modules,
     vmd_connect.Connect,
     vmd_scripts.Scripts,
     vmd_source.Source,
@@ -41,3 +47,5 @@ def load() -> None:
     Vmd()
     for command in COMMANDS:
         command()
+    vmd_task.register()
+    vmd_modules.register()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import lzma
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,13 +16,16 @@ from typing import Any
 import msgspec
 import pexpect
 import pytest
+import vmd_ko
+import vmd_search
 
 from vmdebug import guest, process, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.attach import Attachment, Extra, argv, exclusive
 from vmdebug.errors import StateError
-from vmdebug.guest import Kernel, LaunchSpec
+from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import Completed
+from vmdebug.sources import cpio
 from vmdebug.vm import Vm
 
 SECONDS = 120.0
@@ -168,6 +173,129 @@ def test_a_vmlinux_of_another_build_is_refused_with_both_build_ids(
     forced = batch(machine, "print 1", kernel=other, force=True)
     assert forced.status == 0
     assert forced.stderr.startswith("warning: the vmlinux is not that of the running kernel\n")
+
+
+def test_each_cpu_with_its_task(start: Start) -> None:
+    machine = start(halt=False, cpus=2)
+    assert at_its_shell(machine)
+    done = batch(machine, "thread 2", "frame 1", "vmd-bt-all 2", "thread", "frame")
+    assert done.status == 0, done.stderr
+    assert re.search(r"^CPU 0: pid \d+ \(.+\)\n#0 .*\n#1 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^CPU 1: pid \d+ \(.+\)\n#0 ", done.stdout, re.MULTILINE)
+    shown = done.stdout[done.stdout.rindex("[Current thread is ") :]
+    assert shown.startswith("[Current thread is 2 ")
+    assert "\n#1 " in shown, "the selected frame is selected still"
+
+
+def test_tasks_that_sleep_have_frames_that_work(start: Start) -> None:
+    machine = start(halt=False)
+    assert at_its_shell(machine)
+    done = batch(
+        machine, "vmd-task kthreadd", "vmd-task --frame 2", "up 2", "info frame", "vmd-task swapper/0"
+    )
+    assert done.status == 0, done.stderr
+    first, second = done.stdout.split("pid 2 (kthreadd) asleep, task_struct 0x")[1:]
+    assert re.search(r"^#\d+ .* in schedule \(\) at .*\n#\d+ .* in kthreadd \(", first, re.MULTILINE)
+    assert " in schedule (" in second
+    assert "pid 0 (swapper/0) " in second
+    assert machine.status() == "running"
+
+
+def test_frames_of_a_task_are_gone_when_the_guest_has_run(start: Start) -> None:
+    machine = start(halt=False)
+    assert at_its_shell(machine)
+    done = batch(machine, "vmd-task --frame kthreadd", "stepi", "backtrace")
+    assert done.status == 0, done.stderr
+    assert "kthreadd (" not in done.stdout[done.stdout.index("task_struct") :].split("\n", 20)[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("4711", "no task is 4711"), ("kworker/*", "tasks are kworker/*\n")]
+)
+def test_a_task_that_is_not_one(start: Start, name: str, words: str) -> None:
+    machine = start(halt=False)
+    assert at_its_shell(machine)
+    done = batch(machine, f"vmd-task --frame {name}")
+    assert done.status == 2
+    assert words in done.stderr
+
+
+@pytest.fixture
+def packed(kernel: Kernel, tmp_path: Path) -> Path:
+    """The kernel's brd module, packed, and nothing else."""
+    assert kernel.modules is not None
+    found = vmd_ko.index([kernel.modules])["brd"]
+    directory = tmp_path / "modules"
+    directory.mkdir()
+    (directory / "brd.ko.xz").write_bytes(lzma.compress(vmd_ko.unpacked(found, tmp_path).read_bytes()))
+    return directory
+
+
+@pytest.fixture
+def with_module(builtin: LaunchSpec, packed: Path, tmp_path: Path) -> LaunchSpec:
+    """The builtin guest with /brd.ko in it, loaded by its first command."""
+    assert isinstance(builtin.machine, OwnMachine)
+    assert builtin.machine.initrd is not None
+    initrd = tmp_path / "initrd"
+    module = cpio.archive([cpio.file("brd.ko", lzma.decompress((packed / "brd.ko.xz").read_bytes()))])
+    initrd.write_bytes(builtin.machine.initrd.read_bytes() + module)
+    kernel = msgspec.structs.replace(builtin.kernel, modules=packed)
+    machine = msgspec.structs.replace(builtin.machine, initrd=initrd)
+    return msgspec.structs.replace(builtin, kernel=kernel, machine=machine)
+
+
+@pytest.mark.parametrize("kaslr", [False, True])
+def test_a_breakpoint_in_a_module_that_comes_later_is_hit_in_its_init(
+    with_module: LaunchSpec, packed: Path, kaslr: bool
+) -> None:
+    kept = tuple(word for word in with_module.parameters if word != "nokaslr" or not kaslr)
+    spec = msgspec.structs.replace(with_module, parameters=kept)
+    with vm.launch(spec, bound=True, deadline=Deadline.after(SECONDS)) as machine:
+        commands = (
+            "set breakpoint pending on",
+            "break brd_init",
+            "continue",
+            "bt 1",
+            "print brd_init",
+            "p max_part",
+        )
+        line = argv(attachment(machine, *commands))
+        with machine.console() as console:
+            console.wait_ready(Deadline.after(SECONDS))
+            with process.spawn(line, stdout=process.PIPE, stderr=process.PIPE) as child:
+                assert child.stdout is not None
+                assert child.stderr is not None
+                assert any(row.startswith(b"Breakpoint 1 (brd_init) pending.") for row in child.stdout)
+                console.sendline("insmod /brd.ko")
+                stdout = child.stdout.read().decode()
+                stderr = child.stderr.read().decode()
+                assert child.wait() == 0, stderr
+            assert "#0  brd_init () at " in stdout
+            assert re.search(r"^brd: symbols at 0x[0-9a-f]+ from ", stderr, re.MULTILINE)
+            console.expect("brd: module loaded", Deadline.after(SECONDS))
+        done = batch(machine, "print max_part")
+        assert done.status == 0, done.stderr
+        assert "$1 = 1\n" in done.stdout
+        assert re.search(rf"^brd: symbols at 0x[0-9a-f]+ from {packed}/brd.ko.xz$", done.stderr, re.MULTILINE)
+
+
+def test_a_module_of_another_build_has_no_symbols(with_module: LaunchSpec, packed: Path) -> None:
+    with vm.launch(with_module, bound=True, deadline=Deadline.after(SECONDS)) as machine:
+        with machine.console() as console:
+            console.wait_ready(Deadline.after(SECONDS))
+            console.sendline("insmod /brd.ko")
+            console.expect("brd: module loaded", Deadline.after(SECONDS))
+        (packed / "brd.ko").write_bytes(_with_another_build_id(packed / "brd.ko.xz"))
+        done = batch(machine, "print max_part")
+        assert done.status == 1
+        reason = f"{packed / 'brd.ko'} is of another build: its build-id is {'0' * 40}, the guest's "
+        assert f"brd: no symbols: {reason}" in done.stderr
+
+
+def _with_another_build_id(module: Path) -> bytes:
+    plain = lzma.decompress(module.read_bytes())
+    at = plain.index(vmd_search.BUILD_ID) + len(vmd_search.BUILD_ID)
+    return plain[:at] + bytes(20) + plain[at + 20 :]
 
 
 BECOME = """

@@ -63,6 +63,7 @@ def test_at_a_prompt_with_everything_there_is() -> None:
         *("-ex", "vmd-scripts /k/scripts here"),
         *("-ex", "vmd-source /k/source"),
         *("-ex", "vmd-connect /run/vm/gdb.sock"),
+        *("-ex", "vmd-modules --watch"),
         *("-ex", "vmd-until start_kernel 30"),
         *("-ex", "bt", "-x", "a file.gdb", "-ex", "p 1"),
     )

@@ -166,6 +166,8 @@ def _ours(attachment: Attachment) -> tuple[str, ...]:
     if kernel.source is not None:
         commands.append(f"vmd-source {kernel.source}")
     commands.append(f"vmd-connect {attachment.endpoint}")
+    if kernel.modules is not None:
+        commands.append("vmd-modules --watch")
     if attachment.until is not None:
         seconds = "" if attachment.timeout is None else f" {attachment.timeout:g}"
         commands.append(f"vmd-until {attachment.until}{seconds}")

@@ -1,0 +1,89 @@
+"""Finds the files of kernel modules, whatever they are packed with. Imports no GDB."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import vmd_elf
+
+ENDINGS = (".ko.debug", ".ko", ".ko.xz", ".ko.zst", ".ko.gz")
+"""Of one module in one directory the first is taken: a .debug file is what strip has left behind."""
+
+NOTE = ".note.gnu.build-id"
+
+
+def module_name(file: str) -> str | None:
+    """Return what the kernel calls the module in a file; None when it is no module's."""
+    for ending in ENDINGS:
+        if file.endswith(ending):
+            # Two spellings of one name: the kernel's own has no dashes.
+            return file.removesuffix(ending).replace("-", "_")
+    return None
+
+
+def index(directories: Iterable[Path]) -> dict[str, Path]:
+    """Return the modules under directories by name; what comes first wins."""
+    found: dict[str, Path] = {}
+    for directory in directories:
+        for parent, _, files in os.walk(directory):
+            for file in sorted(files, key=_rank):
+                name = module_name(file)
+                if name is not None:
+                    found.setdefault(name, Path(parent, file))
+    return found
+
+
+def unpacked(path: Path, directory: Path) -> Path:
+    """Return an ELF file of a module.
+
+    Args:
+        path: The module, perhaps packed.
+        directory: Where an unpacked one goes.
+
+    Raises:
+        OSError: it cannot be read, or no program here unpacks it.
+        ValueError: it is damaged.
+    """
+    if path.suffix not in (".xz", ".zst", ".gz"):
+        return path
+    to = directory / path.stem
+    if path.suffix == ".zst":
+        # Python has had zstd since 3.14 only.
+        zstd = shutil.which("zstd")
+        if zstd is None:
+            raise FileNotFoundError(
+                f"{path} is packed by zstd, and there is no zstd program: apt install zstd"
+            )
+        done = subprocess.run([zstd, "-dcq", str(path)], capture_output=True, check=False)
+        if done.returncode != 0:
+            raise ValueError(done.stderr.decode(errors="replace").strip())
+        to.write_bytes(done.stdout)
+        return to
+    _unpack(path, to)
+    return to
+
+
+def build_id(path: Path) -> str:
+    """Return a module's GNU build-id in hex; "" where it has none."""
+    note = vmd_elf.sections(str(path)).get(NOTE)
+    return vmd_elf.build_id(vmd_elf.content(str(path), note)) if note is not None else ""
+
+
+def _unpack(path: Path, to: Path) -> None:
+    import gzip  # noqa: PLC0415 - imported when a module is packed by it
+    import lzma  # noqa: PLC0415
+
+    opens = lzma.open if path.suffix == ".xz" else gzip.open
+    try:
+        with opens(path) as packed, to.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _rank(file: str) -> int:
+    return next((rank for rank, ending in enumerate(ENDINGS) if file.endswith(ending)), len(ENDINGS))

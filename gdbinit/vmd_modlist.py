@@ -1,0 +1,92 @@
+"""The modules that the guest has loaded, out of its own memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import gdb
+import vmd_elf
+import vmd_guest
+import vmd_kernel
+import vmd_ko
+
+MODULE_STATE_UNFORMED = 3
+MODULE_STATE_COMING = 1
+"""`enum module_state` of include/linux/module.h."""
+
+_NOTE_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module in the guest.
+
+    Args:
+        name: As the kernel calls it.
+        address: Where its text lies.
+        sections: Addresses of its ELF sections by name.
+        freed: Whether those of its init are no longer its own.
+    """
+
+    name: str
+    address: int
+    sections: dict[str, int]
+    freed: bool
+
+    def build_id(self) -> str:
+        """Return its GNU build-id in hex, from guest memory; "" where it has none."""
+        note = self.sections.get(vmd_ko.NOTE)
+        return vmd_elf.build_id(vmd_guest.memory(note, _NOTE_SIZE)) if note is not None else ""
+
+
+def loaded() -> list[Module]:
+    """Return the modules, those that are just starting included."""
+    kind = vmd_kernel.struct("module")
+    entries = vmd_kernel.list_for_each_entry(gdb.parse_and_eval("modules"), kind, "list")
+    return [_module(entry) for entry in entries if int(entry["state"]) != MODULE_STATE_UNFORMED]
+
+
+def _module(entry: gdb.Value) -> Module:
+    return Module(
+        name=entry["name"].string(),
+        address=_text(entry),
+        sections=dict(_sections(entry["sect_attrs"])),
+        freed=int(entry["state"]) != MODULE_STATE_COMING,
+    )
+
+
+def _text(entry: gdb.Value) -> int:
+    if vmd_kernel.has_field(entry.type, "mem"):
+        # Since Linux 6.4 (ac3b43283923) a module lies in several pieces.
+        return _unsigned(entry["mem"][int(gdb.parse_and_eval("MOD_TEXT"))]["base"])
+    return _unsigned(entry["core_layout"]["base"])
+
+
+def _sections(attributes: gdb.Value) -> Iterator[tuple[str, int]]:
+    if not attributes:
+        return  # a kernel without CONFIG_KALLSYMS keeps none
+    attrs = attributes.dereference()["attrs"]
+    for number in range(_count(attributes.dereference())):
+        attribute = attrs[number]
+        if vmd_kernel.has_field(attribute.type, "address"):
+            # struct module_sect_attr, with its own bin_attribute inside.
+            yield attribute["battr"]["attr"]["name"].string(), _unsigned(attribute["address"])
+        else:
+            # Newer kernels keep just that bin_attribute, with the address in its private.
+            yield attribute["attr"]["name"].string(), _unsigned(attribute["private"])
+
+
+def _count(attributes: gdb.Value) -> int:
+    if vmd_kernel.has_field(attributes.type, "nsections"):
+        return int(attributes["nsections"])
+    # Gone together with that; the group ends with a null pointer.
+    pointers = attributes["grp"]["bin_attrs"]
+    count = 0
+    while pointers[count]:
+        count += 1
+    return count
+
+
+def _unsigned(value: gdb.Value) -> int:
+    return int(value) & (2**64 - 1)

@@ -1,0 +1,235 @@
+"""Symbols of the guest's modules: those that are loaded, and those that will be."""
+
+from __future__ import annotations
+
+import atexit
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gdb
+import vmd_batch
+import vmd_guest
+import vmd_ko
+import vmd_modlist
+
+STARTING = "do_init_module"
+"""Called with everything in place, just before a module's init function: kernel/module/main.c."""
+
+
+NOWHERE = 0xDEAD << 48
+"""Where sections are put that the kernel has freed, so that no address of the guest looks like theirs."""
+
+_NOWHERE_EACH = 1 << 32
+
+
+@dataclass
+class Symbols:
+    """The modules whose symbols GDB has.
+
+    Args:
+        path: Where their files are looked for, with : between the directories.
+        files: Where each module's file is, by name; None before they are looked for.
+        placed: The modules that have symbols, by name.
+        refused: Modules that have none, by name, with what was said about them.
+        behind: Whether a module has come since.
+    """
+
+    path: str = ""
+    files: dict[str, Path] | None = None
+    placed: dict[str, vmd_modlist.Module] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    behind: bool = False
+    scratch: Path | None = None
+
+    def use(self, path: str) -> None:
+        """Look for files in other directories from now on."""
+        if path != self.path:
+            self.path = path
+            self.files = None
+            self.refused.clear()
+
+    def follow(self) -> list[str]:
+        """Bring the symbols into line with what the guest has loaded.
+
+        Returns:
+            What changed, and what was refused for the first time, a line each.
+        """
+        self.behind = False
+        present = {module.name: module for module in vmd_modlist.loaded()}
+        said = []
+        for name, module in list(self.placed.items()):
+            if present.get(name) is None or present[name].address != module.address:
+                said.append(self._remove(module))
+        for module in present.values():
+            if module.name not in self.placed:
+                said.append(self._add(module))
+            elif module.freed != self.placed[module.name].freed:
+                # Its init sections are given away to others: symbols there would be lies.
+                self._remove(self.placed[module.name])
+                self._add(module)
+        return [line for line in said if line]
+
+    def _add(self, module: vmd_modlist.Module) -> str:
+        try:
+            packed = self._find(module)
+            file = self._unpacked(packed, module)
+            where = (f"-s {shlex.quote(name)} {at:#x}" for name, at in self._places(module))
+            words = f"{shlex.quote(str(file))} {module.address:#x} {' '.join(where)}"
+            with gdb.with_parameter("confirm", False):
+                gdb.execute(f"add-symbol-file {words}", to_string=True)
+        except (OSError, ValueError, gdb.error) as error:
+            line = f"{module.name}: no symbols: {error}"
+            known = self.refused.get(module.name)
+            self.refused[module.name] = line
+            return "" if known == line else line
+        self.placed[module.name] = module
+        return f"{module.name}: symbols at {module.address:#x} from {packed}"
+
+    def _places(self, module: vmd_modlist.Module) -> Iterator[tuple[str, int]]:
+        for number, (name, at) in enumerate(module.sections.items()):
+            if module.freed and name.startswith(".init"):
+                yield name, NOWHERE + len(self.placed) * _NOWHERE_EACH + (number << 24)
+            elif name != ".text":
+                yield name, at
+
+    def _remove(self, module: vmd_modlist.Module) -> str:
+        del self.placed[module.name]
+        try:
+            with gdb.with_parameter("confirm", False):
+                gdb.execute(f"remove-symbol-file -a {module.address:#x}", to_string=True)
+        except gdb.error:
+            return ""  # the user was quicker
+        return f"{module.name}: unloaded"
+
+    def _find(self, module: vmd_modlist.Module) -> Path:
+        if self.files is None:
+            self.files = vmd_ko.index(Path(each).expanduser() for each in self.path.split(":") if each)
+        packed = self.files.get(module.name)
+        if packed is None:
+            raise FileNotFoundError(f"no file of it under {self.path.replace(':', ', ')}")
+        return packed
+
+    def _unpacked(self, packed: Path, module: vmd_modlist.Module) -> Path:
+        if self.scratch is None:
+            self.scratch = Path(tempfile.mkdtemp(prefix="vmd-modules-"))
+            atexit.register(shutil.rmtree, self.scratch, ignore_errors=True)
+        file = vmd_ko.unpacked(packed, self.scratch)
+        theirs, ours = module.build_id(), vmd_ko.build_id(file)
+        if theirs and ours and theirs != ours:
+            raise ValueError(f"{packed} is of another build: its build-id is {ours}, the guest's {theirs}")
+        return file
+
+
+SYMBOLS = Symbols()
+
+
+class Starting(gdb.Breakpoint):
+    """Sees each module just before its init function runs.
+
+    The guest is only stopped for it when a breakpoint waits for symbols; symbols cannot be
+    read here, as stop() must not touch breakpoints.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(STARTING, internal=True)
+        self.silent = True
+        self.commands = f"{Modules.NAME} --starting\ncontinue"
+
+    def stop(self) -> bool:
+        """Stop for a breakpoint that may be in this module, else remember."""
+        SYMBOLS.behind = True
+        return any(each.pending and each.enabled for each in gdb.breakpoints())
+
+
+class Watch:
+    """Whether modules that come later are wanted, and the breakpoint that sees them."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.starting: Starting | None = None
+
+    def plant(self) -> None:
+        """Plant the breakpoint as soon as it can be: under KVM not before the kernel is mapped."""
+        if self.wanted and (vmd_guest.accel() == "tcg" or vmd_guest.kernel_runs()):
+            self.wanted = False
+            gdb.decode_line(STARTING)  # GDB would let a breakpoint wait for a function that is nowhere
+            self.starting = Starting()
+
+
+WATCH = Watch()
+
+
+class Modules(gdb.Command):
+    """Give GDB the symbols of the guest's modules: vmd-modules [--watch] [DIRECTORY...].
+
+    Files are looked for under the directories, in $vmd_modules_path (with : between
+    them), else beside vmlinux and in /lib/modules and /usr/lib/debug for its release: as .ko,
+    .ko.xz, .ko.zst, .ko.gz or .ko.debug. A file of another build than the module is refused.
+
+    With --watch modules that are loaded later get theirs too, and a breakpoint that waits
+    for one is in time for its init function.
+
+    Example: vmd-modules --watch /src/linux
+    """
+
+    NAME = "vmd-modules"
+
+    def __init__(self) -> None:
+        super().__init__(self.NAME, gdb.COMMAND_FILES, gdb.COMPLETE_FILENAME)
+
+    def invoke(self, argument: str, _from_tty: bool) -> None:
+        """Bring the symbols up to date."""
+        words = gdb.string_to_argv(argument)
+        options = {word for word in words if word.startswith("--")}
+        directories = [word for word in words if word not in options]
+        if options - {"--watch", "--starting"}:
+            vmd_batch.fail(f"vmd-modules has no option {' '.join(sorted(options))}", vmd_batch.USAGE)
+        vmd_guest.need_connected()
+        SYMBOLS.use(":".join(directories) or SYMBOLS.path or _usual_path())
+        WATCH.wanted |= "--watch" in options and WATCH.starting is None
+        try:
+            WATCH.plant()
+            _follow()
+        except (gdb.error, gdb.GdbError) as error:
+            # A kernel without modules, a vmlinux without types: no reason to end a batch.
+            vmd_batch.say(f"no symbols of modules: {error}")
+
+
+def catch_up(_event: object = None) -> None:
+    """Do what could not be done while the guest ran."""
+    thread = gdb.selected_thread()
+    if thread is None or thread.is_running():
+        return
+    WATCH.plant()
+    if SYMBOLS.behind:
+        _follow()
+
+
+def _follow() -> None:
+    if vmd_guest.kernel_runs():
+        for line in SYMBOLS.follow():
+            vmd_batch.say(line)
+
+
+def register() -> None:
+    """Catch up before each prompt, and before each command of a batch."""
+    gdb.events.before_prompt.connect(catch_up)
+    vmd_batch.BEFORE.append(catch_up)
+
+
+def _usual_path() -> str:
+    given = gdb.convenience_variable("vmd_modules_path")
+    if given is not None:
+        return given.string()
+    try:
+        release = gdb.parse_and_eval("init_uts_ns.name.release").string()
+    except gdb.error:
+        release = ""
+    places = [Path(vmd_guest.vmlinux()).parent]
+    if release:
+        places += [Path("/lib/modules", release), Path("/usr/lib/debug/lib/modules", release)]
+    return ":".join(map(str, places))

@@ -1,0 +1,63 @@
+"""Which file a module comes from, and how it is unpacked; no GDB."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+from pathlib import Path
+
+import pytest
+import vmd_ko
+import zstandard
+
+ELF = b"\x7fELF and more"
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("brd.ko", "brd"),
+        ("virtio-rng.ko.xz", "virtio_rng"),
+        ("snd-hda-intel.ko.zst", "snd_hda_intel"),
+        ("ext4.ko.gz", "ext4"),
+        ("ext4.ko.debug", "ext4"),
+        ("brd.o", None),
+        ("brd.ko.bz2", None),
+    ],
+)
+def test_the_kernels_name_of_a_module(file: str, name: str | None) -> None:
+    assert vmd_ko.module_name(file) == name
+
+
+def test_the_first_directory_wins_and_in_one_directory_the_plainest_file(tmp_path: Path) -> None:
+    for file in ("a/deep/brd.ko.xz", "a/deep/brd.ko", "b/brd.ko.debug", "b/null-blk.ko.zst", "b/notes.txt"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert vmd_ko.index([tmp_path / "a", tmp_path / "b", tmp_path / "nowhere"]) == {
+        "brd": tmp_path / "a/deep/brd.ko",
+        "null_blk": tmp_path / "b/null-blk.ko.zst",
+    }
+
+
+@pytest.mark.parametrize(
+    ("ending", "packed"),
+    [
+        (".xz", lzma.compress(ELF)),
+        (".gz", gzip.compress(ELF)),
+        (".zst", zstandard.ZstdCompressor().compress(ELF)),
+    ],
+)
+def test_unpacked(ending: str, packed: bytes, tmp_path: Path) -> None:
+    file = tmp_path / f"brd.ko{ending}"
+    file.write_bytes(packed)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    assert vmd_ko.unpacked(file, scratch) == scratch / "brd.ko"
+    assert (scratch / "brd.ko").read_bytes() == ELF
+    file.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises((ValueError, OSError)):
+        vmd_ko.unpacked(file, scratch)
+
+
+def test_what_is_not_packed_stays_where_it_is(tmp_path: Path) -> None:
+    assert vmd_ko.unpacked(tmp_path / "brd.ko", tmp_path) == tmp_path / "brd.ko"
