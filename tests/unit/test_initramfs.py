@@ -50,7 +50,7 @@ def names(archive: Path) -> set[str]:
 def test_what_is_in_it(busybox: Path) -> None:
     assert names(initramfs.build(deadline=SOON)) == {
         *("bin", "bin/busybox", "bin/sh", "init", "TRAILER!!!"),
-        *("sbin", "sbin/poweroff", "sbin/reboot", "etc", "etc/group", "etc/passwd", "etc/shell"),
+        *("sbin", "sbin/reboot", "etc", "etc/console", "etc/group", "etc/passwd", "etc/shell"),
         *("dev", "dev/console", "dev/kmsg", "dev/null", "dev/random", "dev/tty", "dev/ttyS0"),
         *("dev/urandom", "dev/zero", "mnt", "proc", "root", "run", "sys", "tmp"),
     }

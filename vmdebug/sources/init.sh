@@ -2,8 +2,9 @@
 # The first process of vmdebug's initramfs. It serves kernels of every
 # configuration, so what a kernel lacks is passed over quietly. The kernel hands
 # on the parameters that it doesn't know ("nokaslr") as arguments: none is looked at.
+# The shells are in /etc/console; this process takes care of the end.
 
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=dumb
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=dumb ENV=/etc/shell
 # Colours are escape sequences, and a program at the other end would have to strip them.
 export LS_COLORS=none
 
@@ -25,16 +26,20 @@ mount_quietly tracefs /sys/kernel/tracing
 
 hostname vmdebug
 ip link set lo up 2>/dev/null
-cd "$HOME"
 
 echo "vmdebug: guest ready"
 
-# cttyhack makes the console the controlling terminal, so that ^C reaches the
-# command in the foreground. The shell gets the terminal as a script and not as its
-# standard input: reading that, busybox edits lines itself and sends the terminal
-# "where is the cursor" (ESC[6n), which lands in the middle of a program's input.
-export ENV=/etc/shell
+# What busybox's reboot and poweroff send to the first process. Without ACPI there is
+# nothing that turns the machine off, and a reset ends QEMU when it has -no-reboot.
+trap 'reboot -f' TERM
+if [ -d /sys/firmware/acpi ]; then trap 'poweroff -f' USR2; else trap 'reboot -f' USR2; fi
+
+# A background command of a shell has SIGINT ignored, and so has everything below it.
+# This makes a background process that hasn't.
+start-stop-daemon -S -b -x /etc/console
+
+# A trap waits for a command in the foreground, but not for `wait`.
 while :; do
-	# A shell that cannot start must not fill the log.
-	setsid cttyhack sh -i /dev/tty || sleep 1
+	sleep 1000000 &
+	wait $!
 done

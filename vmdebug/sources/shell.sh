@@ -1,4 +1,4 @@
-# Read by each interactive shell of vmdebug's initramfs, see init.
+# Read by each interactive shell of vmdebug's initramfs, see console.
 #
 # busybox shows a prompt only where it edits the line itself, so the prompt is
 # written while the shell expands it, and expands to nothing.
