@@ -62,6 +62,7 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tcp: Port on 127.0.0.1 for GDB; 0 takes a free one, None uses a socket in the run directory.
         qemu_args: Handed to QEMU as they are.
         nix_args: Handed to nix as they are: `--override-input`, `--impure`.
+        force: Go on where symbols and kernel are of different builds.
         table: NAME of the `[guest.NAME]` that it was read from; `vmdebug.config` sets it. The VM is called so
             unless that name is taken, where `name` insists.
     """
@@ -81,6 +82,7 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tcp: Port | None = None
     qemu_args: tuple[str, ...] = ()
     nix_args: tuple[str, ...] = ()
+    force: bool = False
     table: str | None = None
 
 

@@ -133,8 +133,13 @@ def read_image(path: Path) -> Image:
         return cached(path, "image", Image, lambda: _image(path, stream))
 
 
-def check(image: Path, vmlinux: Path) -> Proof:
+def check(image: Path, vmlinux: Path, *, force: bool = False) -> Proof:
     """Make sure that a boot image and a vmlinux are of one build; return what proves it.
+
+    Args:
+        image: The boot image.
+        vmlinux: The ELF file with symbols.
+        force: Take files of different builds for such of which nothing is known.
 
     Raises:
         MismatchError: they are not.
@@ -145,9 +150,11 @@ def check(image: Path, vmlinux: Path) -> Proof:
     ours, theirs, proof = _comparable(boots, symbols)
     if ours == theirs:
         return proof
+    if force:
+        return "none"
     raise MismatchError(
         f"{image} and {vmlinux} are not of one build: {proof} {ours} against {theirs}",
-        hint="build both by one `make`, or give the vmlinux of this image with --vmlinux",
+        hint="build both by one `make`, or give the vmlinux of this image with --vmlinux; --force goes on",
         detail=f"{_side(image, boots)}\n{_side(vmlinux, symbols)}",
     )
 

@@ -8,8 +8,11 @@ from vmdebug.guest import Kernel
 from vmdebug.sources import kbuild, tree
 
 
-def kernel() -> Kernel:
+def kernel(*, force: bool = False) -> Kernel:
     """Return the builtin kernel that was built last; nothing is started to find it.
+
+    Args:
+        force: Take files of different builds.
 
     Raises:
         HostError: none is built.
@@ -18,7 +21,7 @@ def kernel() -> Kernel:
     built = kbuild.built()
     if built is None:
         raise HostError("the builtin kernel is not built yet", hint="run `vmdebug kernel build`, once")
-    kimage.check(built.image, built.vmlinux)
+    kimage.check(built.image, built.vmlinux, force=force)
     return Kernel(
         image=built.image,
         origin="the builtin kernel",

@@ -22,12 +22,13 @@ _ROOT = Path("/")
 _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*")
 
 
-def kernel(path: Path, *, search: bool = True) -> Kernel:
+def kernel(path: Path, *, search: bool = True, force: bool = False) -> Kernel:
     """Return the kernel of a boot image, with symbols where some are found.
 
     Args:
         path: The image; links are followed, since the next build may point them elsewhere.
         search: Whether to look for symbols.
+        force: Take symbols of another build where they lie beside it.
 
     Raises:
         UsageError: it is no boot image.
@@ -36,7 +37,7 @@ def kernel(path: Path, *, search: bool = True) -> Kernel:
     """
     image = path.resolve()
     says = kimage.read_image(image)
-    found = symbols(image, says.release) if search else None
+    found = symbols(image, says.release, force=force) if search else None
     return with_symbols(
         Kernel(
             image=image,
@@ -66,27 +67,32 @@ def with_symbols(kernel: Kernel, vmlinux: Path | None) -> Kernel:
     )
 
 
-def symbols(image: Path, release: str) -> Path | None:
+def symbols(image: Path, release: str, *, force: bool = False) -> Path | None:
     """Return the vmlinux of an image; None where there is none.
 
     Args:
         image: The image, absolute.
         release: Its `uname -r`.
+        force: Take one of another build that lies beside it.
 
     Raises:
         MismatchError: a vmlinux lies beside it, but is of another build. One of a debug package is
             passed over: it need not be this image's.
     """
     apart: MismatchError | None = None
+    others = []
     for candidate in beside(image, release):
         try:
             kimage.check(image, candidate)
         except MismatchError as error:
             apart = apart or error
+            others.append(candidate)
         else:
             return candidate
-    if apart is not None:
+    if apart is not None and not force:
         raise apart
+    if others:
+        return others[0]
     return next((each for each in elsewhere(release) if not is_apart(image, each)), None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from vmdebug import kimage
-from vmdebug.errors import UsageError
+from vmdebug.errors import MismatchError, UsageError
 from vmdebug.guest import GuestOptions, Kernel
 from vmdebug.paths import absolute, holds
 from vmdebug.sources import image, tree
@@ -42,12 +42,12 @@ def replacement(options: GuestOptions) -> Kernel | None:
         return None
     path = absolute(options.kernel)
     if holds(path.is_dir):
-        return tree.kernel(path)
+        return tree.kernel(path, force=options.force)
     if not holds(path.exists):
         raise UsageError(
             f"--kernel {options.kernel}: {path} does not exist", hint="give a bzImage or a build tree"
         )
-    return image.kernel(path, search=options.vmlinux is None)
+    return image.kernel(path, search=options.vmlinux is None, force=options.force)
 
 
 def with_given(kernel: Kernel, options: GuestOptions) -> Kernel:
@@ -61,7 +61,7 @@ def with_given(kernel: Kernel, options: GuestOptions) -> Kernel:
     if options.vmlinux is not None:
         vmlinux = absolute(options.vmlinux)
         kimage.read_vmlinux(vmlinux)
-        kimage.check(kernel.image, vmlinux)
+        kimage.check(kernel.image, vmlinux, force=options.force)
         given = image.with_symbols(kernel, vmlinux)
         kernel = msgspec.structs.replace(given, gdb_scripts=given.gdb_scripts or kernel.gdb_scripts)
     if options.gdb_scripts is not None:
@@ -87,9 +87,12 @@ def notes(kernel: Kernel) -> tuple[str, ...]:
             f"{kernel.vmlinux} has no debugging information: no source lines, types or arguments;"
             " build with CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y"
         )
-    proof = kimage.check(kernel.image, kernel.vmlinux)
-    if proof != "build-id":
-        found.append(_how_proven(kernel, proof))
+    try:
+        proof = kimage.check(kernel.image, kernel.vmlinux)
+    except MismatchError as error:  # taken by force
+        found.append(f"warning: {error.message}")
+    else:
+        found += [_how_proven(kernel, proof)] if proof != "build-id" else []
     if kernel.gdb_scripts is None:
         why = why_unusable(kernel.vmlinux.parent)
         found.append(f"no kernel scripts in GDB: {why}; give usable ones with --gdb-scripts")

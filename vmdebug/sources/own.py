@@ -62,14 +62,14 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
 def _kernel(guest: Guest, options: GuestOptions) -> Kernel:
     match guest.kind:
         case "tree":
-            return tree.kernel(Path(guest.location))
+            return tree.kernel(Path(guest.location), force=options.force)
         case "image":
-            return image.kernel(Path(guest.location), search=options.vmlinux is None)
+            return image.kernel(Path(guest.location), search=options.vmlinux is None, force=options.force)
         case "builtin":
             # It needs all that builds kernels, and the others need none of that.
             from vmdebug.sources import builtin  # noqa: PLC0415
 
-            return builtin.kernel()
+            return builtin.kernel(force=options.force)
         case _:
             raise AssertionError(guest)
 

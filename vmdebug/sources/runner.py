@@ -187,7 +187,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         MismatchError: kernel and symbols do not belong together.
         HostError: a file may not be read.
     """
-    own, why = _own_kernel(found, dev)
+    own, why = _own_kernel(found, dev, force=options.force)
     kernel = override.override(own, options)
     if kernel.vmlinux is None and why:
         notes: tuple[str, ...] = (f"no symbols: {why}; give them with --vmlinux",)
@@ -216,7 +216,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
     )
 
 
-def _own_kernel(found: Runner, dev: Path | str) -> tuple[Kernel, str]:
+def _own_kernel(found: Runner, dev: Path | str, *, force: bool) -> tuple[Kernel, str]:
     """Return the kernel that a runner boots, and why it has no symbols; "" where it has, or nobody asked."""
     says = kimage.read_image(found.image)
     kernel = Kernel(
@@ -232,7 +232,7 @@ def _own_kernel(found: Runner, dev: Path | str) -> tuple[Kernel, str]:
     has = kerneldev.read(dev)
     if has.vmlinux is None:
         return kernel, f"there is no vmlinux in {dev}"
-    kimage.check(found.image, has.vmlinux)
+    kimage.check(found.image, has.vmlinux, force=force)
     return msgspec.structs.replace(
         kernel, vmlinux=has.vmlinux, gdb_scripts=has.gdb_scripts, source=has.source
     ), ""

@@ -25,11 +25,12 @@ def is_tree(directory: Path) -> bool:
     return any((directory / mark).is_file() for mark in MARKS)
 
 
-def kernel(directory: Path) -> Kernel:
+def kernel(directory: Path, *, force: bool = False) -> Kernel:
     """Return the kernel of a build tree, with all that belongs to it.
 
     Args:
         directory: The top of the tree, absolute.
+        force: Take a boot image of another build.
 
     Raises:
         UsageError: it is no kernel tree, or not built.
@@ -48,7 +49,7 @@ def kernel(directory: Path) -> Kernel:
     image = directory / arch.by_name(symbols.arch).image
     if not image.is_file():
         raise UsageError(f"no boot image in {directory}: wanted {image}", hint=_how_to_build(directory))
-    _check(image, vmlinux, directory)
+    _check(image, vmlinux, directory, force=force)
     boots = kimage.read_image(image)
     return Kernel(
         image=image,
@@ -92,12 +93,13 @@ def paths_start(directory: Path) -> Path:
     return made_from
 
 
-def _check(image: Path, vmlinux: Path, directory: Path) -> None:
+def _check(image: Path, vmlinux: Path, directory: Path, *, force: bool) -> None:
     try:
-        kimage.check(image, vmlinux)
+        kimage.check(image, vmlinux, force=force)
     except MismatchError as error:
         # `make vmlinux` alone, or an interrupted make, leaves the two apart.
-        raise MismatchError(error.message, hint=_how_to_build(directory), detail=error.detail) from error
+        hint = f"{_how_to_build(directory)}; --force goes on all the same"
+        raise MismatchError(error.message, hint=hint, detail=error.detail) from error
 
 
 def _how_to_build(directory: Path) -> str:
