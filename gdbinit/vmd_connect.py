@@ -6,8 +6,9 @@ import os
 
 import gdb
 import vmd_batch
-import vmd_elf
+import vmd_early
 import vmd_guest
+import vmd_identity
 import vmd_slide
 
 
@@ -50,44 +51,42 @@ def _keep_lock() -> None:
 
 
 def _settle() -> None:
-    found = vmd_slide.find()
-    if found is None and gdb.convenience_variable("vmd_kaslr") and not vmd_guest.kernel_runs():
-        found = _early()
-    if found is not None:
-        if found.slide != vmd_slide.applied():
-            vmd_slide.apply(found.slide)
-            vmd_batch.say(f"KASLR: symbols moved by {found.slide:#x}")
-        return
-    other = vmd_slide.other_kernel()
-    if other is not None:
-        _mismatch(other.build_id, other.banner)
+    force = bool(gdb.convenience_variable("vmd_force"))
+    verdict = vmd_identity.settle(force=force)
+    if verdict.state == vmd_identity.UNMAPPED and gdb.convenience_variable("vmd_kaslr") and _early():
+        verdict = vmd_identity.settle(force=force)
+    if verdict.moved:
+        vmd_batch.say(f"KASLR: symbols moved by {verdict.slide:#x}")
+    if verdict.state == vmd_identity.OTHER:
+        _mismatch(verdict, force=force)
 
 
-def _early() -> vmd_slide.Found | None:
-    if vmd_guest.accel() == "kvm":
+def _early() -> bool:
+    first = vmd_early.WAITING.plant(vmd_guest.accel(), vmd_slide.PLACES, (vmd_slide.FIRST,))
+    if not first:
         vmd_batch.say(
             "KASLR: the kernel is not mapped yet, and KVM holds too few breakpoints to wait for it\n"
             "run on, interrupt, then: vmd-slide --apply"
         )
-        return None
-    found = vmd_slide.run_to_kernel()
-    if found is not None:
-        vmd_batch.say(f"KASLR: the guest was run to {vmd_slide.FIRST}, where its kernel is first known to be")
-    return found
+        return False
+    try:
+        gdb.execute("continue", to_string=True)
+    finally:
+        reached = vmd_early.WAITING.reached()
+    if reached:
+        vmd_batch.say(f"KASLR: the guest was run to {first}, where its kernel is first known to be")
+    return reached
 
 
-def _mismatch(build_id: str, banner: str) -> None:
-    path = vmd_guest.vmlinux()
-    notes = vmd_guest.vmlinux_sections().get(".notes")
-    ours = vmd_elf.build_id(vmd_elf.content(path, notes)) if notes is not None else ""
+def _mismatch(verdict: vmd_identity.Verdict, *, force: bool) -> None:
     text = (
         "the vmlinux is not that of the running kernel\n"
-        f"  vmlinux  {path}\n"
-        f"           build-id {ours or 'none'}\n"
-        f"  guest    {banner}\n"
-        f"           build-id {build_id or 'not found'}"
+        f"  vmlinux  {vmd_guest.vmlinux()}\n"
+        f"           build-id {verdict.build_id or 'none'}\n"
+        f"  guest    {verdict.banner}\n"
+        f"           build-id {verdict.theirs or 'not found'}"
     )
-    if gdb.convenience_variable("vmd_force"):
+    if force:
         vmd_batch.say(f"warning: {text}")
         return
     vmd_batch.say(f"{text}\ngive GDB the guest's own vmlinux, or go on all the same with --force")

@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable
 
 import gdb
+import vmd_early
+import vmd_identity
 import vmd_value
 
 
@@ -58,4 +60,7 @@ COMMANDS = (
     Command("-vmd-value", value),
     Command("-vmd-element", element),
     Command("-vmd-string", string),
+    Command("-vmd-prove", vmd_identity.prove),
+    Command("-vmd-await", vmd_early.await_kernel),
+    Command("-vmd-awaited", vmd_early.awaited),
 )

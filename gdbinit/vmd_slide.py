@@ -109,40 +109,47 @@ def linked(name: str) -> int | None:
     return (int(value) & (2**64 - 1)) - applied()
 
 
+def kernel_mapped() -> bool:
+    """Whether a kernel runs where it is linked to, or its exceptions go there, whichever kernel it is."""
+    return _inside() is not None
+
+
 def other_kernel() -> vmd_search.Kernel | None:
     """Return what runs when `find` finds nothing; None when that cannot be said."""
-    handler = vmd_guest.exception_handler()
-    if handler is None or handler < vmd_guest.KERNEL_HALF:
+    inside = _inside()
+    if inside is None:
         return None
-    kernel = vmd_search.kernel(vmd_guest.memory, handler)
+    kernel = vmd_search.kernel(vmd_guest.memory, inside)
     return kernel if kernel.banner else None
 
 
-def run_to_kernel() -> Found | None:
-    """Run a guest that has not mapped its kernel yet to the kernel's first usable function.
+def guessed() -> int | None:
+    """Return the slide that the guest's IDT, or its first function, tells of; None where neither does.
 
-    Under TCG breakpoints are unlimited and outside guest memory: one waits at each place
-    that KASLR could choose. Returns None when it stopped before that.
+    It holds for the loaded vmlinux only if that is the kernel's, which this does not look at.
     """
-    first = linked(FIRST)
-    if first is None:
+    for name, real in ((ENTRY, vmd_guest.exception_handler()), (FIRST, vmd_guest.register("pc"))):
+        at = linked(name)
+        if at is None or real is None:
+            continue
+        place, rest = divmod(real - at, STEP)
+        if rest == 0 and 0 <= place < PLACES:
+            return place * STEP
+    return None
+
+
+def _inside() -> int | None:
+    """Return an address before or inside the running kernel's text; None while there is none."""
+    if not vmd_guest.paged():
         return None
-    waiting = [
-        gdb.Breakpoint(f"*{at:#x}", internal=True, temporary=True)
-        for at in range(first, first + PLACES * STEP, STEP)
-    ]
-    for breakpoint_ in waiting:
-        breakpoint_.silent = True
-    try:
-        gdb.execute("continue", to_string=True)
-    finally:
-        for breakpoint_ in waiting:
-            if breakpoint_.is_valid():
-                breakpoint_.delete()
-    pc = vmd_guest.register("pc") if vmd_guest.connected() else None
-    if pc is None or (pc - first) % STEP:
+    handler = vmd_guest.exception_handler()
+    if handler is not None and handler >= vmd_guest.KERNEL_HALF:
+        return handler
+    # The first functions run before there is an IDT; they are linked behind all else: .init.text.
+    pc = vmd_guest.register("pc")
+    if pc is None or pc < vmd_guest.KERNEL_HALF:
         return None
-    return Found(pc - first, FIRST, proven=False)
+    return max(pc - vmd_search.REACH // 2, vmd_guest.KERNEL_HALF)
 
 
 def _by_idt(mark: Print | None) -> Found | None:

@@ -22,6 +22,7 @@ class Arch:
         first_symbols: Symbols that run at their linked address early on, the first
             usable one first. The reset vector and `startup_64` run identity-mapped:
             a breakpoint at their linked address is never hit.
+        identity_mapped: Functions that run there and nowhere else.
         hardware_breakpoints: How many KVM can hold at once.
         kvm_flags: Of these flags in /proc/cpuinfo one must be there for KVM to work.
     """
@@ -34,6 +35,7 @@ class Arch:
     image: str
     console: str
     first_symbols: tuple[str, ...]
+    identity_mapped: tuple[str, ...]
     hardware_breakpoints: int
     kvm_flags: tuple[str, ...]
 
@@ -47,6 +49,16 @@ X86_64 = Arch(
     image="arch/x86/boot/bzImage",
     console="ttyS0",
     first_symbols=("x86_64_start_kernel", "start_kernel"),
+    # head_64.S and head64.c; secondary_startup_64 is not one: other CPUs come there with the kernel mapped.
+    identity_mapped=(
+        "startup_32",
+        "startup_64",
+        "startup_64_setup_env",
+        "startup_64_load_idt",
+        "__startup_64",
+        "sme_enable",
+        "sme_encrypt_kernel",
+    ),
     hardware_breakpoints=4,
     kvm_flags=("vmx", "svm"),
 )

@@ -21,6 +21,7 @@ from vmdebug import config, sources, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import attach as attaching
 from vmdebug.debugger.gdb import Gdb
+from vmdebug.debugger.identity import Wanted
 from vmdebug.errors import StateError, VmError
 from vmdebug.progress import Report, silent
 from vmdebug.vm import shell
@@ -57,11 +58,13 @@ class DebugSession:
     Args:
         machine: The running VM.
         owned: Whether the VM ends with the session.
+        force: Whether to go on where the symbols are not those of the kernel that runs; `gdb.notes` says so.
     """
 
-    def __init__(self, machine: vm.Vm, *, owned: bool) -> None:
+    def __init__(self, machine: vm.Vm, *, owned: bool, force: bool = False) -> None:
         self.vm = machine
         self._owned = owned
+        self._force = force
         self._resources = contextlib.ExitStack()
         self._console: Console | None = None
         self._gdb: Gdb | None = None
@@ -116,6 +119,8 @@ class DebugSession:
             StateError: another GDB is attached; the message has its pid.
             HostError: there is no GDB on this machine.
             GdbError: GDB did not load the symbols or did not connect.
+            MismatchError: the symbols are not those of the kernel in guest memory. Where none is mapped yet,
+                that comes from the call that runs the guest to there.
         """
         if self._gdb is None:
             self._gdb = self._attach()
@@ -166,9 +171,21 @@ class DebugSession:
         deadline = Deadline.after(ATTACH_SECONDS)
         with contextlib.ExitStack() as protected:
             protected.enter_context(attaching.exclusive(self.vm.rundir.attach_lock))
-            kernel = self.vm.state.spec.kernel
+            spec = self.vm.state.spec
+            kernel = spec.kernel
             gdb = protected.enter_context(Gdb.start(kernel.vmlinux, kernel.gdb_scripts, deadline=deadline))
-            gdb.connect(self.vm.state.gdb, deadline=deadline, interrupter=self.vm.pause)
+            wanted = Wanted(
+                kernel=kernel,
+                accel=self.vm.state.accel,
+                kaslr="nokaslr" not in spec.parameters,
+                force=self._force,
+            )
+            gdb.connect(
+                self.vm.state.gdb,
+                deadline=deadline,
+                interrupter=self.vm.pause,
+                wanted=wanted if kernel.vmlinux is not None else None,
+            )
             self._resources.push(protected.pop_all())
         return gdb
 
@@ -198,19 +215,20 @@ def start(
     machine = vm.launch(
         spec, bound=True, report=report, deadline=Deadline.after(timeout), exact_name=wanted.name is not None
     )
-    return DebugSession(machine, owned=True)
+    return DebugSession(machine, owned=True, force=wanted.force)
 
 
-def attach(name: str | None = None) -> DebugSession:
+def attach(name: str | None = None, *, force: bool = False) -> DebugSession:
     """Take a VM that `vmdebug start` left running; it goes on after the session.
 
     Args:
         name: Its name; None takes the only one that runs.
+        force: Whether to go on where its symbols are not those of the kernel that runs.
 
     Raises:
         UsageError: there is no such VM, or several and no name.
     """
-    return DebugSession(vm.find(name), owned=False)
+    return DebugSession(vm.find(name), owned=False, force=force)
 
 
 def _text(output: bytes) -> str:

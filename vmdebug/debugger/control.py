@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import breakpoints, mi, refused, stop
 from vmdebug.debugger.breakpoints import Breakpoint
+from vmdebug.debugger.identity import Identity
 from vmdebug.debugger.runstate import RunState, State
 from vmdebug.debugger.stop import Frame, Inspector, Stop, Thread
 from vmdebug.debugger.transport import Answer, Transport
@@ -23,6 +24,16 @@ STOP_SECONDS = 10.0
 
 RETRY_SECONDS = 0.1
 """How long an attempt to interrupt the guest may take before the next one."""
+
+SETTLE_SECONDS = 60.0
+"""How long finding the kernel may take, and loading its symbols anew where KASLR has put it."""
+
+_CONTINUE = "-exec-continue"
+
+_ONWARD = "-exec-jump *$pc"
+"""Continues, and hits a breakpoint where the guest stands: by `_CONTINUE` GDB steps over it."""
+
+_FAR = (_CONTINUE, "-exec-until")
 
 
 class Control:
@@ -38,6 +49,7 @@ class Control:
         self._run_state = state
         self._breakpoints: dict[int, Breakpoint] = {}
         self._interrupter: Callable[[], None] | None = None
+        self._identity: Identity | None = None
 
     @property
     def state(self) -> State:
@@ -71,7 +83,7 @@ class Control:
             DeadlineError: it still runs.
         """
         deadline = Deadline.after(timeout)
-        self._resume("cont", "-exec-continue", deadline)
+        self._resume("cont", _CONTINUE, deadline)
         return self._next_stop("cont", deadline) if wait else None
 
     def step(self, *, timeout: float = RUN_SECONDS) -> Stop:
@@ -149,7 +161,7 @@ class Control:
         finally:
             if running and self._run_state.interrupted:
                 self._run_state.take_stop()
-                self._resume("held", "-exec-continue", Deadline.after(timeout))
+                self._resume("held", _CONTINUE, Deadline.after(timeout))
 
     def _execute(self, command: str, deadline: Deadline) -> Answer:
         """Have GDB carry out an MI command.
@@ -180,6 +192,48 @@ class Control:
 
     def _resume(self, call: str, command: str, deadline: Deadline) -> None:
         self._need(call, State.STOPPED)
+        if command.startswith(_FAR) and self._run_to_kernel(call, deadline):
+            if self._run_state.unseen:
+                return  # something else stopped it on the way: that is this call's stop
+            if command == _CONTINUE:
+                command = _ONWARD
+        self._go(call, command, deadline)
+
+    def _run_to_kernel(self, call: str, deadline: Deadline) -> bool:
+        """Run the guest to where its kernel is first mapped; return whether it has run.
+
+        There the symbols are proven and placed, and breakpoints with them.
+        """
+        identity = self._identity
+        if identity is None or not identity.open:
+            return False
+        if not identity.wait(self._payload, planned=bool(self._breakpoints)):
+            return False
+        try:
+            self._go(call, _CONTINUE, deadline)
+        except GdbError:
+            identity.arrived(self._payload)
+            raise
+        try:
+            self._wait_while_running(call, deadline)
+        except DeadlineError as error:
+            hint = "it still runs, and its kernel is not mapped: interrupt() stops it"
+            raise DeadlineError(error.message, hint=hint) from error
+        self._arrived(identity)
+        return True
+
+    def _arrived(self, identity: Identity) -> bool:
+        """Settle which kernel runs, if the guest has stopped for that; return whether it has."""
+        if not identity.arrived(self._payload):
+            return False
+        self._run_state.take_stop()
+        identity.settle(self._payload)
+        return True
+
+    def _payload(self, command: str) -> Mapping[str, Any]:
+        return self._execute(command, Deadline.after(SETTLE_SECONDS)).payload
+
+    def _go(self, call: str, command: str, deadline: Deadline) -> None:
         try:
             self._execute(command, deadline)
         except GdbError as error:
@@ -220,6 +274,10 @@ class Control:
                 self._wait_while_running(call, deadline)
             except DeadlineError as error:
                 raise DeadlineError(error.message, hint="it still runs: interrupt() stops it") from error
+        if self._identity is not None and self._identity.waiting and self._arrived(self._identity):
+            # The call that ran it there has not waited for it.
+            self._go(call, _ONWARD, deadline)
+            return self._next_stop(call, deadline)
         return self._taken_stop()
 
     def _taken_stop(self) -> Stop:
@@ -229,6 +287,9 @@ class Control:
             raise refused.planting(error, "running the guest") from error
         if payload is None:
             raise StateError("the guest has stopped, and another thread's call has returned that stop")
+        if self._identity is not None and self._identity.open and self._identity.settle(self._payload):
+            # Its frame was written before the symbols were where the kernel is.
+            payload = {**payload, **self._payload("-stack-info-frame")}
         return self._stop(payload)
 
     def _stop(self, payload: Mapping[str, Any]) -> Stop:

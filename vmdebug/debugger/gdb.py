@@ -19,6 +19,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.debugger import breakpoints, mi, refused, stop, transport
 from vmdebug.debugger.breakpoints import Breakpoint
 from vmdebug.debugger.control import STOP_SECONDS, Control
+from vmdebug.debugger.identity import Identity, Verdict, Wanted
 from vmdebug.debugger.memory import Memory
 from vmdebug.debugger.runstate import RunState, State
 from vmdebug.debugger.stop import Backtrace, Frame, Inspector, Stop, Thread
@@ -52,7 +53,7 @@ class Gdb(Control):
         super().__init__(transport, state)
         self._memory = Memory(lambda command: self._ask(command).payload)
         self.notes: list[str] = []
-        """What did not work at the start and can be done without: the kernel's scripts."""
+        """What can be done without: the kernel's scripts do not work, the symbols are of another build."""
 
     @classmethod
     def start(
@@ -106,31 +107,41 @@ class Gdb(Control):
         """GDB's process id."""
         return self._transport.pid
 
+    @property
+    def identity(self) -> Verdict | None:
+        """What is known of the kernel in guest memory, and how far KASLR has moved it; None: nobody asked."""
+        return None if self._identity is None else self._identity.verdict
+
     def connect(
         self,
         endpoint: str | os.PathLike[str],
         *,
         deadline: Deadline,
         interrupter: Callable[[], None] | None = None,
+        wanted: Wanted | None = None,
     ) -> Stop:
-        """Attach to a guest, which stops it.
+        """Attach to a guest, which stops it, and prove that its kernel is that of the symbols.
 
         Args:
             endpoint: Path of QEMU's gdbstub socket, or HOST:PORT.
             deadline: When to give up.
             interrupter: Stops the running guest from outside, such as QMP's `stop`, which QEMU reports to
                 GDB as SIGINT; None has GDB itself do it.
+            wanted: What the symbols are to be proven for, now or, where the guest has not mapped its kernel
+                yet, as soon as it has; None proves nothing.
 
         Returns:
             Where the guest stood.
 
         Raises:
             StateError: it is connected already.
+            MismatchError: the kernel in its memory is of another build.
             GdbError: nobody answers there.
             DeadlineError: it took too long.
         """
         self._need("connect", State.UNCONNECTED, State.DETACHED, State.GONE)
         self._interrupter = interrupter
+        self._identity = None if wanted is None else Identity(wanted, self.notes.append)
         state = self._run_state
         try:
             self._execute(f"-target-select remote {mi.bare(os.fspath(endpoint))}", deadline)
@@ -396,6 +407,11 @@ class Gdb(Control):
                 raise refused.planting(error, f"a breakpoint at {where}") from error
             made = breakpoints.made(answer.payload, where, self)
             self._breakpoints[made.number] = made
+            if self._identity is not None:
+                never = self._identity.never_hit(self._payload, answer.payload.get("bkpt", {}), where)
+                if never is not None:
+                    self.delete(made)
+                    raise never
         return made
 
     def _ask(self, command: str) -> Answer:

@@ -1,0 +1,97 @@
+"""Stops a guest as soon as its kernel has mapped itself: before that no kernel address means anything."""
+
+from __future__ import annotations
+
+import gdb
+import vmd_guest
+import vmd_slide
+
+
+class Waiting:
+    """What is planted until the kernel has mapped itself; `WAITING` is the only one."""
+
+    def __init__(self) -> None:
+        self._waiters: list[gdb.Breakpoint] = []
+        self._aside: list[gdb.Breakpoint] = []
+        self._linked = 0
+
+    def plant(self, accel: str, places: int, names: tuple[str, ...]) -> str:
+        """Have the guest stop at the first of its kernel's functions that runs at its own address.
+
+        Under TCG breakpoints are unlimited and outside guest memory; under KVM a hardware one waits.
+        The user's own in the kernel stay out until then: KVM would write them where there is no kernel
+        yet, and one at this very function would be hit twice.
+
+        Args:
+            accel: "tcg" or "kvm".
+            places: How many places, 2 MiB from each other, the kernel may choose from.
+            names: Functions, the first usable one first.
+
+        Returns:
+            The function; "" where nothing was planted: the vmlinux has none of them, or KVM holds too few.
+        """
+        self.clear()
+        hardware = accel == "kvm"
+        linked = {name: at for name in names if (at := vmd_slide.linked(name)) is not None}
+        if not linked or (hardware and places > 1):
+            return ""
+        first, self._linked = next(iter(linked.items()))
+        self._set_aside()
+        kind = gdb.BP_HARDWARE_BREAKPOINT if hardware else gdb.BP_BREAKPOINT
+        for place in range(places):
+            at = self._linked + place * vmd_slide.STEP
+            waiter = gdb.Breakpoint(f"*{at:#x}", type=kind, internal=True, temporary=True)
+            waiter.silent = True
+            self._waiters.append(waiter)
+        return first
+
+    def reached(self) -> bool:
+        """Whether the guest stands where one of them waited; all are taken out."""
+        had = bool(self._waiters)
+        self.clear()
+        pc = vmd_guest.register("pc") if had and vmd_guest.connected() else None
+        if pc is None:
+            return False
+        place, rest = divmod(pc - self._linked, vmd_slide.STEP)
+        return rest == 0 and 0 <= place < vmd_slide.PLACES
+
+    def clear(self) -> None:
+        """Take them out, and put back what was set aside."""
+        for each in self._waiters:
+            if each.is_valid():
+                each.delete()
+        for each in self._aside:
+            if each.is_valid():
+                each.enabled = True
+        self._waiters, self._aside = [], []
+
+    def _set_aside(self) -> None:
+        self._aside = [each for each in gdb.breakpoints() if each.enabled and _in_kernel(each)]
+        for each in self._aside:
+            each.enabled = False
+
+
+def _in_kernel(breakpoint_: gdb.Breakpoint) -> bool:
+    """Whether a breakpoint can only be hit once the kernel is mapped; one at a physical address is not."""
+    if breakpoint_.type not in (gdb.BP_BREAKPOINT, gdb.BP_HARDWARE_BREAKPOINT):
+        return False
+    place = breakpoint_.location or ""
+    if not place.startswith("*"):
+        return True
+    try:
+        return int(gdb.parse_and_eval(f"(unsigned long) ({place[1:]})")) >= vmd_guest.KERNEL_HALF
+    except gdb.error:
+        return True
+
+
+WAITING = Waiting()
+
+
+def await_kernel(accel: str, places: str, *names: str) -> dict[str, object]:
+    """`-vmd-await ACCEL PLACES NAME…`: plant what stops the guest once its kernel is mapped."""
+    return {"first": WAITING.plant(accel, int(places), names)}
+
+
+def awaited() -> dict[str, object]:
+    """`-vmd-awaited`: take that out; whether the guest stands there."""
+    return {"reached": f"{WAITING.reached():d}"}

@@ -1,0 +1,165 @@
+"""Which kernel runs: when GDB is asked, and what comes of its verdict; GDB's answers are recorded ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmdebug.debugger.identity import Identity, Wanted
+from vmdebug.errors import MismatchError, StateError
+from vmdebug.guest import Kernel
+
+KERNEL = Kernel(
+    image=Path("/src/arch/x86/boot/bzImage"),
+    origin="the tree /src",
+    build_id="33" * 20,
+    vmlinux=Path("/src/vmlinux"),
+)
+
+UNMAPPED = {"state": "unmapped", "slide": "0", "moved": "0"}
+PROVEN = {"state": "proven", "slide": "0", "moved": "0", "how": "build-id note"}
+SLID = PROVEN | {"slide": "241172480", "moved": "1"}
+OTHER = {
+    "state": "other",
+    "slide": "0",
+    "moved": "0",
+    "build-id": "11" * 20,
+    "theirs": "22" * 20,
+    "banner": "Linux version 6.1.0 (me@here)",
+}
+
+
+class Gdb:
+    """Answers each command by its name, and notes it."""
+
+    def __init__(self, **answers: Mapping[str, Any]) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+
+    def __call__(self, command: str) -> Mapping[str, Any]:
+        self.asked.append(command)
+        return self.answers[command.partition(" ")[0].removeprefix("-vmd-").lstrip("-").replace("-", "_")]
+
+
+def identity(warnings: list[str] | None = None, **wanted: Any) -> Identity:
+    return Identity(Wanted(kernel=KERNEL, **wanted), ([] if warnings is None else warnings).append)
+
+
+def test_a_proven_kernel_is_asked_for_once() -> None:
+    gdb, asked = Gdb(prove=PROVEN), identity()
+    assert not asked.settle(gdb)
+    assert not asked.open
+    assert gdb.asked == ["-vmd-prove 0"]
+
+
+def test_the_slide_is_told() -> None:
+    asked = identity(kaslr=True)
+    assert asked.settle(Gdb(prove=SLID))
+    assert asked.verdict.slide == 241172480
+
+
+@pytest.mark.parametrize("state", ["unmapped", "placed", "unknown"])
+def test_what_is_not_proven_is_asked_again_at_the_next_stop(state: str) -> None:
+    asked = identity()
+    asked.settle(Gdb(prove=UNMAPPED | {"state": state}))
+    assert asked.open
+
+
+def test_another_build_names_both_sides_and_where_each_came_from() -> None:
+    asked = identity()
+    with pytest.raises(MismatchError) as caught:
+        asked.settle(Gdb(prove=OTHER))
+    error = caught.value
+    assert f"build-id {'11' * 20} against {'22' * 20}" in error.message
+    assert "--vmlinux" in error.hint
+    assert "--force" in error.hint
+    assert "/src/vmlinux\n" in error.detail
+    assert "Linux version 6.1.0 (me@here)\n" in error.detail
+    assert f"bzImage, the tree /src\n         build-id {'33' * 20}" in error.detail
+    assert asked.open, "it is refused at the next stop as well"
+
+
+def test_force_warns_and_asks_no_more() -> None:
+    warnings: list[str] = []
+    gdb, asked = Gdb(prove=OTHER), identity(warnings, force=True)
+    asked.settle(gdb)
+    assert gdb.asked == ["-vmd-prove 1"]
+    assert not asked.open
+    (warning,) = warnings
+    assert "11" * 20 in warning
+    assert "22" * 20 in warning
+
+
+NAMES = '"x86_64_start_kernel" "start_kernel"'
+
+
+@pytest.mark.parametrize(
+    ("wanted", "planted"),
+    [
+        ({}, "-vmd-await tcg 1"),
+        ({"kaslr": True}, "-vmd-await tcg 512"),
+        ({"accel": "kvm"}, "-vmd-await kvm 1"),
+    ],
+)
+def test_a_kernel_that_is_not_mapped_is_waited_for(wanted: dict[str, Any], planted: str) -> None:
+    gdb = Gdb(prove=UNMAPPED, **{"await": {"first": "x86_64_start_kernel"}}, awaited={"reached": "1"})
+    asked = identity(**wanted)
+    assert asked.wait(gdb, planned=True)
+    assert asked.waiting
+    assert asked.arrived(gdb)
+    assert not asked.waiting
+    assert gdb.asked == ["-vmd-prove 0", f"{planted} {NAMES}", "-vmd-awaited"]
+
+
+@pytest.mark.parametrize("answer", [PROVEN, PROVEN | {"state": "placed"}, PROVEN | {"state": "unknown"}])
+def test_a_kernel_that_runs_is_not_waited_for(answer: Mapping[str, Any]) -> None:
+    gdb = Gdb(prove=answer)
+    assert not identity().wait(gdb, planned=True)
+    assert gdb.asked == ["-vmd-prove 0"]
+
+
+def test_kvm_and_kaslr_have_no_early_breakpoints_and_say_so() -> None:
+    gdb = Gdb(prove=UNMAPPED, **{"await": {"first": ""}})
+    asked = identity(accel="kvm", kaslr=True)
+    with pytest.raises(StateError, match="one of 512 places: KVM has 4 hardware breakpoints") as caught:
+        asked.wait(gdb, planned=True)
+    assert "--accel tcg" in caught.value.hint
+    assert not asked.wait(gdb, planned=False), "without breakpoints nothing is lost"
+
+
+FUNCTION = {"number": "1", "addr": "0xffffffff81000123", "func": "__startup_64", "file": "head64.c"}
+ASSEMBLY = {"number": "1", "addr": "0xffffffff81000004", "file": "head_64.S"}
+NAMED = {"value": "(void (*)(void)) 0xffffffff81000004 <startup_64+4>"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "where", "says", "physical"),
+    [
+        (FUNCTION, "__startup_64", "at __startup_64 is never hit: it runs before", "0x1000123"),
+        (FUNCTION, "head64.c:140", "it is in __startup_64, which runs before", "0x1000123"),
+        (ASSEMBLY, "*startup_64+4", "it is in startup_64, which runs before", "0x1000004"),
+    ],
+)
+def test_a_breakpoint_that_is_never_hit_is_explained(
+    entry: Mapping[str, Any], where: str, says: str, physical: str
+) -> None:
+    error = identity().never_hit(Gdb(data_evaluate_expression=NAMED), entry, where)
+    assert error is not None
+    assert says in error.message
+    assert "x86_64_start_kernel" in error.hint
+    assert physical in error.hint
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"number": "1", "addr": "0xffffffff81ad7af2", "func": "start_kernel"},
+        {"number": "1", "addr": "<PENDING>", "pending": "virtio_rng_probe"},
+        {"number": "1", "addr": "<MULTIPLE>"},
+    ],
+)
+def test_any_other_breakpoint_is_fine(entry: Mapping[str, Any]) -> None:
+    assert identity().never_hit(Gdb(), entry, "x") is None
