@@ -43,7 +43,7 @@ app = verb.new_app()
     epilog=verb.examples(
         "vmdebug run examples/open_args.py --guest builtin",
         "vmdebug run check.py --name base-nixos --timeout 60 -- --verbose",
-        "git bisect run sh -c 'make -j8 && vmdebug run --bisect --guest . check.py'",
+        "git bisect run sh -c 'make -j8 || exit 125; vmdebug run --bisect --guest . check.py'",
     ),
 )
 def run(
