@@ -1,4 +1,4 @@
-"""The guest's serial line: one client at a time, pexpect on QEMU's socket.
+"""The guest's serial line: one client at a time, pexpect on what QEMU's socket says.
 
 QEMU writes what the guest says to a log whether or not somebody is connected,
 and to the socket while somebody is: what was said before is only in the log.
@@ -27,14 +27,7 @@ from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmError
 from vmdebug.vm import death, framing, ready
-
-CHUNK = 1 << 16
-"""Bytes read at once."""
-
-GATHER = 0.0003
-"""Seconds in which bytes gather before they are read. QEMU writes each by itself, and waking
-a reader for each takes it longer than the writing: read at once, output takes twice as long.
-Not much later its socket is full of them, at some 280 with Linux' default buffers."""
+from vmdebug.vm.drain import CHUNK, Drain
 
 LOG_LOOK = 1.0
 """Seconds of quiet after which the log is looked at: what the guest says between our
@@ -88,7 +81,9 @@ class Console:
             connection = held.enter_context(self._connected())
             # Held open: the run directory may go before we do.
             log = held.enter_context(self.log.open("rb", buffering=0))
-            self._open = _Open(lock, connection, log, _Line(self._read_text))
+            drain = Drain(connection)
+            held.callback(drain.close)
+            self._open = _Open(lock, connection, drain, log, _Line(self._read_text))
             self._held = held.pop_all()
         self.note(IDLE)
         self._look_at_log()
@@ -102,12 +97,12 @@ class Console:
         self._held.close()
 
     def fileno(self) -> int:
-        """Return the socket's descriptor: readable when the guest has said something.
+        """Return a descriptor that is readable when the guest has said something, or is at its end.
 
         Raises:
             StateError: the console is not open.
         """
-        return self._opened.connection.fileno()
+        return self._opened.drain.fileno()
 
     def send(self, text: str) -> None:
         """Type something.
@@ -119,7 +114,8 @@ class Console:
         data = text.encode("utf-8", "surrogateescape")
         deadline = Deadline.after(PATIENCE)
         while data:
-            if deadline.passed or not _polled(self.fileno(), select.POLLOUT, deadline.left("its input")):
+            writable = self._opened.connection.fileno()
+            if deadline.passed or not _polled(writable, select.POLLOUT, deadline.left("its input")):
                 raise VmError(
                     f"the guest has taken no input from its console for {PATIENCE:g} s",
                     hint="is it stopped by a debugger? set it running first",
@@ -207,11 +203,7 @@ class Console:
 
     def raw(self) -> bytes:
         """Return what the guest has said, unjudged, once `fileno` is readable; nothing at QEMU's end."""
-        time.sleep(GATHER)
-        try:
-            return os.read(self.fileno(), CHUNK)
-        except ConnectionResetError:
-            return b""
+        return self._opened.drain.read()
 
     def take(self) -> bytes:
         """Return, and use up, what came and was matched by no `expect`."""
@@ -367,7 +359,8 @@ class _Open:
 
     Args:
         lock: Descriptor of the lock file.
-        connection: To QEMU.
+        connection: To QEMU, for writing.
+        drain: What comes from there.
         log: The log.
         line: pexpect on the connection.
         watch: Sees the guest die.
@@ -376,6 +369,7 @@ class _Open:
 
     lock: int
     connection: socket.socket
+    drain: Drain
     log: IO[bytes]
     line: _Line
     watch: death.Watch = field(default_factory=death.Watch)
