@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gdb
 import vmd_batch
+import vmd_lx
 
 LOADER = "vmlinux-gdb.py"
 
@@ -41,18 +42,51 @@ class Scripts(gdb.Command):
             vmd_batch.say(f"no kernel GDB scripts: {error}")
             return
         # The loader does just this: it stands beside `scripts/gdb` and imports its parts.
-        sys.path.insert(0, str(directory / "scripts" / "gdb"))
-        for reason, broken in _failures(parts).items():
-            vmd_batch.say(f"kernel GDB scripts without {', '.join(broken)}: {reason}")
+        scripts = directory / "scripts" / "gdb"
+        sys.path.insert(0, str(scripts))
+        texts = {part: _text(scripts / f"{part.replace('.', '/')}.py") for part in parts}
+        if _constants(scripts / "linux" / "constants.py", texts):
+            for reason, broken in _failures(texts).items():
+                vmd_batch.say(f"kernel GDB scripts without {', '.join(broken)}: {reason}")
 
 
-def _failures(parts: list[str]) -> dict[str, list[str]]:
-    """Import each part; return those that failed, by reason."""
+def _constants(file: Path, texts: dict[str, str]) -> bool:
+    """Import the generated constants; return whether the parts can be of any use."""
+    if "linux.constants" not in texts:
+        return True
+    del texts["linux.constants"]
+    try:
+        missing = vmd_lx.constants(file)
+    except (OSError, ImportError, SyntaxError) as error:
+        vmd_batch.say(f"kernel GDB scripts without linux.constants: {error}")
+        return True
+    for name, reason in missing.items():
+        users = [command for text in texts.values() for command in vmd_lx.users(name, text)]
+        if users:
+            vmd_batch.say(f"kernel GDB scripts: {', '.join(users)} may not work without {name}: {reason}")
+    # vmlinux-gdb.py ends here as well.
+    reduced = vars(sys.modules["linux.constants"]).get("LX_CONFIG_DEBUG_INFO_REDUCED", 0)
+    if reduced:
+        vmd_batch.say(
+            "no kernel GDB scripts: they need all types, and CONFIG_DEBUG_INFO_REDUCED=y left some out"
+        )
+    return not reduced
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.is_file() else ""
+
+
+def _failures(texts: dict[str, str]) -> dict[str, list[str]]:
+    """Import each part; return what is not there of those that failed, by reason."""
     failures: dict[str, list[str]] = {}
-    for part in parts:
+    for part, text in texts.items():
         try:
             importlib.import_module(part)
         except Exception as error:  # noqa: BLE001 - theirs can fail in any way
             reason = " ".join(str(error).split()) or type(error).__name__
-            failures.setdefault(reason, []).append(part)
+            lost = [command for command in vmd_lx.commands(text).values() if not vmd_lx.exists(command)]
+            failures.setdefault(reason, []).extend(lost or [part])
+        else:
+            vmd_lx.guard(sys.modules[part], text)
     return failures

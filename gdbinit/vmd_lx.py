@@ -1,0 +1,130 @@
+"""The kernel's own GDB scripts where some of them do not fit the kernel: what is broken says so by itself.
+
+`constants.py` asks GDB for symbols while it is imported, so one that this kernel lacks would
+take every command along; here only those suffer that use it. And a command that fails inside of
+its script (lx-timerlist on 6.1: its red-black tree has gone) ends with its name and the
+reason in place of a Python exception.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gdb
+
+_COMMAND = re.compile(
+    r"^class (\w+)\(gdb\.Command\):.*?__init__\(\s*[\"']([\w-]+)[\"']", re.MULTILINE | re.DOTALL
+)
+
+
+def constants(file: Path) -> dict[str, str]:
+    """Import `linux.constants`, each line by itself; return why which names are not there.
+
+    Whoever uses one of those gets the reason as an error of GDB's.
+
+    Args:
+        file: The generated `constants.py`; the directory above its own is on `sys.path`.
+
+    Raises:
+        OSError: it is not there.
+    """
+    import linux  # type: ignore[import-not-found] # noqa: PLC0415 - it is there from now on
+
+    missing: dict[str, str] = {}
+    module = ModuleType("linux.constants")
+    module.__file__ = str(file)
+    for statement in _statements(file.read_text(), missing):
+        try:
+            exec(compile(ast.Module([statement], []), str(file), "exec"), vars(module))  # noqa: S102 - as import would
+        except (gdb.error, NameError, ValueError) as error:
+            names = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
+            reason = " ".join(str(error).split())
+            missing |= {each: reason for each in names if each.startswith("LX_") and each not in vars(module)}
+
+    def absent(name: str) -> Any:
+        if name in missing:
+            raise gdb.error(f"{name}: {missing[name]}")
+        raise AttributeError(name)
+
+    vars(module)["__getattr__"] = absent  # PEP 562
+    sys.modules[module.__name__] = linux.constants = module
+    return missing
+
+
+def commands(text: str) -> dict[str, str]:
+    """Return the names of the commands that a script defines, by their class."""
+    return dict(_COMMAND.findall(text))
+
+
+def users(name: str, text: str) -> list[str]:
+    """Return the commands of a script that use a constant; of a function of its own, each may."""
+    by_class = commands(text)
+    using: list[str] = []
+    for node in ast.parse(text).body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+            continue
+        if f"constants.{name}" in (ast.get_source_segment(text, node) or ""):
+            using += [by_class[node.name]] if node.name in by_class else by_class.values()
+    return list(dict.fromkeys(using))
+
+
+def guard(part: ModuleType, text: str) -> None:
+    """Make the commands of an imported script end with one line when their script fails."""
+    for name, command in commands(text).items():
+        cls = getattr(part, name, None)
+        if cls is not None and not hasattr(cls.invoke, "guarded"):
+            cls.invoke = _guarded(cls.invoke, command)
+
+
+def exists(command: str) -> bool:
+    """Whether GDB has a command of that name."""
+    try:
+        gdb.execute(f"help {command}", to_string=True)
+    except gdb.error:
+        return False
+    return True
+
+
+def _statements(text: str, missing: dict[str, str]) -> list[ast.stmt]:
+    """Return the statements of `constants.py`, without lines that are no Python: `LX_X = (1UL)`."""
+    lines = text.splitlines()
+    while True:
+        try:
+            return ast.parse("\n".join(lines)).body
+        except SyntaxError as error:
+            at = (error.lineno or 1) - 1
+            found = re.match(r"(\s*)(LX_\w+)", lines[at])
+            if found is None:
+                raise
+            missing[found[2]] = f"constants.py says what is no Python: {lines[at].strip()}"
+            lines[at] = f"{found[1]}pass"
+
+
+def _guarded(invoke: Callable[[Any, str, bool], None], command: str) -> Callable[[Any, str, bool], None]:
+    def run(self: Any, argument: str, from_tty: bool) -> None:
+        try:
+            invoke(self, argument, from_tty)
+        except (gdb.GdbError, gdb.MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - theirs can fail in any way
+            # With an argument it may well be that which is wrong.
+            what = "failed" if argument else "is broken on this kernel"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise gdb.GdbError(f"{command} {what}: {reason} ({_where(error)})") from None
+
+    run.guarded = True  # type: ignore[attr-defined]
+    return run
+
+
+def _where(error: Exception) -> str:
+    """Return the line of their script in which it failed."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    file = Path(frames[-1].filename)
+    return f"{file.parent.name}/{file.name}:{frames[-1].lineno}"
