@@ -267,12 +267,9 @@ class Console:
     def _died(self) -> GuestDiedError:
         """Return the error that says how the guest died, with its last words, once it has said them."""
         end = Deadline.after(TRACE_SECONDS)
-        words = b""
-        while not end.passed and death.END_OF_PANIC not in words:
-            data = self.raw() if _polled(self.fileno(), select.POLLIN, TRACE_SECONDS) else b""
-            if not data:
+        while not end.passed and death.END_OF_PANIC not in self.logged(CHUNK):
+            if not _polled(self.fileno(), select.POLLIN, TRACE_SECONDS) or not self.raw():
                 break
-            words += data
         self._death = self._death or death.cause_in_log(self.logged(4 * CHUNK)) or "QEMU has ended"
         return GuestDiedError(
             f"the guest died while vmdebug waited for {self._wanted or 'it'}: {self._death}",

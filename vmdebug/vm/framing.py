@@ -78,9 +78,12 @@ PREPARE = (
     '_k=_$_a: vmd="echo ${_k}t";umask 77\n'
     "trap 'rm -f \"$_d\".?;echo ${_k}z.' 0;trap exit 2\n"
     f'for _d in {DIRECTORIES};do _d=$_d/vmdebug-$_a;{{ :;}}>"$_d.o">"$_d.e"&&break;done'
-    "||{ echo ${_k}d.;exit;}\n"
+    # It stays, so that the shell behind it gets none of the lines that follow.
+    "||{ echo ${_k}d.;while read -r _l;do :;done;}\n"
     'O(){ _n=;for _f in o e;do [ -s "$_d.$_f" ]&&{ _n=$_n$_f;echo $_k$_f.;gzip -1<"$_d.$_f"|base64;};done;'
     "echo ${_k}s$_s$_n.;}\n"
+    # busybox's read ends with 1 both at the end of its input and after a trap, which sets $_i.
+    "W(){ until read $1;do [ $_i ]||break;_i=;done;}\n"
 )
 """The agent's definitions, a line each."""
 
@@ -99,7 +102,7 @@ def run(umask: str) -> str:
     return (
         f'{{ trap : 2;(read _g _y</proc/self/stat;echo $_g;umask {umask};exec setsid sh -c "$_c" '
         '</dev/null >"$_d.o" 2>"$_d.e");echo $?;}|'
-        "{ _z=15;trap 'kill -$_z -$_g $_g;_z=9' 2;read _g;until read _s;do [ $? -gt 128 ]||break;done;"
+        "{ _z=15;trap 'kill -$_z -$_g $_g;_z=9;_i=1' 2;W _g;W _s;"
         "trap - 2;[ $_s ]||echo ${_k}x.;exit ${_s:-1};};_s=$?;O\n"
     )
 

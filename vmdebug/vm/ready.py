@@ -8,7 +8,9 @@ as soon as the text looks like a prompt, or when all has been quiet for a while.
 from __future__ import annotations
 
 import enum
+import math
 import re
+import time
 from typing import TYPE_CHECKING
 
 from vmdebug.errors import VmError
@@ -22,6 +24,12 @@ KEPT = 8192
 """Bytes at the end of a console's text that are looked at."""
 
 WANTED = "a shell on the guest's console"
+
+STEP = 0.02
+"""Seconds between two looks at the log."""
+
+INTERRUPT_PATIENCE = 0.2
+"""Seconds that a shell has to take in a ^C."""
 
 FIRST_PATIENCE = 0.5
 LAST_PATIENCE = 4.0
@@ -64,16 +72,16 @@ _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\
 
 _LOOKS = (
     # agetty, busybox getty, login(1)
-    (Look.LOGIN, re.compile(rb"(?:^|[\s\x00])(?:login|[Pp]assword): *$")),
-    # systemd's sulogin-shell
+    (Look.LOGIN, re.compile(rb"(?:^|\s)(?:login|[Pp]assword): *\Z")),
+    # sulogin(8), below systemd's emergency.service
     (
         Look.EMERGENCY,
-        re.compile(rb"(?:Give root password|Press Enter) for [^\n]*maintenance[^\n]*$"),
+        re.compile(rb"(?:Give root password|Press Enter) for [^\n]*maintenance[^\n]*\n?[^\n]*\Z"),
     ),
     # nixos/modules/system/boot/stage-1-init.sh
     (Look.STAGE_1, re.compile(rb"An error occurred in stage 1 of the boot process[^$#]*\Z")),
-    # Ends of prompts: also the last bytes of a UTF-8 arrow and angle quote.
-    (Look.PROMPT, re.compile(rb"(?:[#$%>]|\xe2\x9d\xaf|\xc2\xbb) *$")),
+    # Ends of prompts: also the bytes of an arrow and of an angle quote in UTF-8.
+    (Look.PROMPT, re.compile(rb"(?:[#$%>]|\xe2\x9d\xaf|\xc2\xbb) *\Z")),
 )
 
 
@@ -86,9 +94,8 @@ def look(text: bytes) -> Look:
     # What is held back at the end may be a prompt: "[root@nixos:~]# ".
     plain = denoiser.feed(text[-KEPT:]) + denoiser.held
     seen = _ESCAPES.sub(b"", plain).replace(b"\r", b"")
-    last = seen.rpartition(b"\n")[2]
     for kind, pattern in _LOOKS:
-        if pattern.search(seen if kind is Look.STAGE_1 else last):
+        if pattern.search(seen):
             return kind
     return Look.OTHER
 
@@ -106,22 +113,22 @@ def wait(console: Console, deadline: Deadline) -> None:
         DeadlineError: no shell answered.
     """
     unread = console.take()
-    before = console.logged(KEPT)
     heard = b""
     question = _Question(interrupting=console.interrupted)
+    watch = _Watch(console)
     try:
         while (answer := question.answer(heard)) is None:
-            seen = look(before + heard)
-            believed = 0.0 if not heard and seen is Look.PROMPT else QUIET[seen]
-            quiet = max(believed, question.patience if question.asked else 0.0)
-            data = console.receive(min(quiet, _left(console, deadline)), WANTED)
-            heard += data
-            if not data and seen in HINTS:
-                raise VmError(
-                    f"wanted {WANTED}, found {seen.value}", hint=HINTS[seen], detail=console.tail(5)
-                )
-            if not data:
+            # What a client of ours left is no stranger: it needs no look.
+            if watch.quiet() >= max(question.patience, 0.0 if console.interrupted else QUIET[watch.seen]):
+                if watch.seen in HINTS:
+                    raise VmError(
+                        f"wanted {WANTED}, found {watch.seen.value}",
+                        hint=HINTS[watch.seen],
+                        detail=console.tail(5),
+                    )
                 question.ask(console, at=len(heard))
+                watch.restart()
+            heard += console.receive(min(STEP, _left(console, deadline)), WANTED)
         heard = heard[: question.at] + heard[answer:]
     finally:
         console.put_back(unread + heard)
@@ -136,28 +143,61 @@ def _left(console: Console, deadline: Deadline) -> float:
     return deadline.left(WANTED)
 
 
+class _Watch:
+    """What the log shows, and for how long: what is said while we connect is nowhere else."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._text = console.logged(KEPT)
+        self.seen = look(self._text)
+        # A prompt that stands there as we come is one at once.
+        self._since = -math.inf if self.seen is Look.PROMPT else time.monotonic()
+
+    def quiet(self) -> float:
+        """Return for how many seconds the console has looked as `seen` says."""
+        text = self._console.logged(KEPT)
+        if text != self._text:
+            self._text = text
+            self.seen = look(text)
+            self.restart()
+        return time.monotonic() - self._since
+
+    def restart(self) -> None:
+        """Count from now."""
+        self._since = time.monotonic()
+
+
 class _Question:
-    """A line that only a shell at its prompt answers, typed until it does."""
+    """A line that only a shell at its prompt answers, typed until it does.
+
+    Args:
+        interrupting: Whether a ^C goes before it, by itself: what follows at once, a shell drops.
+    """
 
     def __init__(self, *, interrupting: bool) -> None:
         self._token = framing.token()
         self._interrupting = interrupting
-        self.asked = 0
+        self._interrupted = False
+        self._asked = 0
+        self._patience = FIRST_PATIENCE
         self.at = 0
-        self.patience = FIRST_PATIENCE
+        self.patience = 0.0
 
     def ask(self, console: Console, *, at: int) -> None:
-        if not self.asked:
+        if not self.patience:
             self.at = at
-        else:
-            self.patience = min(2 * self.patience, LAST_PATIENCE)
-        self.asked += 1
-        if self._interrupting:
+        if self._interrupting and not self._interrupted:
             console.send(framing.INTERRUPT)
-        console.send(framing.question(self._token, self.asked, agents=self._interrupting))
+            self._interrupted, self.patience = True, INTERRUPT_PATIENCE
+            return
+        self._interrupted = False
+        self._asked += 1
+        console.send(framing.question(self._token, self._asked, agents=self._interrupting))
+        self.patience = self._patience
+        self._patience = min(2 * self._patience, LAST_PATIENCE)
 
     def answer(self, heard: bytes) -> int | None:
         """Return where the answer to the last asking ends."""
-        wanted = framing.answer(self._token, self.asked)
+        wanted = framing.answer(self._token, self._asked)
         at = heard.find(wanted)
         return None if at < 0 else at + len(wanted)

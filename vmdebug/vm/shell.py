@@ -262,6 +262,7 @@ class _Talk:
     def _heed(self, start: int, again: str) -> None:
         """Look for what is said in place of an answer."""
         if self._heard.find(self._answers.nowhere, start) >= 0:
+            self._used = len(self._heard)
             raise VmError(
                 "the guest has no directory that can be written to",
                 hint=f"mount a tmpfs on one of {framing.DIRECTORIES}",

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.serial_guest import kernel_lines
+from vmdebug.errors import UsageError
+from vmdebug.vm import framing
+from vmdebug.vm.framing import Answers, Block, Denoiser
+
+TOKEN = "0123456789"  # noqa: S105 - no secret
+
+answers = st.lists(
+    st.sampled_from([b"_0123456789:s0oe.\n", b"_0123456789:o.\n", b"H4sIAAAA+/==\r\n", b"echo $k\r\n"]),
+    max_size=30,
+).map(b"".join)
+
+
+@given(
+    text=answers,
+    noise=st.lists(st.tuples(st.integers(0, 600), kernel_lines), min_size=1),
+    cuts=st.lists(st.integers(0, 2000)),
+)
+def test_kernel_messages_are_taken_out_wherever_they_land_and_however_they_are_cut(
+    text: bytes, noise: list[tuple[int, bytes]], cuts: list[int]
+) -> None:
+    mixed = text
+    # From the end, so that none lands within another: the port is locked while one is written.
+    for place, line in sorted(((place % (len(text) + 1), line) for place, line in noise), reverse=True):
+        mixed = mixed[:place] + line + mixed[place:]
+    edges = [0, *sorted(cut % (len(mixed) + 1) for cut in cuts), len(mixed)]
+    denoiser = Denoiser()
+    clean = b"".join(denoiser.feed(mixed[start:end]) for start, end in itertools.pairwise(edges))
+    assert clean == text
+    assert sorted(denoiser.noise) == sorted(line for _, line in noise)
+    assert denoiser.held == b""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[root@nixos:~]# ls\r\n",
+        b"a[0] * b[1] < c\n",
+        b"[  OK  ] Started udev.\r\n",
+        b"** NOTICE **\n",
+        b"[1.5\n",
+    ],
+)
+def test_other_text_in_brackets_is_no_kernel_message(text: bytes) -> None:
+    assert Denoiser().feed(text) == text
+
+
+def test_a_prompt_is_held_back_only_until_its_line_goes_on() -> None:
+    denoiser = Denoiser()
+    assert denoiser.feed(b"\r\n[root@nixos:~]# ") == b"\r\n"
+    assert denoiser.feed(b"_0123456789:r.\n") == b"[root@nixos:~]# _0123456789:r.\n"
+
+
+@given(st.binary(max_size=5000).map(lambda data: data.replace(b"\0", b"")))
+def test_every_typed_line_is_short_and_of_printable_characters(command: bytes) -> None:
+    for group in framing.upload(command or b"x"):
+        for line in group.lines.splitlines():
+            assert len(line) < 512
+            assert line.isprintable()
+
+
+@given(st.integers(1, 40_000))
+def test_what_is_typed_at_once_fits_a_terminal(size: int) -> None:
+    *groups, last = framing.upload(b"x" * size)
+    first = len(framing.PREPARE) + len(framing.ACKNOWLEDGE)
+    assert all(first + len(group.lines) < 4096 for group in groups)
+    assert len(framing.PREPARE) + len(last.lines) + len(framing.run("0022")) < 4096
+    assert last.length == size
+
+
+def test_the_line_that_starts_an_agent_is_short_and_shows_no_answer_in_its_echo() -> None:
+    typed = framing.start(TOKEN)
+    assert len(typed) < framing.LINE
+    assert f"_{TOKEN}:" not in typed
+
+
+@pytest.mark.parametrize("line", [framing.are_you_there(TOKEN, 3), framing.question(TOKEN, 3, agents=False)])
+def test_no_echo_of_a_question_is_its_answer(line: str) -> None:
+    known = Answers.of(TOKEN)
+    assert not known.lost.search(line.encode())
+    assert not known.idle.search(line.encode())
+    assert framing.answer(TOKEN, 3) not in line.encode()
+
+
+@given(st.binary())
+def test_an_output_is_unpacked(data: bytes) -> None:
+    sent = base64.encodebytes(gzip.compress(data))
+    assert framing.unpack(sent) == data
+    assert framing.unpack(sent.replace(b"\n", b"\r\n")) == data
+
+
+@given(data=st.binary(min_size=1), at=st.integers(0), other=st.binary(min_size=1, max_size=20))
+def test_an_output_that_was_torn_is_none(data: bytes, at: int, other: bytes) -> None:
+    sent = base64.encodebytes(gzip.compress(data, mtime=0))
+    at %= len(sent) - 10
+    torn = sent[:at] + other + sent[at:]
+    # What only adds blanks tears nothing.
+    assert framing.unpack(torn) in ({data} if not other.strip() else {None, data})
+    if b"[" in other:
+        assert framing.unpack(torn) is None
+
+
+def test_a_block_is_checked_against_its_digest() -> None:
+    digest = hashlib.md5(b"data", usedforsecurity=False).hexdigest().encode()
+    assert framing.unpack_block(b"ZGF0YQ==\r\n", digest) == b"data"
+    assert framing.unpack_block(b"ZGF0YjA=\r\n", digest) is None
+    assert framing.unpack_block(b"ZGF", digest) is None
+
+
+@given(st.integers(1, 200_000))
+def test_the_parts_of_blocks_make_up_the_whole(size: int) -> None:
+    blocks = framing.blocks_of("o", size)
+    while any(block.size > framing.SMALLEST for block in blocks):
+        blocks = [part for block in blocks for part in block.parts(size)]
+    assert [block.index * block.size for block in blocks] == list(range(0, size, framing.SMALLEST))
+    assert blocks[0].parts(size) == [Block("o", 0, framing.SMALLEST)]
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("echo $HOME", b"echo $HOME"),
+        (["echo", "$HOME", "it's"], b"echo '$HOME' 'it'\"'\"'s'"),
+        ("echo \udcff", b"echo \xff"),
+    ],
+)
+def test_a_command_as_the_shell_gets_it(command: str | list[str], text: bytes) -> None:
+    assert framing.shell_text(command) == text
+
+
+@pytest.mark.parametrize("command", ["", " \n", [], "a\0"])
+def test_a_command_that_no_shell_takes(command: str | list[str]) -> None:
+    with pytest.raises(UsageError):
+        framing.shell_text(command)
+
+
+def test_a_log_reads_without_the_conversations() -> None:
+    log = (
+        b"[    1.000000] booting\r\n~ # \x05\x15 sh -c '_a=0123456789;f(){ ...'\r\n_0123456789:r.\r\n0022\r\n"
+        b"_0123456789:o.\r\nH4sI[    2.000000] usb: new device\r\nAAAA\r\n_0123456789:s0.\r\nexit\r\n"
+        b"_0123456789:z.\r\n~ # ls\r\n"
+    )
+    assert framing.readable(log) == (
+        b"[    1.000000] booting\r\n[    2.000000] usb: new device\r\n~ # ls\r\n"
+    )
+
+
+def test_a_log_reads_without_a_conversation_that_goes_on() -> None:
+    assert framing.readable(b"hi\r\n~ #  sh -c '_a=0123456789;f(){\r\n[    2.000000] usb\r\nAAA") == (
+        b"hi\r\n[    2.000000] usb\r\n"
+    )
