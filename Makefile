@@ -47,7 +47,7 @@ host:
 	@touch $@
 
 kernel: setup
-	@$(BIN)vmdebug kernel build $(if $(KERNEL_SOURCE),--source $(KERNEL_SOURCE))
+	@$(BIN)vmdebug kernel build --quiet $(if $(KERNEL_SOURCE),--source $(KERNEL_SOURCE))
 
 demo: kernel
 	@$(ON_PATH) examples/demo

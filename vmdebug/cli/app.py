@@ -20,7 +20,7 @@ VERBS = {
     "console": "Talk to a VM's serial line; Ctrl-] leaves.",
     "exec": "Run a command in a guest's shell.",
     "run": "Run a script's main(session) on a guest.",
-    "kernel": "Build the builtin kernel.",
+    "kernel": "Build the builtin kernel; make GDB scripts for any kernel.",
     "doctor": "Say what this machine lacks, and how to get it.",
 }
 """Every verb and the first line of its help, so that `--help` imports none of them."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vmdebug.cli import options, render, verb
+
+if TYPE_CHECKING:
+    from vmdebug.sources.check import Row
+
+_STATE_WIDTH = len("warning  ")
 
 app = verb.new_app(cls=verb.Group)
 
@@ -33,6 +38,9 @@ def build(
         int | None,
         typer.Option("--jobs", "-j", metavar="N", min=1, help="Compilers at once; one a CPU."),
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show progress, and nothing of what is there at the end.")
+    ] = False,
     as_json: verb.Json = False,
 ) -> None:
     """Build the small debuggable kernel of the guest `builtin`.
@@ -49,15 +57,15 @@ def build(
         built = kbuild.build(source, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
     if as_json:
         render.put_json(msgspec.structs.asdict(built))
-        return
-    render.tell_facts(
-        {
-            "kernel": f"{built.image}  {built.release}",
-            "symbols": str(built.vmlinux),
-            "source": str(built.origin),
-            "took": f"{built.cpu_seconds:.0f} s of CPU for {built.objects} objects",
-        }
-    )
+    elif not quiet:
+        render.tell_facts(
+            {
+                "kernel": f"{built.image}  {built.release}",
+                "symbols": str(built.vmlinux),
+                "source": str(built.origin),
+                "took": f"{built.cpu_seconds:.0f} s of CPU for {built.objects} objects",
+            }
+        )
 
 
 class Scripts(verb.Command):
@@ -124,3 +132,58 @@ def scripts(
     render.tell_facts(
         {"scripts": str(made.directory), "of": f"{made.release}{build_id}", "made from": made.how}
     )
+
+
+@app.command(
+    cls=Scripts,
+    epilog=verb.examples(
+        "vmdebug kernel check",
+        "vmdebug kernel check .#base-nixos --kernel ~/src/linux",
+        "vmdebug kernel check /boot/vmlinuz --vmlinux ~/vmlinux --json",
+    ),
+)
+def check(
+    guest: options.Guest = None,
+    *,
+    kernel: options.Kernel = None,
+    vmlinux: options.Vmlinux = None,
+    gdb_scripts: options.GdbScripts = None,
+    override_input: options.OverrideInput = None,
+    impure: options.Impure = False,
+    nix_arg: options.NixArg = None,
+    as_json: verb.Json = False,
+) -> None:
+    """Say whether image, vmlinux, scripts and modules belong together; nothing is started.
+
+    Status 4 when something does not.
+    """
+    import msgspec
+
+    from vmdebug import sources
+    from vmdebug.deadline import Deadline
+    from vmdebug.errors import MismatchError
+    from vmdebug.sources import check as checking
+
+    wanted = options.given(
+        guest,
+        kernel=kernel,
+        vmlinux=vmlinux,
+        gdb_scripts=gdb_scripts,
+        nix_args=options.nix_words(override_input, impure, nix_arg),
+        force=True,
+    )
+    with render.progress() as report:
+        spec = sources.resolve(wanted, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
+        rows = checking.table(spec)
+    if as_json:
+        render.put_json({"guest": spec.guest, "rows": [msgspec.structs.asdict(row) for row in rows]})
+    else:
+        render.put_facts({row.subject: _in_words(row) for row in rows})
+    if any(row.state == "bad" for row in rows):
+        raise typer.Exit(MismatchError.exit_status)
+
+
+def _in_words(row: Row) -> str:
+    """Return a row's state and what was found, and below it the reason."""
+    first = f"{row.state:<{_STATE_WIDTH}}{row.found}"
+    return f"{first}\n{'':{_STATE_WIDTH}}{row.reason}" if row.reason else first
