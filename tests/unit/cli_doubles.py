@@ -33,7 +33,7 @@ def spec(name: str = "linux", *, halt: bool = False) -> LaunchSpec:
 def machine(name: str = "linux", status: Status = "running", *, directory: Path = Path("/run/vmdebug")) -> Vm:
     path = directory / name
     state = State(
-        spec=spec(name),
+        spec=spec(name, halt=status == "halted"),
         qemu=ProcessRef(pid=4711, started=1),
         leader=ProcessRef(pid=4711, started=1),
         accel="tcg",
