@@ -185,8 +185,8 @@ def scripts(tmp_path: Path) -> Path:
     package.mkdir(parents=True)
     (tmp_path / "vmlinux-gdb.py").write_text(LOADER)
     (package / "__init__.py").touch()
-    (package / "constants.py").write_text("import gdb\nX = gdb.parse_and_eval('&nosuch')\n")
-    (package / "cpus.py").write_text("from linux import constants\n")
+    (package / "constants.py").write_text("import gdb\nLX_X = gdb.parse_and_eval('&nosuch')\n")
+    (package / "cpus.py").write_text("from linux import constants\nX = constants.LX_X\n")
     (package / "good.py").write_text("import gdb\ngdb.execute('define lx-good\\necho good\\nend')\n")
     return tmp_path
 
@@ -195,7 +195,7 @@ def test_kernel_scripts_that_fail_cost_one_line_and_the_rest_works(scripts: Path
     done = gdb(str(program), commands=(f"vmd-scripts {scripts}", "vmd-run lx-good", "vmd-exit"))
     assert (done.status, done.stdout) == (0, "good")
     reason = 'No symbol "nosuch" in current context.'
-    assert done.stderr == f"kernel GDB scripts without linux.constants, linux.cpus: {reason}\n"
+    assert done.stderr == f"kernel GDB scripts without linux.cpus: LX_X: {reason}\n"
 
 
 def test_no_kernel_scripts_at_all(tmp_path: Path) -> None:
