@@ -82,23 +82,6 @@ def test_a_system_is_found_by_its_attribute_and_named_by_itself(
     assert spec.kernel.vmlinux.is_relative_to(flake.store)
 
 
-@pytest.mark.parametrize(
-    ("attribute", "why"),
-    [
-        ("base-nixos", "source/scripts/gdb lacks the generated linux/constants.py"),
-        ("layout-b", "build/scripts/gdb lacks the generated linux/constants.py"),
-        ("layout-c", "build/scripts/gdb"),
-    ],
-)
-def test_each_layout_of_kernel_dev_has_symbols_and_no_usable_scripts(
-    flake: FixtureFlake, attribute: str, why: str
-) -> None:
-    spec = resolve(flake, attribute)
-    assert spec.kernel.vmlinux is not None
-    assert spec.kernel.gdb_scripts is None
-    assert [note for note in spec.notes if note.startswith("no kernel scripts in GDB: ") and why in note]
-
-
 @pytest.mark.parametrize("attribute", ["trap", "trap-apart", "no-variant"])
 def test_the_symbols_are_those_of_the_kernel_that_the_vm_boots(
     flake: FixtureFlake, kernel: Kernel, attribute: str

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
-from vmdebug.guest import GuestOptions, LaunchSpec
+from vmdebug.guest import Guest, GuestOptions, LaunchSpec
 from vmdebug.progress import Report
 from vmdebug.sources.naming import parse
 
-__all__ = ["parse", "resolve"]
+if TYPE_CHECKING:
+    from vmdebug.sources.gdbscripts import Scripts
+
+__all__ = ["gdb_scripts", "parse", "resolve"]
 
 
 def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
@@ -29,7 +35,42 @@ def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> Lau
         DeadlineError: it took too long.
     """
     checked = _checked(options)
+    spec = _resolve(parse(checked.source), checked, report, deadline)
+    from vmdebug.sources import gdbscripts  # noqa: PLC0415 - `parse` alone needs none of it
+
+    return gdbscripts.filled(spec, checked, report=report, deadline=deadline)
+
+
+def gdb_scripts(
+    options: GuestOptions, *, source: Path | None = None, report: Report, deadline: Deadline
+) -> Scripts:
+    """Return the GDB scripts of a guest's kernel, made in the user's cache if they do not load as they stand.
+
+    Args:
+        options: The guest and what its user says about it.
+        source: The kernel's source, or the tree that it was built in, where none is found. A Nix
+            kernel's is got by nix.
+        report: Told about long steps.
+        deadline: When making is given up.
+
+    Raises:
+        UsageError: GUEST or an option cannot be right; there is nothing to make them of; or the
+            kernel's debugging information is missing or reduced.
+        MismatchError: what there is belongs to another kernel.
+        HostError: something is missing on this machine.
+        BuildError: make or nix failed.
+        DeadlineError: it took too long.
+    """
+    from vmdebug.sources import gdbscripts, nixsource  # noqa: PLC0415 - only this needs them
+
+    checked = _checked(options)
     guest = parse(checked.source)
+    spec = _resolve(guest, checked, report, deadline)
+    fetch = nixsource.fetch(spec.kernel, guest, checked, report=report, deadline=deadline)
+    return gdbscripts.make(spec.kernel, source=source, fetch=fetch, report=report, deadline=deadline)
+
+
+def _resolve(guest: Guest, checked: GuestOptions, report: Report, deadline: Deadline) -> LaunchSpec:
     match guest.kind:
         case "flake":
             from vmdebug.sources import flake  # noqa: PLC0415 - each guest needs one source

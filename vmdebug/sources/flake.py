@@ -18,10 +18,10 @@ from vmdebug.guest import Guest, GuestOptions, LaunchSpec
 from vmdebug.progress import Report
 from vmdebug.sources import nix, runner
 
-_SYSTEMS = "nixosConfigurations"
+SYSTEMS = "nixosConfigurations"
 _VM = ("config", "system", "build", "vm")
 
-_KERNELS = (
+KERNELS = (
     # `config.system.build.vm` is the VM of this variant; where it changes the kernel, the
     # configuration's own is the wrong one.
     ("config", "virtualisation", "vmVariant", "system", "build", "kernel"),
@@ -81,10 +81,10 @@ def parse(guest: Guest, nix_args: tuple[str, ...] = ()) -> Target:
         case ():
             raise UsageError(
                 f"{guest.words} names a flake, but no system in it",
-                hint=f"write {guest.location}#NAME for its {_SYSTEMS}.NAME",
+                hint=f"write {guest.location}#NAME for its {SYSTEMS}.NAME",
             )
         case (name,) | ("nixosConfigurations", name):
-            return Target(guest.words, guest.location, (_SYSTEMS, name, *_VM), name, nix_args)
+            return Target(guest.words, guest.location, (SYSTEMS, name, *_VM), name, nix_args)
         case ("nixosConfigurations", name, *_):
             return Target(guest.words, guest.location, path, name, nix_args)
     return Target(guest.words, guest.location, path, "", nix_args)
@@ -124,17 +124,17 @@ def _unknown(target: Target, report: Report, deadline: Deadline) -> UsageError:
     path = join(target.path)
     if not names:
         return UsageError(
-            f"{target.flake} has no {path}, and no {_SYSTEMS}",
+            f"{target.flake} has no {path}, and no {SYSTEMS}",
             hint="is it the right flake? `nix flake show` lists what it has",
         )
     if target.system in names:
         return UsageError(
-            f"{target.flake} has {join((_SYSTEMS, target.system))}, but not {path}",
-            hint=f"the VM of a NixOS system is {join((_SYSTEMS, target.system, *_VM))}",
+            f"{target.flake} has {join((SYSTEMS, target.system))}, but not {path}",
+            hint=f"the VM of a NixOS system is {join((SYSTEMS, target.system, *_VM))}",
         )
     wanted = target.system or path
     near = difflib.get_close_matches(wanted, names, n=len(names), cutoff=0.0)
-    missing = join((_SYSTEMS, wanted)) if target.system else path
+    missing = join((SYSTEMS, wanted)) if target.system else path
     return UsageError(
         f"{target.flake} has no {missing}",
         hint=f"its systems: {', '.join(join((name,)) for name in near)}",
@@ -142,7 +142,7 @@ def _unknown(target: Target, report: Report, deadline: Deadline) -> UsageError:
 
 
 def _names(target: Target, report: Report, deadline: Deadline) -> list[str]:
-    installable = target.installable(_SYSTEMS)
+    installable = target.installable(SYSTEMS)
     argv = nix.evaluate(installable, apply="builtins.attrNames", nix_args=target.nix_args)
     what = f"listing the systems of {target.flake}"
     try:
@@ -162,8 +162,8 @@ def _dev(target: Target, image: Path, report: Report, deadline: Deadline) -> Pat
     dev = runner.dev_of(image, report=report, deadline=deadline)
     if isinstance(dev, Path) or not target.system:
         return dev
-    for path in _KERNELS:
-        kernel = (_SYSTEMS, target.system, *path)
+    for path in KERNELS:
+        kernel = (SYSTEMS, target.system, *path)
         what = f"looking for the symbols in {join(kernel)}"
         outputs = nix.evaluate(target.installable(*kernel, "outPath"), nix_args=target.nix_args)
         symbols = nix.build([target.installable(*kernel, "dev")], nix_args=target.nix_args)

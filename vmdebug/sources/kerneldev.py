@@ -32,7 +32,7 @@ def read(dev: Path) -> KernelDev:
     vmlinux = dev / "vmlinux"
     return KernelDev(
         vmlinux=vmlinux if vmlinux.is_file() else None,
-        gdb_scripts=next((tree for tree in (dev, *_inside(dev)) if not why_unusable(tree)), None),
+        gdb_scripts=next((tree for tree in (dev, *inside(dev)) if not why_unusable(tree)), None),
         source=_source(dev),
     )
 
@@ -48,7 +48,7 @@ def why_unusable(tree: Path) -> str:
     """
     scripts = tree / "scripts/gdb"
     if not scripts.is_dir():
-        holder = next((each for each in _inside(tree) if (each / "scripts/gdb").is_dir()), None)
+        holder = next((each for each in inside(tree) if (each / "scripts/gdb").is_dir()), None)
         if holder is None:
             return f"there is no scripts/gdb in {tree}"
         return why_unusable(holder) or f"they are in {holder}"
@@ -59,7 +59,8 @@ def why_unusable(tree: Path) -> str:
     return ""
 
 
-def _inside(dev: Path) -> list[Path]:
+def inside(dev: Path) -> list[Path]:
+    """Return the directories `build` and `source` of a `dev` output that there are; of a tree, none."""
     return [each for place in ("build", "source") for each in sorted(dev.glob(f"lib/modules/*/{place}"))]
 
 

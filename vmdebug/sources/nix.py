@@ -69,6 +69,26 @@ def deriver(path: Path) -> list[str]:
     return [*_NIX_STORE, "--query", "--deriver", str(path)]
 
 
+def binding(drv: str, name: str) -> list[str]:
+    """Return the command line that prints an environment variable of a derivation; see nix-store(1)."""
+    return [*_NIX_STORE, "--query", "--binding", name, drv]
+
+
+def references(drv: str) -> list[str]:
+    """Return the command line that lists what a derivation is made of; see nix-store(1)."""
+    return [*_NIX_STORE, "--query", "--references", drv]
+
+
+def outputs(drvs: Sequence[str]) -> list[str]:
+    """Return the command line that lists the output paths of derivations; see nix-store(1)."""
+    return [*_NIX_STORE, "--query", "--outputs", *drvs]
+
+
+def realise_all(drv: str) -> list[str]:
+    """Return the command line that builds or fetches every output of a derivation; see nix-store(1)."""
+    return [*_NIX_STORE, "--realise", drv]
+
+
 def realise(drv: str, output: str) -> list[str]:
     """Return the command line that builds or fetches one output of a derivation; see nix-store(1)."""
     return [*_NIX_STORE, "--realise", f"{drv}!{output}"]

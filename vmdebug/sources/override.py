@@ -77,7 +77,7 @@ def with_given(kernel: Kernel, options: GuestOptions) -> Kernel:
 
 
 def notes(kernel: Kernel) -> tuple[str, ...]:
-    """Return what a user should know about what there is to debug a kernel with."""
+    """Return what a user should know about the symbols there are for a kernel."""
     if kernel.vmlinux is None:
         return (_why_no_symbols(kernel),)
     found = []
@@ -93,9 +93,6 @@ def notes(kernel: Kernel) -> tuple[str, ...]:
         found.append(f"warning: {error.message}")
     else:
         found += [_how_proven(kernel, proof)] if proof != "build-id" else []
-    if kernel.gdb_scripts is None:
-        why = why_unusable(kernel.vmlinux.parent)
-        found.append(f"no kernel scripts in GDB: {why}; give usable ones with --gdb-scripts")
     return tuple(found)
 
 

@@ -1,0 +1,130 @@
+"""The source and the configuration of a kernel that Nix built.
+
+Rests on nixpkgs' pkgs/os-specific/linux/kernel/build.nix: the derivation's `src` is a
+tarball or a directory, and the attributes `src` and `configfile` of the kernel package
+are those that it was built with. The derivation is asked first: it is that of the
+kernel that boots, and asking it evaluates nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from vmdebug.deadline import Deadline
+from vmdebug.errors import BuildError, UsageError
+from vmdebug.guest import Guest, GuestOptions, Kernel
+from vmdebug.progress import Report
+from vmdebug.sources import flake, nix
+from vmdebug.sources.constants import Source
+from vmdebug.sources.gdbscripts import Fetch
+
+_WHAT = "getting the kernel's source"
+
+
+class _Attributes(msgspec.Struct, frozen=True):
+    """What is read of a derivation with `__structuredAttrs`."""
+
+    src: str
+
+
+def fetch(
+    kernel: Kernel, guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline
+) -> Fetch | None:
+    """Return what gets the source of a Nix kernel; None for another kernel.
+
+    Args:
+        kernel: What boots.
+        guest: What GUEST names.
+        options: What its user said about it.
+        report: Told what nix does.
+        deadline: When nix is ended.
+    """
+    output = nix.store_path(kernel.image)
+    if output is None:
+        return None
+
+    def get() -> Source:
+        by_derivation = _of_derivation(output, report, deadline)
+        if isinstance(by_derivation, Source):
+            return by_derivation
+        by_attributes: Source | str = "it is not of a flake"
+        if guest.kind == "flake":
+            target = flake.parse(guest, options.nix_args)
+            by_attributes = _of_attributes(target, output, report, deadline)
+        if isinstance(by_attributes, Source):
+            return by_attributes
+        raise UsageError(
+            f"nix does not give the source of {output}: {by_derivation}; {by_attributes}",
+            hint="give the kernel's source with --source",
+        )
+
+    return get
+
+
+def _of_derivation(output: Path, report: Report, deadline: Deadline) -> Source | str:
+    """Return the source by the derivation that made an image, or why there is none."""
+    try:
+        drv = nix.run(nix.deriver(output), what=_WHAT, report=report, deadline=deadline).strip()
+        if not drv.endswith(".drv"):
+            return "nix does not know its derivation"
+        source = Path(_src(drv, report, deadline))
+        if not source.exists():
+            _make(source, drv, report, deadline)
+    except BuildError as error:
+        return nix.reason(error)
+    return Source(path=source, config=None) if source.exists() else f"{source} is not there"
+
+
+def _src(drv: str, report: Report, deadline: Deadline) -> str:
+    try:
+        return nix.run(nix.binding(drv, "src"), what=_WHAT, report=report, deadline=deadline).strip()
+    except BuildError:
+        structured = nix.run(nix.binding(drv, "__json"), what=_WHAT, report=report, deadline=deadline)
+        return msgspec.json.decode(structured, type=_Attributes).src
+
+
+def _make(source: Path, drv: str, report: Report, deadline: Deadline) -> None:
+    """Build or fetch the source of a derivation: it is one of those that it is made of."""
+    refers = nix.run(nix.references(drv), what=_WHAT, report=report, deadline=deadline).split()
+    for each in (path for path in refers if path.endswith(".drv")):
+        makes = nix.run(nix.outputs([each]), what=_WHAT, report=report, deadline=deadline).split()
+        if str(source) in makes:
+            nix.run(nix.realise_all(each), what=_WHAT, report=report, deadline=deadline)
+            return
+
+
+def _of_attributes(target: flake.Target, output: Path, report: Report, deadline: Deadline) -> Source | str:
+    """Return `src` and `configfile` of the configuration's kernel that boots, or why there are none."""
+    why = f"{target.words} is not one of its {flake.SYSTEMS}"
+    for path in flake.KERNELS if target.system else ():
+        kernel = (flake.SYSTEMS, target.system, *path)
+        own = nix.evaluate(target.installable(*kernel, "outPath"), nix_args=target.nix_args)
+        try:
+            if Path(nix.ask(own, str, what=_WHAT, report=report, deadline=deadline)) != output:
+                why = f"{flake.join(kernel)}: another kernel"
+                continue
+            source = _attribute(target, (*kernel, "src"), report, deadline)
+            config = _attribute(target, (*kernel, "configfile"), report, deadline)
+        except BuildError as error:
+            why = f"{flake.join(kernel)}: {nix.reason(error)}"
+        else:
+            return Source(path=source, config=config.read_bytes())
+    return why
+
+
+def _attribute(target: flake.Target, path: tuple[str, ...], report: Report, deadline: Deadline) -> Path:
+    """Return the store path of an attribute: a derivation's, which is built, or a path's."""
+    installable = target.installable(*path)
+    argv = nix.build([installable], nix_args=target.nix_args)
+    try:
+        (built,) = nix.ask(argv, list[nix.Built], what=_WHAT, report=report, deadline=deadline)
+        return Path(next(iter(built.outputs.values())))
+    except BuildError:
+        # A source of the flake itself is a path, which nix takes for a value only.
+        plain = nix.evaluate(installable, nix_args=target.nix_args)
+        found = Path(nix.ask(plain, str, what=_WHAT, report=report, deadline=deadline))
+        if not found.exists():
+            raise
+        return found

@@ -1,0 +1,221 @@
+"""What there is of a kernel's GDB scripts, and whether it is that kernel's."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmdebug import kimage
+from vmdebug.errors import MismatchError, UsageError
+from vmdebug.guest import Kernel
+from vmdebug.paths import holds
+from vmdebug.sources import kerneldev, tree
+
+LOADER = "vmlinux-gdb.py"
+
+_SCRIPTS = "scripts/gdb"
+_PREPARED = ("include/config/auto.conf", "include/generated/autoconf.h", "Makefile")
+"""What external modules need of a build tree: the check of `prepare` in the top Makefile, for M=."""
+
+_BOOT = Path("/boot")
+_REDUCED = re.compile(r"^CONFIG_DEBUG_INFO_REDUCED=y$", re.MULTILINE)
+_VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *=[ \t]*(\S*)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The kernel that scripts are wanted for.
+
+    Args:
+        kernel: It.
+        vmlinux: Its ELF file with symbols.
+    """
+
+    kernel: Kernel
+    vmlinux: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Python:
+    """The scripts themselves.
+
+    Args:
+        directory: `scripts/gdb`, with the parts in `linux`.
+        loader: `vmlinux-gdb.py`, which imports them.
+    """
+
+    directory: Path
+    loader: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What was found, each in the first place that has it; all of one kernel.
+
+    Args:
+        python: The scripts themselves, or None.
+        constants: The generated `constants.py`, or None.
+        template: `constants.py.in`, with the Makefile of its rule beside it, or None.
+        build: A configured tree in which external modules can be built, or None.
+        config: The `.config`, or None.
+        source: A source that can be built from elsewhere, or None.
+    """
+
+    python: Python | None = None
+    constants: Path | None = None
+    template: Path | None = None
+    build: Path | None = None
+    config: Path | None = None
+    source: Path | None = None
+
+
+def look(wanted: Wanted, source: Path | None = None) -> Parts:
+    """Look for the parts of a kernel's GDB scripts beside its vmlinux.
+
+    Args:
+        wanted: The kernel.
+        source: A source or a build tree that its user names, for what is not there.
+
+    Raises:
+        MismatchError: what lies there is of another version.
+        UsageError: the kernel's debugging information is reduced.
+        HostError: a file may not be read.
+    """
+    places = _places(wanted, source)
+    for place in places:
+        refuse_other(place, wanted)
+    parts = _parts(places)
+    if parts.config is not None and _REDUCED.search(parts.config.read_text(errors="replace")):
+        raise reduced(parts.config)
+    return parts
+
+
+def of_source(source: Path) -> Python | None:
+    """Return the scripts that a kernel's source has; None for one of before Linux 4.0."""
+    return _parts([source]).python
+
+
+def refuse_other(place: Path, wanted: Wanted) -> None:
+    """Make sure that a source or a tree is a kernel's own.
+
+    A tree says its whole release (include/config/kernel.release); a source its version, which the
+    release begins with (`KERNELVERSION` in the top Makefile, then what scripts/setlocalversion adds).
+
+    Raises:
+        MismatchError: it is of another version, or built into another kernel.
+    """
+    kernel = wanted.kernel
+    _refuse_other_build(place, wanted)
+    theirs = _release(place)
+    same = theirs == kernel.release
+    if not theirs:
+        theirs = source_version(place)
+        same = re.fullmatch(rf"{re.escape(theirs)}(?:[^0-9.].*)?", kernel.release) is not None
+    if theirs and kernel.release and not same:
+        raise MismatchError(
+            f"the GDB scripts in {place} are those of Linux {theirs}, "
+            f"and {kernel.origin} is {kernel.release}",
+            hint="give the source that it was built from with --source, or build it anew from this one",
+            detail=f"{place}\n  version  {theirs}\n{kernel.image}\n  version  {kernel.release}"
+            f"\n  build-id {kernel.build_id or 'none'}",
+        )
+
+
+def _refuse_other_build(place: Path, wanted: Wanted) -> None:
+    """A tree that was built says more than its release: `constants.py` depends on the configuration."""
+    built = place / "vmlinux"
+    if not holds(built.is_file) or built.samefile(wanted.vmlinux):
+        return
+    ours, theirs = (kimage.read_vmlinux(each).build_id for each in (wanted.vmlinux, built))
+    if ours != theirs:
+        raise MismatchError(
+            f"{place} was built into another kernel than {wanted.vmlinux}: build-id {theirs} against {ours}",
+            hint="give a source without a build in it, or the tree that this kernel was built in",
+        )
+
+
+def source_version(place: Path) -> str:
+    """Return the version that a source's top Makefile says: "6.1.148"; "" where there is none."""
+    makefile = place / "Makefile"
+    if not holds(makefile.is_file):
+        return ""
+    said = dict(_VERSION.findall(makefile.read_text(errors="replace")[:1000]))
+    numbers = [said.get(name, "") for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL")]
+    return (
+        ".".join(number for number in numbers if number) + said.get("EXTRAVERSION", "") if numbers[0] else ""
+    )
+
+
+def config(wanted: Wanted, parts: Parts) -> bytes | None:
+    """Return a kernel's configuration: of its tree, inside of it (CONFIG_IKCONFIG), or of its package."""
+    if parts.config is not None:
+        return parts.config.read_bytes()
+    packaged = _BOOT / f"config-{wanted.kernel.release}"
+    if inside := _ikconfig(wanted.vmlinux):
+        return inside
+    return packaged.read_bytes() if wanted.kernel.release and holds(packaged.is_file) else None
+
+
+def reduced(where: object) -> UsageError:
+    """Return the error for a kernel whose types are not all in its debugging information."""
+    return UsageError(
+        f"the kernel was built with CONFIG_DEBUG_INFO_REDUCED=y ({where}): its debugging information"
+        " lacks the types that its GDB scripts need",
+        hint="switch DEBUG_INFO_REDUCED off and build it again",
+    )
+
+
+def _places(wanted: Wanted, source: Path | None) -> list[Path]:
+    top = wanted.vmlinux.parent
+    release = wanted.kernel.release
+    # `dev` may hold more than one kernel's modules; what is another's is not for this one.
+    inside = [each for each in kerneldev.inside(top) if not release or each.parent.name == release]
+    tops = [top, *inside, *([source] if source is not None else [])]
+    made_from = [tree.source(each) for each in tops]
+    places = [*tops, *(each for each in made_from if each is not None)]
+    return list(dict.fromkeys(places))
+
+
+def _parts(places: list[Path]) -> Parts:
+    scripts = [place / _SCRIPTS for place in places]
+    linux = [each / "linux" for each in scripts]
+    template = next((each for each in linux if _has(each, "constants.py.in", "Makefile")), None)
+    parts = next((each.parent for each in linux if _has(each, "utils.py")), None)
+    loader = _first([each / LOADER for each in scripts])
+    return Parts(
+        python=Python(parts, loader) if parts is not None and loader is not None else None,
+        constants=_first([each / "constants.py" for each in linux]),
+        template=template / "constants.py.in" if template is not None else None,
+        build=next((place for place in places if _has(place, *_PREPARED)), None),
+        config=_first([place / ".config" for place in places]),
+        source=next((place for place in places if _has(place, "Kconfig", "Kbuild", "init/Kconfig")), None),
+    )
+
+
+def _has(directory: Path, *names: str) -> bool:
+    return all(holds((directory / name).is_file) for name in names)
+
+
+def _first(paths: list[Path]) -> Path | None:
+    return next((path for path in paths if holds(path.is_file)), None)
+
+
+def _release(place: Path) -> str:
+    said = place / "include/config/kernel.release"
+    return said.read_text(errors="replace").strip() if holds(said.is_file) else ""
+
+
+_IKCONFIG = b"IKCFG_ST"
+
+
+def _ikconfig(vmlinux: Path) -> bytes:
+    """Return the configuration that kernel/configs.c puts into a kernel, as scripts/extract-ikconfig does."""
+    _, found, packed = vmlinux.read_bytes().partition(_IKCONFIG + b"\x1f\x8b")
+    if not found:
+        return b""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(b"\x1f\x8b" + packed, 4 << 20)
+    except zlib.error:
+        return b""
