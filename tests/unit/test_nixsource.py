@@ -63,7 +63,7 @@ def test_a_kernel_that_is_in_no_store_has_none() -> None:
 def test_by_the_derivation_of_the_image(
     image: Path, nixs: tuple[Answers, object], tmp_path: Path, structured: bool
 ) -> None:
-    """Since 2024 nixpkgs keeps a kernel's attributes in `__json`."""
+    """nixpkgs' kernel has `__structuredAttrs`, which puts its attributes into `__json`."""
     answers, _ = nixs
     source = tmp_path / "linux-6.1.tar.xz"
     source.touch()
