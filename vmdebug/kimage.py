@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import re
 import stat
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -34,6 +35,10 @@ _MOST_NOTES = 256
 _MOST_SECTIONS = 4096
 _LARGEST_NOTES = 64 << 10
 _LARGEST_RODATA = 256 << 20
+
+_SHF_COMPRESSED = 0x800
+_UNIT_SURELY = 64 << 10
+"""Packed, this much begins with the head of the first unit."""
 
 
 class Vmlinux(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +136,27 @@ def read_image(path: Path) -> Image:
     """
     with _opened(path) as stream:
         return cached(path, "image", Image, lambda: _image(path, stream))
+
+
+def dwarf_version(vmlinux: Path) -> int:
+    """Return the version of the DWARF in a vmlinux, by its first unit; 0 where there is none.
+
+    Raises:
+        UsageError: it is no ELF file, or a damaged one.
+        HostError: it may not be read.
+    """
+    with _opened(vmlinux) as stream:
+        elf = _elf(vmlinux, stream)
+        section = elf.get_section_by_name(".debug_info")
+        if not _has_bytes(section):
+            return 0
+        stream.seek(section["sh_offset"])
+        start = stream.read(min(section["sh_size"], _UNIT_SURELY))
+    if section["sh_flags"] & _SHF_COMPRESSED:
+        start = _unpacked(start)
+    # A unit begins with its length: of 64-bit DWARF by 0xffffffff and 8 bytes more; see DWARF 5, 7.5.1.
+    at = 12 if start.startswith(b"\xff\xff\xff\xff") else 4
+    return int.from_bytes(start[at : at + 2], "little")
 
 
 def check(image: Path, vmlinux: Path, *, force: bool = False) -> Proof:
@@ -292,6 +318,16 @@ def _bytes_of(stream: IO[bytes], section: Any) -> bytes:
         return b""
     stream.seek(section["sh_offset"])
     return stream.read(min(section["sh_size"], _LARGEST_RODATA))
+
+
+def _unpacked(section: bytes) -> bytes:
+    """Return how the content of a compressed section begins; see Elf64_Chdr in elf(5)."""
+    kind, packed = int.from_bytes(section[:4], "little"), section[24:]
+    if kind == 1:
+        return zlib.decompressobj().decompress(packed, 16)
+    import zstandard  # noqa: PLC0415 - rarely needed
+
+    return zstandard.ZstdDecompressor().stream_reader(packed).read(16)
 
 
 def _banner(rodata: bytes) -> str:

@@ -92,7 +92,7 @@ class TestBuiltin:
     def test_its_modules_are_in_its_initramfs(
         self, linux: Path, monkeypatch: pytest.MonkeyPatch, modules: list[tuple[Path | None, str]]
     ) -> None:
-        monkeypatch.setattr(builtin, "kernel", lambda: tree.kernel(linux))
+        monkeypatch.setattr(builtin, "kernel", lambda *, force: tree.kernel(linux, force=force))
         assert resolve("builtin").name == "builtin"
         assert modules == [(linux, kernelfiles.RELEASE)]
 

@@ -1,0 +1,237 @@
+"""Whether all that belongs to debugging a guest is there, and of one build: a table, nothing is started."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from vmdebug import kimage
+from vmdebug.errors import MismatchError
+from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
+from vmdebug.paths import holds
+from vmdebug.sources import kernelconfig, kernelmodules
+from vmdebug.sources.kernelconfig import Configuration
+from vmdebug.sources.kerneldev import why_unusable
+
+State = Literal["ok", "warning", "bad"]
+"""warning: something cannot be had, or cannot be told. bad: things do not belong together."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One thing that was looked at.
+
+    Args:
+        subject: What: "vmlinux".
+        state: Whether it is as it should be.
+        found: What there is.
+        reason: What shows its state; what to do where it is not ok.
+    """
+
+    subject: str
+    state: State
+    found: str
+    reason: str = ""
+
+
+RUNNER_NEEDS = {
+    "EXT4_FS": "ext4",
+    "VIRTIO_BLK": "virtio_blk",
+    "VIRTIO_PCI": "virtio_pci",
+    "9P_FS": "9p",
+    "NET_9P_VIRTIO": "9pnet_virtio",
+    "OVERLAY_FS": "overlay",
+}
+"""What a NixOS VM boots with, as options and as modules: of an overriding kernel the initrd has no modules.
+
+See nixos/modules/virtualisation/qemu-vm.nix: the root disk, the shared store and its writable layer.
+"""
+
+OWN_NEEDS = ("BLK_DEV_INITRD", "BINFMT_ELF", "SERIAL_8250_CONSOLE")
+"""What our initramfs needs to reach its shell."""
+
+
+def table(spec: LaunchSpec) -> tuple[Row, ...]:
+    """Return what is there for a guest.
+
+    Args:
+        spec: The guest, resolved by force: what does not match is a row, and no error.
+
+    Raises:
+        HostError: a file may not be read.
+    """
+    return tuple(_rows(spec))
+
+
+def _rows(spec: LaunchSpec) -> Iterator[Row]:
+    kernel = spec.kernel
+    configuration = kernelconfig.of(kernel)
+    yield _image(kernel)
+    yield _vmlinux(kernel)
+    yield _dwarf(kernel)
+    yield _scripts(kernel)
+    yield _constants(kernel, configuration)
+    yield _modules(kernel)
+    yield _source(kernel)
+    match spec.machine:
+        case RunnerMachine(kernel_override=True):
+            yield _runner_needs(kernel, configuration)
+        case RunnerMachine():
+            yield Row("built-ins", "ok", "none needed", "the guest's own kernel and initrd")
+        case _:
+            yield _own_needs(configuration)
+
+
+def _image(kernel: Kernel) -> Row:
+    says = kimage.read_image(kernel.image)
+    found = f"{kernel.image}, {kernel.origin}: {says.release or 'an unknown release'}"
+    if says.unread:
+        return Row("image", "warning", found, f"no build-id: {says.unread}")
+    of = f"of the kernel inside, {says.compression}"
+    if not says.build_id:
+        return Row("image", "warning", found, f"no build-id in the note {of}")
+    return Row("image", "ok", found, f"build-id {says.build_id}, {of}")
+
+
+def _vmlinux(kernel: Kernel) -> Row:
+    if kernel.vmlinux is None:
+        return Row("vmlinux", "warning", "none", "GDB will know addresses only; give it with --vmlinux")
+    found = f"{kernel.vmlinux}: {kimage.read_vmlinux(kernel.vmlinux).release or 'an unknown release'}"
+    try:
+        proof = kimage.check(kernel.image, kernel.vmlinux)
+    except MismatchError as error:
+        return Row("vmlinux", "bad", found, f"{error.message}; {error.hint}")
+    reasons = {
+        "build-id": f"build-id {kernel.build_id}, by its note: that of the image",
+        "banner": "the image's by version and build date; there is no build-id to compare",
+        "release": "the image's by its release alone; there is no build-id to compare",
+        "none": "nothing shows whether it is the image's",
+    }
+    state: State = "ok" if proof == "build-id" else "warning"
+    return Row("vmlinux", state, found, reasons[proof])
+
+
+def _dwarf(kernel: Kernel) -> Row:
+    version = kimage.dwarf_version(kernel.vmlinux) if kernel.vmlinux is not None else 0
+    if version:
+        return Row("DWARF", "ok", f"version {version}")
+    return Row(
+        "DWARF",
+        "warning",
+        "none",
+        "no source lines, types or arguments; build with CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y",
+    )
+
+
+def _scripts(kernel: Kernel) -> Row:
+    if kernel.gdb_scripts is not None:
+        return Row("gdb scripts", "ok", str(kernel.gdb_scripts))
+    why = why_unusable(kernel.vmlinux.parent) if kernel.vmlinux is not None else "there is no vmlinux"
+    return Row(
+        "gdb scripts", "warning", "none that can be loaded", f"{why}; `vmdebug kernel scripts` makes them"
+    )
+
+
+_SWITCH = re.compile(r"^LX_CONFIG_(\w+) = ([01])$", re.MULTILINE)
+
+
+def _constants(kernel: Kernel, configuration: Configuration | None) -> Row:
+    path = kernel.gdb_scripts / "scripts/gdb/linux/constants.py" if kernel.gdb_scripts is not None else None
+    if path is None or not holds(path.is_file):
+        return Row("constants.py", "warning", "none", "it comes with the gdb scripts")
+    if configuration is None:
+        return Row("constants.py", "warning", str(path), "no configuration is found to compare it with")
+    switches = _SWITCH.findall(path.read_text(errors="replace"))
+    other = [name for name, on in switches if (configuration.value(name) == "y") != (on == "1")]
+    if other:
+        return Row(
+            "constants.py",
+            "bad",
+            str(path),
+            f"made for another configuration: CONFIG_{other[0]} is {configuration.value(other[0])} in"
+            f" {configuration.origin}; run `make scripts_gdb` again",
+        )
+    return Row("constants.py", "ok", str(path), f"agrees with {configuration.origin}")
+
+
+def _modules(kernel: Kernel) -> Row:
+    there = kernelmodules.look(kernel)
+    if not there.count:
+        where = f"none in {kernel.modules}" if kernel.modules is not None else "none known of"
+        return Row("modules", "warning", where, "their symbols cannot be loaded")
+    found = f"{there.count} in {kernel.modules}"
+    if there.belong:
+        return Row("modules", "ok", found, f"vermagic {there.vermagic!r} is the kernel's")
+    if there.belong is None:
+        says = f"vermagic {there.vermagic!r} of {there.which}" if there.which else "no vermagic in them"
+        return Row("modules", "warning", found, f"{says}: nothing tells the kernel's own")
+    return Row(
+        "modules",
+        "bad",
+        found,
+        f"{there.which} is of another build: vermagic {there.vermagic!r}, the kernel's is"
+        f" {there.wanted!r}; build them with this kernel",
+    )
+
+
+_A_SOURCE = Path("init/main.c")
+
+
+def _source(kernel: Kernel) -> Row:
+    if kernel.source is None:
+        return Row("source", "warning", "none", "GDB will have no lines of code to show")
+    # Nix builds one level below: see kerneldev.
+    if any(holds((top / _A_SOURCE).is_file) for top in (kernel.source, kernel.source.parent)):
+        return Row("source", "ok", str(kernel.source))
+    return Row(
+        "source", "warning", str(kernel.source), f"there is no {_A_SOURCE} in it: not the whole source"
+    )
+
+
+def _runner_needs(kernel: Kernel, configuration: Configuration | None) -> Row:
+    if configuration is not None:
+        lacking = {
+            name: configuration.value(name) for name in RUNNER_NEEDS if configuration.value(name) != "y"
+        }
+        origin = configuration.origin
+    else:
+        built_in = kernelconfig.built_in(kernel)
+        if not built_in:
+            return _unknown(", ".join(RUNNER_NEEDS.values()))
+        lacking = {name: "not built in" for name, module in RUNNER_NEEDS.items() if module not in built_in}
+        origin = f"modules.builtin in {kernel.modules}"
+    if not lacking:
+        return Row("built-ins", "ok", ", ".join(RUNNER_NEEDS.values()), f"by {origin}")
+    return Row(
+        "built-ins",
+        "bad",
+        "lacking: " + ", ".join(f"{name}={value}" for name, value in lacking.items()),
+        f"the guest's initrd has modules of its own kernel only; build these in, =y (by {origin})",
+    )
+
+
+def _own_needs(configuration: Configuration | None) -> Row:
+    if configuration is None:
+        return _unknown(", ".join(OWN_NEEDS))
+    lacking = [name for name in OWN_NEEDS if configuration.value(name) != "y"]
+    if not lacking:
+        return Row("built-ins", "ok", ", ".join(OWN_NEEDS), f"by {configuration.origin}")
+    return Row(
+        "built-ins",
+        "warning",
+        "lacking: " + ", ".join(f"{name}={configuration.value(name)}" for name in lacking),
+        f"the guest will not reach its shell (by {configuration.origin})",
+    )
+
+
+def _unknown(wanted: str) -> Row:
+    return Row(
+        "built-ins",
+        "warning",
+        f"needed: {wanted}",
+        "no configuration is found: no .config beside the vmlinux, no config beside the image, no"
+        " CONFIG_IKCONFIG=y",
+    )

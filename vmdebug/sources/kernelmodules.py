@@ -1,0 +1,116 @@
+"""Whether modules belong to a kernel: by the vermagic that the kernel itself goes by.
+
+Rests on kernel/module (`same_magic`): the kernel refuses a module whose version magic, its
+release and the options that change the layout of modules, is not its own.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import mmap
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmdebug.guest import Kernel
+
+LOOKED_AT = 5
+"""How many modules are read: those of one build are all alike."""
+
+_VERMAGIC = re.compile(rb"vermagic=([^\0]{1,300})\0")
+_UNPACK: dict[str, Callable[[bytes], bytes]] = {
+    ".ko": bytes,
+    ".gz": gzip.decompress,
+    ".xz": lzma.decompress,
+    ".bz2": bz2.decompress,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """The modules in a directory.
+
+    Args:
+        count: How many there are.
+        vermagic: That of the first that is not the kernel's, else of the first one; "" where none says any.
+        which: The module that has it.
+        wanted: The kernel's own; its release alone where it says no more; "" where it says nothing.
+        belong: Whether those looked at are the kernel's; None where nothing tells.
+    """
+
+    count: int
+    vermagic: str = ""
+    which: Path | None = None
+    wanted: str = ""
+    belong: bool | None = None
+
+
+def look(kernel: Kernel) -> Modules:
+    """Look at the modules of a kernel; at a few of them, for those of one build are all alike."""
+    found = _files(kernel.modules) if kernel.modules is not None else []
+    said = {each: magic for each in found[:: max(1, len(found) // LOOKED_AT)] if (magic := vermagic(each))}
+    if not said:
+        return Modules(len(found))
+    wanted = _of_kernel(kernel)
+    if wanted:
+        module = next((each for each, magic in said.items() if magic != wanted), next(iter(said)))
+        return Modules(len(found), said[module], module, wanted, belong=said[module] == wanted)
+    ours = kernel.release
+    module = next((each for each, magic in said.items() if magic.split(" ")[0] != ours), next(iter(said)))
+    other = bool(ours) and said[module].split(" ")[0] != ours
+    return Modules(len(found), said[module], module, ours, belong=False if other else None)
+
+
+def vermagic(module: Path) -> str:
+    """Return the version magic of a module, packed or not; "" where it says none, or cannot be unpacked."""
+    unpack = _UNPACK.get(module.suffix, _zstd)
+    try:
+        content = unpack(module.read_bytes())
+    except (OSError, EOFError, ValueError, lzma.LZMAError):
+        return ""
+    found = _VERMAGIC.search(content)
+    return found[1].decode(errors="replace") if found else ""
+
+
+def _zstd(packed: bytes) -> bytes:
+    import zstandard  # noqa: PLC0415 - few modules are packed so
+
+    try:
+        return zstandard.ZstdDecompressor().stream_reader(packed).read()
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
+
+
+def _of_kernel(kernel: Kernel) -> str:
+    """Return the version magic that a kernel wants of its modules; "" where its vmlinux has none.
+
+    VERMAGIC_STRING of include/linux/vermagic.h: the release, then words, a blank behind each.
+    """
+    if kernel.vmlinux is None or not kernel.release or not kernel.vmlinux.stat().st_size:
+        return ""
+    magic = re.compile(rb"\0(" + re.escape(kernel.release.encode()) + rb" (?:[^\0 ]{1,60} ){1,9})\0")
+    with kernel.vmlinux.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = magic.search(content)
+        return found[1].decode(errors="replace") if found else ""
+
+
+def _files(directory: Path) -> list[Path]:
+    """Return all modules below a directory; a build tree has a list of them."""
+    order = directory / "modules.order"
+    if order.is_file():
+        named = [directory / line for line in order.read_text().split()]
+        return [each for path in named if (each := path.with_suffix(".ko")).is_file()]
+    found = []
+    for top, below, files in os.walk(directory):
+        below.sort()
+        below[:] = [name for name in below if name not in ("build", "source")]
+        found += [
+            Path(top, name)
+            for name in sorted(files)
+            if name.endswith((".ko", ".ko.gz", ".ko.xz", ".ko.zst", ".ko.bz2"))
+        ]
+    return found
