@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import IO, NoReturn
 
 from vmdebug.deadline import Deadline
@@ -69,14 +70,14 @@ class ProcessRef:
         # The first thread of a killed process can be a zombie while others still hold its files.
         return stat.state not in "ZX" or stat.threads > 1
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Send it a signal; nothing happens when it has ended."""
         with self._pidfd() as fd:
             if fd is not None:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, number)
 
-    def signal_group(self, number: signal.Signals) -> None:
+    def signal_group(self, number: Signals) -> None:
         """Send a signal to what is left of the process group that it led.
 
         A group outlives its leader, whose pid the kernel gives to nobody else meanwhile.
@@ -306,7 +307,7 @@ def tail(text: str, lines: int = TAIL_LINES) -> str:
     return "\n".join(text.rstrip().splitlines()[-lines:])
 
 
-def _signal_group(pgid: int, number: signal.Signals) -> None:
+def _signal_group(pgid: int, number: Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pgid, number)
 
