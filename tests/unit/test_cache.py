@@ -46,6 +46,23 @@ def test_not_ours_to_write(tmp_path: Path) -> None:
         cache.write(tmp_path / "file/inside", b"")
 
 
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    for age, name in enumerate(("new.x", "newer.y", "older.x", "oldest.x")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (100 - age, 100 - age))
+    cache.keep_newest(tmp_path, "*.x", 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.x", "newer.y", "older.x"]
+
+
+def test_what_is_used_becomes_the_newest(tmp_path: Path) -> None:
+    assert not cache.used(tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+    (tmp_path / "file").touch()
+    os.utime(tmp_path / "file", (1, 1))
+    assert cache.used(tmp_path / "file")
+    assert cache.touched(tmp_path / "file") > 1e18
+
+
 def test_space_is_looked_at_before_a_long_step(tmp_path: Path) -> None:
     cache.check_space(tmp_path / "not/there/yet", 1)
     with pytest.raises(HostError, match="not enough space") as caught:

@@ -45,6 +45,42 @@ def write(path: Path, data: bytes) -> None:
             raise
 
 
+def used(path: Path) -> bool:
+    """Return whether a file is there, and note that it was used now, for `keep_newest`.
+
+    Raises:
+        HostError: the cache is not ours to write.
+    """
+    with writing(path.parent):
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def keep_newest(where: Path, pattern: str, count: int) -> None:
+    """Delete the files of a directory that have not been touched for longest.
+
+    Args:
+        where: The directory.
+        pattern: Which files of it, as for `glob`.
+        count: How many stay.
+    """
+    with writing(where):
+        oldest_last = sorted(where.glob(pattern), key=touched, reverse=True)
+        for path in oldest_last[count:]:
+            path.unlink(missing_ok=True)
+
+
+def touched(path: Path) -> int:
+    """Return a file's time of change, in ns; 0 when another process has just deleted it."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 @contextlib.contextmanager
 def lock(path: Path, what: str, report: Report, deadline: Deadline) -> Iterator[None]:
     """Be the only process that makes `path`, while the block runs.

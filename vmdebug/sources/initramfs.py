@@ -34,6 +34,9 @@ _PACKAGE = "busybox-static"
 _FORMAT = 1
 """Raised when equal inputs must give another archive than before."""
 
+_KEPT = 8
+"""Archives that stay in the cache, the last used ones; QEMU reads its own only when it starts."""
+
 _HERE = Path(__file__).parent
 _DIRECTORIES = ("dev", "mnt", "proc", "root", "run", "sys", "tmp")
 _NODES = (
@@ -66,12 +69,13 @@ def build(*, modules: Path | None = None, release: str = "", deadline: Deadline)
     program = busybox.read_bytes()
     files = [*_scripts(), *_modules(modules, release)]
     target = cache.directory("initramfs") / f"{_key(program, files)}.cpio"
-    if target.is_file():
+    if cache.used(target):
         return target
     check_static(busybox)
     entries = [*files, *_NODES, *map(cpio.directory, _DIRECTORIES)]
     entries += [cpio.file("bin/busybox", program, 0o755), *_applets(busybox, deadline)]
     cache.write(target, cpio.archive(entries))
+    cache.keep_newest(target.parent, "*.cpio", _KEPT)
     return target
 
 

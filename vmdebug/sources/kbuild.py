@@ -128,7 +128,7 @@ def built(source: Path | None = None, *, fragments: Sequence[str] = BUILTIN) -> 
     """
     wanted = source.expanduser().resolve() if source else None
     records = cache.directory("kernel").glob(f"*/{_RECORD}")
-    for path in sorted(records, key=_mtime, reverse=True):
+    for path in sorted(records, key=cache.touched, reverse=True):
         found = _read(path)
         if found and found.fragments == tuple(fragments) and wanted in (None, found.origin):
             return found
@@ -174,7 +174,7 @@ def build(
     with cache.lock(plan.directory, _WHAT, report, deadline):
         found = _read(record)
         if found and not origin.changes:
-            record.touch()
+            cache.used(record)
             return found
         tree = ksource.unpacked(origin, report=report, deadline=deadline)
         cache.check_space(plan.directory.parent, NEEDED)
@@ -346,13 +346,6 @@ def _total(fragments: tuple[str, ...]) -> int | None:
 def _compiled(directory: Path) -> int:
     # Kbuild writes one beside each object when that is done, see scripts/basic/fixdep.c.
     return sum(1 for _ in directory.rglob(".*.o.cmd"))
-
-
-def _mtime(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:  # a build that begins takes its record away
-        return 0
 
 
 def _cpu_seconds() -> float:
