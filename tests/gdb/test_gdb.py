@@ -510,15 +510,15 @@ def test_a_vmlinux_of_any_name(program: Path, tmp_path: Path) -> None:
 
 
 def test_kernel_scripts_are_sourced_and_broken_ones_noted(program: Path, tmp_path: Path) -> None:
-    script = tmp_path / "vmlinux-gdb.py"
-    script.write_text("import gdb; gdb.set_convenience_variable('sourced', 1)")
+    parts = tmp_path / "scripts" / "gdb" / "linux"
+    parts.mkdir(parents=True)
+    (tmp_path / "vmlinux-gdb.py").write_text("import linux.good\nimport linux.bad\n")
+    (parts / "__init__.py").touch()
+    (parts / "good.py").write_text("import gdb; gdb.set_convenience_variable('sourced', 1)")
+    (parts / "bad.py").write_text("import nosuch")
     with Gdb.start(program, tmp_path, deadline=soon()) as gdb:
         assert gdb.evaluate("$sourced") == "1"
-        assert gdb.notes == []
-    script.write_text("import nosuch")
-    with Gdb.start(program, tmp_path, deadline=soon()) as gdb:
-        assert len(gdb.notes) == 1
-        assert str(script) in gdb.notes[0]
+        assert gdb.notes == ["kernel GDB scripts without linux.bad: No module named 'nosuch'"]
 
 
 def test_nobody_at_the_endpoint(unconnected: Gdb, directory: Path) -> None:

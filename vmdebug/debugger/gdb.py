@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import breakpoints, mi, refused, stop, transport
+from vmdebug.debugger import breakpoints, mi, refused, stop, trace, transport
 from vmdebug.debugger.breakpoints import Breakpoint
 from vmdebug.debugger.control import STOP_SECONDS, Control
 from vmdebug.debugger.identity import Identity, Verdict, Wanted
@@ -88,7 +88,7 @@ class Gdb(Control):
             if vmlinux is not None:
                 gdb._load(vmlinux, deadline)
             if scripts is not None:
-                gdb._source(scripts / "vmlinux-gdb.py", deadline)
+                gdb._source(scripts, deadline)
         except BaseException:
             gdb.close()
             raise
@@ -237,6 +237,40 @@ class Gdb(Control):
             GdbError: GDB refused it.
         """
         return self._insert(breakpoints.watch(expression, access=access), expression)
+
+    def trace(
+        self,
+        where: str | Sequence[trace.Probe],
+        *,
+        args: Sequence[str] = (),
+        when: str = "",
+        count: int | None = None,
+        backtrace: bool = False,
+        ret: bool = False,
+    ) -> trace.Trace:
+        """Return a trace, collected inside GDB: a sequence of hits, and a context manager.
+
+        The guest runs inside the block and is left as it was found.
+
+        Args:
+            where: A symbol, file:line, `*expression`; or several with their own expressions.
+            args: Expressions to note at each hit, in the language of the place.
+            when: Condition, in the same language.
+            count: How many hits; later ones are passed over.
+            backtrace: Whether to note the frames.
+            ret: Whether to note what the function returns, which takes a second stop a hit.
+
+        Raises:
+            GdbError: by the block's begin: there is no such place.
+            StateError: likewise: GDB isn't attached.
+        """
+        probes = (trace.Probe(where, tuple(args)),) if isinstance(where, str) else tuple(where)
+        wanted = trace.Wanted(probes, when, count, backtrace, ret)
+        return trace.Trace(self, self._tell, self._breakpoints, wanted)
+
+    def resume(self) -> None:
+        """Set the guest running; raises as `cont` does."""
+        self.cont(wait=False)
 
     def delete(self, breakpoint: Breakpoint) -> None:  # noqa: A002 - the word of the field
         """Take a breakpoint out; nothing happens when GDB has it no more, or has no guest any more."""
@@ -389,14 +423,10 @@ class Gdb(Control):
                 hint="give the kernel's vmlinux, an ELF file with debug information: --vmlinux FILE",
             ) from error
 
-    def _source(self, script: Path, deadline: Deadline) -> None:
-        try:
-            # GDB takes a Python script that raises for a success, and says so only in passing.
-            log = self._execute(f"-interpreter-exec console {mi.quote(f'source {script}')}", deadline).log
-        except GdbError as error:
-            log = error.words or error.message
-        if log:
-            self.notes.append(f"the kernel's GDB scripts do not work: {script}: {log.splitlines()[-1]}")
+    def _source(self, scripts: Path, deadline: Deadline) -> None:
+        for command in ("python import vmd_scripts; vmd_scripts.Scripts()", f"vmd-scripts {scripts}"):
+            answer = self._execute(f"-interpreter-exec console {mi.quote(command)}", deadline)
+            self.notes.extend(answer.log.splitlines())
 
     def _insert(self, command: str, where: str) -> Breakpoint:
         self._need("a breakpoint", *_STANDING, State.RUNNING)
@@ -416,6 +446,12 @@ class Gdb(Control):
 
     def _ask(self, command: str) -> Answer:
         return self._execute(command, Deadline.after(COMMAND_SECONDS))
+
+    def _tell(self, command: str) -> Mapping[str, Any]:
+        try:
+            return self._ask(command).payload
+        except GdbError as error:
+            raise refused.planting(error, "a trace") from error
 
     def _selected_thread(self) -> Thread:
         return Thread(int(self.evaluate("$_thread")))
