@@ -145,18 +145,39 @@ def test_a_command_that_no_shell_takes(command: str | list[str]) -> None:
         framing.shell_text(command)
 
 
-def test_a_log_reads_without_the_conversations() -> None:
-    log = (
-        b"[    1.000000] booting\r\n~ # \x05\x15 sh -c '_a=0123456789;f(){ ...'\r\n_0123456789:r.\r\n0022\r\n"
-        b"_0123456789:o.\r\nH4sI[    2.000000] usb: new device\r\nAAAA\r\n_0123456789:s0.\r\nexit\r\n"
-        b"_0123456789:z.\r\n~ # ls\r\n"
-    )
-    assert framing.readable(log) == (
-        b"[    1.000000] booting\r\n[    2.000000] usb: new device\r\n~ # ls\r\n"
+END = (
+    b"0022\r\n_0123456789:o.\r\nH4sI[    2.000000] usb\r\nA=\r\n_0123456789:s0.\r\nexit\r\n_0123456789:z.\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "left"),
+    [
+        (
+            b"~ # \x05\x15 sh -c '_a=0123456789;f(){ ...'\r\n_0123456789:r.\r\n" + END,
+            b"[    2.000000] usb\r\n",
+        ),
+        (b"~ #  sh -c '_<{ echo\r\x1b[4mdone'\r\n_0123456789:r.\r\n0022\r\n_0123456789:z.\r\n", b""),
+        (
+            b"~ #  sh -c '_a=0123456789;f(){ ...'\r\n_0123456789:r.\r\n[    2.000000] usb\r\nAAA",
+            b"[    2.000000] usb\r\n",
+        ),
+        (b"~ #  sh -c '_a=0123456789;f(){\r\n", b""),
+        (b'~ #  echo _0123456789"":1.\r\n_0123456789:1.\r\n', b""),
+        (b'~ #  ${vmd-echo _0123456789"":}12.\r\n_0123456789:12.\r\n', b""),
+    ],
+)
+def test_a_log_reads_without_what_exec_said(log: bytes, left: bytes) -> None:
+    assert framing.readable(b"booting\r\n" + log) == b"booting\r\n" + left
+    assert framing.readable(b"booting\r\n" + log + b"_:#\r\n").startswith(b"booting\r\n" + left)
+
+
+def test_a_log_that_starts_in_a_conversation_reads_from_its_end() -> None:
+    assert framing.readable(END + b"~ # ls\r\n" + END.replace(b"H4", b"H5")) == (
+        b"[    2.000000] usb\r\n~ # ls\r\n" + END.replace(b"H4", b"H5")
     )
 
 
-def test_a_log_reads_without_a_conversation_that_goes_on() -> None:
-    assert framing.readable(b"hi\r\n~ #  sh -c '_a=0123456789;f(){\r\n[    2.000000] usb\r\nAAA") == (
-        b"hi\r\n[    2.000000] usb\r\n"
-    )
+def test_a_log_of_others_reads_as_it_is() -> None:
+    log = b"~ # sh -c 'echo _a'\r\n_a\r\n[    2.000000] usb: new\r\n~ # ls\r\n"
+    assert framing.readable(log) == log

@@ -76,7 +76,7 @@ def start(token: str) -> str:
 # The files are ours alone; whatever ends the agent removes them; `are_you_there` uses $vmd.
 PREPARE = (
     '_k=_$_a: vmd="echo ${_k}t";umask 77\n'
-    "trap 'rm -f \"$_d\".?;echo ${_k}z.' 0;trap exit 2\n"
+    "trap 'rm -f \"$_d\".?;echo ${_k}z.' 0;trap exit 1 2\n"
     f'for _d in {DIRECTORIES};do _d=$_d/vmdebug-$_a;{{ :;}}>"$_d.o">"$_d.e"&&break;done'
     # It stays, so that the shell behind it gets none of the lines that follow.
     "||{ echo ${_k}d.;while read -r _l;do :;done;}\n"
@@ -377,12 +377,20 @@ class Denoiser:
 _LONGEST = 2048
 """Bytes of the longest kernel line with its prefix; twice LOG_LINE_MAX."""
 
-_RUN = re.compile(rb"[^\n]*? sh -c '_a=([0-9a-f]{10});.*?(?:_\1:z\.\r?\n|\Z)", re.DOTALL)
+# A line editor may show only the end of the line that starts an agent, and a log's end may
+# start in the middle of a conversation.
+_OURS = re.compile(
+    rb"\A(?:(?!_[0-9a-f]{10}:r\.).)*?_[0-9a-f]{10}:z\.\r?\n"
+    rb"|^(?:[^\n]*sh -c '_[^\n]*\n)?[^\n]*_(?P<run>[0-9a-f]{10}):r\..*?(?:_(?P=run):z\.\r?\n|\Z)"
+    rb"|^[^\n]*sh -c '_a=[0-9a-f]{10};[^\n]*(?:\n|\Z)"
+    rb"|^[^\n]*_[0-9a-f]{10}(?:\"\":\}?|:)\d+\.\r?\n",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 def readable(log: bytes) -> bytes:
-    """Return a console's log without the conversations of `exec`, whose kernel messages stay."""
-    return _RUN.sub(_noise_of, log)
+    """Return a console's log without what we said and were answered; kernel messages among it stay."""
+    return _OURS.sub(_noise_of, log)
 
 
 def _noise_of(match: re.Match[bytes]) -> bytes:
