@@ -333,8 +333,8 @@ def test_a_person_interrupts_with_ctrl_c_and_quitting_lets_the_guest_run_on(
 ) -> None:
     machine, gdb = terminal
     assert machine.status() == "paused"
-    gdb.sendline("continue")
-    gdb.expect("Continuing")
+    # QEMU passes over a Ctrl-C that comes before it has the guest running.
+    machine.wait_event("RESUME", act=lambda: gdb.sendline("continue"), deadline=Deadline.after(30))
     gdb.sendintr()
     gdb.expect("Program received signal SIGINT")
     gdb.expect(PROMPT)
