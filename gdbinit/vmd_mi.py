@@ -13,6 +13,7 @@ from collections.abc import Callable
 import gdb
 import vmd_early
 import vmd_identity
+import vmd_trace
 import vmd_value
 
 
@@ -63,4 +64,7 @@ COMMANDS = (
     Command("-vmd-prove", vmd_identity.prove),
     Command("-vmd-await", vmd_early.await_kernel),
     Command("-vmd-awaited", vmd_early.awaited),
+    Command("-vmd-trace-start", vmd_trace.start),
+    Command("-vmd-trace-take", vmd_trace.take),
+    Command("-vmd-trace-end", vmd_trace.end),
 )

@@ -19,6 +19,7 @@ VERBS = {
     "log": "Print a VM's serial log.",
     "console": "Talk to a VM's serial line; Ctrl-] leaves.",
     "exec": "Run a command in a guest's shell.",
+    "trace": "Print what kernel functions are called with, while the guest runs.",
     "run": "Run a script's main(session) on a guest.",
     "kernel": "Build the builtin kernel; make GDB scripts for any kernel.",
     "doctor": "Say what this machine lacks, and how to get it.",

@@ -1,0 +1,85 @@
+"""Traces of a kernel that runs: nothing is lost, and the guest goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from vmdebug import process, session, vm
+from vmdebug.deadline import Deadline
+from vmdebug.debugger.runstate import State
+from vmdebug.guest import LaunchSpec
+from vmdebug.session import DebugSession
+
+SECONDS = 120.0
+HITS = 500
+
+
+def soon() -> Deadline:
+    return Deadline.after(SECONDS)
+
+
+@pytest.fixture
+def attached(builtin: LaunchSpec) -> Iterator[DebugSession]:
+    """A session on the builtin guest at its shell."""
+    machine = vm.launch(builtin, bound=True, deadline=soon())
+    with DebugSession(machine, owned=True) as made:
+        made.console.wait_ready(soon())
+        yield made
+
+
+def dd(count: int) -> str:
+    return f"dd if=/dev/zero of=/dev/null bs=1 count={count}"
+
+
+def test_no_hit_is_lost(attached: DebugSession) -> None:
+    with attached.gdb.trace("vfs_read", args=["count", "file->f_path.dentry->d_iname"]) as hits:
+        attached.exec(dd(HITS), timeout=SECONDS, check=True)
+    assert attached.gdb.stopped
+    by_dd = [hit for hit in hits if hit.args["file->f_path.dentry->d_iname"] == "zero"]
+    assert [hit.args["count"] for hit in by_dd] == [1] * HITS
+    assert {hit.task.comm for hit in by_dd if hit.task} == {"dd"}
+    assert len({hit.task for hit in by_dd}) == 1
+    times = [hit.time for hit in hits]
+    assert times == sorted(times)
+    guest_times = [hit.guest_time for hit in hits if hit.guest_time is not None]
+    assert len(guest_times) == len(hits)
+    assert guest_times == sorted(guest_times)
+    attached.gdb.cont(wait=False)
+    assert attached.exec("echo on").stdout == "on\n"
+
+
+def test_condition_count_backtrace_and_what_is_returned(attached: DebugSession) -> None:
+    gdb = attached.gdb
+    gdb.cont(wait=False)
+    condition = 'count == 7 && $_streq((char *)file->f_path.dentry->d_iname, "zero")'
+    with gdb.trace("vfs_read", args=["count"], when=condition, count=3, backtrace=True, ret=True) as hits:
+        attached.exec("dd if=/dev/zero of=/dev/null bs=7 count=20", timeout=SECONDS, check=True)
+    assert gdb.state is State.RUNNING
+    assert hits.full
+    assert [(hit.args["count"], hit.ret) for hit in hits] == [(7, 7)] * 3
+    assert [call.function for call in hits[0].backtrace][:2] == ["vfs_read", "ksys_read"]
+    assert attached.exec("echo on").stdout == "on\n"
+
+
+def test_ctrl_c_leaves_a_guest_that_runs(builtin: LaunchSpec) -> None:
+    machine = vm.launch(builtin, bound=True, deadline=soon())
+    with session.attach(machine.name) as other:
+        other.console.wait_ready(soon())
+        argv = [sys.executable, "-m", "vmdebug.cli", "trace", "vfs_read:count", "--json"]
+        tracer = process.start(argv, stdout=process.PIPE)
+        assert tracer.stdout is not None
+        with tracer, tracer.stdout as lines:
+            other.console.sendline("while :; do read line < /proc/uptime; done")
+            first = json.loads(lines.readline())
+            os.kill(tracer.pid, signal.SIGINT)
+            rest = [json.loads(line) for line in lines]
+        assert tracer.returncode == 0
+        assert all("count" in hit["args"] for hit in [first, *rest])
+        assert machine.status() == "running"
+    machine.stop(force=True, deadline=soon())

@@ -1,0 +1,147 @@
+"""Traces: hits from recorded batches, what the words ask for, where a function is left."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from vmdebug.debugger import trace
+from vmdebug.debugger.breakpoints import Breakpoint
+from vmdebug.debugger.runstate import State
+from vmdebug.debugger.stop import Stop, Thread, frame
+from vmdebug.debugger.trace import Call, Hit, Probe, Task, Trace, Wanted
+from vmdebug.errors import GdbError, UsageError
+
+READ = Probe("vfs_read", ("count", "file->f_flags"))
+NOTED = [0, 0.25, 1.5, 1, [45, "dd"], [1, None], [["vfs_read", 4096, "/src/read_write.c", 454]], -11]
+HIT = Hit(
+    symbol="vfs_read",
+    args={"count": 1, "file->f_flags": None},
+    time=0.25,
+    guest_time=1.5,
+    cpu=1,
+    task=Task(45, "dd"),
+    backtrace=(Call("vfs_read", 4096, "/src/read_write.c", 454),),
+    ret=-11,
+)
+
+
+def packed(what: Any) -> str:
+    return base64.b64encode(json.dumps(what).encode()).decode()
+
+
+def batch(*noted: Any, full: bool = False) -> dict[str, str]:
+    return {"full": str(int(full)), "hits": packed(noted)}
+
+
+BEGUN = {"trace": "3", "numbers": "-7,-8", "notes": packed(["that is all"])}
+
+
+class Runner:
+    """A guest whose running and stopping is written down."""
+
+    def __init__(self, state: State, *answers: Mapping[str, Any]) -> None:
+        self.state = state
+        self.did: list[str] = []
+        self._answers = list(answers)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self.did.append("hold")
+        yield
+        self.did.append("let go")
+
+    def resume(self) -> None:
+        self.did.append("resume")
+        self.state = State.RUNNING
+
+    def interrupt(self) -> Stop:
+        self.did.append("interrupt")
+        self.state = State.STOPPED
+        return Stop("signal-received", Thread(1), frame({}, Thread(1)))
+
+    def ask(self, command: str) -> Mapping[str, Any]:
+        self.did.append(" ".join(command.split()[:2]) if "start" not in command else "start")
+        return self._answers.pop(0)
+
+    def trace(self, planted: dict[int, Breakpoint]) -> Trace:
+        return Trace(self, self.ask, planted, Wanted((READ,)))
+
+
+def test_a_batch_as_hits() -> None:
+    bare = [0, 1, None, 0, None, [2, "x"], [], None]
+    assert trace.decode(packed([NOTED, bare]), [READ]) == [
+        HIT,
+        Hit("vfs_read", {"count": 2, "file->f_flags": "x"}, 1.0, None, 0, None),
+    ]
+
+
+def test_a_stopped_guest_runs_inside_the_block_only() -> None:
+    runner = Runner(State.STOPPED, BEGUN, batch(NOTED), batch(NOTED, full=True))
+    planted: dict[int, Breakpoint] = {}
+    with runner.trace(planted) as hits:
+        assert hits.take() == [HIT]
+        assert not hits.full
+        assert sorted(planted) == [-8, -7]
+        assert hits.notes == ("that is all",)
+    assert runner.did == [
+        "hold", "start", "let go", "resume",
+        "-vmd-trace-take 3",
+        "interrupt", "hold", "-vmd-trace-end 3", "let go",
+    ]  # fmt: skip
+    assert list(hits) == [HIT, HIT]
+    assert hits.full
+    assert planted == {}
+
+
+def test_a_running_guest_runs_on() -> None:
+    runner = Runner(State.RUNNING, BEGUN, batch())
+    with runner.trace({}) as hits:
+        pass
+    assert len(hits) == 0
+    assert runner.did == ["hold", "start", "let go", "hold", "-vmd-trace-end 3", "let go"]
+
+
+def test_a_guest_that_died_leaves_what_it_gave() -> None:
+    runner = Runner(State.RUNNING, BEGUN, batch(NOTED))
+    with runner.trace({}) as hits:
+        runner.state = State.GONE
+    assert hits[:] == [HIT]
+    assert runner.did[-1] == "-vmd-trace-end 3"
+
+
+def test_a_guest_that_cannot_be_resumed_keeps_no_breakpoints() -> None:
+    class Stuck(Runner):
+        def resume(self) -> None:
+            raise GdbError("it does not run")
+
+    runner = Stuck(State.STOPPED, BEGUN, batch())
+    planted: dict[int, Breakpoint] = {}
+    with pytest.raises(GdbError, match="does not run"), runner.trace(planted):
+        pass
+    assert runner.did[-2:] == ["-vmd-trace-end 3", "let go"]
+    assert planted == {}
+
+
+@pytest.mark.parametrize(
+    ("word", "where", "args"),
+    [
+        ("vfs_read", "vfs_read", ()),
+        ("vfs_read:count,file->f_flags", "vfs_read", ("count", "file->f_flags")),
+        ("f:max(a,b),c[1,2]", "f", ("max(a,b)", "c[1,2]")),
+        ("fs/read_write.c:454", "fs/read_write.c:454", ()),
+        ("fs/read_write.c:454:count, pos", "fs/read_write.c:454", ("count", "pos")),
+    ],
+)
+def test_words(word: str, where: str, args: tuple[str, ...]) -> None:
+    assert trace.parse([word]) == (Probe(where, args),)
+
+
+def test_a_word_without_a_place() -> None:
+    with pytest.raises(UsageError, match="names no place"):
+        trace.parse([":count"])

@@ -1,0 +1,212 @@
+"""`vmdebug trace`: what functions are called with, a line a call, while the guest runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vmdebug.cli import render, verb
+from vmdebug.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmdebug.debugger.gdb import Gdb
+    from vmdebug.debugger.trace import Hit, Probe, Trace
+
+FETCH_SECONDS = 0.1
+"""How often the hits are fetched and printed."""
+
+app = verb.new_app()
+
+
+@app.command(
+    epilog=verb.examples(
+        "vmdebug trace vfs_read:count --count 10",
+        "vmdebug trace base-nixos do_sys_openat2:dfd,how->flags --when 'dfd == -100' --ret",
+        "vmdebug trace schedule --backtrace --format chrome > trace.json   # for Perfetto",
+    ),
+)
+def trace(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME] SYMBOL[:EXPR,…]…", help="Which VM, where several run; the functions."),
+    ],
+    *,
+    when: Annotated[
+        str, typer.Option(metavar="COND", help="Only where this holds, in the function's language.")
+    ] = "",
+    count: Annotated[int | None, typer.Option(metavar="N", min=1, help="End after N hits.")] = None,
+    backtrace: Annotated[bool, typer.Option("--backtrace", help="Show who called.")] = False,
+    ret: Annotated[bool, typer.Option("--ret", help="Show what is returned.")] = False,
+    timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="End after S seconds.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="text|json|chrome", help="How hits are printed.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json: a line a hit.")] = False,
+) -> None:
+    """Print what kernel functions are called with, while the guest runs.
+
+    A line a call, collected inside GDB. Ctrl-C, --count and --timeout end it; then GDB
+    lets go of the guest.
+    """
+    if as_json and form not in (None, "json"):
+        raise UsageError(f"--json and --format {form} cannot both be given", hint="leave one of them out")
+    chosen = "json" if as_json else form or "text"
+    if chosen not in FORMATS:
+        raise UsageError(f"there is no format {chosen!r}", hint=f"it is one of {', '.join(FORMATS)}")
+    from vmdebug import session
+
+    name, probes = _places(words)
+    with session.attach(name) as attached, interrupts() as over:
+        gdb = attached.gdb
+        hits = gdb.trace(probes, when=when, count=count, backtrace=backtrace, ret=ret)
+        put_batches(FORMATS[chosen](), batches(gdb, hits, over, timeout))
+    for note in (*gdb.notes, *hits.notes):
+        render.tell(note)
+    render.tell(f"{len(hits)} hit{'' if len(hits) == 1 else 's'}")
+
+
+def _places(words: Sequence[str]) -> tuple[str | None, tuple[Probe, ...]]:
+    """Return the VM that is named, None for the only one, and the places."""
+    from vmdebug import vm
+    from vmdebug.debugger import trace as tracing
+
+    named = len(words) > 1 and words[0] in vm.names()
+    return words[0] if named else None, tracing.parse(words[1:] if named else words)
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into an event for the block: what is collected must not be torn."""
+    over = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        over.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield over
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def batches(gdb: Gdb, hits: Trace, over: threading.Event, timeout: float | None) -> Iterator[Sequence[Hit]]:
+    """Run the trace and give its hits as they come.
+
+    Args:
+        gdb: Whose trace it is.
+        hits: The trace, not yet begun.
+        over: Ends it.
+        timeout: Seconds after which it ends; None for no limit.
+    """
+    from vmdebug.deadline import Deadline
+    from vmdebug.debugger.runstate import State
+
+    deadline = Deadline.after(timeout if timeout is not None else threading.TIMEOUT_MAX)
+    given = 0
+    with hits:
+        while not (over.is_set() or hits.full or deadline.passed):
+            over.wait(FETCH_SECONDS)
+            fresh = hits.take()
+            given += len(fresh)
+            yield fresh
+            if gdb.state is not State.RUNNING:
+                render.tell(f"the guest is {gdb.state}")
+                break
+    # What came since, and calls that have not returned.
+    yield hits[given:]
+
+
+class Text:
+    """A line a hit, its backtrace below it."""
+
+    begin = end = ""
+
+    def lines(self, hit: Hit) -> Iterator[str]:
+        """Give a hit's lines."""
+        who = f"{hit.task.comm}:{hit.task.pid}" if hit.task is not None else "?"
+        args = " ".join(f"{name}={shown(value)}" for name, value in hit.args.items())
+        ret = "" if hit.ret is None else f"= {hit.ret}"
+        yield f"{hit.time:12.6f}  cpu{hit.cpu}  {who:<20}  {hit.symbol}  {args}  {ret}".rstrip()
+        for level, call in enumerate(hit.backtrace):
+            place = f" at {call.file}:{call.line}" if call.file else ""
+            yield f"{'':14}#{level:<3}{call.function or hex(call.pc)}{place}"
+
+
+class Json:
+    """An object a hit, a line each."""
+
+    begin = end = ""
+
+    def lines(self, hit: Hit) -> Iterator[str]:
+        """Give a hit's line."""
+        import msgspec
+
+        yield msgspec.json.encode(hit).decode()
+
+
+class Chrome:
+    """The Trace Event Format that Perfetto and chrome://tracing read: an array of instant events.
+
+    A task is a thread there. The array may end anywhere, so that a trace that is cut short is one.
+    """
+
+    begin = "["
+    end = '{"name":"process_name","ph":"M","pid":1,"args":{"name":"the guest"}}]'
+
+    def __init__(self) -> None:
+        self._named: dict[int, str] = {}
+
+    def lines(self, hit: Hit) -> Iterator[str]:
+        """Give a hit's events: a new name of a task, and the hit."""
+        pid, comm = (hit.task.pid, hit.task.comm) if hit.task is not None else (0, "?")
+        if self._named.get(pid) != comm:
+            self._named[pid] = comm
+            yield self._event(name="thread_name", ph="M", tid=pid, args={"name": comm})
+        more: dict[str, Any] = {"cpu": hit.cpu, "guest_time": hit.guest_time}
+        more |= {} if hit.ret is None else {"ret": hit.ret}
+        more |= (
+            {"backtrace": [call.function or hex(call.pc) for call in hit.backtrace]} if hit.backtrace else {}
+        )
+        microseconds = round(hit.time * 1e6, 3)
+        yield self._event(name=hit.symbol, ph="i", s="t", ts=microseconds, tid=pid, args={**hit.args, **more})
+
+    def _event(self, **event: Any) -> str:
+        return json.dumps({**event, "pid": 1}) + ","
+
+
+FORMATS: dict[str, type[Text | Json | Chrome]] = {"text": Text, "json": Json, "chrome": Chrome}
+
+
+def shown(value: float | str | None) -> str:
+    """Return a value as the text format has it: addresses in hexadecimal, strings in quotes."""
+    if value is None:
+        return "?"
+    if isinstance(value, int) and value >= _ADDRESSES:
+        return hex(value)
+    return json.dumps(value)
+
+
+_ADDRESSES = 1 << 47
+"""Numbers from here on are the kernel's addresses, or make no sense in decimal."""
+
+
+def put_batches(form: Text | Json | Chrome, given: Iterable[Sequence[Hit]]) -> None:
+    """Print hits as they come; each batch is flushed, for whoever reads along."""
+    if form.begin:
+        render.put(form.begin)
+    for batch in given:
+        for hit in batch:
+            for line in form.lines(hit):
+                render.put(line)
+        sys.stdout.flush()
+    if form.end:
+        render.put(form.end)
