@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
 import platformdirs
 
 from vmdebug.deadline import Deadline
@@ -95,6 +94,8 @@ def lock(path: Path, what: str, report: Report, deadline: Deadline) -> Iterator[
         DeadlineError: the other one took too long.
         HostError: the cache is not ours to write.
     """
+    import filelock  # noqa: PLC0415 - 10 ms, and only for what is built
+
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         held = filelock.FileLock(path.with_name(f"{path.name}.lock"))

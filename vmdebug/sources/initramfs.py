@@ -15,9 +15,6 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
@@ -85,6 +82,9 @@ def check_static(busybox: Path) -> None:
     Raises:
         HostError: it names a dynamic loader (PT_INTERP, see elf(5)), or is no ELF file.
     """
+    from elftools.common.exceptions import ELFError  # noqa: PLC0415 - 30 ms, and seldom needed
+    from elftools.elf.elffile import ELFFile  # noqa: PLC0415 - as above
+
     hint = f"install a static one: apt install {_PACKAGE}"
     try:
         with busybox.open("rb") as stream:
