@@ -19,8 +19,7 @@ Three things carry it through a busy console:
 - No answer can be mistaken: TOKEN is typed only behind `_a=`, so an echo never
   shows `_TOKEN:`, and `_`, `.` and `:` are not in base64's alphabet.
 - Kernel messages land between any two bytes, but come whole, from their time
-  stamp to their newline, which `Denoiser` takes out: the serial port's lock is
-  held for a record (serial8250_console_write in drivers/tty/serial/8250/8250_port.c).
+  stamp to their newline, which `noise.Denoiser` takes out.
 - What else lands in the data shows, because gzip checks its own content; then
   blocks are asked for (`BLOCKS`), each with its digest, smaller ones where it fails.
 
@@ -37,9 +36,10 @@ import secrets
 import shlex
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vmdebug.errors import UsageError
+from vmdebug.vm.noise import Denoiser
 
 LINE = 480
 """Bytes of a typed line: below the smallest line editor of a busybox, 512."""
@@ -331,51 +331,6 @@ def _unbase64(sent: bytes) -> bytes | None:
     except binascii.Error:
         return None
 
-
-_NOISE = re.compile(
-    rb"(?:<\d{1,3}>)?\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? [^\n]*\n"
-    rb"|\*\* \d+ printk messages dropped \*\*[^\n]*\n"
-)
-_PERHAPS = re.compile(rb"[<[*]")
-
-
-@dataclass(slots=True)
-class Denoiser:
-    """Takes kernel messages out of a stream, wherever they land in it.
-
-    `print_prefix` of kernel/printk/printk.c writes what starts them. None of its
-    characters is in an answer, so an answer never waits for more to come.
-
-    Args:
-        noise: The messages taken out so far, whole lines.
-    """
-
-    noise: list[bytes] = field(default_factory=list)
-    held: bytes = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """Return what of the stream is no kernel message; the start of a possible one is held back."""
-        text, self.held = self.held + data, b""
-        clean = []
-        at = 0
-        while perhaps := _PERHAPS.search(text, at):
-            clean.append(text[at : perhaps.start()])
-            at = perhaps.start()
-            if whole := _NOISE.match(text, at):
-                self.noise.append(whole.group())
-                at = whole.end()
-            elif text.find(b"\n", at) < 0 and len(text) - at < _LONGEST:
-                self.held = text[at:]
-                return b"".join(clean)
-            else:
-                clean.append(text[at : at + 1])
-                at += 1
-        clean.append(text[at:])
-        return b"".join(clean)
-
-
-_LONGEST = 2048
-"""Bytes of the longest kernel line with its prefix; twice LOG_LINE_MAX."""
 
 # A line editor may show only the end of the line that starts an agent, and a log's end may
 # start in the middle of a conversation.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from vmdebug.errors import VmError
 from vmdebug.vm import framing
+from vmdebug.vm.noise import Denoiser
 
 if TYPE_CHECKING:  # the console calls us
     from vmdebug.deadline import Deadline
@@ -90,7 +91,7 @@ def look(text: bytes) -> Look:
 
     Escape sequences and kernel messages are passed over.
     """
-    denoiser = framing.Denoiser()
+    denoiser = Denoiser()
     # What is held back at the end may be a prompt: "[root@nixos:~]# ".
     plain = denoiser.feed(text[-KEPT:]) + denoiser.held
     seen = _ESCAPES.sub(b"", plain).replace(b"\r", b"")

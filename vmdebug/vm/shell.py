@@ -16,7 +16,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, VmdebugError, VmError
 from vmdebug.vm import framing
 from vmdebug.vm.console import EXEC, IDLE, Console
-from vmdebug.vm.framing import Answers, Block, Denoiser
+from vmdebug.vm.framing import Answers, Block
+from vmdebug.vm.noise import Denoiser
 
 FIRST_SILENCE = 0.5
 """Seconds of silence after which the agent is asked whether it is there; each time twice as long."""
