@@ -39,8 +39,23 @@ def of(kernel: Kernel) -> Configuration | None:
     for path in _files(kernel):
         if holds(path.is_file):
             return Configuration(str(path), kconfig.options(path.read_text(errors="replace")))
-    inside = _inside(kernel.vmlinux) if kernel.vmlinux is not None else ""
-    return Configuration(f"the one inside {kernel.vmlinux}", kconfig.options(inside)) if inside else None
+    text = inside(kernel.vmlinux).decode(errors="replace") if kernel.vmlinux is not None else ""
+    return Configuration(f"the one inside {kernel.vmlinux}", kconfig.options(text)) if text else None
+
+
+def inside(vmlinux: Path) -> bytes:
+    """Return the .config that kernel/configs.c put into a kernel; nothing where it has none."""
+    with vmlinux.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(_START)
+        end = content.find(_END, start)
+        if start < 0 or not 0 < end - start < _LARGEST:
+            return b""
+        try:
+            return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(
+                content[start + len(_START) : end], _LARGEST
+            )
+        except zlib.error:
+            return b""
 
 
 def built_in(kernel: Kernel) -> frozenset[str]:
@@ -60,18 +75,3 @@ def _files(kernel: Kernel) -> list[Path]:
     if kernel.release:
         found.append(kernel.image.parent / f"config-{kernel.release}")
     return found
-
-
-def _inside(vmlinux: Path) -> str:
-    with vmlinux.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content.find(_START)
-        end = content.find(_END, start)
-        if start < 0 or not 0 < end - start < _LARGEST:
-            return ""
-        try:
-            plain = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(
-                content[start + len(_START) : end], _LARGEST
-            )
-        except zlib.error:
-            return ""
-        return plain.decode(errors="replace")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from vmdebug import kimage
 from vmdebug.errors import MismatchError, UsageError
 from vmdebug.guest import Kernel
 from vmdebug.paths import holds
-from vmdebug.sources import kerneldev, tree
+from vmdebug.sources import kernelconfig, kerneldev, tree
 
 LOADER = "vmlinux-gdb.py"
 
@@ -153,7 +152,7 @@ def config(wanted: Wanted, parts: Parts) -> bytes | None:
     if parts.config is not None:
         return parts.config.read_bytes()
     packaged = _BOOT / f"config-{wanted.kernel.release}"
-    if inside := _ikconfig(wanted.vmlinux):
+    if inside := kernelconfig.inside(wanted.vmlinux):
         return inside
     return packaged.read_bytes() if wanted.kernel.release and holds(packaged.is_file) else None
 
@@ -205,17 +204,3 @@ def _first(paths: list[Path]) -> Path | None:
 def _release(place: Path) -> str:
     said = place / "include/config/kernel.release"
     return said.read_text(errors="replace").strip() if holds(said.is_file) else ""
-
-
-_IKCONFIG = b"IKCFG_ST"
-
-
-def _ikconfig(vmlinux: Path) -> bytes:
-    """Return the configuration that kernel/configs.c puts into a kernel, as scripts/extract-ikconfig does."""
-    _, found, packed = vmlinux.read_bytes().partition(_IKCONFIG + b"\x1f\x8b")
-    if not found:
-        return b""
-    try:
-        return zlib.decompressobj(wbits=31).decompress(b"\x1f\x8b" + packed, 4 << 20)
-    except zlib.error:
-        return b""
