@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from vmdebug.process import ProcessRef
+
+GUARDIAN_SECONDS = 5.0
+
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -17,22 +21,24 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
     try:
         yield directory
+        # After a kill -9 the guardian clears up by itself; it may be at its last step.
+        processes = [line for ref, line in _started_from(directory) if not ref.wait(GUARDIAN_SECONDS)]
         left = [str(path) for path in (directory / "vmdebug").glob("*/*")]
-        processes = _started_from(directory)
     finally:
         shutil.rmtree(directory)
     assert not left, f"left in the runtime directory: {left}"
     assert not processes, f"left running: {processes}"
 
 
-def _started_from(directory: Path) -> list[str]:
-    """Return the command lines that name the directory; each VM's QEMU and GDB does."""
+def _started_from(directory: Path) -> list[tuple[ProcessRef, str]]:
+    """Return the processes whose command line names the directory, as each VM's QEMU and GDB does."""
     found = []
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = cmdline.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if str(directory) in words:
-            found.append(words)
+        ref = ProcessRef.of(int(cmdline.parent.name))
+        if str(directory) in words and ref is not None:
+            found.append((ref, words))
     return found
