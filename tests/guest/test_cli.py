@@ -61,6 +61,7 @@ def test_the_main_job(halted: str, kernel: Kernel) -> None:
     assert "set_task_stack_end_magic(&init_task);" in done.stdout  # a line of the source
 
     # GDB has let go: it boots, and a command's output and status come back.
+    assert vmdebug("exec", "--", "echo 'a b' | tr a-z A-Z && echo *.nothing").stdout == "A B\n*.nothing\n"
     done = vmdebug("exec", "--", "sh", "-c", "echo out; echo err >&2; exit 7", status=7)
     assert (done.stdout, done.stderr) == ("out\n", "err\n")
     assert facts(halted)["status"] == "running"

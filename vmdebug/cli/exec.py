@@ -29,7 +29,7 @@ app = verb.new_app()
     cls=Exec,
     epilog=verb.examples(
         "vmdebug exec -- uname -a",
-        "vmdebug exec base-nixos -- sh -c 'dmesg | tail'",
+        "vmdebug exec base-nixos -- 'dmesg | tail'",
         "vmdebug exec -- cat /proc/config.gz | zcat",
     ),
 )
@@ -43,8 +43,8 @@ def execute(
 ) -> None:
     """Run a command in a guest's shell.
 
-    Its output, byte for byte, and its exit status are ours. Words are handed over as they are: for
-    pipes and globs in the guest, say `sh -c '…'`.
+    Its output, byte for byte, and its exit status are ours. One word is a line for the guest's shell,
+    with pipes and globs; several are a program and its arguments, handed over as they are.
     """
     words = verb.tail(context)
     if not words:
@@ -57,7 +57,7 @@ def execute(
                 f"exec needs a running guest, and {attached.name} is {attached.status}",
                 hint=RESUME[attached.status].format(name=attached.name),
             )
-        done = attached.exec(words, timeout=timeout)
+        done = attached.exec(words[0] if len(words) == 1 else words, timeout=timeout)
     # The session's text is lossless: bytes that are no UTF-8 come back as they were.
     render.put_bytes(done.stdout.encode(errors="surrogateescape"))
     render.tell_bytes(done.stderr.encode(errors="surrogateescape"))
