@@ -1,8 +1,33 @@
-"""The running VM: its command line, accelerator, run directory, QMP, console and end."""
+"""The running VM: its command line, accelerator, run directory, QMP, console and end.
 
-from vmdebug.vm.launching import launch
-from vmdebug.vm.machine import Status, Vm
-from vmdebug.vm.planning import Plan, plan
-from vmdebug.vm.registry import Survey, every, find, names, sweep
+What stands here is imported when it is first used: to find a VM needs nothing of what starts one.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmdebug.vm.launching import launch
+    from vmdebug.vm.machine import Status, Vm
+    from vmdebug.vm.planning import Plan, plan
+    from vmdebug.vm.registry import Survey, every, find, names, sweep
 
 __all__ = ["Plan", "Status", "Survey", "Vm", "every", "find", "launch", "names", "plan", "sweep"]
+
+_HOME = {
+    "launch": "launching",
+    "Status": "machine",
+    "Vm": "machine",
+    "Plan": "planning",
+    "plan": "planning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'vmdebug.vm' has no attribute {name!r}")
+    home = import_module(f"vmdebug.vm.{_HOME.get(name, 'registry')}")
+    value = globals()[name] = getattr(home, name)
+    return value
