@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.figure import Figure
 
-BENCHMARKS = ("help", "mi", "start")
+BENCHMARKS = ("attach", "help", "mi", "start", "value")
 OUT = Path(__file__).parent / "out" / "latest.json"
 
 

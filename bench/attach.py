@@ -1,0 +1,38 @@
+"""`vmdebug attach` against plain `gdb vmlinux` and `target remote`, both up to the first prompt.
+
+Ours proves the symbols, sources the kernel's scripts and brings our commands; plain GDB does none of it, and
+reads the symbols without an index cache, which is off by default.
+"""
+
+from __future__ import annotations
+
+from bench.figure import VMDEBUG, Figure, in_turn
+from vmdebug import process, vm
+from vmdebug.deadline import Deadline
+
+GOAL = 0.8
+ROUNDS = 9
+SECONDS = 300.0
+NAME = "bench-attach"
+
+
+def figures() -> list[Figure]:
+    """Time both on one running guest; each lets go of it at its end."""
+    _run(VMDEBUG, "start", "builtin", "--name", NAME)
+    try:
+        machine = vm.find(NAME)
+        vmlinux = machine.state.spec.kernel.vmlinux
+        assert vmlinux is not None
+        plain = ("gdb", "-nx", "-q", "-batch", "-iex", "set debuginfod enabled off")
+        ours, baseline = in_turn(
+            lambda: _run(VMDEBUG, "attach", NAME, "--batch"),
+            lambda: _run(*plain, str(vmlinux), "-ex", f"target remote {machine.state.gdb}"),
+            rounds=ROUNDS,
+        )
+    finally:
+        _run(VMDEBUG, "stop", "--force", NAME)
+    return [Figure("attach", ours, baseline, GOAL, "s", "gdb vmlinux, target remote")]
+
+
+def _run(*argv: object) -> None:
+    process.run([str(word) for word in argv], deadline=Deadline.after(SECONDS))
