@@ -127,10 +127,10 @@ def wait(console: Console, deadline: Deadline) -> None:
                         hint=HINTS[watch.seen],
                         detail=console.tail(5),
                     )
-                question.ask(console, at=len(heard))
+                question.ask(console)
                 watch.restart()
             heard += console.receive(min(STEP, _left(console, deadline)), WANTED)
-        heard = heard[: question.at] + heard[answer:]
+        heard = question.taken_out(heard[:answer]) + heard[answer:]
     finally:
         console.put_back(unread + heard)
     console.ready, console.interrupted = True, False
@@ -181,12 +181,9 @@ class _Question:
         self._interrupted = False
         self._asked = 0
         self._patience = FIRST_PATIENCE
-        self.at = 0
         self.patience = 0.0
 
-    def ask(self, console: Console, *, at: int) -> None:
-        if not self.patience:
-            self.at = at
+    def ask(self, console: Console) -> None:
         if self._interrupting and not self._interrupted:
             console.send(framing.INTERRUPT)
             self._interrupted, self.patience = True, INTERRUPT_PATIENCE
@@ -202,3 +199,14 @@ class _Question:
         wanted = framing.answer(self._token, self._asked)
         at = heard.find(wanted)
         return None if at < 0 else at + len(wanted)
+
+    def taken_out(self, heard: bytes) -> bytes:
+        """Return what was heard without our lines and their answers, kernel messages among them kept."""
+        ours = self._token.encode()
+        return b"".join(_messages(line) if ours in line else line for line in heard.splitlines(keepends=True))
+
+
+def _messages(line: bytes) -> bytes:
+    denoiser = Denoiser()
+    denoiser.feed(line)
+    return b"".join(denoiser.noise)
