@@ -33,16 +33,14 @@ def attached(builtin: LaunchSpec) -> Iterator[DebugSession]:
         yield made
 
 
-def dd(count: int) -> str:
-    return f"dd if=/dev/zero of=/dev/null bs=1 count={count}"
-
-
 def test_no_hit_is_lost(attached: DebugSession) -> None:
-    with attached.gdb.trace("vfs_read", args=["count", "file->f_path.dentry->d_iname"]) as hits:
-        attached.exec(dd(HITS), timeout=SECONDS, check=True)
+    with attached.gdb.trace("vfs_read", args=["count", "file->f_path.dentry->d_iname", "*pos"]) as hits:
+        attached.exec(f"dd if=/bin/busybox of=/dev/null bs=1 count={HITS}", timeout=SECONDS, check=True)
     assert attached.gdb.stopped
-    by_dd = [hit for hit in hits if hit.args["file->f_path.dentry->d_iname"] == "zero"]
-    assert [hit.args["count"] for hit in by_dd] == [1] * HITS
+    by_dd = [hit for hit in hits if hit.args["file->f_path.dentry->d_iname"] == "busybox"]
+    assert {hit.args["count"] for hit in by_dd} == {1}
+    # By the file's own position: on a loaded machine one call in thousands is told twice; see `Trace`.
+    assert {hit.args["*pos"] for hit in by_dd} == set(range(HITS))
     assert {hit.task.comm for hit in by_dd if hit.task} == {"dd"}
     assert len({hit.task for hit in by_dd}) == 1
     times = [hit.time for hit in hits]
