@@ -11,9 +11,10 @@ from vmdebug.deadline import Deadline
 from vmdebug.debugger import breakpoints, mi, refused, stop
 from vmdebug.debugger.breakpoints import Breakpoint
 from vmdebug.debugger.identity import Identity
+from vmdebug.debugger.inspection import Inspection
 from vmdebug.debugger.runstate import RunState, State
-from vmdebug.debugger.stop import Frame, Inspector, Stop, Thread
-from vmdebug.debugger.transport import Answer, Transport
+from vmdebug.debugger.stop import Stop, Thread
+from vmdebug.debugger.transport import Transport
 from vmdebug.errors import DeadlineError, GdbError, StateError
 
 RUN_SECONDS = 60.0
@@ -36,8 +37,8 @@ _ONWARD = "-exec-jump *$pc"
 _FAR = (_CONTINUE, "-exec-until")
 
 
-class Control:
-    """The run control of a `gdb.Gdb`; everything that touches the guest goes through it.
+class Control(Inspection):
+    """The run control of a `gdb.Gdb`.
 
     Args:
         transport: To GDB.
@@ -45,23 +46,10 @@ class Control:
     """
 
     def __init__(self, transport: Transport, state: RunState) -> None:
-        self._transport = transport
-        self._run_state = state
+        super().__init__(transport, state)
         self._breakpoints: dict[int, Breakpoint] = {}
         self._interrupter: Callable[[], None] | None = None
         self._identity: Identity | None = None
-
-    @property
-    def state(self) -> State:
-        """Where GDB and the guest stand now."""
-        if self._run_state.state is State.RUNNING:
-            self._transport.refresh()
-        return self._run_state.state
-
-    @property
-    def stopped(self) -> bool:
-        """Whether GDB holds the guest stopped."""
-        return self.state is State.STOPPED
 
     @overload
     def cont(self, *, timeout: float = ..., wait: Literal[True] = ...) -> Stop: ...
@@ -85,6 +73,10 @@ class Control:
         deadline = Deadline.after(timeout)
         self._resume("cont", _CONTINUE, deadline)
         return self._next_stop("cont", deadline) if wait else None
+
+    def resume(self) -> None:
+        """Set the guest running; raises as `cont` does."""
+        self.cont(wait=False)
 
     def step(self, *, timeout: float = RUN_SECONDS) -> Stop:
         """Run to the next source line, into calls; raises as `cont` does."""
@@ -162,28 +154,6 @@ class Control:
             if running and self._run_state.interrupted:
                 self._run_state.take_stop()
                 self._resume("held", _CONTINUE, Deadline.after(timeout))
-
-    def _execute(self, command: str, deadline: Deadline) -> Answer:
-        """Have GDB carry out an MI command.
-
-        Raises:
-            GuestDiedError: GDB lost the guest over it.
-            GdbError: GDB refused it, or has ended.
-            DeadlineError: GDB did not answer.
-        """
-        before = self._run_state.state
-        try:
-            return self._transport.execute(command, deadline)
-        except GdbError as error:
-            if self._run_state.state is State.GONE and before is not State.GONE:
-                raise self._run_state.died(command) from error
-            raise
-
-    def _need(self, call: str, *allowed: State) -> None:
-        """Raise unless the state, as it is now, is one of `allowed`; see `RunState.need`."""
-        if self._run_state.state not in allowed:
-            self._transport.refresh()
-            self._run_state.need(call, *allowed)
 
     def _run(self, call: str, command: str, timeout: float) -> Stop:
         deadline = Deadline.after(timeout)
@@ -302,15 +272,9 @@ class Control:
             breakpoint=None if number is None else self._hit(number),
             signal=str(payload.get("signal-name", "")),
             details=payload,
-            _inspector=self._inspector(),
+            _inspector=self,
         )
 
     def _hit(self, number: int) -> Breakpoint:
         # Set behind our back, by a script's or a person's command, it is one all the same.
         return self._breakpoints.get(number) or Breakpoint(number, "")
-
-    def _frame(self, payload: Mapping[str, Any], thread: Thread) -> Frame:
-        return stop.frame(payload, thread, run=self._run_state.runs, inspector=self._inspector())
-
-    def _inspector(self) -> Inspector:
-        raise NotImplementedError

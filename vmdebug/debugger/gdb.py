@@ -1,4 +1,6 @@
-"""One GDB on one guest: symbols, breakpoints, questions; running and stopping are `control`'s.
+"""One GDB on one guest: how it is started, gets its symbols, and takes hold of the guest and lets go.
+
+What it can be asked is in `inspection`, running and stopping in `control`, breakpoints in `planting`.
 
 GDB runs the guest in all-stop mode with `mi-async`: one stop stops every CPU, and
 GDB answers while the guest runs, though most of what touches the guest needs it stopped.
@@ -9,26 +11,21 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Self
 
 from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import breakpoints, mi, refused, stop, trace, transport
-from vmdebug.debugger.breakpoints import Breakpoint
-from vmdebug.debugger.control import STOP_SECONDS, Control
+from vmdebug.debugger import mi, transport
+from vmdebug.debugger.control import STOP_SECONDS
 from vmdebug.debugger.identity import Identity, Verdict, Wanted
-from vmdebug.debugger.memory import Memory
+from vmdebug.debugger.planting import Planting
 from vmdebug.debugger.runstate import RunState, State
-from vmdebug.debugger.stop import Backtrace, Frame, Inspector, Stop, Thread
-from vmdebug.debugger.transport import Answer, Transport
-from vmdebug.debugger.value import Value
+from vmdebug.debugger.stop import Stop
+from vmdebug.debugger.transport import Transport
 from vmdebug.errors import DeadlineError, GdbError, HostError, UsageError, VmdebugError
-
-COMMAND_SECONDS = 30.0
-"""How long GDB may take over a command that does not run the guest."""
 
 REMOTE_SECONDS = 30
 """How long GDB waits for one answer of QEMU's; its own 2 s are too few on a loaded host."""
@@ -39,11 +36,8 @@ _SETTINGS = (
     "tcp auto-retry off",  # QEMU listens before it says that it has started: refused is refused
 )
 
-_STANDING = (State.STOPPED, State.UNCONNECTED, State.DETACHED)
-"""Where GDB can look at things: the guest does not run, or there is none."""
 
-
-class Gdb(Control):
+class Gdb(Planting):
     """One GDB process; a context manager that detaches from the guest and ends GDB.
 
     Made by `start`.
@@ -51,7 +45,6 @@ class Gdb(Control):
 
     def __init__(self, transport: Transport, state: RunState) -> None:
         super().__init__(transport, state)
-        self._memory = Memory(lambda command: self._ask(command).payload)
         self.notes: list[str] = []
         """What can be done without: the kernel's scripts do not work, the symbols are of another build."""
 
@@ -183,221 +176,6 @@ class Gdb(Control):
         finally:
             self._transport.close(deadline)
 
-    def breakpoint(
-        self,
-        where: str | int,
-        *,
-        when: str = "",
-        temporary: bool = False,
-        hardware: bool = False,
-        ignore: int = 0,
-        thread: Thread | int | None = None,
-        pending: bool = False,
-    ) -> Breakpoint:
-        """Set a breakpoint; a running guest is stopped for it and goes on.
-
-        Args:
-            where: A symbol, file:line, `*expression`, or an address.
-            when: Condition, in the language of the place.
-            temporary: Whether it goes with its first stop.
-            hardware: Whether it takes one of the CPU's debug registers; under KVM the only kind that works
-                before the kernel has mapped itself.
-            ignore: How many hits to pass over.
-            thread: The one CPU that it is for; a number is GDB's, CPU 0 is 1.
-            pending: Whether it may name what isn't there yet.
-
-        Raises:
-            GdbError: GDB refused it: no such symbol, a condition that cannot be evaluated.
-        """
-        place = breakpoints.location(where)
-        number = thread.id if isinstance(thread, Thread) else thread
-        return self._insert(
-            breakpoints.insert(
-                place,
-                when=when,
-                temporary=temporary,
-                hardware=hardware,
-                ignore=ignore,
-                thread=number,
-                pending=pending,
-            ),
-            place,
-        )
-
-    def watchpoint(
-        self, expression: str, *, access: Literal["write", "read", "access"] = "write"
-    ) -> Breakpoint:
-        """Stop when a value changes, or memory is read; a running guest is stopped for it and goes on.
-
-        Args:
-            expression: What is watched: a variable, `*(int *)0x…`.
-            access: "write" stops at changes, "read" and "access" at reads and at both.
-
-        Raises:
-            GdbError: GDB refused it.
-        """
-        return self._insert(breakpoints.watch(expression, access=access), expression)
-
-    def trace(
-        self,
-        where: str | Sequence[trace.Probe],
-        *,
-        args: Sequence[str] = (),
-        when: str = "",
-        count: int | None = None,
-        backtrace: bool = False,
-        ret: bool = False,
-    ) -> trace.Trace:
-        """Return a trace, collected inside GDB: a sequence of hits, and a context manager.
-
-        The guest runs inside the block and is left as it was found.
-
-        Args:
-            where: A symbol, file:line, `*expression`; or several with their own expressions.
-            args: Expressions to note at each hit, in the language of the place.
-            when: Condition, in the same language.
-            count: How many hits; later ones are passed over.
-            backtrace: Whether to note the frames.
-            ret: Whether to note what the function returns, which takes a second stop a hit.
-
-        Raises:
-            GdbError: by the block's begin: there is no such place.
-            StateError: likewise: GDB isn't attached.
-        """
-        probes = (trace.Probe(where, tuple(args)),) if isinstance(where, str) else tuple(where)
-        wanted = trace.Wanted(probes, when, count, backtrace, ret)
-        return trace.Trace(self, self._tell, self._breakpoints, wanted)
-
-    def resume(self) -> None:
-        """Set the guest running; raises as `cont` does."""
-        self.cont(wait=False)
-
-    def delete(self, breakpoint: Breakpoint) -> None:  # noqa: A002 - the word of the field
-        """Take a breakpoint out; nothing happens when GDB has it no more, or has no guest any more."""
-        if self.state is State.ENDED or self._breakpoints.pop(breakpoint.number, None) is None:
-            return
-        with self.held():
-            self._ask(f"-break-delete {breakpoint.number}")
-
-    def breakpoint_info(self, number: int) -> Mapping[str, Any]:
-        """Return what GDB holds about a breakpoint: "times", "enabled", "addr".
-
-        Raises:
-            GdbError: it has none of that number.
-        """
-        answer = self._ask(f"-break-info {number}")
-        for row in answer.payload["BreakpointTable"]["body"]:
-            if row.get("number") == str(number):
-                return dict(row)
-        raise GdbError(f"GDB has no breakpoint {number}", command=f"-break-info {number}")
-
-    def evaluate(self, expression: str, *, timeout: float = COMMAND_SECONDS) -> str:
-        """Return an expression's value as GDB prints it, in the selected frame.
-
-        Args:
-            expression: In the language of the frame, with GDB's extensions.
-            timeout: Seconds.
-
-        Raises:
-            GdbError: GDB cannot evaluate it.
-            StateError: the guest runs.
-        """
-        self._need("evaluate", *_STANDING)
-        command = f"-data-evaluate-expression {mi.quote(expression)}"
-        try:
-            return str(self._execute(command, Deadline.after(timeout)).payload["value"])
-        except GdbError as error:
-            raise refused.reworded(error, f"`{expression}` cannot be evaluated") from error
-
-    def value(self, expression: str, *, frame: Frame | None = None) -> Value:
-        """Return an expression's value with its type, in one round trip whatever its size.
-
-        Args:
-            expression: In the language of the frame, with GDB's extensions.
-            frame: Where it is evaluated; None is the selected frame.
-
-        Raises:
-            GdbError: GDB cannot evaluate it.
-            StateError: the guest runs, or has run since the frame was taken.
-        """
-        context = ""
-        if frame is None:
-            self._need("value", *_STANDING)
-        else:
-            self._run_state.need_run(frame.run, f"`{expression}` in {frame.function or hex(frame.pc)}")
-            context = f" --thread {frame.thread.id} --frame {frame.level}"
-        return Value(self._memory, self._memory.evaluate(expression, context), expression)
-
-    def console(self, command: str, *, timeout: float = COMMAND_SECONDS) -> str:
-        """Have GDB carry out a command as a person types it; return what it printed.
-
-        Args:
-            command: One line: "info registers rip".
-            timeout: Seconds.
-
-        Raises:
-            GdbError: GDB refused it.
-        """
-        wrapped = f"-interpreter-exec console {mi.quote(command)}"
-        try:
-            return self._execute(wrapped, Deadline.after(timeout)).console
-        except GdbError as error:
-            raise refused.reworded(error, f"GDB refused `{command}`") from error
-
-    def threads(self) -> tuple[Thread, ...]:
-        """Return the guest's CPUs.
-
-        Raises:
-            StateError: the guest runs.
-        """
-        self._need("threads", State.STOPPED)
-        return stop.threads(self._ask("-thread-info").payload)
-
-    def backtrace(self, thread: Thread | None = None, *, limit: int | None = None) -> Backtrace:
-        """Return a CPU's frames, the innermost first.
-
-        Args:
-            thread: Which CPU; None is the selected one.
-            limit: How many frames at most.
-
-        Raises:
-            StateError: the guest runs.
-            GdbError: the stack cannot be read.
-        """
-        self._need("backtrace", State.STOPPED)
-        of = thread or self._selected_thread()
-        window = "" if limit is None else f" 0 {limit - 1}"
-        answer = self._ask(f"-stack-list-frames --thread {of.id}{window}")
-        return Backtrace(self._frame(entry, of) for entry in answer.payload["stack"])
-
-    def frame(self) -> Frame:
-        """Return the selected frame.
-
-        Raises:
-            StateError: the guest runs.
-        """
-        self._need("frame", State.STOPPED)
-        return self._frame(self._ask("-stack-info-frame").payload["frame"], self._selected_thread())
-
-    def select(self, thread: Thread | int | None = None, frame: Frame | int | None = None) -> Frame:
-        """Select a CPU, a frame, or both, for what is evaluated without a frame.
-
-        Args:
-            thread: The CPU; a number is GDB's, CPU 0 is 1. None is the frame's, or the selected one.
-            frame: The frame or its level; None is the innermost of `thread`.
-
-        Returns:
-            The frame that is selected now.
-        """
-        self._need("select", State.STOPPED)
-        if thread is None and isinstance(frame, Frame):
-            thread = frame.thread
-        if thread is not None:
-            self._ask(f"-thread-select {thread.id if isinstance(thread, Thread) else thread}")
-        if frame is not None:
-            self._ask(f"-stack-select-frame {frame.level if isinstance(frame, Frame) else frame}")
-        return self.frame()
-
     def _set_up(self, deadline: Deadline) -> None:
         try:
             for setting in _SETTINGS:
@@ -427,34 +205,3 @@ class Gdb(Control):
         for command in ("python import vmd_scripts; vmd_scripts.Scripts()", f"vmd-scripts {scripts}"):
             answer = self._execute(f"-interpreter-exec console {mi.quote(command)}", deadline)
             self.notes.extend(answer.log.splitlines())
-
-    def _insert(self, command: str, where: str) -> Breakpoint:
-        self._need("a breakpoint", *_STANDING, State.RUNNING)
-        with self.held():
-            try:
-                answer = self._ask(command)
-            except GdbError as error:
-                raise refused.planting(error, f"a breakpoint at {where}") from error
-            made = breakpoints.made(answer.payload, where, self)
-            self._breakpoints[made.number] = made
-            if self._identity is not None:
-                never = self._identity.never_hit(self._payload, answer.payload.get("bkpt", {}), where)
-                if never is not None:
-                    self.delete(made)
-                    raise never
-        return made
-
-    def _ask(self, command: str) -> Answer:
-        return self._execute(command, Deadline.after(COMMAND_SECONDS))
-
-    def _tell(self, command: str) -> Mapping[str, Any]:
-        try:
-            return self._ask(command).payload
-        except GdbError as error:
-            raise refused.planting(error, "a trace") from error
-
-    def _selected_thread(self) -> Thread:
-        return Thread(int(self.evaluate("$_thread")))
-
-    def _inspector(self) -> Inspector:
-        return self

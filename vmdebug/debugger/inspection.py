@@ -1,0 +1,185 @@
+"""Questions to a GDB whose guest stands still: values, CPUs, frames; and whatever a person would type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vmdebug.deadline import Deadline
+from vmdebug.debugger import mi, refused, stop
+from vmdebug.debugger.memory import Memory
+from vmdebug.debugger.runstate import RunState, State
+from vmdebug.debugger.stop import Backtrace, Frame, Thread
+from vmdebug.debugger.transport import Answer, Transport
+from vmdebug.debugger.value import Value
+from vmdebug.errors import GdbError
+
+COMMAND_SECONDS = 30.0
+"""How long GDB may take over a command that does not run the guest."""
+
+STANDING = (State.STOPPED, State.UNCONNECTED, State.DETACHED)
+"""Where GDB can look at things: the guest does not run, or there is none."""
+
+
+class Inspection:
+    """What a `gdb.Gdb` can be asked; the words to GDB itself are here.
+
+    Args:
+        transport: To GDB.
+        state: The listener that the transport was started with.
+    """
+
+    def __init__(self, transport: Transport, state: RunState) -> None:
+        self._transport = transport
+        self._run_state = state
+        self._memory = Memory(lambda command: self._ask(command).payload)
+
+    @property
+    def state(self) -> State:
+        """Where GDB and the guest stand now."""
+        if self._run_state.state is State.RUNNING:
+            self._transport.refresh()
+        return self._run_state.state
+
+    @property
+    def stopped(self) -> bool:
+        """Whether GDB holds the guest stopped."""
+        return self.state is State.STOPPED
+
+    def evaluate(self, expression: str, *, timeout: float = COMMAND_SECONDS) -> str:
+        """Return an expression's value as GDB prints it, in the selected frame.
+
+        Args:
+            expression: In the language of the frame, with GDB's extensions.
+            timeout: Seconds.
+
+        Raises:
+            GdbError: GDB cannot evaluate it.
+            StateError: the guest runs.
+        """
+        self._need("evaluate", *STANDING)
+        command = f"-data-evaluate-expression {mi.quote(expression)}"
+        try:
+            return str(self._execute(command, Deadline.after(timeout)).payload["value"])
+        except GdbError as error:
+            raise refused.reworded(error, f"`{expression}` cannot be evaluated") from error
+
+    def value(self, expression: str, *, frame: Frame | None = None) -> Value:
+        """Return an expression's value with its type, in one round trip whatever its size.
+
+        Args:
+            expression: In the language of the frame, with GDB's extensions.
+            frame: Where it is evaluated; None is the selected frame.
+
+        Raises:
+            GdbError: GDB cannot evaluate it.
+            StateError: the guest runs, or has run since the frame was taken.
+        """
+        context = ""
+        if frame is None:
+            self._need("value", *STANDING)
+        else:
+            self._run_state.need_run(frame.run, f"`{expression}` in {frame.function or hex(frame.pc)}")
+            context = f" --thread {frame.thread.id} --frame {frame.level}"
+        return Value(self._memory, self._memory.evaluate(expression, context), expression)
+
+    def console(self, command: str, *, timeout: float = COMMAND_SECONDS) -> str:
+        """Have GDB carry out a command as a person types it; return what it printed.
+
+        Args:
+            command: One line: "info registers rip".
+            timeout: Seconds.
+
+        Raises:
+            GdbError: GDB refused it.
+        """
+        wrapped = f"-interpreter-exec console {mi.quote(command)}"
+        try:
+            return self._execute(wrapped, Deadline.after(timeout)).console
+        except GdbError as error:
+            raise refused.reworded(error, f"GDB refused `{command}`") from error
+
+    def threads(self) -> tuple[Thread, ...]:
+        """Return the guest's CPUs.
+
+        Raises:
+            StateError: the guest runs.
+        """
+        self._need("threads", State.STOPPED)
+        return stop.threads(self._ask("-thread-info").payload)
+
+    def backtrace(self, thread: Thread | None = None, *, limit: int | None = None) -> Backtrace:
+        """Return a CPU's frames, the innermost first.
+
+        Args:
+            thread: Which CPU; None is the selected one.
+            limit: How many frames at most.
+
+        Raises:
+            StateError: the guest runs.
+            GdbError: the stack cannot be read.
+        """
+        self._need("backtrace", State.STOPPED)
+        of = thread or self._selected_thread()
+        window = "" if limit is None else f" 0 {limit - 1}"
+        answer = self._ask(f"-stack-list-frames --thread {of.id}{window}")
+        return Backtrace(self._frame(entry, of) for entry in answer.payload["stack"])
+
+    def frame(self) -> Frame:
+        """Return the selected frame.
+
+        Raises:
+            StateError: the guest runs.
+        """
+        self._need("frame", State.STOPPED)
+        return self._frame(self._ask("-stack-info-frame").payload["frame"], self._selected_thread())
+
+    def select(self, thread: Thread | int | None = None, frame: Frame | int | None = None) -> Frame:
+        """Select a CPU, a frame, or both, for what is evaluated without a frame.
+
+        Args:
+            thread: The CPU; a number is GDB's, CPU 0 is 1. None is the frame's, or the selected one.
+            frame: The frame or its level; None is the innermost of `thread`.
+
+        Returns:
+            The frame that is selected now.
+        """
+        self._need("select", State.STOPPED)
+        if thread is None and isinstance(frame, Frame):
+            thread = frame.thread
+        if thread is not None:
+            self._ask(f"-thread-select {thread.id if isinstance(thread, Thread) else thread}")
+        if frame is not None:
+            self._ask(f"-stack-select-frame {frame.level if isinstance(frame, Frame) else frame}")
+        return self.frame()
+
+    def _selected_thread(self) -> Thread:
+        return Thread(int(self.evaluate("$_thread")))
+
+    def _frame(self, payload: Mapping[str, Any], thread: Thread) -> Frame:
+        return stop.frame(payload, thread, run=self._run_state.runs, inspector=self)
+
+    def _ask(self, command: str) -> Answer:
+        return self._execute(command, Deadline.after(COMMAND_SECONDS))
+
+    def _execute(self, command: str, deadline: Deadline) -> Answer:
+        """Have GDB carry out an MI command.
+
+        Raises:
+            GuestDiedError: GDB lost the guest over it.
+            GdbError: GDB refused it, or has ended.
+            DeadlineError: GDB did not answer.
+        """
+        before = self._run_state.state
+        try:
+            return self._transport.execute(command, deadline)
+        except GdbError as error:
+            if self._run_state.state is State.GONE and before is not State.GONE:
+                raise self._run_state.died(command) from error
+            raise
+
+    def _need(self, call: str, *allowed: State) -> None:
+        """Raise unless the state, as it is now, is one of `allowed`; see `RunState.need`."""
+        if self._run_state.state not in allowed:
+            self._transport.refresh()
+            self._run_state.need(call, *allowed)
