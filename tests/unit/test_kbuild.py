@@ -136,7 +136,7 @@ def test_what_is_built(make: Make, tarball: Path) -> None:
         release=RELEASE,
         source=tarball,
         origin=tarball,
-        fragments=("base", "x86", "vm-boot", "debug", "gdb", "modules"),
+        fragments=("base", "x86", "vm-boot", "debug", "gdb", "modules", "kgdb", "crash"),
         objects=1,
         cpu_seconds=kernel.cpu_seconds,
     )

@@ -38,7 +38,7 @@ TARGETS = ("bzImage", "modules", "scripts_gdb")
 
 _RECORD = "complete.json"
 _WHAT = "building the kernel"
-_OBJECTS = 896
+_OBJECTS = 929
 """Objects of the builtin fragments with Linux 6.1: the total shown until a build here has counted its own."""
 
 _TOOLS = {

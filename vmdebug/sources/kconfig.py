@@ -17,7 +17,7 @@ from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 
-BUILTIN = ("base", "x86", "vm-boot", "debug", "gdb", "modules")
+BUILTIN = ("base", "x86", "vm-boot", "debug", "gdb", "modules", "kgdb", "crash")
 """The fragments of the builtin kernel."""
 
 REQUESTED = "requested.config"
