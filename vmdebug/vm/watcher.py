@@ -1,0 +1,104 @@
+"""Follows a console's log for kernel trouble; see `trouble`."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from vmdebug.deadline import Deadline
+from vmdebug.errors import DeadlineError, StateError
+from vmdebug.vm.growth import Growth
+from vmdebug.vm.trouble import Scanner, Trouble
+
+QUIET_SECONDS = 0.25
+"""After so long without a further line a splat is taken for whole: one that panics is stopped on the way."""
+
+_CHUNK = 1 << 16
+
+
+class Watcher:
+    """Follows a console's log, as a context manager; outlives the log's directory.
+
+    Trouble is told by its first lines, in time to stop what led to it; its text is whole after `settle`.
+
+    Args:
+        log: The console's log.
+        stamped: See `Scanner`.
+    """
+
+    def __init__(self, log: Path, *, stamped: bool | None = None) -> None:
+        self.log = log
+        self._scanner = Scanner(stamped=stamped)
+        self._told = 0
+        self._held = contextlib.ExitStack()
+        self._open: tuple[IO[bytes], Growth] | None = None
+
+    def __enter__(self) -> Self:
+        """Open the log.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with contextlib.ExitStack() as held:
+            stream = held.enter_context(self.log.open("rb", buffering=0))
+            self._open = stream, held.enter_context(Growth(self.log))
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open = None
+        self._held.close()
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable once the console has said more, until the next `poll`."""
+        return self._opened[1].fileno()
+
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        """All that has been seen by the last `poll`, as far as it had been told."""
+        return self._scanner.troubles
+
+    def poll(self) -> tuple[Trouble, ...]:
+        """Read what the console has said by now; return the trouble that is new."""
+        stream, growth = self._opened
+        growth.seen()
+        while data := stream.read(_CHUNK):
+            self._scanner.feed(data)
+        found = self._scanner.troubles
+        new, self._told = found[self._told :], len(found)
+        return new
+
+    def wait(self, deadline: Deadline) -> tuple[Trouble, ...]:
+        """Return new trouble as soon as there is some.
+
+        Raises:
+            DeadlineError: there was none.
+        """
+        while not (new := self.poll()):
+            self._opened[1].wait(deadline.left(f"kernel trouble in {self.log}"))
+        return new
+
+    def settle(self, deadline: Deadline) -> tuple[Trouble, ...]:
+        """Wait until what has begun is told whole, or goes on no more; return all trouble so far.
+
+        Args:
+            deadline: When to take it as it is.
+        """
+        self.poll()
+        with contextlib.suppress(DeadlineError):
+            while self._scanner.growing:
+                seconds = min(QUIET_SECONDS, deadline.left("the kernel to finish"))
+                if not self._opened[1].wait(seconds):
+                    break
+                self.poll()
+        return self._scanner.troubles
+
+    @property
+    def _opened(self) -> tuple[IO[bytes], Growth]:
+        if self._open is None:
+            raise StateError("the log is not open", hint="use the watcher inside `with`")
+        return self._open
