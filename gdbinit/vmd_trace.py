@@ -19,6 +19,7 @@ from typing import Any
 import gdb
 import vmd_kernel
 import vmd_slide
+import vmd_twice
 import vmd_value
 
 STRING_LIMIT = 256
@@ -180,6 +181,7 @@ class Trace:
         self._open: dict[int, list[Any]] = {}
         self._kernel: Kernel | None = None
         self._inferior = gdb.selected_inferior()
+        self._twice = vmd_twice.Twice()
         self._planted: list[gdb.Breakpoint] = []
         self.notes: list[str] = []
         try:
@@ -212,13 +214,16 @@ class Trace:
         for sal in gdb.decode_line(where)[1] or ():
             returned, elsewhere = exits(sal.pc)
             kind = _return_type(sal.pc)
+            if not returned and not elsewhere:
+                self.notes.append(f"{where}: its returns are not found: --ret is for x86-64")
+                continue
             if kind is None:
                 self.notes.append(
                     f"{where} returns nothing that a register holds: its hits have no return value"
                 )
                 continue
-            self._planted += [Exit(self, address, kind) for address in returned]
-            self._planted += [Exit(self, address, None) for address in elsewhere]
+            self._planted += [Exit(self, _moving(address), kind) for address in returned]
+            self._planted += [Exit(self, _moving(address), None) for address in elsewhere]
             if elsewhere:
                 self.notes.append(
                     f"{where} also ends in {len(elsewhere)} jumps to other functions:"
@@ -232,6 +237,8 @@ class Trace:
             return
         frame = gdb.selected_frame()
         if self._when and not _holds(self._when):
+            return
+        if self._twice.told(frame):
             return
         self._seen += 1
         kernel = self._kernel = self._kernel or Kernel()
@@ -297,8 +304,8 @@ class Probe(gdb.Breakpoint):
 class Exit(gdb.Breakpoint):
     """Notes that a function is left: by a return, where it has the type of what is returned."""
 
-    def __init__(self, trace: Trace, address: int, kind: gdb.Type | None) -> None:
-        super().__init__(f"*{address:#x}", internal=True)
+    def __init__(self, trace: Trace, where: str, kind: gdb.Type | None) -> None:
+        super().__init__(where, internal=True)
         self._trace = trace
         self._kind = kind
 
@@ -375,6 +382,19 @@ def exits_in(listing: str) -> tuple[list[int], list[int]]:
     return returned, elsewhere
 
 
+def _moving(address: int) -> str:
+    """Return an address as a place that GDB moves with the symbols, when it learns where the kernel lies."""
+    found = gdb.execute(f"info symbol {address:#x}", to_string=True).split()
+    name, offset = found[0], int(found[2]) if found[1:2] == ["+"] else 0
+    place = f"(unsigned long)&{name} + {offset}"
+    try:
+        # Of two functions of one name GDB may take the other one.
+        moves = int(gdb.parse_and_eval(place)) & _WORD == address
+    except gdb.error:
+        moves = False
+    return f"*({place})" if moves else f"*{address:#x}"
+
+
 def _return_type(pc: int) -> gdb.Type | None:
     block = gdb.block_for_pc(pc)
     while block is not None and block.function is None:
@@ -395,6 +415,11 @@ def _returned(rax: int, kind: gdb.Type) -> int:
 
 _TRACES: dict[int, Trace] = {}
 _NUMBERING = itertools.count(1)
+
+
+def open_traces() -> list[str]:
+    """Return the numbers of the traces that have begun and not ended."""
+    return [str(number) for number in _TRACES]
 
 
 def start(wanted: str) -> dict[str, object]:
