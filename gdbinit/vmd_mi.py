@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import gdb
 import vmd_early
+import vmd_hit
 import vmd_identity
 import vmd_trace
 import vmd_value
@@ -61,6 +62,7 @@ COMMANDS = (
     Command("-vmd-value", value),
     Command("-vmd-element", element),
     Command("-vmd-string", string),
+    Command("-vmd-hit", vmd_hit.hit),
     Command("-vmd-prove", vmd_identity.prove),
     Command("-vmd-await", vmd_early.await_kernel),
     Command("-vmd-awaited", vmd_early.awaited),

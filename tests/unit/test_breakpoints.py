@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vmdebug.debugger import breakpoints, mi, refused, stop
-from vmdebug.debugger.breakpoints import Breakpoint
+from vmdebug.debugger import breakpoints, mi, panics, refused, stop
+from vmdebug.debugger.breakpoints import Breakpoint, Catch
 from vmdebug.debugger.stop import Thread
 from vmdebug.errors import GdbError
 
@@ -55,9 +55,13 @@ class Owner:
 
     def __init__(self) -> None:
         self.deleted: list[int] = []
+        self.commands: list[str] = []
 
     def breakpoint_info(self, number: int) -> Mapping[str, Any]:
-        return {"number": str(number), "times": "3"}
+        return {"number": str(number), "times": "3", "enabled": "y", "cond": "a == 1"}
+
+    def change(self, command: str, where: str) -> None:
+        self.commands.append(f"{command} # {where}")
 
     def delete(self, breakpoint_: Breakpoint, /) -> None:
         self.deleted.append(breakpoint_.number)
@@ -99,6 +103,58 @@ def test_a_breakpoint_counts_and_goes_at_the_end_of_its_block() -> None:
         assert breakpoint_.hits == 3
         assert owner.deleted == []
     assert owner.deleted == [4]
+
+
+def test_changes() -> None:
+    owner = Owner()
+    breakpoint_ = Breakpoint(4, "there", _owner=owner)
+    assert (breakpoint_.enabled, breakpoint_.condition) == (True, "a == 1")
+    breakpoint_.disable()
+    breakpoint_.enable()
+    breakpoint_.when('a == "b"')
+    breakpoint_.when("")
+    breakpoint_.ignore(3)
+    assert owner.commands == [
+        "-break-disable 4 # there",
+        "-break-enable 4 # there",
+        r'-break-condition 4 "a == \"b\"" # there',
+        "-break-condition 4 # there",
+        "-break-after 4 3 # there",
+    ]
+
+
+def test_a_catch_goes_as_one() -> None:
+    owner = Owner()
+    with Catch((Breakpoint(4, "panic", _owner=owner), Breakpoint(5, "oops_enter", _owner=owner))):
+        assert owner.deleted == []
+    assert owner.deleted == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("row", "where", "address"),
+    [
+        ({"number": "2", "original-location": "work", "addr": "0x10", "disp": "keep"}, "work", 0x10),
+        ({"number": "3", "what": "jiffies", "type": "hw watchpoint", "disp": "keep"}, "jiffies", 0),
+        ({"number": "4", "type": "catchpoint", "disp": "keep"}, "catchpoint", 0),
+    ],
+)
+def test_one_that_a_command_has_set(row: Mapping[str, Any], where: str, address: int) -> None:
+    found = breakpoints.listed(row, Owner())
+    assert (found.number, found.where, found.address) == (int(row["number"]), where, address)
+
+
+@pytest.mark.parametrize(
+    ("oops", "warn", "reasons"),
+    [
+        (False, False, ["panic"]),
+        (True, False, ["panic", "oops"]),
+        (True, True, ["panic", "oops", "warning"]),
+    ],
+)
+def test_what_a_panic_catch_takes_in(oops: bool, warn: bool, reasons: list[str]) -> None:
+    found = list(panics.places(oops=oops, warn=warn))
+    assert [reason for reason, _ in found] == reasons
+    assert found[0][1] == ("vpanic", "panic")
 
 
 # Refusals

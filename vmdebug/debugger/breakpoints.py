@@ -6,12 +6,18 @@ guest memory, so it needs the kernel to be there, and hardware ones are few.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 from vmdebug.debugger import mi
+
+if TYPE_CHECKING:
+    from vmdebug.debugger.stop import Stop
+
+Callback: TypeAlias = "Callable[[Stop], bool | None]"
+"""Called at each hit, with the guest stopped; True stops there, anything else goes on."""
 
 
 class Owner(Protocol):
@@ -20,25 +26,52 @@ class Owner(Protocol):
     def breakpoint_info(self, number: int) -> Mapping[str, Any]:
         """Return what GDB holds about it: `bkpt={…}`."""
 
+    def change(self, command: str, where: str) -> None:
+        """Carry out an MI command that changes it."""
+
     def delete(self, breakpoint: Breakpoint) -> None:  # noqa: A002 - the word of the field
         """Take it out."""
 
 
+class _Block:
+    """Gone at the end of its block."""
+
+    __slots__ = ()
+
+    def delete(self) -> None:
+        """Take it out."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.delete()
+
+
 @dataclass(frozen=True, slots=True)
-class Breakpoint:
+class Breakpoint(_Block):
     """One breakpoint or watchpoint of GDB's; as a context manager it is gone at the end of the block.
+
+    What changes it stops a running guest, which then goes on.
 
     Args:
         number: GDB's number.
         where: What was asked for: a symbol, file:line, *address, a watched expression.
         address: Where it is; 0 while pending, and where it is in several places.
         temporary: GDB deletes it when it is hit.
+        callback: Called at each hit.
+        reason: Why the guest stops there, where that is more than that a breakpoint was hit; see `stop.Stop`.
     """
 
     number: int
     where: str
     address: int = field(default=0, compare=False)
     temporary: bool = field(default=False, compare=False)
+    callback: Callback | None = field(default=None, repr=False, compare=False)
+    reason: str = field(default="", repr=False, compare=False)
     _owner: Owner | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -50,20 +83,51 @@ class Breakpoint:
         """
         return int(self._gdb.breakpoint_info(self.number).get("times", 0))
 
-    def delete(self) -> None:
-        """Take it out; nothing happens when GDB has it no more.
+    @property
+    def enabled(self) -> bool:
+        """Whether it stops the guest.
 
-        A running guest is stopped for it and goes on.
+        Raises:
+            GdbError: it is no longer there.
         """
+        return self._gdb.breakpoint_info(self.number).get("enabled") == "y"
+
+    @property
+    def condition(self) -> str:
+        """When it stops the guest; "" is always.
+
+        Raises:
+            GdbError: it is no longer there.
+        """
+        return str(self._gdb.breakpoint_info(self.number).get("cond", ""))
+
+    def enable(self) -> None:
+        """Have it stop the guest again."""
+        self._gdb.change(f"-break-enable {self.number}", self.where)
+
+    def disable(self) -> None:
+        """Leave it where it is, and have it stop nothing."""
+        self._gdb.change(f"-break-disable {self.number}", self.where)
+
+    def when(self, condition: str) -> None:
+        """Have it stop the guest only where a condition holds.
+
+        Args:
+            condition: In the language of the place; "" is always.
+
+        Raises:
+            GdbError: it cannot be evaluated there; the old one stays.
+        """
+        words = f" {mi.quote(condition)}" if condition else ""
+        self._gdb.change(f"-break-condition {self.number}{words}", self.where)
+
+    def ignore(self, count: int) -> None:
+        """Pass over so many hits from now on."""
+        self._gdb.change(f"-break-after {self.number} {count}", self.where)
+
+    def delete(self) -> None:
+        """Take it out; nothing happens when GDB has it no more."""
         self._gdb.delete(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.delete()
 
     @property
     def _gdb(self) -> Owner:
@@ -116,14 +180,55 @@ def watch(expression: str, *, access: str = "write") -> str:
     return " ".join(["-break-watch", *option, mi.quote(expression)])
 
 
-def made(payload: Mapping[str, Any], where: str, owner: Owner) -> Breakpoint:
+@dataclass(frozen=True, slots=True)
+class Catch(_Block):
+    """Breakpoints that stand for one thing; as a context manager they are gone at the end of the block.
+
+    Args:
+        breakpoints: Those.
+    """
+
+    breakpoints: tuple[Breakpoint, ...]
+
+    def delete(self) -> None:
+        """Take them out; nothing happens when GDB has them no more."""
+        for each in self.breakpoints:
+            each.delete()
+
+
+def made(
+    payload: Mapping[str, Any],
+    where: str,
+    owner: Owner,
+    *,
+    callback: Callback | None = None,
+    reason: str = "",
+) -> Breakpoint:
     """Return the breakpoint that GDB's answer to `insert` or `watch` describes."""
     entry = next(value for value in payload.values() if isinstance(value, Mapping) and "number" in value)
-    address = str(entry.get("addr", ""))
     return Breakpoint(
         number=int(entry["number"]),
         where=where,
-        address=int(address, 16) if address.startswith("0x") else 0,
+        address=_address(entry),
+        temporary=entry.get("disp") == "del",
+        callback=callback,
+        reason=reason,
+        _owner=owner,
+    )
+
+
+def listed(entry: Mapping[str, Any], owner: Owner) -> Breakpoint:
+    """Return the breakpoint that a row of `-break-list` describes, which a command has set."""
+    where = entry.get("original-location") or entry.get("what") or entry.get("type", "")
+    return Breakpoint(
+        number=int(entry["number"]),
+        where=str(where),
+        address=_address(entry),
         temporary=entry.get("disp") == "del",
         _owner=owner,
     )
+
+
+def _address(entry: Mapping[str, Any]) -> int:
+    word = str(entry.get("addr", ""))
+    return int(word, 16) if word.startswith("0x") else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, overload
@@ -50,6 +51,7 @@ class Control(Inspection):
         self._breakpoints: dict[int, Breakpoint] = {}
         self._interrupter: Callable[[], None] | None = None
         self._identity: Identity | None = None
+        self._latest: Stop | None = None
 
     @overload
     def cont(self, *, timeout: float = ..., wait: Literal[True] = ...) -> Stop: ...
@@ -130,7 +132,7 @@ class Control(Inspection):
         deadline = Deadline.after(timeout)
         if self.state is State.RUNNING:
             self._interrupt(deadline)
-        return self._next_stop("interrupt", deadline)
+        return self._next_stop("interrupt", deadline, onward=False)
 
     @contextlib.contextmanager
     def held(self, *, timeout: float = STOP_SECONDS) -> Iterator[None]:
@@ -158,7 +160,7 @@ class Control(Inspection):
     def _run(self, call: str, command: str, timeout: float) -> Stop:
         deadline = Deadline.after(timeout)
         self._resume(call, command, deadline)
-        return self._next_stop(call, deadline)
+        return self._next_stop(call, deadline, onward=False)
 
     def _resume(self, call: str, command: str, deadline: Deadline) -> None:
         self._need(call, State.STOPPED)
@@ -236,19 +238,60 @@ class Control(Inspection):
         if not state.unseen:
             state.need(call, State.STOPPED)
 
-    def _next_stop(self, call: str, deadline: Deadline) -> Stop:
-        state = self._run_state
-        if not state.unseen:
-            self._need(call, State.RUNNING)
-            try:
-                self._wait_while_running(call, deadline)
-            except DeadlineError as error:
-                raise DeadlineError(error.message, hint="it still runs: interrupt() stops it") from error
-        if self._identity is not None and self._identity.waiting and self._arrived(self._identity):
-            # The call that ran it there has not waited for it.
-            self._go(call, _ONWARD, deadline)
-            return self._next_stop(call, deadline)
-        return self._taken_stop()
+    def _next_stop(self, call: str, deadline: Deadline, *, onward: bool = True) -> Stop:
+        """Return the next stop that is the caller's.
+
+        Args:
+            call: Who waits, for errors.
+            deadline: When to give up.
+            onward: Whether the guest goes on where a callback has it go on.
+        """
+        while True:
+            self._wait_for_stop(call, deadline)
+            if self._identity is not None and self._identity.waiting and self._arrived(self._identity):
+                # The call that ran it there has not waited for it.
+                self._go(call, _ONWARD, deadline)
+                continue
+            found = self._taken_stop()
+            wanted = self._heeded(found)
+            if wanted is not None:
+                return wanted
+            if not onward:
+                return found
+            if self._run_state.state is State.STOPPED:
+                self._go(call, _CONTINUE, Deadline.after(STOP_SECONDS))
+
+    def _wait_for_stop(self, call: str, deadline: Deadline) -> None:
+        if self._run_state.unseen:
+            return
+        self._need(call, State.RUNNING)
+        try:
+            self._wait_while_running(call, deadline)
+        except DeadlineError as error:
+            raise DeadlineError(error.message, hint="it still runs: interrupt() stops it") from error
+
+    def _heeded(self, found: Stop) -> Stop | None:
+        """Call the callbacks of what was hit; return the stop that is the caller's, None to go on."""
+        hit = self._all_hit(found)
+        if not hit:
+            return found
+        wanted = None
+        for each in hit:
+            reason = each.reason or stop.reason(found.details)
+            there = dataclasses.replace(found, breakpoint=each, reason=reason)
+            if each.callback is None or each.callback(there) is True:
+                wanted = wanted or there
+        # A callback may have stepped on: then the guest stands at the stop that came of it.
+        return self._latest if wanted is not None and self._latest is not found else wanted
+
+    def _all_hit(self, found: Stop) -> tuple[Breakpoint, ...]:
+        """Return all breakpoints that were hit at once; MI's record names the first alone."""
+        if found.breakpoint is None:
+            return ()
+        if all(each.callback is None for each in self._breakpoints.values()):
+            return (found.breakpoint,)
+        numbers = str(self._payload("-vmd-hit")["numbers"]).split()
+        return tuple(self._hit(int(number)) for number in numbers) or (found.breakpoint,)
 
     def _taken_stop(self) -> Stop:
         try:
@@ -260,16 +303,18 @@ class Control(Inspection):
         if self._identity is not None and self._identity.open and self._identity.settle(self._payload):
             # Its frame was written before the symbols were where the kernel is.
             payload = {**payload, **self._payload("-stack-info-frame")}
-        return self._stop(payload)
+        self._latest = self._stop(payload)
+        return self._latest
 
     def _stop(self, payload: Mapping[str, Any]) -> Stop:
         number = stop.hit(payload)
+        hit = None if number is None else self._hit(number)
         thread = Thread(int(payload.get("thread-id", 1)))
         return Stop(
-            reason=stop.reason(payload),
+            reason=(hit.reason if hit is not None else "") or stop.reason(payload),
             thread=thread,
             frame=self._frame(payload.get("frame", {}), thread),
-            breakpoint=None if number is None else self._hit(number),
+            breakpoint=hit,
             signal=str(payload.get("signal-name", "")),
             details=payload,
             _inspector=self,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from vmdebug.debugger import breakpoints, refused, trace
-from vmdebug.debugger.breakpoints import Breakpoint
+from vmdebug.debugger import breakpoints, panics, refused, trace
+from vmdebug.debugger.breakpoints import Breakpoint, Callback, Catch
 from vmdebug.debugger.control import Control
 from vmdebug.debugger.inspection import STANDING
 from vmdebug.debugger.runstate import State
@@ -27,8 +27,15 @@ class Planting(Control):
         ignore: int = 0,
         thread: Thread | int | None = None,
         pending: bool = False,
+        callback: Callback | None = None,
     ) -> Breakpoint:
         """Set a breakpoint; a running guest is stopped for it and goes on.
+
+        A callback gets the `Stop` of each hit, inside whichever call of ours waits: `cont`, `wait_stop`,
+        `session.exec`. It may do what a stopped guest allows: read values, set and delete breakpoints, also
+        its own, step and finish. True has the waiting call return that stop; otherwise the
+        guest goes on. What it raises comes out of that call, with the guest stopped. A step, finish or
+        until that it interrupts ends there, whatever it returns.
 
         Args:
             where: A symbol, file:line, `*expression`, or an address.
@@ -39,6 +46,7 @@ class Planting(Control):
             ignore: How many hits to pass over.
             thread: The one CPU that it is for; a number is GDB's, CPU 0 is 1.
             pending: Whether it may name what isn't there yet.
+            callback: Called at each hit.
 
         Raises:
             GdbError: GDB refused it: no such symbol, a condition that cannot be evaluated.
@@ -56,21 +64,70 @@ class Planting(Control):
                 pending=pending,
             ),
             place,
+            callback=callback,
         )
 
     def watchpoint(
-        self, expression: str, *, access: Literal["write", "read", "access"] = "write"
+        self,
+        expression: str,
+        *,
+        access: Literal["write", "read", "access"] = "write",
+        callback: Callback | None = None,
     ) -> Breakpoint:
         """Stop when a value changes, or memory is read; a running guest is stopped for it and goes on.
 
         Args:
             expression: What is watched: a variable, `*(int *)0x…`.
             access: "write" stops at changes, "read" and "access" at reads and at both.
+            callback: Called at each hit, as a breakpoint's.
 
         Raises:
             GdbError: GDB refused it.
         """
-        return self._insert(breakpoints.watch(expression, access=access), expression)
+        return self._insert(breakpoints.watch(expression, access=access), expression, callback=callback)
+
+    def catch_panic(
+        self, *, oops: bool = True, warn: bool = False, callback: Callback | None = None
+    ) -> Catch:
+        """Stop where the kernel panics, before it prints, reboots, or ends QEMU.
+
+        The stop's `reason` is `stop.PANIC`, `stop.OOPS` or `stop.WARNING`; its backtrace shows who did it. An
+        oops that ends in a panic stops twice.
+
+        Args:
+            oops: Whether to stop at oopses too: BUG(), a fault in the kernel.
+            warn: Whether to stop at WARN() too.
+            callback: Called at each of them, as a breakpoint's.
+
+        Returns:
+            A context manager; what it has set is gone at the end of the block.
+
+        Raises:
+            GdbError: the symbols have no such function.
+        """
+        caught: list[Breakpoint] = []
+        with self.held():
+            try:
+                for reason, symbols in panics.places(oops=oops, warn=warn):
+                    caught.append(self._catch(reason, symbols, callback))
+            except BaseException:
+                Catch(tuple(caught)).delete()
+                raise
+        return Catch(tuple(caught))
+
+    def breakpoints(self) -> tuple[Breakpoint, ...]:
+        """Return all breakpoints and watchpoints that GDB has, also those that its own commands have set."""
+        body = self._ask("-break-list").payload["BreakpointTable"]["body"]
+        rows = (row for row in body if "." not in row["number"])  # a place of one that has several
+        return tuple(
+            self._breakpoints.get(int(row["number"])) or breakpoints.listed(row, self) for row in rows
+        )
+
+    def delete_all(self) -> None:
+        """Take all of them out."""
+        with self.held():
+            for each in self.breakpoints():
+                each.delete()
 
     def trace(
         self,
@@ -103,11 +160,28 @@ class Planting(Control):
         return trace.Trace(self, self._tell, self._breakpoints, wanted)
 
     def delete(self, breakpoint: Breakpoint) -> None:  # noqa: A002 - the word of the field
-        """Take a breakpoint out; nothing happens when GDB has it no more, or has no guest any more."""
-        if self.state is State.ENDED or self._breakpoints.pop(breakpoint.number, None) is None:
+        """Take a breakpoint out; nothing happens when GDB has it no more, or has ended."""
+        self._breakpoints.pop(breakpoint.number, None)
+        if self.state is State.ENDED:
             return
         with self.held():
             self._ask(f"-break-delete {breakpoint.number}")
+
+    def change(self, command: str, where: str) -> None:
+        """Change a breakpoint by an MI command; `Breakpoint` has the words for it.
+
+        Args:
+            command: The MI command.
+            where: What the breakpoint was asked for with, for the error.
+
+        Raises:
+            GdbError: GDB refused it.
+        """
+        with self.held():
+            try:
+                self._ask(command)
+            except GdbError as error:
+                raise refused.planting(error, f"the breakpoint at {where}") from error
 
     def breakpoint_info(self, number: int) -> Mapping[str, Any]:
         """Return what GDB holds about a breakpoint: "times", "enabled", "addr".
@@ -121,14 +195,25 @@ class Planting(Control):
                 return dict(row)
         raise GdbError(f"GDB has no breakpoint {number}", command=f"-break-info {number}")
 
-    def _insert(self, command: str, where: str) -> Breakpoint:
+    def _catch(self, reason: str, symbols: Sequence[str], callback: Callback | None) -> Breakpoint:
+        for symbol in symbols:
+            try:
+                return self._insert(breakpoints.insert(symbol), symbol, callback=callback, reason=reason)
+            except GdbError as error:
+                if symbol == symbols[-1] or "not defined" not in error.words:
+                    raise
+        raise AssertionError("no symbols to catch")
+
+    def _insert(
+        self, command: str, where: str, *, callback: Callback | None = None, reason: str = ""
+    ) -> Breakpoint:
         self._need("a breakpoint", *STANDING, State.RUNNING)
         with self.held():
             try:
                 answer = self._ask(command)
             except GdbError as error:
                 raise refused.planting(error, f"a breakpoint at {where}") from error
-            made = breakpoints.made(answer.payload, where, self)
+            made = breakpoints.made(answer.payload, where, self, callback=callback, reason=reason)
             self._breakpoints[made.number] = made
             if self._identity is not None:
                 never = self._identity.never_hit(self._payload, answer.payload.get("bkpt", {}), where)

@@ -18,6 +18,9 @@ STEPPED = "end-stepping-range"
 FINISHED = "function-finished"
 REACHED = "location-reached"
 SIGNAL = "signal-received"
+PANIC = "panic"
+OOPS = "oops"
+WARNING = "warning"
 
 _REASONS = {
     "watchpoint-trigger": WATCHPOINT,
@@ -127,7 +130,7 @@ class Stop:
     """One stop of the guest.
 
     Args:
-        reason: One of this module's constants, else GDB's word for it.
+        reason: One of this module's constants, else GDB's word for it: `BREAKPOINT`, `PANIC`, …
         thread: The CPU that stopped; all others stop with it.
         frame: Where it stopped.
         breakpoint: The breakpoint or watchpoint that was hit, or None.

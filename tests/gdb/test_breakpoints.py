@@ -1,0 +1,211 @@
+"""What breakpoints can do beyond stopping: callbacks, changes, a list; on a guest without a kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmdebug.debugger import stop
+from vmdebug.debugger.gdb import Gdb
+from vmdebug.debugger.runstate import State
+from vmdebug.debugger.stop import Stop
+from vmdebug.errors import DeadlineError, GdbError
+
+QUICK = 30.0
+
+
+# Callbacks
+
+
+def test_a_callback_is_called_at_each_hit_until_it_says_to_stop(gdb: Gdb) -> None:
+    seen: list[int] = []
+
+    def look(where: Stop) -> bool:
+        seen.append(where.frame.arg("k").int())
+        return len(seen) == 4
+
+    breakpoint_ = gdb.breakpoint("work", callback=look)
+    where = gdb.cont(timeout=QUICK)
+    assert where.breakpoint is breakpoint_
+    assert where.frame.arg("k").int() == seen[-1]
+    assert seen == [0, 1, 2, 3]
+    assert breakpoint_.hits == 4
+
+
+def test_a_callback_only_sees_hits_whose_condition_holds(gdb: Gdb) -> None:
+    seen: list[int] = []
+    gdb.breakpoint("work", when="k % 2 == 1", callback=lambda where: seen.append(where.frame.arg("k").int()))
+    gdb.breakpoint("work", when="k == 6")
+    gdb.cont(timeout=QUICK)
+    assert seen == [1, 3, 5]
+
+
+def test_breakpoints_in_one_place_are_all_heard(gdb: Gdb) -> None:
+    """MI's record names the first alone: without more, its callback would lose the others' stops."""
+    seen: list[int] = []
+    gdb.breakpoint("work", callback=lambda where: seen.append(where.frame.arg("k").int()))
+    mine = gdb.breakpoint("work", when="k == 2")
+    where = gdb.cont(timeout=QUICK)
+    assert where.breakpoint is mine
+    assert seen == [0, 1, 2]
+
+
+def test_what_a_callback_raises_comes_out_with_the_guest_stopped(gdb: Gdb) -> None:
+    def fail(where: Stop) -> None:
+        raise ValueError(where.frame.function)
+
+    with gdb.breakpoint("work", callback=fail), pytest.raises(ValueError, match="work"):
+        gdb.cont(timeout=QUICK)
+    assert gdb.frame().function == "work"
+    gdb.breakpoint("step")
+    assert gdb.cont(timeout=QUICK).frame.function == "step"
+
+
+def test_a_callback_may_set_and_delete_breakpoints_its_own_too(gdb: Gdb) -> None:
+    def move(_where: Stop) -> None:
+        first.delete()
+        gdb.breakpoint("without")
+
+    first = gdb.breakpoint("step", callback=move)
+    assert gdb.cont(timeout=QUICK).frame.function == "without"
+    assert [each.where for each in gdb.breakpoints()] == ["without"]
+
+
+def test_a_callback_may_finish_the_function(gdb: Gdb) -> None:
+    returned: list[str] = []
+
+    def finish(_where: Stop) -> bool:
+        returned.append(gdb.finish(timeout=QUICK).details["return-value"])
+        return len(returned) == 3
+
+    gdb.breakpoint("step", callback=finish)
+    where = gdb.cont(timeout=QUICK)
+    assert returned == ["1", "2", "3"]
+    assert where.reason == stop.FINISHED
+    assert where.frame.function == "work"
+
+
+def test_a_callback_is_called_by_whoever_waits(gdb: Gdb) -> None:
+    seen: list[int] = []
+
+    def look(where: Stop) -> bool:
+        seen.append(where.frame.arg("k").int())
+        return len(seen) == 3
+
+    gdb.breakpoint("work", callback=look)
+    gdb.cont(wait=False)
+    gdb.wait_stop(timeout=QUICK)
+    assert len(seen) == 3
+
+
+def test_a_deadline_holds_for_all_hits_together(gdb: Gdb) -> None:
+    gdb.breakpoint("work", callback=lambda _where: None)
+    with pytest.raises(DeadlineError):
+        gdb.cont(timeout=0.5)
+    assert gdb.state is State.RUNNING
+    gdb.interrupt(timeout=QUICK)
+
+
+def test_a_step_that_a_callback_interrupts_ends_there(gdb: Gdb) -> None:
+    seen: list[str] = []
+    gdb.breakpoint("work", temporary=True)
+    gdb.cont(timeout=QUICK)
+    gdb.breakpoint("step", callback=lambda where: seen.append(where.frame.function))
+    where = gdb.next(timeout=QUICK)
+    while not seen:
+        where = gdb.next(timeout=QUICK)
+    assert where.frame.function == "step"
+
+
+def test_a_watchpoint_calls_back(gdb: Gdb) -> None:
+    changes: list[str] = []
+
+    def change(where: Stop) -> bool:
+        changes.append(where.details["value"]["new"])
+        return len(changes) == 3
+
+    gdb.breakpoint("main", temporary=True)
+    gdb.cont(timeout=QUICK)
+    gdb.watchpoint("watched", callback=change)
+    assert gdb.cont(timeout=QUICK).reason == stop.WATCHPOINT
+    assert len(set(changes)) == 3
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_one_that_passes_over_hits_is_not_among_those_hit(gdb: Gdb, later: bool) -> None:
+    seen: list[int] = []
+    gdb.breakpoint("work", callback=lambda where: seen.append(where.frame.arg("k").int()))
+    mine = gdb.breakpoint("work", ignore=0 if later else 3)
+    if later:
+        mine.ignore(3)
+    assert gdb.cont(timeout=QUICK).breakpoint is mine
+    assert seen == [0, 1, 2, 3]
+
+
+# Changes
+
+
+def test_a_breakpoint_that_is_off_stops_nothing(gdb: Gdb) -> None:
+    breakpoint_ = gdb.breakpoint("step")
+    gdb.breakpoint("without")
+    breakpoint_.disable()
+    assert not breakpoint_.enabled
+    assert gdb.cont(timeout=QUICK).frame.function == "without"
+    breakpoint_.enable()
+    assert breakpoint_.enabled
+    assert gdb.cont(timeout=QUICK).frame.function == "step"
+
+
+def test_a_condition_can_be_changed(gdb: Gdb) -> None:
+    breakpoint_ = gdb.breakpoint("work", when="k == 1")
+    gdb.cont(timeout=QUICK)
+    breakpoint_.when('k == 5 && $_streq("a b", "a b")')
+    assert breakpoint_.condition == 'k == 5 && $_streq("a b", "a b")'
+    assert gdb.cont(timeout=QUICK).frame.arg("k").int() == 5
+    with pytest.raises(GdbError, match='the breakpoint at work: No symbol "q"'):
+        breakpoint_.when("q == 1")
+    assert breakpoint_.condition.startswith("k == 5")
+    breakpoint_.when("")
+    assert breakpoint_.condition == ""
+    assert gdb.cont(timeout=QUICK).frame.arg("k").int() == 6
+
+
+def test_hits_can_be_passed_over_later_too(gdb: Gdb) -> None:
+    breakpoint_ = gdb.breakpoint("work")
+    assert gdb.cont(timeout=QUICK).frame.arg("k").int() == 0
+    breakpoint_.ignore(3)
+    assert gdb.cont(timeout=QUICK).frame.arg("k").int() == 4
+
+
+def test_a_change_leaves_a_running_guest_running(gdb: Gdb) -> None:
+    breakpoint_ = gdb.breakpoint("step", when="k == 77")
+    gdb.cont(wait=False)
+    breakpoint_.disable()
+    assert gdb.state is State.RUNNING
+    breakpoint_.when("")
+    breakpoint_.enable()
+    assert gdb.wait_stop(timeout=QUICK).breakpoint is breakpoint_
+
+
+# All of them
+
+
+def test_all_breakpoints_also_those_of_commands(gdb: Gdb) -> None:
+    assert gdb.breakpoints() == ()
+    mine = gdb.breakpoint("step")
+    gdb.console("break work if k == 1")
+    watched = gdb.watchpoint("watched")
+    found = gdb.breakpoints()
+    assert [each.where for each in found] == ["step", "work", "watched"]
+    assert found[0] is mine
+    assert found[2] is watched
+    assert found[1].condition == "k == 1"
+    gdb.delete_all()
+    assert gdb.breakpoints() == ()
+    gdb.breakpoint("without")
+    assert gdb.cont(timeout=QUICK).frame.function == "without"
+
+
+def test_a_kernel_without_panic_cannot_be_watched_for_it(gdb: Gdb) -> None:
+    with pytest.raises(GdbError, match='a breakpoint at panic: Function "panic" not defined'):
+        gdb.catch_panic()
+    assert gdb.breakpoints() == ()
