@@ -208,8 +208,9 @@ class Scanner:
 
     def finish(self) -> None:
         """Take what has come for all there will be."""
-        self._line(self._rest)
-        self._rest = b""
+        if self._rest:
+            self._line(self._rest)
+            self._rest = b""
         self._close()
 
     def _line(self, raw: bytes) -> None:
