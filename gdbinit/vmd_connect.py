@@ -9,6 +9,7 @@ import vmd_batch
 import vmd_early
 import vmd_guest
 import vmd_identity
+import vmd_kgdb
 import vmd_slide
 
 
@@ -36,11 +37,17 @@ class Connect(gdb.Command):
             vmd_batch.fail("vmd-connect needs a socket or HOST:PORT", vmd_batch.USAGE)
         _keep_lock()
         try:
-            gdb.execute(f"target remote {argument}")
+            # Over kgdb GDB would show the wrong task, and before the slide is known no name.
+            with gdb.with_parameter("suppress-cli-notifications", vmd_kgdb.on()):
+                gdb.execute(f"target remote {argument}", to_string=vmd_kgdb.on())
         except gdb.error as error:
             vmd_batch.fail(f"cannot connect to the guest at {argument}: {error}\nis it running?")
+        if vmd_kgdb.on():
+            vmd_kgdb.select_running()
         if vmd_guest.has_vmlinux():
             _settle()
+        if vmd_kgdb.on():
+            gdb.execute("frame")
 
 
 def _keep_lock() -> None:

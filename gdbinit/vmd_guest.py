@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gdb
 import vmd_elf
+import vmd_kgdb
 
 KERNEL_HALF = 0xFFFFFFFF80000000
 """x86-64 kernels are linked to run above here (__START_KERNEL_map)."""
@@ -32,13 +33,15 @@ def need_connected() -> None:
 
 
 def cpus() -> list[gdb.InferiorThread]:
-    """Return the CPUs in order; GDB calls them threads."""
+    """Return the CPUs in order; GDB calls them threads. Over kgdb it is the task that each one runs."""
+    if vmd_kgdb.on():
+        return vmd_kgdb.cpus()
     return sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.num)
 
 
 def cpu_of(thread: gdb.InferiorThread) -> int:
     """Return the number of a CPU: QEMU numbers its threads from 1."""
-    return thread.num - 1
+    return vmd_kgdb.cpu_of(thread) if vmd_kgdb.on() else thread.num - 1
 
 
 def memory(address: int, size: int) -> bytes:
@@ -78,6 +81,8 @@ def exception_handler() -> int | None:
     The IDT is mapped even while user space runs with page-table isolation. Rests on
     QEMU's `info registers` and the gate layout of the Intel SDM, volume 3, 6.14.1.
     """
+    if vmd_kgdb.on():
+        return None
     try:
         registers = gdb.execute("monitor info registers", to_string=True)
     except gdb.error:
@@ -91,6 +96,8 @@ def exception_handler() -> int | None:
 
 def kernel_runs() -> bool:
     """Whether a kernel has taken over, whichever it is: exceptions go to the kernel's half."""
+    if vmd_kgdb.on():
+        return True  # it is what answers
     if not paged():
         return False
     handler = exception_handler()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import gdb
 import vmd_batch
 import vmd_elf
 import vmd_guest
+import vmd_kgdb
 import vmd_search
 
 STEP = 2 << 20
@@ -74,10 +76,19 @@ def find() -> Found | None:
         return None
     mark = fingerprint()
     if mark is not None:
-        for place in range(PLACES):
-            if vmd_guest.memory(mark.address + place * STEP, len(mark.data)) == mark.data:
-                return Found(place * STEP, mark.name, proven=True)
+        for slide in _slides():
+            if vmd_guest.memory(mark.address + slide, len(mark.data)) == mark.data:
+                return Found(slide, mark.name, proven=True)
     return _by_idt(mark)
+
+
+def _slides() -> Iterator[int]:
+    """Return every slide that there can be; over a serial line, where each costs, the likely one first."""
+    at, pc = linked(vmd_kgdb.ENTRY), vmd_guest.register("pc")
+    if vmd_kgdb.on() and at is not None and pc is not None:
+        yield max(pc - at, 0) // STEP * STEP
+    for place in range(PLACES):
+        yield place * STEP
 
 
 def applied() -> int:
@@ -116,6 +127,9 @@ def kernel_mapped() -> bool:
 
 def other_kernel() -> vmd_search.Kernel | None:
     """Return what runs when `find` finds nothing; None when that cannot be said."""
+    if vmd_kgdb.on():
+        # A search through its memory would take hours at the speed of a serial line.
+        return vmd_search.Kernel(vmd_kgdb.banner(), "")
     inside = _inside()
     if inside is None:
         return None
