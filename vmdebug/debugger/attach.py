@@ -54,6 +54,7 @@ class Attachment:
         timeout: Seconds that this may take; None is for ever.
         init: Whether the user's own ~/.gdbinit is read.
         force: Go on when vmlinux and guest do not belong together.
+        before: What else is set before the user's ~/.gdbinit is read.
         lock: The inherited descriptor that says who is attached; made by `attach`.
     """
 
@@ -68,6 +69,7 @@ class Attachment:
     timeout: float | None = None
     init: bool = True
     force: bool = False
+    before: tuple[str, ...] = ()
     lock: int | None = None
 
 
@@ -108,8 +110,13 @@ def attach(attachment: Attachment, *, lock: Path, vm: str) -> NoReturn:
         StateError: a GDB is attached already.
         HostError: GDB is not there.
     """
-    _find(attachment.program[0])
+    find(attachment.program[0])
     descriptor = _hold(lock, vm)
+    become(attachment, descriptor)
+
+
+def become(attachment: Attachment, descriptor: int) -> NoReturn:
+    """Become GDB, with the descriptor that says who is attached, as `attach` does for a VM."""
     # Python ignores these two, and an ignored signal stays ignored in what it becomes.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
@@ -147,6 +154,7 @@ def _before(attachment: Attachment) -> tuple[str, ...]:
         # The kernel's scripts are sourced below, whatever auto-load safe-path says of their directory.
         "set auto-load python-scripts off",
         f"set $vmd_batch = {attachment.batch:d}",
+        *attachment.before,
     )
 
 
@@ -203,7 +211,15 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _find(name: str) -> None:
+def find(name: str) -> None:
+    """Make sure that GDB is there.
+
+    Args:
+        name: The program, as given by `--gdb`.
+
+    Raises:
+        HostError: it is not.
+    """
     try:
         process.find(name, package="gdb")
     except HostError as error:
