@@ -24,11 +24,21 @@ class BtAll(gdb.Command):
     def invoke(self, argument: str, _from_tty: bool) -> None:
         """Go through the CPUs."""
         vmd_guest.need_connected()
-        with selection_kept():
-            for thread in vmd_guest.cpus():
-                thread.switch()
-                print(f"CPU {vmd_guest.cpu_of(thread)}: {_runs(vmd_guest.cpu_of(thread))}")
-                gdb.execute(f"backtrace {argument}")
+        for text in backtraces(argument):
+            print(text)
+
+
+def backtraces(options: str = "") -> Iterator[str]:
+    """Go through the CPUs: which it is and what it runs, with its backtrace.
+
+    Args:
+        options: Of GDB's `backtrace`.
+    """
+    with selection_kept():
+        for thread in vmd_guest.cpus():
+            thread.switch()
+            runs = f"CPU {vmd_guest.cpu_of(thread)}: {_runs(vmd_guest.cpu_of(thread))}"
+            yield f"{runs}\n{gdb.execute(f'backtrace {options}', to_string=True).rstrip()}"
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable
 
 import gdb
+import vmd_bt_all
+import vmd_dmesg
 import vmd_early
 import vmd_hit
 import vmd_identity
@@ -48,6 +50,16 @@ def string(address: str, limit: str) -> dict[str, object]:
     return {"data": _packed(vmd_value.string(int(address), int(limit)))}
 
 
+def dmesg(limit: str) -> dict[str, object]:
+    """`-vmd-dmesg LIMIT`: the last lines of the kernel's log."""
+    return {"text": _packed("\n".join(vmd_dmesg.lines(int(limit))).encode())}
+
+
+def backtraces(limit: str) -> dict[str, object]:
+    """`-vmd-backtraces LIMIT`: each CPU's innermost frames, as `vmd-bt-all` prints them."""
+    return {"text": _packed("\n\n".join(vmd_bt_all.backtraces(str(int(limit)))).encode())}
+
+
 def _answer(result: gdb.Value, known: int) -> dict[str, object]:
     entry, data = vmd_value.about(result)
     entry["layouts"] = vmd_value.LAYOUTS.described[known:]
@@ -63,6 +75,8 @@ COMMANDS = (
     Command("-vmd-element", element),
     Command("-vmd-string", string),
     Command("-vmd-hit", vmd_hit.hit),
+    Command("-vmd-dmesg", dmesg),
+    Command("-vmd-backtraces", backtraces),
     Command("-vmd-prove", vmd_identity.prove),
     Command("-vmd-await", vmd_early.await_kernel),
     Command("-vmd-awaited", vmd_early.awaited),
