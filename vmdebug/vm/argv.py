@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, Kernel, LaunchSpec, OwnMachine
@@ -23,6 +25,9 @@ GDB_CHARDEV = "gdb0"
 
 PROBE_MEMORY_MIB = 512
 
+RAM_BLOCK = "pc.ram"
+"""What QEMU calls a PC's RAM, `default-ram-id` of `query-machines`; a saved state finds its own by that."""
+
 _QCOW2_MAGIC = b"QFI\xfb"
 
 _REFUSED = {
@@ -33,6 +38,26 @@ _REFUSED = {
     "daemonize": "vmdebug start leaves QEMU in the background by itself",
     "pidfile": "vmdebug finds QEMU by a pidfile of its own; `vmdebug status --json` has the pid",
 }
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a guest's memory and state come from, where not from a boot.
+
+    Descriptors that QEMU inherits stand for files: what has no name is gone with its last user.
+
+    Args:
+        ram: The file that holds the guest's RAM; None: QEMU's own memory.
+        shared: Whether what the guest writes goes into that file; otherwise it gets a page of its own
+            for each one that it writes to.
+        incoming: Whether QEMU waits, stopped, for a state to be loaded, instead of booting.
+    """
+
+    ram: int | None = None
+    shared: bool = False
+    incoming: bool = False
+
+
+BOOT = Origin()
 
 
 def check_extra(words: Sequence[str]) -> None:
@@ -62,6 +87,7 @@ def own(
     rundir: RunDir,
     features: Features,
     disk_format: DiskFormat | None,
+    origin: Origin = BOOT,
 ) -> tuple[str, ...]:
     """Return the whole command line of a guest whose QEMU options are ours.
 
@@ -74,6 +100,7 @@ def own(
         rundir: Where its sockets and logs are.
         features: What this QEMU has.
         disk_format: Of `machine.disk`; None without a disk.
+        origin: Where its memory and state come from.
     """
     return (
         str(qemu),
@@ -81,15 +108,31 @@ def own(
         *machine_type(arch, accel),
         *cpu(arch, accel),
         *size(spec.memory or DEFAULT_MEMORY_MIB, spec.cpus or 1),
+        *memory(spec.memory or DEFAULT_MEMORY_MIB, origin),
         *boot(spec.kernel, machine.initrd, spec.parameters),
         *(disk(machine.disk, disk_format) if machine.disk and disk_format else ()),
         *entropy(features),
-        *harness(spec, rundir=rundir, features=features, given=spec.qemu_args),
+        *generation(features, " ".join(spec.qemu_args)),
+        *harness(
+            spec,
+            rundir=rundir,
+            features=features,
+            given=spec.qemu_args,
+            log_begun=origin.incoming,
+        ),
+        *incoming(origin),
         *spec.qemu_args,
     )
 
 
-def harness(spec: LaunchSpec, *, rundir: RunDir, features: Features, given: Iterable[str]) -> tuple[str, ...]:
+def harness(
+    spec: LaunchSpec,
+    *,
+    rundir: RunDir,
+    features: Features,
+    given: Iterable[str],
+    log_begun: bool = False,
+) -> tuple[str, ...]:
     """Return what vmdebug adds to every guest: its lines to the VM, and how it ends.
 
     Args:
@@ -97,10 +140,11 @@ def harness(spec: LaunchSpec, *, rundir: RunDir, features: Features, given: Iter
         rundir: Where its sockets and logs are.
         features: What this QEMU has.
         given: Where devices may be named that must not be added twice.
+        log_begun: Whether the console's log goes on where it ends.
     """
     return (
         *no_user_interface(),
-        *console(rundir),
+        *console(rundir, log_begun=log_begun),
         *monitors(rundir),
         *gdbstub(rundir, spec.tcp),
         *debug_devices(features, " ".join(given)),
@@ -155,6 +199,28 @@ def size(memory_mib: int, cpus: int) -> tuple[str, ...]:
     return ("-m", str(memory_mib), "-smp", f"{cpus},sockets={cpus}")
 
 
+def memory(memory_mib: int, origin: Origin) -> tuple[str, ...]:
+    """Put the RAM into a file, where it is to be shared; of a shared one `x-ignore-shared` saves nothing.
+
+    The block is called as QEMU calls its own, so that a state fits whichever way its RAM was had.
+    """
+    if origin.ram is None:
+        return ()
+    share = "on" if origin.shared else "off"
+    file = f"size={memory_mib}M,mem-path=/proc/self/fd/{origin.ram},share={share}"
+    return (
+        "-object",
+        f"memory-backend-file,id={RAM_BLOCK},{file}",
+        "-machine",
+        f"memory-backend={RAM_BLOCK}",
+    )
+
+
+def incoming(origin: Origin) -> tuple[str, ...]:
+    """Have QEMU wait for a state; `migrate-incoming` of QMP says where it is."""
+    return ("-S", "-incoming", "defer") if origin.incoming else ()
+
+
 def boot(kernel: Kernel, initrd: Path | None, parameters: Sequence[str]) -> tuple[str, ...]:
     """Boot a kernel directly, without a boot loader."""
     return (
@@ -190,15 +256,28 @@ def entropy(features: Features) -> tuple[str, ...]:
     return ("-device", "virtio-rng-pci") if features.rng else ()
 
 
+def generation(features: Features, given: str) -> tuple[str, ...]:
+    """Let a kernel with CONFIG_VMGENID know that it is a copy, so that it draws new random numbers.
+
+    See docs/specs/vmgenid.txt of QEMU; each QEMU has an id of its own, and says so after a load.
+    """
+    return ("-device", "vmgenid,guid=auto") if features.vmgenid and "vmgenid" not in given else ()
+
+
 def no_user_interface() -> tuple[str, ...]:
     """Open no window and put no monitor where the serial port may be."""
     return ("-display", "none", "-monitor", "none")
 
 
-def console(rundir: RunDir) -> tuple[str, ...]:
-    """Put the first serial port on a socket, and all that the guest writes to it into a log as well."""
+def console(rundir: RunDir, *, log_begun: bool = False) -> tuple[str, ...]:
+    """Put the first serial port on a socket, and all that the guest writes to it into a log as well.
+
+    Args:
+        rundir: Where both are.
+        log_begun: Whether the log goes on where it ends.
+    """
     line = f"socket,id=console0,path={value(rundir.console)},server=on,wait=off"
-    log = f"logfile={value(rundir.console_log)},logappend=off"
+    log = f"logfile={value(rundir.console_log)},logappend={'on' if log_begun else 'off'}"
     return ("-chardev", f"{line},{log}", "-serial", "chardev:console0")
 
 

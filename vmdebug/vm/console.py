@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, cast
+from typing import IO, TYPE_CHECKING, Self, cast
 
 import pexpect
 from pexpect.spawnbase import SpawnBase
@@ -28,6 +28,10 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmError
 from vmdebug.vm import death, framing, ready
 from vmdebug.vm.drain import CHUNK, Drain
+from vmdebug.vm.meanwhile import Meanwhile, readable
+
+if TYPE_CHECKING:  # it imports us
+    from vmdebug.vm.shell import Running
 
 LOG_LOOK = 1.0
 """Seconds of quiet after which the log is looked at: what the guest says between our
@@ -64,6 +68,10 @@ class Console:
         """Whether a shell has answered on this connection."""
         self.interrupted = False
         """Whether a command may be in the foreground that nobody waits for any more."""
+        self.running: Running | None = None
+        """A command of `shell.begin` whose result nobody has heard."""
+        self.meanwhile: Meanwhile | None = None
+        """What else is looked after while somebody waits here."""
         self._held = contextlib.ExitStack()
         self._open: _Open | None = None
         self._wanted = ""
@@ -92,7 +100,8 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.note(EXEC if self.interrupted else "")
+        self.note(EXEC if self.interrupted or self.running is not None else "")
+        self.running = None
         self._open = None
         self._held.close()
 
@@ -163,8 +172,12 @@ class Console:
         except pexpect.TIMEOUT:
             raise self.late(deadline, self._wanted) from None
 
-    def wait_ready(self, deadline: Deadline) -> None:
+    def wait_ready(self, deadline: Deadline, *, before: str = "") -> None:
         """Wait until a shell reads the console; at once where one has answered already.
+
+        Args:
+            deadline: Until when.
+            before: A command that it runs before it answers; it prints nothing and may be run twice.
 
         Raises:
             VmError: somebody else reads it, who wants a password or a decision.
@@ -172,7 +185,7 @@ class Console:
             DeadlineError: no shell answered.
         """
         if not self.ready:
-            ready.wait(self, deadline)
+            ready.wait(self, deadline, before=before)
 
     def receive(self, seconds: float, wanted: str) -> bytes:
         """Return what the guest says next, as soon as it says something.
@@ -188,6 +201,7 @@ class Console:
 
         Raises:
             GuestDiedError: it died; what it said last was returned before.
+            StateError: a debugger has stopped it, see `meanwhile`.
         """
         self._wanted = wanted
         end = time.monotonic() + seconds
@@ -195,10 +209,10 @@ class Console:
             if self._death:
                 raise self._died()
             left = max(0.0, end - time.monotonic())
-            if _polled(self.fileno(), select.POLLIN, min(left, LOG_LOOK)):
+            if readable(self.fileno(), self.meanwhile, min(left, LOG_LOOK)):
                 return self._read()
             self._look_at_log()
-            if left <= LOG_LOOK:
+            if time.monotonic() >= end:
                 return b""
 
     def raw(self) -> bytes:

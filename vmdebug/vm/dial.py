@@ -67,7 +67,7 @@ def answer(path: Path, *, process: ProcessRef, what: str, deadline: Deadline) ->
         DeadlineError: no answer came.
     """
     with dial(path, what=what, deadline=deadline) as dialled:
-        lines = _Lines(dialled, path, process, what, deadline)
+        lines = Lines(dialled, path, process, what, deadline)
         greeting = lines.read()
         if not greeting.startswith(b'{"QMP"'):
             raise QmpError(f"{path} does not speak QMP: it says {greeting[:60]!r}")
@@ -79,8 +79,16 @@ def answer(path: Path, *, process: ProcessRef, what: str, deadline: Deadline) ->
             pass  # an event
 
 
-class _Lines:
-    """What QEMU says, line by line."""
+class Lines:
+    """What QEMU says, line by line.
+
+    Args:
+        dialled: The connected socket.
+        path: Its path, for errors.
+        process: QEMU, or the runner that starts it.
+        what: What is waited for, for errors.
+        deadline: Until when.
+    """
 
     def __init__(
         self, dialled: socket.socket, path: Path, process: ProcessRef, what: str, deadline: Deadline
@@ -93,6 +101,13 @@ class _Lines:
         self._unread = b""
 
     def read(self) -> bytes:
+        """Return the next line.
+
+        Raises:
+            GuestDiedError: QEMU has ended.
+            QmpError: it closed the connection.
+            DeadlineError: no line came.
+        """
         while b"\n" not in self._unread:
             readable, _, _ = select.select([self._dialled], [], [], self._deadline.left(self._what))
             self._unread += self._receive() if readable else b""

@@ -28,6 +28,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
         vmcoreinfo: Whether there is the device by which a guest describes its memory for dumps.
         rng: Whether there is virtio-rng-pci.
         actions: Whether `-action` says what a panic leads to.
+        vmgenid: Whether there is the device by which a guest learns that it is a copy.
     """
 
     version: str = ""
@@ -35,6 +36,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     vmcoreinfo: bool = False
     rng: bool = False
     actions: bool = False
+    vmgenid: bool = False
 
 
 def parse(options: str, devices: str) -> Features:
@@ -54,6 +56,7 @@ def parse(options: str, devices: str) -> Features:
         vmcoreinfo="vmcoreinfo" in known,
         rng="virtio-rng-pci" in known,
         actions=re.search(r"^-action .*\bpanic=", options, re.MULTILINE) is not None,
+        vmgenid="vmgenid" in known,
     )
 
 
@@ -65,7 +68,7 @@ def of(qemu: Path, *, deadline: Deadline) -> Features:
         DeadlineError: it did not answer.
     """
     try:
-        return cached(qemu, "qemu-features", Features, lambda: _ask(qemu, deadline))
+        return cached(qemu, "qemu-features-2", Features, lambda: _ask(qemu, deadline))
     except OSError as error:
         raise HostError(f"cannot look at {qemu}: {error.strerror}") from error
 

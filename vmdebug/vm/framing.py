@@ -152,16 +152,18 @@ def are_you_there(token: str, number: int) -> str:
     return f'${{vmd-echo _{token}""::}} {number}\n'
 
 
-def question(token: str, number: int, *, agents: bool) -> str:
+def question(token: str, number: int, *, agents: bool, before: str = "") -> str:
     """Return the line that any shell answers with `answer`.
 
     Args:
         token: Of this question.
         number: How many times it has been asked.
         agents: Whether an agent may read it, who is to answer something else.
+        before: A command that any shell takes and that prints nothing; run before the answer.
     """
+    first = f"{before};" if before else ""
     words = f'${{vmd-echo _{token}"":}}' if agents else f'echo _{token}"":'
-    return f"{KILL_LINE} {words}{number}.\n"
+    return f"{KILL_LINE} {first}{words}{number}.\n"
 
 
 def answer(token: str, number: int) -> bytes:

@@ -97,13 +97,16 @@ class Guardian:
         """Have a directory removed when the owner is gone."""
         self._order(f"remove {path}")
 
-    def spawn(self, argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> Popen[bytes]:
+    def spawn(
+        self, argv: Sequence[str], *, env: Mapping[str, str], log: Path, pass_fds: Sequence[int] = ()
+    ) -> Popen[bytes]:
         """Start the VM's program in a session of its own, as one that ends with the owner.
 
         Args:
             argv: Program and arguments.
             env: Its whole environment.
             log: Gets its stdout and stderr.
+            pass_fds: Descriptors that it inherits.
 
         Raises:
             HostError: it cannot be started, or the log cannot be written.
@@ -115,7 +118,7 @@ class Guardian:
                 stdout=self._orders,
                 stderr=stream,
                 session=True,
-                pass_fds=[self._lifeline],
+                pass_fds=[self._lifeline, *pass_fds],
             )
 
     def release(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,9 +18,10 @@ from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report, Step, silent
 from vmdebug.vm import argv, children, claims, dial, planning, rundir, state
+from vmdebug.vm.argv import BOOT, Origin
 from vmdebug.vm.guardian import END_SECONDS, Guardian
 from vmdebug.vm.machine import Vm
-from vmdebug.vm.planning import Plan
+from vmdebug.vm.planning import Means, Plan
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
 
@@ -44,6 +46,27 @@ _HINTS = (
 """What QEMU says in its log, and what to do about it."""
 
 
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """How a VM begins, where not by a boot of its own.
+
+    Args:
+        origin: Where its memory and state come from.
+        fds: The descriptors that QEMU inherits for it.
+        log: What its console's log begins with.
+        means: What the host has for its spec, where that was found out before.
+        clone_of: The VM whose memory it begins with, or "".
+    """
+
+    origin: Origin = BOOT
+    fds: tuple[int, ...] = ()
+    log: bytes = b""
+    means: Means | None = None
+    clone_of: str = ""
+
+
+FROM_BOOT = Start()
+
+
 class _Attempt(msgspec.Struct, frozen=True):
     """One launch under way: what is started, where, and what became of it."""
 
@@ -61,6 +84,7 @@ def launch(
     report: Report = silent,
     deadline: Deadline,
     exact_name: bool = True,
+    start: Start = FROM_BOOT,
 ) -> Vm:
     """Start a VM, and return once its QEMU answers on QMP.
 
@@ -71,6 +95,7 @@ def launch(
         deadline: Until when QEMU has to answer.
         exact_name: Whether the spec's name is taken as it is; otherwise -2, -3, … is added to one that is
             taken.
+        start: How it begins, where not by a boot of its own.
 
     Raises:
         UsageError: the spec cannot be right, its name or its port is taken.
@@ -78,7 +103,7 @@ def launch(
         LaunchError: QEMU ended; the detail has its command line and its last words.
         DeadlineError: QEMU does not answer. In all these cases nothing is left.
     """
-    found = planning.means(spec, report=report, deadline=deadline)
+    found = start.means or planning.means(spec, report=report, deadline=deadline)
     guardian = Guardian.start()
     try:
         directory = claims.claim(
@@ -93,8 +118,12 @@ def launch(
             guardian.remove(directory.scratch)
         named = msgspec.structs.replace(spec, name=directory.name)
         report(Step("starting QEMU", note=directory.name))
-        attempt = _start(named, planning.build(named, found, directory), directory, guardian)
-        started = _settle(attempt, bound=bound, deadline=deadline)
+        how = planning.build(named, found, directory, origin=start.origin)
+        if start.log:
+            _begin_log(directory, start.log)
+        attempt = _start(named, how, directory, guardian, start.fds)
+        settled = _settle(attempt, bound=bound, deadline=deadline)
+        started = msgspec.structs.replace(settled, clone_of=start.clone_of)
         state.write(directory.state, started)
     except BaseException:
         # Whatever was made by now goes: the guardian kills and removes what it was told of.
@@ -108,8 +137,18 @@ def launch(
     return Vm(directory, started)
 
 
-def _start(spec: LaunchSpec, how: Plan, directory: RunDir, guardian: Guardian) -> _Attempt:
-    child = guardian.spawn(how.argv, env={**os.environ, **how.env}, log=directory.qemu_log)
+def _begin_log(directory: RunDir, text: bytes) -> None:
+    try:
+        directory.console_log.write_bytes(text)
+    except OSError as error:
+        raise rundir.host_error(f"write {directory.console_log}", error) from error
+
+
+def _start(
+    spec: LaunchSpec, how: Plan, directory: RunDir, guardian: Guardian, fds: Sequence[int]
+) -> _Attempt:
+    env = {**os.environ, **how.env}
+    child = guardian.spawn(how.argv, env=env, log=directory.qemu_log, pass_fds=fds)
     children.adopt(child)
     leader = ProcessRef.of(child.pid)
     assert leader is not None  # noqa: S101 - a child that was not waited for has an entry in /proc

@@ -52,3 +52,11 @@ def held(path: Path, *, what: str, deadline: Deadline) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def free(fd: int) -> bool:
+    """Lock an open file if nobody else has it locked; closing it unlocks."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -18,6 +18,7 @@ from vmdebug.vm.state import State
 if TYPE_CHECKING:
     from vmdebug.vm.console import Console
     from vmdebug.vm.qmp import Event, Qmp
+    from vmdebug.vm.talk import Talk
 
 Status = Literal["halted", "running", "paused", "panicked", "exited"]
 """halted: at the reset vector. paused: stopped anywhere else, by GDB or by QEMU. exited: QEMU has gone."""
@@ -126,6 +127,7 @@ class Vm:
             "run_directory": str(self.rundir.path),
             "owner": None if self.state.owner is None else self.state.owner.pid,
             "started_at": self.state.started_at,
+            "clone_of": self.state.clone_of or None,
         }
 
     def qmp(self, command: str, /, *, deadline: Deadline | None = None, **arguments: object) -> Any:
@@ -151,6 +153,29 @@ class Vm:
                 qmp.connect(self.rundir.control, process=self.state.qemu, deadline=until) as connection,
             ):
                 return connection.execute(command, arguments or None, deadline=until)
+        except (FileNotFoundError, dial.NoListenerError) as error:
+            raise GuestDiedError(f"QEMU of {self.name} has ended", hint="start it anew") from error
+
+    @contextlib.contextmanager
+    def talk(self, *, deadline: Deadline) -> Iterator[Talk]:
+        """Hold the control socket for several commands and what they lead to.
+
+        Args:
+            deadline: For all of them, the wait for other commands' turn included.
+
+        Raises:
+            GuestDiedError: QEMU has ended.
+            DeadlineError: other commands kept their turn.
+        """
+        from vmdebug.vm import talk  # noqa: PLC0415 - to find a VM takes none of it
+
+        what = f"a turn on {self.rundir.control}"
+        try:
+            with (
+                lock.held(self.rundir.control_lock, what=what, deadline=deadline),
+                talk.talk(self.rundir.control, process=self.state.qemu, deadline=deadline) as talking,
+            ):
+                yield talking
         except (FileNotFoundError, dial.NoListenerError) as error:
             raise GuestDiedError(f"QEMU of {self.name} has ended", hint="start it anew") from error
 

@@ -17,7 +17,7 @@ from vmdebug.guest import LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.progress import Report, silent
 from vmdebug.vm import accel, argv, features, rundir, runner
 from vmdebug.vm.accel import Choice, Subject
-from vmdebug.vm.argv import DiskFormat, RealAccel
+from vmdebug.vm.argv import BOOT, DiskFormat, Origin, RealAccel
 from vmdebug.vm.features import Features
 from vmdebug.vm.rundir import RunDir
 
@@ -105,8 +105,15 @@ def means(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Means:
     )
 
 
-def build(spec: LaunchSpec, found: Means, directory: RunDir) -> Plan:
-    """Return the plan for a run directory, which need not exist."""
+def build(spec: LaunchSpec, found: Means, directory: RunDir, *, origin: Origin = BOOT) -> Plan:
+    """Return the plan for a run directory, which need not exist.
+
+    Args:
+        spec: What to start.
+        found: What the host has for it.
+        directory: Where its sockets and logs will be.
+        origin: Where its memory and state come from; a runner boots always.
+    """
     chosen = found.choice
     match spec.machine:
         case OwnMachine() as machine:
@@ -119,6 +126,7 @@ def build(spec: LaunchSpec, found: Means, directory: RunDir) -> Plan:
                 rundir=directory,
                 features=found.features,
                 disk_format=found.disk_format,
+                origin=origin,
             )
             return Plan(command, {}, chosen.accel, chosen.reason)
         case RunnerMachine() as machine:

@@ -101,12 +101,13 @@ def look(text: bytes) -> Look:
     return Look.OTHER
 
 
-def wait(console: Console, deadline: Deadline) -> None:
+def wait(console: Console, deadline: Deadline, *, before: str = "") -> None:
     """Wait until a shell answers on the console.
 
     Args:
         console: Where; what it says is left for `expect`, but for our line and its answer.
         deadline: Until when.
+        before: A command that the shell runs before it answers; it may be run more than once.
 
     Raises:
         VmError: somebody reads it who will not let a shell come.
@@ -115,7 +116,7 @@ def wait(console: Console, deadline: Deadline) -> None:
     """
     unread = console.take()
     heard = b""
-    question = _Question(interrupting=console.interrupted)
+    question = _Question(interrupting=console.interrupted, before=before)
     watch = _Watch(console)
     try:
         while (answer := question.answer(heard)) is None:
@@ -173,11 +174,13 @@ class _Question:
 
     Args:
         interrupting: Whether a ^C goes before it, by itself: what follows at once, a shell drops.
+        before: A command on the same line.
     """
 
-    def __init__(self, *, interrupting: bool) -> None:
+    def __init__(self, *, interrupting: bool, before: str) -> None:
         self._token = framing.token()
         self._interrupting = interrupting
+        self._before = before
         self._interrupted = False
         self._asked = 0
         self._patience = FIRST_PATIENCE
@@ -190,7 +193,8 @@ class _Question:
             return
         self._interrupted = False
         self._asked += 1
-        console.send(framing.question(self._token, self._asked, agents=self._interrupting))
+        words = framing.question(self._token, self._asked, agents=self._interrupting, before=self._before)
+        console.send(words)
         self.patience = self._patience
         self._patience = min(2 * self._patience, LAST_PATIENCE)
 

@@ -10,7 +10,7 @@ import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
-from vmdebug.vm import claims, panic, rundir
+from vmdebug.vm import claims, holders, panic, rundir
 from vmdebug.vm.claims import Tenant
 from vmdebug.vm.machine import Status, Vm
 from vmdebug.vm.rundir import RunDir
@@ -43,6 +43,7 @@ def every(*, deadline: Deadline | None = None) -> list[Vm]:
 
 def sweep(*, deadline: Deadline | None = None) -> Survey:
     """Clear what killed launches, owners and QEMUs left, and say what there is; see `every`."""
+    holders.sweep()
     vms: list[Vm] = []
     problems: list[VmdebugError] = []
     with _tenants(deadline) as tenants:
@@ -64,7 +65,7 @@ def sweep(*, deadline: Deadline | None = None) -> Survey:
 def names() -> list[str]:
     """Return the names of what is there, changing nothing: for completion in a shell."""
     with contextlib.suppress(OSError):
-        return sorted(entry.name for entry in os.scandir(rundir.runtime()) if entry.is_dir())
+        return sorted(entry.name for entry in os.scandir(rundir.runtime()) if _is_vm(entry))
     return []
 
 
@@ -100,8 +101,12 @@ def _tenants(deadline: Deadline | None) -> Iterator[list[Tenant]]:
         return
     with rundir.locked(deadline or Deadline.after(SECONDS)) as runtime:
         with os.scandir(runtime) as entries:
-            inside = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+            inside = sorted(entry.name for entry in entries if _is_vm(entry))
         yield [claims.look(RunDir(runtime / name)) for name in inside]
+
+
+def _is_vm(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
 
 
 def _cleared(tenant: Tenant) -> bool:

@@ -276,7 +276,7 @@ def _lock_directory(path: Path, deadline: Deadline) -> int:
             raise host_error(f"open {path}", error) from error
         try:
             lock.take(fd, what="another vmdebug to finish starting or clearing a VM", deadline=deadline)
-            if _same(fd, path):
+            if same(fd, path):
                 return fd
         except BaseException:
             os.close(fd)
@@ -295,7 +295,8 @@ def _mkdir(path: Path, *, exist_ok: bool = False) -> None:
         raise host_error(f"make {path}", error) from error
 
 
-def _same(fd: int, path: Path) -> bool:
+def same(fd: int, path: Path) -> bool:
+    """Say whether a path still names an open file or directory."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(fd), path.lstat())
     return False

@@ -47,6 +47,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         owner: The process that the VM dies with; None for a detached one.
         gdb: What `target remote` takes: a socket's path, or 127.0.0.1:PORT.
         started_at: When, in seconds since the epoch.
+        clone_of: The VM whose memory it began with, or "".
     """
 
     layout: int = LAYOUT
@@ -60,6 +61,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     owner: ProcessRef | None
     gdb: str
     started_at: float
+    clone_of: str = ""
 
     @property
     def name(self) -> str:

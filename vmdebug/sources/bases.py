@@ -1,0 +1,202 @@
+"""What a kernel configuration starts from, before fragments are merged onto it."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import BuildError, HostError, UsageError
+from vmdebug.paths import absolute, holds
+from vmdebug.progress import Report, Step
+
+RUNNING = "running"
+VNG = "vng"
+
+MINIMAL = ("allnoconfig", "tinyconfig")
+"""Targets of `make` that turn off what nobody asks for; what a fragment builds on has to be asked for too."""
+
+_TARGET = re.compile(r"(?:all\w+|tiny|\w*def|\w+_def)config")
+_VNG_PACKAGE = "pipx install virtme-ng"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a configuration starts from.
+
+    Args:
+        kind: A target of `make`, a .config, or virtme-ng's own.
+        name: As its user wrote it.
+        path: The .config; None for what has to be made.
+        extra: Names of fragments that belong to it.
+    """
+
+    kind: Literal["target", "file", "vng"]
+    name: str
+    path: Path | None = None
+    extra: tuple[str, ...] = ()
+
+    @property
+    def minimal(self) -> bool:
+        """Whether what nobody asks for is off."""
+        return self.name in MINIMAL
+
+
+def parse(words: str, *, root: Path = Path("/")) -> Base:
+    """Return what `--base` names.
+
+    Args:
+        words: A target of `make`, a .config or a build tree, "running" or "vng".
+        root: Where the running system's configuration is looked for.
+
+    Raises:
+        UsageError: it is none of them.
+        HostError: the running system does not tell its configuration.
+    """
+    if words == VNG:
+        return Base("vng", words, extra=("ext4",))
+    if words == RUNNING:
+        return Base("file", words, running(root))
+    if _TARGET.fullmatch(words):
+        return Base("target", words)
+    path = absolute(words)
+    if holds(path.is_dir):
+        path /= ".config"
+    if not holds(path.is_file):
+        raise UsageError(
+            f"--base {words}: no target of make, and no file {path}",
+            hint=f"give defconfig, tinyconfig, allnoconfig, a .config, {RUNNING} or {VNG}",
+        )
+    return Base("file", words, path)
+
+
+def running(root: Path = Path("/"), release: str = "") -> Path:
+    """Return the file that has the configuration of the running system's kernel.
+
+    Args:
+        root: The root of its file system.
+        release: Its `uname -r`; "" asks.
+
+    Raises:
+        HostError: there is none.
+    """
+    release = release or os.uname().release
+    places = (
+        root / "proc/config.gz",
+        root / f"boot/config-{release}",
+        root / f"lib/modules/{release}/config",
+        root / f"lib/modules/{release}/build/.config",
+        root / f"usr/lib/modules/{release}/config",
+        # NixOS: the kernel's package has none of the above.
+        root / "run/booted-system/kernel-modules/lib/modules" / release / "build/.config",
+    )
+    for path in places:
+        if holds(path.is_file):
+            return path
+    raise HostError(
+        f"the running kernel, {release}, does not tell its configuration",
+        hint="`modprobe configs` may make /proc/config.gz; or give the file: --base FILE",
+        detail="\n".join(f"there is no {path}" for path in places),
+    )
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a .config, packed by gzip or not.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+        return data.decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", hint="give a kernel's .config") from error
+
+
+def make(
+    base: Base,
+    directory: Path,
+    *,
+    make: Sequence[str],
+    source: Path,
+    env: Mapping[str, str],
+    report: Report,
+    deadline: Deadline,
+) -> None:
+    """Write the base as `.config` into a build directory.
+
+    Args:
+        base: What `parse` returned.
+        directory: The build directory; it exists.
+        make: make with all that goes before its target, for this source and directory.
+        source: The kernel's source.
+        env: The environment of what is run.
+        report: Told what is done.
+        deadline: When it is given up.
+
+    Raises:
+        HostError: virtme-ng is wanted and not there.
+        BuildError: make or virtme-ng failed.
+        DeadlineError: it took too long.
+    """
+    report(Step("configuring the kernel", note=base.name))
+    match base.kind:
+        case "file":
+            assert base.path is not None  # noqa: S101 - `parse` gives each file its path
+            (directory / ".config").write_text(text_of(base.path))
+        case "target":
+            _target(base, make, source, env, deadline)
+        case "vng":
+            _vng(directory, source, env, deadline)
+
+
+def _target(
+    base: Base, make: Sequence[str], source: Path, env: Mapping[str, str], deadline: Deadline
+) -> None:
+    done = process.run([*make, base.name], env=env, deadline=deadline, check=False)
+    if done.status == 0:
+        return
+    if re.search(r"No rule to make target|Can't find default configuration", done.stderr):
+        configs = sorted(path.name for path in source.glob("arch/x86/configs/*config"))
+        raise UsageError(
+            f"--base {base.name}: {source} has no such configuration",
+            hint=f"defconfig, tinyconfig, allnoconfig, or one of: {', '.join(configs)}",
+        )
+    raise BuildError(
+        f"`make {base.name}` ended with status {done.status}",
+        detail=f"{process.shell_line(done.argv)}\n{process.tail(done.stderr)}",
+    )
+
+
+def _vng(directory: Path, source: Path, env: Mapping[str, str], deadline: Deadline) -> None:
+    """Have virtme-ng write its configuration, as `vng --kconfig` does it.
+
+    `vng --kconfig` runs this program of the same package, which unlike itself takes a build directory.
+    """
+    program = shutil.which("virtme-configkernel")
+    if program is None:
+        raise HostError(
+            "virtme-ng is not on PATH, whose configuration `vng` is",
+            hint=f"install it: {_VNG_PACKAGE}  (or apt install virtme-ng, Debian 13 and later)",
+        )
+    # It goes on with a .config that is there.
+    (directory / ".config").unlink(missing_ok=True)
+    argv = [program, "--defconfig"]
+    outside = directory != source
+    done = process.run(
+        [*argv, f"O={directory}"] if outside else argv, env=env, cwd=source, deadline=deadline, check=False
+    )
+    if done.status != 0 or not (directory / ".config").is_file():
+        raise BuildError(
+            f"virtme-ng made no configuration: `{Path(program).name}` ended with status {done.status}",
+            detail=f"{process.shell_line(done.argv)}\n{process.tail(done.stderr or done.stdout)}",
+        )

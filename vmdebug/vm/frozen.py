@@ -1,0 +1,196 @@
+"""A guest's memory and devices, frozen, and VMs that go on from there.
+
+Its RAM lies in a file that each clone maps for itself: what one writes to gets a
+page of its own, all the rest is there once. The devices' state, a few hundred KB, is
+what `migrate` saves with `x-ignore-shared`; see docs/devel/migration of QEMU. Where
+RAM cannot be shared the whole state is saved, RAM included, and read by each VM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vmdebug.deadline import Deadline
+from vmdebug.errors import HostError, VmError
+from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec
+from vmdebug.progress import Report, silent
+from vmdebug.vm import launching, nameless
+from vmdebug.vm.argv import Origin
+from vmdebug.vm.launching import Start
+from vmdebug.vm.machine import Vm
+from vmdebug.vm.planning import Means
+from vmdebug.vm.talk import Talk
+
+IGNORE_SHARED = "x-ignore-shared"
+
+_EVENTS = "events"
+
+
+class Frozen(msgspec.Struct, frozen=True, kw_only=True):
+    """A frozen guest; its descriptors are its owner's to close, by `close`.
+
+    Args:
+        spec: What was started.
+        means: What the host has for it.
+        ram: Descriptor of the file with its RAM; None where the state has that too.
+        state: Descriptor of the file with its state.
+        log: Descriptor of the file with what it had written to its console.
+        name: What the VM was called that was frozen.
+    """
+
+    spec: LaunchSpec
+    means: Means
+    ram: int | None
+    state: int
+    log: int
+    name: str
+
+    def close(self) -> None:
+        """Let go of its memory, which is gone once no clone has it any more."""
+        os.close(self.state)
+        os.close(self.log)
+        if self.ram is not None:
+            os.close(self.ram)
+
+
+def can_ignore_shared(vm: Vm, *, deadline: Deadline) -> bool:
+    """Say whether a VM's QEMU can save a state without the RAM that is shared."""
+    with _talk(vm, deadline) as talking:
+        known = talking.execute("query-migrate-capabilities")
+    return any(each["capability"] == IGNORE_SHARED for each in known)
+
+
+def save(vm: Vm, into: int, *, shared: bool, deadline: Deadline) -> None:
+    """Stop a VM and save its state.
+
+    Args:
+        vm: The VM. It stays stopped.
+        into: Descriptor of a file.
+        shared: Whether its RAM is in a shared file, and stays out of the state.
+        deadline: Until when.
+
+    Raises:
+        QmpError: QEMU refused it: a device of the guest cannot be saved, such as a mounted 9p.
+        VmError: it could not be written.
+        GuestDiedError: QEMU has ended.
+        DeadlineError: it took too long.
+    """
+    with _talk(vm, deadline) as talking:
+        talking.execute("stop")
+        _set_capabilities(talking, shared=shared)
+        talking.execute("migrate", {"uri": f"exec:cat >{nameless.path(into)}"})
+        talking.event(_moved)
+        moved = talking.execute("query-migrate")
+    if moved["status"] != "completed":
+        why = moved.get("error-desc", "it says no more")
+        raise VmError(f"the state of {vm.name} could not be saved: {why}")
+
+
+def start(
+    frozen: Frozen,
+    *,
+    name: str,
+    bound: bool,
+    exact_name: bool = False,
+    report: Report = silent,
+    deadline: Deadline,
+) -> Vm:
+    """Start a VM that goes on where a frozen one stood.
+
+    Args:
+        frozen: The frozen one.
+        name: What it is called.
+        bound: Whether it dies with this process; otherwise it stays.
+        exact_name: Whether the name is taken as it is; otherwise -2, -3, … is added to one that is taken.
+        report: Told what takes long.
+        deadline: Until when it has to run.
+
+    Raises:
+        LaunchError: QEMU ended.
+        VmError: it cannot load the state.
+        DeadlineError: it took too long. In all these cases nothing is left.
+    """
+    origin = Origin(ram=frozen.ram, incoming=True)
+    vm = launching.launch(
+        msgspec.structs.replace(frozen.spec, name=name, halt=False),
+        bound=bound,
+        report=report,
+        deadline=deadline,
+        exact_name=exact_name,
+        start=Start(
+            origin=origin,
+            fds=() if frozen.ram is None else (frozen.ram,),
+            log=nameless.content(frozen.log),
+            means=frozen.means,
+            clone_of=frozen.name,
+        ),
+    )
+    try:
+        load(vm, frozen.state, shared=frozen.ram is not None, deadline=deadline)
+    except BaseException:
+        vm.stop(force=True)
+        raise
+    return vm
+
+
+def load(vm: Vm, state: int, *, shared: bool, run: bool = True, deadline: Deadline) -> None:
+    """Have a VM that waits for a state load one.
+
+    Args:
+        vm: The VM.
+        state: Descriptor of the file with the state.
+        shared: Whether the RAM is in a file, and not in the state.
+        run: Whether the guest runs on from there.
+        deadline: Until when.
+
+    Raises:
+        VmError: it cannot load it.
+        GuestDiedError: QEMU has ended, as it does when a state is not for it.
+        DeadlineError: it took too long.
+    """
+    with _talk(vm, deadline) as talking:
+        _set_capabilities(talking, shared=shared)
+        talking.execute("migrate-incoming", {"uri": f"exec:cat <{nameless.path(state)}"})
+        if talking.event(_moved)["status"] != "completed":
+            raise VmError(f"{vm.name} cannot load the state that it was to go on from")
+        if run:
+            talking.execute("cont")
+
+
+def memory_mib(spec: LaunchSpec) -> int:
+    """Return how much RAM a guest with a command line of ours has, in MiB."""
+    return spec.memory or DEFAULT_MEMORY_MIB
+
+
+def new_ram(spec: LaunchSpec, directory: Path | None) -> int:
+    """Return a descriptor of a file for a guest's RAM.
+
+    Raises:
+        HostError: the directory cannot have one, or has no room.
+    """
+    if missing := nameless.room(memory_mib(spec), directory):
+        raise HostError(missing, hint="give the guest less: --memory; or name a directory that has it")
+    ram = nameless.make("ram", directory)
+    os.ftruncate(ram, memory_mib(spec) << 20)
+    return ram
+
+
+def _set_capabilities(talking: Talk, *, shared: bool) -> None:
+    wanted = [{"capability": _EVENTS, "state": True}]
+    if shared:
+        wanted.append({"capability": IGNORE_SHARED, "state": True})
+    talking.execute("migrate-set-capabilities", {"capabilities": wanted})
+
+
+def _moved(name: str, data: Mapping[str, Any]) -> bool:
+    return name == "MIGRATION" and data["status"] in ("completed", "failed")
+
+
+def _talk(vm: Vm, deadline: Deadline) -> contextlib.AbstractContextManager[Talk]:
+    return vm.talk(deadline=deadline)
