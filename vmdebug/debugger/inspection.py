@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -125,6 +126,34 @@ class Inspection:
         answer = self._ask(f"-stack-list-frames --thread {of.id}{window}")
         return Backtrace(self._frame(entry, of) for entry in answer.payload["stack"])
 
+    def backtraces(self, *, limit: int = 64, timeout: float = COMMAND_SECONDS) -> str:
+        """Return what each CPU runs and its frames, as `vmd-bt-all` prints them.
+
+        Args:
+            limit: How many frames a CPU at most.
+            timeout: Seconds.
+
+        Raises:
+            StateError: the guest runs.
+            GdbError: a stack cannot be read.
+        """
+        self._need("backtraces", State.STOPPED)
+        return self._text(f"-vmd-backtraces {limit}", timeout)
+
+    def dmesg(self, *, limit: int = 1000, timeout: float = COMMAND_SECONDS) -> str:
+        """Return the kernel's log out of guest memory, as `dmesg` prints it.
+
+        Args:
+            limit: How many lines at most, the last ones.
+            timeout: Seconds.
+
+        Raises:
+            StateError: the guest runs.
+            GdbError: it cannot be read, or the vmlinux does not describe it.
+        """
+        self._need("dmesg", State.STOPPED)
+        return self._text(f"-vmd-dmesg {limit}", timeout)
+
     def frame(self) -> Frame:
         """Return the selected frame.
 
@@ -152,6 +181,10 @@ class Inspection:
         if frame is not None:
             self._ask(f"-stack-select-frame {frame.level if isinstance(frame, Frame) else frame}")
         return self.frame()
+
+    def _text(self, command: str, timeout: float) -> str:
+        packed = self._execute(command, Deadline.after(timeout)).payload["text"]
+        return base64.b64decode(packed).decode(errors="replace")
 
     def _selected_thread(self) -> Thread:
         return Thread(int(self.evaluate("$_thread")))
