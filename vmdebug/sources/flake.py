@@ -63,10 +63,10 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         DeadlineError: nix took too long.
     """
     target = parse(guest, options.nix_args)
-    found = runner.read(_build(target, report, deadline), origin=f"the flake {guest.words}")
+    found = runner.read(build(target, report, deadline), origin=f"the flake {guest.words}")
     dev: Path | str = ""
     if runner.wants_symbols(options):
-        dev = _dev(target, found.image, report, deadline)
+        dev = dev_of(target, found.image, report, deadline)
     return runner.spec(found, dev, guest, options)
 
 
@@ -101,7 +101,15 @@ def join(path: tuple[str, ...]) -> str:
     return ".".join(f'"{name}"' if "." in name else name for name in path)
 
 
-def _build(target: Target, report: Report, deadline: Deadline) -> Path:
+def build(target: Target, report: Report, deadline: Deadline) -> Path:
+    """Build what a target's path names; return its store path.
+
+    Raises:
+        UsageError: the flake has no such attribute.
+        HostError: nix is not installed.
+        BuildError: nix failed.
+        DeadlineError: it took too long.
+    """
     argv = nix.build([target.installable()], nix_args=target.nix_args)
     what = f"building {target.words}"
     try:
@@ -153,8 +161,8 @@ def _names(target: Target, report: Report, deadline: Deadline) -> list[str]:
         raise
 
 
-def _dev(target: Target, image: Path, report: Report, deadline: Deadline) -> Path | str:
-    """Return the `dev` output of the kernel that the VM boots, or why there is none.
+def dev_of(target: Target, image: Path, report: Report, deadline: Deadline) -> Path | str:
+    """Return the `dev` output of the kernel that the VM, or the system, boots, or why there is none.
 
     Where nix does not know the derivation, or it has no output `dev`, the configuration's
     attributes are asked, and believed only if their kernel is the one that boots.

@@ -187,7 +187,8 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         MismatchError: kernel and symbols do not belong together.
         HostError: a file may not be read.
     """
-    own, why = _own_kernel(found, dev, force=options.force)
+    bare = Kernel(image=found.image, origin=found.origin, modules=found.modules)
+    own, why = with_symbols(bare, dev, force=options.force)
     kernel = override.override(own, options)
     if kernel.vmlinux is None and why:
         notes: tuple[str, ...] = (f"no symbols: {why}; give them with --vmlinux",)
@@ -216,23 +217,31 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
     )
 
 
-def _own_kernel(found: Runner, dev: Path | str, *, force: bool) -> tuple[Kernel, str]:
-    """Return the kernel that a runner boots, and why it has no symbols; "" where it has, or nobody asked."""
-    says = kimage.read_image(found.image)
-    kernel = Kernel(
-        image=found.image,
-        origin=found.origin,
-        arch=arch.X86_64.name,
-        build_id=says.build_id,
-        release=says.release,
-        modules=found.modules,
+def with_symbols(bare: Kernel, dev: Path | str, *, force: bool) -> tuple[Kernel, str]:
+    """Return a kernel that Nix built with what its image says and its `dev` output has.
+
+    Args:
+        bare: Its image, origin and modules.
+        dev: What `dev_of` returned; "" where it was not asked.
+        force: Whether an image and symbols of two builds will do.
+
+    Returns:
+        The kernel, and why it has no symbols; "" where it has, or nobody asked.
+
+    Raises:
+        MismatchError: image and symbols are of two builds.
+        HostError: a file may not be read.
+    """
+    says = kimage.read_image(bare.image)
+    kernel = msgspec.structs.replace(
+        bare, arch=arch.X86_64.name, build_id=says.build_id, release=says.release
     )
     if isinstance(dev, str):
         return kernel, dev
     has = kerneldev.read(dev)
     if has.vmlinux is None:
         return kernel, f"there is no vmlinux in {dev}"
-    kimage.check(found.image, has.vmlinux, force=force)
+    kimage.check(kernel.image, has.vmlinux, force=force)
     return msgspec.structs.replace(
         kernel, vmlinux=has.vmlinux, gdb_scripts=has.gdb_scripts, source=has.source
     ), ""
