@@ -166,7 +166,8 @@ class Runner(Protocol):
 class Trace(Sequence[Hit]):
     """The hits of a trace; a context manager that runs the guest inside its block, and leaves it as it was.
 
-    No call is lost. On a loaded machine one in some thousands has been seen told twice; why is not known.
+    Each call is told once: none is lost, and of one that QEMU reports twice the second is passed over;
+    see `gdbinit/vmd_twice.py`.
 
     Args:
         runner: Runs and stops the guest.

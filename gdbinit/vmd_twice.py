@@ -1,0 +1,66 @@
+"""Tells a breakpoint's hit from one that GDB is told of twice.
+
+To go on from a breakpoint GDB takes it out, has QEMU execute one instruction, and puts it
+back. QEMU's emulator (TCG) ends such a step without having executed anything when an interrupt
+comes at that very moment: `cpu_tb_exec` in accel/tcg/cpu-exec.c raises EXCP_DEBUG also for a
+block that was asked to exit before its first instruction. To GDB, which stands where it stood,
+that is another hit. Seen in one of some 300 steps on a busy machine.
+
+All registers are then as they were, as they may be at a real next call. What differs is the
+breakpoint itself: it is out of QEMU only while the step goes on.
+"""
+
+from __future__ import annotations
+
+import gdb
+
+_COMPARED = ("pc", "sp", "rax", "rdi", "rsi", "rdx", "rcx", "rbx")
+"""Enough to make a hit unsuspected; where there are no such registers more hits are looked at."""
+
+
+class Twice:
+    """Knows the last hit of each CPU."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, tuple[int, ...]] = {}
+
+    def told(self, frame: gdb.Frame) -> bool:
+        """Return whether the selected CPU's hit is the one before, told again.
+
+        To be asked in `gdb.Breakpoint.stop`, while GDB's breakpoints are as they were when the guest stopped.
+
+        Args:
+            frame: The innermost frame, at a software breakpoint.
+        """
+        thread = gdb.selected_thread()
+        cpu = thread.num if thread is not None else 0
+        registers = tuple(_registers(frame))
+        suspected = self._last.get(cpu) == registers
+        self._last[cpu] = registers
+        return suspected and not _planted(frame.pc())
+
+
+def _registers(frame: gdb.Frame) -> list[int]:
+    found = []
+    for name in _COMPARED:
+        try:
+            found.append(int(frame.read_register(name)))
+        except (gdb.error, ValueError):
+            continue
+    return found
+
+
+def _planted(address: int) -> bool:
+    """Return whether QEMU has a breakpoint there, by taking it out and putting it back.
+
+    See "Packets" in GDB's manual: `z` answers OK only where there is one.
+    """
+    connection = gdb.selected_inferior().connection
+    if not isinstance(connection, gdb.RemoteTargetConnection):
+        return True
+    packet = f"0,{address & (2**64 - 1):x},1"
+    if connection.send_packet(f"z{packet}") != b"OK":
+        return False
+    if connection.send_packet(f"Z{packet}") != b"OK":
+        raise gdb.GdbError(f"QEMU does not put the breakpoint at {address:#x} back")
+    return True

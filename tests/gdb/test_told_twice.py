@@ -1,0 +1,83 @@
+"""QEMU's emulator may end a step before its instruction: now and then; a stub does it each time."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gdb.bareguest import soon
+from tests.gdb.stub import REGISTERS, Stub
+from vmdebug.debugger.gdb import Gdb
+
+RIP = 16 * 8
+"""Where `g` has it: after sixteen registers."""
+
+CALLS = 3
+
+
+class Impatient(Stub):
+    """A guest that calls one function `CALLS` times, and that stands still at the first step of each."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.gone_on = threading.Event()
+        self._planted = 0
+        self._rip = 0
+        self._calls = 0
+        self._steps = 0
+        super().__init__(listener, {})
+
+    def _answer(self, packet: bytes) -> bytes | None:
+        match packet[:2]:
+            case b"Z0":
+                self._planted = int(packet.split(b",")[1], 16)
+                return b"OK"
+            case b"z0":
+                there, self._planted = self._planted, 0
+                return b"OK" if there else b"E22"
+            case b"g":
+                return (
+                    b"00" * RIP
+                    + self._rip.to_bytes(8, "little").hex().encode()
+                    + b"00" * (REGISTERS - RIP - 8)
+                )
+        if packet.startswith(b"vCont;c"):
+            return self._called()
+        if packet.startswith(b"vCont;s"):
+            self._steps += 1
+            self._rip += self._steps % 2 == 0
+            return b"T05thread:01;"
+        return super()._answer(packet)
+
+    def _called(self) -> bytes | None:
+        if self._calls == CALLS:
+            self.gone_on.set()
+            return None  # it runs
+        self._calls += 1
+        self._rip = self._planted
+        return b"T05thread:01;"
+
+
+@pytest.fixture
+def impatient(unconnected: Gdb, directory: Path) -> Iterator[Impatient]:
+    """The stub, with GDB connected to it."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(directory / "stub"))
+        listener.listen()
+        stub = Impatient(listener)
+        try:
+            unconnected.connect(directory / "stub", deadline=soon())
+            yield stub
+        finally:
+            unconnected.close()
+            stub.close()
+
+
+def test_a_trace_tells_each_call_once(unconnected: Gdb, impatient: Impatient) -> None:
+    with unconnected.trace("main") as hits:
+        assert impatient.gone_on.wait(20)
+    assert len(hits) == CALLS
