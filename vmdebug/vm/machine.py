@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import msgspec
+
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, VmdebugError
-from vmdebug.vm import children, claims, dial, lock, panic
+from vmdebug.vm import children, claims, dial, lock, panic, state
 from vmdebug.vm.guardian import Guardian
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
 
 if TYPE_CHECKING:
+    from vmdebug.vm.command import ExecResult
     from vmdebug.vm.console import Console
     from vmdebug.vm.qmp import Event, Qmp
     from vmdebug.vm.talk import Talk
@@ -243,6 +246,41 @@ class Vm:
         if not self.state.qemu.wait(deadline.left(what)):
             raise deadline.error(what)
         children.reap()
+
+    def exec(self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False) -> ExecResult:
+        """Run a command in the shell of the guest, which has to run; nobody else may have its console.
+
+        Args:
+            command: A line for its shell, or an argv.
+            timeout: Seconds for all of it, the boot included when the guest still boots.
+            check: Whether an exit status other than 0 is an error.
+
+        Raises:
+            StateError: somebody has the console.
+            VmError: the command failed and `check` is set.
+            GuestDiedError: the guest panicked or exited.
+            DeadlineError: the guest's shell or the command took too long.
+        """
+        from vmdebug.vm import command as commands  # noqa: PLC0415 - pexpect, where it is used
+
+        with self.console() as console:
+            return commands.run(console, command, deadline=Deadline.after(timeout), check=check)
+
+    def keep(self) -> None:
+        """Let it outlive this process, as `vmdebug start` does; nothing happens where it does already.
+
+        Raises:
+            HostError: that cannot be written down.
+        """
+        self.close()
+        if self._guardian is None:
+            return
+        kept = msgspec.structs.replace(self.state, owner=None)
+        # First the state: a process that dies in between leaves a VM that its guardian ends.
+        state.write(self.rundir.state, kept)
+        self.state = kept
+        self._guardian.release()
+        self._guardian = None
 
     def close(self) -> None:
         """Leave the VM as it is, without a connection of ours."""
