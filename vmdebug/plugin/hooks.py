@@ -1,0 +1,166 @@
+"""What happens around each test that has a guest; registered when the first one is collected."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from vmdebug.errors import VmdebugError
+from vmdebug.plugin import header, settings
+from vmdebug.plugin.guests import Guests
+from vmdebug.plugin.lease import Lease
+from vmdebug.plugin.progress import Progress
+from vmdebug.plugin.settings import Asked, Target
+from vmdebug.plugin.watch import GuestFailure
+
+NAME = "vmdebug-run"
+
+OURS = str(Path(__file__).parent.parent)
+
+_LEASE = pytest.StashKey[Lease]()
+
+
+class Run:
+    """One pytest process's run of tests on guests."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._progress = Progress(config)
+        self._lease: Lease | None = None
+        self.settings = settings.read(config)
+        self.guests = Guests(self._progress, boot_seconds=self.settings.boot_timeout)
+
+    def targets(self, item: pytest.Item) -> dict[str, Target]:
+        """Return what a test runs on.
+
+        Raises:
+            UsageError: its marker cannot be right.
+        """
+        return settings.targets(self.settings, _asked(item))
+
+    def lease(self, request: pytest.FixtureRequest) -> Lease:
+        """Start the guest of a test; for the fixture that all others stand on."""
+        __tracebackhide__ = True
+        item = request.node
+        try:
+            self._lease = lease = self._started(request, item)
+        except VmdebugError as error:
+            # Where in vmdebug it was raised is nobody's business.
+            raise pytest.fail.Exception(f"the guest of {item.name}: {error}", pytrace=False) from error
+        else:
+            return lease
+        finally:
+            self._progress.clear()
+
+    def _started(self, request: pytest.FixtureRequest, item: pytest.Item) -> Lease:
+        asked = _asked(item)
+        # What a parameter's own marker says was not known when the tests were made of the matrix.
+        own = settings.targets(self.settings, asked)
+        target = getattr(request, "param", None) or next(iter(own.values()))
+        halted = asked.wish.halt if asked.wish.halt is not None else _halting(item)
+        spec = self.guests.spec(settings.options(self.settings, asked.wish, target, halted=halted))
+        lease = Lease(
+            item.nodeid,
+            name=getattr(item, "originalname", item.name),
+            spec=spec,
+            settings=self.settings,
+            wish=asked.wish,
+            guests=self.guests,
+        )
+        item.stash[_LEASE] = lease
+        # Before it is started: what fails on the way has its report first, and is ended then.
+        request.addfinalizer(lease.close)
+        lease.start()
+        return lease
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """The guest is watched while other fixtures are set up on it."""
+        try:
+            return (yield)
+        finally:
+            if (lease := item.stash.get(_LEASE, None)) is not None:
+                lease.disarm()
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """The guest's failure ends the test."""
+        __tracebackhide__ = True
+        lease = item.stash.get(_LEASE, None)
+        if lease is None:
+            return (yield)
+        with lease.running():
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """The guest is watched while other fixtures are torn down, until it is ended itself."""
+        lease = item.stash.get(_LEASE, None)
+        if lease is None:
+            return (yield)
+        try:
+            lease.arm()
+            return (yield)
+        finally:
+            lease.disarm()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """A failure explains itself."""
+        lease = item.stash.get(_LEASE, None)
+        if lease is not None and call.excinfo is not None and not item.config.option.fulltrace:
+            _shorten(item, call.excinfo)
+        report = yield
+        if lease is not None:
+            if report.failed:
+                report.sections.extend(lease.explain())
+            # Goes to the controller of pytest-xdist with the report, as everything in it does.
+            report.vmdebug = {"slow": lease.slow, "kept": lease.kept}  # type: ignore[attr-defined]
+        return report
+
+    def pytest_enter_pdb(self) -> None:
+        """A person looks at the test: nothing ends what they do."""
+        if self._lease is not None:
+            self._lease.disarm()
+
+    def pytest_sessionfinish(self) -> None:
+        """Nothing of a template outlives the tests."""
+        self.guests.close()
+
+    def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
+        """Say what the tests will run on."""
+        if self._config.option.collectonly:
+            return []
+        return header.lines(self, items)
+
+
+def _asked(item: pytest.Item) -> Asked:
+    return Asked(item.path, settings.wish(item.iter_markers("vmdebug")))
+
+
+def _halting(item: pytest.Item) -> bool:
+    return "halted_session" in getattr(item, "fixturenames", ())
+
+
+def _shorten(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Leave out where in vmdebug, or below it, an error was raised: a test's reader wants the test."""
+    entries: list[TracebackType] = []
+    step: TracebackType | None = excinfo.tb
+    while step is not None:
+        entries.append(step)
+        step = step.tb_next
+    files = [each.tb_frame.f_code.co_filename for each in entries]
+    own = next((at for at, file in enumerate(files) if file == str(item.path)), None)
+    if own is None:
+        if isinstance(excinfo.value, GuestFailure):
+            excinfo.value.pytrace = False
+        return
+    ours = next((at for at in range(own, len(files)) if files[at].startswith(OURS)), None)
+    if ours is not None:
+        entries[ours - 1].tb_next = None

@@ -1,0 +1,209 @@
+"""One test's guest, from its start to its report and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from vmdebug import postmortem
+from vmdebug.deadline import Deadline
+from vmdebug.errors import UsageError, VmdebugError
+from vmdebug.guest import LaunchSpec
+from vmdebug.plugin.guests import Guests
+from vmdebug.plugin.interrupt import Interrupter
+from vmdebug.plugin.settings import Settings, Wish
+from vmdebug.plugin.watch import GuestFailure, Watch
+from vmdebug.session import DebugSession
+
+REPORT_SECONDS = 60.0
+"""How long a failure's report may take."""
+
+_FOLDER_CHARACTERS = 120
+
+
+class Lease:
+    """The guest of one test.
+
+    Args:
+        test: The test's node id.
+        name: What to call the VM after.
+        spec: What to start.
+        settings: The run's.
+        wish: The test's.
+        guests: Where guests come from.
+    """
+
+    def __init__(
+        self, test: str, *, name: str, spec: LaunchSpec, settings: Settings, wish: Wish, guests: Guests
+    ) -> None:
+        self.test = test
+        self.slow = ""
+        """Why it is no copy of a frozen guest, for people; "" where it is one."""
+        self.kept = ""
+        """The name of the VM, where it has been left running."""
+        self._name = name
+        self._spec = spec
+        self._settings = settings
+        self._wish = wish
+        self._guests = guests
+        self._held = contextlib.ExitStack()
+        self._interrupter = Interrupter()
+        self._session: DebugSession | None = None
+        self._watch: Watch | None = None
+        self._failed = False
+        self._sections: list[tuple[str, str]] = []
+
+    @property
+    def session(self) -> DebugSession:
+        """The session on the guest; neither its console nor its GDB is open before somebody asks."""
+        if self._session is None:
+            raise UsageError("the test's guest has ended")
+        return self._session
+
+    def start(self) -> None:
+        """Start the guest, and watch it.
+
+        Raises:
+            VmdebugError: it does not start, or does not come to its shell.
+            GuestFailure: the kernel complained while it booted.
+        """
+        self._held.enter_context(self._interrupter)
+        if self._spec.halt:
+            machine = self._guests.halted(self._spec, test=self._name)
+        else:
+            found = self._guests.template(self._spec)
+            if found.how != "clone":
+                self.slow = f"{self._spec.guest}: each test's guest comes by {found.how}: {found.reason}"
+            machine = self._guests.booted(self._spec, test=self._name)
+        self._session = DebugSession(machine, owned=False)
+        self._held.callback(self._end)
+        self._watch = self._held.enter_context(
+            Watch(machine, allow=self._wish.allow, alarm=self._interrupter.interrupt)
+        )
+        self.arm()
+
+    def arm(self) -> None:
+        """From here on the guest's failure ends what the test does, and so does its timeout.
+
+        Raises:
+            GuestFailure: it has failed already.
+        """
+        if self._watch is None or self._failed:
+            return
+        timeout = self._settings.timeout if self._wish.timeout is None else self._wish.timeout
+        self._watch.until(Deadline.after(timeout) if timeout else None)
+        self._interrupter.arm()
+
+    def attach(self) -> None:
+        """Attach GDB, which stops the guest, unless that was done.
+
+        Raises:
+            VmdebugError: see `DebugSession.gdb`.
+        """
+        _ = self.session.gdb
+
+    def disarm(self) -> None:
+        """What the test does is not ended any more."""
+        self._interrupter.disarm()
+        if self._watch is not None:
+            self._watch.until(None)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the test in the block.
+
+        Raises:
+            GuestFailure: the guest has failed; also in place of our errors that are its consequence.
+        """
+        __tracebackhide__ = True
+        try:
+            self.arm()
+            yield
+        except VmdebugError as error:
+            if (failure := self._failure()) is not None:
+                # It says more than what it led to, and where the test stood it has from there.
+                raise failure.with_traceback(error.__traceback__) from None
+            raise
+        else:
+            if (failure := self._failure()) is not None:
+                raise failure
+        finally:
+            self.disarm()
+
+    def explain(self) -> list[tuple[str, str]]:
+        """Return the sections of the failed test's report; written to the artifacts directory too.
+
+        Collected once, while the guest is there: a later failure of the same test has nothing to add.
+        """
+        self._failed = True
+        self.disarm()
+        if self._session is not None and self._watch is not None and not self._sections:
+            self._sections = self._collect(self._session, self._watch)
+        return self._sections
+
+    def close(self) -> None:
+        """End the guest, unless it failed and is to be kept.
+
+        Raises:
+            GuestFailure: the kernel has complained since the test's end.
+        """
+        failure = None
+        try:
+            try:
+                self.disarm()
+                failure = self._failure()
+                if failure is not None and not self._failed:
+                    self.explain()
+            finally:
+                self.disarm()
+        finally:
+            self._held.close()
+        if failure is not None:
+            raise failure
+
+    def _failure(self) -> GuestFailure | None:
+        return None if self._watch is None else self._watch.failure()
+
+    def _end(self) -> None:
+        session, self._session, self._watch = self.session, None, None
+        session.close()
+        if self._failed and self._settings.keep and session.vm.status() != "exited":
+            session.vm.keep()
+            self.kept = session.vm.name
+        else:
+            session.vm.stop(force=True)
+
+    def _collect(self, session: DebugSession, watch: Watch) -> list[tuple[str, str]]:
+        folder = self._folder()
+        dump = folder / "vmcore" if folder is not None and self._settings.dump else None
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            report = postmortem.collect(
+                session, troubles=watch.troubles, dump=dump, deadline=Deadline.after(REPORT_SECONDS)
+            )
+            if folder is not None:
+                report.write(folder)
+        except (VmdebugError, OSError) as error:
+            return [("vmdebug: no report", str(error))]
+        found = [(f"vmdebug: {section.title}", section.text) for section in report.sections]
+        return found if folder is None else [*found, ("vmdebug: artifacts", str(folder))]
+
+    def _folder(self) -> Path | None:
+        top = self._settings.artifacts
+        return None if top is None else top / folder_name(self.test)
+
+
+def folder_name(test: str) -> str:
+    """Return a directory's name for a test; another one for each.
+
+    Args:
+        test: Its node id.
+    """
+    plain = re.sub(r"[/\\]|::|\[", "-", test).removesuffix("]")
+    name = re.sub(r"[^A-Za-z0-9_.+=,-]+", "_", plain)[:_FOLDER_CHARACTERS]
+    # What had to be changed may be another test's name: told apart by a sum.
+    return name if name == plain else f"{name}-{zlib.crc32(test.encode()):08x}"
