@@ -13,13 +13,31 @@ from pathlib import Path
 
 from vmdebug import process
 from vmdebug.deadline import Deadline
+from vmdebug.debugger import decode
+from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import VmdebugError
+from vmdebug.guest import Kernel
 from vmdebug.session import DebugSession
 from vmdebug.vm import framing
 from vmdebug.vm.trouble import Trouble
 
 CONSOLE_LINES = 100
 """Lines of the console's end that a report shows."""
+
+DMESG_LINES = 400
+"""Lines of the kernel's own log that a report shows."""
+
+FRAMES = 32
+"""Frames of each CPU that a report shows."""
+
+PART_SECONDS = 10.0
+"""How long one part may take, so that one that hangs leaves time for the others."""
+
+DUMP_SECONDS = 60.0
+"""How long a vmcore may take: 0.7 s for 256 MB on a quiet machine."""
+
+DUMP_FORMAT = "kdump-zlib"
+"""What crash(8) and drgn read, a tenth as large as the guest's memory; see `DumpGuestMemoryFormat` of QMP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +63,7 @@ class Report:
         return "\n\n".join(f"--- {section.title} ---\n{section.text}" for section in self.sections)
 
     def write(self, directory: Path) -> tuple[Path, ...]:
-        """Write each section into a file of its own; return the files.
+        """Write each section into a file of its own, `console.txt`; return the files.
 
         Args:
             directory: Made if it is not there.
@@ -57,7 +75,7 @@ class Report:
         written = []
         for section in self.sections:
             path = directory / f"{re.sub(r'[^a-z0-9]+', '-', section.title.lower()).strip('-')}.txt"
-            path.write_text(f"{section.text}\n", errors="surrogateescape")
+            path.write_text(f"{section.text}\n", errors="backslashreplace")
             written.append(path)
         return tuple(written)
 
@@ -71,33 +89,125 @@ def collect(
 ) -> Report:
     """Collect what can be told about a session's guest.
 
-    GDB is attached for it if it isn't, which stops the guest.
+    GDB is attached for it if it isn't, which stops the guest. One that runs under GDB already is stopped for
+    the questions, and goes on.
 
     Args:
         session: The session, its VM in any state, also ended.
         troubles: What the kernel has complained about; told first, decoded.
-        dump: Where to write a vmcore.
+        dump: Where to write a vmcore, for crash(8) and drgn; None writes none.
         deadline: For all of it; what does not come in time says so in its section.
     """
-    del dump  # until it is written
+    parts = _Parts(deadline)
+    rundir = session.vm.rundir
     troubles = tuple(troubles)
-    log = session.vm.rundir.console_log
-    sections = [Section(f"kernel {each.kind}", each.text) for each in troubles]
-    sections.append(_section("console", lambda: _console(log), deadline))
-    sections.append(
-        _section("QEMU", lambda: session.vm.rundir.qemu_log.read_text(errors="replace"), deadline)
-    )
-    return Report(tuple(sections))
+    if troubles:
+        told = _told(troubles, session.vm.state.spec.kernel, deadline.at_most(PART_SECONDS))
+        parts.sections += [Section(title, text) for title, text in zip(_titles(troubles), told, strict=True)]
+    parts.add("guest", lambda: _guest(session))
+    parts.add("console", lambda: _console(rundir.console_log))
+    if _alive(session):
+        _ask_gdb(session, parts)
+        if dump is not None:
+            parts.add("vmcore", lambda: _dump(session, dump, deadline.at_most(DUMP_SECONDS)))
+    parts.add("QEMU", lambda: rundir.qemu_log.read_text(errors="replace").strip())
+    return Report(tuple(parts.sections))
 
 
-def _section(title: str, make: Callable[[], str], deadline: Deadline) -> Section:
+class _Parts:
+    """The sections of a report that is being made.
+
+    Args:
+        deadline: For all of them.
+    """
+
+    def __init__(self, deadline: Deadline) -> None:
+        self.deadline = deadline
+        self.sections: list[Section] = []
+
+    def add(self, title: str, make: Callable[[], str]) -> None:
+        """Add what is made, or why it cannot be."""
+        try:
+            self.deadline.left(f"the {title} to be asked for")
+            text = make() or "nothing"
+        except (VmdebugError, OSError) as error:
+            text = f"not to be had: {error}"
+        self.sections.append(Section(title, text))
+
+    def seconds(self) -> float:
+        """Return how long the next part may take."""
+        return self.deadline.at_most(PART_SECONDS).left("the next part of a report")
+
+
+def _titles(troubles: tuple[Trouble, ...]) -> list[str]:
+    titles: list[str] = []
+    for trouble in troubles:
+        title = f"kernel {trouble.kind.replace('_', ' ')}"
+        again = sum(each.startswith(title) for each in titles)
+        titles.append(f"{title} {again + 1}" if again else title)
+    return titles
+
+
+_BETWEEN = "\n\f\n"
+
+
+def _told(troubles: tuple[Trouble, ...], kernel: Kernel, deadline: Deadline) -> list[str]:
+    """Return the splats' texts, decoded at once: most of the time goes into reading the symbols."""
+    texts = [trouble.text for trouble in troubles]
     try:
-        deadline.left(title)
-        text = make()
-    except (VmdebugError, OSError) as error:
-        text = f"not to be had: {error}"
-    return Section(title, text or "nothing")
+        return decode.decode(_BETWEEN.join(texts), kernel, deadline).split(_BETWEEN)
+    except VmdebugError as error:
+        return [f"{text}\n\nnot decoded: {error.message}" for text in texts]
+
+
+def _guest(session: DebugSession) -> str:
+    state = session.vm.state
+    kernel = state.spec.kernel
+    build = f", build-id {kernel.build_id}" if kernel.build_id else ""
+    return (
+        f"{session.name}: {session.status}, {state.accel}\n"
+        f"kernel {kernel.release or kernel.image}{build}\n"
+        f"parameters {' '.join(state.spec.parameters)}"
+    )
 
 
 def _console(log: Path) -> str:
     return process.tail(framing.readable(log.read_bytes()).decode(errors="replace"), CONSOLE_LINES)
+
+
+def _alive(session: DebugSession) -> bool:
+    try:
+        return session.status != "exited"
+    except VmdebugError:
+        return True  # it is there and does not answer, which each part below says for itself
+
+
+def _ask_gdb(session: DebugSession, parts: _Parts) -> None:
+    try:
+        gdb = session.gdb
+        exchanges = gdb.exchanges()  # before ours
+        with gdb.held(timeout=parts.seconds()):
+            parts.add("backtraces", lambda: _backtraces(gdb, session.vm.state.spec.kernel, parts.seconds()))
+            parts.add("dmesg", lambda: gdb.dmesg(limit=DMESG_LINES, timeout=parts.seconds()))
+        parts.sections.append(Section("GDB", exchanges))
+    except (VmdebugError, OSError) as error:
+        parts.sections.append(Section("GDB", f"not to be had: {error}"))
+
+
+def _backtraces(gdb: Gdb, kernel: Kernel, seconds: float) -> str:
+    text = gdb.backtraces(limit=FRAMES, timeout=seconds)
+    return text if kernel.source is None else text.replace(f"{kernel.source}/", "")
+
+
+def _dump(session: DebugSession, path: Path, deadline: Deadline) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    protocol = f"file:{path.absolute()}"
+    session.vm.qmp(
+        "dump-guest-memory", paging=False, protocol=protocol, format=DUMP_FORMAT, deadline=deadline
+    )
+    kernel = session.vm.state.spec.kernel
+    return (
+        f"{path}, {path.stat().st_size >> 20} MiB\n"
+        f"crash {kernel.vmlinux or 'VMLINUX'} {path}\n"
+        f"drgn -c {path} -s {kernel.vmlinux or 'VMLINUX'}"
+    )

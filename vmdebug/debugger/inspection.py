@@ -100,6 +100,19 @@ class Inspection:
         except GdbError as error:
             raise refused.reworded(error, f"GDB refused `{command}`") from error
 
+    def replaced(self) -> None:
+        """Take note that a stopped guest has been replaced by another state of itself.
+
+        GDB forgets what it has read, and frames of before are no longer there. Breakpoints stay set.
+
+        Raises:
+            StateError: the guest runs.
+        """
+        self._need("replaced", State.STOPPED)
+        for cache in ("register-cache", "dcache"):
+            self.console(f"maint flush {cache}")
+        self._run_state.runs += 1
+
     def threads(self) -> tuple[Thread, ...]:
         """Return the guest's CPUs.
 
@@ -153,6 +166,10 @@ class Inspection:
         """
         self._need("dmesg", State.STOPPED)
         return self._text(f"-vmd-dmesg {limit}", timeout)
+
+    def exchanges(self) -> str:
+        """Return the last that GDB was told and answered, a line each, in GDB/MI; long ones are cut."""
+        return "\n".join(self._transport.exchanges())
 
     def frame(self) -> Frame:
         """Return the selected frame.

@@ -57,6 +57,13 @@ class Listener(Protocol):
         """GDB has gone."""
 
 
+EXCHANGES = 40
+"""How many of the last commands, answers and events are kept, for whoever reports a failure."""
+
+_EXCHANGE_CHARACTERS = 400
+"""How much of each: an answer can be a megabyte."""
+
+
 class Answer(msgspec.Struct, frozen=True):
     """GDB's answer to one command.
 
@@ -142,6 +149,7 @@ class Transport:
         self._calls: dict[int, _Call] = {}
         self._unsent = b""
         self._partial: list[bytes] = []
+        self._exchanges: deque[str] = deque(maxlen=EXCHANGES)
         self._aside: deque[mi.Record] = deque(maxlen=_ASIDE_RECORDS)
         self._resumed = 0
         self._ended = False
@@ -202,6 +210,11 @@ class Transport:
         finally:
             self._stop_reading()
 
+    def exchanges(self) -> tuple[str, ...]:
+        """Return the last commands, answers and events, as they went over the line, the oldest first."""
+        with self._lock:
+            return tuple(self._exchanges)
+
     def refresh(self) -> None:
         """Take in what GDB has said by now, without waiting."""
         with self._lock:
@@ -240,6 +253,7 @@ class Transport:
                 raise self._gone(f"GDB has ended; it cannot do `{command}`", command)
             token = next(self._tokens)
             self._calls[token] = call
+            self._exchanges.append(f"{token}{command[:_EXCHANGE_CHARACTERS]}")
             sent = self._write(f"{token}{command}\n".encode(errors="surrogateescape"))
         while not sent:
             # What a deadline leaves unsent goes out before the next command: no command is ever torn.
@@ -328,6 +342,8 @@ class Transport:
         record = mi.read(line)
         if record is None:
             return
+        if record.sigil in (mi.RESULT, mi.EXEC):
+            self._exchanges.append(record.line[:_EXCHANGE_CHARACTERS])
         if record.sigil == mi.RESULT:
             self._answer(record)
             return
