@@ -152,6 +152,46 @@ class DebugSession:
             )
         return result
 
+    def snapshot(self, tag: str) -> None:
+        """Take a snapshot of the guest; it is left running or stopped as it was found.
+
+        Args:
+            tag: What it is called.
+
+        Raises:
+            UsageError: the tag cannot be one, or is taken.
+            HostError: this QEMU cannot take snapshots.
+            VmError: this guest cannot be saved: a 9p share is mounted, a disk is not qcow2.
+        """
+        with self._held():
+            self.vm.snapshot(tag)
+
+    def restore(self, tag: str) -> None:
+        """Go back to a snapshot; a running guest runs on from there, a stopped one stays stopped.
+
+        Breakpoints stay as they are now, not as they were then; frames of earlier stops are no longer there.
+
+        Args:
+            tag: Which one.
+
+        Raises:
+            UsageError: there is none of that tag; the hint has those there are.
+            VmError: it cannot be loaded.
+        """
+        with self._held():
+            self.vm.restore(tag, run=self._gdb is None)
+            if self._console is not None:
+                self._console.restored()
+            if self._gdb is not None:
+                self._gdb.replaced()
+
+    def _held(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the guest still by GDB, where one is attached.
+
+        So no breakpoint of GDB's lies in the memory that is saved or loaded, and only GDB resumes the guest.
+        """
+        return contextlib.nullcontext() if self._gdb is None else self._gdb.held()
+
     def _needs_running(self, call: str) -> None:
         if self._gdb is not None:
             if self._gdb.stopped:

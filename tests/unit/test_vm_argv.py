@@ -73,7 +73,7 @@ def test_the_whole_command_line() -> None:
         "-chardev",
         (
             "socket,id=console0,path=/run/vm/console.sock,server=on,wait=off"
-            ",logfile=/run/vm/console.log,logappend=off"
+            ",logfile=/run/vm/console.log,logappend=on"
         ),
         *("-serial", "chardev:console0"),
         *("-chardev", "socket,id=qmp0,path=/run/vm/qmp.sock,server=on,wait=off"),

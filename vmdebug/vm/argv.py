@@ -113,26 +113,13 @@ def own(
         *(disk(machine.disk, disk_format) if machine.disk and disk_format else ()),
         *entropy(features),
         *generation(features, " ".join(spec.qemu_args)),
-        *harness(
-            spec,
-            rundir=rundir,
-            features=features,
-            given=spec.qemu_args,
-            log_begun=origin.incoming,
-        ),
+        *harness(spec, rundir=rundir, features=features, given=spec.qemu_args),
         *incoming(origin),
         *spec.qemu_args,
     )
 
 
-def harness(
-    spec: LaunchSpec,
-    *,
-    rundir: RunDir,
-    features: Features,
-    given: Iterable[str],
-    log_begun: bool = False,
-) -> tuple[str, ...]:
+def harness(spec: LaunchSpec, *, rundir: RunDir, features: Features, given: Iterable[str]) -> tuple[str, ...]:
     """Return what vmdebug adds to every guest: its lines to the VM, and how it ends.
 
     Args:
@@ -140,11 +127,10 @@ def harness(
         rundir: Where its sockets and logs are.
         features: What this QEMU has.
         given: Where devices may be named that must not be added twice.
-        log_begun: Whether the console's log goes on where it ends.
     """
     return (
         *no_user_interface(),
-        *console(rundir, log_begun=log_begun),
+        *console(rundir),
         *monitors(rundir),
         *gdbstub(rundir, spec.tcp),
         *debug_devices(features, " ".join(given)),
@@ -269,15 +255,13 @@ def no_user_interface() -> tuple[str, ...]:
     return ("-display", "none", "-monitor", "none")
 
 
-def console(rundir: RunDir, *, log_begun: bool = False) -> tuple[str, ...]:
+def console(rundir: RunDir) -> tuple[str, ...]:
     """Put the first serial port on a socket, and all that the guest writes to it into a log as well.
 
-    Args:
-        rundir: Where both are.
-        log_begun: Whether the log goes on where it ends.
+    What is in the log already stays: a clone's begins with its template's, and a restored snapshot is noted.
     """
     line = f"socket,id=console0,path={value(rundir.console)},server=on,wait=off"
-    log = f"logfile={value(rundir.console_log)},logappend={'on' if log_begun else 'off'}"
+    log = f"logfile={value(rundir.console_log)},logappend=on"
     return ("-chardev", f"{line},{log}", "-serial", "chardev:console0")
 
 

@@ -187,6 +187,17 @@ class Console:
         if not self.ready:
             ready.wait(self, deadline, before=before)
 
+    def restored(self) -> None:
+        """Take note that the guest is an earlier one: what it has said, died of or run since has not been."""
+        opened = self._opened
+        opened.line.take()
+        self.raw()
+        self._death = ""
+        self.ready = self.interrupted = False
+        self.running = None
+        opened.watch = death.Watch()
+        opened.looked_at = os.fstat(opened.log.fileno()).st_size
+
     def receive(self, seconds: float, wanted: str) -> bytes:
         """Return what the guest says next, as soon as it says something.
 

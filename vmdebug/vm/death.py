@@ -22,7 +22,9 @@ _DEATHS = re.compile(
     rb")[\r\n]"
 )
 
-_BOOT = re.compile(_START + rb"Linux version ")
+_RESTORED = b"vmdebug: restored the snapshot "
+
+_BOOT = re.compile(_START + rb"(?:Linux version |" + _RESTORED + rb")")
 
 WINDOW = 1024
 """How many bytes a death can span; LOG_LINE_MAX of kernel/printk/printk.c."""
@@ -46,11 +48,16 @@ def cause(text: bytes) -> str:
 def cause_in_log(log: bytes) -> str:
     """Return how the machine died by its whole log; "" while it lives.
 
-    A kernel that was started after a panic, by kexec, is a live machine: what
-    lies before the last boot does not count.
+    A kernel that was started after a panic, by kexec, is a live machine, and so is
+    one that was restored from a snapshot: what lies before the last of these does not count.
     """
     boots = [match.start() for match in _BOOT.finditer(log)]
     return cause(log[boots[-1] if boots else 0 :])
+
+
+def restored(tag: str) -> bytes:
+    """Return what is written into a log when a machine goes back to a snapshot."""
+    return b"\r\n" + _RESTORED + tag.encode() + b"\r\n"
 
 
 class Watch:

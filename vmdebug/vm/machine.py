@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmdebug.vm.command import ExecResult
     from vmdebug.vm.console import Console
     from vmdebug.vm.qmp import Event, Qmp
+    from vmdebug.vm.snapshot import Snapshot
     from vmdebug.vm.talk import Talk
 
 Status = Literal["halted", "running", "paused", "panicked", "exited"]
@@ -219,6 +220,45 @@ class Vm:
         from vmdebug.vm.console import Console  # noqa: PLC0415 - so that pexpect is imported where it is used
 
         return Console(self.rundir.console, self.rundir.console_lock, self.rundir.console_log)
+
+    def snapshot(self, tag: str, *, deadline: Deadline | None = None) -> None:
+        """Take a snapshot; a running guest runs on after it, a stopped one stays stopped.
+
+        Args:
+            tag: What it is called.
+            deadline: Until when; None: a minute. This and what is raised: `vmdebug.vm.snapshot.save`.
+        """
+        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
+
+        snapshot.save(self, tag, deadline=deadline or Deadline.after(snapshot.SECONDS))
+
+    def restore(self, tag: str, *, run: bool = True, deadline: Deadline | None = None) -> None:
+        """Go back to a snapshot. While a GDB is attached its session does that: `DebugSession.restore`.
+
+        Args:
+            tag: Which one.
+            run: Whether a guest that has panicked since is set running.
+            deadline: Until when; None: a minute. This and what is raised: `vmdebug.vm.snapshot.load`.
+        """
+        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
+
+        snapshot.load(self, tag, run=run, deadline=deadline or Deadline.after(snapshot.SECONDS))
+
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """Return the snapshots there are, in the order of their taking.
+
+        Raises:
+            GuestDiedError: QEMU has ended.
+        """
+        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
+
+        return snapshot.every(self, deadline=Deadline.after(QMP_SECONDS))
+
+    def delete_snapshot(self, tag: str) -> None:
+        """Drop a snapshot; what is raised: `vmdebug.vm.snapshot.delete`."""
+        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
+
+        snapshot.delete(self, tag, deadline=Deadline.after(snapshot.SECONDS))
 
     def pause(self) -> None:
         """Stop the guest; an attached GDB sees a clean SIGINT stop.

@@ -1,0 +1,256 @@
+"""Snapshots of a running VM: memory, devices and disks under a tag, to go back to in a tenth of a second.
+
+QEMU keeps them inside qcow2 images, by its jobs `snapshot-save`, `-load` and `-delete`; see
+qapi/migration.json. A guest without such a disk gets an image that no device uses, when its
+first snapshot is taken: a file without a name, which is gone with QEMU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vmdebug.deadline import Deadline
+from vmdebug.errors import HostError, QmpError, UsageError, VmError
+from vmdebug.vm import death, nameless
+
+if TYPE_CHECKING:
+    from vmdebug.vm.machine import Vm
+    from vmdebug.vm.talk import Talk
+
+SECONDS = 60.0
+"""How long one snapshot may take; 0.1 s is usual for 256 MB."""
+
+NODE = "vmdebug-state"
+"""Name of the block node that holds the snapshots; "NODE-file" is the one below it."""
+
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+_JOB = "vmdebug-snapshot"
+
+_IMAGE_BYTES = 1 << 20
+"""How large a disk the image is; what it holds of snapshots lies behind that."""
+
+_HINTS = (
+    (r"VirtFS|9p", "unmount the 9p shares in the guest first: umount -a -t 9p"),
+    (
+        r"does not support snapshots|No block device",
+        "a disk has to be qcow2 for it: qemu-img convert -O qcow2",
+    ),
+    (r"No space left", "set TMPDIR to a directory that has room for the guest's memory"),
+    (r"non-migratable|not migratable", "leave that device out of the guest"),
+)
+"""What QEMU says of a snapshot that it cannot take, and what to do about it."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One that there is.
+
+    Args:
+        tag: Its name.
+        bytes: What it takes of memory, without disks.
+        time: When it was taken, in seconds since the epoch.
+        guest_time: How long the guest had run then, in seconds.
+    """
+
+    tag: str
+    bytes: int
+    time: float
+    guest_time: float
+
+
+def save(vm: Vm, tag: str, *, deadline: Deadline) -> None:
+    """Take a snapshot; a running guest runs on after it, a stopped one stays stopped.
+
+    Args:
+        vm: The VM.
+        tag: What it is called.
+        deadline: Until when.
+
+    Raises:
+        UsageError: the tag cannot be one, or is taken.
+        HostError: this QEMU cannot take snapshots.
+        VmError: this guest cannot be saved: a 9p share is mounted, a disk is not qcow2.
+        GuestDiedError: QEMU has ended.
+        DeadlineError: it took too long.
+    """
+    _check(tag)
+    with vm.talk(deadline=deadline) as talking:
+        nodes = _nodes(talking)
+        if tag in _tags(nodes):
+            raise UsageError(
+                f"{vm.name} has a snapshot {tag} already",
+                hint=f"take another tag, or drop that one: vmdebug snapshot delete {vm.name} {tag}",
+            )
+        if NODE not in nodes:
+            _make_room(talking)
+            nodes = _nodes(talking)
+        _job(talking, f"the snapshot {tag} of {vm.name} cannot be taken", "snapshot-save", tag, nodes)
+
+
+def load(vm: Vm, tag: str, *, run: bool = True, deadline: Deadline) -> None:
+    """Go back to a snapshot; a running guest runs on from there, a stopped one stays stopped.
+
+    A guest that has panicked since runs, too: what had stopped it has not happened.
+
+    Args:
+        vm: The VM.
+        tag: Which snapshot.
+        run: Whether a guest that had panicked is set running; otherwise GDB does that.
+        deadline: Until when.
+
+    Raises:
+        UsageError: there is none of that tag; the hint has those there are.
+        VmError: it cannot be loaded.
+        GuestDiedError: QEMU has ended.
+        DeadlineError: it took too long.
+    """
+    with vm.talk(deadline=deadline) as talking:
+        nodes = _known(vm, talking, tag)
+        panicked = talking.execute("query-status")["status"] == "guest-panicked"
+        _job(talking, f"the snapshot {tag} of {vm.name} cannot be loaded", "snapshot-load", tag, nodes)
+        _note(vm, tag)
+        if panicked and run:
+            talking.execute("cont")
+
+
+def delete(vm: Vm, tag: str, *, deadline: Deadline) -> None:
+    """Drop a snapshot.
+
+    Raises:
+        UsageError: there is none of that tag; the hint has those there are.
+        VmError: QEMU refused it.
+        GuestDiedError: QEMU has ended.
+        DeadlineError: it took too long.
+    """
+    with vm.talk(deadline=deadline) as talking:
+        nodes = _known(vm, talking, tag)
+        _job(talking, f"the snapshot {tag} of {vm.name} cannot be dropped", "snapshot-delete", tag, nodes)
+
+
+def every(vm: Vm, *, deadline: Deadline) -> tuple[Snapshot, ...]:
+    """Return the snapshots there are, in the order of their taking.
+
+    Raises:
+        GuestDiedError: QEMU has ended.
+        DeadlineError: it does not answer.
+    """
+    with vm.talk(deadline=deadline) as talking:
+        nodes = _nodes(talking)
+    return tuple(sorted(_tags(nodes).values(), key=lambda each: each.time))
+
+
+def _check(tag: str) -> None:
+    if not _TAG.fullmatch(tag):
+        raise UsageError(
+            f"{tag!r} cannot be a snapshot's tag",
+            hint="up to 63 letters, digits and _ . - of ASCII, the first a letter or a digit",
+        )
+
+
+def _known(vm: Vm, talking: Talk, tag: str) -> Mapping[str, Any]:
+    nodes = _nodes(talking)
+    there = _tags(nodes)
+    if tag not in there:
+        hint = (
+            f"there is: {', '.join(there)}" if there else f"take one: vmdebug snapshot save {vm.name} {tag}"
+        )
+        raise UsageError(f"{vm.name} has no snapshot {tag}", hint=hint)
+    return nodes
+
+
+def _nodes(talking: Talk) -> Mapping[str, Any]:
+    """Return what snapshots are kept in, by node names: the guest's writable disks, and ours."""
+    found = {}
+    for device in talking.execute("query-block"):
+        inserted = device.get("inserted")
+        if inserted is not None and not inserted["ro"]:
+            found[inserted["node-name"]] = inserted
+    for node in talking.execute("query-named-block-nodes", {"flat": True}):
+        if node["node-name"] == NODE:
+            found[NODE] = node
+    return found
+
+
+def _tags(nodes: Mapping[str, Any]) -> dict[str, Snapshot]:
+    """Return the snapshots that hold memory: those of our image."""
+    return {
+        each["name"]: Snapshot(
+            tag=each["name"],
+            bytes=each["vm-state-size"],
+            time=each["date-sec"] + each["date-nsec"] / 1e9,
+            guest_time=each["vm-clock-sec"] + each["vm-clock-nsec"] / 1e9,
+        )
+        for each in nodes.get(NODE, {}).get("image", {}).get("snapshots", ())
+    }
+
+
+def _make_room(talking: Talk) -> None:
+    """Give QEMU an image for snapshots, in a file without a name.
+
+    Raises:
+        HostError: this QEMU takes no snapshots by QMP; the file cannot be made.
+    """
+    known = {each["name"] for each in talking.execute("query-commands")}
+    if "snapshot-save" not in known:
+        raise HostError(
+            "this QEMU has no snapshot-save on QMP, which came with QEMU 6.0", hint="install a newer QEMU"
+        )
+    fd = nameless.make("snapshots", Path(os.environ.get("TMPDIR") or "/var/tmp"))  # noqa: S108 - it has no name
+    try:
+        added = talking.execute("add-fd", {}, fds=(fd,))
+    finally:
+        os.close(fd)
+    file = f"{NODE}-file"
+    path = f"/dev/fdset/{added['fdset-id']}"
+    talking.execute("blockdev-add", {"driver": "file", "node-name": file, "filename": path})
+    image = {"driver": "qcow2", "file": file, "size": _IMAGE_BYTES}
+    _run(talking, "the image for snapshots cannot be made", "blockdev-create", {"options": image})
+    talking.execute("blockdev-add", {"driver": "qcow2", "node-name": NODE, "file": file})
+
+
+def _job(talking: Talk, failure: str, command: str, tag: str, nodes: Mapping[str, Any]) -> None:
+    arguments: dict[str, object] = {"tag": tag, "devices": list(nodes)}
+    if command != "snapshot-delete":
+        arguments["vmstate"] = NODE
+    _run(talking, failure, command, arguments)
+
+
+def _run(talking: Talk, failure: str, command: str, arguments: Mapping[str, object]) -> None:
+    """Run a job to its end, and dismiss it.
+
+    Raises:
+        VmError: it failed; the message says how.
+    """
+    try:
+        talking.execute(command, {"job-id": _JOB, **arguments})
+        talking.event(_concluded)
+        error = _error(talking.execute("query-jobs"))
+        talking.execute("job-dismiss", {"id": _JOB})
+    except QmpError as refused:
+        error = refused.message
+    if error:
+        hint = next((hint for pattern, hint in _HINTS if re.search(pattern, error)), "")
+        raise VmError(f"{failure}: {error}", hint=hint)
+
+
+def _concluded(name: str, data: Mapping[str, Any]) -> bool:
+    return name == "JOB_STATUS_CHANGE" and data["id"] == _JOB and data["status"] == "concluded"
+
+
+def _error(jobs: Sequence[Mapping[str, Any]]) -> str:
+    return next((each.get("error", "") for each in jobs if each["id"] == _JOB), "")
+
+
+def _note(vm: Vm, tag: str) -> None:
+    """Write into the console's log that what follows is told by an earlier guest.
+
+    QEMU opens its log for appending, so neither writes over the other.
+    """
+    with vm.rundir.console_log.open("ab", buffering=0) as log:
+        log.write(death.restored(tag))
