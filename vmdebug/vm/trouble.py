@@ -7,6 +7,10 @@ lib/ubsan.c; Linux 4.19 to 6.19. Pure; `watcher` follows a console's log.
 Programs can write the same words. Where the kernel stamps its lines with the time, as it does
 unless somebody has switched that off, only stamped ones count, and a stamped one only once: `dmesg` on the
 console repeats them.
+
+QEMU's log of a console can have a character twice: `qemu_chr_write_buffer` of its chardev/char.c logs it
+also when the socket beside the log is full, and again when that takes it. So lines are compared with
+every run of one character squeezed into one.
 """
 
 from __future__ import annotations
@@ -78,13 +82,27 @@ class _Form(NamedTuple):
     ends: re.Pattern[str]
 
 
-_CUT_HERE = re.compile(r"-{6,}\[ cut here \]-{6,}")
-_RULE = re.compile(r"={20,}$")
-_END_OF_TRACE = re.compile(r"---\[ end trace ")
-_END_OF_PANIC = re.compile(r"---\[ end Kernel panic")
-_END_OF_STACK = re.compile(r" ?</TASK>")  # since 5.16; on other stacks <IRQ>, <NMI> a task's follows
+_RUN = re.compile(r"(.)\1+")
 
-_DIE = re.compile(r"(?:Oops|Internal error|Kernel BUG\b|[a-z][\w ,()-]+:)[^\[]*\[#(\d+)\]", re.IGNORECASE)
+
+def _squeezed(text: str) -> str:
+    return _RUN.sub(r"\1", text)
+
+
+def _pattern(words: str, flags: re.RegexFlag = re.NOFLAG) -> re.Pattern[str]:
+    """Return a pattern for squeezed text; punctuation has to be written squeezed."""
+    return re.compile(re.sub(r"([A-Za-z])\1", r"\1", words), flags)
+
+
+_CUT_HERE = _pattern(r"-\[ cut here \]-")
+_RULE = _pattern(r"=$")
+_END_OF_TRACE = _pattern(r"-\[ end trace ")
+_END_OF_PANIC = _pattern(r"-\[ end Kernel panic")
+_END_OF_STACK = _pattern(r"</TASK>")  # since 5.16; on other stacks <IRQ>, <NMI> a task's follows
+
+_DIE = _pattern(
+    r"(?:(?:Oops|Internal error|Kernel BUG\b)[^\[]*|[a-z][\w ,()-]+: [0-9a-f]+ )\[#(\d+)\]", re.IGNORECASE
+)
 """What `die` of arch/*/kernel writes: by itself for a fault that nothing announced, else below that."""
 
 _FAULT = (
@@ -103,7 +121,7 @@ _LOCKDEP = (
 
 
 def _form(kind: Kind, starts: str, ends: re.Pattern[str], whole: re.Pattern[str] | None = None) -> _Form:
-    return _Form(kind, re.compile(starts), whole or ends, ends)
+    return _Form(kind, _pattern(starts), whole or ends, ends)
 
 
 _FORMS = (
@@ -113,8 +131,8 @@ _FORMS = (
     _form("kcsan", r"BUG: KCSAN: ", _RULE),
     _form("kfence", r"BUG: KFENCE: ", _RULE),
     _form("kmsan", r"BUG: KMSAN: ", _RULE),
-    # Since 6.9 it is cut out as a warning is: 47617e9434 ("ubsan: use cut here").
-    _form("ubsan", r"UBSAN: .+ in ", re.compile(f"{_RULE.pattern}|{_END_OF_TRACE.pattern}")),
+    # Newer kernels cut it out as they do a warning.
+    _form("ubsan", r"UBSAN: .+ in ", _pattern(f"{_RULE.pattern}|{_END_OF_TRACE.pattern}")),
     _form("lockup", r"(?:[\w ]+: )?(?:BUG: (?:soft|workqueue) lockup|.*hard LOCKUP)", _END_OF_STACK),
     _form("rcu_stall", r"(?:rcu: )?INFO: \S+ (?:self-)?detected (?:expedited )?stalls? ", _END_OF_STACK),
     _form("hung_task", r"INFO: task .+:\d+ .*blocked .*for more than \d+ seconds", _END_OF_STACK),
@@ -124,18 +142,18 @@ _FORMS = (
     _form("bug", r"BUG: |BUG [\w.:-]+ \(", _END_OF_STACK),
     # The second is 6.19's.
     _form("warn", r"WARNING: (?:CPU: \d+ PID: \d+ at |.* at .*, CPU#\d+: )", _END_OF_TRACE),
-    _form("oops", _DIE.pattern, _END_OF_TRACE),
+    _Form("oops", _DIE, _END_OF_TRACE, _END_OF_TRACE),
 )
 
-_STAMP = re.compile(r"(?:<\d{1,3}>)?\[ *(\d+\.\d+)\](?:\[ *[TC]\d+ ?\])? ")
-_BOOT = re.compile(r"Linux version \d")
+_STAMP = re.compile(r"(?:<\d{1,3}>)?\[ *(\d+)\.+\d+\]+(?:\[+ *[TC]+\d+ *\]+)? ")
+_BOOT = _pattern(r"Linux version \d")
 _TASK = re.compile(
     r"CPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+) Comm: (?P<comm>.{1,20}?) (?:Kdump: loaded )?"
     r"(?:Not tainted|Tainted: .*?) +(?P<release>\S+) #\d"
 )
 _HUNG = re.compile(r"INFO: task (?P<comm>.+):(?P<pid>\d+) ")
 
-_GAP_SECONDS = 1.0
+_GAP_SECONDS = 1
 """A splat is printed in one go: what the kernel says so much later is not of it."""
 
 _LINES = 1000
@@ -184,7 +202,7 @@ class Scanner:
         self._found: list[Trouble] = []
         self._open: _Splat | None = None
         self._before = ""
-        self._time = 0.0
+        self._time = 0
         self._told: set[str] = set()
 
     @property
@@ -217,46 +235,60 @@ class Scanner:
         line = raw.decode(errors="replace").rstrip("\r")
         stamp = _STAMP.search(line)
         said = line[stamp.end() :] if stamp else line
-        if _BOOT.match(said) and (stamp or not self._stamped):
+        key = _squeezed(said).lstrip()
+        if _BOOT.match(key) and (stamp or not self._stamped):
             self._boot(stamped=stamp is not None)
         if stamp is not None:
             self._stamped = True
-            self._pause(float(stamp[1]))
-            self._kernel_line(line[stamp.start() :], said)
+            self._pause(int(stamp[1]))
+            self._kernel_line(line[stamp.start() :], said, key)
         elif not self._stamped:
-            self._kernel_line(line, said)
+            self._kernel_line(line, said, key)
 
     def _boot(self, *, stamped: bool) -> None:
         """Begin anew: a kernel boots, by kexec or after a reset."""
         self._close()
         self._stamped = stamped
-        self._time = 0.0
+        self._time = 0
         self._told.clear()
 
-    def _pause(self, time: float) -> None:
+    def _pause(self, time: int) -> None:
         if time > self._time + _GAP_SECONDS:
             self._close()
         self._time = max(self._time, time)
 
-    def _kernel_line(self, line: str, said: str) -> None:
-        before, self._before = self._before, line if _RULE.match(said) else ""
-        if _CUT_HERE.match(said):
+    def _kernel_line(self, line: str, said: str, key: str) -> None:
+        """Take in a line of the kernel's.
+
+        Args:
+            line: All of it.
+            said: What is behind its time stamp.
+            key: That, squeezed.
+        """
+        before, self._before = self._before, line if _RULE.match(key) else ""
+        if _CUT_HERE.match(key):
             self._begin(_Splat([line]))
             return
-        form = next((each for each in _FORMS if each.starts.match(said)), None)
-        if form is not None and not self._continues(said):
-            if self._stamped and line in self._told:
+        form = next((each for each in _FORMS if each.starts.match(key)), None)
+        if form is not None and not self._continues(key):
+            if self._again(line):
                 self._close()
                 return
-            self._told.add(line)
             self._headline(form, line, said, before)
         elif self._open is not None:
             self._open.lines.append(line)
-        self._look(said)
+        self._look(said, key)
 
-    def _continues(self, said: str) -> bool:
+    def _again(self, line: str) -> bool:
+        """Whether a headline has been seen before, with the same time stamp."""
+        known = _squeezed(line)
+        again = bool(self._stamped) and known in self._told
+        self._told.add(known)
+        return again
+
+    def _continues(self, key: str) -> bool:
         """Whether a line that could begin something is the `die` of what has begun already."""
-        splat, die = self._open, _DIE.match(said)
+        splat, die = self._open, _DIE.match(key)
         if splat is None or splat.form is None or die is None or splat.form.kind not in ("oops", "bug"):
             return False
         if splat.died not in ("", die[1]):
@@ -273,10 +305,10 @@ class Scanner:
         splat.headline = ": ".join([said, *message[:1]])
         splat.form = form
         splat.lines.append(line)
-        die = _DIE.match(said)
+        die = _DIE.match(_squeezed(said))
         splat.died = die[1] if die else ""
 
-    def _look(self, said: str) -> None:
+    def _look(self, said: str, key: str) -> None:
         """Look at a line of the splat for who it is about, and for its end."""
         splat = self._open
         if splat is None:
@@ -287,8 +319,8 @@ class Scanner:
             if len(splat.lines) > _OPENING_LINES:
                 self._open = None
             return
-        splat.complete = splat.complete or splat.form.whole.match(said) is not None
-        if splat.form.ends.match(said) or len(splat.lines) >= _LINES:
+        splat.complete = splat.complete or splat.form.whole.match(key) is not None
+        if splat.form.ends.match(key) or len(splat.lines) >= _LINES:
             self._close()
 
     def _begin(self, splat: _Splat) -> _Splat:
