@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, overload
 
@@ -52,6 +53,9 @@ class Control(Inspection):
         self._interrupter: Callable[[], None] | None = None
         self._identity: Identity | None = None
         self._latest: Stop | None = None
+        self._kept: Stop | None = None
+        self._holding = 0
+        self._bell = -1
 
     @overload
     def cont(self, *, timeout: float = ..., wait: Literal[True] = ...) -> Stop: ...
@@ -134,6 +138,37 @@ class Control(Inspection):
             self._interrupt(deadline)
         return self._next_stop("interrupt", deadline, onward=False)
 
+    def fileno(self) -> int:
+        """Return a descriptor that is readable once the guest has stopped, until `look`; -1 without a GDB.
+
+        For who waits for something else that a stopped guest will not do.
+        """
+        if self._bell < 0 and self._run_state.state is not State.ENDED:
+            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._run_state.on_stop = lambda: os.eventfd_write(self._bell, 1)
+        return self._bell
+
+    def look(self) -> None:
+        """Heed a stop that came while somebody waits for something else.
+
+        Callbacks are called, and where all have the guest go on, nothing more happens.
+
+        Raises:
+            StateError: the guest has stopped for good; the stop is kept for `wait_stop`.
+        """
+        if self._bell >= 0:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._bell)
+        if self._holding:
+            return  # it goes on by itself
+        if self._kept is None and self.state is State.STOPPED and self._run_state.unseen:
+            self._kept = self._own_stop("look", Deadline.after(STOP_SECONDS), onward=True)
+        if self._kept is not None:
+            raise StateError(
+                f"the guest has stopped: {self._kept.reason} in {self._kept.frame}",
+                hint="gdb.wait_stop() returns that stop; what was waited for needs a guest that runs",
+            )
+
     @contextlib.contextmanager
     def held(self, *, timeout: float = STOP_SECONDS) -> Iterator[None]:
         """Hold the guest stopped for the block, and leave it as it was found.
@@ -149,10 +184,12 @@ class Control(Inspection):
         """
         running = self.state is State.RUNNING
         if running:
+            self._holding += 1
             self._interrupt(Deadline.after(timeout))
         try:
             yield
         finally:
+            self._holding -= running
             if running and self._run_state.interrupted:
                 self._run_state.take_stop()
                 self._resume("held", _CONTINUE, Deadline.after(timeout))
@@ -164,6 +201,7 @@ class Control(Inspection):
 
     def _resume(self, call: str, command: str, deadline: Deadline) -> None:
         self._need(call, State.STOPPED)
+        self._kept = None
         if command.startswith(_FAR) and self._run_to_kernel(call, deadline):
             if self._run_state.unseen:
                 return  # something else stopped it on the way: that is this call's stop
@@ -248,21 +286,27 @@ class Control(Inspection):
         """
         while True:
             self._wait_for_stop(call, deadline)
-            if self._identity is not None and self._identity.waiting and self._arrived(self._identity):
-                # The call that ran it there has not waited for it.
-                self._go(call, _ONWARD, deadline)
-                continue
-            found = self._taken_stop()
-            wanted = self._heeded(found)
-            if wanted is not None:
-                return wanted
-            if not onward:
+            found, self._kept = self._kept, None
+            found = found or self._own_stop(call, deadline, onward=onward)
+            if found is not None:
                 return found
-            if self._run_state.state is State.STOPPED:
-                self._go(call, _CONTINUE, Deadline.after(STOP_SECONDS))
+
+    def _own_stop(self, call: str, deadline: Deadline, *, onward: bool) -> Stop | None:
+        """Take the stop that nobody has taken; None: it is nobody's, and the guest goes on."""
+        if self._identity is not None and self._identity.waiting and self._arrived(self._identity):
+            # The call that ran it there has not waited for it.
+            self._go(call, _ONWARD, deadline)
+            return None
+        found = self._taken_stop()
+        wanted = self._heeded(found)
+        if wanted is not None or not onward:
+            return wanted or found
+        if self._run_state.state is State.STOPPED:
+            self._go(call, _CONTINUE, Deadline.after(STOP_SECONDS))
+        return None
 
     def _wait_for_stop(self, call: str, deadline: Deadline) -> None:
-        if self._run_state.unseen:
+        if self._run_state.unseen or self._kept is not None:
             return
         self._need(call, State.RUNNING)
         try:

@@ -175,6 +175,9 @@ class Gdb(Planting):
                     self.detach(timeout=timeout / 2)
         finally:
             self._transport.close(deadline)
+            if self._bell >= 0:
+                os.close(self._bell)
+                self._bell = -1
 
     def _set_up(self, deadline: Deadline) -> None:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vmdebug.debugger import mi
@@ -44,6 +44,8 @@ class RunState:
         self.state = State.UNCONNECTED
         self.runs = 0
         """How often the guest was set running; a frame of an earlier run is no longer there."""
+        self.on_stop: Callable[[], object] | None = None
+        """Called at each stop, and at the guest's end, by whichever thread reads; it must only take note."""
         self._letting_go = False
         self._stop: Mapping[str, Any] | None = None
         self._failure = ""
@@ -149,3 +151,5 @@ class RunState:
         else:
             self.state = State.STOPPED
             self._stop = stop
+        if self.on_stop is not None:
+            self.on_stop()

@@ -7,13 +7,14 @@ an answer that was torn by other output is seen long before the deadline.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vmdebug.deadline import Deadline
-from vmdebug.errors import DeadlineError, GuestDiedError, VmdebugError, VmError
+from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError, VmError
 from vmdebug.vm import framing
 from vmdebug.vm.console import EXEC, IDLE, Console
 from vmdebug.vm.framing import Answers, Block
@@ -70,20 +71,85 @@ def execute(console: Console, command: str | Sequence[str], *, deadline: Deadlin
         DeadlineError: it took too long; it has been ended, and the console is at its prompt,
             unless the message says otherwise.
     """
+    return begin(console, command, deadline=deadline).result(deadline)
+
+
+def begin(console: Console, command: str | Sequence[str], *, deadline: Deadline) -> Running:
+    """Set a command going in the guest, and leave it going; see `execute`.
+
+    The console is the command's until its result has been heard; one begun before is heard out first.
+
+    Args:
+        console: An open console whose shell is at its prompt.
+        command: A line of shell, or an argv.
+        deadline: For setting it going.
+
+    Raises:
+        VmdebugError: as in `execute`.
+    """
     text = framing.shell_text(command)
+    if console.running is not None:
+        console.running.result(deadline)
     if console.interrupted:
         console.ready = False
         console.wait_ready(deadline)
     unread = console.take()
     talk = _Talk(console, deadline, command if isinstance(command, str) else " ".join(command))
     console.note(EXEC)
-    try:
-        return talk.run(text)
-    except BaseException as error:
-        talk.abandon(error)
-        raise
-    finally:
-        console.put_back(unread + b"".join(talk.noise))
+    running = Running(console, talk, unread)
+    with running.ended_by_errors():
+        talk.begin(text)
+    console.running = running
+    return running
+
+
+class Running:
+    """A command that runs in the guest; made by `begin`."""
+
+    def __init__(self, console: Console, talk: _Talk, unread: bytes) -> None:
+        self._console = console
+        self._talk = talk
+        self._unread = unread
+        self._result: ExecResult | None = None
+        self._failure: BaseException | None = None
+
+    def result(self, deadline: Deadline) -> ExecResult:
+        """Wait for its end; return what it left, also when it is asked again.
+
+        Args:
+            deadline: When it is ended, with its process group.
+
+        Raises:
+            StateError: a debugger has stopped the guest; the command goes on with it, and can be waited for
+                again.
+            VmdebugError: as in `execute`.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._result is None:
+            with self.ended_by_errors():
+                self._result = self._talk.result(deadline)
+            self._close()
+        return self._result
+
+    @contextlib.contextmanager
+    def ended_by_errors(self) -> Iterator[None]:
+        """End it where the block fails, but for a guest that a debugger has stopped."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, StateError) and self._console.running is self:
+                raise
+            self._failure = error
+            self._talk.abandon(error)
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        console = self._console
+        if console.running is self:
+            console.running = None
+        console.put_back(self._unread + b"".join(self._talk.noise))
         # A command that could not be ended is the next client's to end.
         console.note(EXEC if console.interrupted else IDLE)
 
@@ -113,14 +179,17 @@ class _Talk:
         self._asked = 0
         self._torn = 0
         self._agent = False
+        self._ended: re.Match[bytes] | None = None
+        self._result: ExecResult | None = None
+        self._leaving = False
 
     @property
     def noise(self) -> list[bytes]:
         """The kernel messages that came meanwhile."""
         return self._denoiser.noise
 
-    def run(self, command: bytes) -> ExecResult:
-        """Run the command; see `execute`."""
+    def begin(self, command: bytes) -> None:
+        """Set the command going; see `begin`."""
         umask = self._start()
         *groups, last = framing.upload(command)
         typed = framing.PREPARE
@@ -130,21 +199,33 @@ class _Talk:
                 raise VmError(f"of {group.length} bytes typed into the guest {int(taken[1])} arrived")
             typed = ""
         self._say(typed + last.lines + framing.run(umask))
-        ended = self._hear(self._answers.status, f"{self._shown} to end in the guest", framing.SEND_AGAIN)
+
+    def result(self, deadline: Deadline) -> ExecResult:
+        """Return the command's result; one that was cut short by a stop of the guest goes on where it was."""
+        self._deadline = deadline
+        if self._ended is None:
+            wanted = f"{self._shown} to end in the guest"
+            self._ended = self._hear(self._answers.status, wanted, framing.SEND_AGAIN)
         if self._answers.killed in self._heard:
             raise VmError(f"{self._shown} killed the shell that waited for it", hint=_UNKNOWN)
-        sent = ended[2].decode()
-        result = ExecResult(self._output("o", sent), self._output("e", sent), int(ended[1]))
-        if result.status == NOT_FOUND and framing.NO_SETSID.search(result.stderr):
+        if self._result is None:
+            sent = self._ended[2].decode()
+            self._result = ExecResult(self._output("o", sent), self._output("e", sent), int(self._ended[1]))
+        if self._result.status == NOT_FOUND and framing.NO_SETSID.search(self._result.stderr):
             raise VmError("the guest has no setsid", hint=_TOOLS)
-        self._say(framing.LEAVE)
+        if not self._leaving:
+            self._say(framing.LEAVE)
+            self._leaving = True
         self._hear(self._answers.gone, "the shell's prompt to come back")
         self._agent = False
-        return result
+        return self._result
 
     def abandon(self, error: BaseException) -> None:
         """After an error, leave the console at its prompt as far as that goes."""
         if isinstance(error, GuestDiedError):
+            return
+        if isinstance(error, StateError):
+            self._console.interrupted = True  # it can only be ended once the guest runs again
             return
         try:
             if isinstance(error, _LostError):
