@@ -1,0 +1,29 @@
+{ pkgs, vmdebug }:
+let
+  inherit (pkgs) lib;
+  ccache = import ./kernel/ccache.nix { inherit pkgs; };
+  # The derivation, without having it built in order to have the program.
+  check = builtins.unsafeDiscardOutputDependency ccache.check.drvPath;
+
+  app = description: program: {
+    type = "app";
+    inherit program;
+    meta = { inherit description; };
+  };
+in
+{
+  default = app "Start a guest in QEMU under GDB's control" (lib.getExe vmdebug);
+
+  # Only a builder sees what builders see, so one is asked; what it once said is asked again (--check).
+  ccache = app "Say whether builders can use ccache, and if not, what to put where" (toString (
+    pkgs.writeShellScript "ccache" ''
+      if nix-store --realise ${check} >/dev/null 2>&1 && nix-store --realise --check ${check} >/dev/null 2>&1; then
+        echo "Nix's builders can use ccache."
+      else
+        echo "Nix's builders cannot use ccache; kernels are built without."
+        cat ${ccache.says}
+        exit 3
+      fi
+    ''
+  ));
+}

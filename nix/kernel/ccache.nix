@@ -1,0 +1,66 @@
+# ccache for kernels that Nix builds.
+#
+# nixpkgs' ccacheStdenv does not do for kernels: its links have no `gcc` that the kernel's make flags could name
+# (NixOS/nixpkgs#437074), and where the cache cannot be written the wrapper fails inside Kconfig's probes, which
+# then say "this assembler is not supported" (NixOS/nixpkgs#153343). Here make gets a compiler of ours, which takes ccache
+# where the sandbox has a cache that can be written, and else is the compiler: a build never fails for it.
+{
+  pkgs,
+  dir ? "/var/cache/ccache",
+}:
+let
+  inherit (pkgs) lib stdenv;
+  cc = "${stdenv.cc}/bin/${stdenv.cc.targetPrefix}cc";
+
+  compiler = pkgs.writeShellScript "cc" ''
+    if [ -d ${dir} ] && [ -w ${dir} ]; then
+      export CCACHE_DIR=${dir} CCACHE_UMASK=007
+      # The store's files all have one time: the compiler is told by its path.
+      export CCACHE_COMPILERCHECK=string:${cc}
+      exec ${pkgs.ccache}/bin/ccache ${cc} "$@"
+    fi
+    exec ${cc} "$@"
+  '';
+
+  setup = ''
+    To have kernels that Nix builds go through ccache:
+      sudo mkdir -p -m 0770 ${dir}
+      sudo chown root:nixbld ${dir}
+    and, as builders see nothing of the machine that is not listed, in /etc/nix/nix.conf:
+      extra-sandbox-paths = ${dir}
+    then: sudo systemctl restart nix-daemon
+    On NixOS all of that is:
+      programs.ccache = { enable = true; cacheDir = "${dir}"; };
+      nix.settings.extra-sandbox-paths = [ "${dir}" ];
+    With sandbox = false only the directory is needed. Remote builders need the same, each on itself.
+  '';
+  says = pkgs.writeText "ccache-setup" setup;
+in
+{
+  inherit compiler setup says;
+
+  # The last CC= of make's command line counts, and nixpkgs puts these last.
+  makeFlags = [ "CC=${compiler}" ];
+
+  # Run in the builder, before it configures.
+  report = ''
+    if [ -d ${dir} ] && [ -w ${dir} ]; then
+      echo "vmdebug: compiling through ccache, ${dir}"
+    else
+      echo "vmdebug: no ccache: $(id -un 2>/dev/null || id -u) cannot write ${dir} here; compiling without"
+      cat ${says}
+    fi
+  '';
+
+  # A build that tells what builders see; it fails where ccache is not set up, and says how it would be.
+  check = pkgs.runCommand "ccache-check" { allowSubstitutes = false; preferLocalBuild = true; } ''
+    if [ ! -d ${dir} ] || [ ! -w ${dir} ]; then
+      echo "vmdebug: builders cannot write ${dir}" >&2
+      cat ${says} >&2
+      exit 1
+    fi
+    echo 'int probe;' > probe.c
+    ${compiler} -c probe.c -o probe.o
+    echo "builders compile through ccache, ${dir}" > $out
+  '';
+}

@@ -1,0 +1,26 @@
+# What a kernel's source says of itself: its version, as its top Makefile and scripts/setlocalversion make it.
+{ lib, src }:
+let
+  makefile = lib.splitString "\n" (builtins.readFile "${src}/Makefile");
+  # The assignments stand at the top; further down are others of like names.
+  head = lib.take 12 makefile;
+  value =
+    name:
+    let
+      found = lib.filter (each: each != null) (map (builtins.match "${name} = ?(.*)") head);
+    in
+    if found == [ ] then
+      throw "vmdebug: ${src}/Makefile does not say its ${name}: is it a kernel's source?"
+    else
+      lib.head (lib.head found);
+  # linux-next's, and those of the real-time patches.
+  local = lib.concatMapStrings (
+    name:
+    lib.optionalString (lib.hasPrefix "localversion" name) (
+      lib.removeSuffix "\n" (builtins.readFile "${src}/${name}")
+    )
+  ) (lib.attrNames (builtins.readDir src));
+in
+{
+  version = "${value "VERSION"}.${value "PATCHLEVEL"}.${value "SUBLEVEL"}${value "EXTRAVERSION"}${local}";
+}

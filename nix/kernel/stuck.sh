@@ -1,0 +1,23 @@
+#!/bin/sh
+# stuck.sh .config FRAGMENT…: fails, and names them, where options of the fragments are not in the configuration.
+set -eu
+config=$1
+shift
+# Of an option in several fragments the last one counts, as for merge_config.sh.
+cat "$@" | awk -v config="$config" '
+	function note(name, value) { if (!(name in want)) order[++n] = name; want[name] = value }
+	/^CONFIG_[A-Za-z0-9_]+=/ { i = index($0, "="); note(substr($0, 1, i - 1), substr($0, i + 1)) }
+	/^# CONFIG_[A-Za-z0-9_]+ is not set/ { note($2, "n") }
+	END {
+		while ((getline line < config) > 0)
+			if (line ~ /^CONFIG_/) { i = index(line, "="); have[substr(line, 1, i - 1)] = substr(line, i + 1) }
+		for (k = 1; k <= n; k++) {
+			name = order[k]; got = (name in have) ? have[name] : "n"
+			if (got == want[name]) continue
+			print "vmdebug: " name " was asked to be " want[name] ", and is " got
+			bad = 1
+		}
+		if (bad) print "vmdebug: `vmdebug kernel config --source TREE …` says which dependency stopped them"
+		exit bad
+	}
+' >&2

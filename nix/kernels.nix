@@ -1,0 +1,25 @@
+# The kernels, one line each: name = { src, base, fragments, patches, params }; see modules/kernel.nix.
+#
+# Without `src` it is NixOS's own, as cache.nixos.org has it. `base` is what the fragments of kconfigs/
+# are merged onto: a target of `make` ("x86_64_defconfig", "tinyconfig"), or a .config.
+{ inputs }:
+let
+  nixos = [
+    "nixos-boot"
+    "debug"
+    "gdb"
+    "kgdb"
+  ];
+in
+{
+  nixos = { };
+  upstream = {
+    src = inputs.kernel-src;
+    fragments = nixos;
+  };
+  own = {
+    src = inputs.kernel-own;
+    fragments = nixos;
+    params = [ "loglevel=8" ];
+  };
+}

@@ -1,0 +1,6 @@
+{
+  default = ./vmdebug.nix;
+  vmdebug = ./vmdebug.nix;
+  kernel = ./kernel.nix;
+  kgdb = ./kgdb.nix;
+}

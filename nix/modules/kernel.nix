@@ -1,0 +1,125 @@
+# Which kernel, by name: vmdebug.kernel.name picks a line of vmdebug.kernels.
+{
+  config,
+  lib,
+  options,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkOption types;
+  cfg = config.vmdebug.kernel;
+  chosen = config.vmdebug.kernels.${cfg.name};
+  ccache = import ../kernel/ccache.nix {
+    inherit pkgs;
+    inherit (cfg.ccache) dir;
+  };
+
+  row = types.submodule {
+    options = {
+      src = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        description = "The kernel's source, most often a flake input with flake = false; null: NixOS's own kernel, from the cache.";
+      };
+      version = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        description = "Its version; only needed where `src` is a derivation, whose Makefile cannot be read before it is built.";
+      };
+      base = mkOption {
+        type = types.either types.path types.str;
+        default = "x86_64_defconfig";
+        description = "What the fragments are merged onto: a configuration target of `make`, or a .config.";
+      };
+      fragments = mkOption {
+        type = types.listOf (types.either types.path types.str);
+        default = [ ];
+        description = "Fragments: names of vmdebug's kconfigs/, or files. An option that does not stick fails the build.";
+      };
+      patches = mkOption {
+        type = types.listOf types.path;
+        default = [ ];
+        description = "Patches, in order.";
+      };
+      params = mkOption {
+        type = types.listOf types.str;
+        default = [ ];
+        description = "Kernel parameters that go with this kernel.";
+      };
+    };
+  };
+in
+{
+  options.vmdebug = {
+    kernels = mkOption {
+      type = types.attrsOf row;
+      default = {
+        nixos = { };
+      };
+      description = "The kernels that there are to choose from.";
+    };
+    kernel = {
+      name = mkOption {
+        type = types.str;
+        default = "nixos";
+        description = "The one that is taken.";
+      };
+      params = mkOption {
+        type = types.listOf types.str;
+        default = [ ];
+        description = "More kernel parameters, after those of the kernel's line.";
+      };
+      ccache = {
+        enable = mkOption {
+          type = types.bool;
+          default = false;
+          description = ''
+            Whether the kernel is compiled through ccache. Where builders cannot write the cache the build's log says what to
+            put where, and it is compiled without.
+          '';
+        };
+        dir = mkOption {
+          type = types.str;
+          default = "/var/cache/ccache";
+          description = "The cache, as builders see it.";
+        };
+      };
+    };
+  };
+
+  config = lib.mkMerge [
+    {
+      assertions = [
+        {
+          assertion = config.vmdebug.kernels ? ${cfg.name};
+          message = "vmdebug.kernel.name is ${cfg.name}; there are: ${lib.concatStringsSep ", " (lib.attrNames config.vmdebug.kernels)}";
+        }
+      ];
+      boot.kernelParams = chosen.params ++ cfg.params;
+    }
+    (lib.mkIf (chosen.src != null) {
+      boot.kernelPackages = pkgs.linuxPackagesFor (
+        import ../kernel {
+          inherit pkgs;
+          inherit (chosen)
+            src
+            version
+            base
+            fragments
+            patches
+            ;
+          ccache = if cfg.ccache.enable then ccache else null;
+        }
+      );
+      # NixOS's lists name modules that a kernel of one's own need not have, and a missing one fails the build of the
+      # initrd. What is built in is found; what the machine itself needs, its own configuration lists.
+      boot.initrd = {
+        includeDefaultModules = lib.mkDefault false;
+      }
+      // lib.optionalAttrs (options.boot.initrd ? allowMissingModules) {
+        allowMissingModules = lib.mkDefault true;
+      };
+    })
+  ];
+}

@@ -1,0 +1,30 @@
+# The Python packages that pyproject.toml names, by their names in nixpkgs: the list is kept there alone.
+{ pkgs }:
+let
+  inherit (pkgs) lib python3Packages;
+  project = (lib.importTOML ../pyproject.toml).project;
+
+  # "qemu.qmp>=0.0.3" → qemu-qmp
+  nameOf =
+    requirement:
+    lib.replaceStrings [ "." "_" ] [ "-" "-" ] (
+      lib.toLower (lib.head (builtins.match "([A-Za-z0-9._-]*[A-Za-z0-9]).*" requirement))
+    );
+  namesOf = map nameOf;
+  packagesOf = map (name: python3Packages.${name});
+
+  # pip-tools makes requirements.txt, which Nix has no use for. nixpkgs has import-linter as a program,
+  # and no types-gdb: without it mypy is left to `make lint`.
+  elsewhere = [
+    "import-linter"
+    "mypy"
+    "pip-tools"
+    "ruff"
+    "types-gdb"
+  ];
+in
+{
+  inherit (project) version description;
+  dependencies = packagesOf (namesOf project.dependencies);
+  development = packagesOf (lib.subtractLists elsewhere (namesOf project.optional-dependencies.dev));
+}
