@@ -17,10 +17,10 @@ from tests.unit.kernelfiles import BANNER, ID, OTHER_ID, RELEASE
 from vmdebug import kimage, sources
 from vmdebug.cli import status_of
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
-from vmdebug.sources import check, tree
+from vmdebug.sources import check, kernelneeds, tree
 from vmdebug.sources.check import Row
 
-CONFIG = "CONFIG_BLK_DEV_INITRD=y\nCONFIG_BINFMT_ELF=y\nCONFIG_SERIAL_8250_CONSOLE=y\n"
+CONFIG = "".join(f"CONFIG_{need.option}=y\n" for need in kernelneeds.OWN)
 MAGIC = f"{RELEASE} SMP mod_unload "
 RUNNER = RunnerMachine(script=Path("/run-nixos-vm"), system_name="nixos")
 OVERRIDDEN = msgspec.structs.replace(RUNNER, kernel_override=True)
@@ -155,7 +155,7 @@ class TestModules:
 
 
 class TestBuiltIns:
-    ALL = "".join(f"CONFIG_{name}=y\n" for name in check.RUNNER_NEEDS)
+    ALL = "".join(f"CONFIG_{need.option}=y\n" for need in kernelneeds.RUNNER)
 
     def test_a_runner_that_boots_its_own_kernel_needs_none(self, linux: Path) -> None:
         assert rows(tree.kernel(linux), RUNNER)["built-ins"].state == "ok"
@@ -163,7 +163,7 @@ class TestBuiltIns:
     @pytest.mark.parametrize(
         ("config", "state", "found"),
         [
-            (ALL, "ok", "ext4, virtio_blk, virtio_pci, 9p, 9pnet_virtio, overlay"),
+            (ALL, "ok", "ext4, virtio_blk, virtio_pci, 9p, 9pnet_virtio, overlay, BLK_DEV_INITRD"),
             (ALL.replace("9P_FS=y", "9P_FS=m"), "bad", "lacking: 9P_FS=m"),
             ("", "bad", "lacking: EXT4_FS=n, VIRTIO_BLK=n"),
         ],

@@ -158,6 +158,7 @@ def test_what_its_user_says_is_handed_on(made: Made) -> None:
 def test_another_kernel_comes_with_its_own_symbols_and_nix_is_not_asked(made: Made, vmlinux: Path) -> None:
     image = kernelfiles.image(made.bin / "arch/x86/boot/bzImage", vmlinux)
     shutil.copy(vmlinux, made.bin / "vmlinux")
+    (made.bin / ".config").write_text("CONFIG_BLK_DEV_INITRD=y\n")
     spec = resolve(made.result, GuestOptions(kernel=str(made.bin)))
     assert machine(spec).kernel_override
     assert (spec.kernel.image, spec.kernel.vmlinux) == (image, made.bin / "vmlinux")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmdebug.cli import options, render, verb
+from vmdebug.cli import kernel_config, options, render, verb
 
 if TYPE_CHECKING:
     from vmdebug.sources.check import Row
@@ -20,6 +20,9 @@ app = verb.new_app(cls=verb.Group)
 @app.callback()
 def kernel() -> None:
     """Build the builtin kernel; make GDB scripts for any kernel."""
+
+
+app.command(cls=verb.Command, epilog=kernel_config.EPILOG)(kernel_config.config)
 
 
 @app.command(
@@ -140,6 +143,7 @@ def scripts(
         "vmdebug kernel check",
         "vmdebug kernel check .#base-nixos --kernel ~/src/linux",
         "vmdebug kernel check /boot/vmlinuz --vmlinux ~/vmlinux --json",
+        "vmdebug kernel check ~/build/.config",
     ),
 )
 def check(
@@ -155,11 +159,18 @@ def check(
 ) -> None:
     """Say whether image, vmlinux, scripts and modules belong together; nothing is started.
 
-    Status 4 when something does not.
+    Status 4 when something does not. Of a .config, or a tree that is not built yet: whether its kernel
+    could boot our shell and be debugged; status 1 when not.
     """
     import msgspec
 
     from vmdebug import sources
+    from vmdebug.sources import configcheck
+
+    configuration = configcheck.find(guest) if guest is not None and kernel is None else None
+    if configuration is not None:
+        kernel_config.judge(configuration, configcheck.HAS_TO, as_json=as_json)
+        return
     from vmdebug.deadline import Deadline
     from vmdebug.errors import MismatchError
     from vmdebug.sources import check as checking

@@ -13,7 +13,7 @@ from vmdebug import kimage
 from vmdebug.errors import MismatchError
 from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
 from vmdebug.paths import holds
-from vmdebug.sources import kernelconfig, kernelmodules
+from vmdebug.sources import kernelconfig, kernelmodules, kernelneeds
 from vmdebug.sources.kernelconfig import Configuration
 from vmdebug.sources.kerneldev import why_unusable
 
@@ -35,23 +35,6 @@ class Row(msgspec.Struct, frozen=True):
     state: State
     found: str
     reason: str = ""
-
-
-RUNNER_NEEDS = {
-    "EXT4_FS": "ext4",
-    "VIRTIO_BLK": "virtio_blk",
-    "VIRTIO_PCI": "virtio_pci",
-    "9P_FS": "9p",
-    "NET_9P_VIRTIO": "9pnet_virtio",
-    "OVERLAY_FS": "overlay",
-}
-"""What a NixOS VM boots with, as options and as modules: of an overriding kernel the initrd has no modules.
-
-See nixos/modules/virtualisation/qemu-vm.nix: the root disk, the shared store and its writable layer.
-"""
-
-OWN_NEEDS = ("BLK_DEV_INITRD", "BINFMT_ELF", "SERIAL_8250_CONSOLE")
-"""What our initramfs needs to reach its shell."""
 
 
 def table(spec: LaunchSpec) -> tuple[Row, ...]:
@@ -77,8 +60,8 @@ def _rows(spec: LaunchSpec) -> Iterator[Row]:
     yield _modules(kernel)
     yield _source(kernel)
     match spec.machine:
-        case RunnerMachine(kernel_override=True):
-            yield _runner_needs(kernel, configuration)
+        case RunnerMachine(kernel_override=True, script=script):
+            yield _runner_needs(kernel, script)
         case RunnerMachine():
             yield Row("built-ins", "ok", "none needed", "the guest's own kernel and initrd")
         case _:
@@ -191,38 +174,34 @@ def _source(kernel: Kernel) -> Row:
     )
 
 
-def _runner_needs(kernel: Kernel, configuration: Configuration | None) -> Row:
-    if configuration is not None:
-        lacking = {
-            name: configuration.value(name) for name in RUNNER_NEEDS if configuration.value(name) != "y"
-        }
-        origin = configuration.origin
-    else:
-        built_in = kernelconfig.built_in(kernel)
-        if not built_in:
-            return _unknown(", ".join(RUNNER_NEEDS.values()))
-        lacking = {name: "not built in" for name, module in RUNNER_NEEDS.items() if module not in built_in}
-        origin = f"modules.builtin in {kernel.modules}"
-    if not lacking:
-        return Row("built-ins", "ok", ", ".join(RUNNER_NEEDS.values()), f"by {origin}")
+def _runner_needs(kernel: Kernel, script: Path) -> Row:
+    needs = kernelneeds.of_runner(script)
+    seen = kernelneeds.lacking(kernel, needs)
+    if seen is None:
+        return _unknown(", ".join(need.option for need in needs))
+    found, origin = seen
+    if not found:
+        return Row("built-ins", "ok", ", ".join(need.module or need.option for need in needs), f"by {origin}")
     return Row(
         "built-ins",
         "bad",
-        "lacking: " + ", ".join(f"{name}={value}" for name, value in lacking.items()),
-        f"the guest's initrd has modules of its own kernel only; build these in, =y (by {origin})",
+        f"lacking: {', '.join(map(str, found))}",
+        f"the guest's initrd has modules of its own kernel only (by {origin}):"
+        f" {kernelneeds.mending(kernel, found)}",
     )
 
 
 def _own_needs(configuration: Configuration | None) -> Row:
+    names = [need.option for need in kernelneeds.OWN]
     if configuration is None:
-        return _unknown(", ".join(OWN_NEEDS))
-    lacking = [name for name in OWN_NEEDS if configuration.value(name) != "y"]
+        return _unknown(", ".join(names))
+    lacking = kernelneeds.in_configuration(configuration, kernelneeds.OWN)
     if not lacking:
-        return Row("built-ins", "ok", ", ".join(OWN_NEEDS), f"by {configuration.origin}")
+        return Row("built-ins", "ok", ", ".join(names), f"by {configuration.origin}")
     return Row(
         "built-ins",
         "warning",
-        "lacking: " + ", ".join(f"{name}={configuration.value(name)}" for name in lacking),
+        f"lacking: {', '.join(map(str, lacking))}",
         f"the guest will not reach its shell (by {configuration.origin})",
     )
 

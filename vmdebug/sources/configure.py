@@ -10,6 +10,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,7 +176,9 @@ def _claim(directory: Path) -> None:
             # As Kconfig does it.
             (directory / ".config.old").write_bytes(config.read_bytes())
     except OSError as error:
-        raise HostError(f"cannot write to {directory}: {error.strerror}", hint="give another -o DIR") from error
+        raise HostError(
+            f"cannot write to {directory}: {error.strerror}", hint="give another -o DIR"
+        ) from error
 
 
 def _merge(job: _Job) -> None:
@@ -249,8 +252,7 @@ def _result(job: _Job, named: Sequence[str]) -> Configured:
         asked=len(asked),
         modules=len(modules),
         dropped=tuple(
-            _dropped(option, what, now.get(option, "n"), facts.get(option), now)
-            for option, what in dropped.items()
+            _dropped(option, what, facts.get(option), now, job.fragments) for option, what in dropped.items()
         ),
         notes=tuple(_notes(job, now)),
         make=shlex.join(job.make("-j$(nproc)")).replace("'-j$(nproc)'", "-j$(nproc)"),
@@ -264,26 +266,27 @@ def _as_built(value: str, builtin: bool) -> str:
 def _dropped(
     option: str,
     what: tuple[str, str, bool],
-    found: str,
     facts: kconfigwhy.Facts | None,
     now: dict[str, str],
+    merged: Sequence[Fragment],
 ) -> Option:
     wanted, fragment, wish = what
+    found = now.get(option, "n")
     why = kconfigwhy.in_words(facts, wanted, found)
     if facts is not None and not facts.known:
         near = difflib.get_close_matches(option, now, n=1, cutoff=0.85)
         why += f"; did you mean {near[0]}?" if near else ""
-    mends = _mends(facts) if facts is not None and found == "n" else ""
+    mends = _mends(facts, {each.path for each in merged}) if facts is not None and found == "n" else ""
     return Option(option, wanted, found, fragment, why, mends, wish)
 
 
-def _mends(facts: kconfigwhy.Facts) -> str:
-    """Return the fragment of ours that turns on all that is off, each of which is one option's name."""
+def _mends(facts: kconfigwhy.Facts, merged: AbstractSet[Path]) -> str:
+    """Return the fragment of ours, not merged yet, that turns on all that is off; "" for expressions."""
     off = [re.fullmatch(r"(\w+) \[=n\]", text) for text, left in facts.limits.items() if left == "n"]
     names = {f"CONFIG_{each[1]}" for each in off if each}
     if not names or not all(off):
         return ""
-    for path in sorted(shipped.kconfigs().glob("*.config")):
+    for path in sorted({*shipped.kconfigs().glob("*.config")} - merged):
         has = kconfig.options(path.read_text())
         if all(has.get(name) in ("y", _MODULE) for name in names):
             return path.stem

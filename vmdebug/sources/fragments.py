@@ -88,6 +88,4 @@ def with_needs(wanted: Sequence[Fragment]) -> tuple[Fragment, ...]:
 
 def asked(fragments: Sequence[Fragment]) -> dict[str, tuple[str, Fragment]]:
     """Return what fragments ask for together, a later one over an earlier, and which of them does."""
-    return {
-        option: (value, fragment) for fragment in fragments for option, value in fragment.options.items()
-    }
+    return {option: (value, fragment) for fragment in fragments for option, value in fragment.options.items()}

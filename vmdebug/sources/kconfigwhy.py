@@ -1,8 +1,9 @@
 """Why an option of a configuration is what it is, by the words of the kernel's own Kconfig.
 
-A small C program (`kconfigs/why/kconfig-why.c`) is linked with the parser that the kernel brings, the objects
-of scripts/kconfig: each kernel's Kconfig language is its own, and libraries that read it stand still (kconfiglib
-14.1.0, the newest there is, fails on 6.1's first `modules`). It runs where `make config` runs its program.
+A small C program (`kconfigs/why/kconfig-why.c`) is linked with the parser that the kernel brings, the
+objects of scripts/kconfig: each kernel's Kconfig language is its own, and libraries that read it stand
+still (kconfiglib 14.1.0, the newest there is, fails at the first `modules` of 6.1). It runs where `make
+config` runs its program.
 """
 
 from __future__ import annotations
@@ -113,16 +114,25 @@ def in_words(facts: Facts | None, wanted: str, found: str) -> str:
         return "this kernel has no such option"
     if wanted == "n" and facts.selected:
         return f"selected by {', '.join(facts.selected)}"
-    blocking = [text for text, left in facts.limits.items() if left == "n"]
+    return _limit(facts, wanted, found) or _choice(facts, wanted)
+
+
+def _limit(facts: Facts, wanted: str, found: str) -> str:
+    """Return the dependency that keeps an option from a value; "" where none does."""
+    blocking = [_operand(text) for text, left in facts.limits.items() if left == "n"]
     if blocking:
-        setter = "it can only be changed with" if found not in ("n", "m") or wanted == "n" else "depends on"
-        return f"{setter} {' and '.join(map(_operand, blocking))}"
+        setter = "depends on" if found in ("n", "m") and wanted != "n" else "it can only be changed with"
+        return f"{setter} {' and '.join(blocking)}"
+    halfway = [text for text, left in facts.limits.items() if left == "m"]
+    if wanted != "y" or not halfway:
+        return ""
+    others = [_operand(text) for text in halfway if text not in ("m", "m [=m]")]
+    return f"depends on {' and '.join(others)}" if others else "depends on m: a module or nothing"
+
+
+def _choice(facts: Facts, wanted: str) -> str:
     if facts.chosen and wanted == "y":
         return f"its choice has taken {facts.chosen}"
-    halfway = [text for text, left in facts.limits.items() if left == "m"]
-    if wanted == "y" and halfway:
-        only = [text for text in halfway if text != "m"]
-        return f"depends on {' and '.join(map(_operand, only))}" if only else "depends on m: a module or nothing"
     if facts.promptless:
         return "it has no prompt: only other options set it"
     return "out of its range, or another option of its choice came later"

@@ -20,7 +20,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec, RunnerMachine, parameters
 from vmdebug.progress import Report
-from vmdebug.sources import kerneldev, naming, nix, override
+from vmdebug.sources import kerneldev, kernelneeds, naming, nix, override
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +183,17 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         options: What its user said; `--kernel`, `--vmlinux` and `--gdb-scripts` are applied here.
 
     Raises:
-        UsageError: an option cannot be right for a runner.
+        UsageError: an option cannot be right for a runner; or the kernel that replaces its own has not built
+            in what it boots with.
         MismatchError: kernel and symbols do not belong together.
         HostError: a file may not be read.
     """
     bare = Kernel(image=found.image, origin=found.origin, modules=found.modules)
     own, why = with_symbols(bare, dev, force=options.force)
     kernel = override.override(own, options)
+    unsure = ""
+    if options.kernel is not None and not options.force:
+        unsure = kernelneeds.refuse(kernel, found.script, found.text, guest.words)
     if kernel.vmlinux is None and why:
         notes: tuple[str, ...] = (f"no symbols: {why}; give them with --vmlinux",)
     else:
@@ -213,7 +217,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         cpus=options.cpus,
         tcp=options.tcp,
         qemu_args=options.qemu_args,
-        notes=(*notes, *_deaf(found, options)),
+        notes=(*notes, *filter(None, [unsure]), *_deaf(found, options)),
     )
 
 

@@ -1,0 +1,178 @@
+"""`vmdebug kernel config`: a configuration, merged of fragments, that is proven to be as asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vmdebug.cli import render, verb
+from vmdebug.errors import BuildError, UsageError
+
+if TYPE_CHECKING:
+    from vmdebug.sources.configcheck import Line
+    from vmdebug.sources.configure import Configured
+
+EPILOG = verb.examples(
+    "vmdebug kernel config --source ~/src/linux --base tinyconfig -f vm-boot -f gdb -o ~/build",
+    "vmdebug kernel config --source ~/src/linux --base running -f nixos-boot --builtin -o ~/build",
+    "vmdebug kernel config --source ~/src/linux --from vng -f gdb -o ~/build",
+    "vmdebug kernel config --check ~/src/linux/.config",
+)
+
+
+def config(
+    *,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TREE", help="Kernel source, or a tarball of it; else Debian's linux-source package."
+        ),
+    ] = None,
+    base: Annotated[
+        str,
+        typer.Option(
+            "--base",
+            "--from",
+            metavar="NAME|FILE",
+            help="What it starts from: a target of make (defconfig, tinyconfig, allnoconfig), a .config,"
+            " `running`, or `vng`, which is virtme-ng's with ext4.",
+        ),
+    ] = "allnoconfig",
+    fragment: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fragment",
+            "-f",
+            metavar="FRAGMENT|FILE",
+            help="Options on top, by the name of one of ours or a file; a later one counts. Repeatable.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where .config goes: for `make O=DIR`, or TREE."),
+    ] = None,
+    builtin: Annotated[
+        bool, typer.Option("--builtin", help="Build in what would be a module; say what cannot be.")
+    ] = False,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|DIR",
+            help="Change nothing; say whether a .config can boot a NixOS VM and be debugged.",
+        ),
+    ] = None,
+    as_json: verb.Json = False,
+) -> None:
+    """Merge fragments of configuration, and prove that what they ask for came about.
+
+    The kernel's own tools merge; what they dropped is listed with what stopped it, and the status is
+    then 1. Where the base turns off what nobody asks for (allnoconfig, tinyconfig), fragments that the
+    wanted ones build on come along.
+    """
+    if check is not None:
+        from vmdebug.sources import configcheck
+
+        judge(check, configcheck.NIXOS_TOO, as_json=as_json)
+        return
+    if output is None:
+        raise UsageError(
+            "-o DIR is missing: where the configuration goes", hint="a directory for `make O=`, or TREE"
+        )
+    from vmdebug.deadline import Deadline
+    from vmdebug.sources import configure
+
+    with render.progress() as report:
+        made = configure.configure(
+            base,
+            fragment or [],
+            source=source,
+            directory=output.expanduser().resolve(),
+            builtin=builtin,
+            report=report,
+            deadline=Deadline.after(verb.BUILD_SECONDS),
+        )
+    if as_json:
+        _put_json(made)
+    else:
+        _show(made)
+    if made.failed:
+        raise BuildError(
+            f"{len(made.failed)} of {made.asked} options did not come about",
+            hint="the configuration is there, without them: mend the fragment, or what it depends on",
+            detail="\n".join(map(str, made.failed)),
+        )
+
+
+def _put_json(made: Configured) -> None:
+    import msgspec
+
+    facts = msgspec.structs.asdict(made)
+    facts["dropped"] = [msgspec.structs.asdict(option) for option in made.dropped]
+    render.put_json(facts)
+
+
+def _show(made: Configured) -> None:
+    added = f"\nof them for what the others build on: {' '.join(made.added)}" if made.added else ""
+    stuck = made.asked - len([each for each in made.dropped if each.fragment != "--builtin"])
+    facts = {
+        "config": str(made.config),
+        "source": f"{made.source}  {made.version}",
+        "base": made.base,
+        "fragments": f"{' '.join(made.fragments) or 'none'}{added}",
+        "options": f"{stuck} of {made.asked} as asked; {made.modules} modules",
+    }
+    wishes = [str(option) for option in made.dropped if option.wish]
+    if wishes:
+        facts["not had"] = "\n".join(wishes)
+    if made.notes:
+        facts["note"] = "\n".join(made.notes)
+    render.tell_facts(facts | {"next": made.make})
+
+
+def judge(path: Path, purposes: tuple[str, ...], *, as_json: bool) -> None:
+    """Print whether a .config is one for a guest.
+
+    Args:
+        path: The .config.
+        purposes: For whom it has to be.
+        as_json: Whether to print it as JSON.
+
+    Raises:
+        UsageError: it is none.
+        typer.Exit: with 1, it is not one for all of them.
+    """
+    import msgspec
+
+    from vmdebug.sources import configcheck
+
+    lines = configcheck.lines(path.expanduser())
+    if as_json:
+        render.put_json(
+            {"config": path, "lines": [{**msgspec.structs.asdict(x), "met": x.met} for x in lines]}
+        )
+    else:
+        lacking = [line for line in lines if not line.met]
+        if lacking:
+            head = ("OPTION", "IS", "WANTED", "BY", "FOR", "MENDED BY")
+            render.put_table(head, [_row(line) for line in lacking])
+            render.put("")
+        render.put_facts({each: _verdict(each, lines) for each in dict.fromkeys(x.purpose for x in lines)})
+    if any(line.purpose in purposes and not line.met for line in lines):
+        raise typer.Exit(BuildError.exit_status)
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    mends = f"-f {line.mends}" if line.mends else ""
+    return (line.option, line.found, line.wanted, line.purpose, line.why, mends)
+
+
+def _verdict(purpose: str, lines: tuple[Line, ...]) -> str:
+    own = [line for line in lines if line.purpose == purpose]
+    lacking = [line for line in own if not line.met]
+    if not lacking:
+        return f"ok: {len(own)} options"
+    fragments = dict.fromkeys(line.mends for line in lacking if line.mends)
+    wanted = " ".join(f"-f {name}" for name in fragments)
+    return f"{len(lacking)} of {len(own)} options lacking; vmdebug kernel config … {wanted}"

@@ -1,0 +1,244 @@
+"""What a kernel has to have built in, by whom it is wanted: our initramfs, a NixOS VM, a debugger.
+
+A NixOS guest's initrd has modules of its own kernel only, so what another kernel boots it with has to be
+built in. What that is, is read off the runner and the system it boots; see nixpkgs'
+nixos/modules/virtualisation/qemu-vm.nix and nixos/modules/system/activation/top-level.nix.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vmdebug.errors import UsageError
+from vmdebug.guest import Kernel
+from vmdebug.paths import holds
+from vmdebug.sources import kernelconfig, tree
+from vmdebug.sources.kernelconfig import Configuration
+
+Purpose = Literal["our shell", "NixOS VM", "systemd", "debugging", "advice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """An option that has to be y.
+
+    Args:
+        option: Its name, without CONFIG_.
+        purpose: Who wants it.
+        why: What it is for.
+        mends: The fragment of ours that has it.
+        module: Its name as a module; "" for what cannot be one.
+        off: Whether it has to be off instead.
+    """
+
+    option: str
+    purpose: Purpose
+    why: str
+    mends: str
+    module: str = ""
+    off: bool = False
+
+    def met(self, configuration: Configuration) -> bool:
+        """Whether a configuration has it so."""
+        return (configuration.value(self.option) == "y") != self.off
+
+
+OWN = (
+    Need("64BIT", "our shell", "busybox is a 64-bit program", "x86"),
+    Need("BLK_DEV_INITRD", "our shell", "our first root file system", "base"),
+    Need("BINFMT_ELF", "our shell", "programs", "base"),
+    Need("PROC_FS", "our shell", "/proc", "base"),
+    Need("SERIAL_8250_CONSOLE", "our shell", "the console", "vm-boot"),
+    Need("TTY", "our shell", "the console", "base"),
+)
+
+_DISK = (
+    Need("VIRTIO_BLK", "NixOS VM", "its disk", "nixos-boot", "virtio_blk"),
+    Need("VIRTIO_PCI", "NixOS VM", "its devices", "nixos-boot", "virtio_pci"),
+)
+_EXT4 = Need("EXT4_FS", "NixOS VM", "the root file system", "nixos-boot", "ext4")
+_SHARES = (
+    Need("9P_FS", "NixOS VM", "the host's store and directories", "nixos-boot", "9p"),
+    Need("NET_9P_VIRTIO", "NixOS VM", "the host's store and directories", "nixos-boot", "9pnet_virtio"),
+)
+_OVERLAY = Need("OVERLAY_FS", "NixOS VM", "a store that can be written", "nixos-boot", "overlay")
+_INITRD = Need("BLK_DEV_INITRD", "NixOS VM", "its initrd", "nixos-boot")
+
+_FILE_SYSTEMS = {
+    "ext4": (_EXT4,),
+    "9p": _SHARES,
+    "overlay": (_OVERLAY,),
+    "erofs": (Need("EROFS_FS", "NixOS VM", "a store packed as erofs", "nixos-boot", "erofs"),),
+    "tmpfs": (Need("TMPFS", "NixOS VM", "file systems in memory", "nixos-boot"),),
+    "btrfs": (Need("BTRFS_FS", "NixOS VM", "a file system in its fstab", "", "btrfs"),),
+    "squashfs": (Need("SQUASHFS", "NixOS VM", "a file system in its fstab", "", "squashfs"),),
+    "vfat": (Need("VFAT_FS", "NixOS VM", "a file system in its fstab", "", "vfat"),),
+    "virtiofs": (Need("VIRTIO_FS", "NixOS VM", "a file system in its fstab", "", "virtiofs"),),
+    "xfs": (Need("XFS_FS", "NixOS VM", "a file system in its fstab", "", "xfs"),),
+}
+
+_PACKED = {
+    b"\x28\xb5\x2f\xfd": Need("RD_ZSTD", "NixOS VM", "its initrd, packed with zstd", "nixos-boot"),
+    b"\x1f\x8b": Need("RD_GZIP", "NixOS VM", "its initrd, packed with gzip", "nixos-boot"),
+    b"\xfd7zXZ": Need("RD_XZ", "NixOS VM", "its initrd, packed with xz", ""),
+    b"\x02\x21\x4c\x18": Need("RD_LZ4", "NixOS VM", "its initrd, packed with lz4", ""),
+}
+
+SYSTEMD = tuple(
+    Need(option, "systemd", "it does not start without", "nixos-boot")
+    for option in (
+        *("DEVTMPFS", "CGROUPS", "INOTIFY_USER", "SIGNALFD", "TIMERFD", "EPOLL"),
+        *("UNIX", "SYSFS", "PROC_FS", "FHANDLE", "BINFMT_ELF", "BINFMT_SCRIPT"),
+    )
+)
+"""What systemd's README requires, REQUIREMENTS; and the shell scripts of NixOS's first stage."""
+
+RUNNER = (_EXT4, *_DISK, *_SHARES, _OVERLAY, _INITRD)
+"""What a runner needs as qemu-vm.nix makes it where nothing is changed."""
+
+NIXOS = (*RUNNER, _PACKED[b"\x28\xb5\x2f\xfd"], *_FILE_SYSTEMS["tmpfs"], *SYSTEMD)
+
+DEBUG = (
+    Need("DEBUG_INFO", "debugging", "source lines, types, arguments", "debug"),
+    Need("DEBUG_INFO_REDUCED", "debugging", "types, and the kernel's GDB scripts", "debug", off=True),
+    Need("DEBUG_INFO_SPLIT", "debugging", "one vmlinux with everything in it", "debug", off=True),
+    Need("GDB_SCRIPTS", "advice", "the kernel's lx- commands", "gdb"),
+    Need("KALLSYMS", "advice", "where modules' sections are, for their symbols", "debug"),
+    Need("FW_CFG_SYSFS", "advice", "notes in memory dumps, for crash and drgn", "vm-boot"),
+    Need("PVPANIC_PCI", "advice", "a panic that QEMU tells of at once", "vm-boot"),
+)
+
+
+def of_runner(script: Path, text: str | None = None) -> tuple[Need, ...]:
+    """Return what a runner's guest needs.
+
+    Args:
+        script: The `run-NAME-vm` script, with `system` beside `bin`.
+        text: What it says; None reads it.
+
+    Returns:
+        What its text, its fstab and its initrd tell; `RUNNER` where there is none to be read.
+    """
+    if text is None:
+        if not holds(script.is_file):
+            return RUNNER
+        text = script.read_text(errors="replace")
+    return tuple(dict.fromkeys(_told(text, script.parent.parent / "system")))
+
+
+def _told(text: str, system: Path) -> Iterator[Need]:
+    yield _INITRD
+    if "virtio-blk" in text or "if=virtio" in text:
+        yield from _DISK
+    if "mkfs.ext4" in text:
+        yield _EXT4
+    if "-virtfs " in text:
+        yield from _SHARES
+    if "mkfs.erofs" in text:
+        yield from _FILE_SYSTEMS["erofs"]
+    fstab = system / "etc/fstab"
+    if holds(fstab.is_file):
+        kinds = re.findall(r"^[^#\s]\S*\s+\S+\s+(\S+)", fstab.read_text(errors="replace"), re.MULTILINE)
+        for kind in kinds:
+            yield from _FILE_SYSTEMS.get(kind, ())
+    if holds((system / "systemd").exists):
+        yield from SYSTEMD
+    yield from _unpacking(system / "initrd")
+
+
+def _unpacking(initrd: Path) -> Iterator[Need]:
+    if holds(initrd.is_file):
+        with initrd.open("rb") as file:
+            start = file.read(8)
+        yield from (need for magic, need in _PACKED.items() if start.startswith(magic))
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """What a kernel has not built in.
+
+    Args:
+        need: What is wanted.
+        found: What it has instead: "n", "m", "not built in".
+    """
+
+    need: Need
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.need.option}={self.found}"
+
+
+def lacking(kernel: Kernel, needs: Iterable[Need]) -> tuple[tuple[Lack, ...], str] | None:
+    """Return which of its needs a kernel has not built in, and where that was read.
+
+    Returns:
+        None where nothing tells.
+    """
+    configuration = kernelconfig.of(kernel)
+    if configuration is not None:
+        return in_configuration(configuration, needs), configuration.origin
+    built_in = kernelconfig.built_in(kernel)
+    if not built_in:
+        return None
+    absent = [need for need in needs if need.module and need.module not in built_in]
+    return tuple(Lack(need, "not built in") for need in absent), f"modules.builtin in {kernel.modules}"
+
+
+def in_configuration(configuration: Configuration, needs: Iterable[Need]) -> tuple[Lack, ...]:
+    """Return which needs a configuration does not meet."""
+    return tuple(
+        Lack(need, configuration.value(need.option)) for need in needs if not need.met(configuration)
+    )
+
+
+def refuse(kernel: Kernel, script: Path, text: str, guest: str) -> str:
+    """Make sure that a kernel in the place of a runner's own can boot it.
+
+    Args:
+        kernel: The kernel.
+        script: The runner.
+        text: What it says.
+        guest: GUEST as its user wrote it.
+
+    Returns:
+        A note for the user where nothing tells; else "".
+
+    Raises:
+        UsageError: something is not built in; the hint has the command that mends it.
+    """
+    needs = of_runner(script, text)
+    seen = lacking(kernel, needs)
+    if seen is None:
+        names = ", ".join(need.option for need in needs)
+        return f"nothing tells whether {kernel.image} has built in what {guest} boots with: {names}"
+    found, origin = seen
+    if not found:
+        return ""
+    width = max(len(str(lack)) for lack in found)
+    raise UsageError(
+        f"{kernel.origin} cannot boot {guest}: not built in are {', '.join(map(str, found))}",
+        hint=mending(kernel, found),
+        detail="\n".join(f"{lack!s:<{width}}  {lack.need.why}" for lack in found)
+        + f"\nby {origin}; the guest's initrd has modules of its own kernel only"
+        + "\n--force starts it all the same",
+    )
+
+
+def mending(kernel: Kernel, found: Iterable[Lack]) -> str:
+    """Return the command that makes a kernel's configuration one that has what it lacks."""
+    names = sorted({lack.need.mends for lack in found} - {""})
+    wanted = [word for name in names for word in ("-f", name)]
+    directory = kernel.vmlinux.parent if kernel.vmlinux is not None else None
+    source = tree.source(directory) if directory is not None else None
+    if directory is None or source is None:
+        return (
+            f"build it with them: vmdebug kernel config --source TREE --base FILE {shlex.join(wanted)} -o DIR"
+        )
+    words = ("--source", str(source), "--base", str(directory / ".config"), *wanted, "-o", str(directory))
+    return f"vmdebug kernel config {shlex.join(words)} && make -C {shlex.quote(str(directory))} -j$(nproc)"
