@@ -1,0 +1,236 @@
+"""Kernel trouble: consoles of real guests, in `splats`, and the source's other formats."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmdebug.deadline import Deadline
+from vmdebug.errors import DeadlineError, StateError
+from vmdebug.vm.trouble import Scanner, Trouble, find
+from vmdebug.vm.watcher import Watcher
+
+SPLATS = Path(__file__).with_name("splats")
+BOOT = "[    0.000000] Linux version 6.1.0 (x@y)\r\n"
+
+
+def recorded(name: str) -> str:
+    return (SPLATS / f"{name}.log").read_bytes().decode(errors="replace")
+
+
+def kinds(text: str) -> list[str]:
+    return [each.kind for each in find(text)]
+
+
+def test_a_panic_whose_guest_pvpanic_stopped_has_its_whole_stack() -> None:
+    (panic,) = find(recorded("panic"))
+    assert panic.kind == "panic"
+    assert panic.headline == "Kernel panic - not syncing: sysrq triggered crash"
+    assert (panic.cpu, panic.pid, panic.comm, panic.release) == (0, 40, "sh", "6.1.192-vmdebug")
+    assert panic.text.splitlines()[0].endswith("Kernel panic - not syncing: sysrq triggered crash")
+    assert panic.text.splitlines()[-1].endswith("</TASK>")
+    assert "sysrq_handle_crash+0x10/0x10" in panic.text
+
+
+def test_warnings_are_told_each_with_its_message() -> None:
+    first, second = find(recorded("warn"))
+    assert first.headline.startswith("WARNING: CPU: 0 PID: 40 at drivers/misc/lkdtm/bugs.c:85 lkdtm_WARNING+")
+    assert second.headline.endswith("[lkdtm]: Warning message trigger count: 2")
+    for each in (first, second):
+        assert each.kind == "warn"
+        assert each.complete
+        assert "cut here" in each.text.splitlines()[0]
+        assert "end trace" in each.text.splitlines()[-1]
+
+
+def test_what_die_says_below_a_bug_is_part_of_it() -> None:
+    (bug,) = find(recorded("bug"))
+    assert (bug.kind, bug.headline) == ("bug", "kernel BUG at drivers/misc/lkdtm/bugs.c:78!")
+    assert "invalid opcode: 0000 [#1] SMP" in bug.text
+
+
+def test_what_die_says_below_a_fault_is_part_of_it() -> None:
+    (oops,) = find(recorded("oops"))
+    assert oops.kind == "oops"
+    assert oops.headline == "BUG: kernel NULL pointer dereference, address: 0000000000000000"
+    assert "Oops: 0002 [#1]" in oops.text
+
+
+@pytest.mark.parametrize("kind", ["kasan", "lockdep", "hung_task", "lockup"])
+def test_what_the_checkers_report(kind: str) -> None:
+    found = find(recorded(kind))
+    assert kind in {each.kind for each in found}
+    assert all(each.complete for each in found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("panic", "Kernel panic - not syncing: Fatal exception in interrupt"),
+        ("oops", "BUG: unable to handle kernel paging request at ffffffff81000000"),
+        ("oops", "BUG: unable to handle page fault for address: ffffffffdeadbeef"),
+        ("oops", "general protection fault, probably for non-canonical address 0xdead: 0000 [#1] SMP"),
+        ("oops", "Oops: general protection fault, probably for non-canonical address 0xdead: 0000 [#1] SMP"),
+        ("oops", "divide error: 0000 [#1] PREEMPT SMP"),
+        ("oops", "Unable to handle kernel NULL pointer dereference at virtual address 0000000000000000"),
+        ("oops", "Internal error: synchronous external abort: 0000000096000210 [#1] PREEMPT SMP"),
+        ("oops", "Oops [#1]"),
+        ("oops", "BUG: stack guard page was hit at 00000000f4a2 (stack is 0..1)"),
+        ("bug", "kernel BUG at mm/slub.c:304!"),
+        ("bug", "BUG: sleeping function called from invalid context at kernel/locking/mutex.c:283"),
+        ("bug", "BUG: scheduling while atomic: sh/40/0x00000002"),
+        ("bug", "BUG kmalloc-64 (Not tainted): Poison overwritten"),
+        ("warn", "WARNING: CPU: 1 PID: 1 at lib/refcount.c:28 refcount_warn_saturate+0xba/0x110"),
+        ("warn", "WARNING: lib/refcount.c:28 at refcount_warn_saturate+0xba/0x110, CPU#1: sh/40"),
+        ("lockdep", "WARNING: possible circular locking dependency detected"),
+        ("lockdep", "WARNING: HARDIRQ-safe -> HARDIRQ-unsafe lock order detected"),
+        ("lockdep", "WARNING: inconsistent lock state"),
+        ("lockdep", "WARNING: suspicious RCU usage"),
+        ("lockdep", "[ BUG: Invalid wait context ]"),
+        ("kasan", "BUG: KASAN: use-after-free in kmalloc_uaf+0x5b/0x60"),
+        ("kcsan", "BUG: KCSAN: data-race in a / b"),
+        ("kfence", "BUG: KFENCE: out-of-bounds read in f+0x1/0x2"),
+        ("kmsan", "BUG: KMSAN: uninit-value in f+0x1/0x2"),
+        ("ubsan", "UBSAN: array-index-out-of-bounds in lib/x.c:12:3"),
+        ("hung_task", "INFO: task kworker/0:1:9 blocked for more than 120 seconds."),
+        ("rcu_stall", "rcu: INFO: rcu_sched detected stalls on CPUs/tasks:"),
+        ("rcu_stall", "rcu: INFO: rcu_preempt self-detected stall on CPU"),
+        ("rcu_stall", "INFO: rcu_tasks detected stalls on tasks:"),
+        ("rcu_stall", "rcu: INFO: rcu_sched detected expedited stalls on CPUs/tasks: { 1-... }"),
+        ("lockup", "watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [sh:40]"),
+        ("lockup", "watchdog: Watchdog detected hard LOCKUP on cpu 0"),
+        ("lockup", "NMI watchdog: Watchdog detected hard LOCKUP on cpu 0"),
+        ("lockup", "BUG: workqueue lockup - pool cpus=0 node=0 flags=0x0 nice=0 stuck for 30s!"),
+    ],
+)
+@pytest.mark.parametrize(
+    "stamp", ["", "[   12.345678] ", "[   12.345678][    T1] ", "[   12.345678][ C0] ", "<4>[    1.0] "]
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_headline(kind: str, words: str, stamp: str, end: str) -> None:
+    (found,) = find(f"{stamp}{words}{end}")
+    assert (found.kind, found.headline) == (kind, words)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[    1.0] WARNING: Spectre v2 mitigation leaves CPU vulnerable to RETBleed attacks\n",
+        "[    1.0] ------------[ cut here ]------------\n[    1.0] nothing comes of it\n",
+        "[    1.0] audit: BUG: in the middle of a line\n",
+        "[    1.0] unit: started [#1]\n",
+        f"{BOOT}Kernel panic - not syncing: said by a program\n",
+        f"{BOOT}~ # echo BUG: x\r\nBUG: x\r\n",
+    ],
+)
+def test_what_is_no_trouble(text: str) -> None:
+    assert find(text) == ()
+
+
+def test_dmesg_on_the_console_repeats_nothing() -> None:
+    once = recorded("warn")
+    assert find(once + once[len(once.partition("\n")[0]) :]) == find(once)
+
+
+def test_a_kernel_booted_anew_can_have_the_same_trouble_again() -> None:
+    assert kinds(2 * recorded("bug")) == ["bug", "bug"]
+
+
+def test_a_panic_ends_the_oops_that_led_to_it() -> None:
+    text = recorded("oops") + "[    1.9] Kernel panic - not syncing: Fatal exception\r\n"
+    assert kinds(text) == ["oops", "panic"]
+
+
+def test_what_comes_much_later_is_not_of_it() -> None:
+    (stall,) = find(
+        "[    5.0] rcu: INFO: rcu_sched detected stalls on CPUs/tasks:\n[    5.1] a stack\n"
+        "[   17.0] eth0: link up\n"
+    )
+    assert stall.text.splitlines()[-1] == "[    5.1] a stack"
+
+
+def test_what_programs_print_in_between_is_left_out() -> None:
+    lines = recorded("oops").splitlines(keepends=True)
+    (oops,) = find("".join(f"{line}a program's\r\n" for line in lines))
+    assert oops == find("".join(lines))[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["panic", "warn", "bug", "oops"]), st.lists(st.integers(0, 6000), max_size=20))
+def test_whatever_pieces_it_comes_in(name: str, cuts: list[int]) -> None:
+    data = (SPLATS / f"{name}.log").read_bytes()
+    scanner = Scanner()
+    places = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
+    for start, end in itertools.pairwise(places):
+        scanner.feed(data[start:end])
+    scanner.finish()
+    assert scanner.troubles == find(data.decode(errors="replace"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["panic", "warn", "bug", "oops"]), st.sets(st.integers(0, 6000), max_size=60))
+def test_characters_that_are_logged_twice(name: str, places: set[int]) -> None:
+    text = recorded(name)
+    doubled = "".join(
+        2 * each if at in places and each not in "\r\n" else each for at, each in enumerate(text)
+    )
+    assert kinds(doubled) == kinds(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=400))
+def test_any_bytes_are_taken(data: bytes) -> None:
+    scanner = Scanner()
+    scanner.feed(data)
+    scanner.finish()
+    assert all(isinstance(each, Trouble) for each in scanner.troubles)
+
+
+def test_the_watcher_tells_by_the_first_lines_and_settles_with_the_last(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    lines = recorded("bug").splitlines(keepends=True)
+    headline = next(number for number, line in enumerate(lines) if "kernel BUG at" in line) + 1
+    log.write_text("".join(lines[: headline - 1]), newline="")
+    with Watcher(log) as watcher, log.open("a", newline="") as stream:
+        assert watcher.poll() == ()
+        print("".join(lines[headline - 1 : headline]), end="", file=stream, flush=True)
+        (begun,) = watcher.wait(Deadline.after(30))
+        assert not begun.complete
+        print("".join(lines[headline:]), end="", file=stream, flush=True)
+        (whole,) = watcher.settle(Deadline.after(30))
+        assert whole.complete
+        assert whole == find("".join(lines))[0]
+        assert watcher.poll() == ()
+
+
+def test_a_splat_that_goes_on_no_more_settles_too(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    log.write_text("[    1.0] Kernel panic - not syncing: x\n")
+    with Watcher(log) as watcher:
+        (panic,) = watcher.settle(Deadline.after(30))
+    assert not panic.complete
+
+
+def test_the_watcher_outlives_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    log.write_text("")
+    with Watcher(log) as watcher, log.open("a") as stream:
+        log.unlink()
+        print("[    1.0] BUG: x", file=stream, flush=True)
+        assert [each.headline for each in watcher.poll()] == ["BUG: x"]
+
+
+def test_nothing_to_see_is_a_deadline(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    log.write_text("[    1.0] all is well\n")
+    with Watcher(log) as watcher, pytest.raises(DeadlineError, match="kernel trouble"):
+        watcher.wait(Deadline.after(0.01))
+
+
+def test_a_watcher_is_used_inside_with(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="not open"):
+        Watcher(tmp_path / "console.log").poll()
