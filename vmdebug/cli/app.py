@@ -20,6 +20,8 @@ VERBS = {
     "console": "Talk to a VM's serial line; Ctrl-] leaves.",
     "exec": "Run a command in a guest's shell.",
     "trace": "Print what kernel functions are called with, while the guest runs.",
+    "snapshot": "Save a VM's state and go back to it.",
+    "clone": "Start copies of a VM that go on from where it is.",
     "run": "Run a script's main(session) on a guest.",
     "kernel": "Build the builtin kernel; make GDB scripts for any kernel.",
     "doctor": "Say what this machine lacks, and how to get it.",

@@ -8,7 +8,6 @@ RAM cannot be shared the whole state is saved, RAM included, and read by each VM
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, VmError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec
@@ -61,9 +61,8 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True):
 
 def can_ignore_shared(vm: Vm, *, deadline: Deadline) -> bool:
     """Say whether a VM's QEMU can save a state without the RAM that is shared."""
-    with _talk(vm, deadline) as talking:
-        known = talking.execute("query-migrate-capabilities")
-    return any(each["capability"] == IGNORE_SHARED for each in known)
+    with vm.talk(deadline=deadline) as talking:
+        return _can_ignore_shared(talking)
 
 
 def save(vm: Vm, into: int, *, shared: bool, deadline: Deadline) -> None:
@@ -81,7 +80,7 @@ def save(vm: Vm, into: int, *, shared: bool, deadline: Deadline) -> None:
         GuestDiedError: QEMU has ended.
         DeadlineError: it took too long.
     """
-    with _talk(vm, deadline) as talking:
+    with vm.talk(deadline=deadline) as talking:
         talking.execute("stop")
         _set_capabilities(talking, shared=shared)
         talking.execute("migrate", {"uri": f"exec:cat >{nameless.path(into)}"})
@@ -154,11 +153,17 @@ def load(vm: Vm, state: int, *, shared: bool, run: bool = True, deadline: Deadli
         GuestDiedError: QEMU has ended, as it does when a state is not for it.
         DeadlineError: it took too long.
     """
-    with _talk(vm, deadline) as talking:
+    with vm.talk(deadline=deadline) as talking:
         _set_capabilities(talking, shared=shared)
         talking.execute("migrate-incoming", {"uri": f"exec:cat <{nameless.path(state)}"})
         if talking.event(_moved)["status"] != "completed":
-            raise VmError(f"{vm.name} cannot load the state that it was to go on from")
+            words = vm.rundir.qemu_log.read_text(errors="replace")
+            raise VmError(
+                f"{vm.name} cannot load the state that it was to go on from", detail=process.tail(words)
+            )
+        if shared:
+            # What is saved of it later is to be whole again.
+            _set_capabilities(talking, shared=False)
         if run:
             talking.execute("cont")
 
@@ -182,15 +187,19 @@ def new_ram(spec: LaunchSpec, directory: Path | None) -> int:
 
 
 def _set_capabilities(talking: Talk, *, shared: bool) -> None:
-    wanted = [{"capability": _EVENTS, "state": True}]
-    if shared:
-        wanted.append({"capability": IGNORE_SHARED, "state": True})
-    talking.execute("migrate-set-capabilities", {"capabilities": wanted})
+    wanted = {_EVENTS: True, IGNORE_SHARED: shared}
+    if not shared and not _can_ignore_shared(talking):
+        del wanted[IGNORE_SHARED]
+    talking.execute(
+        "migrate-set-capabilities",
+        {"capabilities": [{"capability": name, "state": on} for name, on in wanted.items()]},
+    )
 
 
 def _moved(name: str, data: Mapping[str, Any]) -> bool:
     return name == "MIGRATION" and data["status"] in ("completed", "failed")
 
 
-def _talk(vm: Vm, deadline: Deadline) -> contextlib.AbstractContextManager[Talk]:
-    return vm.talk(deadline=deadline)
+def _can_ignore_shared(talking: Talk) -> bool:
+    known = talking.execute("query-migrate-capabilities")
+    return any(each["capability"] == IGNORE_SHARED for each in known)
