@@ -1,0 +1,173 @@
+"""Source lines in a splat, by a real ELF file with inlined functions and, as a module, by a relocatable one."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from pathlib import Path
+
+import pytest
+
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.debugger.decode import decode
+from vmdebug.errors import BuildError, DeadlineError
+from vmdebug.guest import Kernel
+
+MAIN = """int start_kernel(void)
+{
+        return 0;
+}
+"""
+INLINED = """void sink(int);
+
+static inline __attribute__((always_inline)) void inner(int x)
+{
+        sink(x);
+}
+
+__attribute__((noinline)) void outer(int x)
+{
+        sink(1);
+        inner(x);
+        sink(3);
+}
+
+__attribute__((noinline)) void sink(int x)
+{
+        __asm__ volatile("" : : "r"(x));
+}
+"""
+TWIN = "static __attribute__((used,noinline)) int twin(int x)\n{\n%s        return x;\n}\n"
+ENTRY = """extern int start_kernel(void);
+extern void outer(int);
+void _start(void)
+{
+        start_kernel();
+        outer(2);
+}
+"""
+FILES = {
+    "init/main.c": MAIN,
+    "lib/inlined.c": INLINED,
+    "a/twin.c": TWIN % "",
+    "b/twin.c": TWIN % "        x *= 7;\n        x ^= 5;\n        x *= 11;\n        x -= 1;\n",
+    "arch/entry.c": ENTRY,
+}
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    """A vmlinux, and a module whose file is compressed; built by gcc from a tree of its own."""
+    tree = tmp_path_factory.mktemp("tree")
+    build = tmp_path_factory.mktemp("build")
+    for name, text in FILES.items():
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_text(text)
+    gcc = [process.find("gcc", package="gcc"), "-g", "-O2", "-fno-pie", "-fno-optimize-sibling-calls"]
+    link = [*gcc, "-nostdlib", "-no-pie", "-o", build / "vmlinux", *(tree / name for name in FILES)]
+    process.run(link, deadline=Deadline.after(60))
+    process.run([*gcc, "-c", "-o", build / "my-mod.o", tree / "lib/inlined.c"], deadline=Deadline.after(60))
+    modules = build / "modules/kernel"
+    modules.mkdir(parents=True)
+    (modules / "my-mod.ko.gz").write_bytes(gzip.compress((build / "my-mod.o").read_bytes()))
+    return Kernel(
+        image=build / "bzImage", origin="a test", vmlinux=build / "vmlinux", modules=build / "modules"
+    )
+
+
+def soon() -> Deadline:
+    return Deadline.after(60)
+
+
+def calls(kernel: Kernel, function: str) -> list[int]:
+    """Return the offsets in a function to which its calls return."""
+    assert kernel.vmlinux is not None
+    tool = process.find("objdump", package="binutils")
+    argv = [tool, "-d", f"--disassemble={function}", "--no-show-raw-insn", kernel.vmlinux]
+    code = process.run(argv, deadline=soon()).stdout
+    rows = re.findall(r"^ +([0-9a-f]+):\t(\S+)", code, re.MULTILINE)
+    first = int(rows[0][0], 16)
+    return [
+        int(after, 16) - first
+        for (_, word), (after, _) in zip(rows, rows[1:], strict=False)
+        if word.startswith("call")
+    ]
+
+
+def test_an_address_in_a_trace_is_that_of_the_call_and_names_what_is_inlined(kernel: Kernel) -> None:
+    first, second, third = (f"[    1.0]  outer+{offset:#x}/0x40" for offset in calls(kernel, "outer"))
+    assert decode(f"{first}\n{second}\n{third}\n", kernel, soon()) == (
+        f"{first} (lib/inlined.c:10)\n"
+        f"{second} (lib/inlined.c:5 in inner, lib/inlined.c:11)\n"
+        f"{third} (lib/inlined.c:12)\n"
+    )
+
+
+@pytest.mark.parametrize("before", ["RIP: 0010:", "pc : ", "WARNING: CPU: 0 PID: 1 at lib/inlined.c:10 "])
+def test_an_address_at_which_the_cpu_stood_is_taken_as_it_is(kernel: Kernel, before: str) -> None:
+    after_first = calls(kernel, "outer")[0]
+    said = decode(f"{before}outer+{after_first:#x}/0x40", kernel, soon())
+    assert not said.endswith("(lib/inlined.c:10)")
+    assert "lib/inlined.c:" in said.removeprefix(before)
+
+
+def test_of_several_functions_of_a_name_the_one_of_that_size(kernel: Kernel) -> None:
+    assert kernel.vmlinux is not None
+    table = process.run(
+        [process.find("nm", package="binutils"), "-n", kernel.vmlinux], deadline=soon()
+    ).stdout
+    rows = [(int(row.split()[0], 16), row.split()[2]) for row in table.splitlines()]
+    sizes = [after[0] - row[0] for row, after in zip(rows, rows[1:], strict=False) if row[1] == "twin"]
+    assert len(set(sizes)) == len(sizes) == 2
+    said = [decode(f" twin+0x0/{size:#x}", kernel, soon()) for size in sizes]
+    assert sorted(re.findall(r"\((./twin)\.c:\d\)", " ".join(said))) == ["a/twin", "b/twin"]
+
+
+@pytest.mark.parametrize("suffix", ["", " 0123456789abcdef0123"])
+def test_a_module_is_found_by_its_name(kernel: Kernel, suffix: str) -> None:
+    line = f" ? outer+0x0/0x40 [my_mod{suffix}]"
+    assert decode(line, kernel, soon()) == f"{line} (lib/inlined.c:9)"
+
+
+@pytest.mark.parametrize("said", ["", "\nKernel Offset: 0x2000000 from 0xffffffff81000000\n"])
+def test_a_bare_address_is_moved_back_by_what_kaslr_moved_it(kernel: Kernel, said: str) -> None:
+    assert kernel.vmlinux is not None
+    table = process.run([process.find("nm", package="binutils"), kernel.vmlinux], deadline=soon()).stdout
+    (outer,) = re.findall(r"^([0-9a-f]+) T outer$", table, re.MULTILINE)
+    address = int(outer, 16) + calls(kernel, "outer")[0] + (0x2000000 if said else 0)
+    assert (
+        decode(f" [<{address:016x}>]{said}", kernel, soon())
+        == f" [<{address:016x}>] (lib/inlined.c:10){said}"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nothing to decode\n",
+        " nowhere+0x1/0x2\n",
+        " outer+0x0/0x40 [no_such_module]\n",
+        " [<ffffffffdeadbeef>]\n",
+    ],
+)
+def test_what_cannot_be_found_stays_as_it_is(kernel: Kernel, text: str) -> None:
+    assert decode(text, kernel, soon()) == text
+
+
+def test_without_a_vmlinux_nothing_is_found(tmp_path: Path) -> None:
+    text = " outer+0x1/0x2\n"
+    assert decode(text, Kernel(image=tmp_path, origin="a test"), soon()) == text
+
+
+def test_a_vmlinux_that_is_none_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "vmlinux").write_text("no ELF file")
+    kernel = Kernel(image=tmp_path, origin="a test", vmlinux=tmp_path / "vmlinux")
+    with pytest.raises(BuildError, match="objdump"):
+        decode(" outer+0x1/0x2\n", kernel, soon())
+
+
+def test_too_little_time_is_an_error(kernel: Kernel) -> None:
+    with pytest.raises(DeadlineError):
+        decode(" outer+0x1/0x2\n", kernel, Deadline.after(0))
