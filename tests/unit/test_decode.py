@@ -1,8 +1,9 @@
-"""Source lines in a splat, by a real ELF file with inlined functions and, as a module, by a relocatable one."""
+"""Source lines in a splat: of an ELF file with inlined functions, and of a module's."""
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import re
 from pathlib import Path
 
@@ -64,16 +65,17 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     for name, text in FILES.items():
         (tree / name).parent.mkdir(exist_ok=True)
         (tree / name).write_text(text)
-    gcc = [process.find("gcc", package="gcc"), "-g", "-O2", "-fno-pie", "-fno-optimize-sibling-calls"]
-    link = [*gcc, "-nostdlib", "-no-pie", "-o", build / "vmlinux", *(tree / name for name in FILES)]
-    process.run(link, deadline=Deadline.after(60))
-    process.run([*gcc, "-c", "-o", build / "my-mod.o", tree / "lib/inlined.c"], deadline=Deadline.after(60))
+    gcc = ("-g", "-O2", "-fno-pie", "-fno-optimize-sibling-calls")
+    run("gcc", *gcc, "-nostdlib", "-no-pie", "-o", build / "vmlinux", *(tree / name for name in FILES))
+    run("gcc", *gcc, "-c", "-o", build / "my-mod.o", tree / "lib/inlined.c")
     modules = build / "modules/kernel"
     modules.mkdir(parents=True)
     (modules / "my-mod.ko.gz").write_bytes(gzip.compress((build / "my-mod.o").read_bytes()))
-    return Kernel(
-        image=build / "bzImage", origin="a test", vmlinux=build / "vmlinux", modules=build / "modules"
-    )
+    return Kernel(image=build, origin="a test", vmlinux=build / "vmlinux", modules=build / "modules")
+
+
+def run(program: str, *words: str | Path) -> str:
+    return process.run([process.find(program, package="gcc"), *words], deadline=soon()).stdout
 
 
 def soon() -> Deadline:
@@ -82,17 +84,16 @@ def soon() -> Deadline:
 
 def calls(kernel: Kernel, function: str) -> list[int]:
     """Return the offsets in a function to which its calls return."""
-    assert kernel.vmlinux is not None
-    tool = process.find("objdump", package="binutils")
-    argv = [tool, "-d", f"--disassemble={function}", "--no-show-raw-insn", kernel.vmlinux]
-    code = process.run(argv, deadline=soon()).stdout
+    code = run("objdump", "-d", f"--disassemble={function}", "--no-show-raw-insn", vmlinux(kernel))
     rows = re.findall(r"^ +([0-9a-f]+):\t(\S+)", code, re.MULTILINE)
     first = int(rows[0][0], 16)
-    return [
-        int(after, 16) - first
-        for (_, word), (after, _) in zip(rows, rows[1:], strict=False)
-        if word.startswith("call")
-    ]
+    called = (after for (_, word), (after, _) in itertools.pairwise(rows) if word.startswith("call"))
+    return [int(each, 16) - first for each in called]
+
+
+def vmlinux(kernel: Kernel) -> Path:
+    assert kernel.vmlinux is not None
+    return kernel.vmlinux
 
 
 def test_an_address_in_a_trace_is_that_of_the_call_and_names_what_is_inlined(kernel: Kernel) -> None:
@@ -113,12 +114,9 @@ def test_an_address_at_which_the_cpu_stood_is_taken_as_it_is(kernel: Kernel, bef
 
 
 def test_of_several_functions_of_a_name_the_one_of_that_size(kernel: Kernel) -> None:
-    assert kernel.vmlinux is not None
-    table = process.run(
-        [process.find("nm", package="binutils"), "-n", kernel.vmlinux], deadline=soon()
-    ).stdout
+    table = run("nm", "-n", vmlinux(kernel))
     rows = [(int(row.split()[0], 16), row.split()[2]) for row in table.splitlines()]
-    sizes = [after[0] - row[0] for row, after in zip(rows, rows[1:], strict=False) if row[1] == "twin"]
+    sizes = [after[0] - row[0] for row, after in itertools.pairwise(rows) if row[1] == "twin"]
     assert len(set(sizes)) == len(sizes) == 2
     said = [decode(f" twin+0x0/{size:#x}", kernel, soon()) for size in sizes]
     assert sorted(re.findall(r"\((./twin)\.c:\d\)", " ".join(said))) == ["a/twin", "b/twin"]
@@ -132,14 +130,11 @@ def test_a_module_is_found_by_its_name(kernel: Kernel, suffix: str) -> None:
 
 @pytest.mark.parametrize("said", ["", "\nKernel Offset: 0x2000000 from 0xffffffff81000000\n"])
 def test_a_bare_address_is_moved_back_by_what_kaslr_moved_it(kernel: Kernel, said: str) -> None:
-    assert kernel.vmlinux is not None
-    table = process.run([process.find("nm", package="binutils"), kernel.vmlinux], deadline=soon()).stdout
+    table = run("nm", vmlinux(kernel))
     (outer,) = re.findall(r"^([0-9a-f]+) T outer$", table, re.MULTILINE)
     address = int(outer, 16) + calls(kernel, "outer")[0] + (0x2000000 if said else 0)
-    assert (
-        decode(f" [<{address:016x}>]{said}", kernel, soon())
-        == f" [<{address:016x}>] (lib/inlined.c:10){said}"
-    )
+    text = f" [<{address:016x}>]"
+    assert decode(text + said, kernel, soon()) == f"{text} (lib/inlined.c:10){said}"
 
 
 @pytest.mark.parametrize(

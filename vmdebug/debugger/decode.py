@@ -76,8 +76,8 @@ def decode(text: str, kernel: Kernel, deadline: Deadline, *, slide: int | None =
 
     Returns:
         The text; behind each `symbol+0x12/0x34` and each bare `[<address>]` that could be found stands
-        `(FILE:LINE)`, with paths from the kernel's tree on; for inlined code `(FILE:LINE in FUNCTION, FILE:LINE)`,
-        the innermost first.
+        `(FILE:LINE)`, with paths from the kernel's tree on; for inlined code, the innermost first,
+        `(FILE:LINE in FUNCTION, FILE:LINE)`.
 
     Raises:
         HostError: there is no vmlinux, or there are no binutils.
