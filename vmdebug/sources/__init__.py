@@ -9,14 +9,14 @@ import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
-from vmdebug.guest import Guest, GuestOptions, LaunchSpec
+from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec
 from vmdebug.progress import Report
-from vmdebug.sources.naming import parse
+from vmdebug.sources.naming import anchored, parse
 
 if TYPE_CHECKING:
     from vmdebug.sources.gdbscripts import Scripts
 
-__all__ = ["gdb_scripts", "parse", "resolve"]
+__all__ = ["gdb_scripts", "installed", "parse", "resolve"]
 
 
 def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
@@ -38,7 +38,8 @@ def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> Lau
     spec = _resolve(parse(checked.source), checked, report, deadline)
     from vmdebug.sources import gdbscripts  # noqa: PLC0415 - `parse` alone needs none of it
 
-    return gdbscripts.filled(spec, checked, report=report, deadline=deadline)
+    filled = gdbscripts.filled(spec, checked, report=report, deadline=deadline)
+    return msgspec.structs.replace(filled, asked=anchored(checked))
 
 
 def gdb_scripts(
@@ -68,6 +69,33 @@ def gdb_scripts(
     spec = _resolve(guest, checked, report, deadline)
     fetch = nixsource.fetch(spec.kernel, guest, checked, report=report, deadline=deadline)
     return gdbscripts.make(spec.kernel, source=source, fetch=fetch, report=report, deadline=deadline)
+
+
+def installed(options: GuestOptions, *, report: Report, deadline: Deadline) -> Kernel:
+    """Return the kernel that a guest has on a machine of its own.
+
+    That is a NixOS system's, and not the kernel of its VM; every other guest has but one.
+
+    Args:
+        options: The guest and what its user says about it.
+        report: Told about long steps.
+        deadline: When building is given up.
+
+    Raises:
+        UsageError: GUEST or an option cannot be right.
+        HostError: something is missing on this machine.
+        BuildError: nix failed.
+        MismatchError: symbols and kernel are of different builds.
+        DeadlineError: it took too long.
+    """
+    checked = _checked(options)
+    guest = parse(checked.source)
+    if guest.kind != "flake" or checked.kernel is not None or checked.vmlinux is not None:
+        return resolve(checked, report=report, deadline=deadline).kernel
+    from vmdebug.sources import deploy  # noqa: PLC0415 - as above
+
+    target = deploy.target_of(guest, checked.nix_args)
+    return deploy.build(target, checked, report=report, deadline=deadline).kernel
 
 
 def _resolve(guest: Guest, checked: GuestOptions, report: Report, deadline: Deadline) -> LaunchSpec:

@@ -1,0 +1,133 @@
+"""What `vmdebug attach --kgdb` does: a GDB on a machine that is no VM."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from vmdebug.cli import options, render, verb
+from vmdebug.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmdebug.debugger.attach import Attachment
+    from vmdebug.debugger.line import Line
+    from vmdebug.guest import Kernel
+
+Words = Annotated[
+    str | None,
+    typer.Option(
+        "--kgdb", metavar="DEVICE|HOST:PORT|SOCKET", help="A machine that is no VM: its serial line."
+    ),
+]
+Baud = Annotated[int | None, typer.Option(metavar="N", min=1, help="--kgdb: a device's speed, else 115200.")]
+Guest = Annotated[
+    str | None, typer.Option(metavar="GUEST", help="--kgdb: what the machine runs, as `start` takes it.")
+]
+TargetHost = Annotated[
+    str | None, typer.Option(metavar="USER@HOST", help="--kgdb: what `deploy` brought there, instead.")
+]
+Modules = Annotated[
+    bool,
+    typer.Option("--modules/--no-modules", help="--kgdb: read the modules, some 10 KB each over the line."),
+]
+
+BATCH_SECONDS = 60.0
+"""How long a batch waits for the machine to come into kgdb, unless --timeout says otherwise."""
+
+FOR_EVER = 1e9
+"""Seconds that a person may wait; they have Ctrl-C."""
+
+
+def refuse(*, name: str | None, share: bool, until: str | None, timeout: float | None) -> None:
+    """Make sure that nothing is asked of kgdb that it cannot do.
+
+    Raises:
+        UsageError: it is.
+    """
+    if name is not None:
+        raise UsageError(f"--kgdb is for a machine, and {name} names a VM", hint="leave one of them out")
+    if share:
+        raise UsageError("--share and --kgdb cannot both be given", hint="leave --share out")
+    if until is not None and timeout is not None:
+        hint = "leave one of them out: with --kgdb, --timeout is for the machine to come into kgdb"
+        raise UsageError(
+            "nobody can stop a machine that kgdb has let run, after --timeout or ever", hint=hint
+        )
+
+
+def refuse_without(*, baud: int | None, guest: str | None, target_host: str | None) -> None:
+    """Make sure that nothing is said about a machine without --kgdb.
+
+    Raises:
+        UsageError: it is.
+    """
+    given = {"--baud": baud, "--guest": guest, "--target-host": target_host}
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(f"{option} is for --kgdb", hint="`vmdebug attach NAME` takes a VM by its name")
+
+
+def kernel_of(
+    guest: str | None, target_host: str | None, nix_args: tuple[str, ...] | None, *, modules: bool
+) -> Kernel:
+    """Return the kernel that the machine runs: that of GUEST, or the one that `deploy` brought there.
+
+    Raises:
+        UsageError: neither is known.
+        VmdebugError: what resolving a guest raises.
+    """
+    import msgspec
+
+    from vmdebug import sources
+    from vmdebug.deadline import Deadline
+    from vmdebug.sources import deployed
+
+    if guest is None:
+        kernel = deployed.find(target_host).kernel
+    else:
+        wanted = options.given(guest, nix_args=nix_args)
+        with render.progress() as report:
+            kernel = sources.installed(wanted, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
+    return kernel if modules else msgspec.structs.replace(kernel, modules=None)
+
+
+def attach(words: str, baud: int | None, attachment: Attachment) -> NoReturn:
+    """Become GDB on the machine at the end of a line.
+
+    Args:
+        words: DEVICE, SOCKET or HOST:PORT.
+        baud: Of a device; None takes the usual.
+        attachment: The rest; its endpoint is made here, and its time is for the machine to come into kgdb.
+    """
+    from vmdebug.deadline import Deadline
+    from vmdebug.debugger import attach as attaching
+    from vmdebug.debugger import kgdb, line
+
+    speed = kgdb.BAUD if baud is None else baud
+    where = line.parse(words)
+    seconds = attachment.timeout or (BATCH_SECONDS if attachment.batch else FOR_EVER)
+    full = dataclasses.replace(
+        attachment, endpoint=where.endpoint, before=kgdb.settings(where, speed), timeout=None
+    )
+    attaching.find(attachment.program[0])
+    if not attachment.batch:
+        _tell(full.kernel, where, speed)
+    with render.progress() as report:
+        held = kgdb.come(where, speed, deadline=Deadline.after(seconds), report=report)
+    attaching.become(full, held)
+
+
+def _tell(kernel: Kernel, where: Line, baud: int) -> None:
+    speed = f", {baud} baud" if where.kind == "device" else ""
+    render.tell_facts(
+        {
+            "kgdb": f"{where.endpoint}{speed}",
+            "kernel": f"{kernel.release or kernel.image}, of {kernel.origin}",
+            "symbols": str(kernel.vmlinux or "none"),
+            "": "The machine stands still while GDB has it; `detach` and `quit` let it run on.\n"
+            "Ctrl-C stops it only over a line that is its console, by BREAK and g. Elsewhere, on the\n"
+            "machine: echo g > /proc/sysrq-trigger",
+        }
+    )
