@@ -184,14 +184,19 @@ def _alive(session: DebugSession) -> bool:
 
 def _ask_gdb(session: DebugSession, parts: _Parts) -> None:
     try:
+        parts.seconds()
         gdb = session.gdb
         exchanges = gdb.exchanges()  # before ours
+    except (VmdebugError, OSError) as error:
+        parts.sections.append(Section("GDB", f"not to be had: {error}"))
+        return
+    try:
         with gdb.held(timeout=parts.seconds()):
             parts.add("backtraces", lambda: _backtraces(gdb, session.vm.state.spec.kernel, parts.seconds()))
             parts.add("dmesg", lambda: gdb.dmesg(limit=DMESG_LINES, timeout=parts.seconds()))
-        parts.sections.append(Section("GDB", exchanges))
-    except (VmdebugError, OSError) as error:
-        parts.sections.append(Section("GDB", f"not to be had: {error}"))
+    except VmdebugError as error:
+        parts.sections.append(Section("stop", f"not to be had: {error}"))
+    parts.sections.append(Section("GDB", exchanges))
 
 
 def _backtraces(gdb: Gdb, kernel: Kernel, seconds: float) -> str:

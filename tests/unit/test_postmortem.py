@@ -1,0 +1,175 @@
+"""Reports: what is missing says so in its section, and each section becomes a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from vmdebug import postmortem
+from vmdebug.deadline import Deadline
+from vmdebug.errors import DeadlineError, GdbError, QmpError, StateError, VmdebugError
+from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
+from vmdebug.postmortem import Report, Section
+from vmdebug.session import DebugSession
+from vmdebug.vm.rundir import RunDir
+from vmdebug.vm.trouble import find
+
+PANIC = "[    1.0] Kernel panic - not syncing: x\n[    1.0]  panic+0x1/0x2\n"
+
+
+@dataclass
+class Debugger:
+    """GDB as a report uses it."""
+
+    broken: dict[str, VmdebugError] = field(default_factory=dict)
+
+    @contextmanager
+    def held(self, *, timeout: float) -> Iterator[None]:
+        assert timeout > 0
+        if "held" in self.broken:
+            raise self.broken["held"]
+        yield
+
+    def exchanges(self) -> str:
+        return "1-gdb-version\n1^done"
+
+    def backtraces(self, *, limit: int, timeout: float) -> str:
+        return self._answer("backtraces", "#0 f () at /src/init/main.c:1")
+
+    def dmesg(self, *, limit: int, timeout: float) -> str:
+        return self._answer("dmesg", "[    0.000000] Linux version")
+
+    def _answer(self, what: str, text: str) -> str:
+        if what in self.broken:
+            raise self.broken[what]
+        return text
+
+
+class Vm:
+    """A VM as a report uses it."""
+
+    def __init__(self, directory: Path, status: str) -> None:
+        self.rundir = RunDir(directory)
+        self.status = status
+        self.refused: VmdebugError | None = None
+        kernel = Kernel(
+            image=Path("/boot/bzImage"), origin="x", build_id="abcd", release="6.1", source=Path("/src")
+        )
+        spec = LaunchSpec(
+            name="it", guest="builtin", machine=OwnMachine(), kernel=kernel, parameters=("quiet",)
+        )
+        self.state = SimpleNamespace(spec=spec, accel="tcg")
+
+    def qmp(self, command: str, /, *, deadline: Deadline, **arguments: Any) -> None:
+        assert command == "dump-guest-memory"
+        if self.refused is not None:
+            raise self.refused
+        Path(arguments["protocol"].removeprefix("file:")).write_bytes(bytes(3 << 20))
+
+
+class Session:
+    """A session as a report uses it."""
+
+    name = "it"
+
+    def __init__(self, directory: Path, status: str = "panicked") -> None:
+        self.vm = Vm(directory, status)
+        self.debugger = Debugger()
+        self.attaching: VmdebugError | None = None
+
+    @property
+    def status(self) -> str:
+        return self.vm.status
+
+    @property
+    def gdb(self) -> Debugger:
+        if self.attaching is not None:
+            raise self.attaching
+        return self.debugger
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    made = Session(tmp_path)
+    made.vm.rundir.console_log.write_text("".join(f"line {number}\n" for number in range(500)))
+    made.vm.rundir.qemu_log.write_text("qemu: a warning\n")
+    return made
+
+
+def collect(session: Session, *, seconds: float = 60.0, **options: Any) -> dict[str, str]:
+    report = postmortem.collect(cast("DebugSession", session), deadline=Deadline.after(seconds), **options)
+    return {section.title: section.text for section in report.sections}
+
+
+def test_what_a_report_of_a_panicked_guest_has(session: Session, tmp_path: Path) -> None:
+    found = collect(session, troubles=find(PANIC), dump=tmp_path / "deep/vmcore")
+    assert list(found) == ["kernel panic", "guest", "console", "backtraces", "dmesg", "GDB", "vmcore", "QEMU"]
+    assert found["kernel panic"] == PANIC.rstrip("\n")
+    assert found["guest"] == "it: panicked, tcg\nkernel 6.1, build-id abcd\nparameters quiet"
+    assert found["console"].splitlines()[-1] == "line 499"
+    assert len(found["console"].splitlines()) == postmortem.CONSOLE_LINES
+    assert found["backtraces"] == "#0 f () at init/main.c:1"
+    assert found["GDB"] == "1-gdb-version\n1^done"
+    assert found["vmcore"].startswith(f"{tmp_path}/deep/vmcore, 3 MiB\n")
+    assert found["QEMU"] == "qemu: a warning"
+
+
+def test_of_a_guest_that_has_gone_the_logs_are_left(session: Session, tmp_path: Path) -> None:
+    session.vm.status = "exited"
+    assert list(collect(session, dump=tmp_path / "vmcore")) == ["guest", "console", "QEMU"]
+
+
+def test_trouble_of_one_kind_is_numbered(session: Session) -> None:
+    warning = "[    {0}.0] WARNING: CPU: 0 PID: 1 at a.c:{0} f+0x1/0x2\n[    {0}.0] ---[ end trace 0 ]---\n"
+    found = collect(session, troubles=find("".join(warning.format(number) for number in (3, 5, 7))))
+    assert list(found)[:3] == ["kernel warn", "kernel warn 2", "kernel warn 3"]
+    assert "a.c:7" in found["kernel warn 3"]
+
+
+def test_a_part_that_fails_says_so_and_the_others_are_there(session: Session) -> None:
+    session.debugger.broken["backtraces"] = GdbError("the stack cannot be read")
+    session.vm.rundir.qemu_log.unlink()
+    found = collect(session)
+    assert found["backtraces"] == "not to be had: the stack cannot be read"
+    assert found["dmesg"] == "[    0.000000] Linux version"
+    assert found["QEMU"].startswith("not to be had: ")
+
+
+def test_a_gdb_of_somebody_else_is_left_alone(session: Session) -> None:
+    session.attaching = StateError("GDB 123 is attached")
+    found = collect(session)
+    assert found["GDB"] == "not to be had: GDB 123 is attached"
+    assert "backtraces" not in found
+
+
+def test_a_guest_that_does_not_stop_says_so_beside_what_gdb_said(session: Session) -> None:
+    session.debugger.broken["held"] = DeadlineError("waited 10 s for the guest to stop")
+    found = collect(session)
+    assert found["backtraces"] == "not to be had: waited 10 s for the guest to stop"
+    assert found["GDB"] == "1-gdb-version\n1^done"
+
+
+def test_a_dump_that_qemu_refuses_says_so(session: Session, tmp_path: Path) -> None:
+    session.vm.refused = QmpError("QEMU refused dump-guest-memory: no space")
+    assert collect(session, dump=tmp_path / "vmcore")["vmcore"].startswith("not to be had: QEMU refused")
+
+
+def test_without_time_each_part_says_so(session: Session) -> None:
+    found = collect(session, seconds=0.0, troubles=find(PANIC))
+    assert found["kernel panic"].startswith("[    1.0] Kernel panic")
+    assert found["console"].startswith("not to be had: waited 0 s")
+    assert found["QEMU"].startswith("not to be had: waited 0 s")
+
+
+def test_each_section_becomes_a_file(tmp_path: Path) -> None:
+    report = Report((Section("kernel hung task 2", "a"), Section("QEMU", "b\udcff")))
+    paths = report.write(tmp_path / "one/two")
+    assert [path.name for path in paths] == ["kernel-hung-task-2.txt", "qemu.txt"]
+    assert [path.read_text() for path in paths] == ["a\n", "b\\udcff\n"]
+    assert str(report).startswith("--- kernel hung task 2 ---\na\n\n--- QEMU ---\nb")
