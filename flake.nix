@@ -11,7 +11,10 @@
       url = "https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.12.30.tar.xz";
       flake = false;
     };
-    kernel-own.follows = "kernel-src";
+    kernel-own = {
+      follows = "kernel-src";
+      flake = false;
+    };
   };
 
   outputs =

@@ -1,6 +1,14 @@
+# Each as a set that names its file: nix flake check takes no path for a module, and messages say where it is.
+let
+  named = file: {
+    _file = file;
+    key = toString file;
+    imports = [ file ];
+  };
+in
 {
-  default = ./vmdebug.nix;
-  vmdebug = ./vmdebug.nix;
-  kernel = ./kernel.nix;
-  kgdb = ./kgdb.nix;
+  default = named ./vmdebug.nix;
+  vmdebug = named ./vmdebug.nix;
+  kernel = named ./kernel.nix;
+  kgdb = named ./kgdb.nix;
 }

@@ -9,7 +9,10 @@
 let
   inherit (lib) mkOption types;
   cfg = config.vmdebug.kernel;
-  chosen = config.vmdebug.kernels.${cfg.name};
+  there = lib.attrNames config.vmdebug.kernels;
+  chosen =
+    config.vmdebug.kernels.${cfg.name}
+      or (throw "vmdebug.kernel.name is ${cfg.name}; there are: ${lib.concatStringsSep ", " there}");
   ccache = import ../kernel/ccache.nix {
     inherit pkgs;
     inherit (cfg.ccache) dir;
@@ -90,12 +93,6 @@ in
 
   config = lib.mkMerge [
     {
-      assertions = [
-        {
-          assertion = config.vmdebug.kernels ? ${cfg.name};
-          message = "vmdebug.kernel.name is ${cfg.name}; there are: ${lib.concatStringsSep ", " (lib.attrNames config.vmdebug.kernels)}";
-        }
-      ];
       boot.kernelParams = chosen.params ++ cfg.params;
     }
     (lib.mkIf (chosen.src != null) {

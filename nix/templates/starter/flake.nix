@@ -3,7 +3,8 @@
 
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
-    vmdebug.url = "github:vmdebug/vmdebug";
+    # Wherever you have it from.
+    vmdebug.url = "github:OWNER/vmdebug";
     vmdebug.inputs.nixpkgs.follows = "nixpkgs";
     # Another version: --override-input kernel-src URL. A checkout: git+file:///home/me/src/linux
     kernel-src.url = "https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.12.30.tar.xz";
