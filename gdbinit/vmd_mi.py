@@ -7,6 +7,7 @@ See "GDB/MI Commands In Python" in GDB's manual; GDB 12 or newer.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Callable
 
@@ -14,8 +15,11 @@ import gdb
 import vmd_bt_all
 import vmd_dmesg
 import vmd_early
+import vmd_guest
 import vmd_hit
 import vmd_identity
+import vmd_modules
+import vmd_percpu
 import vmd_trace
 import vmd_value
 
@@ -55,8 +59,15 @@ def dmesg(limit: str) -> dict[str, object]:
     return {"text": _packed("\n".join(vmd_dmesg.lines(int(limit))).encode())}
 
 
-def backtraces(limit: str) -> dict[str, object]:
-    """`-vmd-backtraces LIMIT`: each CPU's innermost frames, as `vmd-bt-all` prints them."""
+def backtraces(limit: str, *directories: str) -> dict[str, object]:
+    """`-vmd-backtraces LIMIT [DIRECTORY…]`: each CPU's innermost frames, as `vmd-bt-all` prints them.
+
+    Symbols of modules come from files below the directories: without them a stack ends at the first one.
+    """
+    if directories and vmd_guest.kernel_runs():
+        vmd_modules.SYMBOLS.use(":".join(directories))
+        with contextlib.suppress(gdb.error, gdb.GdbError):  # a kernel without modules, a list that is torn
+            vmd_modules.SYMBOLS.follow()
     return {"text": _packed("\n\n".join(vmd_bt_all.backtraces(str(int(limit)))).encode())}
 
 

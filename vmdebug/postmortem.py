@@ -36,8 +36,9 @@ PART_SECONDS = 10.0
 DUMP_SECONDS = 60.0
 """How long a vmcore may take: 0.7 s for 256 MB on a quiet machine."""
 
-DUMP_FORMAT = "kdump-zlib"
-"""What crash(8) and drgn read, a tenth as large as the guest's memory; see `DumpGuestMemoryFormat` of QMP."""
+DUMP_FORMATS = ("kdump-raw-zlib", "kdump-zlib", "elf")
+"""Of QMP's `DumpGuestMemoryFormat`, the best first. The compressed ones are a tenth as large as the guest's
+memory. Without the raw one QEMU writes what makedumpfile(8) calls the flattened format, for pipes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,19 +201,16 @@ def _ask_gdb(session: DebugSession, parts: _Parts) -> None:
 
 
 def _backtraces(gdb: Gdb, kernel: Kernel, seconds: float) -> str:
-    text = gdb.backtraces(limit=FRAMES, timeout=seconds)
+    text = gdb.backtraces(limit=FRAMES, modules=kernel.modules, timeout=seconds)
     return text if kernel.source is None else text.replace(f"{kernel.source}/", "")
 
 
 def _dump(session: DebugSession, path: Path, deadline: Deadline) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
+    known = session.vm.qmp("query-dump-guest-memory-capability", deadline=deadline)["formats"]
+    chosen = next(each for each in DUMP_FORMATS if each in known)
     protocol = f"file:{path.absolute()}"
-    session.vm.qmp(
-        "dump-guest-memory", paging=False, protocol=protocol, format=DUMP_FORMAT, deadline=deadline
-    )
-    kernel = session.vm.state.spec.kernel
-    return (
-        f"{path}, {path.stat().st_size >> 20} MiB\n"
-        f"crash {kernel.vmlinux or 'VMLINUX'} {path}\n"
-        f"drgn -c {path} -s {kernel.vmlinux or 'VMLINUX'}"
-    )
+    session.vm.qmp("dump-guest-memory", paging=False, protocol=protocol, format=chosen, deadline=deadline)
+    vmlinux = session.vm.state.spec.kernel.vmlinux or "VMLINUX"
+    reader = f"crash {vmlinux} {path}" if chosen == "kdump-zlib" else f"drgn -c {path} -s {vmlinux}"
+    return f"{path}, {path.stat().st_size >> 20} MiB, {chosen}\n{reader}"

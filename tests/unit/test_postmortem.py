@@ -39,7 +39,7 @@ class Debugger:
     def exchanges(self) -> str:
         return "1-gdb-version\n1^done"
 
-    def backtraces(self, *, limit: int, timeout: float) -> str:
+    def backtraces(self, *, limit: int, modules: Path | None, timeout: float) -> str:
         return self._answer("backtraces", "#0 f () at /src/init/main.c:1")
 
     def dmesg(self, *, limit: int, timeout: float) -> str:
@@ -59,18 +59,20 @@ class Vm:
         self.status = status
         self.refused: VmdebugError | None = None
         kernel = Kernel(
-            image=Path("/boot/bzImage"), origin="x", build_id="abcd", release="6.1", source=Path("/src")
+            image=Path("bzImage"), origin="x", build_id="abcd", release="6.1", source=Path("/src")
         )
-        spec = LaunchSpec(
-            name="it", guest="builtin", machine=OwnMachine(), kernel=kernel, parameters=("quiet",)
-        )
+        spec = LaunchSpec(name="it", guest="x", machine=OwnMachine(), kernel=kernel, parameters=("quiet",))
         self.state = SimpleNamespace(spec=spec, accel="tcg")
 
-    def qmp(self, command: str, /, *, deadline: Deadline, **arguments: Any) -> None:
+    def qmp(self, command: str, /, *, deadline: Deadline, **arguments: Any) -> Any:
+        if command == "query-dump-guest-memory-capability":
+            return {"formats": ["elf", "kdump-zlib"]}
         assert command == "dump-guest-memory"
+        assert arguments["format"] == "kdump-zlib"
         if self.refused is not None:
             raise self.refused
         Path(arguments["protocol"].removeprefix("file:")).write_bytes(bytes(3 << 20))
+        return None
 
 
 class Session:
@@ -116,7 +118,9 @@ def test_what_a_report_of_a_panicked_guest_has(session: Session, tmp_path: Path)
     assert len(found["console"].splitlines()) == postmortem.CONSOLE_LINES
     assert found["backtraces"] == "#0 f () at init/main.c:1"
     assert found["GDB"] == "1-gdb-version\n1^done"
-    assert found["vmcore"].startswith(f"{tmp_path}/deep/vmcore, 3 MiB\n")
+    assert (
+        found["vmcore"] == f"{tmp_path}/deep/vmcore, 3 MiB, kdump-zlib\ncrash VMLINUX {tmp_path}/deep/vmcore"
+    )
     assert found["QEMU"] == "qemu: a warning"
 
 
@@ -151,7 +155,7 @@ def test_a_gdb_of_somebody_else_is_left_alone(session: Session) -> None:
 def test_a_guest_that_does_not_stop_says_so_beside_what_gdb_said(session: Session) -> None:
     session.debugger.broken["held"] = DeadlineError("waited 10 s for the guest to stop")
     found = collect(session)
-    assert found["backtraces"] == "not to be had: waited 10 s for the guest to stop"
+    assert found["stop"] == "not to be had: waited 10 s for the guest to stop"
     assert found["GDB"] == "1-gdb-version\n1^done"
 
 
@@ -164,6 +168,7 @@ def test_without_time_each_part_says_so(session: Session) -> None:
     found = collect(session, seconds=0.0, troubles=find(PANIC))
     assert found["kernel panic"].startswith("[    1.0] Kernel panic")
     assert found["console"].startswith("not to be had: waited 0 s")
+    assert found["GDB"].startswith("not to be had: waited 0 s")
     assert found["QEMU"].startswith("not to be had: waited 0 s")
 
 

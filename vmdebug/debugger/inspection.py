@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vmdebug.deadline import Deadline
@@ -139,7 +140,9 @@ class Inspection:
         answer = self._ask(f"-stack-list-frames --thread {of.id}{window}")
         return Backtrace(self._frame(entry, of) for entry in answer.payload["stack"])
 
-    def backtraces(self, *, limit: int = 64, timeout: float = COMMAND_SECONDS) -> str:
+    def backtraces(
+        self, *, limit: int = 64, modules: Path | None = None, timeout: float = COMMAND_SECONDS
+    ) -> str:
         """Return what each CPU runs and its frames, as `vmd-bt-all` prints them.
 
         Args:
@@ -151,7 +154,8 @@ class Inspection:
             GdbError: a stack cannot be read.
         """
         self._need("backtraces", State.STOPPED)
-        return self._text(f"-vmd-backtraces {limit}", timeout)
+        words = "" if modules is None else f" {mi.quote(str(modules))}"
+        return self._text(f"-vmd-backtraces {limit}{words}", timeout)
 
     def dmesg(self, *, limit: int = 1000, timeout: float = COMMAND_SECONDS) -> str:
         """Return the kernel's log out of guest memory, as `dmesg` prints it.
@@ -159,6 +163,7 @@ class Inspection:
         Args:
             limit: How many lines at most, the last ones.
             timeout: Seconds.
+            modules: Directory with the kernel's modules, whose symbols are loaded; None goes without.
 
         Raises:
             StateError: the guest runs.

@@ -1,0 +1,95 @@
+"""Reports about real guests that fail: a panic, a warning in a module, a hang, a killed QEMU."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vmdebug
+from vmdebug import postmortem
+from vmdebug.deadline import Deadline
+from vmdebug.session import DebugSession
+from vmdebug.vm import panic
+from vmdebug.vm.trouble import Trouble
+from vmdebug.vm.watcher import Watcher
+
+SECONDS = 120.0
+PROVOKE = "/sys/kernel/debug/provoke-crash/DIRECT"
+
+
+@pytest.fixture
+def session() -> Iterator[DebugSession]:
+    with vmdebug.start("builtin", accel="tcg", cpus=2) as started:
+        started.exec("true", timeout=SECONDS)
+        yield started
+
+
+def provoked(session: DebugSession, line: str) -> tuple[Trouble, ...]:
+    with Watcher(session.vm.rundir.console_log) as watcher:
+        assert watcher.poll() == ()
+        session.console.sendline(line)
+        watcher.wait(Deadline.after(SECONDS))
+        return watcher.settle(Deadline.after(SECONDS))
+
+
+def collect(session: DebugSession, *troubles: Trouble, dump: Path | None = None) -> dict[str, str]:
+    report = postmortem.collect(session, troubles=troubles, dump=dump, deadline=Deadline.after(SECONDS))
+    return {section.title: section.text for section in report.sections}
+
+
+def test_a_panic_with_its_source_lines_each_cpu_and_a_vmcore(session: DebugSession, tmp_path: Path) -> None:
+    (trouble,) = provoked(session, "echo c >/proc/sysrq-trigger")
+    assert trouble.kind == "panic"
+    assert panic.seen(session.vm.rundir.console_log)
+
+    found = collect(session, trouble, dump=tmp_path / "vmcore")
+    assert re.search(r"panic\+\S+ \(kernel/panic\.c:\d+\)", found["kernel panic"])
+    assert re.search(r"proc_reg_write\+\S+ \(fs/proc/inode\.c:\d+ in pde_write, ", found["kernel panic"])
+    assert found["guest"].startswith("builtin: panicked, tcg\n")
+    assert "Kernel panic - not syncing: sysrq triggered crash" in found["dmesg"]
+    assert found["backtraces"].startswith("CPU 0: pid ")
+    assert "\nCPU 1: pid " in found["backtraces"]
+    assert re.search(r"in sysrq_handle_crash .* at drivers/tty/sysrq\.c:\d+", found["backtraces"])
+    assert "-target-select remote" in found["GDB"]
+    assert (tmp_path / "vmcore").read_bytes()[:12] in (b"makedumpfile", b"KDUMP   \6\0\0\0")
+    assert b"OSRELEASE=" in (tmp_path / "vmcore").read_bytes()  # vmcoreinfo's note
+
+
+def test_a_warning_in_a_module_and_the_guest_runs_on(session: DebugSession) -> None:
+    (trouble,) = provoked(session, f"modprobe lkdtm; echo WARNING >{PROVOKE}")
+    session.gdb.cont(wait=False)
+    found = collect(session, trouble)
+    line = r"lkdtm_WARNING\+\S+ \[lkdtm\] \(drivers/misc/lkdtm/bugs\.c:\d+\)"
+    assert re.search(line, found["kernel warn"])
+    assert "\nCPU 1: " in found["backtraces"]
+    assert session.exec("echo $((6 * 7))").stdout == "42\n"
+
+
+def test_the_log_out_of_memory_is_what_dmesg_prints(session: DebugSession) -> None:
+    said = session.exec("dmesg", check=True).stdout
+    with session.gdb.held():
+        assert session.gdb.dmesg(limit=10_000) == said.rstrip("\n")
+        assert session.gdb.dmesg(limit=2).splitlines() == said.splitlines()[-2:]
+
+
+def test_where_in_a_module_a_cpu_hangs(session: DebugSession) -> None:
+    session.exec("modprobe lkdtm", check=True)
+    session.console.sendline(f"echo SOFTLOCKUP >{PROVOKE}")
+    session.console.expect("Performing direct entry SOFTLOCKUP", Deadline.after(SECONDS))
+    found = collect(session)
+    assert re.search(r"lkdtm_SOFTLOCKUP \(\) at drivers/misc/lkdtm/bugs\.c:\d+", found["backtraces"])
+    assert "vfs_write (" in found["backtraces"]
+
+
+def test_of_a_killed_qemu_the_logs_are_left(session: DebugSession) -> None:
+    qemu = session.vm.state.qemu
+    qemu.signal(signal.SIGKILL)
+    assert qemu.wait(SECONDS)
+    found = collect(session)
+    assert list(found) == ["guest", "console", "QEMU"]
+    assert found["guest"].startswith("builtin: exited")
+    assert "vmdebug: guest ready" in found["console"]
