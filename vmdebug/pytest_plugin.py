@@ -90,25 +90,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     try:
         targets = _run(metafunc.config).targets(metafunc.definition)
-    except UsageError as error:
-        raise _usage(metafunc.definition, error) from None
+    except (UsageError, pytest.UsageError):
+        return  # told once all is collected: raised here, it would be an error of the test's module
     if len(targets) > 1:
         metafunc.parametrize(_FIXTURE, list(targets.values()), ids=list(targets), indirect=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse markers that cannot be right, before anything is started."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse options and markers that cannot be right, before anything is started."""
     for item in items:
         marks = list(item.iter_markers("vmdebug"))
-        if not marks:
-            continue
-        from vmdebug.errors import UsageError  # noqa: PLC0415 - a run without it must not pay
-        from vmdebug.plugin import settings  # noqa: PLC0415 - as above
-
-        try:
-            settings.wish(marks)
-        except UsageError as error:
-            raise _usage(item, error) from None
+        if marks:
+            _check(item, marks)
+        if _FIXTURE in getattr(item, "fixturenames", ()):
+            _run(config)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -174,5 +169,11 @@ def _run(config: pytest.Config) -> Run:
     return run
 
 
-def _usage(item: pytest.Item, error: Exception) -> pytest.UsageError:
-    return pytest.UsageError(f"{item.nodeid}: {error}")
+def _check(item: pytest.Item, marks: list[pytest.Mark]) -> None:
+    from vmdebug.errors import UsageError  # noqa: PLC0415 - a run without a marker must not pay
+    from vmdebug.plugin import settings  # noqa: PLC0415 - as above
+
+    try:
+        settings.wish(marks)
+    except UsageError as error:
+        raise pytest.UsageError(f"{item.nodeid}: {error}") from None

@@ -1,0 +1,297 @@
+"""The pytest plugin, run as its users run it: real pytest runs of suites on real guests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from vmdebug import process, vm
+from vmdebug.deadline import Deadline
+
+pytest_plugins = ["pytester"]
+
+SECONDS = 120.0
+
+
+@pytest.fixture(autouse=True)
+def _private_home(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """pytester makes HOME a new directory; the built kernel is in the cache of the real one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\nvmdebug_accel = tcg\nvmdebug_timeout = 60\n")
+
+
+@pytest.fixture(scope="module")
+def cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def run(pytester: pytest.Pytester, suite: str, *options: str) -> pytest.RunResult:
+    pytester.makepyfile(suite)
+    return pytester.runpytest_subprocess(*options, timeout=SECONDS)
+
+
+def section(result: pytest.RunResult, title: str) -> str:
+    """Return the first section of that title of a failure's report."""
+    found = re.search(
+        rf"^-+ {re.escape(title)} -+\n(.*?)\n[-_=]{{3,}} ", result.stdout.str(), re.DOTALL | re.MULTILINE
+    )
+    assert found, result.stdout.str()
+    return found[1]
+
+
+def test_each_fixture_is_a_fresh_guest_and_several_of_one_test_are_the_same_guest(
+    pytester: pytest.Pytester,
+) -> None:
+    result = run(
+        pytester,
+        """
+        from vmdebug.deadline import Deadline
+
+        names = []
+
+        def test_vm(vm):
+            assert vm.exec("touch /tmp/left; uname -s").stdout == "Linux\\n"
+            names.append(vm.name)
+
+        def test_session(session):
+            assert session.exec("ls /tmp/left").status != 0
+            assert session.name not in names
+            assert session._gdb is None  # nobody has asked for it
+
+        def test_console(console):
+            console.sendline("echo he''llo")
+            console.expect("hello", Deadline.after(30))
+
+        def test_gdb(gdb, vm, session):
+            assert gdb is session.gdb
+            assert vm is session.vm
+            assert gdb.stopped
+            gdb.cont(wait=False)
+            assert session.exec("echo on").stdout == "on\\n"
+
+        def test_halted(halted_session, vm):
+            assert vm is halted_session.vm
+            halted_session.gdb.breakpoint("start_kernel")
+            assert halted_session.gdb.cont(timeout=60).frame.function == "start_kernel"
+        """,
+    )
+
+    result.assert_outcomes(passed=5)
+    result.stdout.re_match_lines(
+        [
+            r"vmdebug: QEMU \d+\.\S+, tcg \(.*\), GDB \d+\.\S+",
+            r"vmdebug: builtin: Linux \S+, build-id [0-9a-f]{12}",
+        ]
+    )
+
+
+def test_trouble_ends_the_test_at_once_unless_it_is_allowed(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        import time
+        import pytest
+        from vmdebug import GuestDiedError
+        from vmdebug.deadline import Deadline
+
+        PANIC = "echo c > /proc/sysrq-trigger"
+        CRASH = "modprobe lkdtm; echo %s > /sys/kernel/debug/provoke-crash/DIRECT"
+
+        def later(session, command):
+            session.console.sendline(f"sleep 0.2; {command}")
+
+        def test_panic(session):
+            later(session, PANIC)
+            time.sleep(3600)
+
+        def test_panic_under_exec(session):
+            session.exec(PANIC)
+
+        def test_bug(session):
+            later(session, CRASH % "BUG")
+            try:
+                time.sleep(3600)
+            except Exception:
+                pass
+
+        def test_warn_that_nobody_waits_for(session):
+            assert session.exec(CRASH % "WARNING").status == 0
+
+        @pytest.mark.vmdebug(allow=["warn", "panic"])
+        def test_allowed(session):
+            session.exec(CRASH % "WARNING")
+            with pytest.raises(GuestDiedError):
+                session.exec(PANIC)
+
+        def test_the_next_one(session):
+            assert session.exec("true").status == 0
+        """,
+        "--vmdebug-artifacts=art",
+    )
+
+    result.assert_outcomes(failed=4, passed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "E *GuestFailure: kernel panic: Kernel panic - not syncing: sysrq triggered crash",
+            "E *GuestFailure: kernel bug: kernel BUG at drivers/misc/lkdtm/bugs.c:*",
+        ]
+    )
+    trace = section(result, "vmdebug: kernel panic")
+    assert re.search(r"sysrq_handle_crash.* \S*drivers/tty/sysrq\.c:\d+", trace), trace
+    [folder] = pytester.path.glob("art/*-test_panic")
+    assert "sysrq_handle_crash" in folder.joinpath("console.txt").read_text()
+
+
+def test_a_guest_that_hangs_ends_its_own_test(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        import os, signal, time
+        import pytest
+
+        @pytest.mark.vmdebug(timeout=1)
+        def test_hang(session):
+            session.console.sendline("while :; do :; done")
+            session.exec("true", timeout=3600)
+
+        @pytest.mark.timeout(2, method="signal")
+        def test_pytest_timeout(session):
+            session.exec("sleep 3600", timeout=3600)
+
+        def test_killed_qemu(vm):
+            os.kill(vm.state.pid, signal.SIGKILL)
+            time.sleep(3600)
+
+        def test_stopped_on_purpose(vm):
+            vm.stop(force=True)
+
+        @pytest.mark.vmdebug(append="rdinit=/nowhere root=/dev/nowhere panic=0")
+        @pytest.mark.parametrize("again", [1, 2])
+        def test_never_boots(vm, again):
+            pass
+
+        def test_the_next_one(vm):
+            assert vm.exec("true").status == 0
+        """,
+        "-o",
+        "vmdebug_boot_timeout=20",
+    )
+
+    result.assert_outcomes(failed=3, errors=2, passed=2)
+    result.stdout.fnmatch_lines_random(
+        [
+            "E *GuestFailure: the test has taken more than 1 s*",
+            "E *Failed: Timeout *",
+            "E *GuestFailure: QEMU of test_killed_qemu-* was killed by SIGKILL",
+            "*Kernel panic - not syncing: *",
+        ]
+    )
+    assert "guest ready" in section(result, "vmdebug: console")
+
+
+def test_a_failing_vm_is_kept_for_a_person(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        def test_fails(session):
+            session.exec("echo evidence > /tmp/file")
+            assert False
+
+        def test_passes(vm):
+            pass
+        """,
+        "--vmdebug-keep",
+    )
+
+    found = re.search(r"vmdebug attach (test_fails-\S+)", result.stdout.str())
+    assert found, result.stdout.str()
+    kept = vm.find(found[1])
+    try:
+        assert kept.exec("cat /tmp/file").stdout == "evidence\n"
+        assert [each.name for each in vm.every()] == [kept.name]
+    finally:
+        kept.stop(force=True)
+
+
+def test_a_matrix_of_kernels_is_named_in_the_tests(pytester: pytest.Pytester, kernel: object) -> None:
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        def test_one(vm):
+            pass
+
+        @pytest.mark.vmdebug(kernel="only")
+        def test_two(vm):
+            pass
+        """,
+        "--collect-only",
+        "-q",
+        "--vmdebug-kernel=/src/linux-a/arch/x86/boot/bzImage",
+        "--vmdebug-kernel=/src/linux-b/arch/x86/boot/bzImage",
+    )
+
+    result.stdout.fnmatch_lines(["*::test_one[[]linux-a]", "*::test_one[[]linux-b]", "*::test_two"])
+
+
+def test_four_workers_share_one_template_and_lose_no_test(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        import json, os
+        import pytest
+
+        @pytest.mark.parametrize("number", range(12))
+        def test_each(session, number):
+            assert session.exec(f"echo {number}").stdout == f"{number}\\n"
+            with open("clones.jsonl", "a") as out:
+                print(json.dumps([session.name, session.vm.facts()["clone_of"]]), file=out)
+        """,
+        "-n4",
+    )
+
+    result.assert_outcomes(passed=12)
+    lines = pytester.path.joinpath("clones.jsonl").read_text().splitlines()
+    names, templates = zip(*map(json.loads, lines), strict=True)
+    assert len(set(names)) == 12
+    assert all(templates)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_is_left_of_a_run_that_is_ended_half_way(
+    pytester: pytest.Pytester, number: signal.Signals
+) -> None:
+    """The `runtime` fixture looks at what is left."""
+    pytester.makepyfile(
+        """
+        import time
+
+        def test_waits(gdb, vm):
+            print("half way", flush=True)
+            time.sleep(3600)
+        """
+    )
+    child = pytester.popen([sys.executable, "-m", "pytest", "-s"], stdin=None)
+    assert child.stdout is not None
+    try:
+        for line in child.stdout:
+            if b"half way" in line:
+                break
+        child.send_signal(number)
+        child.communicate(timeout=SECONDS)
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode in (-signal.SIGKILL, pytest.ExitCode.INTERRUPTED)
+    # GDB and the guardian see the end of their pipes; what they left is cleared by whoever looks next.
+    status = process.run(
+        [sys.executable, "-m", "vmdebug.cli", "status", "--json"], deadline=Deadline.after(SECONDS)
+    )
+    assert json.loads(status.stdout) == []

@@ -1,0 +1,160 @@
+"""The pytest plugin's words: options, ini, marker; no guest is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmdebug.errors import UsageError
+from vmdebug.plugin import lease, settings
+from vmdebug.plugin.settings import Asked, Said, Settings, Target, Wish
+
+pytest_plugins = ["pytester"]
+
+HERE = Path("/suite")
+ROOT = Settings(guests=(), kernels=(), root=HERE)
+
+
+def wish(**keywords: object) -> Wish:
+    return settings.wish([pytest.mark.vmdebug(**keywords).mark])
+
+
+def said(*words: str) -> tuple[Said, ...]:
+    return tuple(Said(each, HERE) for each in words)
+
+
+def test_a_run_that_uses_none_of_it_imports_none_of_it(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_imports():
+            heavy = {"vmdebug.plugin", "vmdebug.session", "vmdebug.vm", "msgspec", "pexpect"}
+            assert not heavy & set(sys.modules)
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*vmdebug: *")
+
+
+@pytest.mark.parametrize(
+    ("marker", "told"),
+    [
+        ("kernle='x'", "*no keyword 'kernle'*"),
+        ("allow=['panik']", "*no kind of trouble 'panik'*"),
+        ("halt='yes'", "*vmdebug(halt=*"),
+        ("memory='much'", "*'much' is no amount of memory*"),
+        ("'builtin'", "*takes keywords only*"),
+    ],
+)
+def test_a_marker_that_cannot_be_right_is_named_at_collection(
+    pytester: pytest.Pytester, marker: str, told: str
+) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.vmdebug({marker})
+        def test_it(vm):
+            pass
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *::test_it: *"])
+    result.stderr.fnmatch_lines([told])
+
+
+def test_a_dump_needs_a_place(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(vm): pass")
+
+    result = pytester.runpytest_inprocess("--vmdebug-dump", "-p", "no:cacheprovider")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--vmdebug-artifacts DIR*"])
+
+
+def test_fixtures_and_marker_are_told(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_inprocess("--fixtures", "--markers", "-p", "no:cacheprovider")
+
+    result.stdout.fnmatch_lines(["@pytest.mark.vmdebug(guest=*"])
+
+
+def test_the_closest_marker_goes_before() -> None:
+    near = pytest.mark.vmdebug(append="near").mark
+    far = pytest.mark.vmdebug(append="far", cpus=2).mark
+
+    assert settings.wish([near, far]) == Wish(append="near", cpus=2)
+
+
+def test_one_kind_may_be_allowed_by_its_name_alone() -> None:
+    assert wish(allow="warn") == wish(allow=["warn"]) == Wish(allow=("warn",))
+
+
+def test_a_near_word_is_offered() -> None:
+    with pytest.raises(UsageError) as raised:
+        wish(kernle="x")
+    assert raised.value.hint == "did you mean 'kernel'?"
+
+
+def test_without_a_word_there_is_one_target_and_no_id() -> None:
+    assert settings.targets(ROOT, Asked(HERE / "test_a.py", Wish())) == {"": Target()}
+
+
+def test_guests_and_kernels_make_a_matrix() -> None:
+    many = Settings(guests=said("a", "b"), kernels=said("/k/one", "/k/two"), root=HERE)
+
+    found = settings.targets(many, Asked(HERE / "test_a.py", Wish()))
+
+    assert list(found) == ["a-one", "a-two", "b-one", "b-two"]
+    assert found["b-one"] == Target(Said("b", HERE), Said("/k/one", HERE))
+
+
+def test_paths_are_told_apart_by_the_part_that_differs() -> None:
+    kernels = said("/src/linux-a/arch/x86/boot/bzImage", "/src/linux-b/arch/x86/boot/bzImage")
+
+    found = settings.targets(Settings(guests=(), kernels=kernels, root=HERE), Asked(HERE / "t.py", Wish()))
+
+    assert list(found) == ["linux-a", "linux-b"]
+
+
+def test_a_tests_own_guest_goes_before_the_runs_and_starts_at_its_file() -> None:
+    run = Settings(guests=said("a", "b"), kernels=(), root=HERE)
+
+    found = settings.targets(run, Asked(HERE / "sub" / "test_a.py", Wish(guest="./own")))
+
+    assert found == {"": Target(Said("./own", HERE / "sub"))}
+
+
+def test_what_a_test_says_is_added_to_what_its_guest_says(tmp_path: Path) -> None:
+    tmp_path.joinpath("vmdebug.toml").write_text(
+        'default = "base"\n[guest.base]\nsource = "builtin"\nappend = "quiet"\nmemory = "1G"\n'
+    )
+    run = Settings(guests=(), kernels=(), root=tmp_path, accel="tcg")
+
+    found = settings.options(run, Wish(append="slub_debug", cpus=2), Target(), halted=True)
+
+    assert (found.append, found.memory, found.cpus) == ("quiet slub_debug", 1024, 2)
+    assert (found.halt, found.accel, found.table) == (True, "tcg", "base")
+
+
+@pytest.mark.parametrize(
+    ("test", "folder"),
+    [
+        ("test_a.py::test_x", "test_a.py-test_x"),
+        ("tests/test_a.py::TestC::test_x[linux-a]", "tests-test_a.py-TestC-test_x-linux-a"),
+    ],
+)
+def test_a_tests_folder_has_its_name(test: str, folder: str) -> None:
+    assert lease.folder_name(test) == folder
+
+
+def test_folders_of_tests_that_differ_in_odd_characters_differ() -> None:
+    odd = [lease.folder_name(f"test_a.py::test_x[{each}]") for each in ("a b", "a?b", "a" * 200, "a" * 201)]
+
+    assert len(set(odd)) == 4
+    assert all("/" not in each and len(each) < 140 for each in odd)
