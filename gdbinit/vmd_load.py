@@ -6,6 +6,7 @@ import gdb
 import vmd_batch
 import vmd_bt_all
 import vmd_connect
+import vmd_dmesg
 import vmd_modules
 import vmd_scripts
 import vmd_slide
@@ -34,6 +35,7 @@ COMMANDS = (
     vmd_bt_all.BtAll,
     vmd_task.Task,
     vmd_modules.Modules,
+    vmd_dmesg.Dmesg,
     vmd_connect.Connect,
     vmd_scripts.Scripts,
     vmd_source.Source,
