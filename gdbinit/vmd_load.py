@@ -8,6 +8,7 @@ import vmd_bt_all
 import vmd_connect
 import vmd_dmesg
 import vmd_modules
+import vmd_reconnect
 import vmd_scripts
 import vmd_slide
 import vmd_source
@@ -37,6 +38,7 @@ COMMANDS = (
     vmd_modules.Modules,
     vmd_dmesg.Dmesg,
     vmd_connect.Connect,
+    vmd_reconnect.Reconnect,
     vmd_scripts.Scripts,
     vmd_source.Source,
     vmd_batch.Run,

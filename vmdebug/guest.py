@@ -156,6 +156,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
         tcp: Port on 127.0.0.1 for GDB; 0 takes a free one, None uses a socket.
         qemu_args: Handed to QEMU as they are, last.
         notes: What the user should be told about the choices made.
+        asked: What it was made from, paths absolute, so that `restart` can make it anew.
     """
 
     name: str
@@ -170,6 +171,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     tcp: int | None = None
     qemu_args: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    asked: GuestOptions | None = None
 
 
 SANE_WHEN_STOPPED = ("nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1", "tsc=nowatchdog")

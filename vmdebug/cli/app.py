@@ -16,6 +16,7 @@ VERBS = {
     "attach": "Become a GDB on a running VM, with everything loaded.",
     "status": "Show what runs.",
     "stop": "End VMs and leave nothing behind.",
+    "restart": "Start a VM anew under its name, with the options that it was started with.",
     "log": "Print a VM's serial log.",
     "console": "Talk to a VM's serial line; Ctrl-] leaves.",
     "exec": "Run a command in a guest's shell.",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmdebug.cli import options, render, verb
+from vmdebug.cli import options, render, restart, verb
 
 if TYPE_CHECKING:
     from vmdebug.guest import GuestOptions, LaunchSpec
@@ -34,6 +34,7 @@ app = verb.new_app()
         "vmdebug start --halt",
         "vmdebug start .#base-nixos --halt --kernel ~/src/linux",
         "vmdebug start ~/src/linux --append loglevel=8 -- -device virtio-rng-pci",
+        "vmdebug start ~/src/linux --build",
     ),
 )
 def start(
@@ -56,6 +57,8 @@ def start(
     impure: options.Impure = False,
     nix_arg: options.NixArg = None,
     force: options.Force = False,
+    build: restart.Build = False,
+    jobs: restart.Jobs = None,
     fg: Annotated[
         bool, typer.Option("--fg", help="Stay, show the console, and end the VM with this command.")
     ] = False,
@@ -89,6 +92,11 @@ def start(
         nix_args=options.nix_words(override_input, impure, nix_arg),
         force=force or None,
     )
+    if build and not dry_run:
+        from vmdebug.sources import treebuild
+
+        with render.progress() as report:
+            restart.make(treebuild.tree_of(wanted), jobs, report)
     if dry_run:
         _show_plan(wanted, as_json=as_json)
     elif fg:

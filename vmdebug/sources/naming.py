@@ -11,10 +11,12 @@ import difflib
 import re
 from pathlib import Path
 
+import msgspec
+
 from vmdebug import config, kimage
 from vmdebug.errors import UsageError, VmdebugError
 from vmdebug.guest import Guest, GuestKind, GuestOptions
-from vmdebug.paths import holds
+from vmdebug.paths import absolute, holds
 from vmdebug.sources import tree
 
 _FORMS = "FLAKEREF#NAME, a kernel build tree, a run-*-vm script, a bzImage, `builtin`, or a [guest.NAME]"
@@ -55,6 +57,16 @@ def parse(words: str, cwd: Path | None = None) -> Guest:
     if "#" in words:
         return _flake(words, anchored)
     raise _nothing(words, path, here)
+
+
+def anchored(options: GuestOptions) -> GuestOptions:
+    """Return options whose paths mean the same from any directory."""
+    paths = {
+        name: str(absolute(words))
+        for name in ("kernel", "vmlinux", "gdb_scripts", "disk")
+        if (words := getattr(options, name)) is not None
+    }
+    return msgspec.structs.replace(options, source=config.anchored(options.source, Path.cwd()), **paths)
 
 
 def vm_name(guest: Guest, options: GuestOptions) -> str:

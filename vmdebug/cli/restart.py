@@ -1,0 +1,97 @@
+"""`vmdebug restart`: the same VM with its kernel as it is now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vmdebug.cli import render, verb
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmdebug.progress import Report
+    from vmdebug.vm import Vm
+
+app = verb.new_app()
+
+Build = Annotated[bool, typer.Option("--build", help="Run make in the kernel's tree first.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", metavar="N", min=1, help="With --build: compilers at once; one a CPU."),
+]
+
+
+@app.command(
+    cls=verb.Command,
+    epilog=verb.examples(
+        "vmdebug restart", "vmdebug restart linux --build", "vmdebug restart linux --build --halt"
+    ),
+)
+def restart(
+    name: verb.VmName = None,
+    *,
+    build: Build = False,
+    jobs: Jobs = None,
+    halt: Annotated[
+        bool | None,
+        typer.Option("--halt/--no-halt", "-S", help="Stop at the reset vector; else as it was started."),
+    ] = None,
+    as_json: verb.Json = False,
+) -> None:
+    """Start a VM anew under its name, with the options that it was started with.
+
+    Its guest is looked at once more: image, symbols, scripts and build-id are those of now. Until all that
+    is there, and built, the VM runs on. A GDB that was attached takes up the new one with `vmd-reconnect`,
+    its breakpoints with it.
+    """
+    from vmdebug import restarting, vm
+    from vmdebug.cli import facts
+    from vmdebug.deadline import Deadline
+
+    machine = vm.find(name)
+    wanted = restarting.asked(machine)
+    with render.progress() as report:
+        if build:
+            from vmdebug.sources import treebuild
+
+            make(treebuild.tree_of(wanted), jobs, report)
+        deadline = Deadline.after(verb.BUILD_SECONDS)
+        spec = restarting.resolve(machine, halt=halt, report=report, deadline=deadline)
+        who = restarting.attached(machine)
+        fresh = restarting.replace(machine, spec, report=report, launch_seconds=verb.LAUNCH_SECONDS)
+    found = fresh.facts("halted" if spec.halt else "running")
+    if as_json:
+        render.put_json({**found, "was_attached": who})
+        return
+    render.tell_facts(facts.for_people(fresh, found) | _before(machine, fresh))
+    if who:
+        render.tell(f"\nGDB of {who} has lost its guest; in it, type: vmd-reconnect")
+
+
+def make(tree: Path, jobs: int | None, report: Report) -> None:
+    """Run make in a tree, and say what came of it.
+
+    Raises:
+        BuildError: the compiler failed.
+    """
+    from vmdebug.deadline import Deadline
+    from vmdebug.sources import treebuild
+
+    built = treebuild.build(tree, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
+    if built.warnings:
+        render.tell(built.warnings)
+    render.tell_facts(
+        {
+            "built": f"{built.tree}: {built.objects} objects in {built.seconds:.0f} s",
+            "compiler": built.compiler,
+        }
+    )
+
+
+def _before(old: Vm, new: Vm) -> dict[str, str]:
+    before, now = old.state.spec.kernel, new.state.spec.kernel
+    if before.build_id == now.build_id:
+        return {"before": "the same kernel"}
+    return {"before": f"build-id {before.build_id or 'none'}, now {now.build_id or 'none'}"}

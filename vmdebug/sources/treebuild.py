@@ -1,0 +1,158 @@
+"""`make` in a developer's own kernel tree, for `start --build` and `restart --build`.
+
+Nothing is decided here that the tree has decided before: it is built with the compiler command that its
+objects were built with, since kbuild compiles anew what another command would compile (if_changed in
+scripts/Kbuild.include). So ccache is used where it was, and in a tree that has nothing yet.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import BuildError, UsageError
+from vmdebug.guest import GuestOptions
+from vmdebug.paths import absolute, holds
+from vmdebug.progress import Report
+from vmdebug.sources import kbuild, kconfig, kmake, naming
+
+_COMMAND = re.compile(r"^(?:saved)?cmd_\S+ := (.*?)\s-", re.MULTILINE)
+_MAKES_OWN = re.compile(r"^make(?:\[\d+\])?: ")
+_ERROR = re.compile(r"\berror: |undefined reference|^ERROR: ")
+_SHOWN = 30
+
+
+class Built(msgspec.Struct, frozen=True, kw_only=True):
+    """A tree that was built.
+
+    Args:
+        tree: The directory in which make ran.
+        objects: How many were compiled.
+        seconds: How long it took.
+        compiler: What is to be said of the compiler: its command, and why that one.
+        warnings: What compiler and linker said.
+    """
+
+    tree: Path
+    objects: int
+    seconds: float
+    compiler: str
+    warnings: str = ""
+
+
+def tree_of(options: GuestOptions) -> Path:
+    """Return the tree whose kernel a guest boots.
+
+    Raises:
+        UsageError: it boots one that `make` does not build.
+    """
+    if options.kernel is not None:
+        path = absolute(options.kernel)
+        if holds(path.is_dir):
+            return path
+        raise UsageError(
+            f"--build: --kernel {options.kernel} is no tree to build in",
+            hint="give the directory in which make ran, not the image",
+        )
+    guest = naming.parse(options.source)
+    if guest.kind == "tree":
+        return Path(guest.location)
+    raise UsageError(
+        f"--build: the kernel of {options.source} is not built by make in a tree",
+        hint="give the tree: --kernel TREE; the builtin kernel is built by `vmdebug kernel build`",
+    )
+
+
+def build(tree: Path, *, jobs: int | None = None, report: Report, deadline: Deadline) -> Built:
+    """Run `make` in a tree.
+
+    Args:
+        tree: The directory that it is built in: the source, or one of `make O=`.
+        jobs: Compilers at once; None starts one a CPU.
+        report: Told each object.
+        deadline: When it is given up; the next make goes on from there.
+
+    Raises:
+        UsageError: it cannot be built in.
+        HostError: a program is missing.
+        BuildError: the compiler failed; the detail has its words.
+        DeadlineError: it took too long.
+    """
+    process.find("make", package="make")
+    for needed, hint in (
+        ("Makefile", "give the directory in which `make` runs"),
+        (
+            ".config",
+            f"make one: vmdebug kernel config --source {tree} --base tinyconfig -f vm-boot -f gdb -o {tree}",
+        ),
+    ):
+        if not holds((tree / needed).is_file):
+            raise UsageError(f"{tree} cannot be built in: there is no {needed}", hint=hint)
+    env = kmake.environment()
+    variables, compiler = compiler_of(tree, env)
+    objects = kbuild.Objects(0, None, report)
+    begun = time.monotonic()
+    count = jobs or len(os.sched_getaffinity(0))
+    done = process.run(
+        kmake.argv(tree, tree, f"-j{count}", *variables),
+        env=env,
+        deadline=deadline,
+        check=False,
+        on_line=objects.line,
+    )
+    said = [line for line in done.stderr.splitlines() if not _MAKES_OWN.match(line)]
+    if done.status != 0:
+        raise BuildError(
+            f"{tree} did not build: make ended with status {done.status}",
+            hint=next((line for line in said if _ERROR.search(line)), "see what make says below"),
+            detail=f"{process.shell_line(done.argv)}\n"
+            + "\n".join(_telling(said) or [process.tail(done.stdout)]),
+        )
+    return Built(
+        tree=tree,
+        objects=objects.done,
+        seconds=time.monotonic() - begun,
+        compiler=compiler,
+        warnings="\n".join(said),
+    )
+
+
+def compiler_of(tree: Path, env: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
+    """Return make's variables that name the compiler, and what is to be said of it."""
+    before = _recorded(tree)
+    if before:
+        through = "through ccache" if "ccache" in before else "without ccache"
+        said = f"{before}: {through}, as the tree was built before; another command would build all anew"
+        return (() if before == "gcc" else (f"CC={before}",)), said
+    options = kconfig.options((tree / ".config").read_text(errors="replace"))
+    clang = options.get("CONFIG_CC_IS_CLANG") == "y"
+    own = clang or any(name in env for name in ("LLVM", "CC", "CROSS_COMPILE"))
+    if own:
+        return (("LLVM=1",) if clang and "LLVM" not in env else ()), "as configured"
+    if shutil.which("ccache", path=env.get("PATH")):
+        return ("CC=ccache gcc",), "ccache gcc: ccache is on PATH, and nothing is built here yet"
+    return (), "gcc: there is no ccache on PATH"
+
+
+def _recorded(tree: Path) -> str:
+    """Return the compiler command that kbuild has noted beside the tree's objects; "" for none."""
+    for name in ("init/.main.o.cmd", "kernel/.fork.o.cmd"):
+        if holds((tree / name).is_file):
+            found = _COMMAND.search((tree / name).read_text(errors="replace"))
+            return found[1].strip() if found else ""
+    return ""
+
+
+def _telling(said: list[str]) -> list[str]:
+    """Return the lines around the first error."""
+    first = next((number for number, line in enumerate(said) if _ERROR.search(line)), len(said) - _SHOWN)
+    start = max(0, first - 5)
+    return said[start : start + _SHOWN]
