@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmdebug.cli import verb
+from vmdebug.cli import kgdb as kgdb_line
+from vmdebug.cli import options, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class Attach(verb.Command):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words, and keep the order that typer does not hand on."""
+        args = options.rewritten(args)
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         ctx.meta[ORDER] = tuple(option.name for option in order)
         return super().parse_args(ctx, args)
@@ -36,6 +38,7 @@ app = verb.new_app()
         "vmdebug attach base-nixos --until start_kernel --timeout 60",
         "vmdebug attach --batch --until start_kernel -ex bt -ex 'info locals'",
         "vmdebug attach --gdb pwndbg -x ~/breakpoints.gdb",
+        "vmdebug attach --kgdb /dev/ttyUSB0 --guest .#aethelred    # a real machine, by its serial line",
     ),
 )
 def attach(
@@ -46,7 +49,8 @@ def attach(
         str | None, typer.Option(metavar="SYMBOL", help="Run to there before anything else.")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(metavar="S", min=0, help="End with status 5 when --until takes longer.")
+        float | None,
+        typer.Option(metavar="S", min=0, help="End with status 5 when --until, or coming into kgdb, takes longer."),
     ] = None,
     gdb: Annotated[
         str, typer.Option(metavar="PROG", help="GDB, or a program that takes its options; may have options.")
@@ -64,12 +68,42 @@ def attach(
     force: Annotated[
         bool, typer.Option("--force", help="Go on when the symbols are not those of the kernel that runs.")
     ] = False,
+    kgdb: kgdb_line.Words = None,
+    baud: kgdb_line.Baud = None,
+    guest: kgdb_line.Guest = None,
+    target_host: kgdb_line.TargetHost = None,
+    modules: kgdb_line.Modules = True,
+    override_input: options.OverrideInput = None,
+    impure: options.Impure = False,
+    nix_arg: options.NixArg = None,
 ) -> None:
     """Become a GDB on a running VM, with everything loaded.
 
     That is vmlinux where the kernel runs, its sources, its GDB scripts, and -x and -ex in the order
     given. Attaching stops the guest; quitting or `detach` lets it run on.
+
+    With --kgdb it is a machine that is no VM, whose kernel is that of GUEST, or what `vmdebug deploy`
+    brought there.
     """
+    if kgdb is not None:
+        kgdb_line.refuse(name=name, until=until, timeout=timeout)
+        from vmdebug.debugger import attach as attaching
+
+        nix_words = options.nix_words(override_input, impure, nix_arg)
+        machine_kernel = kgdb_line.kernel_of(guest, target_host, nix_words, modules=modules)
+        physical = attaching.Attachment(
+            endpoint="",
+            kernel=machine_kernel,
+            program=attaching.program(gdb),
+            extra=_in_order(context, {"x": x or [], "ex": ex or []}),
+            batch=batch,
+            until=until,
+            timeout=timeout,
+            init=not nx,
+            force=force,
+        )
+        kgdb_line.attach(kgdb, baud, physical)
+    kgdb_line.refuse_without(baud=baud, guest=guest, target_host=target_host)
     if timeout is not None and until is None:
         raise UsageError("--timeout is for --until", hint="say where to run to: --until start_kernel")
     from vmdebug import vm
