@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import select
+
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.line import Line, closed, hold, opened
 from vmdebug.errors import DeadlineError
