@@ -50,7 +50,7 @@ def attach(
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(metavar="S", min=0, help="End with status 5 when --until, or coming into kgdb, takes longer."),
+        typer.Option(metavar="S", min=0, help="End with status 5 when --until, or --kgdb, takes longer."),
     ] = None,
     gdb: Annotated[
         str, typer.Option(metavar="PROG", help="GDB, or a program that takes its options; may have options.")
