@@ -24,6 +24,7 @@ VERBS = {
     "snapshot": "Save a VM's state and go back to it.",
     "clone": "Start copies of a VM that go on from where it is.",
     "run": "Run a script's main(session) on a guest.",
+    "deploy": "Bring a flake's NixOS system onto a machine, by nixos-rebuild.",
     "kernel": "Build the builtin kernel; make GDB scripts for any kernel.",
     "doctor": "Say what this machine lacks, and how to get it.",
 }
