@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.figure import Figure
 
-BENCHMARKS = ("attach", "help", "mi", "start", "value")
+BENCHMARKS = ("attach", "clone", "help", "mi", "start", "value")
 OUT = Path(__file__).parent / "out" / "latest.json"
 
 

@@ -1,0 +1,89 @@
+"""Clones against boots of the same guest: ready at its shell, under GDB at a breakpoint, and in memory.
+
+A boot is `launch` to the first answer of the shell, and a clone is `Template.clone` to the same; making the
+template, once a test run, is not in it. Both end outside the time. The memory is `Private_*` of
+/proc/PID/smaps_rollup while two clones live, less what each QEMU has of its program by itself.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.figure import Figure, in_turn
+from vmdebug import sources
+from vmdebug.deadline import Deadline
+from vmdebug.guest import GuestOptions, LaunchSpec
+from vmdebug.progress import silent
+from vmdebug.session import DebugSession
+from vmdebug.vm import Vm, frozen, launch, shellup
+from vmdebug.vm.template import Template, template
+
+READY_GOAL = 0.1
+GDB_GOAL = 0.2
+MEMORY_GOAL = 0.25
+ROUNDS = 7
+SYMBOL = "do_sys_openat2"
+
+
+def figures() -> list[Figure]:
+    """Time clones and boots in turn, under TCG as everywhere here."""
+    spec = sources.resolve(GuestOptions(source="builtin", accel="tcg"), report=silent, deadline=_soon())
+    with template(spec, deadline=_soon()) as made:
+        assert made.how == "clone", made.reason
+        ready, boot = in_turn(
+            lambda: _timed(lambda: made.clone(deadline=_soon()), _leave),
+            lambda: _timed(lambda: _boot(spec), _leave),
+            rounds=ROUNDS,
+        )
+        attached, boot_attached = in_turn(
+            lambda: _timed(lambda: made.clone(deadline=_soon()), _break),
+            lambda: _timed(lambda: _boot(spec), _break),
+            rounds=ROUNDS,
+        )
+        private = _private_mib(made)
+    ram = float(frozen.memory_mib(spec))
+    return [
+        Figure("clone-ready", ready, boot, READY_GOAL, "s", "a boot to the shell"),
+        Figure("clone-gdb", attached, boot_attached, GDB_GOAL, "s", "a boot with the same attach"),
+        Figure("clone-memory", private, ram, MEMORY_GOAL, "MiB", "the guest's RAM"),
+    ]
+
+
+def _soon() -> Deadline:
+    return Deadline.after(300)
+
+
+def _timed(make: Callable[[], Vm], work: Callable[[Vm], None]) -> float:
+    begin = time.perf_counter()
+    vm = make()
+    try:
+        work(vm)
+        return time.perf_counter() - begin
+    finally:
+        vm.stop(force=True)
+
+
+def _boot(spec: LaunchSpec) -> Vm:
+    vm = launch(spec, bound=True, exact_name=False, deadline=_soon())
+    shellup.come(vm, copy=False, deadline=_soon())
+    return vm
+
+
+def _leave(vm: Vm) -> None:
+    """Nothing: it has come to its shell."""
+
+
+def _break(vm: Vm) -> None:
+    session = DebugSession(vm, owned=False)
+    assert session.gdb.breakpoint(SYMBOL).number
+
+
+def _private_mib(made: Template) -> float:
+    with made.clone(deadline=_soon()) as one, made.clone(deadline=_soon()) as other:
+        one.exec("true")
+        other.exec("true")
+        text = Path(f"/proc/{other.state.pid}/smaps_rollup").read_text()
+    return sum(map(int, re.findall(r"^Private_\w+: +(\d+) kB", text, re.MULTILINE))) / 1024

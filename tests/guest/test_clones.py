@@ -1,0 +1,235 @@
+"""Templates and clones, of real guests."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from vmdebug import guest, process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import HostError, StateError, VmError
+from vmdebug.guest import LaunchSpec, OwnMachine
+from vmdebug.session import DebugSession
+from vmdebug.vm import Vm, cloning, every, find, frozen, holders, launch, nameless, rundir, shellup
+from vmdebug.vm.template import Template, template
+
+MIB = 256
+
+
+def soon() -> Deadline:
+    return Deadline.after(120)
+
+
+@pytest.fixture
+def small(builtin: LaunchSpec) -> LaunchSpec:
+    return msgspec.structs.replace(builtin, name="vm", memory=MIB)
+
+
+@pytest.fixture
+def frozen_guest(small: LaunchSpec) -> Iterator[Template]:
+    with template(small, deadline=soon()) as made:
+        yield made
+
+
+def nothing_is_left() -> bool:
+    every()
+    return not rundir.runtime().exists()
+
+
+def test_three_clones_at_once_have_live_shells_and_states_of_their_own(frozen_guest: Template) -> None:
+    assert frozen_guest.how == "clone"
+    vms = [frozen_guest.clone(deadline=soon()) for _ in range(3)]
+    try:
+        assert [vm.name for vm in vms] == ["vm", "vm-2", "vm-3"]
+        assert {vm.status() for vm in vms} == {"running"}
+        assert len({vm.state.gdb for vm in vms}) == 3
+        for vm in vms:
+            vm.exec(f"echo {vm.name} >/tmp/name", check=True)
+        assert [vm.exec("cat /tmp/name").stdout for vm in vms] == ["vm\n", "vm-2\n", "vm-3\n"]
+        # Each draws random numbers of its own, once its kernel has taken in what it was given.
+        assert len({vm.exec("sleep 2; head -c 16 /dev/urandom | md5sum").stdout for vm in vms}) == 3
+    finally:
+        for vm in vms:
+            vm.stop(force=True)
+
+
+def test_a_clone_is_a_vm_like_any_other(frozen_guest: Template) -> None:
+    with frozen_guest.clone(name="copy", deadline=soon()) as vm:
+        facts = find("copy").facts()
+        assert (facts["status"], facts["clone_of"], facts["owner"]) == ("running", "vm", os.getpid())
+        # Its log begins with the boot that it was spared, and goes on with its own words.
+        vm.exec("echo cloned >/dev/console")
+        log = vm.rundir.console_log.read_bytes()
+        assert log.index(b"Linux version") < log.index(b"cloned")
+        with DebugSession(vm, owned=False) as session:
+            session.gdb.breakpoint("do_sys_openat2")
+            session.console.sendline("cat /etc/passwd")
+            assert session.gdb.cont(timeout=60).frame.function == "do_sys_openat2"
+
+
+def test_clones_share_the_memory_that_they_do_not_write_to(frozen_guest: Template) -> None:
+    with frozen_guest.clone(deadline=soon()) as vm:
+        assert private_mib(vm) < MIB / 4
+
+
+def private_mib(vm: Vm) -> float:
+    """Return what only this process has: no file's page that others could have too is counted."""
+    text = Path(f"/proc/{vm.state.pid}/smaps_rollup").read_text()
+    return sum(map(int, re.findall(r"^Private_Dirty: +(\d+) kB", text, re.MULTILINE))) / 1024
+
+
+def test_a_template_is_gone_with_its_last_holder(small: LaunchSpec) -> None:
+    with template(small, deadline=soon()) as first, template(small, deadline=soon()) as second:
+        assert len(list((rundir.runtime() / holders.DIRECTORY).iterdir())) == 1
+        # The second one has joined: the guest has booted once.
+        with first.clone(deadline=soon()) as one, second.clone(deadline=soon()) as other:
+            assert boot(one) == boot(other)
+    assert nothing_is_left()
+
+
+def boot(vm: Vm) -> str:
+    """Return what no two boots have in common: when each of their first messages came."""
+    return vm.exec("dmesg | head -n 60", check=True).stdout
+
+
+USER = """\
+import sys
+from pathlib import Path
+from vmdebug import guest
+from vmdebug.deadline import Deadline
+from vmdebug.guest import LaunchSpec
+from vmdebug.vm.template import template
+spec = guest.decode(Path(sys.argv[1]).read_bytes(), LaunchSpec)
+with template(spec, deadline=Deadline.after(120)) as made:
+    vm = made.clone(deadline=Deadline.after(120))
+    print(vm.state.pid, vm.exec("dmesg | head -n 60 | md5sum").stdout, flush=True)
+    sys.stdin.read()
+    vm.stop()
+"""
+
+
+@pytest.fixture
+def user(small: LaunchSpec, tmp_path: Path) -> list[str]:
+    """A process that holds the template and one clone until its input ends."""
+    (tmp_path / "spec.json").write_bytes(guest.encode(small))
+    return [sys.executable, "-c", textwrap.dedent(USER), str(tmp_path / "spec.json")]
+
+
+def test_processes_that_want_the_same_template_share_one(user: list[str]) -> None:
+    with (
+        process.spawn(user, stdin=process.PIPE, stdout=process.PIPE) as one,
+        process.spawn(user, stdin=process.PIPE, stdout=process.PIPE) as other,
+    ):
+        boots = set()
+        for each in (one, other):
+            assert each.stdout is not None
+            boots.add(each.stdout.readline().split()[1])
+        assert len(boots) == 1
+        for each in (one, other):
+            assert each.stdin is not None
+            each.stdin.close()
+            assert each.wait() == 0
+    assert nothing_is_left()
+
+
+def test_kill_9_of_every_user_leaves_nothing(user: list[str]) -> None:
+    with process.spawn(user, stdin=process.PIPE, stdout=process.PIPE) as child:
+        assert child.stdout is not None
+        qemu = process.ProcessRef.of(int(child.stdout.readline().split()[0]))
+        assert qemu is not None
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert qemu.wait(30)
+    # The memory had no name. What said where it was goes with the next look.
+    assert nothing_is_left()
+
+
+def test_where_there_is_no_room_the_state_is_saved_whole(
+    small: LaunchSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(nameless, "MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemAvailable:     102400 kB\n")
+    with template(small, deadline=soon()) as made:
+        assert (made.how, made.reason) == (
+            "snapshot",
+            "the template of a guest with 256 MiB wants 320 MiB free, and memory has 100 MiB",
+        )
+        with made.clone(deadline=soon()) as one, made.clone(deadline=soon()) as other:
+            one.exec("echo one >/tmp/x")
+            assert other.exec("cat /tmp/x").status != 0
+
+
+def test_a_guest_whose_state_qemu_cannot_save_boots_each_time(small: LaunchSpec, tmp_path: Path) -> None:
+    shared = (
+        *("-fsdev", f"local,id=fs0,path={tmp_path},security_model=none,readonly=on"),
+        *("-device", "virtio-9p-pci,fsdev=fs0,mount_tag=tag,id=nine"),
+        # Refuses as a mounted 9p does; the builtin kernel cannot mount one.
+        *("-device", "ivshmem-plain,memdev=m0,master=off", "-object", "memory-backend-ram,id=m0,size=1M"),
+    )
+    with template(msgspec.structs.replace(small, qemu_args=shared), deadline=soon()) as made:
+        assert made.how == "boot"
+        assert made.reason.startswith("its state cannot be saved: QEMU refused migrate: ")
+        with made.clone(deadline=soon()) as vm:
+            assert vm.exec("echo up").stdout == "up\n"
+
+
+def test_a_disk_has_one_writer(small: LaunchSpec, tmp_path: Path) -> None:
+    machine = msgspec.structs.replace(small.machine, disk=tmp_path / "disk.raw")
+    assert isinstance(machine, OwnMachine)
+    (tmp_path / "disk.raw").write_bytes(bytes(1 << 20))
+    with template(msgspec.structs.replace(small, machine=machine), deadline=soon()) as made:
+        assert (made.how, made.reason) == ("boot", f"the disk {machine.disk} has one writer at a time")
+
+
+def test_a_directory_that_cannot_hold_memory_is_named(small: LaunchSpec) -> None:
+    with (
+        pytest.raises(HostError, match="cannot keep a guest's memory in /nowhere"),
+        template(small, directory=Path("/nowhere"), deadline=soon()),
+    ):
+        pass
+    assert nothing_is_left()
+
+
+def test_a_running_vm_is_cloned_and_goes_on(small: LaunchSpec) -> None:
+    with launch(small, bound=True, deadline=soon()) as vm:
+        shellup.come(vm, copy=False, deadline=soon())
+        vm.exec("echo before >/tmp/x")
+        clones = cloning.clone(vm, 2, deadline=soon())
+        try:
+            assert [(each.name, each.state.owner) for each in clones] == [("vm-1", None), ("vm-2", None)]
+            vm.exec("echo after >/tmp/x")
+            assert {each.exec("cat /tmp/x").stdout for each in clones} == {"before\n"}
+            # A clone can be cloned as well.
+            clones += cloning.clone(clones[0], deadline=soon())
+            assert clones[2].name == "vm-1-1"
+            clones[0].stop()
+            assert clones[2].exec("cat /tmp/x").stdout == "before\n"
+        finally:
+            for each in clones:
+                each.stop(force=True)
+
+
+def test_a_vm_at_its_reset_vector_is_not_cloned(small: LaunchSpec) -> None:
+    halted = msgspec.structs.replace(small, halt=True)
+    with (
+        launch(halted, bound=True, deadline=soon()) as vm,
+        pytest.raises(StateError, match="vm cannot be cloned: it is halted"),
+    ):
+        cloning.clone(vm, deadline=soon())
+
+
+def test_a_state_that_is_none_is_refused(frozen_guest: Template) -> None:
+    broken = frozen_guest._made.frozen
+    assert broken is not None
+    nameless.fill(broken.state, b"no state at all")
+    with pytest.raises(VmError, match="vm-x"):
+        frozen.start(broken, name="vm-x", bound=True, deadline=soon())
+    assert [vm.name for vm in every()] == []

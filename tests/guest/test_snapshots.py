@@ -1,0 +1,110 @@
+"""Snapshots of real guests, by the VM and by a session with GDB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from vmdebug.deadline import Deadline
+from vmdebug.errors import StateError, UsageError, VmError
+from vmdebug.guest import LaunchSpec
+from vmdebug.session import DebugSession
+from vmdebug.vm import Vm, launch, shellup
+
+
+def soon() -> Deadline:
+    return Deadline.after(120)
+
+
+@pytest.fixture
+def vm(builtin: LaunchSpec) -> Iterator[Vm]:
+    spec = msgspec.structs.replace(builtin, name="vm", memory=256)
+    with launch(spec, bound=True, deadline=soon()) as started:
+        shellup.come(started, copy=False, deadline=soon())
+        yield started
+
+
+def test_a_guest_goes_back_to_what_it_was(vm: Vm) -> None:
+    assert vm.snapshots() == ()
+    vm.exec("echo before >/tmp/x")
+    vm.snapshot("first")
+    assert vm.status() == "running"
+    vm.exec("echo after >/tmp/x")
+    vm.restore("first")
+    assert vm.status() == "running"
+    assert vm.exec("cat /tmp/x").stdout == "before\n"
+    (first,) = vm.snapshots()
+    assert first.tag == "first"
+    assert first.bytes > 1 << 20
+    with pytest.raises(UsageError, match="vm has a snapshot first already"):
+        vm.snapshot("first")
+    vm.delete_snapshot("first")
+    assert vm.snapshots() == ()
+
+
+def test_a_stopped_guest_stays_stopped(vm: Vm) -> None:
+    vm.pause()
+    vm.snapshot("stopped")
+    assert vm.status() == "paused"
+    vm.restore("stopped")
+    assert vm.status() == "paused"
+
+
+def test_a_guest_that_has_panicked_lives_again(vm: Vm) -> None:
+    vm.snapshot("alive")
+    with vm.console() as console:
+        console.wait_ready(soon())
+        console.sendline("echo c >/proc/sysrq-trigger")
+        with pytest.raises(VmError, match="Kernel panic"):
+            console.expect("never said", soon())
+        assert vm.status() == "panicked"
+        vm.restore("alive")
+        console.restored()
+        console.wait_ready(soon())
+    assert vm.status() == "running"
+    assert vm.exec("echo back").stdout == "back\n"
+    assert b"vmdebug: restored the snapshot alive\r\n" in vm.rundir.console_log.read_bytes()
+
+
+def test_bad_tags_are_named_with_those_there_are(vm: Vm) -> None:
+    vm.snapshot("one")
+    for refused in (vm.restore, vm.delete_snapshot):
+        with pytest.raises(UsageError, match="vm has no snapshot two") as caught:
+            refused("two")
+        assert caught.value.hint == "there is: one"
+    with pytest.raises(UsageError, match="'a b' cannot be a snapshot's tag"):
+        vm.snapshot("a b")
+
+
+def test_with_gdb_breakpoints_stay_and_what_it_had_read_is_read_anew(vm: Vm) -> None:
+    with DebugSession(vm, owned=False) as session:
+        gdb = session.gdb
+        jiffies = "(unsigned long)jiffies_64"
+        session.snapshot("a")
+        then = gdb.evaluate(jiffies)
+        opened = gdb.breakpoint("do_sys_openat2")
+        session.console.sendline("cat /etc/passwd")
+        stop = gdb.cont(timeout=60)
+        assert stop.breakpoint is opened
+        assert gdb.evaluate(jiffies) != then
+        session.restore("a")
+        assert gdb.stopped
+        assert gdb.evaluate(jiffies) == then
+        with pytest.raises(StateError, match="the guest has run since that frame was taken"):
+            stop.frame.evaluate("filename")
+        # The line was typed into a guest that there is no more: it is typed anew, and the breakpoint holds.
+        session.console.sendline("cat /etc/passwd")
+        assert gdb.cont(timeout=60).breakpoint is opened
+
+
+def test_a_running_guest_runs_on_beside_gdb(vm: Vm) -> None:
+    with DebugSession(vm, owned=False) as session:
+        session.gdb.cont(wait=False)
+        session.exec("echo before >/tmp/x")
+        session.snapshot("a")
+        session.exec("echo after >/tmp/x")
+        session.restore("a")
+        assert not session.gdb.stopped
+        assert session.exec("cat /tmp/x").stdout == "before\n"
