@@ -49,6 +49,17 @@ def element(known: str, number: str, address: str, index: str) -> dict[str, obje
     return _answer(vmd_value.element(int(number), int(address), int(index)), int(known))
 
 
+def per_cpu(known: str, cpu: str, variable: str) -> dict[str, object]:
+    """`-vmd-per-cpu KNOWN CPU VARIABLE`: a CPU's copy of a per-CPU variable."""
+    return _answer(vmd_percpu.variable(int(cpu), variable), int(known))
+
+
+def per_cpu_ptr(known: str, number: str, address: str, cpu: str) -> dict[str, object]:
+    """`-vmd-per-cpu-ptr KNOWN TYPE ADDRESS CPU`: what a per-CPU pointer points to for a CPU."""
+    place = vmd_percpu.address(int(address), int(cpu))
+    return _answer(vmd_value.element(int(number), place, 0), int(known))
+
+
 def string(address: str, limit: str) -> dict[str, object]:
     """`-vmd-string ADDRESS LIMIT`: the bytes up to the first NUL."""
     return {"data": _packed(vmd_value.string(int(address), int(limit)))}
@@ -85,6 +96,8 @@ COMMANDS = (
     Command("-vmd-value", value),
     Command("-vmd-element", element),
     Command("-vmd-string", string),
+    Command("-vmd-per-cpu", per_cpu),
+    Command("-vmd-per-cpu-ptr", per_cpu_ptr),
     Command("-vmd-hit", vmd_hit.hit),
     Command("-vmd-dmesg", dmesg),
     Command("-vmd-backtraces", backtraces),

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
         VmdebugError,
         VmError,
     )
-    from vmdebug.session import DebugSession, ExecResult, attach, start
+    from vmdebug.session import DebugSession, attach, start
+    from vmdebug.vm.command import ExecResult, Job
     from vmdebug.vm.console import Console
     from vmdebug.vm.machine import Vm
 
 _HOMES = {
-    "vmdebug.session": ("DebugSession", "ExecResult", "attach", "start"),
+    "vmdebug.session": ("DebugSession", "attach", "start"),
+    "vmdebug.vm.command": ("ExecResult", "Job"),
     "vmdebug.vm.machine": ("Vm",),
     "vmdebug.vm.console": ("Console",),
     "vmdebug.debugger.gdb": ("Gdb",),
@@ -69,6 +71,7 @@ __all__ = [
     "GdbError",
     "GuestDiedError",
     "HostError",
+    "Job",
     "LaunchError",
     "MismatchError",
     "QmpError",

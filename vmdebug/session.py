@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import msgspec
 
@@ -22,9 +21,10 @@ from vmdebug.deadline import Deadline
 from vmdebug.debugger import attach as attaching
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.identity import Wanted
-from vmdebug.errors import StateError, VmError
+from vmdebug.errors import StateError
 from vmdebug.progress import Report, silent
-from vmdebug.vm import shell
+from vmdebug.vm import command as commands
+from vmdebug.vm.command import ExecResult, Job
 from vmdebug.vm.console import Console
 
 BUILD_SECONDS = 24 * 3600.0
@@ -39,14 +39,11 @@ ATTACH_SECONDS = 120.0
 STOP_SECONDS = 30.0
 """How long the end of a session may take."""
 
-
-@dataclass(frozen=True, slots=True)
-class ExecResult:
-    """What a command in the guest left: its exit status and its output, as text."""
-
-    stdout: str
-    stderr: str
-    status: int
+_RESUME = {
+    "halted": "set it running first: session.gdb.cont(wait=False)",
+    "paused": "another GDB or QMP client holds it: continue there",
+}
+"""How a guest that no GDB of ours holds is set running, by its status."""
 
 
 class DebugSession:
@@ -109,6 +106,7 @@ class DebugSession:
         """
         if self._console is None:
             self._console = self._resources.enter_context(self.vm.console())
+        self._console.meanwhile = self._gdb
         return self._console
 
     @property
@@ -124,33 +122,53 @@ class DebugSession:
         """
         if self._gdb is None:
             self._gdb = self._attach()
+            if self._console is not None:
+                self._console.meanwhile = self._gdb
         return self._gdb
 
-    def exec(self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False) -> ExecResult:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be done without, as far as it is known: `gdb.notes` once GDB is attached."""
+        return () if self._gdb is None else tuple(self._gdb.notes)
+
+    @overload
+    def exec(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout: float = ...,
+        check: bool = ...,
+        wait: Literal[True] = ...,
+    ) -> ExecResult: ...
+
+    @overload
+    def exec(
+        self, command: str | Sequence[str], *, timeout: float = ..., check: bool = ..., wait: Literal[False]
+    ) -> Job: ...
+
+    def exec(
+        self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False, wait: bool = True
+    ) -> ExecResult | Job:
         """Run a command in the guest's shell.
 
         Args:
             command: A line for its shell, or an argv.
             timeout: Seconds for all of it, the boot included when the guest still boots.
             check: Whether an exit status other than 0 is an error.
+            wait: Whether to wait for its end. Without, a `Job` is returned, whose `result` does: what stops
+                the guest at a breakpoint on the way can be looked at in between.
 
         Raises:
-            StateError: the guest does not run.
+            StateError: the guest does not run, or stops on the way. That stop is kept for `gdb.wait_stop`,
+                and the command goes on with the guest.
             VmError: the command failed and `check` is set.
             GuestDiedError: the guest panicked or exited.
             DeadlineError: the guest's shell or the command took too long.
         """
         self._needs_running("exec")
         deadline = Deadline.after(timeout)
-        self.console.wait_ready(deadline)
-        done = shell.execute(self.console, command, deadline=deadline)
-        result = ExecResult(_text(done.stdout), _text(done.stderr), done.status)
-        if check and done.status != 0:
-            raise VmError(
-                f"{command!r} ended with status {done.status} in the guest",
-                detail=result.stderr or result.stdout,
-            )
-        return result
+        job = commands.begin(self.console, command, deadline=deadline, check=check)
+        return job.heard(deadline) if wait else job
 
     def snapshot(self, tag: str) -> None:
         """Take a snapshot of the guest; it is left running or stopped as it was found.
@@ -204,7 +222,7 @@ class DebugSession:
         if status != "running":
             raise StateError(
                 f"{call} needs a running guest, and {self.name} is {status}",
-                hint="set it running first: session.gdb.cont(wait=False)",
+                hint=_RESUME.get(status, "start a new one"),
             )
 
     def _attach(self) -> Gdb:
@@ -269,8 +287,3 @@ def attach(name: str | None = None, *, force: bool = False) -> DebugSession:
         UsageError: there is no such VM, or several and no name.
     """
     return DebugSession(vm.find(name), owned=False, force=force)
-
-
-def _text(output: bytes) -> str:
-    # Bytes that are no UTF-8 survive: .encode(errors="surrogateescape") gives them back.
-    return output.decode(errors="surrogateescape")

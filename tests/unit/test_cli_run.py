@@ -21,6 +21,7 @@ class Session:
         self.closed = False
         self.console = self
         self.boots: Exception | None = None
+        self.notes: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -49,8 +50,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, session: Session) -> Asked:
         calls.append(("start", guest, options))
         return session
 
-    def attach(name: str | None) -> Session:
-        calls.append(("attach", name))
+    def attach(name: str | None, *, force: bool) -> Session:
+        calls.append(("attach", name, force))
         return session
 
     monkeypatch.setattr("vmdebug.session.start", start)
@@ -91,7 +92,22 @@ def test_the_guest_and_its_halt_are_handed_on(asked: Asked, script: Write) -> No
 
 def test_a_name_is_a_vm_that_runs(asked: Asked, script: Write) -> None:
     assert cli.status_of(["run", script("def main(session): pass"), "--name", "base"]) == 0
-    assert asked == [("attach", "base")]
+    assert asked == [("attach", "base", False)]
+
+
+def test_symbols_of_another_build_by_force(asked: Asked, script: Write) -> None:
+    empty = script("def main(session): pass")
+    assert cli.status_of(["run", empty, "--name", "base", "--force"]) == 0
+    assert cli.status_of(["run", empty, "--force"]) == 0
+    assert asked == [("attach", "base", True), ("start", None, {"force": True})]
+
+
+def test_what_gdb_goes_without_is_said(
+    session: Session, asked: Asked, script: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.notes = ("brd: no symbols: no file of it",)
+    assert cli.status_of(["run", script("def main(session): pass")]) == 0
+    assert "note: brd: no symbols: no file of it" in capsys.readouterr().err
 
 
 def test_guest_and_name_exclude_each_other(asked: Asked, script: Write) -> None:

@@ -61,6 +61,7 @@ def run(
         typer.Option(metavar="N", help="Use this running VM instead.", autocompletion=verb.complete_vm),
     ] = None,
     halt: options.Halt = None,
+    force: options.Force = False,
     timeout: Annotated[
         float | None, typer.Option(metavar="S", min=0, help="End with status 5 after so many seconds.")
     ] = None,
@@ -81,7 +82,8 @@ def run(
         )
     arguments = list(verb.tail(context))
     try:
-        status = _run(script, _session(guest, name, halt, settle=bisect), arguments, timeout)
+        opening = _session(guest, name, halt, force=force, settle=bisect)
+        status = _run(script, opening, arguments, timeout)
     except CANNOT_JUDGE as error:
         if not bisect:
             raise
@@ -102,7 +104,7 @@ CANNOT_JUDGE = (HostError, MismatchError, LaunchError, NeverBootedError)
 
 @contextlib.contextmanager
 def _session(
-    guest: str | None, name: str | None, halt: bool | None, *, settle: bool
+    guest: str | None, name: str | None, halt: bool | None, *, force: bool, settle: bool
 ) -> Iterator[DebugSession]:
     """Give the session that the script works on.
 
@@ -110,15 +112,18 @@ def _session(
         guest: Started for the script, unless there is a `name`.
         name: A running VM.
         halt: Whether to stop at the reset vector; None leaves it to vmdebug.toml.
+        force: Whether to go on with symbols that are not the kernel's.
         settle: Wait for the guest's shell, where the guest was not to be halted.
     """
     from vmdebug import session as sessions
 
     if name is not None:
-        with sessions.attach(name) as attached:
+        with sessions.attach(name, force=force) as attached:
             yield attached
         return
-    said = {} if halt is None else {"halt": halt}
+    said = {"force": True} if force else {}
+    if halt is not None:
+        said["halt"] = halt
     with render.progress() as report:
         started = sessions.start(guest, report=report, **said)
     with started:
@@ -185,6 +190,9 @@ def _run(
                 main(session)
         except Exception as error:  # noqa: BLE001 - whatever a script raises is shown
             return _failed(script, error)
+        finally:
+            for note in session.notes:
+                render.tell(f"note: {note}")
     return 0
 
 

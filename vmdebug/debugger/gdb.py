@@ -43,11 +43,6 @@ class Gdb(Planting):
     Made by `start`.
     """
 
-    def __init__(self, transport: Transport, state: RunState) -> None:
-        super().__init__(transport, state)
-        self.notes: list[str] = []
-        """What can be done without: the kernel's scripts do not work, the symbols are of another build."""
-
     @classmethod
     def start(
         cls,
@@ -143,7 +138,26 @@ class Gdb(Planting):
             hint = "QEMU serves one GDB at a time: is another one attached?"
             raise DeadlineError(error.message, hint=hint, detail=error.detail) from error
         state.need("connect", State.STOPPED)
-        return self._taken_stop()
+        where = self._taken_stop()
+        if wanted is not None:
+            self._modules = wanted.kernel.modules
+        if self._modules is not None and self._identity is not None and not self._identity.open:
+            self.load_modules()
+        return where
+
+    def reload(self, vmlinux: Path, *, deadline: Deadline) -> None:
+        """Load a kernel's symbols in the place of those there are, between two guests; breakpoints follow.
+
+        Args:
+            vmlinux: The ELF file with symbols.
+            deadline: For loading them.
+
+        Raises:
+            StateError: a guest is connected.
+            UsageError: GDB cannot read it.
+        """
+        self._need("reload", State.UNCONNECTED, State.DETACHED, State.GONE)
+        self._load(vmlinux, deadline)
 
     def detach(self, *, timeout: float = STOP_SECONDS) -> None:
         """Let go of the guest: breakpoints come out, and it runs on.

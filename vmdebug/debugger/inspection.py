@@ -85,6 +85,21 @@ class Inspection:
             context = f" --thread {frame.thread.id} --frame {frame.level}"
         return Value(self._memory, self._memory.evaluate(expression, context), expression)
 
+    def per_cpu(self, variable: str, cpu: int) -> Value:
+        """Return a CPU's copy of a per-CPU variable; the kernel's `per_cpu(var, cpu)`.
+
+        Args:
+            variable: Its name, or a member of it: "runqueues", "runqueues.nr_running".
+            cpu: The CPU, as the kernel counts. A kernel without SMP has CPU 0 alone, and one copy.
+
+        Raises:
+            GdbError: there is no such variable, or no such CPU.
+            StateError: the guest runs.
+        """
+        self._need("per_cpu", *STANDING)
+        name = f"per_cpu({variable}, {cpu})"
+        return Value(self._memory, self._memory.per_cpu(variable, cpu), name)
+
     def console(self, command: str, *, timeout: float = COMMAND_SECONDS) -> str:
         """Have GDB carry out a command as a person types it; return what it printed.
 
@@ -147,6 +162,7 @@ class Inspection:
 
         Args:
             limit: How many frames a CPU at most.
+            modules: Directory with the kernel's modules, whose symbols are loaded; None goes without.
             timeout: Seconds.
 
         Raises:
@@ -163,7 +179,6 @@ class Inspection:
         Args:
             limit: How many lines at most, the last ones.
             timeout: Seconds.
-            modules: Directory with the kernel's modules, whose symbols are loaded; None goes without.
 
         Raises:
             StateError: the guest runs.

@@ -65,6 +65,34 @@ class Memory:
         except GdbError as error:
             raise refused.reworded(error, f"`{expression}` cannot be evaluated") from error
 
+    def per_cpu(self, variable: str, cpu: int) -> Snapshot:
+        """Return a CPU's copy of a per-CPU variable.
+
+        Args:
+            variable: Its name, or a member of it.
+            cpu: Number of the CPU.
+
+        Raises:
+            GdbError: there is no such variable, or no such CPU.
+        """
+        try:
+            return self._read("-vmd-per-cpu", f"{cpu} {mi.quote(variable)}")
+        except GdbError as error:
+            raise refused.reworded(error, f"`{variable}` of CPU {cpu} cannot be read") from error
+
+    def per_cpu_element(self, number: int, address: int, cpu: int) -> Snapshot:
+        """Return what a per-CPU pointer points to for a CPU.
+
+        Args:
+            number: Layout of the pointer.
+            address: What the pointer holds.
+            cpu: Number of the CPU.
+
+        Raises:
+            GdbError: it cannot be read, or there is no such CPU.
+        """
+        return self._read("-vmd-per-cpu-ptr", f"{number} {address} {cpu}")
+
     def element(self, number: int, address: int, index: int) -> Snapshot:
         """Return one of the things that a pointer points to, or that an array holds.
 

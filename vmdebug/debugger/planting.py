@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from vmdebug.debugger import breakpoints, panics, refused, trace
+from vmdebug.debugger import breakpoints, mi, panics, refused, trace
 from vmdebug.debugger.breakpoints import Breakpoint, Callback, Catch
 from vmdebug.debugger.control import Control
 from vmdebug.debugger.inspection import STANDING
-from vmdebug.debugger.runstate import State
-from vmdebug.debugger.stop import Thread
+from vmdebug.debugger.runstate import RunState, State
+from vmdebug.debugger.stop import Stop, Thread
+from vmdebug.debugger.transport import Transport
 from vmdebug.errors import GdbError
 
 
 class Planting(Control):
     """What a `gdb.Gdb` plants; a running guest is stopped for it and goes on."""
+
+    def __init__(self, transport: Transport, state: RunState) -> None:
+        super().__init__(transport, state)
+        self.notes: list[str] = []
+        """What can be done without: the kernel's scripts do not work, the symbols are of another build."""
+        self._starting = 0
+        self._modules: Path | None = None
 
     def breakpoint(
         self,
@@ -115,10 +127,30 @@ class Planting(Control):
                 raise
         return Catch(tuple(caught))
 
+    def load_modules(self, directory: str | os.PathLike[str] | None = None) -> None:
+        """Give GDB the symbols of the modules that are loaded by now; what has none is put into `notes`.
+
+        A breakpoint that is `pending` has a module's symbols loaded by itself, before its init function runs.
+
+        Args:
+            directory: Where their files are; None is where the guest's kernel has them, else beside vmlinux
+                and in /lib/modules.
+
+        Raises:
+            StateError: the guest runs.
+        """
+        self._need("load_modules", State.STOPPED)
+        place = directory or self._modules
+        where = "" if place is None else f" {shlex.quote(os.fspath(place))}"
+        for command in ("python import vmd_modules; vmd_modules.Modules()", f"vmd-modules{where}"):
+            said = self._ask(f"-interpreter-exec console {mi.quote(command)}").log
+            self.notes.extend(line for line in said.splitlines() if "no symbols" in line)
+
     def breakpoints(self) -> tuple[Breakpoint, ...]:
         """Return all breakpoints and watchpoints that GDB has, also those that its own commands have set."""
         body = self._ask("-break-list").payload["BreakpointTable"]["body"]
-        rows = (row for row in body if "." not in row["number"])  # a place of one that has several
+        # Not the places of one that has several, nor our own.
+        rows = (row for row in body if row["number"].isdigit() and int(row["number"]) != self._starting)
         return tuple(
             self._breakpoints.get(int(row["number"])) or breakpoints.listed(row, self) for row in rows
         )
@@ -215,12 +247,26 @@ class Planting(Control):
                 raise refused.planting(error, f"a breakpoint at {where}") from error
             made = breakpoints.made(answer.payload, where, self, callback=callback, reason=reason)
             self._breakpoints[made.number] = made
+            if "pending" in answer.payload.get("bkpt", {}) and not self._starting:
+                self._await_modules()
             if self._identity is not None:
                 never = self._identity.never_hit(self._payload, answer.payload.get("bkpt", {}), where)
                 if never is not None:
                     self.delete(made)
                     raise never
         return made
+
+    def _await_modules(self) -> None:
+        """Have each module's symbols loaded just before its init function runs; see kernel/module."""
+        with contextlib.suppress(GdbError):  # a kernel without modules
+            self._starting = -1
+            answer = self._ask(breakpoints.insert("do_init_module"))
+            made = breakpoints.made(answer.payload, "do_init_module", self, callback=self._module_starts)
+            self._breakpoints[made.number] = made
+            self._starting = made.number
+
+    def _module_starts(self, _where: Stop) -> None:
+        self.load_modules()
 
     def _tell(self, command: str) -> Mapping[str, Any]:
         try:

@@ -183,6 +183,21 @@ class Value:
         snapshot = self._memory.evaluate(f"({kind} *)({self.int():#x} - {offset})")
         return Value(self._memory, snapshot, f"container_of({self._expression}, {kind}, {member})")
 
+    def per_cpu_ptr(self, cpu: Number) -> Value:
+        """Return what a per-CPU pointer points to for one CPU, read now; the kernel's `per_cpu_ptr`.
+
+        Args:
+            cpu: The CPU, as the kernel counts.
+
+        Raises:
+            GdbError: it is no pointer, or there is no such CPU.
+        """
+        if not isinstance(self._plain, Pointer):
+            raise GdbError(f"`{self._expression}` is a {self.type}, not a pointer")
+        number = self._memory.layouts.plain(self._number)[0]
+        name = f"*per_cpu_ptr({self._expression}, {cpu})"
+        return Value(self._memory, self._memory.per_cpu_element(number, self.int(), cpu), name)
+
     def __getattr__(self, name: str) -> Value:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)

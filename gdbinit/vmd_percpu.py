@@ -1,0 +1,42 @@
+"""Per-CPU variables by CPU, refused for CPUs that the kernel does not have."""
+
+from __future__ import annotations
+
+import gdb
+import vmd_kernel
+
+MASK = (1 << 64) - 1
+
+
+def variable(cpu: int, name: str) -> gdb.Value:
+    """Return a CPU's copy of a per-CPU variable, or of a member of it.
+
+    Raises:
+        gdb.error: there is no such variable, or no such CPU.
+    """
+    _need(cpu)
+    return vmd_kernel.per_cpu(cpu, name)
+
+
+def address(pointer: int, cpu: int) -> int:
+    """Return where a per-CPU pointer, which the kernel has allocated, points for a CPU.
+
+    Raises:
+        gdb.error: there is no such CPU.
+    """
+    _need(cpu)
+    return (pointer + _offset(cpu)) & MASK
+
+
+def _offset(cpu: int) -> int:
+    if gdb.lookup_global_symbol("__per_cpu_offset") is None:
+        return 0  # a kernel without SMP has one copy, in place
+    return int(gdb.parse_and_eval(f"__per_cpu_offset[{cpu}]"))
+
+
+def _need(cpu: int) -> None:
+    count = 1
+    if gdb.lookup_global_symbol("nr_cpu_ids") is not None:
+        count = int(gdb.parse_and_eval("nr_cpu_ids"))
+    if not 0 <= cpu < count:
+        raise gdb.GdbError(f"the kernel has CPUs 0 to {count - 1}")

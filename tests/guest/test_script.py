@@ -1,0 +1,151 @@
+"""What scripts do with a session on a real kernel: modules, panics, callbacks, the data of each CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import vmd_ko
+
+from vmdebug import vm
+from vmdebug.deadline import Deadline
+from vmdebug.debugger import stop
+from vmdebug.debugger.stop import Stop
+from vmdebug.errors import GdbError, StateError
+from vmdebug.guest import LaunchSpec, OwnMachine
+from vmdebug.session import DebugSession
+from vmdebug.sources import cpio
+
+SECONDS = 120.0
+
+
+@pytest.fixture
+def session(builtin: LaunchSpec, tmp_path: Path) -> Iterator[DebugSession]:
+    """The builtin guest with three CPUs at its shell, /brd.ko and /lkdtm.ko in it."""
+    assert isinstance(builtin.machine, OwnMachine)
+    assert builtin.machine.initrd is not None
+    assert builtin.kernel.modules is not None
+    found = vmd_ko.index([builtin.kernel.modules])
+    files = [cpio.file(f"{name}.ko", found[name].read_bytes()) for name in ("brd", "lkdtm")]
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(builtin.machine.initrd.read_bytes() + cpio.archive(files))
+    machine = msgspec.structs.replace(builtin.machine, initrd=initrd)
+    spec = msgspec.structs.replace(builtin, machine=machine, cpus=3)
+    with (
+        vm.launch(spec, bound=True, deadline=Deadline.after(SECONDS)) as started,
+        DebugSession(started, owned=False) as opened,
+    ):
+        opened.console.wait_ready(Deadline.after(SECONDS))
+        yield opened
+
+
+def test_a_module_that_exec_loads_stops_in_its_init(session: DebugSession) -> None:
+    gdb = session.gdb
+    init = gdb.breakpoint("brd_init", pending=True)
+    gdb.cont(wait=False)
+    with pytest.raises(StateError, match="the guest has stopped: breakpoint-hit in brd_init at ") as raised:
+        session.exec("insmod /brd.ko", timeout=SECONDS)
+    assert "gdb.wait_stop() returns that stop" in raised.value.hint
+    where = gdb.wait_stop(timeout=SECONDS)
+    assert where.breakpoint == init
+    assert (where.frame.function, Path(where.frame.file).name) == ("brd_init", "brd.c")
+    assert where.frame.line > 0
+    assert where.frame.evaluate("rd_nr").int() > 0
+    caller = where.backtrace()[1]
+    assert caller.function == "do_one_initcall"
+    assert caller.arg("fn").int() == gdb.value("brd_init").int()
+    assert gdb.breakpoints() == (init,)
+    gdb.cont(wait=False)
+    assert session.exec("grep -c brd /proc/modules", timeout=SECONDS).stdout == "1\n"
+
+
+def test_a_command_goes_on_over_stops_and_its_result_comes(session: DebugSession) -> None:
+    gdb = session.gdb
+    gdb.breakpoint("do_sys_openat2", when='$_streq(filename, "/etc/nosuch")')
+    gdb.cont(wait=False)
+    job = session.exec("cat /etc/nosuch; echo after", wait=False)
+    assert gdb.wait_stop(timeout=SECONDS).frame.arg("filename").string() == "/etc/nosuch"
+    with pytest.raises(StateError, match="GDB holds it stopped"):
+        session.exec("true")
+    gdb.cont(wait=False)
+    assert job.result(timeout=SECONDS).stdout == "after\n"
+    assert session.exec("echo next", timeout=SECONDS).stdout == "next\n"
+
+
+def test_callbacks_are_called_while_exec_waits(session: DebugSession) -> None:
+    gdb = session.gdb
+    seen: list[str] = []
+
+    def opened(where: Stop) -> None:
+        seen.append(where.frame.arg("filename").string())
+
+    with gdb.breakpoint("do_sys_openat2", when='$_streq(filename, "/etc/nosuch")', callback=opened):
+        gdb.cont(wait=False)
+        done = session.exec("for i in 1 2 3; do cat /etc/nosuch; done", timeout=SECONDS)
+        assert done.status == 1
+    assert seen == ["/etc/nosuch"] * 3
+    assert not gdb.stopped
+
+
+def test_warn_oops_and_panic_are_caught_before_the_kernel_says_a_word(session: DebugSession) -> None:
+    gdb = session.gdb
+    gdb.catch_panic(warn=True)
+    gdb.cont(wait=False)
+    session.exec("insmod /lkdtm.ko cpoint_name=DIRECT cpoint_type=WARNING", wait=False)
+    where = gdb.wait_stop(timeout=SECONDS)
+    assert where.reason == stop.WARNING
+    assert Path(where.frame.arg("file").string()).name == "bugs.c"
+    gdb.cont(wait=False)
+    session.exec("rmmod lkdtm; insmod /lkdtm.ko cpoint_name=DIRECT cpoint_type=EXCEPTION", wait=False)
+    where = gdb.wait_stop(timeout=SECONDS)
+    assert where.reason == stop.OOPS
+    assert "page_fault_oops" in [frame.function for frame in where.backtrace()]
+    gdb.cont(wait=False)
+    session.console.sendline("echo c > /proc/sysrq-trigger")
+    where = gdb.wait_stop(timeout=SECONDS)
+    assert where.reason == stop.PANIC
+    assert where.frame.arg("fmt").string() == "sysrq triggered crash\n"
+    assert "write_sysrq_trigger" in [frame.function for frame in where.backtrace()]
+
+
+def test_each_cpu_has_its_own(session: DebugSession) -> None:
+    gdb = session.gdb
+    assert [thread.cpu for thread in gdb.threads()] == [0, 1, 2]
+    for cpu in range(3):
+        queue = gdb.per_cpu("runqueues", cpu)
+        assert queue.type == "struct rq"
+        assert queue.cpu.int() == cpu
+        assert gdb.per_cpu("runqueues.cpu", cpu).int() == cpu
+        assert queue.idle.comm.string() == f"swapper/{cpu}"
+        assert gdb.per_cpu("current_task", cpu).pid.int() >= 0
+        assert gdb.backtrace(gdb.threads()[cpu])
+    slab = gdb.value("kmalloc_caches[0][6]").cpu_slab  # percpu memory that the kernel has allocated
+    places = [slab.per_cpu_ptr(cpu).address or 0 for cpu in range(3)]
+    offsets = [gdb.value(f"__per_cpu_offset[{cpu}]").int() for cpu in range(3)]
+    assert [(place - offset) % 2**64 for place, offset in zip(places, offsets, strict=True)] == [
+        slab.int()
+    ] * 3
+    with pytest.raises(GdbError, match="`runqueues` of CPU 3 cannot be read: the kernel has CPUs 0 to 2"):
+        gdb.per_cpu("runqueues", 3)
+
+
+def test_breakpoints_see_each_cpu_and_one_alone(session: DebugSession) -> None:
+    gdb = session.gdb
+    gdb.breakpoint("do_sys_openat2", when='$_streq(filename, "/etc/nosuch")')
+    gdb.cont(wait=False)
+    for cpu in range(3):
+        job = session.exec(f"taskset {1 << cpu:x} cat /etc/nosuch", wait=False)
+        where = gdb.wait_stop(timeout=SECONDS)
+        assert where.thread.cpu == cpu
+        assert gdb.per_cpu("current_task", cpu).comm.string() == "cat"
+        gdb.cont(wait=False)
+        job.result(timeout=SECONDS)
+    gdb.delete_all()
+    assert not gdb.stopped
+    gdb.breakpoint("do_sys_openat2", when='$_streq(filename, "/etc/nosuch")', thread=3)
+    job = session.exec("for cpu in 1 2 4; do taskset $cpu cat /etc/nosuch; done", wait=False)
+    assert gdb.wait_stop(timeout=SECONDS).thread.cpu == 2
+    gdb.cont(wait=False)
+    job.result(timeout=SECONDS)
