@@ -16,13 +16,15 @@ from typing import Any, Literal, Self, overload
 
 import msgspec
 
-from vmdebug import config, sources, vm
+from vmdebug import config, restarting, sources, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import attach as attaching
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.identity import Wanted
+from vmdebug.debugger.runstate import State
 from vmdebug.errors import StateError
 from vmdebug.progress import Report, silent
+from vmdebug.sources import treebuild
 from vmdebug.vm import command as commands
 from vmdebug.vm.command import ExecResult, Job
 from vmdebug.vm.console import Console
@@ -209,6 +211,64 @@ class DebugSession:
         So no breakpoint of GDB's lies in the memory that is saved or loaded, and only GDB resumes the guest.
         """
         return contextlib.nullcontext() if self._gdb is None else self._gdb.held()
+
+    def restart(
+        self,
+        *,
+        build: bool = False,
+        jobs: int | None = None,
+        report: Report = silent,
+        timeout: float = LAUNCH_SECONDS,
+    ) -> None:
+        """Start the VM anew, by its name and with its options, its kernel being looked at once more.
+
+        An attached GDB stays: it loads the symbols anew, has its breakpoints set again by their names and
+        lines, and finds the guest at the reset vector. `Breakpoint.address` of one set before is then as it
+        was. Until the guest is resolved, and built, the VM runs on.
+
+        Args:
+            build: Whether to run make in the kernel's tree first.
+            jobs: With `build`: compilers at once; None starts one a CPU.
+            report: Told about long steps.
+            timeout: Seconds until QEMU has to answer.
+
+        Raises:
+            StateError: the VM is another process's, or GDB is one that a person shares.
+            UsageError: with `build`, the guest's kernel is not built in a tree.
+            BuildError: make failed.
+            LaunchError: QEMU did not start; the VM is gone.
+        """
+        options = restarting.asked(self.vm)
+        deadline = Deadline.after(BUILD_SECONDS)
+        if build:
+            tree = treebuild.tree_of(options)
+            treebuild.build(tree, jobs=jobs, report=report, deadline=deadline)
+        gdb = self._gdb
+        spec = restarting.resolve(
+            self.vm, halt=None if gdb is None else True, report=report, deadline=deadline
+        )
+        if self._console is not None:
+            self._console.__exit__(None, None, None)
+            self._console = None
+        if gdb is not None and gdb.state in (State.STOPPED, State.RUNNING):
+            gdb.detach()
+        self.vm = restarting.replace(self.vm, spec, report=report, launch_seconds=timeout)
+        if gdb is not None:
+            self._take_up(gdb)
+
+    def _take_up(self, gdb: Gdb) -> None:
+        """Connect the GDB that was attached before to the VM that was started anew."""
+        deadline = Deadline.after(ATTACH_SECONDS)
+        # The lock of the old VM has gone with its directory, and is let go of with the rest.
+        self._resources.enter_context(attaching.exclusive(self.vm.rundir.attach_lock))
+        state = self.vm.state
+        kernel = state.spec.kernel
+        wanted = None
+        if kernel.vmlinux is not None:
+            gdb.reload(kernel.vmlinux, deadline=deadline)
+            kaslr = "nokaslr" not in state.spec.parameters
+            wanted = Wanted(kernel=kernel, accel=state.accel, kaslr=kaslr, force=self._force)
+        gdb.connect(state.gdb, deadline=deadline, interrupter=self.vm.pause, wanted=wanted)
 
     def _needs_running(self, call: str) -> None:
         if self._gdb is not None:

@@ -100,6 +100,8 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._open is None:
+            return  # a session's restart has closed it
         self.note(EXEC if self.interrupted or self.running is not None else "")
         self.running = None
         self._open = None
