@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from vmdebug.arch import X86_64
+from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
+from vmdebug.vm import freezing, template
+from vmdebug.vm.accel import Choice
+from vmdebug.vm.features import Features
+from vmdebug.vm.planning import Means
+
+SPEC = LaunchSpec(
+    name="vm", guest="a test", machine=OwnMachine(), kernel=Kernel(image=Path("/bzImage"), origin="a test")
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"qemu_args": ("-device", "virtio-balloon-pci")}, ""),
+        ({"machine": OwnMachine(disk=Path("/d"))}, "the disk /d has one writer at a time"),
+        ({"machine": RunnerMachine(script=Path("/r"), system_name="n")}, "a runner's guest has a disk"),
+        ({"qemu_args": ("-drive", "file=x")}, "QEMU's argument -drive gives it a disk"),
+        ({"qemu_args": ("-m", "4G")}, "QEMU's argument -m says where its memory is"),
+    ],
+)
+def test_what_cannot_be_frozen_is_named(changes: dict[str, object], reason: str) -> None:
+    found = freezing.unable(msgspec.structs.replace(SPEC, **changes))
+    assert found.startswith(reason)
+    assert bool(found) == bool(reason)
+
+
+@pytest.fixture
+def means(tmp_path: Path) -> Means:
+    qemu = tmp_path / "qemu"
+    qemu.write_text("a QEMU")
+    return Means(qemu=qemu, arch=X86_64, choice=Choice("tcg", "asked for"), features=Features())
+
+
+def test_a_template_is_told_by_all_that_makes_the_guest(means: Means, tmp_path: Path) -> None:
+    image = tmp_path / "bzImage"
+    image.write_bytes(b"one kernel")
+    spec = msgspec.structs.replace(SPEC, kernel=Kernel(image=image, origin="a test"))
+    key = template.key(spec, means, None)
+    for same in ({"name": "other"}, {"halt": True}, {"notes": ("a note",)}, {"guest": "by another name"}):
+        assert template.key(msgspec.structs.replace(spec, **same), means, None) == key
+    for other in ({"memory": 64}, {"parameters": ("quiet",)}, {"cpus": 2}, {"qemu_args": ("-s",)}):
+        assert template.key(msgspec.structs.replace(spec, **other), means, None) != key
+    assert template.key(spec, means, tmp_path) != key
+    image.write_bytes(b"another one")
+    assert template.key(spec, means, None) != key
+    image.write_bytes(b"one kernel")
+    assert template.key(spec, means, None) == key
+    means.qemu.write_text("a newer QEMU")
+    assert template.key(spec, means, None) != key
