@@ -8,7 +8,7 @@ let
     "nixos-boot"
     "debug"
     "gdb"
-    "kgdb"
+    ./kgdb.config
   ];
 in
 {

@@ -1,5 +1,5 @@
 # A machine that is debugged over its serial line: `vmdebug attach --kgdb DEVICE --guest GUEST` at the other end.
-# The kernel wants the fragment kgdb: KGDB, KGDB_SERIAL_CONSOLE, MAGIC_SYSRQ_SERIAL.
+# The kernel wants what is in ../kgdb.config.
 { config, lib, ... }:
 let
   cfg = config.vmdebug.kgdb;

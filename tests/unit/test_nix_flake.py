@@ -179,7 +179,9 @@ THEIRS = """\
       ];
     }};
     packages.x86_64-linux = vmdebug.lib.packagesFor self.nixosConfigurations;
-    nixosConfigurations.untouched = nixpkgs.lib.nixosSystem {{ modules = [ {{ system.stateVersion = "25.05"; }} ]; }};
+    nixosConfigurations.untouched = nixpkgs.lib.nixosSystem {{
+      modules = [ {{ system.stateVersion = "25.05"; }} ];
+    }};
     debuggable = vmdebug.lib.debuggable self.nixosConfigurations.untouched;
   }};
 }}
@@ -226,8 +228,11 @@ def test_a_system_is_made_debuggable_without_touching_it(flake: OurFlake, tmp_pa
             "vmdebug.kernel.name is mine; there are: nixos",
         ),
         (
-            '{ imports = [ vmdebug.nixosModules.kernel ]; vmdebug.kernel.name = "mine";'
-            ' vmdebug.kernels.mine = { src = vmdebug.inputs.kernel-src; fragments = [ "debgu" ]; }; }',
+            """{
+              imports = [ vmdebug.nixosModules.kernel ];
+              vmdebug.kernel.name = "mine";
+              vmdebug.kernels.mine = { src = vmdebug.inputs.kernel-src; fragments = [ "debgu" ]; };
+            }""",
             "there is no fragment debgu; those of kconfigs/: base, ",
         ),
     ],

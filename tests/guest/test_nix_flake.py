@@ -1,0 +1,141 @@
+"""Our flake with a real kernel: what it builds, built by the real nix on the stand-in for nixpkgs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.ourflake import OurFlake, with_kernel
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import BuildError
+from vmdebug.guest import Kernel
+from vmdebug.process import Completed
+from vmdebug.sources.kerneldev import why_unusable
+
+SECONDS = 240.0
+
+
+@pytest.fixture(scope="module")
+def flake(kernel: Kernel, initrd: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OurFlake]:
+    ours = with_kernel(kernel, initrd, tmp_path_factory.mktemp("ourflake"))
+    yield ours
+    ours.remove()
+
+
+def vmdebug(flake: OurFlake, *words: str) -> Completed:
+    argv = [sys.executable, "-m", "vmdebug.cli", *words]
+    return process.run(argv, env={**os.environ, **flake.env}, deadline=Deadline.after(SECONDS))
+
+
+def expression(flake: OurFlake, text: str, *, check: bool = True) -> Completed:
+    """Build an expression that has the stand-in's packages as `pkgs` and our functions as `ours`."""
+    bound = f"""
+      let
+        pkgs = import {flake.inputs["nixpkgs"]}/pkgs.nix {{
+          lib = import {flake.inputs["nixpkgs"]}/lib;
+          host = {flake.inputs["nixpkgs/host"]};
+          system = "x86_64-linux";
+        }};
+        ours = "{flake.directory}/flake/nix";
+      in {text}
+    """
+    return flake.nix("build --no-link --json -L --impure --expr", bound, check=check)
+
+
+def test_the_gdb_scripts_of_a_kernel_are_made_of_its_source(flake: OurFlake) -> None:
+    made = flake.build("packages.x86_64-linux.gdb-scripts-nixos")
+    assert why_unusable(made) == ""
+    constants = (made / "scripts/gdb/linux/constants.py").read_text()
+    assert re.search(r"^LX_CONFIG_HIGH_RES_TIMERS = (1|True)$", constants, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("ended")
+def test_the_main_job_on_our_own_flake(flake: OurFlake, kernel: Kernel) -> None:
+    """What the README says, with the flake's own guest."""
+    vmdebug(flake, "start", f"{flake.url}#base-nixos", "--halt", "--accel", "tcg", *flake.nix_args)
+    (found,) = json.loads(vmdebug(flake, "status", "--json").stdout)
+    assert (found["status"], found["build_id"]) == ("halted", kernel.build_id)
+    line = Path(f"/proc/{found['pid']}/cmdline").read_text()
+    assert "-virtfs" not in line
+    stopped = vmdebug(flake, "attach", "--batch", "--until", "start_kernel", "-ex", "bt").stdout
+    assert "#0  start_kernel ()" in stopped
+    assert vmdebug(flake, "exec", "--", "cat", "/proc/cmdline").stdout.count(" loglevel=7 nokaslr init=") == 1
+
+
+@pytest.fixture
+def ended(flake: OurFlake) -> Iterator[None]:
+    """Whatever a test starts is ended."""
+    yield
+    vmdebug(flake, "stop", "--all", "--force")
+
+
+def test_a_guest_is_tested_in_a_builder(flake: OurFlake, runtime: Path) -> None:
+    """As on any builder that has the feature; here it is said to have it, and the guest takes TCG."""
+    features = {"NIX_CONFIG": f"{flake.env['NIX_CONFIG']}system-features = kvm\n"}
+    builder = OurFlake(flake.directory, flake.inputs, {**flake.env, **features})
+    said = builder.build("checks.x86_64-linux.boots-base-nixos").read_text()
+    assert said.startswith("breakpoint-hit at start_kernel")
+
+
+def test_a_configuration_has_what_its_fragments_ask_for(flake: OurFlake) -> None:
+    """Ours, on defconfig, with the kernel that is at hand."""
+    kernels = '(import (ours + "/kernels.nix") { inputs = { kernel-src = null; kernel-own = null; }; })'
+    made = expression(flake, _configured(f"{kernels}.upstream.fragments"))
+    config = Path(json.loads(made.stdout)[0]["outputs"]["out"]).read_text().splitlines()
+    wanted = {"EROFS_FS", "DEBUG_INFO_DWARF5", "GDB_SCRIPTS", "KGDB_SERIAL_CONSOLE", "VT_CONSOLE"}
+    assert {f"CONFIG_{option}=y" for option in wanted} <= set(config)
+
+
+def test_an_option_that_does_not_stick_fails_the_build_and_is_named(flake: OurFlake, tmp_path: Path) -> None:
+    impossible = tmp_path / "impossible.config"
+    impossible.write_text("CONFIG_GDB_SCRIPTS=y\nCONFIG_ARM_SMMU=y\n")
+    built = expression(flake, _configured(f"[ {impossible} ]"), check=False)
+    assert built.status != 0
+    assert "vmdebug: CONFIG_ARM_SMMU was asked to be y, and is n" in built.stderr
+
+
+def _configured(fragments: str) -> str:
+    return f"""
+      (import (ours + "/kernel") {{
+        inherit pkgs;
+        inherit (pkgs.linux) src;
+        version = "6.1.0";
+        fragments = {fragments};
+      }}).configfile
+    """
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_compiler_with_ccache_is_one_for_the_kernel_whether_there_is_a_cache_or_not(
+    flake: OurFlake, kernel: Kernel, tmp_path: Path, *, there: bool
+) -> None:
+    """Where nixpkgs' ccacheStdenv lacks its cache, Kconfig says "this assembler is not supported"."""
+    cache = tmp_path / "cache"
+    if there:
+        cache.mkdir()
+    made = expression(
+        flake, f'(import (ours + "/kernel/ccache.nix") {{ inherit pkgs; dir = "{cache}"; }}).compiler'
+    )
+    compiler = json.loads(made.stdout)[0]["outputs"]["out"]
+    assert kernel.vmlinux is not None
+    source = (kernel.vmlinux.parent / "source").resolve()
+    script = source / "scripts/as-version.sh"
+    assert process.run(["sh", script, compiler], deadline=Deadline.after(30)).stdout.startswith("GNU ")
+    (tmp_path / "probe.c").write_text("int probe;\n")
+    compiled = [compiler, "-c", tmp_path / "probe.c", "-o", tmp_path / "probe.o"]
+    process.run(compiled, deadline=Deadline.after(30))
+    assert any(cache.rglob("*")) is there
+
+
+def test_builders_without_a_cache_are_told_what_to_put_where(flake: OurFlake, tmp_path: Path) -> None:
+    check = f'(import (ours + "/kernel/ccache.nix") {{ inherit pkgs; dir = "{tmp_path}/none"; }}).check'
+    with pytest.raises(BuildError) as caught:
+        expression(flake, check)
+    assert f"extra-sandbox-paths = {tmp_path}/none" in caught.value.detail
