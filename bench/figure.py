@@ -21,9 +21,10 @@ class Figure:
         name: Key in latest.json.
         ours: What vmdebug takes, in `unit`.
         baseline: What the other way takes, in the same run, in `unit`.
-        goal: The ratio ours / baseline that is aimed at; at most this is met.
+        goal: The ratio ours / baseline that is aimed at.
         unit: Of both: "s", "ms".
         against: What the baseline is, for the table.
+        more: Whether more is better, as of a rate: then the ratio is to be at least the goal, else at most.
     """
 
     name: str
@@ -32,16 +33,17 @@ class Figure:
     goal: float
     unit: str
     against: str
+    more: bool = False
 
     @property
     def ratio(self) -> float:
-        """Ours over the baseline; less is better."""
+        """Ours over the baseline."""
         return self.ours / self.baseline
 
     @property
     def met(self) -> bool:
         """Whether the goal is reached."""
-        return self.ratio <= self.goal
+        return self.ratio >= self.goal if self.more else self.ratio <= self.goal
 
 
 def in_turn(

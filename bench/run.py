@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.figure import Figure
 
-BENCHMARKS = ("attach", "clone", "help", "mi", "start", "value")
+BENCHMARKS = ("attach", "clone", "help", "mi", "start", "suite", "trace", "value")
 OUT = Path(__file__).parent / "out" / "latest.json"
 
 
@@ -52,7 +52,7 @@ def _table(figures: list[Figure]) -> None:
             f"{each.baseline:.3g}",
             each.unit,
             f"{each.ratio:.3f}",
-            f"{each.goal:g}",
+            f"{'≥' if each.more else '≤'} {each.goal:g}",
             "yes" if each.met else "NO",
             each.against,
         )

@@ -28,6 +28,9 @@ STRING_LIMIT = 256
 DEPTH = 64
 """How many frames of a backtrace are noted."""
 
+_COMM = 16
+"""Bytes of a task's name: TASK_COMM_LEN of include/linux/sched.h."""
+
 _WORD = 2**64 - 1
 _NUMBERS = (gdb.TYPE_CODE_INT, gdb.TYPE_CODE_CHAR, gdb.TYPE_CODE_BOOL, gdb.TYPE_CODE_ENUM)
 _PATH = re.compile(r"[A-Za-z_]\w*(?:(?:->|\.)[A-Za-z_]\w*)*")
@@ -145,10 +148,13 @@ class Kernel:
             per_cpu = int(frame.read_register("gs_base"))
             pointer = inferior.read_memory((self._current + per_cpu) & _WORD, 8)
             task = int.from_bytes(bytes(pointer), "little")
-            pid = int.from_bytes(bytes(inferior.read_memory(task + self._pid, 4)), "little", signed=True)
-            comm = bytes(inferior.read_memory(task + self._comm, 16))
+            # Both in one read: a packet more costs more than the bytes between them.
+            start = min(self._pid, self._comm)
+            data = bytes(inferior.read_memory(task + start, abs(self._pid - self._comm) + _COMM))
         except (gdb.error, ValueError):
             return None
+        (pid,) = struct.unpack_from("<i", data, self._pid - start)
+        comm = data[self._comm - start :][:_COMM]
         return pid, comm.partition(b"\0")[0].decode(errors="replace")
 
     def clock(self, inferior: gdb.Inferior) -> float | None:

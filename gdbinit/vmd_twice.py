@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gdb
 
-_COMPARED = ("pc", "sp", "rax", "rdi", "rsi", "rdx", "rcx", "rbx")
+_COMPARED = ("pc", "sp", "rdi", "rsi", "rdx")
 """Enough to make a hit unsuspected; where there are no such registers more hits are looked at."""
 
 
