@@ -6,6 +6,7 @@ failure itself stays what is reported.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def collect(
     """Collect what can be told about a session's guest.
 
     GDB is attached for it if it isn't, which stops the guest. One that runs under GDB already is stopped for
-    the questions, and goes on.
+    the questions, and goes on. A guest that has panicked stays where it is: GDB leaves it without a word.
 
     Args:
         session: The session, its VM in any state, also ended.
@@ -198,6 +199,10 @@ def _ask_gdb(session: DebugSession, parts: _Parts) -> None:
     except VmdebugError as error:
         parts.sections.append(Section("stop", f"not to be had: {error}"))
     parts.sections.append(Section("GDB", exchanges))
+    # Detached from, a panicked guest would run on, into its reboot. A GDB that a person shares is theirs.
+    with contextlib.suppress(VmdebugError):
+        if type(gdb) is Gdb and session.status == "panicked":
+            gdb.console("disconnect")
 
 
 def _backtraces(gdb: Gdb, kernel: Kernel, seconds: float) -> str:

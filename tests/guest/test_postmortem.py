@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vmdebug
-from vmdebug import postmortem
+from vmdebug import cli, postmortem
 from vmdebug.deadline import Deadline
 from vmdebug.session import DebugSession
 from vmdebug.vm import panic
@@ -56,6 +56,8 @@ def test_a_panic_with_its_source_lines_each_cpu_and_a_vmcore(session: DebugSessi
     assert re.search(r"in sysrq_handle_crash .* at drivers/tty/sysrq\.c:\d+", found["backtraces"])
     assert "-target-select remote" in found["GDB"]
     assert (tmp_path / "vmcore").read_bytes()[:12] in (b"makedumpfile", b"KDUMP   \6\0\0\0")
+    session.gdb.close()
+    assert session.vm.qmp("query-status")["status"] == "guest-panicked"  # nothing has set it running
     assert b"OSRELEASE=" in (tmp_path / "vmcore").read_bytes()  # vmcoreinfo's note
 
 
@@ -74,6 +76,17 @@ def test_the_log_out_of_memory_is_what_dmesg_prints(session: DebugSession) -> No
     with session.gdb.held():
         assert session.gdb.dmesg(limit=10_000) == said.rstrip("\n")
         assert session.gdb.dmesg(limit=2).splitlines() == said.splitlines()[-2:]
+
+
+def test_dmesg_and_the_decoded_log_from_the_command_line(
+    session: DebugSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    provoked(session, "echo c >/proc/sysrq-trigger")
+    assert cli.status_of(["dmesg", "-n", "1000"]) == 0
+    assert "Kernel panic - not syncing: sysrq triggered crash" in capsys.readouterr().out
+    assert session.vm.qmp("query-status")["status"] == "guest-panicked"
+    assert cli.status_of(["log", "--decode"]) == 0
+    assert re.search(r"panic\+\S+ \(kernel/panic\.c:\d+\)", capsys.readouterr().out)
 
 
 def test_where_in_a_module_a_cpu_hangs(session: DebugSession) -> None:

@@ -18,6 +18,7 @@ VERBS = {
     "stop": "End VMs and leave nothing behind.",
     "restart": "Start a VM anew under its name, with the options that it was started with.",
     "log": "Print a VM's serial log.",
+    "dmesg": "Print the kernel's log, read out of guest memory.",
     "console": "Talk to a VM's serial line; Ctrl-] leaves.",
     "exec": "Run a command in a guest's shell.",
     "trace": "Print what kernel functions are called with, while the guest runs.",

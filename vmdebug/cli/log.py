@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vmdebug import process
 from vmdebug.cli import render, verb
+from vmdebug.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmdebug.guest import Kernel
+
+DECODE_SECONDS = 60.0
+"""How long finding source lines may take: half a second for a kernel of 80 MB, more for a distribution's."""
 
 app = verb.new_app()
 
 
 @app.command(
     cls=verb.Command,
-    epilog=verb.examples("vmdebug log", "vmdebug log base-nixos -f", "vmdebug log | grep -i warn"),
+    epilog=verb.examples("vmdebug log", "vmdebug log base-nixos -f", "vmdebug log --decode | tail -40"),
 )
 def log(
     name: verb.VmName = None,
@@ -26,6 +33,9 @@ def log(
         bool,
         typer.Option("--raw", help="Every byte, what `exec` and the guest's shell say to each other too."),
     ] = False,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Put source lines behind the addresses of oopses and warnings.")
+    ] = False,
 ) -> None:
     """Print a VM's serial log."""
     from vmdebug import vm
@@ -33,8 +43,24 @@ def log(
 
     machine = vm.find(name)
     path = machine.rundir.console_log
+    if follow and decode:
+        raise UsageError("--decode needs the whole log", hint="leave out --follow")
     if follow:
         # tail(1) waits by inotify for more, and by --pid for QEMU's end.
         process.replace(["tail", "-n", "+1", f"--pid={machine.state.pid}", "-f", path])
     said = path.read_bytes()
-    render.put_bytes(said if raw else framing.readable(said))
+    said = said if raw else framing.readable(said)
+    render.put_bytes(_decoded(said, machine.state.spec.kernel) if decode else said)
+
+
+def _decoded(said: bytes, kernel: Kernel) -> bytes:
+    from vmdebug.deadline import Deadline
+    from vmdebug.debugger import decode
+
+    if kernel.vmlinux is None:
+        raise UsageError(
+            "there is no vmlinux to decode by", hint="start the VM with its kernel's: --vmlinux FILE"
+        )
+    text = said.decode(errors="surrogateescape")
+    decoded = decode.decode(text, kernel, Deadline.after(DECODE_SECONDS))
+    return decoded.encode(errors="surrogateescape")

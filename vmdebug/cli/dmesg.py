@@ -1,0 +1,45 @@
+"""`vmdebug dmesg`: the kernel's log out of guest memory."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vmdebug.cli import render, verb
+from vmdebug.errors import StateError
+
+app = verb.new_app()
+
+
+@app.command(
+    cls=verb.Command,
+    epilog=verb.examples("vmdebug dmesg", "vmdebug dmesg base-nixos -n 40"),
+)
+def dmesg(
+    name: verb.VmName = None,
+    *,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", metavar="N", min=1, help="How many lines, the last ones.")
+    ] = 100_000,
+) -> None:
+    """Print the kernel's log, read out of guest memory.
+
+    It works when the console and the whole guest are dead, and before the console is up. GDB is
+    attached for it; the guest stands still meanwhile, and then is as it was.
+    """
+    from vmdebug import session
+
+    with session.attach(name) as attached:
+        was = attached.status
+        if was == "halted":
+            raise StateError(
+                f"{attached.name} is halted at the reset vector: there is no kernel yet, and no log",
+                hint=f"let it boot: vmdebug attach {attached.name} --batch",
+            )
+        with attached.gdb.held():
+            text = attached.gdb.dmesg(limit=lines)
+        if was != "running":
+            # Detached from, it would run on; a guest that has panicked would reboot, and QEMU end.
+            attached.gdb.console("disconnect")
+    render.put(text)
