@@ -46,6 +46,11 @@ class Connect(gdb.Command):
             vmd_kgdb.select_running()
         if vmd_guest.has_vmlinux():
             _settle()
+        if vmd_kgdb.stuck_later():
+            vmd_batch.say(
+                "kgdb: the machine still boots, and a breakpoint that is set now will never go out of its"
+                " kernel\nboot it with rodata=off, or come into kgdb once it is up"
+            )
         if vmd_kgdb.on():
             gdb.execute("frame")
 

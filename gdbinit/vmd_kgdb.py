@@ -42,6 +42,21 @@ def select_running() -> None:
     gdb.execute("maint flush register-cache", to_string=True)
 
 
+def stuck_later() -> bool:
+    """Whether a software breakpoint that is set now could not be taken out later.
+
+    A kernel that boots has not write-protected its text yet. kgdb writes a breakpoint there as into any
+    memory, and takes it out in the same way, which fails from mark_rodata_ro() on: the machine then hits it
+    for ever. See kgdb_arch_set_breakpoint() of arch/x86/kernel/kgdb.c.
+    """
+    if not on():
+        return False
+    try:
+        return bool(gdb.parse_and_eval("rodata_enabled && system_state < SYSTEM_RUNNING"))
+    except gdb.error:
+        return False
+
+
 def cpus() -> list[gdb.InferiorThread]:
     """Return the stub's threads that stand for CPUs, in the order of CPUs."""
     return [thread for _, thread in sorted(_shadows().items())]

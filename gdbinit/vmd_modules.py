@@ -13,6 +13,7 @@ from pathlib import Path
 import gdb
 import vmd_batch
 import vmd_guest
+import vmd_kgdb
 import vmd_ko
 import vmd_modlist
 
@@ -154,7 +155,11 @@ class Watch:
 
     def plant(self) -> None:
         """Plant the breakpoint as soon as it can be: under KVM not before the kernel is mapped."""
-        if self.wanted and (vmd_guest.accel() == "tcg" or vmd_guest.kernel_runs()):
+        if (
+            self.wanted
+            and not vmd_kgdb.stuck_later()
+            and (vmd_guest.accel() == "tcg" or vmd_guest.kernel_runs())
+        ):
             self.wanted = False
             gdb.decode_line(STARTING)  # GDB would let a breakpoint wait for a function that is nowhere
             self.starting = Starting()
