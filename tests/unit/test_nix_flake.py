@@ -158,7 +158,7 @@ def test_its_image_and_what_it_switches_to_later_mount_the_same(flake: OurFlake)
     assert own == {"/": "/dev/disk/by-label/nixos", "/boot": "/dev/disk/by-label/ESP"}
 
 
-# --- somebody else's flake -------------------------------------------------------------------------------------------
+# --- somebody else's flake ---
 
 THEIRS = """\
 {{
