@@ -67,6 +67,8 @@ class Vm:
         self._guardian = guardian
         self._ended = ended
         self._events: Qmp | None = None
+        self.at_prompt = False
+        """Whether a shell has answered on the console, nobody had it since: it need not be asked anew."""
 
     def __enter__(self) -> Self:
         return self
@@ -219,7 +221,9 @@ class Vm:
         """Return the serial line's client, to be entered by `with`."""
         from vmdebug.vm.console import Console  # noqa: PLC0415 - so that pexpect is imported where it is used
 
-        return Console(self.rundir.console, self.rundir.console_lock, self.rundir.console_log)
+        console = Console(self.rundir.console, self.rundir.console_lock, self.rundir.console_log)
+        console.ready, self.at_prompt = self.at_prompt, False
+        return console
 
     def snapshot(self, tag: str, *, deadline: Deadline | None = None) -> None:
         """Take a snapshot; a running guest runs on after it, a stopped one stays stopped.

@@ -33,3 +33,4 @@ def come(vm: Vm, *, copy: bool, deadline: Deadline) -> None:
     before = f"echo {secrets.token_hex(SEED_BYTES)} >/dev/urandom" if copy else ""
     with vm.console() as console:
         console.wait_ready(deadline, before=before)
+    vm.at_prompt = True
