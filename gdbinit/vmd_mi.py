@@ -15,6 +15,7 @@ import gdb
 import vmd_bt_all
 import vmd_dmesg
 import vmd_early
+import vmd_exceptions
 import vmd_guest
 import vmd_hit
 import vmd_identity
@@ -108,3 +109,5 @@ COMMANDS = (
     Command("-vmd-trace-take", vmd_trace.take),
     Command("-vmd-trace-end", vmd_trace.end),
 )
+
+vmd_exceptions.register()

@@ -101,7 +101,15 @@ def test_warn_oops_and_panic_are_caught_before_the_kernel_says_a_word(session: D
     session.exec("rmmod lkdtm; insmod /lkdtm.ko cpoint_name=DIRECT cpoint_type=EXCEPTION", wait=False)
     where = gdb.wait_stop(timeout=SECONDS)
     assert where.reason == stop.OOPS
-    assert "page_fault_oops" in [frame.function for frame in where.backtrace()]
+    gdb.load_modules()
+    frames = where.backtrace()
+    names = [frame.function for frame in frames]
+    entry = names.index("asm_exc_page_fault")
+    assert "page_fault_oops" in names[:entry]
+    assert names[entry + 1] == "lkdtm_EXCEPTION"  # who did it, behind the exception
+    assert Path(frames[entry + 1].file).name == "bugs.c"
+    assert "do_init_module" in names[entry:]
+    assert names[-1].startswith("entry_SYSCALL_64")
     gdb.cont(wait=False)
     session.console.sendline("echo c > /proc/sysrq-trigger")
     where = gdb.wait_stop(timeout=SECONDS)

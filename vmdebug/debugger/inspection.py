@@ -153,7 +153,10 @@ class Inspection:
         of = thread or self._selected_thread()
         window = "" if limit is None else f" 0 {limit - 1}"
         answer = self._ask(f"-stack-list-frames --thread {of.id}{window}")
-        return Backtrace(self._frame(entry, of) for entry in answer.payload["stack"])
+        frames = [self._frame(entry, of) for entry in answer.payload["stack"]]
+        if len(frames) > 1 and not frames[-1].pc:
+            del frames[-1]  # where the kernel's stack ends; see `gdbinit/vmd_exceptions.py`
+        return Backtrace(frames)
 
     def backtraces(
         self, *, limit: int = 64, modules: Path | None = None, timeout: float = COMMAND_SECONDS
