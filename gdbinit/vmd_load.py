@@ -7,6 +7,7 @@ import vmd_batch
 import vmd_bt_all
 import vmd_connect
 import vmd_dmesg
+import vmd_exceptions
 import vmd_modules
 import vmd_reconnect
 import vmd_scripts
@@ -51,5 +52,6 @@ def load() -> None:
     Vmd()
     for command in COMMANDS:
         command()
+    vmd_exceptions.register()
     vmd_task.register()
     vmd_modules.register()
