@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError
 from vmdebug.vm.growth import Growth
@@ -16,6 +19,7 @@ QUIET_SECONDS = 0.25
 """After so long without a further line a splat is taken for whole: one that panics is stopped on the way."""
 
 _CHUNK = 1 << 16
+_TAIL = 4096
 
 
 class Watcher:
@@ -76,10 +80,15 @@ class Watcher:
         """Return new trouble as soon as there is some.
 
         Raises:
-            DeadlineError: there was none.
+            DeadlineError: there was none; the detail has the log's end.
         """
+        stream, growth = self._opened
         while not (new := self.poll()):
-            self._opened[1].wait(deadline.left(f"kernel trouble in {self.log}"))
+            if deadline.passed:
+                end = os.pread(stream.fileno(), _TAIL, max(0, stream.tell() - _TAIL))
+                detail = process.tail(end.decode(errors="replace"))
+                raise deadline.error(f"kernel trouble in {self.log}", detail=detail)
+            growth.wait(max(0.0, deadline.at - time.monotonic()))
         return new
 
     def settle(self, deadline: Deadline) -> tuple[Trouble, ...]:
