@@ -143,8 +143,10 @@ def _connected(line: Line) -> int:
             host, _, port = line.endpoint.rpartition(":")
             connection = socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS)
         else:
-            connection = socket.socket(socket.AF_UNIX)
-            connection.connect(line.endpoint)
+            with contextlib.ExitStack() as undo:
+                connection = undo.enter_context(socket.socket(socket.AF_UNIX))
+                connection.connect(line.endpoint)
+                undo.pop_all()
     except OSError as error:
         raise HostError(
             f"cannot connect to {line.endpoint}: {error.strerror or error}",
