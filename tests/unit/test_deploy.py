@@ -1,0 +1,141 @@
+"""Deploying: the exact command lines, and what a host's refusal means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmdebug.errors import BuildError, HostError, UsageError, VmdebugError
+from vmdebug.guest import Guest, Kernel
+from vmdebug.process import Completed
+from vmdebug.sources import deploy, deployed
+from vmdebug.sources.deployed import Deployed
+from vmdebug.sources.flake import Target
+
+BOX = "brendan@192.168.2.3"
+SYSTEM = ("nixosConfigurations", "aethelred-base", "config", "system", "build", "toplevel")
+TARGET = Target("…", "/src/flake", SYSTEM, "aethelred-base", ("--impure",))
+SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", BOX, "--"]
+
+
+class TestWhatCanBeDeployed:
+    @pytest.mark.parametrize("attribute", ["aethelred-base", "nixosConfigurations.aethelred-base"])
+    def test_a_system_of_a_flake(self, attribute: str) -> None:
+        guest = Guest(kind="flake", words="…", location="/src/flake", attribute=attribute)
+        assert deploy.target_of(guest, ("--impure",)) == TARGET
+
+    def test_no_other_guest(self) -> None:
+        with pytest.raises(UsageError, match="builtin is no NixOS system of a flake"):
+            deploy.target_of(Guest(kind="builtin", words="builtin"))
+
+    def test_no_package(self) -> None:
+        guest = Guest(kind="flake", words=".#packages.x.vm", location="/f", attribute="packages.x.vm")
+        with pytest.raises(UsageError, match="not one of its flake's nixosConfigurations"):
+            deploy.target_of(guest)
+
+    @pytest.mark.parametrize("words", ["", "-oProxyCommand=evil", "a host"])
+    def test_no_host_that_ssh_takes_for_something_else(self, words: str) -> None:
+        with pytest.raises(UsageError, match="is no host"):
+            deploy.host_of(words)
+
+
+class TestCommandLines:
+    def test_of_nixos_rebuild(self) -> None:
+        argv = deploy.rebuild("nixos-rebuild", "switch", TARGET, host=BOX, sudo="--sudo", more=("-L",))
+        assert argv == [
+            *("nixos-rebuild", "switch", "--flake", "/src/flake#aethelred-base"),
+            *("--target-host", BOX, "--sudo", "--impure", "-L"),
+        ]
+
+    def test_of_nixos_rebuild_as_root(self) -> None:
+        argv = deploy.rebuild("/bin/nixos-rebuild", "boot", TARGET, host="root@box")
+        assert argv[:2] == ["/bin/nixos-rebuild", "boot"]
+        assert argv[-3:] == ["--target-host", "root@box", "--impure"]
+
+    def test_its_ssh_keeps_the_options_of_the_user(self) -> None:
+        options = "-o BatchMode=yes -o ConnectTimeout=10"
+        assert deploy.rebuild_environment({}) == {"NIX_SSHOPTS": options}
+        assert deploy.rebuild_environment({"NIX_SSHOPTS": "-p 23"}) == {"NIX_SSHOPTS": f"-p 23 {options}"}
+
+    def test_of_the_facts(self) -> None:
+        shown = "nixos-generate-config --show-hardware-config"
+        assert deploy.facts(BOX, sudo=False) == [*SSH, shown]
+        assert deploy.facts(BOX, sudo=True) == [*SSH, f"sudo -n {shown}"]
+
+    def test_of_the_questions_before_and_after(self) -> None:
+        nixos = "test -e /etc/NIXOS || exit 90"
+        assert deploy.preflight(BOX, sudo=False) == [*SSH, f"sh -c '{nixos}'"]
+        assert deploy.preflight(BOX, sudo=True) == [*SSH, f"sh -c '{nixos}; sudo -n true || exit 91'"]
+        assert deploy.booted(BOX) == [*SSH, "readlink -f /run/booted-system/kernel"]
+
+    def test_where_nixos_rebuild_comes_from(self) -> None:
+        tails = [[word for word in argv if "#" in word or "/" in word] for argv in deploy.packages("/f")]
+        assert tails == [
+            ["/f#nixos-rebuild"],
+            ["nixpkgs#nixos-rebuild-ng", "/f"],
+            ["nixpkgs#nixos-rebuild", "/f"],
+        ]
+
+
+@pytest.mark.parametrize(
+    ("usage", "option"),
+    [
+        ("[--use-remote-sudo] [--no-flake]", "--use-remote-sudo"),
+        ("--sudo, --use-remote-sudo", "--sudo"),
+        ("[--ask-sudo-password] [--sudo]", "--sudo"),
+        ("No manual entry for nixos-rebuild", "--use-remote-sudo"),
+    ],
+)
+def test_how_it_is_told_to_become_root(usage: str, option: str) -> None:
+    assert deploy.sudo_option(usage) == option
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "kind", "said"),
+    [
+        (255, "Permission denied (publickey).", HostError, "lets nobody in without a password"),
+        (255, "Host key verification failed.", HostError, "is not known to ssh"),
+        (255, "No route to host", HostError, "ssh cannot connect to brendan@192.168.2.3"),
+        (90, "", HostError, "does not run NixOS"),
+        (91, "", HostError, "sudo on brendan@192.168.2.3 wants a password"),
+        (1, "oops", BuildError, "ended with status 1"),
+    ],
+)
+def test_what_a_refusal_means(status: int, stderr: str, kind: type[VmdebugError], said: str) -> None:
+    error = deploy.refused(BOX, Completed(("ssh", BOX), status, "", stderr))
+    assert type(error) is kind
+    assert said in error.message
+    assert stderr in error.detail
+
+
+class TestWhatIsRemembered:
+    @pytest.fixture(autouse=True)
+    def _home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+    def one(self, host: str, vmlinux: Path | None = None) -> Deployed:
+        kernel = Kernel(image=Path("/k/bzImage"), origin="a test", vmlinux=vmlinux)
+        return Deployed(host=host, guest=".#box", toplevel=Path("/nix/store/x"), kernel=kernel)
+
+    def test_the_only_machine_need_not_be_named(self) -> None:
+        deployed.remember(self.one(BOX))
+        assert deployed.find(None) == deployed.find(BOX) == self.one(BOX)
+
+    def test_of_several_one_is_named(self) -> None:
+        deployed.remember(self.one(BOX))
+        deployed.remember(self.one("root@box"))
+        assert deployed.find("root@box") == self.one("root@box")
+        with pytest.raises(UsageError) as caught:
+            deployed.find(None)
+        assert caught.value.hint.endswith("deployed to: brendan@192.168.2.3, root@box")
+
+    def test_nothing(self) -> None:
+        with pytest.raises(UsageError, match="nothing was deployed to root@box"):
+            deployed.find("root@box")
+
+    def test_symbols_that_have_gone(self) -> None:
+        deployed.remember(self.one(BOX, Path("/nix/store/gone/vmlinux")))
+        with pytest.raises(UsageError, match="no longer there: /nix/store/gone/vmlinux") as caught:
+            deployed.find(BOX)
+        assert caught.value.hint == "get them back: --guest .#box"
