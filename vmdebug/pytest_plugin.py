@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
 _FIXTURE = "vmdebug_guest"
 
+_DESTINATIONS = (
+    "vmdebug_guest",
+    "vmdebug_kernel",
+    "vmdebug_accel",
+    "vmdebug_artifacts",
+    "vmdebug_keep",
+    "vmdebug_dump",
+    "vmdebug_timeout",
+    "vmdebug_boot_timeout",
+)
+
 _RUN = pytest.StashKey["Run"]()
 
 _MARKER = (
@@ -78,8 +89,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Make the marker known, and refuse options that cannot be right."""
     config.addinivalue_line("markers", _MARKER)
+    if any(config.getoption(dest) for dest in _DESTINATIONS):
+        from vmdebug.plugin import settings  # noqa: PLC0415 - a run without them must not pay
+
+        settings.read(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -97,7 +112,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse options and markers that cannot be right, before anything is started."""
+    """Refuse what cannot be right, before anything is started."""
+    if hasattr(config, "workerinput"):
+        return  # pytest-xdist takes an error here for a crash; each test that it is about fails by it
     for item in items:
         marks = list(item.iter_markers("vmdebug"))
         if marks:

@@ -69,6 +69,22 @@ def test_a_marker_that_cannot_be_right_is_named_at_collection(
     result.stderr.fnmatch_lines([told])
 
 
+def test_under_xdist_the_test_itself_fails_by_its_marker(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.vmdebug(kernle="x")
+        def test_it(vm):
+            pass
+        """
+    )
+    result = pytester.runpytest_subprocess("-n1", "-p", "no:cacheprovider")
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*no keyword 'kernle'*"])
+
+
 def test_a_dump_needs_a_place(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(vm): pass")
 

@@ -129,6 +129,7 @@ class Run:
         if self._lease is not None:
             self._lease.disarm()
 
+    @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
         """Nothing of a template outlives the tests."""
         self.guests.close()
