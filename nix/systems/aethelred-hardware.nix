@@ -1,6 +1,7 @@
 # The hardware of `aethelred`, as nixos-generate-config sees it. To make it anew, on the machine or over ssh:
-#   nixos-generate-config --show-hardware-config --no-filesystems
-# `vmdebug deploy --facts` fetches it. File systems are not here but in aethelred.nix, by label.
+#   vmdebug deploy --target-host root@HOST --facts -o nix/systems/aethelred-hardware.nix
+# which runs `nixos-generate-config --show-hardware-config` there. What it says of file systems has no effect:
+# aethelred.nix has them, by label.
 { modulesPath, ... }:
 {
   imports = [ (modulesPath + "/installer/scan/not-detected.nix") ];

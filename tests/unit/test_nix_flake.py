@@ -158,6 +158,14 @@ def test_its_image_and_what_it_switches_to_later_mount_the_same(flake: OurFlake)
     assert own == {"/": "/dev/disk/by-label/nixos", "/boot": "/dev/disk/by-label/ESP"}
 
 
+def test_its_hardwares_file_is_taken_as_it_was_fetched(flake: OurFlake) -> None:
+    """nixos-generate-config writes file systems into it, by UUID."""
+    apply = """guest: (guest.extendModules {
+      modules = [ { fileSystems."/" = { device = "/dev/disk/by-uuid/1234"; fsType = "btrfs"; }; } ];
+    }).config.fileSystems."/".device"""
+    assert flake.evaluate("nixosConfigurations.aethelred-nixos", apply) == "/dev/disk/by-label/nixos"
+
+
 # --- somebody else's flake ---
 
 THEIRS = """\
