@@ -234,7 +234,8 @@ def _result(job: _Job, named: Sequence[str]) -> Configured:
     dropped = {
         option: (_as_built(value, job.builtin), fragment.name, option in fragment.wishes)
         for option, (value, fragment) in asked.items()
-        if now.get(option, "n") != _as_built(value, job.builtin)
+        # What is asked for as a module and cannot be built in is told below.
+        if now.get(option, "n") not in (_as_built(value, job.builtin), *([value] if value == _MODULE else []))
     }
     if job.builtin:
         dropped |= {option: ("y", "--builtin", True) for option in modules if option not in dropped}

@@ -1,0 +1,98 @@
+"""`kernel config` on the source of the builtin kernel, with options that cannot stick."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from vmdebug import shipped
+from vmdebug.cli import status_of
+from vmdebug.sources import kbuild, kconfig
+
+_OF_THE_MACHINE = re.compile(r"CONFIG_(?:CC|GCC|CLANG|AS|LD|LLD|PAHOLE|RUSTC|TOOLS)_\w*")
+"""Options that Kconfig sets by the compiler that it finds."""
+
+
+@pytest.fixture(scope="module")
+def source() -> Path:
+    built = kbuild.built()
+    assert built is not None
+    return built.source
+
+
+def configure(source: Path, out: Path, *words: str) -> int:
+    return status_of(["kernel", "config", "--source", str(source), "-o", str(out), *words])
+
+
+def options(out: Path) -> dict[str, str]:
+    return kconfig.options((out / ".config").read_text())
+
+
+def test_fragments_on_tinyconfig_bring_what_they_build_on_and_check_accepts_them(
+    source: Path, tmp_path: Path
+) -> None:
+    assert configure(source, tmp_path, "--base", "tinyconfig", "-f", "vm-boot", "-f", "gdb") == 0
+    assert options(tmp_path)["CONFIG_GDB_SCRIPTS"] == "y"
+    assert status_of(["kernel", "check", str(tmp_path)]) == 0
+    assert status_of(["kernel", "config", "--check", str(tmp_path)]) == 1
+
+
+def test_what_cannot_stick_is_named_with_what_stopped_it(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").write_text(
+        "CONFIG_EXPERT=y\nCONFIG_9P_FS=y\nCONFIG_SLOB=y\nCONFIG_SLUB=y\nCONFIG_NO_SUCH_THING=y\nCONFIG_PRINTK=y\n"
+    )
+    assert configure(source, tmp_path / "o", "-f", str(tmp_path / "mine"), "--json") == 1
+    dropped = {each["option"]: each for each in json.loads(capsys.readouterr().out)["dropped"]}
+    assert dropped["CONFIG_NO_SUCH_THING"]["why"] == "this kernel has no such option"
+    nine = dropped["CONFIG_9P_FS"]
+    assert nine["why"] == "depends on NETWORK_FILESYSTEMS [=n] and INET [=n] and NET_9P [=n]"
+    assert nine["mends"] == "nixos-boot"
+    (taken,) = dropped.keys() & {"CONFIG_SLOB", "CONFIG_SLUB"}
+    assert dropped[taken]["why"].startswith("its choice has taken SL")
+    assert "CONFIG_PRINTK" not in dropped
+
+
+def test_modules_are_built_in_where_they_can_be(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # TEST_LKM is made to be loaded: `depends on m`.
+    (tmp_path / "mine").write_text("CONFIG_RUNTIME_TESTING_MENU=y\nCONFIG_TEST_LKM=m\n")
+    words = ("-f", "base", "-f", "x86", "-f", "modules", "-f", str(tmp_path / "mine"), "--builtin", "--json")
+    assert configure(source, tmp_path / "o", *words) == 0
+    now = options(tmp_path / "o")
+    assert (now["CONFIG_BLK_DEV_RAM"], now["CONFIG_TEST_LKM"]) == ("y", "m")
+    dropped = {each["option"]: each for each in json.loads(capsys.readouterr().out)["dropped"]}
+    assert dropped["CONFIG_TEST_LKM"]["why"] == "depends on m: a module or nothing"
+    assert dropped["CONFIG_TEST_LKM"]["fragment"] == "--builtin"
+
+
+def test_the_kept_configuration_is_that_of_the_builtin_kernel() -> None:
+    built = kbuild.built()
+    assert built is not None
+    kept = (shipped.kconfigs() / "configs/builtin-6.1-x86_64.config").read_text()
+    both = [kconfig.options(text) for text in (kept, built.config.read_text())]
+    kept_, built_ = (
+        {option: value for option, value in each.items() if not _OF_THE_MACHINE.fullmatch(option)}
+        for each in both
+    )
+    assert kept_ == built_
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--base", "nosuchconfig"), "no target of make, and no file"),
+        (("--base", "no_such_defconfig"), "has no such configuration"),
+        (("-f", "vm-boto"), "no fragment vm-boto"),
+    ],
+)
+def test_words_that_cannot_be_right(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+) -> None:
+    assert configure(source, tmp_path, *words) == 2
+    assert says in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""start --build, restart and session.restart on a tree whose make is quick: it copies the builtin kernel.
+
+What it builds is the same kernel each time; that a relinked one is taken up as well was tried by hand, see
+docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vmdebug
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import StateError
+from vmdebug.guest import Kernel
+from vmdebug.process import Completed
+
+
+@pytest.fixture
+def linux(kernel: Kernel, tmp_path: Path) -> Path:
+    """A tree with nothing built in it; make puts the builtin kernel there, and counts how often."""
+    assert kernel.vmlinux is not None
+    tree = tmp_path / "linux"
+    (tree / "arch/x86/boot").mkdir(parents=True)
+    shutil.copy(kernel.vmlinux.parent / ".config", tree)
+    (tree / "Makefile").write_text(
+        "all:\n"
+        f"\t@cp {kernel.vmlinux} vmlinux\n"
+        f"\t@cp {kernel.image} arch/x86/boot/bzImage\n"
+        "\t@echo '  CC      fs/open.o'\n"
+        "\t@echo made >>made\n"
+    )
+    return tree
+
+
+def vmd(*words: str | Path, check: bool = True) -> Completed:
+    argv = [sys.executable, "-m", "vmdebug.cli", *words]
+    return process.run(argv, deadline=Deadline.after(120), check=check)
+
+
+@pytest.fixture
+def ended() -> Iterator[None]:
+    yield
+    vmd("stop", "--all", "--force", check=False)
+
+
+@pytest.mark.usefixtures("ended")
+def test_the_loop_of_daily_work(linux: Path, kernel: Kernel) -> None:
+    vmd("start", linux, "--build", "--halt", "--name", "loop", "--accel", "tcg", "--append", "quiet")
+    (before,) = json.loads(vmd("status", "--json").stdout)
+    assert (linux / "made").read_text() == "made\n"
+    now = json.loads(vmd("restart", "loop", "--build", "--json").stdout)
+    assert (linux / "made").read_text() == "made\nmade\n"
+    assert (now["name"], now["status"], now["build_id"]) == ("loop", "halted", kernel.build_id)
+    assert now["pid"] != before["pid"]
+    command_line = Path(f"/proc/{now['pid']}/cmdline").read_text()
+    assert " quiet" in command_line
+
+
+@pytest.mark.usefixtures("ended")
+def test_what_does_not_build_leaves_the_vm_as_it_is(linux: Path) -> None:
+    vmd("start", linux, "--build", "--halt", "--name", "loop", "--accel", "tcg")
+    (before,) = json.loads(vmd("status", "--json").stdout)
+    (linux / "Makefile").write_text("all:\n\t@echo 'fs/open.c:1:1: error: no' >&2; exit 1\n")
+    done = vmd("restart", "loop", "--build", check=False)
+    assert done.status == 1
+    assert "error: no" in done.stderr
+    (after,) = json.loads(vmd("status", "--json").stdout)
+    assert (after["pid"], after["status"]) == (before["pid"], "halted")
+
+
+def test_breakpoints_of_a_session_are_there_in_the_new_vm(linux: Path, kernel: Kernel) -> None:
+    shutil.copy(str(kernel.vmlinux), linux / "vmlinux")
+    shutil.copy(kernel.image, linux / "arch/x86/boot/bzImage")
+    with vmdebug.start(str(linux), halt=True, accel="tcg") as session:
+        gdb = session.gdb
+        place = gdb.breakpoint("do_sys_openat2", temporary=False)
+        assert gdb.cont().breakpoint == place
+        pid = session.vm.state.pid
+        session.restart(build=True)
+        assert session.status == "halted"
+        assert session.vm.state.pid != pid
+        assert session.gdb is gdb
+        stop = gdb.cont()
+        assert (stop.breakpoint, stop.frame.function) == (place, "do_sys_openat2")
+        place.delete()
+        gdb.cont(wait=False)
+        assert session.exec("echo up").stdout == "up\n"
+        with pytest.raises(StateError, match="a GDB is attached"):
+            vmdebug.attach(session.name).gdb  # noqa: B018 - the touch attaches
+
+
+@pytest.mark.usefixtures("ended")
+def test_a_persons_gdb_takes_up_the_new_vm(linux: Path) -> None:
+    vmd("start", linux, "--build", "--halt", "--name", "loop", "--accel", "tcg")
+    restart = f"shell {sys.executable} -m vmdebug.cli restart loop"
+    commands = ("break start_kernel", restart, "vmd-reconnect", "continue", "info breakpoints")
+    done = vmd("attach", "loop", "--batch", *(word for each in commands for word in ("-ex", each)))
+    assert "in GDB of pid" not in done.stderr
+    assert "Breakpoint 1, start_kernel" in done.stdout
+    assert "breakpoint already hit 1 time" in done.stdout

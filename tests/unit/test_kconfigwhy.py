@@ -1,0 +1,56 @@
+"""What is made of the facts that the kernel's own Kconfig has; the facts themselves: tests/guest."""
+
+import pytest
+
+from vmdebug.sources import kconfigwhy
+from vmdebug.sources.kconfigwhy import Facts
+
+# What the program wrote about Linux 6.1, and what make wrote between it.
+SAID = """\
+make[1]: Entering directory '/o'
+9P_FS\tvalue\tn
+9P_FS\tdepends\tn NET_9P [=n]
+9P_FS\tvisible\tn NET_9P [=n]
+KERNEL_GZIP\tvalue\tn
+KERNEL_GZIP\tchosen\tKERNEL_XZ
+INET\tvalue\ty
+INET\tselected\tFOO [=y] && BAR [=y]
+NOPE\tunknown\t
+"""
+
+
+def test_the_facts() -> None:
+    assert kconfigwhy.read(SAID) == {
+        "CONFIG_9P_FS": Facts(limits={"NET_9P [=n]": "n"}),
+        "CONFIG_KERNEL_GZIP": Facts(chosen="KERNEL_XZ"),
+        "CONFIG_INET": Facts(selected=["FOO [=y] && BAR [=y]"]),
+        "CONFIG_NOPE": Facts(known=False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("facts", "wanted", "found", "words"),
+    [
+        (Facts(known=False), "y", "n", "this kernel has no such option"),
+        (
+            Facts(limits={"NET [=n]": "n", "A [=y] || B [=n]": "n"}),
+            "y",
+            "n",
+            "depends on NET [=n] and (A [=y] || B [=n])",
+        ),
+        (Facts(limits={"EXPERT [=n]": "n"}), "n", "y", "it can only be changed with EXPERT [=n]"),
+        (Facts(selected=["FOO [=y]"]), "n", "y", "selected by FOO [=y]"),
+        (Facts(chosen="SLOB"), "y", "n", "its choice has taken SLOB"),
+        (Facts(limits={"m [=m]": "m"}), "y", "m", "depends on m: a module or nothing"),
+        (Facts(limits={"FOO [=m]": "m"}), "y", "m", "depends on FOO [=m]"),
+        (Facts(promptless=True), "y", "n", "it has no prompt: only other options set it"),
+        (
+            None,
+            "y",
+            "n",
+            "something that it depends on, or that selects it, decides: see menuconfig's search, `/`",
+        ),
+    ],
+)
+def test_in_words(facts: Facts | None, wanted: str, found: str, words: str) -> None:
+    assert kconfigwhy.in_words(facts, wanted, found) == words
