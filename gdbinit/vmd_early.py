@@ -45,6 +45,11 @@ class Waiting:
             self._waiters.append(waiter)
         return first
 
+    @property
+    def planted(self) -> bool:
+        """Whether anything waits."""
+        return bool(self._waiters)
+
     def reached(self) -> bool:
         """Whether the guest stands where one of them waited; all are taken out."""
         had = bool(self._waiters)

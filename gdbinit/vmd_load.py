@@ -11,6 +11,7 @@ import vmd_exceptions
 import vmd_modules
 import vmd_reconnect
 import vmd_scripts
+import vmd_share
 import vmd_slide
 import vmd_source
 import vmd_status
@@ -35,13 +36,14 @@ COMMANDS = (
     vmd_slide.Slide,
     vmd_status.Status,
     vmd_bt_all.BtAll,
+    vmd_dmesg.Dmesg,
     vmd_task.Task,
     vmd_modules.Modules,
-    vmd_dmesg.Dmesg,
     vmd_connect.Connect,
     vmd_reconnect.Reconnect,
     vmd_scripts.Scripts,
     vmd_source.Source,
+    vmd_share.Share,
     vmd_batch.Run,
     vmd_batch.Exit,
 )

@@ -19,6 +19,7 @@ import msgspec
 from vmdebug import config, restarting, sources, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import attach as attaching
+from vmdebug.debugger import share
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.identity import Wanted
 from vmdebug.debugger.runstate import State
@@ -114,6 +115,8 @@ class DebugSession:
     @property
     def gdb(self) -> Gdb:
         """GDB, attached; the first touch attaches it, which stops the guest.
+
+        While a person shares theirs (`vmdebug attach --share`) it is that one, and the guest stays as it is.
 
         Raises:
             StateError: another GDB is attached; the message has its pid.
@@ -287,23 +290,30 @@ class DebugSession:
 
     def _attach(self) -> Gdb:
         deadline = Deadline.after(ATTACH_SECONDS)
-        with contextlib.ExitStack() as protected:
-            protected.enter_context(attaching.exclusive(self.vm.rundir.attach_lock))
-            spec = self.vm.state.spec
-            kernel = spec.kernel
-            gdb = protected.enter_context(Gdb.start(kernel.vmlinux, kernel.gdb_scripts, deadline=deadline))
+        spec = self.vm.state.spec
+        kernel = spec.kernel
+        wanted = None
+        if kernel.vmlinux is not None:
             wanted = Wanted(
                 kernel=kernel,
                 accel=self.vm.state.accel,
                 kaslr="nokaslr" not in spec.parameters,
                 force=self._force,
             )
-            gdb.connect(
-                self.vm.state.gdb,
-                deadline=deadline,
-                interrupter=self.vm.pause,
-                wanted=wanted if kernel.vmlinux is not None else None,
-            )
+        lock = self.vm.rundir.attach_lock
+        lease = share.ask(lock, deadline)
+        with contextlib.ExitStack() as protected:
+            gdb: Gdb
+            if lease is not None:
+                gdb = share.SharedGdb.join(lease, deadline=deadline, interrupter=self.vm.pause, wanted=wanted)
+                protected.enter_context(gdb)
+            else:
+                protected.enter_context(attaching.exclusive(lock))
+                gdb = Gdb.start(kernel.vmlinux, kernel.gdb_scripts, deadline=deadline)
+                protected.enter_context(gdb)
+                gdb.connect(
+                    self.vm.state.gdb, deadline=deadline, interrupter=self.vm.pause, wanted=wanted
+                )
             self._resources.push(protected.pop_all())
         return gdb
 

@@ -11,7 +11,8 @@ import pytest
 
 from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
-from vmdebug.debugger.attach import Attachment, Extra, argv, exclusive, program
+from vmdebug.debugger import share
+from vmdebug.debugger.attach import Attachment, Extra, Holder, argv, exclusive, holder, program
 from vmdebug.errors import HostError, StateError
 from vmdebug.guest import Kernel
 
@@ -29,6 +30,7 @@ VMDEBUG_GDB = str(shipped.gdbinit() / "vmdebug.gdb")
 BEFORE = (
     *("-iex", "set debuginfod enabled off"),
     *("-iex", "set index-cache enabled on"),
+    *("-iex", "set mi-async on"),
     *("-iex", "set remotetimeout 30"),
     *("-iex", "set auto-load python-scripts off"),
 )
@@ -47,6 +49,7 @@ def test_at_a_prompt_with_everything_there_is() -> None:
         timeout=30.0,
         init=False,
         force=True,
+        share=True,
         lock=7,
     )
     assert argv(attachment) == (
@@ -59,6 +62,7 @@ def test_at_a_prompt_with_everything_there_is() -> None:
         *("-ex", "set $vmd_kaslr = 1"),
         *("-ex", "set $vmd_force = 1"),
         *("-ex", "set $vmd_lock = 7"),
+        *("-ex", "vmd-share"),
         *("-ex", 'set $vmd_modules_path = "/k/mod\\"s"'),
         *("-ex", "vmd-scripts /k/scripts here"),
         *("-ex", "vmd-source /k/source"),
@@ -145,3 +149,25 @@ def test_a_gdb_that_is_not_there(name: str, hint: str, tmp_path: Path) -> None:
     assert done.status == 1
     assert HostError.__name__ in done.stderr
     assert hint in done.stderr
+
+
+def test_a_persons_gdb_that_is_held_can_be_shared(tmp_path: Path) -> None:
+    lock = tmp_path / "attach.lock"
+    with exclusive(lock):
+        lock.write_text(f"{os.getpid()}\na person's")
+        with pytest.raises(StateError) as caught, exclusive(lock):
+            pass
+    assert caught.value.hint.startswith("share it by typing `vmd-share` there, or by `attach --share`; or ")
+
+
+def test_where_a_shared_gdb_lets_scripts_in(tmp_path: Path) -> None:
+    lock = tmp_path / "attach.lock"
+    assert holder(lock) == Holder()
+    lock.write_text("12\n@vmdebug-7\n")
+    assert holder(lock) == Holder(pid=12, address="vmdebug-7")
+
+
+def test_a_shared_gdb_that_has_ended_is_not_shared(tmp_path: Path) -> None:
+    lock = tmp_path / "attach.lock"
+    lock.write_text("12\n@vmdebug-nobody-listens-here\n")
+    assert share.ask(lock, Deadline.after(20)) is None

@@ -81,3 +81,10 @@ def test_the_rest_of_its_options(attached: list[tuple[Attachment, dict[str, Any]
 def test_a_timeout_without_until_is_a_mistake(attached: list[tuple[Attachment, dict[str, Any]]]) -> None:
     assert cli.status_of(["attach", "--timeout", "5"]) == 2
     assert attached == []
+
+
+def test_a_batch_is_not_shared(attached: list[tuple[Attachment, dict[str, Any]]]) -> None:
+    assert cli.status_of(["attach", "--share", "--batch"]) == 2
+    assert attached == []
+    assert cli.status_of(["attach", "--share"]) == 0
+    assert attached[0][0].share

@@ -39,6 +39,7 @@ app = verb.new_app()
         "vmdebug attach --batch --until start_kernel -ex bt -ex 'info locals'",
         "vmdebug attach --gdb pwndbg -x ~/breakpoints.gdb",
         "vmdebug attach --kgdb /dev/ttyUSB0 --guest .#aethelred    # a real machine, by its serial line",
+        "vmdebug attach --share    # and elsewhere: vmdebug trace vfs_read:count",
     ),
 )
 def attach(
@@ -64,6 +65,9 @@ def attach(
     nx: Annotated[bool, typer.Option("-nx", help="Leave ~/.gdbinit out.")] = False,
     batch: Annotated[
         bool, typer.Option("--batch", help="Run the commands and end; status 1 when one of them failed.")
+    ] = False,
+    share: Annotated[
+        bool, typer.Option("--share", help="Let `trace` and `run --name` use this GDB meanwhile.")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on when the symbols are not those of the kernel that runs.")
@@ -106,6 +110,8 @@ def attach(
     kgdb_line.refuse_without(baud=baud, guest=guest, target_host=target_host)
     if timeout is not None and until is None:
         raise UsageError("--timeout is for --until", hint="say where to run to: --until start_kernel")
+    if share and batch:
+        raise UsageError("--share and --batch cannot both be given", hint="leave --share out")
     from vmdebug import vm
     from vmdebug.debugger import attach as attaching
 
@@ -123,6 +129,7 @@ def attach(
         timeout=timeout,
         init=not nx,
         force=force,
+        share=share,
     )
     attaching.attach(attachment, lock=machine.rundir.attach_lock, vm=machine.name)
 

@@ -24,6 +24,9 @@ from vmdebug.guest import Kernel
 REMOTE_SECONDS = 30
 """How long GDB waits for one answer of QEMU's; its own 2 s are too few on a loaded host."""
 
+PERSON = "a person's"
+"""What `attach.lock` says of a GDB at whose prompt somebody sits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Extra:
@@ -55,6 +58,7 @@ class Attachment:
         init: Whether the user's own ~/.gdbinit is read.
         force: Go on when vmlinux and guest do not belong together.
         before: What else is set before the user's ~/.gdbinit is read.
+        share: Let scripts use this GDB as well.
         lock: The inherited descriptor that says who is attached; made by `attach`.
     """
 
@@ -70,6 +74,7 @@ class Attachment:
     init: bool = True
     force: bool = False
     before: tuple[str, ...] = ()
+    share: bool = False
     lock: int | None = None
 
 
@@ -111,7 +116,7 @@ def attach(attachment: Attachment, *, lock: Path, vm: str) -> NoReturn:
         HostError: GDB is not there.
     """
     find(attachment.program[0])
-    descriptor = _hold(lock, vm)
+    descriptor = _hold(lock, vm, kind=PERSON)
     become(attachment, descriptor)
 
 
@@ -141,6 +146,31 @@ def exclusive(lock: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who is attached, or was last.
+
+    Args:
+        pid: Their process id; 0 where it isn't known.
+        person: Whether it is a person's GDB, that is not shared.
+        address: Where scripts ask to be let in, an abstract socket's name; "" where nobody is.
+    """
+
+    pid: int = 0
+    person: bool = False
+    address: str = ""
+
+
+def holder(lock: Path) -> Holder:
+    """Return who wrote a VM's `attach.lock` last; that they have it still is not said."""
+    try:
+        pid, _, kind = lock.read_text().partition("\n")
+        kind = kind.strip()
+        return Holder(int(pid), kind == PERSON, kind[1:] if kind.startswith("@") else "")
+    except (OSError, ValueError):
+        return Holder()
+
+
 def program(words: str) -> tuple[str, ...]:
     """Return what `--gdb` names: a program, and options of its own, quoted as in a shell."""
     return tuple(shlex.split(words))
@@ -150,6 +180,8 @@ def _before(attachment: Attachment) -> tuple[str, ...]:
     return (
         "set debuginfod enabled off",
         "set index-cache enabled on",
+        # It changes nothing at the prompt, and cannot be set later, should `vmd-share` be wanted.
+        "set mi-async on",
         f"set remotetimeout {REMOTE_SECONDS}",
         # The kernel's scripts are sourced below, whatever auto-load safe-path says of their directory.
         "set auto-load python-scripts off",
@@ -167,6 +199,8 @@ def _ours(attachment: Attachment) -> tuple[str, ...]:
         commands.append("set $vmd_force = 1")
     if attachment.lock is not None:
         commands.append(f"set $vmd_lock = {attachment.lock}")
+    if attachment.share:
+        commands.append("vmd-share")
     if kernel.modules is not None:
         commands.append(f"set $vmd_modules_path = {_quoted(str(kernel.modules))}")
     if kernel.gdb_scripts is not None:
@@ -187,7 +221,7 @@ def _batched(extra: Extra) -> tuple[str, str]:
     return "-ex", f"vmd-run {command}"
 
 
-def _hold(lock: Path, vm: str) -> int:
+def _hold(lock: Path, vm: str, *, kind: str = "") -> int:
     """Return the descriptor that has the lock.
 
     The lock belongs to it: it goes with GDB through execve(2), and by itself when GDB
@@ -197,11 +231,10 @@ def _hold(lock: Path, vm: str) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = os.pread(descriptor, 32, 0).decode().strip()
         os.close(descriptor)
-        raise _taken(vm, pid) from None
+        raise _taken(vm, holder(lock)) from None
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n{kind}".encode(), 0)
     return descriptor
 
 
@@ -228,12 +261,13 @@ def find(name: str) -> None:
         raise HostError(error.message, hint="install it, or leave out --gdb") from None
 
 
-def _taken(vm: str, pid: str) -> StateError:
+def _taken(vm: str, by: Holder) -> StateError:
     name = ""
     with contextlib.suppress(OSError):
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
-    who = f"pid {pid} ({name})" if name else f"pid {pid or 'unknown'}"
+        name = Path(f"/proc/{by.pid}/comm").read_text().strip()
+    who = f"pid {by.pid} ({name})" if name else f"pid {by.pid or 'unknown'}"
+    share = "share it by typing `vmd-share` there, or by `attach --share`; or " if by.person else ""
     return StateError(
         f"a GDB is attached to {vm} already: {who}",
-        hint=f"quit it there, or end it with: kill {pid}" if pid else "quit it first",
+        hint=f"{share}quit it there, or end it with: kill {by.pid}" if by.pid else "quit it first",
     )

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
+import io
 import itertools
 import os
 import select
@@ -97,8 +99,8 @@ class _Reader(enum.Enum):
 class Transport:
     """One GDB process; safe to use from several threads.
 
-    Made by `start`, ended by `close`. Dies with us: at the end of its input GDB exits,
-    also while the guest runs.
+    Made by `start` or `join`, ended by `close`. A GDB that was started dies with us: at the end
+    of its input it exits, also while the guest runs.
     """
 
     @classmethod
@@ -132,6 +134,20 @@ class Transport:
         assert child.stdout is not None  # noqa: S101
         end = _End(child.pid, lambda: process.end_group(child), child.stdin, child.stdout, stderr)
         transport = cls(end, listener)
+        transport._idle.start()
+        return transport
+
+    @classmethod
+    def join(cls, pid: int, terminal: int, listener: Listener) -> Transport:
+        """Talk to a GDB that is somebody else's, and goes on after us.
+
+        Args:
+            pid: GDB's.
+            terminal: Our end of a terminal on which it speaks MI; it is ours to close.
+            listener: Who is told what happens.
+        """
+        stdin, stdout = os.fdopen(os.dup(terminal), "wb"), os.fdopen(terminal, "rb")
+        transport = cls(_End(pid, None, stdin, stdout, io.BytesIO()), listener)
         transport._idle.start()
         return transport
 
@@ -228,19 +244,24 @@ class Transport:
             self._stop_reading()
 
     def close(self, deadline: Deadline) -> None:
-        """End GDB, by force when it has not gone at the deadline; nothing happens the second time."""
+        """End GDB, by force when it has not gone at the deadline; nothing happens the second time.
+
+        One that is somebody else's is only left.
+        """
         if self._closing.is_set():
             return
         try:
-            with contextlib.suppress(GdbError, DeadlineError):
-                self._send("-gdb-exit", deadline)
-                self.wait(lambda: False, deadline, "GDB to exit")
+            if self._end.kill is not None:
+                with contextlib.suppress(GdbError, DeadlineError):
+                    self._send("-gdb-exit", deadline)
+                    self.wait(lambda: False, deadline, "GDB to exit")
         finally:
             self._closing.set()
             with self._lock:
                 self._finish()
             self._end.give_way()
-            self._end.kill()
+            if self._end.kill is not None:
+                self._end.kill()
             self._idle.join()
             with self._lock:  # another thread of the user's may still read; the pipe's end lets it go
                 self._changed.wait_for(lambda: self._reader is _Reader.NOBODY, process.TERM_SECONDS)
@@ -269,7 +290,7 @@ class Transport:
             unsent = unsent[os.write(self._stdin, unsent) :]
         except BlockingIOError:
             pass
-        except BrokenPipeError:
+        except OSError:  # EPIPE; of a terminal, EIO
             unsent = b""  # it has gone; the end of its output says so
         self._unsent = unsent
         return not unsent
@@ -300,7 +321,12 @@ class Transport:
         """Take in what comes next, within `seconds`; return whether anything came."""
         if not self._readable.poll(seconds * 1000):
             return False
-        data = os.read(self._stdout, _READ_BYTES)
+        try:
+            data = os.read(self._stdout, _READ_BYTES)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            data = b""  # the end of a terminal
         with self._lock:
             self._take(data)
             if self._waiting:
@@ -381,10 +407,18 @@ class Transport:
 
 
 class _End:
-    """GDB's process as the transport holds it: pipes, the poke for the idle reader, how to kill it."""
+    """GDB's process as the transport holds it: pipes, the poke for the idle reader, how to kill it.
+
+    There is no `kill` for one that is somebody else's.
+    """
 
     def __init__(
-        self, pid: int, kill: Callable[[], None], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]
+        self,
+        pid: int,
+        kill: Callable[[], None] | None,
+        stdin: IO[bytes],
+        stdout: IO[bytes],
+        stderr: IO[bytes],
     ) -> None:
         self.pid = pid
         self.kill = kill
@@ -410,7 +444,7 @@ class _End:
 
     def close(self) -> None:
         for stream in (self.stdin, self.stdout, self._stderr):
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(OSError):
                 stream.close()
         os.close(self.poke)
 

@@ -1,0 +1,204 @@
+"""Lets scripts use a person's GDB while the person works in it.
+
+A script gets a terminal of its own here, on which GDB speaks MI: `new-ui`, see "Interpreters"
+in GDB's manual. It asks for one at an abstract socket, which is no file and so is gone with GDB however
+that ends; see unix(7). Only the same user is let in. The connection lasts as long as the
+script does: at its end, however it came, what the script has left planted is taken out.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import signal
+import socket
+import struct
+import termios
+import tty
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import gdb
+import vmd_batch
+import vmd_early
+import vmd_guest
+
+_CREDENTIALS = struct.Struct("iII")
+"""`struct ucred` of unix(7): pid, uid, gid."""
+
+
+class Share(gdb.Command):
+    """Let scripts use this GDB while you work in it: vmd-share.
+
+    `vmdebug trace`, `vmdebug run SCRIPT --name NAME` and vmdebug.attach(NAME) then work on this guest through
+    this GDB, one at a time; you see each stop of the guest, and what they planted goes
+    with them. While a script runs the guest, `interrupt` stops it.
+
+    Example: vmd-share
+    """
+
+    NAME = "vmd-share"
+
+    def __init__(self) -> None:
+        super().__init__(self.NAME, gdb.COMMAND_SUPPORT)
+
+    def invoke(self, _argument: str, _from_tty: bool) -> None:
+        """Listen for them; a second time changes nothing."""
+        if OFFICE.address:
+            return
+        lock = gdb.convenience_variable("vmd_lock")
+        if lock is None:
+            vmd_batch.fail("vmd-share is for a GDB that `vmdebug attach` has started", vmd_batch.USAGE)
+        if not gdb.parameter("mi-async"):
+            try:
+                gdb.set_parameter("mi-async", True)
+            except gdb.error as error:
+                vmd_batch.fail(f"a script could do nothing while the guest runs: {error}")
+        import vmd_mi  # noqa: PLC0415 - defines what scripts ask for, and needs GDB 12
+
+        vmd_mi.Command("-vmd-own", OFFICE.own)
+        OFFICE.open()
+        # Who wants in reads it there.
+        text = f"{os.getpid()}\n{OFFICE.address}\n".encode()
+        os.ftruncate(int(lock), os.pwrite(int(lock), text, 0))
+
+
+class Office:
+    """Where scripts are let in; `OFFICE` is the only one.
+
+    A thread waits for them. All that touches GDB is done by GDB's own.
+    """
+
+    def __init__(self) -> None:
+        self.address = ""
+        self._listener: socket.socket | None = None
+        self._own: list[gdb.Breakpoint] = []
+        self._who = ""
+
+    def open(self) -> None:
+        """Listen."""
+        import threading  # noqa: PLC0415 - imported, it has GDB wait for it at its end
+
+        name = f"vmdebug-{secrets.token_hex(8)}"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(f"\0{name}")
+        self._listener.listen()
+        self.address = f"@{name}"
+        # GDB's own thread must get the user's Ctrl-C, so that one takes no signal.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def own(self, number: str) -> dict[str, object]:
+        """`-vmd-own NUMBER`: a breakpoint goes when the script does."""
+        self._own += [each for each in gdb.breakpoints() if each.number == int(number)]
+        return {}
+
+    def _serve(self, listener: socket.socket) -> None:
+        """Let scripts in, one at a time: the thread's whole life."""
+        inside: socket.socket | None = None
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        while True:
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            if inside is not None and inside.fileno() in ready:
+                # It has nothing to say: this is its end.
+                poll.unregister(inside)
+                inside.close()
+                inside = None
+                gdb.post_event(self._left)
+            if listener.fileno() in ready:
+                caller, _ = listener.accept()
+                pid, uid, _ = _CREDENTIALS.unpack(
+                    caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+                )
+                if uid != os.getuid() or inside is not None:
+                    with caller, suppress(OSError):
+                        caller.sendall(f"{self._who}\n".encode())
+                    continue
+                inside = caller
+                self._who = f"pid {pid} ({_name(pid)})"
+                poll.register(inside, select.POLLIN)
+                gdb.post_event(partial(self._join, inside))
+
+    def _join(self, caller: socket.socket) -> None:
+        """Give a script its terminal."""
+        try:
+            ours, theirs = os.openpty()
+        except OSError as error:
+            _tell(f"{self._who} cannot share this GDB: {error}")
+            caller.shutdown(socket.SHUT_RDWR)
+            return
+        try:
+            tty.setraw(theirs, termios.TCSANOW)
+            gdb.execute(f"new-ui mi4 {os.ttyname(theirs)}", to_string=True)
+            # Whoever has gone by now takes the terminal along: GDB ends what talks to a dead one.
+            with suppress(OSError):
+                socket.send_fds(caller, [b"+"], [ours])
+            _tell(f"{self._who} shares this GDB")
+        finally:
+            os.close(theirs)
+            os.close(ours)
+
+    def _left(self) -> None:
+        """Take out what a script has left; stop the guest for it, if it runs."""
+        import vmd_trace  # noqa: PLC0415 - MI's; there since `vmd-share`
+
+        self._own = [each for each in self._own if each.is_valid()]
+        if not (self._own or vmd_trace.open_traces() or vmd_early.WAITING.planted) or not _runs():
+            self._clear()
+            _tell(f"{self._who} has gone")
+            return
+        gdb.events.stop.connect(self._stopped)
+        gdb.execute("interrupt")
+
+    def _stopped(self, event: gdb.StopEvent) -> None:
+        gdb.events.stop.disconnect(self._stopped)
+        interrupted = isinstance(event, gdb.SignalEvent) and event.stop_signal == "SIGINT"
+        gdb.post_event(partial(self._clear_and_go_on, go_on=interrupted))
+
+    def _clear_and_go_on(self, *, go_on: bool) -> None:
+        self._clear()
+        _tell(f"{self._who} has gone{'; the guest runs on' if go_on else ''}")
+        if go_on:
+            gdb.execute("continue &")
+
+    def _clear(self) -> None:
+        import vmd_trace  # noqa: PLC0415
+
+        for number in vmd_trace.open_traces():
+            vmd_trace.end(number)
+        for each in self._own:
+            if each.is_valid():
+                each.delete()
+        self._own.clear()
+        vmd_early.WAITING.clear()
+
+
+OFFICE = Office()
+
+
+def _name(pid: int) -> str:
+    """Return what a process was called as: "vmdebug trace"."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return "?"
+    # A script's first word is its interpreter.
+    words = [Path(word).name for word in words if word]
+    return " ".join(words[1:3] if words[0].startswith("python") else words[:2])
+
+
+def _runs() -> bool:
+    return any(thread.is_running() for thread in vmd_guest.cpus())
+
+
+def _tell(text: str) -> None:
+    """Tell the person, who may be typing: the prompt comes again where there was one."""
+    prompt = "" if _runs() else gdb.parameter("prompt")
+    gdb.write(f"\n[{text}]\n{prompt}")
+    gdb.flush()
