@@ -20,6 +20,7 @@ from vmdebug import config, restarting, sources, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import attach as attaching
 from vmdebug.debugger import share
+from vmdebug.debugger.ahead import Ahead
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.identity import Wanted
 from vmdebug.debugger.runstate import State
@@ -59,12 +60,17 @@ class DebugSession:
         machine: The running VM.
         owned: Whether the VM ends with the session.
         force: Whether to go on where the symbols are not those of the kernel that runs; `gdb.notes` says so.
+        ahead: A GDB with the guest's symbols, started before the VM was there; whoever started it ends it
+            if it was not needed.
     """
 
-    def __init__(self, machine: vm.Vm, *, owned: bool, force: bool = False) -> None:
+    def __init__(
+        self, machine: vm.Vm, *, owned: bool, force: bool = False, ahead: Ahead | None = None
+    ) -> None:
         self.vm = machine
         self._owned = owned
         self._force = force
+        self._ahead = ahead
         self._resources = contextlib.ExitStack()
         self._console: Console | None = None
         self._gdb: Gdb | None = None
@@ -208,6 +214,11 @@ class DebugSession:
             if self._gdb is not None:
                 self._gdb.replaced()
 
+    def _new_gdb(self, deadline: Deadline) -> Gdb:
+        early = None if self._ahead is None else self._ahead.take()
+        kernel = self.vm.state.spec.kernel
+        return early or Gdb.start(kernel.vmlinux, kernel.gdb_scripts, deadline=deadline)
+
     def _held(self) -> contextlib.AbstractContextManager[None]:
         """Hold the guest still by GDB, where one is attached.
 
@@ -309,7 +320,7 @@ class DebugSession:
                 protected.enter_context(gdb)
             else:
                 protected.enter_context(attaching.exclusive(lock))
-                gdb = Gdb.start(kernel.vmlinux, kernel.gdb_scripts, deadline=deadline)
+                gdb = self._new_gdb(deadline)
                 protected.enter_context(gdb)
                 gdb.connect(
                     self.vm.state.gdb, deadline=deadline, interrupter=self.vm.pause, wanted=wanted

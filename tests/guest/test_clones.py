@@ -15,6 +15,7 @@ import pytest
 
 from vmdebug import guest, process
 from vmdebug.deadline import Deadline
+from vmdebug.debugger.ahead import Ahead
 from vmdebug.errors import HostError, StateError, VmError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.session import DebugSession
@@ -73,6 +74,18 @@ def test_a_clone_is_a_vm_like_any_other(frozen_guest: Template) -> None:
             session.gdb.breakpoint("do_sys_openat2")
             session.console.sendline("cat /etc/passwd")
             assert session.gdb.cont(timeout=60).frame.function == "do_sys_openat2"
+
+
+def test_gdb_loads_its_symbols_while_a_clone_comes_up(frozen_guest: Template) -> None:
+    with Ahead.start(frozen_guest.spec.kernel, deadline=soon()) as ahead:
+        with DebugSession(frozen_guest.clone(deadline=soon()), owned=True, ahead=ahead) as session:
+            assert session.gdb.breakpoint("do_sys_openat2").number
+            early = session.gdb.pid
+        assert ahead.take() is None
+    with Ahead.start(frozen_guest.spec.kernel, deadline=soon()) as unused:
+        pass
+    assert unused.take() is None
+    assert process.ProcessRef.of(early) is None
 
 
 def test_clones_share_the_memory_that_they_do_not_write_to(frozen_guest: Template) -> None:
