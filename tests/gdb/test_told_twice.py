@@ -27,7 +27,7 @@ class Impatient(Stub):
         self.gone_on = threading.Event()
         self._planted = 0
         self._rip = 0
-        self._calls = 0
+        self.calls = 0
         self._steps = 0
         super().__init__(listener, {})
 
@@ -54,10 +54,10 @@ class Impatient(Stub):
         return super()._answer(packet)
 
     def _called(self) -> bytes | None:
-        if self._calls == CALLS:
+        if self.calls == CALLS:
             self.gone_on.set()
             return None  # it runs
-        self._calls += 1
+        self.calls += 1
         self._rip = self._planted
         return b"T05thread:01;"
 
@@ -81,3 +81,10 @@ def test_a_trace_tells_each_call_once(unconnected: Gdb, impatient: Impatient) ->
     with unconnected.trace("main") as hits:
         assert impatient.gone_on.wait(20)
     assert len(hits) == CALLS
+
+
+def test_so_does_going_on_from_a_breakpoint(unconnected: Gdb, impatient: Impatient) -> None:
+    with unconnected.breakpoint("main") as planted:
+        for call in range(1, CALLS + 1):
+            assert unconnected.cont(timeout=20).breakpoint == planted
+            assert impatient.calls == call

@@ -78,6 +78,11 @@ class RunState:
         return self._stop is not None or bool(self._failure)
 
     @property
+    def waiting(self) -> Mapping[str, Any]:
+        """The stop that nobody has taken, which stays; empty where there is none."""
+        return self._stop or {}
+
+    @property
     def interrupted(self) -> bool:
         """Whether the stop that nobody has taken came from an interrupt."""
         return self._stop is not None and self._stop.get("signal-name") == "SIGINT"

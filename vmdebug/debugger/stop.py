@@ -166,6 +166,11 @@ def reason(payload: Mapping[str, Any]) -> str:
     return _REASONS.get(word, word)
 
 
+def pc(payload: Mapping[str, Any]) -> int:
+    """Return where the guest stopped, of what `*stopped` carries; 0 where that is not known."""
+    return _address(payload.get("frame", {}).get("addr"))
+
+
 def hit(payload: Mapping[str, Any]) -> int | None:
     """Return the number of the breakpoint or watchpoint that `*stopped` names."""
     if "bkptno" in payload:
