@@ -149,6 +149,20 @@ def test_a_snapshot_stays_and_a_pointer_is_read_anew(gdb: Gdb, first: Value) -> 
     assert (first.pid.int(), pointer.pid.int(), pointer.deref().pid.int()) == (1, 1, 42)
 
 
+def test_without_smp_there_is_one_copy_of_what_each_cpu_has(gdb: Gdb, where: Stop) -> None:
+    one = gdb.per_cpu("first", 0)
+    assert (one.address, one.pid.int()) == (gdb.value("&first").int(), 1)
+    assert gdb.per_cpu("first.pid", 0).int() == 1
+    assert gdb.value("current").per_cpu_ptr(0).address == one.address
+    for call in (lambda: gdb.per_cpu("first", 1), lambda: gdb.value("current").per_cpu_ptr(1)):
+        with pytest.raises(GdbError, match="the kernel has CPUs 0 to 0"):
+            call()
+    with pytest.raises(GdbError, match="not a pointer"):
+        one.per_cpu_ptr(0)
+    with pytest.raises(GdbError, match="`nosuch` of CPU 0 cannot be read: No symbol"):
+        gdb.per_cpu("nosuch", 0)
+
+
 def test_registers(gdb: Gdb, where: Stop) -> None:
     assert gdb.value("$pc").int() == where.frame.pc
     assert gdb.value("(short)$pc").int() == where.frame.pc & 0xFFFF
