@@ -245,3 +245,20 @@ def test_the_main_job_on_a_runner_with_a_kernel_built_outside_of_nix(
     (found,) = json.loads(vmdebug("status", "--json").stdout)
     command_line = Path(f"/proc/{found['pid']}/cmdline").read_text().split("\0")
     assert command_line[command_line.index("-kernel") + 1] == str(kernel.image)
+
+
+def test_a_kernel_with_modules_in_a_runners_place_is_refused_before_launch(
+    flake: FixtureFlake, kernel: Kernel, tmp_path: Path
+) -> None:
+    assert kernel.vmlinux is not None
+    (tmp_path / "arch/x86/boot").mkdir(parents=True)
+    (tmp_path / "arch/x86/boot/bzImage").symlink_to(kernel.image)
+    (tmp_path / "vmlinux").symlink_to(kernel.vmlinux)
+    config = (kernel.vmlinux.parent / ".config").read_text()
+    (tmp_path / ".config").write_text(config.replace("CONFIG_9P_FS=y", "CONFIG_9P_FS=m"))
+    options = GuestOptions(source=".#base-nixos", nix_args=flake.nix_args, kernel=str(tmp_path))
+    with pytest.raises(UsageError, match=r"cannot boot \.#base-nixos: not built in are 9P_FS=m\n"):
+        sources.resolve(options, report=silent, deadline=Deadline.after(SECONDS))
+    (tmp_path / ".config").write_text(config)
+    spec = sources.resolve(options, report=silent, deadline=Deadline.after(SECONDS))
+    assert (spec.kernel.build_id, runner(spec).kernel_override) == (kernel.build_id, True)
