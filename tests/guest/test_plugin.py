@@ -278,7 +278,7 @@ def test_nothing_is_left_of_a_run_that_is_ended_half_way(
             time.sleep(3600)
         """
     )
-    child = pytester.popen([sys.executable, "-m", "pytest", "-s"])
+    child = pytester.popen([sys.executable, "-m", "pytest", "-s"], stdin=process.PIPE)
     assert child.stdout is not None
     try:
         for line in child.stdout:

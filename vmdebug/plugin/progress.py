@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from vmdebug.progress import Step
@@ -41,6 +43,8 @@ class Progress:
         if room < _LEAST_COLUMNS:
             return
         file = writer._file  # noqa: SLF001 - its own `write` counts columns that are taken back
-        file.write(f"{_SAVE}{_CLEAR}{text[:room]}{_RESTORE}")
-        file.flush()
+        capture = self._config.pluginmanager.get_plugin("capturemanager")
+        with contextlib.nullcontext() if capture is None else capture.global_and_fixture_disabled():
+            file.write(f"{_SAVE}{_CLEAR}{text[:room]}{_RESTORE}")
+            file.flush()
         self._shown = True
