@@ -60,6 +60,11 @@ def restored(tag: str) -> bytes:
     return b"\r\n" + _RESTORED + tag.encode() + b"\r\n"
 
 
+def went_back(line: str) -> bool:
+    """Say whether a line of a log is what `restored` wrote."""
+    return line.startswith(_RESTORED.decode())
+
+
 class Watch:
     """Looks for a death in a stream, across the pieces that it comes in."""
 

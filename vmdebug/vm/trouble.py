@@ -21,6 +21,8 @@ from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
+from vmdebug.vm import death
+
 Kind = Literal[
     "panic",
     "oops",
@@ -238,6 +240,9 @@ class Scanner:
         key = _squeezed(said).lstrip()
         if _BOOT.match(key) and (stamp or not self._stamped):
             self._boot(stamped=stamp is not None)
+        elif death.went_back(line):
+            # Time begins there once more, and what is told again has happened again.
+            self._boot(stamped=self._stamped)
         if stamp is not None:
             self._stamped = True
             self._pause(int(stamp[1]))
@@ -245,8 +250,8 @@ class Scanner:
         elif not self._stamped:
             self._kernel_line(line, said, key)
 
-    def _boot(self, *, stamped: bool) -> None:
-        """Begin anew: a kernel boots, by kexec or after a reset."""
+    def _boot(self, *, stamped: bool | None) -> None:
+        """Begin anew: a kernel boots, by kexec or after a reset, or goes back to a snapshot."""
         self._close()
         self._stamped = stamped
         self._time = 0
