@@ -19,7 +19,7 @@ def test_what_a_head_says(tmp_path: Path) -> None:
         "# Why.\n# Needs: base gdb\n# Wishes: SMP\n\n# Needs: x86\nCONFIG_SMP=y\n# CONFIG_NET is not set\n"
     )
     mine = fragments.load(str(path))
-    assert (mine.needs, mine.wishes) == (("base", "gdb"), {"CONFIG_SMP"})
+    assert (mine.needs, mine.wishes) == (("base", "gdb"), frozenset({"CONFIG_SMP"}))
     assert mine.options == {"CONFIG_SMP": "y", "CONFIG_NET": "n"}
 
 
