@@ -322,9 +322,7 @@ class DebugSession:
                 protected.enter_context(attaching.exclusive(lock))
                 gdb = self._new_gdb(deadline)
                 protected.enter_context(gdb)
-                gdb.connect(
-                    self.vm.state.gdb, deadline=deadline, interrupter=self.vm.pause, wanted=wanted
-                )
+                gdb.connect(self.vm.state.gdb, deadline=deadline, interrupter=self.vm.pause, wanted=wanted)
             self._resources.push(protected.pop_all())
         return gdb
 
