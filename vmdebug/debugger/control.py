@@ -263,6 +263,8 @@ class Control(Inspection):
         there, state = self._latest, self._run_state
         if there is None or there.breakpoint is None or there.frame.run != state.runs:
             return True
+        if self._selected_thread() != there.thread:
+            return True  # another CPU has been chosen, which alone may be meant to go on: scheduler-locking
         for _ in range(_STEPS):
             self._execute(f"-exec-step-instruction --thread {there.thread.id}", deadline)
             self._wait_while_running(call, deadline)
