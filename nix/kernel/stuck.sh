@@ -3,17 +3,19 @@
 set -eu
 config=$1
 shift
-# Of an option in several fragments the last one counts, as for merge_config.sh.
+# Of an option in several fragments the last one counts, as for merge_config.sh; what a fragment's head only
+# wishes for may be otherwise.
 cat "$@" | awk -v config="$config" '
 	function note(name, value) { if (!(name in want)) order[++n] = name; want[name] = value }
 	/^CONFIG_[A-Za-z0-9_]+=/ { i = index($0, "="); note(substr($0, 1, i - 1), substr($0, i + 1)) }
 	/^# CONFIG_[A-Za-z0-9_]+ is not set/ { note($2, "n") }
+	/^# Wishes:/ { for (i = 3; i <= NF; i++) wished["CONFIG_" $i] }
 	END {
 		while ((getline line < config) > 0)
 			if (line ~ /^CONFIG_/) { i = index(line, "="); have[substr(line, 1, i - 1)] = substr(line, i + 1) }
 		for (k = 1; k <= n; k++) {
 			name = order[k]; got = (name in have) ? have[name] : "n"
-			if (got == want[name]) continue
+			if (got == want[name] || name in wished) continue
 			print "vmdebug: " name " was asked to be " want[name] ", and is " got
 			bad = 1
 		}

@@ -1,8 +1,12 @@
+from __future__ import annotations
+
+import re
 from pathlib import Path
 
 import pytest
 
-from vmdebug import shipped
+from vmdebug import process, shipped
+from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.sources import fragments, kconfig
 
@@ -66,3 +70,13 @@ def test_a_kept_configuration_has_all_that_the_fragments_of_its_command_ask_for(
     has = kconfig.options(text)
     for option, (value, _) in fragments.asked(merged).items():
         assert option in wishes or has.get(option, "n") == value, option
+
+
+def test_a_nix_build_passes_over_wishes_too(tmp_path: Path) -> None:
+    config, fragment = tmp_path / ".config", tmp_path / "mine.config"
+    config.write_text("CONFIG_NET=y\n")
+    fragment.write_text("# Why.\n# Wishes: SMP\n\nCONFIG_SMP=y\nCONFIG_NET=y\nCONFIG_BUG=y\n")
+    script = Path(__file__).parents[2] / "nix" / "kernel" / "stuck.sh"
+    done = process.run(["sh", script, config, fragment], deadline=Deadline.after(20), check=False)
+    assert done.status == 1
+    assert re.findall(r"CONFIG_\w+", done.stderr) == ["CONFIG_BUG"]
