@@ -24,6 +24,9 @@ from vmdebug.vm.watcher import Watcher
 SETTLE_SECONDS = 1.0
 """How long the kernel may take to finish what it complains about, before the test is ended for it."""
 
+GATHER_MILLISECONDS = 20
+"""How long what the console says gathers before it is read."""
+
 END_SECONDS = 1.0
 """How long a test that kills its own QEMU may take to say so."""
 
@@ -106,6 +109,8 @@ class Watch:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.register(self._console.fileno(), select.POLLIN)
+        leaving = select.poll()
+        leaving.register(self._wake, select.POLLIN)
         qemu = self._pidfd()
         if qemu is not None:
             poll.register(qemu, select.POLLIN)
@@ -115,6 +120,9 @@ class Watch:
                 if self._wake in ready:
                     os.eventfd_read(self._wake)
                     continue
+                if self._console.fileno() in ready:
+                    # QEMU writes byte by byte: reading at each would take the test's CPU time, and its GIL.
+                    leaving.poll(GATHER_MILLISECONDS)
                 if qemu in ready:
                     poll.unregister(qemu)
                 found = self.failure() or (self._death() if qemu in ready else None) or self._late()
