@@ -30,7 +30,7 @@ TargetHost = Annotated[
 ]
 Modules = Annotated[
     bool,
-    typer.Option("--modules/--no-modules", help="--kgdb: read the modules, some 10 KB each over the line."),
+    typer.Option("--modules/--no-modules", help="--kgdb: read the modules, some 4 KB each over the line."),
 ]
 
 BATCH_SECONDS = 60.0
@@ -125,7 +125,7 @@ def _tell(kernel: Kernel, where: Line, baud: int) -> None:
             "kernel": f"{kernel.release or kernel.image}, of {kernel.origin}",
             "symbols": str(kernel.vmlinux or "none"),
             "": "The machine stands still while GDB has it; `detach` and `quit` let it run on.\n"
-            "Ctrl-C stops it only over a line that is its console, by BREAK and g. Elsewhere, on the\n"
+            "Ctrl-C does not reach a kernel that runs, unless the line is its console. To stop it, on the\n"
             "machine: echo g > /proc/sysrq-trigger",
         }
     )
