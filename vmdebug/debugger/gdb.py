@@ -34,6 +34,7 @@ _SETTINGS = (
     "mi-async on",  # before connecting: without it GDB answers nothing at all while the guest runs
     f"remotetimeout {REMOTE_SECONDS}",
     "tcp auto-retry off",  # QEMU listens before it says that it has started: refused is refused
+    "dcache line-size 512",  # a frame's part of the stack in one read, where 64 bytes take several
 )
 
 
