@@ -28,6 +28,9 @@ import vmd_guest
 _CREDENTIALS = struct.Struct("iII")
 """`struct ucred` of unix(7): pid, uid, gid."""
 
+_RETRY_MS = 100
+"""How long an attempt to stop the guest may take before the next one."""
+
 
 class Share(gdb.Command):
     """Let scripts use this GDB while you work in it: vmd-share.
@@ -76,6 +79,7 @@ class Office:
         self._listener: socket.socket | None = None
         self._own: list[gdb.Breakpoint] = []
         self._who = ""
+        self._leaving = False
 
     def open(self) -> None:
         """Listen."""
@@ -104,12 +108,15 @@ class Office:
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         while True:
-            ready = {descriptor for descriptor, _ in poll.poll()}
+            ready = {descriptor for descriptor, _ in poll.poll(_RETRY_MS if self._leaving else None)}
+            if not ready and self._leaving:
+                gdb.post_event(self._interrupt)
             if inside is not None and inside.fileno() in ready:
                 # It has nothing to say: this is its end.
                 poll.unregister(inside)
                 inside.close()
                 inside = None
+                self._leaving = True
                 gdb.post_event(self._left)
             if listener.fileno() in ready:
                 caller, _ = listener.accept()
@@ -150,14 +157,21 @@ class Office:
 
         self._own = [each for each in self._own if each.is_valid()]
         if not (self._own or vmd_trace.open_traces() or vmd_early.WAITING.planted) or not _runs():
+            self._leaving = False
             self._clear()
             _tell(f"{self._who} has gone")
             return
         gdb.events.stop.connect(self._stopped)
-        gdb.execute("interrupt")
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Stop the guest; QEMU passes over a request that comes before it has the guest running."""
+        if self._leaving and _runs():
+            gdb.execute("interrupt")
 
     def _stopped(self, event: gdb.StopEvent) -> None:
         gdb.events.stop.disconnect(self._stopped)
+        self._leaving = False
         interrupted = isinstance(event, gdb.SignalEvent) and event.stop_signal == "SIGINT"
         gdb.post_event(partial(self._clear_and_go_on, go_on=interrupted))
 

@@ -372,3 +372,35 @@ def test_at_a_prompt_a_deadline_leaves_the_person_there(terminal: tuple[Vm, pexp
     gdb.expect(PROMPT)
     gdb.sendline("info breakpoints")
     gdb.expect("No breakpoints or watchpoints")
+
+
+SCRIPT = """
+import sys
+from vmdebug import session
+with session.attach(sys.argv[1]) as attached:
+    gdb = attached.gdb
+    gdb.breakpoint("vfs_read")
+    attached.console.sendline("cat /etc/passwd")
+    stop = gdb.cont()
+    print(stop.frame.function, flush=True)
+"""
+
+
+def test_a_script_works_in_a_persons_gdb_and_takes_its_breakpoints_along(
+    terminal: tuple[Vm, pexpect.spawn],
+) -> None:
+    machine, gdb = terminal
+    argv = [sys.executable, "-c", SCRIPT, machine.name]
+    gdb.sendline("vmd-share")
+    gdb.expect(PROMPT)
+    with process.spawn(argv, stdout=process.PIPE) as script:
+        gdb.expect(r"shares this GDB\]")
+        assert script.stdout is not None
+        assert script.stdout.read() == b"vfs_read\n"
+        gdb.expect("Breakpoint 1, vfs_read")
+        script.wait()
+    gdb.expect(r"has gone\]")
+    gdb.sendline("info breakpoints")
+    gdb.expect(r"No breakpoints or watchpoints\.")
+    gdb.sendline("print 40 + 2")
+    gdb.expect_exact("= 42")
