@@ -183,6 +183,7 @@ class Trace:
         self._backtrace: bool = wanted["backtrace"]
         self._ret: bool = wanted["ret"]
         self._noted: list[Any] = []
+        self._forgotten = 0
         self._seen = 0
         self._open: dict[int, list[Any]] = {}
         self._kernel: Kernel | None = None
@@ -276,10 +277,15 @@ class Trace:
             noted[-1] = None if kind is None else _returned(_register(frame, "rax"), kind)
             self._noted.append(noted)
 
-    def take(self) -> list[Any]:
-        """Return what was noted since the last time."""
-        taken, self._noted = self._noted, []
-        return taken
+    def take(self, seen: int) -> list[Any]:
+        """Return what was noted, but for the first `seen`, which the host has and are forgotten.
+
+        What is handed over stays until the host says that it has it: GDB may refuse a command of MI's when it
+        has been carried out, as the guest runs on from another hit.
+        """
+        del self._noted[: seen - self._forgotten]
+        self._forgotten = seen
+        return self._noted
 
     def end(self) -> None:
         """Take the breakpoints out; what has not returned is noted without."""
@@ -436,19 +442,18 @@ def start(wanted: str) -> dict[str, object]:
     return {"trace": str(number), "numbers": ",".join(trace.numbers), "notes": _packed(trace.notes)}
 
 
-def take(number: str) -> dict[str, object]:
-    """`-vmd-trace-take TRACE`: what it has noted since the last time; works while the guest runs."""
+def take(number: str, seen: str) -> dict[str, object]:
+    """`-vmd-trace-take TRACE SEEN`: what it has noted after SEEN hits; works while the guest runs."""
     trace = _TRACES[int(number)]
-    full = trace.full
-    return {"full": str(int(full)), "hits": _packed(trace.take())}
+    return {"full": str(int(trace.full)), "hits": _packed(trace.take(int(seen)))}
 
 
-def end(number: str) -> dict[str, object]:
-    """`-vmd-trace-end TRACE`: take its breakpoints out of the stopped guest, and hand over the rest."""
+def end(number: str, seen: str = "0") -> dict[str, object]:
+    """`-vmd-trace-end TRACE SEEN`: take its breakpoints out of the stopped guest, and hand over the rest."""
     trace = _TRACES.pop(int(number))
     full = trace.full
     trace.end()
-    return {"full": str(int(full)), "hits": _packed(trace.take())}
+    return {"full": str(int(full)), "hits": _packed(trace.take(int(seen)))}
 
 
 def _packed(what: list[Any]) -> str:

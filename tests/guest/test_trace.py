@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from vmdebug import process, session, vm
@@ -62,6 +63,23 @@ def test_condition_count_backtrace_and_what_is_returned(attached: DebugSession) 
     assert [(hit.args["count"], hit.ret) for hit in hits] == [(7, 7)] * 3
     assert [call.function for call in hits[0].backtrace][:2] == ["vfs_read", "ksys_read"]
     assert attached.exec("echo on").stdout == "on\n"
+
+
+def test_hits_of_three_cpus_are_fetched_while_they_come(builtin: LaunchSpec) -> None:
+    machine = vm.launch(msgspec.structs.replace(builtin, cpus=3), bound=True, deadline=soon())
+    with DebugSession(machine, owned=True) as made:
+        made.console.wait_ready(soon())
+        each = f"dd if=/dev/zero of=/dev/null bs=7 count={HITS // 5}"
+        line = f"{each} & taskset 2 {each} & taskset 4 {each} & wait"
+        gdb = made.gdb
+        with gdb.trace("vfs_read", args=["count"], when="count == 7") as hits:
+            running = made.exec(line, wait=False)
+            deadline = soon()
+            while len(hits) < 3 * (HITS // 5):
+                assert not deadline.passed
+            assert running.result().status == 0
+        assert len(hits) == 3 * (HITS // 5)
+        assert {hit.cpu for hit in hits} >= {1, 2}
 
 
 def test_ctrl_c_leaves_a_guest_that_runs(builtin: LaunchSpec) -> None:

@@ -66,7 +66,7 @@ class Runner:
         return Stop("signal-received", Thread(1), frame({}, Thread(1)))
 
     def ask(self, command: str) -> Mapping[str, Any]:
-        self.did.append(" ".join(command.split()[:2]) if "start" not in command else "start")
+        self.did.append(command if "start" not in command else "start")
         return self._answers.pop(0)
 
     def trace(self, planted: dict[int, Breakpoint]) -> Trace:
@@ -91,8 +91,8 @@ def test_a_stopped_guest_runs_inside_the_block_only() -> None:
         assert hits.notes == ("that is all",)
     assert runner.did == [
         "hold", "start", "let go", "resume",
-        "-vmd-trace-take 3",
-        "interrupt", "hold", "-vmd-trace-end 3", "let go",
+        "-vmd-trace-take 3 0",
+        "interrupt", "hold", "-vmd-trace-end 3 1", "let go",
     ]  # fmt: skip
     assert list(hits) == [HIT, HIT]
     assert hits.full
@@ -104,7 +104,23 @@ def test_a_running_guest_runs_on() -> None:
     with runner.trace({}) as hits:
         pass
     assert len(hits) == 0
-    assert runner.did == ["hold", "start", "let go", "hold", "-vmd-trace-end 3", "let go"]
+    assert runner.did == ["hold", "start", "let go", "hold", "-vmd-trace-end 3 0", "let go"]
+
+
+def test_hits_are_asked_for_again_while_gdb_is_busy_with_more() -> None:
+    class Busy(Runner):
+        refusals = 2
+
+        def ask(self, command: str) -> Mapping[str, Any]:
+            if "take" in command and self.refusals:
+                self.refusals -= 1
+                raise GdbError("Cannot execute this command while the target is running.")
+            return super().ask(command)
+
+    runner = Busy(State.RUNNING, BEGUN, batch(NOTED), batch())
+    with runner.trace({}) as hits:
+        assert hits.take() == [HIT]
+    assert runner.did[3:] == ["-vmd-trace-take 3 0", "hold", "-vmd-trace-end 3 1", "let go"]
 
 
 def test_a_guest_that_died_leaves_what_it_gave() -> None:
@@ -112,7 +128,7 @@ def test_a_guest_that_died_leaves_what_it_gave() -> None:
     with runner.trace({}) as hits:
         runner.state = State.GONE
     assert hits[:] == [HIT]
-    assert runner.did[-1] == "-vmd-trace-end 3"
+    assert runner.did[-1] == "-vmd-trace-end 3 0"
 
 
 def test_a_guest_that_cannot_be_resumed_keeps_no_breakpoints() -> None:
@@ -124,7 +140,7 @@ def test_a_guest_that_cannot_be_resumed_keeps_no_breakpoints() -> None:
     planted: dict[int, Breakpoint] = {}
     with pytest.raises(GdbError, match="does not run"), runner.trace(planted):
         pass
-    assert runner.did[-2:] == ["-vmd-trace-end 3", "let go"]
+    assert runner.did[-2:] == ["-vmd-trace-end 3 0", "let go"]
     assert planted == {}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,15 +19,11 @@ from vmdebug.debugger.breakpoints import Breakpoint
 from vmdebug.debugger.control import STOP_SECONDS
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.identity import Identity, Wanted
-from vmdebug.debugger.inspection import COMMAND_SECONDS
 from vmdebug.debugger.runstate import RunState, State
 from vmdebug.debugger.transport import Transport
 from vmdebug.errors import DeadlineError, GdbError, StateError, VmdebugError
 
 _WORD_BYTES = 256
-
-_TAKE = "-vmd-trace-take"
-_RUNNING = "while the target is running"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,16 +183,6 @@ class SharedGdb(Gdb):
         # Should we be killed, GDB takes it out.
         self._ask(f"-vmd-own {made.number}")
         return made
-
-    def _tell(self, command: str) -> Mapping[str, Any]:
-        deadline = Deadline.after(COMMAND_SECONDS)
-        while True:
-            try:
-                return super()._tell(command)
-            except GdbError as error:
-                # GDB 13.1 refuses it now and then while hits come thick on several CPUs; nothing is lost.
-                if not command.startswith(_TAKE) or _RUNNING not in error.message or deadline.passed:
-                    raise
 
     def _unplant(self, timeout: float) -> None:
         if self._breakpoints and self.state in (State.STOPPED, State.RUNNING):

@@ -14,13 +14,20 @@ from typing import Any, Protocol, Self, overload
 
 import msgspec
 
+from vmdebug.deadline import Deadline
 from vmdebug.debugger.breakpoints import Breakpoint
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import Stop
-from vmdebug.errors import UsageError, VmdebugError
+from vmdebug.errors import GdbError, UsageError, VmdebugError
 
 Ask = Callable[[str], Mapping[str, Any]]
 """Has GDB carry out an MI command, and returns what the result carries."""
+
+TAKE_SECONDS = 30.0
+"""How long GDB may refuse to hand over hits because more of them come."""
+
+_BUSY = "while the target is running"
+"""What GDB says when it gets to a command in the moment between a hit and going on from it."""
 
 Argument = int | float | str | None
 """What an expression gave: an address is a number, a `char *` its string; None cannot be known there."""
@@ -253,11 +260,21 @@ class Trace(Sequence[Hit]):
                 self._planted.pop(number, None)
 
     def _fetch(self, command: str) -> list[Hit]:
-        answer = self._ask(f"{command} {self._trace}")
+        answer = self._answer(f"{command} {self._trace} {len(self._hits)}")
         fresh = decode(answer["hits"], self._wanted.probes)
         self._full = answer["full"] == "1"
         self._hits += fresh
         return fresh
+
+    def _answer(self, command: str) -> Mapping[str, Any]:
+        deadline = Deadline.after(TAKE_SECONDS)
+        while True:
+            try:
+                return self._ask(command)
+            except GdbError as error:
+                # GDB's side keeps a hit until we have it: asking again loses none.
+                if _BUSY not in error.message + error.words or deadline.passed:
+                    raise
 
 
 def parse(words: Sequence[str]) -> tuple[Probe, ...]:
