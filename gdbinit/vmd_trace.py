@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 import gdb
+import vmd_exits
 import vmd_kernel
 import vmd_slide
 import vmd_twice
@@ -219,8 +220,8 @@ class Trace:
 
     def _plant_exits(self, where: str) -> None:
         for sal in gdb.decode_line(where)[1] or ():
-            returned, elsewhere = exits(sal.pc)
-            kind = _return_type(sal.pc)
+            returned, elsewhere = vmd_exits.exits(sal.pc)
+            kind = vmd_exits.return_type(sal.pc)
             if not returned and not elsewhere:
                 self.notes.append(f"{where}: its returns are not found: --ret is for x86-64")
                 continue
@@ -229,8 +230,8 @@ class Trace:
                     f"{where} returns nothing that a register holds: its hits have no return value"
                 )
                 continue
-            self._planted += [Exit(self, _moving(address), kind) for address in returned]
-            self._planted += [Exit(self, _moving(address), None) for address in elsewhere]
+            self._planted += [Exit(self, vmd_exits.moving(address), kind) for address in returned]
+            self._planted += [Exit(self, vmd_exits.moving(address), None) for address in elsewhere]
             if elsewhere:
                 self.notes.append(
                     f"{where} also ends in {len(elsewhere)} jumps to other functions:"
@@ -274,7 +275,7 @@ class Trace:
         frame = gdb.newest_frame()
         noted = self._open.pop((_register(frame, "rsp") + 8) & _WORD, None)
         if noted is not None:
-            noted[-1] = None if kind is None else _returned(_register(frame, "rax"), kind)
+            noted[-1] = None if kind is None else vmd_exits.returned(_register(frame, "rax"), kind)
             self._noted.append(noted)
 
     def take(self, seen: int) -> list[Any]:
@@ -358,71 +359,6 @@ def _frames(frame: gdb.Frame) -> list[tuple[str, int, str, int]]:
     except gdb.error:
         pass  # the stack ends where GDB cannot read on
     return found
-
-
-_INSTRUCTION = re.compile(r"^(?:=>)?\s*0x([0-9a-f]+) <[^>]*>:\t(\S+)[ \t]*(?:0x([0-9a-f]+))?", re.MULTILINE)
-_RETURNS = ("ret", "retq")
-_THUNK = "__x86_return_thunk"
-
-
-def exits(pc: int) -> tuple[list[int], list[int]]:
-    """Return where the function around `pc` returns, and where it goes on as another one.
-
-    The code is read from the vmlinux: it is all there before the guest has any of it.
-    """
-    trusted = gdb.parameter("trust-readonly-sections")
-    gdb.execute("set trust-readonly-sections on", to_string=True)
-    try:
-        listing = gdb.execute(f"disassemble {pc:#x}", to_string=True)
-    finally:
-        gdb.execute(f"set trust-readonly-sections {'on' if trusted else 'off'}", to_string=True)
-    return exits_in(listing)
-
-
-def exits_in(listing: str) -> tuple[list[int], list[int]]:
-    """Return the exits in what GDB's `disassemble` printed; see `exits`."""
-    lines = [(int(found[1], 16), found) for found in _INSTRUCTION.finditer(listing)]
-    inside = {address for address, _ in lines}
-    returned, elsewhere = [], []
-    for address, found in lines:
-        name, target = found[2], int(found[3], 16) if found[3] else None
-        end = listing.find("\n", found.end())
-        if name in _RETURNS or (name == "jmp" and _THUNK in listing[found.end() : end]):
-            returned.append(address)
-        elif name.startswith("j") and target not in inside:
-            elsewhere.append(address)
-    return returned, elsewhere
-
-
-def _moving(address: int) -> str:
-    """Return an address as a place that GDB moves with the symbols, when it learns where the kernel lies."""
-    found = gdb.execute(f"info symbol {address:#x}", to_string=True).split()
-    name, offset = found[0], int(found[2]) if found[1:2] == ["+"] else 0
-    place = f"(unsigned long)&{name} + {offset}"
-    try:
-        # Of two functions of one name GDB may take the other one.
-        moves = int(gdb.parse_and_eval(place)) & _WORD == address
-    except gdb.error:
-        moves = False
-    return f"*({place})" if moves else f"*{address:#x}"
-
-
-def _return_type(pc: int) -> gdb.Type | None:
-    block = gdb.block_for_pc(pc)
-    while block is not None and block.function is None:
-        block = block.superblock
-    kind = block.function.type if block is not None and block.function is not None else None
-    if kind is None or kind.code != gdb.TYPE_CODE_FUNC:
-        return None
-    target = kind.target().strip_typedefs()
-    return target if target.code in (*_NUMBERS, gdb.TYPE_CODE_PTR) else None
-
-
-def _returned(rax: int, kind: gdb.Type) -> int:
-    bits = 8 * kind.sizeof
-    number = rax & ((1 << bits) - 1)
-    signed = kind.code != gdb.TYPE_CODE_PTR and kind.is_signed
-    return number - (1 << bits) if signed and number >> (bits - 1) else number
 
 
 _TRACES: dict[int, Trace] = {}

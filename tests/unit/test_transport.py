@@ -11,6 +11,7 @@ import pytest
 
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import mi, transport
+from vmdebug.debugger.end import End
 from vmdebug.debugger.transport import Transport
 from vmdebug.errors import DeadlineError, GdbError
 
@@ -56,7 +57,7 @@ class FakeGdb:
         self.commands: list[str] = []
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._life = threading.Thread(target=self._live)
-        end = transport._End(1, self.die, os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb"), stderr)
+        end = End(1, self.die, os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb"), stderr)
         self.transport = Transport(end, self.listener)
         self.transport._idle.start()
 

@@ -23,13 +23,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import mi
+from vmdebug.debugger.end import End
 from vmdebug.errors import DeadlineError, GdbError
 
 IDLE_SECONDS = 0.05
@@ -132,7 +133,7 @@ class Transport:
             raise
         assert child.stdin is not None  # noqa: S101 - for the type checker: both are pipes
         assert child.stdout is not None  # noqa: S101
-        end = _End(child.pid, lambda: process.end_group(child), child.stdin, child.stdout, stderr)
+        end = End(child.pid, lambda: process.end_group(child), child.stdin, child.stdout, stderr)
         transport = cls(end, listener)
         transport._idle.start()
         return transport
@@ -147,11 +148,11 @@ class Transport:
             listener: Who is told what happens.
         """
         stdin, stdout = os.fdopen(os.dup(terminal), "wb"), os.fdopen(terminal, "rb")
-        transport = cls(_End(pid, None, stdin, stdout, io.BytesIO()), listener)
+        transport = cls(End(pid, None, stdin, stdout, io.BytesIO()), listener)
         transport._idle.start()
         return transport
 
-    def __init__(self, end: _End, listener: Listener) -> None:
+    def __init__(self, end: End, listener: Listener) -> None:
         self._end = end
         self._stdin = end.stdin.fileno()
         self._stdout = end.stdout.fileno()
@@ -404,49 +405,6 @@ class Transport:
     def _gone(self, message: str, command: str) -> GdbError:
         said = _said(self._aside, mi.LOG)
         return GdbError(message, command=command, detail=process.tail(f"{said}\n{self._end.stderr_text()}"))
-
-
-class _End:
-    """GDB's process as the transport holds it: pipes, the poke for the idle reader, how to kill it.
-
-    There is no `kill` for one that is somebody else's.
-    """
-
-    def __init__(
-        self,
-        pid: int,
-        kill: Callable[[], None] | None,
-        stdin: IO[bytes],
-        stdout: IO[bytes],
-        stderr: IO[bytes],
-    ) -> None:
-        self.pid = pid
-        self.kill = kill
-        self.stdin = stdin
-        self.stdout = stdout
-        self._stderr = stderr
-        self.poke = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def give_way(self) -> None:
-        os.eventfd_write(self.poke, 1)
-
-    def asked_to_give_way(self) -> bool:
-        try:
-            return os.eventfd_read(self.poke) > 0
-        except BlockingIOError:
-            return False
-
-    def stderr_text(self) -> str:
-        if self._stderr.closed:
-            return ""
-        self._stderr.seek(0)
-        return self._stderr.read().decode(errors="replace")
-
-    def close(self) -> None:
-        for stream in (self.stdin, self.stdout, self._stderr):
-            with contextlib.suppress(OSError):
-                stream.close()
-        os.close(self.poke)
 
 
 def _said(records: Sequence[mi.Record] | deque[mi.Record], sigil: str) -> str:

@@ -1,0 +1,85 @@
+"""Where a function is left, and what it leaves in its register. x86-64's.
+
+A breakpoint at each exit is what tells a return value: GDB can plant none while the guest runs, nor in
+`stop()`.
+"""
+
+from __future__ import annotations
+
+import re
+
+import gdb
+
+_WORD = 2**64 - 1
+_NUMBERS = (gdb.TYPE_CODE_INT, gdb.TYPE_CODE_CHAR, gdb.TYPE_CODE_BOOL, gdb.TYPE_CODE_ENUM)
+
+_INSTRUCTION = re.compile(r"^(?:=>)?\s*0x([0-9a-f]+) <[^>]*>:\t(\S+)[ \t]*(?:0x([0-9a-f]+))?", re.MULTILINE)
+_RETURNS = ("ret", "retq")
+_THUNK = "__x86_return_thunk"
+
+
+def exits(pc: int) -> tuple[list[int], list[int]]:
+    """Return where the function around `pc` returns, and where it goes on as another one.
+
+    The code is read from the vmlinux: it is all there before the guest has any of it.
+    """
+    trusted = gdb.parameter("trust-readonly-sections")
+    gdb.execute("set trust-readonly-sections on", to_string=True)
+    try:
+        listing = gdb.execute(f"disassemble {pc:#x}", to_string=True)
+    finally:
+        gdb.execute(f"set trust-readonly-sections {'on' if trusted else 'off'}", to_string=True)
+    return exits_in(listing)
+
+
+def exits_in(listing: str) -> tuple[list[int], list[int]]:
+    """Return the exits in what GDB's `disassemble` printed; see `exits`."""
+    lines = [(int(found[1], 16), found) for found in _INSTRUCTION.finditer(listing)]
+    inside = {address for address, _ in lines}
+    returned, elsewhere = [], []
+    for address, found in lines:
+        name, target = found[2], int(found[3], 16) if found[3] else None
+        end = listing.find("\n", found.end())
+        if name in _RETURNS or (name == "jmp" and _THUNK in listing[found.end() : end]):
+            returned.append(address)
+        elif name.startswith("j") and target not in inside:
+            elsewhere.append(address)
+    return returned, elsewhere
+
+
+def moving(address: int) -> str:
+    """Return an address as a place that GDB moves with the symbols, when it learns where the kernel lies."""
+    found = gdb.execute(f"info symbol {address:#x}", to_string=True).split()
+    name, offset = found[0], int(found[2]) if found[1:2] == ["+"] else 0
+    place = f"(unsigned long)&{name} + {offset}"
+    try:
+        # Of two functions of one name GDB may take the other one.
+        moves = int(gdb.parse_and_eval(place)) & _WORD == address
+    except gdb.error:
+        moves = False
+    return f"*({place})" if moves else f"*{address:#x}"
+
+
+def return_type(pc: int) -> gdb.Type | None:
+    """Return the type of what the function around `pc` returns; None where no register holds it."""
+    block = gdb.block_for_pc(pc)
+    while block is not None and block.function is None:
+        block = block.superblock
+    kind = block.function.type if block is not None and block.function is not None else None
+    if kind is None or kind.code != gdb.TYPE_CODE_FUNC:
+        return None
+    target = kind.target().strip_typedefs()
+    return target if target.code in (*_NUMBERS, gdb.TYPE_CODE_PTR) else None
+
+
+def returned(rax: int, kind: gdb.Type) -> int:
+    """Return what a function returned, as its type has it.
+
+    Args:
+        rax: The register.
+        kind: See `return_type`.
+    """
+    bits = 8 * kind.sizeof
+    number = rax & ((1 << bits) - 1)
+    signed = kind.code != gdb.TYPE_CODE_PTR and kind.is_signed
+    return number - (1 << bits) if signed and number >> (bits - 1) else number
