@@ -23,7 +23,6 @@ from pathlib import Path
 import gdb
 import vmd_batch
 import vmd_early
-import vmd_guest
 
 _CREDENTIALS = struct.Struct("iII")
 """`struct ucred` of unix(7): pid, uid, gid."""
@@ -80,6 +79,8 @@ class Office:
         self._own: list[gdb.Breakpoint] = []
         self._who = ""
         self._leaving = False
+        self._stopping = False
+        self._paged = False
 
     def open(self) -> None:
         """Listen."""
@@ -108,16 +109,19 @@ class Office:
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         while True:
+            # The next one is let in once nothing of the last one is left.
+            poll.modify(listener, 0 if self._leaving else select.POLLIN)
             ready = {descriptor for descriptor, _ in poll.poll(_RETRY_MS if self._leaving else None)}
             if not ready and self._leaving:
-                gdb.post_event(self._interrupt)
+                # QEMU passes over a request to stop that comes before it has the guest running.
+                gdb.post_event(self._leave)
             if inside is not None and inside.fileno() in ready:
                 # It has nothing to say: this is its end.
                 poll.unregister(inside)
                 inside.close()
                 inside = None
                 self._leaving = True
-                gdb.post_event(self._left)
+                gdb.post_event(self._leave)
             if listener.fileno() in ready:
                 caller, _ = listener.accept()
                 pid, uid, _ = _CREDENTIALS.unpack(
@@ -146,42 +150,61 @@ class Office:
             # Whoever has gone by now takes the terminal along: GDB ends what talks to a dead one.
             with suppress(OSError):
                 socket.send_fds(caller, [b"+"], [ours])
+            # A question whether to show more of a stop would hold up the script.
+            self._paged = self._paged or bool(gdb.parameter("pagination"))
+            gdb.set_parameter("pagination", False)
             _tell(f"{self._who} shares this GDB")
         finally:
             os.close(theirs)
             os.close(ours)
 
-    def _left(self) -> None:
+    def _leave(self) -> None:
         """Take out what a script has left; stop the guest for it, if it runs."""
+        if not self._leaving:
+            return  # the guest has stopped since this was asked for
+        if self._planted() and _runs():
+            if not self._stopping:
+                gdb.events.stop.connect(self._stopped)
+                self._stopping = True
+            gdb.execute("interrupt")
+            return
+        self._have_stopped()
+        self._clear(go_on=False)
+
+    def _planted(self) -> bool:
         import vmd_trace  # noqa: PLC0415 - MI's; there since `vmd-share`
 
         self._own = [each for each in self._own if each.is_valid()]
-        if not (self._own or vmd_trace.open_traces() or vmd_early.WAITING.planted) or not _runs():
-            self._leaving = False
-            self._clear()
-            _tell(f"{self._who} has gone")
-            return
-        gdb.events.stop.connect(self._stopped)
-        self._interrupt()
-
-    def _interrupt(self) -> None:
-        """Stop the guest; QEMU passes over a request that comes before it has the guest running."""
-        if self._leaving and _runs():
-            gdb.execute("interrupt")
+        return bool(self._own or vmd_trace.open_traces() or vmd_early.WAITING.planted)
 
     def _stopped(self, event: gdb.StopEvent) -> None:
-        gdb.events.stop.disconnect(self._stopped)
-        self._leaving = False
+        self._have_stopped()
         interrupted = isinstance(event, gdb.SignalEvent) and event.stop_signal == "SIGINT"
-        gdb.post_event(partial(self._clear_and_go_on, go_on=interrupted))
+        hit = event.breakpoints if isinstance(event, gdb.BreakpointEvent) else ()
+        ours = bool(hit) and all(each in self._own for each in hit)
+        gdb.post_event(partial(self._clear, go_on=interrupted or ours))
 
-    def _clear_and_go_on(self, *, go_on: bool) -> None:
-        self._clear()
-        _tell(f"{self._who} has gone{'; the guest runs on' if go_on else ''}")
-        if go_on:
-            gdb.execute("continue &")
+    def _have_stopped(self) -> None:
+        if self._stopping:
+            gdb.events.stop.disconnect(self._stopped)
+        self._stopping = self._leaving = False
 
-    def _clear(self) -> None:
+    def _clear(self, *, go_on: bool) -> None:
+        try:
+            self._take_out()
+            if go_on:
+                gdb.execute("continue &")
+        except gdb.error as error:
+            _tell(f"{self._who} has gone; what it has planted may be there still: {error}")
+        else:
+            words = "; the guest runs on" if go_on else ""
+            _tell(f"{self._who} has gone{words}", at_prompt=go_on)
+        finally:
+            if self._paged:
+                gdb.set_parameter("pagination", True)
+            self._paged = False
+
+    def _take_out(self) -> None:
         import vmd_trace  # noqa: PLC0415
 
         for number in vmd_trace.open_traces():
@@ -204,15 +227,18 @@ def _name(pid: int) -> str:
         return "?"
     # A script's first word is its interpreter.
     words = [Path(word).name for word in words if word]
-    return " ".join(words[1:3] if words[0].startswith("python") else words[:2])
+    script = words[0].startswith("python") and len(words) > 1 and not words[1].startswith("-")
+    return " ".join(words[1:3] if script else words[:2])
 
 
 def _runs() -> bool:
-    return any(thread.is_running() for thread in vmd_guest.cpus())
+    """Whether the guest runs: all CPUs do, or none. GDB cannot list them while they do: it would ask QEMU."""
+    thread = gdb.selected_thread()
+    return thread is not None and thread.is_valid() and thread.is_running()
 
 
-def _tell(text: str) -> None:
+def _tell(text: str, *, at_prompt: bool = False) -> None:
     """Tell the person, who may be typing: the prompt comes again where there was one."""
-    prompt = "" if _runs() else gdb.parameter("prompt")
+    prompt = gdb.parameter("prompt") if at_prompt or not _runs() else ""
     gdb.write(f"\n[{text}]\n{prompt}")
     gdb.flush()

@@ -404,3 +404,32 @@ def test_a_script_works_in_a_persons_gdb_and_takes_its_breakpoints_along(
     gdb.expect(r"No breakpoints or watchpoints\.")
     gdb.sendline("print 40 + 2")
     gdb.expect_exact("= 42")
+
+
+KILLED = """
+import os, signal, sys
+from vmdebug import session
+with session.attach(sys.argv[1]) as attached:
+    attached.gdb.breakpoint("kernel_restart")
+    attached.gdb.cont(wait=False)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_script_has_planted_is_taken_out_and_the_guest_runs_on(
+    terminal: tuple[Vm, pexpect.spawn],
+) -> None:
+    machine, gdb = terminal
+    gdb.sendline("vmd-share")
+    gdb.expect(PROMPT)
+    with process.spawn([sys.executable, "-c", KILLED, machine.name]) as script:
+        assert script.wait() == -signal.SIGKILL
+    gdb.expect(r"has gone; the guest runs on\]")
+    gdb.expect(PROMPT)
+    assert machine.status() == "running"
+    gdb.sendline("interrupt")
+    gdb.expect("Program received signal SIGINT")
+    gdb.sendline("info breakpoints")
+    gdb.expect(r"No breakpoints or watchpoints\.")
+    gdb.sendline("show pagination")
+    gdb.expect("State of pagination is on")
