@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import gdb
+import vmd_batch
 import vmd_guest
 import vmd_kernel
+import vmd_slide
+
+_UNKNOWN = "task not known"
 
 
 class BtAll(gdb.Command):
@@ -24,8 +28,14 @@ class BtAll(gdb.Command):
     def invoke(self, argument: str, _from_tty: bool) -> None:
         """Go through the CPUs."""
         vmd_guest.need_connected()
+        known = True
         for text in backtraces(argument):
             print(text)
+            known &= _UNKNOWN not in text.splitlines()[0]
+        if not known and not vmd_guest.has_vmlinux():
+            vmd_batch.say("no vmlinux is loaded, so there are no names: file VMLINUX")
+        elif not known and (why := vmd_slide.misplaced()):
+            vmd_batch.say(why)
 
 
 def backtraces(options: str = "") -> Iterator[str]:
@@ -60,4 +70,4 @@ def _runs(cpu: int) -> str:
         task = vmd_kernel.current(cpu)
         return f"pid {int(task['pid'])} ({vmd_kernel.name_of(task)})"
     except gdb.error:
-        return "no task yet"
+        return _UNKNOWN

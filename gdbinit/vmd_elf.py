@@ -17,6 +17,7 @@ _NOTE = struct.Struct("<III")
 
 _MAGIC = b"\x7fELF\x02\x01"
 _SHT_NOBITS = 8
+_SHF_ALLOC = 2
 _NT_GNU_BUILD_ID = 3
 
 
@@ -30,6 +31,7 @@ class Section:
         offset: Where its bytes are in the file.
         size: Bytes.
         stored: Whether it has bytes in the file at all.
+        allocated: Whether it has a place in memory.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Section:
     offset: int
     size: int
     stored: bool
+    allocated: bool = True
 
 
 def sections(path: str) -> dict[str, Section]:
@@ -89,7 +92,14 @@ def build_id(notes: bytes) -> str:
 def _section(row: tuple[int, ...], names: bytes) -> Section:
     start = row[0]
     name = names[start : names.index(b"\0", start)].decode(errors="replace")
-    return Section(name, address=row[3], offset=row[4], size=row[5], stored=row[1] != _SHT_NOBITS)
+    return Section(
+        name,
+        address=row[3],
+        offset=row[4],
+        size=row[5],
+        stored=row[1] != _SHT_NOBITS,
+        allocated=bool(row[2] & _SHF_ALLOC),
+    )
 
 
 def _at(file: IO[bytes], offset: int, size: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,20 +69,37 @@ def unpacked(path: Path, directory: Path) -> Path:
 
 
 def build_id(path: Path) -> str:
-    """Return a module's GNU build-id in hex; "" where it has none."""
-    note = vmd_elf.sections(str(path)).get(NOTE)
+    """Return a module's GNU build-id in hex; "" where it has none.
+
+    Raises:
+        ValueError: it is no module, or damaged.
+    """
+    note = _sections(path).get(NOTE)
     return vmd_elf.build_id(vmd_elf.content(str(path), note)) if note is not None else ""
+
+
+def allocated(path: Path) -> list[str]:
+    """Return the names of the sections of a module that ask for a place in memory."""
+    return [section.name for section in _sections(path).values() if section.allocated and section.size]
+
+
+def _sections(path: Path) -> dict[str, vmd_elf.Section]:
+    try:
+        return vmd_elf.sections(str(path))
+    except (IndexError, struct.error) as error:
+        raise ValueError(f"{path} is damaged: its section headers are not where its header says") from error
 
 
 def _unpack(path: Path, to: Path) -> None:
     import gzip  # noqa: PLC0415 - imported when a module is packed by it
     import lzma  # noqa: PLC0415
+    import zlib  # noqa: PLC0415
 
     opens = lzma.open if path.suffix == ".xz" else gzip.open
     try:
         with opens(path) as packed, to.open("wb") as file:
             shutil.copyfileobj(packed, file)
-    except (lzma.LZMAError, EOFError) as error:
+    except (lzma.LZMAError, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 

@@ -34,6 +34,10 @@ class Module:
     sections: dict[str, int]
     freed: bool
 
+    def lost(self, section: str) -> bool:
+        """Whether a section of it is no longer its own."""
+        return self.freed and section.startswith(".init")
+
     def build_id(self) -> str:
         """Return its GNU build-id in hex, from guest memory; "" where it has none."""
         note = self.sections.get(vmd_ko.NOTE)

@@ -16,6 +16,7 @@ import vmd_guest
 import vmd_kgdb
 import vmd_ko
 import vmd_modlist
+import vmd_slide
 
 STARTING = "do_init_module"
 """Called with everything in place, just before a module's init function: kernel/module/main.c."""
@@ -35,6 +36,7 @@ class Symbols:
         path: Where their files are looked for, with : between the directories.
         files: Where each module's file is, by name; None before they are looked for.
         placed: The modules that have symbols, by name.
+        taken: The files that these come from, by the same names.
         refused: Modules that have none, by name, with what was said about them.
         behind: Whether a module has come since.
     """
@@ -42,12 +44,13 @@ class Symbols:
     path: str = ""
     files: dict[str, Path] | None = None
     placed: dict[str, vmd_modlist.Module] = field(default_factory=dict)
+    taken: dict[str, Path] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     behind: bool = False
     scratch: Path | None = None
 
     def use(self, path: str) -> None:
-        """Look for files in other directories from now on."""
+        """Look for files in other directories from now on; what lies there too is taken from there."""
         if path != self.path:
             self.path = path
             self.files = None
@@ -62,6 +65,7 @@ class Symbols:
         self.behind = False
         present = {module.name: module for module in vmd_modlist.loaded()}
         said = []
+        anew = self.files is None
         for name, module in list(self.placed.items()):
             if present.get(name) is None or present[name].address != module.address:
                 said.append(self._remove(module))
@@ -72,13 +76,16 @@ class Symbols:
                 # Its init sections are given away to others: symbols there would be lies.
                 self._remove(self.placed[module.name])
                 self._add(module)
+            elif anew and self._files().get(module.name, self.taken[module.name]) != self.taken[module.name]:
+                self._remove(self.placed[module.name])
+                said.append(self._add(module))
         return [line for line in said if line]
 
     def _add(self, module: vmd_modlist.Module) -> str:
         try:
             packed = self._find(module)
             file = self._unpacked(packed, module)
-            where = (f"-s {shlex.quote(name)} {at:#x}" for name, at in self._places(module))
+            where = (f"-s {shlex.quote(name)} {at:#x}" for name, at in self._places(module, file))
             words = f"{shlex.quote(str(file))} {module.address:#x} {' '.join(where)}"
             with gdb.with_parameter("confirm", False):
                 gdb.execute(f"add-symbol-file {words}", to_string=True)
@@ -88,14 +95,18 @@ class Symbols:
             self.refused[module.name] = line
             return "" if known == line else line
         self.placed[module.name] = module
+        self.taken[module.name] = packed
         return f"{module.name}: symbols at {module.address:#x} from {packed}"
 
-    def _places(self, module: vmd_modlist.Module) -> Iterator[tuple[str, int]]:
-        for number, (name, at) in enumerate(module.sections.items()):
-            if module.freed and name.startswith(".init"):
-                yield name, NOWHERE + len(self.placed) * _NOWHERE_EACH + (number << 24)
-            elif name != ".text":
-                yield name, at
+    def _places(self, module: vmd_modlist.Module, file: Path) -> Iterator[tuple[str, int]]:
+        # What the kernel does not keep, .modinfo and __versions for example, GDB would put at 0, and
+        # find their symbols in user space.
+        kept = {name: at for name, at in module.sections.items() if not module.lost(name)}
+        for name in kept.keys() - {".text"}:
+            yield name, kept[name]
+        away = [name for name in vmd_ko.allocated(file) if name not in kept and name != ".text"]
+        for number, name in enumerate(away):
+            yield name, NOWHERE + len(self.placed) * _NOWHERE_EACH + (number << 24)
 
     def _remove(self, module: vmd_modlist.Module) -> str:
         del self.placed[module.name]
@@ -107,12 +118,15 @@ class Symbols:
         return f"{module.name}: unloaded"
 
     def _find(self, module: vmd_modlist.Module) -> Path:
-        if self.files is None:
-            self.files = vmd_ko.index(Path(each).expanduser() for each in self.path.split(":") if each)
-        packed = self.files.get(module.name)
+        packed = self._files().get(module.name)
         if packed is None:
             raise FileNotFoundError(f"no file of it under {self.path.replace(':', ', ')}")
         return packed
+
+    def _files(self) -> dict[str, Path]:
+        if self.files is None:
+            self.files = vmd_ko.index(Path(each).expanduser() for each in self.path.split(":") if each)
+        return self.files
 
     def _unpacked(self, packed: Path, module: vmd_modlist.Module) -> Path:
         if self.scratch is None:
@@ -171,12 +185,13 @@ WATCH = Watch()
 class Modules(gdb.Command):
     """Give GDB the symbols of the guest's modules: vmd-modules [--watch] [DIRECTORY...].
 
+    Lists what is loaded, with where it lies and the file that its symbols come from.
     Files are looked for under the directories, in $vmd_modules_path (with : between
     them), else beside vmlinux and in /lib/modules and /usr/lib/debug for its release: as .ko,
     .ko.xz, .ko.zst, .ko.gz or .ko.debug. A file of another build than the module is refused.
 
     With --watch modules that are loaded later get theirs too, and a breakpoint that waits
-    for one is in time for its init function.
+    for one is in time for its init function; only what changes is said then.
 
     Example: vmd-modules --watch /src/linux
     """
@@ -193,15 +208,21 @@ class Modules(gdb.Command):
         directories = [word for word in words if word not in options]
         if options - {"--watch", "--starting"}:
             vmd_batch.fail(f"vmd-modules has no option {' '.join(sorted(options))}", vmd_batch.USAGE)
+        for each in directories:
+            if not Path(each).expanduser().is_dir():
+                vmd_batch.fail(f"{each} is no directory: no modules can be there", vmd_batch.USAGE)
         vmd_guest.need_connected()
         SYMBOLS.use(":".join(directories) or SYMBOLS.path or _usual_path())
         WATCH.wanted |= "--watch" in options and WATCH.starting is None
         try:
             WATCH.plant()
-            _follow()
+            if options:
+                _follow()
+            else:
+                _list()
         except (gdb.error, gdb.GdbError) as error:
             # A kernel without modules, a vmlinux without types: no reason to end a batch.
-            vmd_batch.say(f"no symbols of modules: {error}")
+            vmd_batch.say(f"no symbols of modules: {vmd_slide.misplaced() or error}")
 
 
 def catch_up(_event: object = None) -> None:
@@ -218,6 +239,21 @@ def _follow() -> None:
     if vmd_guest.kernel_runs():
         for line in SYMBOLS.follow():
             vmd_batch.say(line)
+
+
+def _list() -> None:
+    SYMBOLS.refused.clear()  # who asks is told the reasons again
+    modules: list[vmd_modlist.Module] = []
+    if vmd_guest.kernel_runs():
+        SYMBOLS.follow()
+        modules = vmd_modlist.loaded()
+    for line in SYMBOLS.refused.values():
+        vmd_batch.say(line)
+    for module in modules:
+        file = SYMBOLS.taken[module.name] if module.name in SYMBOLS.placed else "no symbols"
+        print(f"{module.name:<20} {module.address:#x}  {file}")
+    if not modules:
+        print("no module is loaded")
 
 
 def register() -> None:

@@ -111,6 +111,14 @@ def apply(slide: int) -> None:
         symbols.vmd_slide = slide  # type: ignore[attr-defined]
 
 
+def misplaced() -> str:
+    """Return what to tell a user whose symbols are not where the kernel is; "" when that cannot be said."""
+    found = find() if vmd_guest.has_vmlinux() else None
+    if found is None or found.slide == applied():
+        return ""
+    return f"KASLR has put the kernel {found.slide:#x} on, and the symbols are not there: vmd-slide --apply"
+
+
 def linked(name: str) -> int | None:
     """Return the address that the loaded vmlinux links a symbol to; None when it has no such symbol."""
     try:

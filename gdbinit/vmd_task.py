@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import gdb
@@ -10,6 +11,7 @@ import gdb.unwinder
 import vmd_batch
 import vmd_guest
 import vmd_kernel
+import vmd_slide
 
 _REGISTERS = {
     "ret_addr": "rip",
@@ -119,7 +121,10 @@ class Task(gdb.Command):
             vmd_batch.fail("vmd-task needs one pid or name: vmd-task 1", vmd_batch.USAGE)
         vmd_guest.need_connected()
         SLEEPER.clear()
-        found = _find(names[0])
+        try:
+            found = _find(names[0])
+        except gdb.MemoryError as error:
+            vmd_batch.fail(vmd_slide.misplaced() or f"the kernel's tasks cannot be read: {error}")
         if keep and len(found) > 1:
             pids = ", ".join(str(int(task["pid"])) for task in found)
             vmd_batch.fail(f"{len(found)} tasks are {names[0]}\nsay which: {pids}", vmd_batch.USAGE)
@@ -130,7 +135,7 @@ class Task(gdb.Command):
 
 
 def _find(name: str) -> list[gdb.Value]:
-    tasks = list(vmd_kernel.tasks())
+    tasks = [*vmd_kernel.tasks(), *_idle()]
     if name.isdigit():
         found = [task for task in tasks if int(task["pid"]) == int(name)]
     else:
@@ -138,6 +143,14 @@ def _find(name: str) -> list[gdb.Value]:
     if not found:
         vmd_batch.fail(f"no task is {name}\nsee them all: vmd-task *", vmd_batch.USAGE)
     return found
+
+
+def _idle() -> Iterator[gdb.Value]:
+    """Return the idle tasks that are on no list of the kernel's: every CPU's but the first one's."""
+    for thread in vmd_guest.cpus():
+        task = vmd_kernel.per_cpu(vmd_guest.cpu_of(thread), "runqueues")["idle"]
+        if task and int(task) != int(gdb.parse_and_eval("&init_task")):
+            yield task.dereference()
 
 
 def _show(task: gdb.Value, cpu: int | None, *, keep: bool) -> None:

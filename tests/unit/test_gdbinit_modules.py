@@ -61,3 +61,17 @@ def test_unpacked(ending: str, packed: bytes, tmp_path: Path) -> None:
 
 def test_what_is_not_packed_stays_where_it_is(tmp_path: Path) -> None:
     assert vmd_ko.unpacked(tmp_path / "brd.ko", tmp_path) == tmp_path / "brd.ko"
+
+
+def test_a_module_that_is_cut_off_is_called_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "brd.ko"
+    header = b"\x7fELF\x02\x01".ljust(40, b"\0") + (4096).to_bytes(8, "little") + bytes(16)
+    file.write_bytes(header)
+    with pytest.raises(ValueError, match=r"brd\.ko is damaged"):
+        vmd_ko.build_id(file)
+    whole = bytearray(gzip.compress(bytes(range(256)) * 64))
+    whole[12:40] = b"\xff" * 28
+    packed = tmp_path / "ext4.ko.gz"
+    packed.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"ext4\.ko\.gz: "):
+        vmd_ko.unpacked(packed, tmp_path)

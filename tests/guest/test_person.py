@@ -1,0 +1,187 @@
+"""What a person finds out about modules, CPUs and tasks, with vmdebug's GDB and with a GDB of their own."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import vmd_ko
+import zstandard
+
+from vmdebug import process, shipped, vm
+from vmdebug.deadline import Deadline
+from vmdebug.debugger.attach import Attachment, Extra, argv
+from vmdebug.guest import Kernel, LaunchSpec
+from vmdebug.process import Completed
+from vmdebug.vm import Vm
+
+SECONDS = 120.0
+
+FRAMES_OF_A_CPU = (
+    r"^CPU {}: pid \d+ \(.+\)\n#0 .*\n(#.*\n)*"
+    r"#\d+ +0x\w+ in (cpu_startup_entry|ret_from_fork|entry_SYSCALL_64) \("
+)
+"""Down to where its idle task, a thread of the kernel or a system call began."""
+
+
+@pytest.fixture
+def machine(builtin: LaunchSpec) -> Iterator[Vm]:
+    """The builtin guest with three CPUs and KASLR at its shell."""
+    parameters = tuple(word for word in builtin.parameters if word != "nokaslr")
+    spec = msgspec.structs.replace(builtin, parameters=parameters, cpus=3)
+    with vm.launch(spec, bound=True, deadline=Deadline.after(SECONDS)) as started:
+        with started.console() as console:
+            console.wait_ready(Deadline.after(SECONDS))
+        yield started
+
+
+@pytest.fixture
+def packed(kernel: Kernel, tmp_path: Path) -> Path:
+    """The kernel's modules, packed in the ways that distributions do it."""
+    assert kernel.modules is not None
+    directory = tmp_path / "modules"
+    directory.mkdir()
+    found = vmd_ko.index([kernel.modules])
+    for name, ending, pack in (
+        ("brd", "xz", lzma.compress),
+        ("lkdtm", "gz", gzip.compress),
+        ("rng_core", "zst", zstandard.ZstdCompressor().compress),
+    ):
+        (directory / f"{name}.ko.{ending}").write_bytes(pack(found[name].read_bytes()))
+    return directory
+
+
+def batch(machine: Vm, *commands: str) -> Completed:
+    attachment = Attachment(
+        endpoint=machine.state.gdb,
+        kernel=machine.state.spec.kernel,
+        extra=tuple(Extra("ex", command) for command in commands),
+        batch=True,
+        init=False,
+    )
+    return process.run(argv(attachment), deadline=Deadline.after(SECONDS), check=False)
+
+
+def insert(machine: Vm, module: str) -> None:
+    """Have the guest load a module; modprobe tells when it has."""
+    with machine.console() as console:
+        console.sendline(f"modprobe {module} && echo {module} is 'in'")
+        console.expect(f"{module} is in", Deadline.after(SECONDS))
+
+
+def listed(stdout: str) -> dict[str, tuple[int, str]]:
+    """Return what vmd-modules has listed, by name."""
+    rows = re.findall(r"^(\w+) +0x([0-9a-f]+)  (.+)$", stdout, re.MULTILINE)
+    return {name: (int(address, 16), file) for name, address, file in rows}
+
+
+def test_modules_are_listed_with_the_packed_files_that_they_come_from(machine: Vm, packed: Path) -> None:
+    nothing = batch(machine, "vmd-modules")
+    assert "no module is loaded\n" in nothing.stdout
+    for module in ("brd", "lkdtm", "rng-core"):
+        insert(machine, module)
+    done = batch(
+        machine,
+        f"vmd-modules {packed}",
+        "print max_part",
+        "info line lkdtm_WARNING",
+        "info symbol hwrng_register",
+        "info symbol 1",
+    )
+    assert done.status == 0, done.stderr
+    rows = listed(done.stdout)
+    assert {name: file for name, (_, file) in rows.items()} == {
+        "brd": str(packed / "brd.ko.xz"),
+        "lkdtm": str(packed / "lkdtm.ko.gz"),
+        "rng_core": str(packed / "rng_core.ko.zst"),
+    }
+    assert all(address >= 0xFFFFFFFF_C0000000 for address, _ in rows.values())
+    assert "$1 = 1\n" in done.stdout
+    assert "/bugs.c" in done.stdout
+    assert "hwrng_register in section .text of " in done.stdout
+    assert "No symbol matches 1." in done.stdout, "sections that the kernel drops lie nowhere"
+
+
+def test_a_module_that_comes_and_goes_while_gdb_is_there(machine: Vm, kernel: Kernel) -> None:
+    insert(machine, "brd")
+    commands = (
+        "print max_part",
+        "break do_init_module",
+        "continue",
+        "delete",
+        "info line lkdtm_module_init",
+        "break free_module",
+        "continue",
+        "finish",
+        "vmd-modules",
+    )
+    line = argv(
+        Attachment(
+            endpoint=machine.state.gdb,
+            kernel=kernel,
+            extra=tuple(Extra("ex", each) for each in commands),
+            batch=True,
+            init=False,
+        )
+    )
+    with machine.console() as console, process.spawn(line, stdout=process.PIPE, stderr=process.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert any(row.startswith(b"Breakpoint 1 at ") for row in child.stdout)
+        console.sendline("modprobe lkdtm; rmmod brd")
+        stdout, stderr = child.stdout.read().decode(), child.stderr.read().decode()
+        assert child.wait() == 0, stderr
+    assert "/core.c" in stdout
+    rows = listed(stdout)
+    assert list(rows) == ["lkdtm"]
+    assert rows["lkdtm"][1].endswith("/lkdtm.ko")
+
+
+def test_a_directory_that_is_none_is_named(machine: Vm, tmp_path: Path) -> None:
+    done = batch(machine, f"vmd-modules {tmp_path}/nowhere")
+    assert done.status == 2
+    assert done.stderr.endswith(f"{tmp_path}/nowhere is no directory: no modules can be there\n")
+
+
+@pytest.fixture
+def plain(machine: Vm, kernel: Kernel, tmp_path: Path) -> Callable[..., Completed]:
+    """A GDB that has gdbinit/ from a place of its own, and nothing else of vmdebug."""
+    shutil.copytree(shipped.gdbinit(), tmp_path / "gdbinit", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def run(*commands: str) -> Completed:
+        lines = (
+            "set auto-load python-scripts off",
+            f"file {kernel.vmlinux}",
+            f"source {tmp_path}/gdbinit/vmdebug.gdb",
+            f"target remote {machine.state.gdb}",
+            *commands,
+        )
+        words = ["gdb", "-nx", "-q", "--batch", *(word for line in lines for word in ("-ex", line))]
+        env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+        return process.run(words, deadline=Deadline.after(SECONDS), env=env, cwd=tmp_path, check=False)
+
+    return run
+
+
+def test_a_gdb_of_ones_own_is_told_of_kaslr_and_then_sees_every_cpu_and_task(
+    plain: Callable[..., Completed], kernel: Kernel
+) -> None:
+    blind = plain("vmd-bt-all 1", "vmd-task kthreadd", "vmd-modules")
+    assert blind.stderr.count(", and the symbols are not there: vmd-slide --apply\n") == 3, blind.stderr
+    assert "Python Exception" not in blind.stderr
+    done = plain("vmd-slide --apply", "vmd-bt-all", "vmd-status", "vmd-task swapper/2", "vmd-task --frame 2")
+    assert done.status == 0, done.stderr
+    for cpu in range(3):
+        assert re.search(FRAMES_OF_A_CPU.format(cpu), done.stdout, re.MULTILINE), done.stdout
+    facts = dict(re.findall(r"^(\S+) +(\S.*)$", done.stdout, re.MULTILINE))
+    assert facts["build-id"] == kernel.build_id
+    assert facts["kernel"] == f"{kernel.release}, proven by its build-id note"
+    assert "\npid 0 (swapper/2) " in done.stdout
+    asleep = done.stdout[done.stdout.index("pid 2 (kthreadd) asleep") :]
+    assert re.search(r"^#\d+ .* in schedule \(\) at .*\n#\d+ .* in kthreadd \(", asleep, re.MULTILINE)
