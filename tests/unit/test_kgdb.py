@@ -167,6 +167,7 @@ def test_what_gdb_is_told_first() -> None:
     [
         (["vm", "--kgdb", "h:1"], "--kgdb is for a machine, and vm names a VM"),
         (["--kgdb", "h:1", "--until", "panic", "--timeout", "3"], "nobody can stop a machine"),
+        (["--kgdb", "h:1", "--share"], "--share is for a VM"),
         (["--baud", "9600"], "--baud is for --kgdb"),
         (["--guest", "builtin"], "--guest is for --kgdb"),
     ],

@@ -89,39 +89,12 @@ def attach(
     With --kgdb it is a machine that is no VM, whose kernel is that of GUEST, or what `vmdebug deploy`
     brought there.
     """
-    if kgdb is not None:
-        kgdb_line.refuse(name=name, until=until, timeout=timeout)
-        from vmdebug.debugger import attach as attaching
+    from functools import partial
 
-        nix_words = options.nix_words(override_input, impure, nix_arg)
-        machine_kernel = kgdb_line.kernel_of(guest, target_host, nix_words, modules=modules)
-        physical = attaching.Attachment(
-            endpoint="",
-            kernel=machine_kernel,
-            program=attaching.program(gdb),
-            extra=_in_order(context, {"x": x or [], "ex": ex or []}),
-            batch=batch,
-            until=until,
-            timeout=timeout,
-            init=not nx,
-            force=force,
-        )
-        kgdb_line.attach(kgdb, baud, physical)
-    kgdb_line.refuse_without(baud=baud, guest=guest, target_host=target_host)
-    if timeout is not None and until is None:
-        raise UsageError("--timeout is for --until", hint="say where to run to: --until start_kernel")
-    if share and batch:
-        raise UsageError("--share and --batch cannot both be given", hint="leave --share out")
-    from vmdebug import vm
     from vmdebug.debugger import attach as attaching
 
-    machine = vm.find(name)
-    spec = machine.state.spec
-    attachment = attaching.Attachment(
-        endpoint=machine.state.gdb,
-        kernel=spec.kernel,
-        accel=machine.state.accel,
-        kaslr="nokaslr" not in spec.parameters,
+    attachment = partial(
+        attaching.Attachment,
         program=attaching.program(gdb),
         extra=_in_order(context, {"x": x or [], "ex": ex or []}),
         batch=batch,
@@ -131,7 +104,27 @@ def attach(
         force=force,
         share=share,
     )
-    attaching.attach(attachment, lock=machine.rundir.attach_lock, vm=machine.name)
+    if kgdb is not None:
+        kgdb_line.refuse(name=name, until=until, timeout=timeout, share=share)
+        nix_words = options.nix_words(override_input, impure, nix_arg)
+        kernel = kgdb_line.kernel_of(guest, target_host, nix_words, modules=modules)
+        kgdb_line.attach(kgdb, baud, attachment(endpoint="", kernel=kernel))
+    kgdb_line.refuse_without(baud=baud, guest=guest, target_host=target_host)
+    if timeout is not None and until is None:
+        raise UsageError("--timeout is for --until", hint="say where to run to: --until start_kernel")
+    if share and batch:
+        raise UsageError("--share and --batch cannot both be given", hint="leave --share out")
+    from vmdebug import vm
+
+    machine = vm.find(name)
+    state = machine.state
+    wanted = attachment(
+        endpoint=state.gdb,
+        kernel=state.spec.kernel,
+        accel=state.accel,
+        kaslr="nokaslr" not in state.spec.parameters,
+    )
+    attaching.attach(wanted, lock=machine.rundir.attach_lock, vm=machine.name)
 
 
 def _in_order(context: typer.Context, given: dict[str, list[str]]) -> tuple[Extra, ...]:

@@ -40,7 +40,7 @@ FOR_EVER = 1e9
 """Seconds that a person may wait; they have Ctrl-C."""
 
 
-def refuse(*, name: str | None, until: str | None, timeout: float | None) -> None:
+def refuse(*, name: str | None, until: str | None, timeout: float | None, share: bool) -> None:
     """Make sure that nothing is asked of kgdb that it cannot do.
 
     Raises:
@@ -48,6 +48,8 @@ def refuse(*, name: str | None, until: str | None, timeout: float | None) -> Non
     """
     if name is not None:
         raise UsageError(f"--kgdb is for a machine, and {name} names a VM", hint="leave one of them out")
+    if share:
+        raise UsageError("--share is for a VM, and --kgdb for a machine", hint="leave one of them out")
     if until is not None and timeout is not None:
         hint = "leave one of them out: with --kgdb, --timeout is for the machine to come into kgdb"
         raise UsageError(
