@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.nixfixture import FixtureFlake, fixture_flake
+from tests.fixtures.nixfixture import FixtureFlake
 from vmdebug import process, sources
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, DeadlineError, MismatchError, UsageError
@@ -24,26 +23,6 @@ from vmdebug.process import Completed, ProcessRef
 from vmdebug.progress import Report, Step, silent
 
 SECONDS = 240.0
-
-
-@pytest.fixture(scope="module")
-def assembled(
-    kernel: Kernel, initrd: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[FixtureFlake]:
-    """The flake with the builtin kernel in it; one store for all, so that what is built is built once."""
-    directory = tmp_path_factory.mktemp("flake")
-    yield fixture_flake(kernel, initrd, directory)
-    # What is in a store is read-only, directories too.
-    process.run(["chmod", "-R", "u+w", directory], deadline=Deadline.after(60))
-    shutil.rmtree(directory)
-
-
-@pytest.fixture
-def flake(assembled: FixtureFlake, monkeypatch: pytest.MonkeyPatch) -> FixtureFlake:
-    for name, value in assembled.env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(assembled.url)
-    return assembled
 
 
 def resolve(

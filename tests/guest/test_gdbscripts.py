@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from tests.fixtures.nixfixture import FixtureFlake, fixture_flake
+from tests.fixtures.nixfixture import FixtureFlake
 from vmdebug import process, sources
 from vmdebug.deadline import Deadline
 from vmdebug.errors import MismatchError
@@ -25,25 +23,6 @@ from vmdebug.sources.gdbscripts import Scripts
 SECONDS = 900.0
 
 SHOWN = ("-ex", "lx-version", "-ex", "lx-ps", "-ex", "lx-dmesg")
-
-
-@pytest.fixture(scope="module")
-def assembled(
-    kernel: Kernel, initrd: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[FixtureFlake]:
-    directory = tmp_path_factory.mktemp("flake")
-    yield fixture_flake(kernel, initrd, directory)
-    # What is in a store is read-only, directories too.
-    process.run(["chmod", "-R", "u+w", directory], deadline=Deadline.after(60))
-    shutil.rmtree(directory)
-
-
-@pytest.fixture
-def flake(assembled: FixtureFlake, monkeypatch: pytest.MonkeyPatch) -> FixtureFlake:
-    for name, value in assembled.env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(assembled.url)
-    return assembled
 
 
 @pytest.fixture
