@@ -15,7 +15,15 @@ import vmd_slide
 FIRST = ("x86_64_start_kernel", "start_kernel")
 """Symbols that run at their linked address early on, the first one first."""
 
-EARLIER = ("startup_64", "startup_64_setup_env", "__startup_64", "startup_32")
+EARLIER = (
+    "startup_32",
+    "startup_64",
+    "startup_64_setup_env",
+    "startup_64_load_idt",
+    "__startup_64",
+    "sme_enable",
+    "sme_encrypt_kernel",
+)
 """They run before the kernel is mapped, at another address: a breakpoint is never hit."""
 
 PANIC = "panic"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import struct
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import vmd_elf
 import vmd_near
 import vmd_paths
 import vmd_search
+
+from vmdebug.arch import X86_64
 
 BUILD_ID = bytes(range(20))
 
@@ -135,3 +138,14 @@ def test_recorded_names_become_present_ones(
     (tmp_path / "tree/init/version.c").touch()
     found = vmd_paths.rule(recorded, tmp_path / given)
     assert found == (None if expected is None else (expected[0], tmp_path / expected[1]))
+
+
+def test_both_sides_know_the_same_early_functions() -> None:
+    """Read, not imported: it needs GDB."""
+    text = (Path(__file__).parents[2] / "gdbinit" / "vmd_until.py").read_text()
+    known = {
+        ast.unparse(each.targets[0]): ast.literal_eval(each.value)
+        for each in ast.parse(text).body
+        if isinstance(each, ast.Assign) and isinstance(each.value, ast.Tuple)
+    }
+    assert known == {"FIRST": X86_64.first_symbols, "EARLIER": X86_64.identity_mapped}
