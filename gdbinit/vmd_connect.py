@@ -12,6 +12,8 @@ import vmd_identity
 import vmd_kgdb
 import vmd_slide
 
+USE_ITS_OWN = "give GDB the guest's own vmlinux, or go on all the same with --force"
+
 
 class Connect(gdb.Command):
     """Connect to a guest's gdbstub: vmd-connect SOCKET|HOST:PORT.
@@ -91,15 +93,20 @@ def _early() -> bool:
 
 
 def _mismatch(verdict: vmd_identity.Verdict, *, force: bool) -> None:
-    text = (
+    text = mismatch(verdict)
+    if force:
+        vmd_batch.say(f"warning: {text}")
+        return
+    vmd_batch.say(f"{text}\n{USE_ITS_OWN}")
+    vmd_batch.leave(vmd_batch.MISMATCH)
+
+
+def mismatch(verdict: vmd_identity.Verdict) -> str:
+    """Return what is said of a vmlinux that is another build's: both build-ids."""
+    return (
         "the vmlinux is not that of the running kernel\n"
         f"  vmlinux  {vmd_guest.vmlinux()}\n"
         f"           build-id {verdict.build_id or 'none'}\n"
         f"  guest    {verdict.banner}\n"
         f"           build-id {verdict.theirs or 'not found'}"
     )
-    if force:
-        vmd_batch.say(f"warning: {text}")
-        return
-    vmd_batch.say(f"{text}\ngive GDB the guest's own vmlinux, or go on all the same with --force")
-    vmd_batch.leave(vmd_batch.MISMATCH)

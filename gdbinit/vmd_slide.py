@@ -141,8 +141,12 @@ def other_kernel() -> vmd_search.Kernel | None:
     inside = _inside()
     if inside is None:
         return None
-    kernel = vmd_search.kernel(vmd_guest.memory, inside)
-    return kernel if kernel.banner else None
+    # Behind the entry code, and failing that before it: the first handlers are linked behind all else.
+    for start in (inside, max(inside - vmd_search.REACH // 2, vmd_guest.KERNEL_HALF)):
+        kernel = vmd_search.kernel(vmd_guest.memory, start)
+        if kernel.banner:
+            return kernel
+    return None
 
 
 def guessed() -> int | None:

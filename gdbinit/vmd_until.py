@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import gdb
 import vmd_batch
+import vmd_connect
 import vmd_guest
+import vmd_identity
 import vmd_near
 import vmd_slide
 
@@ -37,10 +39,12 @@ class Until(gdb.Command):
 
     LOCATION is anything that `tbreak` takes. Under KVM ($vmd_accel is "kvm") a breakpoint
     cannot be planted before the kernel is in memory: a hardware one waits at the kernel's
-    first function first. After SECONDS the guest is stopped where it is.
+    first function first. After SECONDS the guest is stopped where it is. A kernel that
+    has mapped itself meanwhile must be that of the loaded vmlinux, unless $vmd_force is set.
 
     In batch mode ($vmd_batch is set) GDB ends with status 2 when there is no such
-    location, 5 when the time was over, 1 when the guest ended or stopped elsewhere.
+    location, 4 when the kernel is of another build, 5 when the time was over, 1 when the
+    guest ended or stopped elsewhere.
 
     Example: vmd-until start_kernel 30
     """
@@ -57,6 +61,7 @@ class Until(gdb.Command):
         _refuse_unusable(location)
         try:
             with _deadline(seconds) as run:
+                run.unproven = vmd_guest.has_vmlinux() and not vmd_guest.kernel_runs()
                 unmapped = vmd_guest.accel() != "tcg" and not vmd_guest.kernel_runs()
                 if not unmapped or _to_mapped_kernel(run) != location:
                     _run(location, run, hardware=False)
@@ -70,6 +75,7 @@ class _Guest:
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
         self.over = False
+        self.unproven = False
         self.exited = False
         self.hit: list[int] = []
 
@@ -141,8 +147,23 @@ def _run(location: str, run: _Guest, *, hardware: bool) -> None:
         for each in waiting:
             if each.is_valid():
                 each.delete()
+    _prove(run)
     if numbers[0] not in run.hit:
         _missed(location, run, panicked=numbers[-1] in run.hit)
+
+
+def _prove(run: _Guest) -> None:
+    """Refuse symbols of another build, now that there is a kernel: when GDB connected there was none."""
+    if not run.unproven or run.exited or not vmd_guest.connected():
+        return
+    verdict = vmd_identity.settle(force=bool(gdb.convenience_variable("vmd_force")))
+    run.unproven = verdict.state == vmd_identity.UNMAPPED
+    if verdict.state != vmd_identity.OTHER:
+        return
+    words = vmd_connect.mismatch(verdict)
+    if not gdb.convenience_variable("vmd_force"):
+        vmd_batch.fail(f"{words}\n{vmd_connect.USE_ITS_OWN}", vmd_batch.MISMATCH)
+    vmd_batch.say(f"warning: {words}")
 
 
 def _missed(location: str, run: _Guest, *, panicked: bool) -> None:

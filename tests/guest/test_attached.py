@@ -175,6 +175,17 @@ def test_a_vmlinux_of_another_build_is_refused_with_both_build_ids(
     assert forced.stderr.startswith("warning: the vmlinux is not that of the running kernel\n")
 
 
+def test_a_halted_guest_turns_out_to_be_of_another_build_once_it_has_a_kernel(
+    start: Start, kernel: Kernel, tmp_path: Path
+) -> None:
+    machine = start()
+    other = msgspec.structs.replace(kernel, vmlinux=another_build(kernel, tmp_path), gdb_scripts=None)
+    done = batch(machine, "print 1", kernel=other, until="start_kernel", timeout=SECONDS)
+    assert done.status == 4, done.stderr
+    assert f"build-id {kernel.build_id}\n" in done.stderr
+    assert "$1" not in done.stdout
+
+
 def test_each_cpu_with_its_task(start: Start) -> None:
     machine = start(halt=False, cpus=2)
     assert at_its_shell(machine)
