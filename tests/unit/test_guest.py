@@ -39,7 +39,7 @@ def test_a_wrong_type_is_named_by_its_place() -> None:
 
 def test_ours_come_before_the_users_parameters() -> None:
     ours = guest.parameters(console="ttyS0", kaslr=False, append="quiet nowatchdog=0")
-    assert ours[:2] == ("console=ttyS0", "nokaslr")
+    assert ours[:2] == ("console=ttyS0,115200", "nokaslr")
     assert set(guest.SANE_WHEN_STOPPED) < set(ours)
     assert ours[-2:] == ("quiet", "nowatchdog=0")
 

@@ -151,7 +151,7 @@ def test_what_its_user_says_is_handed_on(made: Made) -> None:
     )
     assert spec.qemu_args == ("-device", "edu")
     assert machine(spec).disk == made.bin / "disk.qcow2"
-    assert spec.parameters[:2] == ("console=ttyS0", "nokaslr")
+    assert spec.parameters[:2] == ("console=ttyS0,115200", "nokaslr")
     assert spec.parameters[-2:] == ("loglevel=7", "quiet")
 
 
