@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -21,8 +20,7 @@ _SHF_ALLOC = 2
 _NT_GNU_BUILD_ID = 3
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A section of an ELF file.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import vmd_elf
 import vmd_guest
@@ -17,8 +17,7 @@ UNMAPPED = "unmapped"
 here; it is of another build; it runs, and says nothing of itself here; it has not mapped itself yet."""
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What was found out about the kernel that runs.
 
     Args:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -54,6 +52,9 @@ def unpacked(path: Path, directory: Path) -> Path:
     to = directory / path.stem
     if path.suffix == ".zst":
         # Python has had zstd since 3.14 only.
+        import shutil  # noqa: PLC0415 - imported when a module is packed by it
+        import subprocess  # noqa: PLC0415
+
         zstd = shutil.which("zstd")
         if zstd is None:
             raise FileNotFoundError(
@@ -93,6 +94,7 @@ def _sections(path: Path) -> dict[str, vmd_elf.Section]:
 def _unpack(path: Path, to: Path) -> None:
     import gzip  # noqa: PLC0415 - imported when a module is packed by it
     import lzma  # noqa: PLC0415
+    import shutil  # noqa: PLC0415
     import zlib  # noqa: PLC0415
 
     opens = lzma.open if path.suffix == ".xz" else gzip.open

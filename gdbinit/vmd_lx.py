@@ -8,16 +8,20 @@ reason in place of a Python exception.
 
 from __future__ import annotations
 
-import ast
+import importlib
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gdb
+
+if TYPE_CHECKING:
+    import ast
 
 _COMMAND = re.compile(
     r"^class (\w+)\(gdb\.Command\):.*?__init__\(\s*[\"']([\w-]+)[\"']", re.MULTILINE | re.DOTALL
@@ -25,9 +29,10 @@ _COMMAND = re.compile(
 
 
 def constants(file: Path) -> dict[str, str]:
-    """Import `linux.constants`, each line by itself; return why which names are not there.
+    """Import `linux.constants`; return why which names are not there.
 
-    Whoever uses one of those gets the reason as an error of GDB's.
+    Where it fails it is run line by line. Whoever uses a name that is not there gets the reason as an error
+    of GDB's.
 
     Args:
         file: The generated `constants.py`; the directory above its own is on `sys.path`.
@@ -35,6 +40,15 @@ def constants(file: Path) -> dict[str, str]:
     Raises:
         OSError: it is not there.
     """
+    with suppress(gdb.error, ImportError, NameError, ValueError, SyntaxError):
+        importlib.import_module("linux.constants")
+        return {}
+    return _line_by_line(file)
+
+
+def _line_by_line(file: Path) -> dict[str, str]:
+    import ast  # noqa: PLC0415 - slow to import, and most kernels have all their constants
+
     import linux  # type: ignore[import-not-found] # noqa: PLC0415 - it is there from now on
 
     missing: dict[str, str] = {}
@@ -65,6 +79,8 @@ def commands(text: str) -> dict[str, str]:
 
 def users(name: str, text: str) -> list[str]:
     """Return the commands of a script that use a constant; of a function of its own, each may."""
+    import ast  # noqa: PLC0415 - as above
+
     by_class = commands(text)
     using: list[str] = []
     for node in ast.parse(text).body:
@@ -94,6 +110,8 @@ def exists(command: str) -> bool:
 
 def _statements(text: str, missing: dict[str, str]) -> list[ast.stmt]:
     """Return the statements of `constants.py`, without lines that are no Python: `LX_X = (1UL)`."""
+    import ast  # noqa: PLC0415 - as above
+
     lines = text.splitlines()
     while True:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import gdb
 import vmd_elf
@@ -18,8 +18,7 @@ MODULE_STATE_COMING = 1
 _NOTE_SIZE = 64
 
 
-@dataclass(frozen=True)
-class Module:
+class Module(NamedTuple):
     """A module in the guest.
 
     Args:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import atexit
 import shlex
-import shutil
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import gdb
@@ -28,11 +25,10 @@ NOWHERE = 0xDEAD << 48
 _NOWHERE_EACH = 1 << 32
 
 
-@dataclass
 class Symbols:
     """The modules whose symbols GDB has.
 
-    Args:
+    Attributes:
         path: Where their files are looked for, with : between the directories.
         files: Where each module's file is, by name; None before they are looked for.
         placed: The modules that have symbols, by name.
@@ -41,13 +37,14 @@ class Symbols:
         behind: Whether a module has come since.
     """
 
-    path: str = ""
-    files: dict[str, Path] | None = None
-    placed: dict[str, vmd_modlist.Module] = field(default_factory=dict)
-    taken: dict[str, Path] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    behind: bool = False
-    scratch: Path | None = None
+    def __init__(self) -> None:
+        self.path = ""
+        self.files: dict[str, Path] | None = None
+        self.placed: dict[str, vmd_modlist.Module] = {}
+        self.taken: dict[str, Path] = {}
+        self.refused: dict[str, str] = {}
+        self.behind = False
+        self._scratch: Path | None = None
 
     def use(self, path: str) -> None:
         """Look for files in other directories from now on; what lies there too is taken from there."""
@@ -129,10 +126,13 @@ class Symbols:
         return self.files
 
     def _unpacked(self, packed: Path, module: vmd_modlist.Module) -> Path:
-        if self.scratch is None:
-            self.scratch = Path(tempfile.mkdtemp(prefix="vmd-modules-"))
-            atexit.register(shutil.rmtree, self.scratch, ignore_errors=True)
-        file = vmd_ko.unpacked(packed, self.scratch)
+        if self._scratch is None:
+            import shutil  # noqa: PLC0415 - slow to import, and many guests have no module
+            import tempfile  # noqa: PLC0415
+
+            self._scratch = Path(tempfile.mkdtemp(prefix="vmd-modules-"))
+            atexit.register(shutil.rmtree, self._scratch, ignore_errors=True)
+        file = vmd_ko.unpacked(packed, self._scratch)
         theirs, ours = module.build_id(), vmd_ko.build_id(file)
         if theirs and ours and theirs != ours:
             raise ValueError(f"{packed} is of another build: its build-id is {ours}, the guest's {theirs}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -30,6 +29,8 @@ def nearest(wanted: str, names: Iterable[str]) -> list[str]:
         for name in names
         if abs(len(name) - len(wanted)) <= len(wanted) // 3 and 2 * len(pairs & _pairs(name)) >= len(pairs)
     }
+    import difflib  # noqa: PLC0415 - imported when a symbol does not exist
+
     return difflib.get_close_matches(wanted, sorted(likely), n=ENOUGH, cutoff=0.7)
 
 

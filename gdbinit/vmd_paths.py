@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-TAILS = ("init/version.c", "init/version-timestamp.c")
-"""Where it is defined: since Linux 6.1 it is the second."""
+KNOWN = ("hrtimer_resolution", "linux_banner")
+"""Variables of every kernel; the first lies where GDB has looked already: `linux.constants` asks for it."""
+
+TAILS = ("kernel/time/hrtimer.c", "init/version.c", "init/version-timestamp.c")
+"""Where they are defined: the banner in the last since Linux 6.1."""
 
 
 def rule(recorded: str, directory: Path) -> tuple[str, Path] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 from pathlib import Path
@@ -61,6 +60,8 @@ def _directory() -> Path:
 
 
 def _state(directory: Path) -> dict[str, Any]:
+    import json  # noqa: PLC0415 - imported when a VM was restarted
+
     try:
         state: dict[str, Any] = json.loads((directory / "state.json").read_text())
     except (OSError, ValueError) as error:

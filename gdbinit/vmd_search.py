@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import vmd_elf
 
@@ -19,8 +19,7 @@ _PAGE = 4096
 _VDSO_PAGES = 2
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """What a kernel says of itself; "" where it was not found.
 
     Args:

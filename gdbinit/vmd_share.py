@@ -9,20 +9,20 @@ script does: at its end, however it came, what the script has left planted is ta
 from __future__ import annotations
 
 import os
-import secrets
 import select
 import signal
-import socket
 import struct
-import termios
-import tty
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gdb
 import vmd_batch
 import vmd_early
+
+if TYPE_CHECKING:
+    import socket
 
 _CREDENTIALS = struct.Struct("iII")
 """`struct ucred` of unix(7): pid, uid, gid."""
@@ -84,6 +84,8 @@ class Office:
 
     def open(self) -> None:
         """Listen."""
+        import secrets  # noqa: PLC0415 - these are slow to import, and few share
+        import socket  # noqa: PLC0415
         import threading  # noqa: PLC0415 - imported, it has GDB wait for it at its end
 
         name = f"vmdebug-{secrets.token_hex(8)}"
@@ -105,6 +107,8 @@ class Office:
 
     def _serve(self, listener: socket.socket) -> None:
         """Let scripts in, one at a time: the thread's whole life."""
+        import socket  # noqa: PLC0415 - as above
+
         inside: socket.socket | None = None
         poll = select.poll()
         poll.register(listener, select.POLLIN)
@@ -138,6 +142,10 @@ class Office:
 
     def _join(self, caller: socket.socket) -> None:
         """Give a script its terminal."""
+        import socket  # noqa: PLC0415 - as above
+        import termios  # noqa: PLC0415
+        import tty  # noqa: PLC0415
+
         try:
             ours, theirs = os.openpty()
         except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import gdb
 import vmd_batch
@@ -23,8 +23,7 @@ ENTRY = "asm_exc_divide_error"
 FIRST = "x86_64_start_kernel"
 
 
-@dataclass(frozen=True)
-class Print:
+class Print(NamedTuple):
     """Bytes that tell one kernel from every other, and where they were linked to.
 
     Args:
@@ -38,8 +37,7 @@ class Print:
     data: bytes
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """Where the kernel is.
 
     Args:
@@ -84,9 +82,10 @@ def find() -> Found | None:
 
 def _slides() -> Iterator[int]:
     """Return every slide that there can be; over a serial line, where each costs, the likely one first."""
-    at, pc = linked(vmd_kgdb.ENTRY), vmd_guest.register("pc")
-    if vmd_kgdb.on() and at is not None and pc is not None:
-        yield max(pc - at, 0) // STEP * STEP
+    if vmd_kgdb.on():
+        at, pc = linked(vmd_kgdb.ENTRY), vmd_guest.register("pc")
+        if at is not None and pc is not None:
+            yield max(pc - at, 0) // STEP * STEP
     for place in range(PLACES):
         yield place * STEP
 

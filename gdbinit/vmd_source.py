@@ -9,9 +9,6 @@ import gdb
 import vmd_batch
 import vmd_paths
 
-KNOWN = "linux_banner"
-"""Its compilation unit is tiny: reading it costs a few milliseconds."""
-
 
 class Source(gdb.Command):
     """Show source lines from DIRECTORY: vmd-source DIRECTORY.
@@ -30,7 +27,7 @@ class Source(gdb.Command):
     def invoke(self, argument: str, _from_tty: bool) -> None:
         """Compare one recorded name with what is there."""
         directory = Path(argument).absolute()
-        symbol = gdb.lookup_global_symbol(KNOWN)
+        symbol = next(filter(None, map(gdb.lookup_global_symbol, vmd_paths.KNOWN)), None)
         if symbol is None or Path(symbol.symtab.fullname()).is_file():
             return
         found = vmd_paths.rule(symbol.symtab.filename, directory)

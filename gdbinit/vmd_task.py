@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import gdb
 import gdb.unwinder
@@ -25,8 +25,7 @@ _REGISTERS = {
 """Fields of `struct inactive_task_frame` (arch/x86/include/asm/switch_to.h), and what they were."""
 
 
-@dataclass(frozen=True)
-class Asleep:
+class Asleep(NamedTuple):
     """The registers that a task goes on with when it is switched to.
 
     Args:

@@ -128,6 +128,7 @@ def test_which_kernel_runs_by_its_memory() -> None:
         ("../init/version.c", "tree", ("..", "tree")),
         ("../init/version.c", "tree/build", ("..", "tree")),
         ("/build/linux/init/version-timestamp.c", "tree", None),
+        ("/build/linux/kernel/time/hrtimer.c", "tree", ("/build/linux", "tree")),
         ("/build/linux/kernel/fork.c", "tree", None),
     ],
 )
@@ -136,6 +137,8 @@ def test_recorded_names_become_present_ones(
 ) -> None:
     (tmp_path / "tree/init").mkdir(parents=True)
     (tmp_path / "tree/init/version.c").touch()
+    (tmp_path / "tree/kernel/time").mkdir(parents=True)
+    (tmp_path / "tree/kernel/time/hrtimer.c").touch()
     found = vmd_paths.rule(recorded, tmp_path / given)
     assert found == (None if expected is None else (expected[0], tmp_path / expected[1]))
 
