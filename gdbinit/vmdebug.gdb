@@ -20,7 +20,12 @@ def _vmd_directory():
 
 if _vmd_directory() not in sys.path:
     sys.path.insert(0, _vmd_directory())
-import vmd_load
-vmd_load.load()
+import gc
+gc.disable()  # all that is made here stays
+try:
+    import vmd_load
+    vmd_load.load()
+finally:
+    gc.enable()
 del _vmd_directory
 end

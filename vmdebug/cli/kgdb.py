@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from vmdebug.cli import options, render, verb
+from vmdebug.cli import options, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def kernel_of(
     import msgspec
 
     from vmdebug import sources
+    from vmdebug.cli import render
     from vmdebug.deadline import Deadline
     from vmdebug.sources import deployed
 
@@ -101,6 +102,7 @@ def attach(words: str, baud: int | None, attachment: Attachment) -> NoReturn:
         baud: Of a device; None takes the usual.
         attachment: The rest; its endpoint is made here, and its time is for the machine to come into kgdb.
     """
+    from vmdebug.cli import render
     from vmdebug.deadline import Deadline
     from vmdebug.debugger import attach as attaching
     from vmdebug.debugger import kgdb, line
@@ -120,6 +122,8 @@ def attach(words: str, baud: int | None, attachment: Attachment) -> NoReturn:
 
 
 def _tell(kernel: Kernel, where: Line, baud: int) -> None:
+    from vmdebug.cli import render
+
     speed = f", {baud} baud" if where.kind == "device" else ""
     render.tell_facts(
         {
