@@ -256,6 +256,9 @@ def test_a_kernel_without_build_id_is_known_by_its_file(tmp_path: Path) -> None:
         ("6.1.10-test", ("6", "1", "1"), False),
         ("6.1.0.1", ("6", "1", "0"), False),
         ("6.2.0-test", ("6", "1", "0"), False),
+        ("6.1.0-56-amd64", ("6", "1", "192"), True),
+        ("6.8.0-45-generic", ("6", "1", "12"), False),
+        ("6.1.0", ("6", "1", "192"), False),
         ("", ("6", "1", "0"), True),
     ],
 )

@@ -99,8 +99,8 @@ def of_source(source: Path) -> Python | None:
 def refuse_other(place: Path, wanted: Wanted) -> None:
     """Make sure that a source or a tree is a kernel's own.
 
-    A tree says its whole release (include/config/kernel.release); a source its version, which the
-    release begins with (`KERNELVERSION` in the top Makefile, then what scripts/setlocalversion adds).
+    A tree says its whole release (include/config/kernel.release); a source its version (`KERNELVERSION`
+    in the top Makefile).
 
     Raises:
         MismatchError: it is of another version, or built into another kernel.
@@ -111,7 +111,7 @@ def refuse_other(place: Path, wanted: Wanted) -> None:
     same = theirs == kernel.release
     if not theirs:
         theirs = source_version(place)
-        same = re.fullmatch(rf"{re.escape(theirs)}(?:[^0-9.].*)?", kernel.release) is not None
+        same = _made_from(theirs, kernel.release)
     if theirs and kernel.release and not same:
         raise MismatchError(
             f"the GDB scripts in {place} are those of Linux {theirs}, "
@@ -120,6 +120,18 @@ def refuse_other(place: Path, wanted: Wanted) -> None:
             detail=f"{place}\n  version  {theirs}\n{kernel.image}\n  version  {kernel.release}"
             f"\n  build-id {kernel.build_id or 'none'}",
         )
+
+
+def _made_from(version: str, release: str) -> bool:
+    """Whether a kernel's release can be that of a source's version.
+
+    It begins with it, and scripts/setlocalversion adds to that. Debian's and Ubuntu's do not follow a stable
+    series: 6.1.0-56-amd64 was made from 6.1.192.
+    """
+    if re.fullmatch(rf"{re.escape(version)}(?:[^0-9.].*)?", release):
+        return True
+    series = re.match(r"\d+\.\d+(?=\.\d+$)", version)
+    return series is not None and release.startswith(f"{series[0]}.0-")
 
 
 def _refuse_other_build(place: Path, wanted: Wanted) -> None:
@@ -151,10 +163,11 @@ def config(wanted: Wanted, parts: Parts) -> bytes | None:
     """Return a kernel's configuration: of its tree, inside of it (CONFIG_IKCONFIG), or of its package."""
     if parts.config is not None:
         return parts.config.read_bytes()
-    packaged = _BOOT / f"config-{wanted.kernel.release}"
     if inside := kernelconfig.inside(wanted.vmlinux):
         return inside
-    return packaged.read_bytes() if wanted.kernel.release and holds(packaged.is_file) else None
+    name = f"config-{wanted.kernel.release}"
+    packaged = _first([place / name for place in (wanted.kernel.image.parent, _BOOT)])
+    return packaged.read_bytes() if wanted.kernel.release and packaged is not None else None
 
 
 def reduced(where: object) -> UsageError:
