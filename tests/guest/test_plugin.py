@@ -91,6 +91,60 @@ def test_each_fixture_is_a_fresh_guest_and_several_of_one_test_are_the_same_gues
     )
 
 
+def test_the_next_tests_guest_is_made_beforehand_and_held_until_its_turn(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        import pytest
+        import vmdebug
+        from vmdebug.errors import VmdebugError
+        from vmdebug.vm import registry
+
+        names = []
+
+        def spare(mine):
+            while True:
+                mine.exec("true")
+                for each in set(registry.names()) - {mine.name}:
+                    try:
+                        if (found := vmdebug.attach(each)).status != "running":
+                            return found
+                    except VmdebugError:
+                        pass  # it is on its way
+
+        def test_halted_guests_are_known(halted_session):
+            assert halted_session.status == "halted"
+
+        def test_templates_are_known(vm):
+            pass
+
+        def test_one(vm):
+            found = spare(vm)
+            assert found.status == "paused"
+            names.append(found.name)
+            assert vmdebug.attach().name == vm.name  # no other one is meant
+
+        def test_two(vm):
+            assert [vm.name] == names
+            assert vm.exec("echo on").stdout == "on\\n"
+            assert spare(vm).status == "halted"
+
+        def test_three(halted_session):
+            halted_session.gdb.breakpoint("start_kernel")
+            assert halted_session.gdb.cont(timeout=60).frame.function == "start_kernel"
+
+        def test_four(vm):
+            spare(vm)  # nobody comes for it
+
+        @pytest.mark.skip
+        def test_five(vm):
+            pass
+        """,
+    )
+
+    result.assert_outcomes(passed=6, skipped=1)
+
+
 def test_trouble_ends_the_test_at_once_unless_it_is_allowed(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
@@ -276,6 +330,9 @@ def test_nothing_is_left_of_a_run_that_is_ended_half_way(
         def test_waits(gdb, vm):
             print("half way", flush=True)
             time.sleep(3600)
+
+        def test_whose_guest_is_on_its_way(gdb):
+            pass
         """
     )
     child = pytester.popen([sys.executable, "-m", "pytest", "-s"], stdin=process.PIPE)

@@ -68,13 +68,15 @@ def put(
     there: State | None = None,
     guardian: ProcessRef = GONE,
     scratch: Path | None = None,
+    spare: bool = False,
 ) -> RunDir:
     """Make a run directory as a launch leaves it."""
     rundir.runtime().mkdir(mode=0o700, exist_ok=True)
     directory = RunDir(rundir.runtime() / name)
     directory.path.mkdir(mode=0o700)
     if launcher is not None:
-        state.write(directory.launching, Launching(launcher=launcher, guardian=guardian, scratch=scratch))
+        who = Launching(launcher=launcher, guardian=guardian, scratch=scratch, spare=spare)
+        state.write(directory.launching, who)
     if there is not None:
         state.write(directory.state, there)
     return directory
@@ -101,6 +103,17 @@ def test_a_claimed_directory_says_from_the_start_whose_it_is() -> None:
     directory = claim("vm")
     assert state.read_launching(directory.launching) == Launching(launcher=me(), guardian=GONE)
     assert claims.look(directory).tenancy == "launching"
+
+
+def test_a_spare_one_says_so_from_the_start() -> None:
+    directory = claims.claim("vm", exact=True, guardian=GONE, scratch=False, spare=True, deadline=soon())
+    assert claims.look(directory).spare
+
+
+def test_where_no_name_is_said_a_spare_vm_is_not_meant(qemu: ProcessRef) -> None:
+    put("vm", there=some_state("vm", qemu))
+    put("spare", there=some_state("spare", qemu), spare=True)
+    assert registry.find().name == "vm"
 
 
 def test_a_scratch_directory_is_made_and_written_down(

@@ -7,20 +7,58 @@ import copy
 import itertools
 import os
 import re
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from vmdebug import sources, vm
 from vmdebug.deadline import Deadline
+from vmdebug.debugger.ahead import Ahead
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import GuestOptions, LaunchSpec
-from vmdebug.progress import Report, Step
-from vmdebug.session import BUILD_SECONDS, LAUNCH_SECONDS
+from vmdebug.plugin.beforehand import Beforehand
+from vmdebug.progress import Report, Step, silent
+from vmdebug.session import ATTACH_SECONDS, BUILD_SECONDS, LAUNCH_SECONDS
+from vmdebug.vm import spares
+from vmdebug.vm.launching import Start
 from vmdebug.vm.template import Template, template
 
 _NAME_CHARACTERS = 20
 """Of a test's name that its VM's has: sockets' paths are short."""
+
+_HOLD_SECONDS = 10.0
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """The guest of one test.
+
+    Args:
+        test: The test's node id.
+        name: What the VM is called after.
+        spec: What to start.
+        gdb: Whether one of its fixtures attaches GDB.
+    """
+
+    test: str
+    name: str
+    spec: LaunchSpec
+    gdb: bool
+
+
+class Guest(NamedTuple):
+    """A VM, and the GDB that loads its symbols meanwhile, where one is wanted."""
+
+    vm: vm.Vm
+    ahead: Ahead | None
+
+    def end(self) -> None:
+        """End both."""
+        try:
+            self.vm.stop(force=True)
+        finally:
+            if self.ahead is not None:
+                self.ahead.__exit__(None, None, None)
 
 
 class Guests:
@@ -41,6 +79,12 @@ class Guests:
         self._specs: dict[GuestOptions, LaunchSpec | VmdebugError] = {}
         self._templates: dict[LaunchSpec, Template | VmdebugError] = {}
         self._numbers = itertools.count(1)
+        self._beforehand: Beforehand[Wanted, Guest] = Beforehand(self._spare, end=Guest.end)
+
+    def known(self, options: GuestOptions) -> LaunchSpec | None:
+        """Return what `spec` has returned before; None where it was not asked, or raised."""
+        found = self._specs.get(options)
+        return found if isinstance(found, LaunchSpec) else None
 
     def spec(self, options: GuestOptions) -> LaunchSpec:
         """Return everything that is needed to start a guest.
@@ -73,35 +117,89 @@ class Guests:
                 self._templates[spec] = error
         return _or_raise(self._templates[spec])
 
-    def booted(self, spec: LaunchSpec, *, test: str) -> vm.Vm:
-        """Return a new VM at its shell.
-
-        Args:
-            spec: What to start.
-            test: Whose it is, for its name.
+    def guest(self, wanted: Wanted) -> Guest:
+        """Return the guest of a test, booted to its shell or at the reset vector, as its spec says.
 
         Raises:
-            VmdebugError: see `vmdebug.vm.template.Template.clone`.
+            VmdebugError: see `vmdebug.vm.template.Template.clone` and `vmdebug.vm.launch`.
         """
-        found = self.template(spec)
-        return found.clone(
-            name=self._name(test), report=self._report, deadline=Deadline.after(self._boot_seconds)
-        )
+        return self._taken(wanted) or self._made(wanted, report=self._report)
 
-    def halted(self, spec: LaunchSpec, *, test: str) -> vm.Vm:
-        """Return a new VM at the reset vector; see `booted`."""
-        named = msgspec.structs.replace(spec, name=self._name(test))
-        return vm.launch(named, bound=True, report=self._report, deadline=Deadline.after(LAUNCH_SECONDS))
+    def begin(self, wanted: Wanted) -> None:
+        """Make the guest of a later test beforehand, where that is quick: of a template that is there.
+
+        What was begun for another test is dropped.
+        """
+        if wanted.spec.halt or self._cloned(wanted.spec):
+            self._beforehand.begin(wanted)
 
     def close(self) -> None:
-        """Let go of the templates."""
-        self._held.close()
-        self._templates.clear()
+        """Let go of the templates, and end what no test has come for."""
+        try:
+            self._beforehand.close()
+        finally:
+            self._held.close()
+            self._templates.clear()
+
+    def _cloned(self, spec: LaunchSpec) -> bool:
+        found = self._templates.get(spec)
+        return isinstance(found, Template) and found.how == "clone"
+
+    def _made(self, wanted: Wanted, *, report: Report, spare: bool = False) -> Guest:
+        called = self._name(wanted.name)
+        with contextlib.ExitStack() as protected:
+            ahead = None
+            if wanted.gdb:
+                ahead = Ahead.start(wanted.spec.kernel, deadline=Deadline.after(ATTACH_SECONDS))
+                protected.enter_context(ahead)
+            make = self._halted if wanted.spec.halt else self._booted
+            guest = Guest(make(wanted.spec, called, spare=spare, report=report), ahead)
+            protected.pop_all()
+        return guest
+
+    def _spare(self, wanted: Wanted) -> Guest:
+        guest = self._made(wanted, report=silent, spare=True)
+        with _ended_by_errors(guest):
+            spares.hold(guest.vm, deadline=Deadline.after(_HOLD_SECONDS))
+        return guest
+
+    def _taken(self, wanted: Wanted) -> Guest | None:
+        """Return the test's guest, where it was made beforehand; what failed then is tried again."""
+        with contextlib.suppress(VmdebugError):
+            guest = self._beforehand.take(wanted)
+            if guest is not None:
+                with _ended_by_errors(guest):
+                    spares.take(guest.vm, deadline=Deadline.after(_HOLD_SECONDS))
+            return guest
+        return None
+
+    def _booted(self, spec: LaunchSpec, name: str, *, spare: bool, report: Report) -> vm.Vm:
+        return self.template(spec).clone(
+            name=name, spare=spare, report=report, deadline=Deadline.after(self._boot_seconds)
+        )
+
+    def _halted(self, spec: LaunchSpec, name: str, *, spare: bool, report: Report) -> vm.Vm:
+        return vm.launch(
+            msgspec.structs.replace(spec, name=name),
+            bound=True,
+            report=report,
+            deadline=Deadline.after(LAUNCH_SECONDS),
+            start=Start(spare=spare),
+        )
 
     def _name(self, test: str) -> str:
         # The pid tells runs and workers apart, the number tells one run's tests apart.
         plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", test)[:_NAME_CHARACTERS].strip(".-_") or "test"
         return f"{plain}-{os.getpid()}.{next(self._numbers)}"
+
+
+@contextlib.contextmanager
+def _ended_by_errors(guest: Guest) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        guest.end()
+        raise
 
 
 T = TypeVar("T")

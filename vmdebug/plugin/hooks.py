@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import contextlib
+from collections.abc import Collection, Generator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vmdebug.errors import VmdebugError
 from vmdebug.plugin import header, settings
-from vmdebug.plugin.guests import Guests
+from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.lease import Lease
 from vmdebug.plugin.progress import Progress
 from vmdebug.plugin.settings import Asked, Target
 from vmdebug.plugin.watch import GuestFailure
+
+if TYPE_CHECKING:
+    from vmdebug.guest import GuestOptions, LaunchSpec
 
 NAME = "vmdebug-run"
 
 OURS = str(Path(__file__).parent.parent)
 
 _LEASE = pytest.StashKey[Lease]()
+
+_GDB = {"gdb", "halted_session"}
+"""The fixtures that attach GDB by themselves."""
 
 
 class Run:
@@ -31,6 +38,7 @@ class Run:
         self._config = config
         self._progress = Progress(config)
         self._lease: Lease | None = None
+        self._next: pytest.Item | None = None
         self.settings = settings.read(config)
         self.guests = Guests(self._progress, boot_seconds=self.settings.boot_timeout)
 
@@ -47,7 +55,7 @@ class Run:
         __tracebackhide__ = True
         item = request.node
         try:
-            self._lease = lease = self._started(request, item)
+            self._lease = lease = self._started(request)
         except VmdebugError as error:
             # Where in vmdebug it was raised is nobody's business.
             raise pytest.fail.Exception(f"the guest of {item.name}: {error}", pytrace=False) from error
@@ -56,26 +64,43 @@ class Run:
         finally:
             self._progress.clear()
 
-    def _started(self, request: pytest.FixtureRequest, item: pytest.Item) -> Lease:
-        asked = _asked(item)
-        # What a parameter's own marker says was not known when the tests were made of the matrix.
-        own = settings.targets(self.settings, asked)
-        target = getattr(request, "param", None) or next(iter(own.values()))
-        halted = asked.wish.halt if asked.wish.halt is not None else _halting(item)
-        spec = self.guests.spec(settings.options(self.settings, asked.wish, target, halted=halted))
-        lease = Lease(
-            item.nodeid,
-            name=getattr(item, "originalname", item.name),
-            spec=spec,
-            settings=self.settings,
-            wish=asked.wish,
-            guests=self.guests,
-        )
+    def _started(self, request: pytest.FixtureRequest) -> Lease:
+        item = request.node
+        wanted = _wanted(item, self.guests.spec(self._options(item)))
+        lease = Lease(wanted, settings=self.settings, wish=_asked(item).wish, guests=self.guests)
         item.stash[_LEASE] = lease
         # Before it is started: what fails on the way has its report first, and is ended then.
         request.addfinalizer(lease.close)
         lease.start()
         return lease
+
+    def _options(self, item: pytest.Item) -> GuestOptions:
+        asked = _asked(item)
+        callspec = getattr(item, "callspec", None)
+        target = None if callspec is None else callspec.params.get(header.FIXTURE)
+        if target is None:
+            # What a parameter's own marker says was not known when the tests were made of the matrix.
+            target = next(iter(settings.targets(self.settings, asked).values()))
+        halted = asked.wish.halt if asked.wish.halt is not None else _halting(item)
+        return settings.options(self.settings, asked.wish, target, halted=halted)
+
+    def _begin_next(self) -> None:
+        """Have the next test's guest made while this test runs, where that is known to be quick."""
+        item = self._next
+        if item is None or header.FIXTURE not in _fixtures(item):
+            return
+        with contextlib.suppress(VmdebugError, pytest.UsageError):  # told when its turn has come
+            spec = self.guests.known(self._options(item))
+            if spec is not None:
+                self.guests.begin(_wanted(item, spec))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(
+        self, nextitem: pytest.Item | None
+    ) -> Generator[None, bool | None, bool | None]:
+        """Note which test is the next."""
+        self._next = nextitem
+        return (yield)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, Any, Any]:
@@ -90,6 +115,7 @@ class Run:
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """The guest's failure ends the test."""
         __tracebackhide__ = True
+        self._begin_next()
         lease = item.stash.get(_LEASE, None)
         if lease is None:
             return (yield)
@@ -141,12 +167,21 @@ class Run:
         return header.lines(self, items)
 
 
+def _wanted(item: pytest.Item, spec: LaunchSpec) -> Wanted:
+    name = getattr(item, "originalname", item.name)
+    return Wanted(test=item.nodeid, name=name, spec=spec, gdb=not _GDB.isdisjoint(_fixtures(item)))
+
+
 def _asked(item: pytest.Item) -> Asked:
     return Asked(item.path, settings.wish(item.iter_markers("vmdebug")))
 
 
 def _halting(item: pytest.Item) -> bool:
-    return "halted_session" in getattr(item, "fixturenames", ())
+    return "halted_session" in _fixtures(item)
+
+
+def _fixtures(item: pytest.Item) -> Collection[str]:
+    return getattr(item, "fixturenames", ())
 
 
 def _shorten(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> None:

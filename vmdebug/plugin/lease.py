@@ -11,8 +11,7 @@ from pathlib import Path
 from vmdebug import postmortem
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError, VmdebugError
-from vmdebug.guest import LaunchSpec
-from vmdebug.plugin.guests import Guests
+from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.interrupt import Interrupter
 from vmdebug.plugin.settings import Settings, Wish
 from vmdebug.plugin.watch import GuestFailure, Watch
@@ -28,24 +27,18 @@ class Lease:
     """The guest of one test.
 
     Args:
-        test: The test's node id.
-        name: What to call the VM after.
-        spec: What to start.
+        wanted: The guest.
         settings: The run's.
         wish: The test's.
         guests: Where guests come from.
     """
 
-    def __init__(
-        self, test: str, *, name: str, spec: LaunchSpec, settings: Settings, wish: Wish, guests: Guests
-    ) -> None:
-        self.test = test
+    def __init__(self, wanted: Wanted, *, settings: Settings, wish: Wish, guests: Guests) -> None:
         self.slow = ""
         """Why it is no copy of a frozen guest, for people; "" where it is one."""
         self.kept = ""
         """The name of the VM, where it has been left running."""
-        self._name = name
-        self._spec = spec
+        self._wanted = wanted
         self._settings = settings
         self._wish = wish
         self._guests = guests
@@ -71,17 +64,18 @@ class Lease:
             GuestFailure: the kernel complained while it booted.
         """
         self._held.enter_context(self._interrupter)
-        if self._spec.halt:
-            machine = self._guests.halted(self._spec, test=self._name)
-        else:
-            found = self._guests.template(self._spec)
+        spec = self._wanted.spec
+        if not spec.halt:
+            found = self._guests.template(spec)
             if found.how != "clone":
-                self.slow = f"{self._spec.guest}: each test's guest comes by {found.how}: {found.reason}"
-            machine = self._guests.booted(self._spec, test=self._name)
-        self._session = DebugSession(machine, owned=False)
+                self.slow = f"{spec.guest}: each test's guest comes by {found.how}: {found.reason}"
+        guest = self._guests.guest(self._wanted)
+        self._session = DebugSession(guest.vm, owned=False, ahead=guest.ahead)
+        if guest.ahead is not None:
+            self._held.push(guest.ahead)
         self._held.callback(self._end)
         self._watch = self._held.enter_context(
-            Watch(machine, allow=self._wish.allow, alarm=self._interrupter.interrupt)
+            Watch(guest.vm, allow=self._wish.allow, alarm=self._interrupter.interrupt)
         )
         self.arm()
 
@@ -194,7 +188,7 @@ class Lease:
 
     def _folder(self) -> Path | None:
         top = self._settings.artifacts
-        return None if top is None else top / folder_name(self.test)
+        return None if top is None else top / folder_name(self._wanted.test)
 
 
 def folder_name(test: str) -> str:

@@ -60,6 +60,11 @@ class Tenant(msgspec.Struct, frozen=True):
     launching: Launching | None = None
     problem: VmdebugError | None = None
 
+    @property
+    def spare(self) -> bool:
+        """Whether it waits for somebody to need it."""
+        return self.launching is not None and self.launching.spare
+
     def describe(self) -> str:
         """Say who it is, with the pid of the process to look at."""
         if self.state is not None and self.tenancy == "running":
@@ -93,7 +98,9 @@ def _tenancy(found: State) -> Tenancy:
     return "ended" if found.owner is None else "held"
 
 
-def claim(name: str, *, exact: bool, guardian: ProcessRef, scratch: bool, deadline: Deadline) -> RunDir:
+def claim(
+    name: str, *, exact: bool, guardian: ProcessRef, scratch: bool, spare: bool = False, deadline: Deadline
+) -> RunDir:
     """Make a run directory that is this process's from the first moment.
 
     Args:
@@ -101,6 +108,7 @@ def claim(name: str, *, exact: bool, guardian: ProcessRef, scratch: bool, deadli
         exact: Whether another name will not do; otherwise -2, -3, … is added to one that is taken.
         guardian: Told about later, recorded now.
         scratch: Whether the VM needs a scratch directory; it is made too.
+        spare: Whether nobody needs it yet.
         deadline: Until when to wait for another vmdebug's launch or clearing.
 
     Raises:
@@ -112,7 +120,7 @@ def claim(name: str, *, exact: bool, guardian: ProcessRef, scratch: bool, deadli
         for candidate in _candidates(name, exact=exact):
             directory = RunDir(runtime / candidate)
             if _vacant(directory, exact=exact):
-                _take(directory, guardian=guardian, scratch=scratch)
+                _take(directory, guardian=guardian, scratch=scratch, spare=spare)
                 return directory
     raise AssertionError  # the candidates never end, or the taken one was an error
 
@@ -139,13 +147,14 @@ def _vacant(directory: RunDir, *, exact: bool) -> bool:
     return False
 
 
-def _take(directory: RunDir, *, guardian: ProcessRef, scratch: bool) -> None:
+def _take(directory: RunDir, *, guardian: ProcessRef, scratch: bool, spare: bool) -> None:
     launcher = ProcessRef.of(os.getpid())
     assert launcher is not None  # noqa: S101 - we are running
     place = directory.scratch if scratch else None
     rundir.make(directory)
     try:
-        state.write(directory.launching, Launching(launcher=launcher, guardian=guardian, scratch=place))
+        who = Launching(launcher=launcher, guardian=guardian, scratch=place, spare=spare)
+        state.write(directory.launching, who)
         if place is not None:
             rundir.make_scratch(place)
     except BaseException:

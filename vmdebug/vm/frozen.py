@@ -97,6 +97,7 @@ def start(
     name: str,
     bound: bool,
     exact_name: bool = False,
+    spare: bool = False,
     report: Report = silent,
     deadline: Deadline,
 ) -> Vm:
@@ -107,6 +108,7 @@ def start(
         name: What it is called.
         bound: Whether it dies with this process; otherwise it stays.
         exact_name: Whether the name is taken as it is; otherwise -2, -3, … is added to one that is taken.
+        spare: Whether it is made before somebody needs it: see `vmdebug.vm.spares`.
         report: Told what takes long.
         deadline: Until when it has to run.
 
@@ -128,6 +130,7 @@ def start(
             log=nameless.content(frozen.log),
             means=frozen.means,
             clone_of=frozen.name,
+            spare=spare,
         ),
     )
     try:

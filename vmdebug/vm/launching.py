@@ -55,6 +55,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
         log: What its console's log begins with.
         means: What the host has for its spec, where that was found out before.
         clone_of: The VM whose memory it begins with, or "".
+        spare: Whether it is made before somebody needs it: see `vmdebug.vm.spares`.
     """
 
     origin: Origin = BOOT
@@ -62,6 +63,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     log: bytes = b""
     means: Means | None = None
     clone_of: str = ""
+    spare: bool = False
 
 
 FROM_BOOT = Start()
@@ -111,6 +113,7 @@ def launch(
             exact=exact_name,
             guardian=guardian.ref,
             scratch=isinstance(spec.machine, RunnerMachine),
+            spare=start.spare,
             deadline=deadline,
         )
         guardian.remove(directory.path)

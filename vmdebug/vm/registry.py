@@ -73,7 +73,8 @@ def find(name: str | None = None, *, deadline: Deadline | None = None) -> Vm:
     """Return a VM by its name; one that has ended is found until `every` has listed it.
 
     Args:
-        name: Its name; None takes the only one that runs, or the only one that has ended.
+        name: Its name; None takes the only one that runs, or the only one that has ended. One that waits
+            for somebody to need it is not meant.
         deadline: Until when to wait for another vmdebug.
 
     Raises:
@@ -86,7 +87,7 @@ def find(name: str | None = None, *, deadline: Deadline | None = None) -> Vm:
     with _tenants(deadline) as found:
         tenants = [tenant for tenant in found if not _cleared(tenant)]
     if name is None:
-        return _only(tenants)
+        return _only([tenant for tenant in tenants if not tenant.spare])
     for tenant in tenants:
         if tenant.rundir.name == name:
             return _vm(tenant)

@@ -67,11 +67,14 @@ class Template:
         """Why not a better way, in words."""
         return self._made.reason
 
-    def clone(self, *, name: str | None = None, report: Report = silent, deadline: Deadline) -> Vm:
+    def clone(
+        self, *, name: str | None = None, spare: bool = False, report: Report = silent, deadline: Deadline
+    ) -> Vm:
         """Return a new VM at its shell; it dies with this process.
 
         Args:
             name: What it is called; None is the spec's name, with a number where that is taken.
+            spare: Whether it is made before somebody needs it: see `vmdebug.vm.spares`.
             report: Told what takes long.
             deadline: Until when its shell has to answer.
 
@@ -81,7 +84,7 @@ class Template:
             VmError: it does not come to its shell.
             DeadlineError: it took too long. In all these cases nothing is left.
         """
-        vm = self._started(name, report, deadline)
+        vm = self._started(name, spare=spare, report=report, deadline=deadline)
         try:
             shellup.come(vm, copy=self._made.frozen is not None, deadline=deadline)
         except BaseException:
@@ -89,7 +92,7 @@ class Template:
             raise
         return vm
 
-    def _started(self, name: str | None, report: Report, deadline: Deadline) -> Vm:
+    def _started(self, name: str | None, *, spare: bool, report: Report, deadline: Deadline) -> Vm:
         called, exact = name or self.spec.name, name is not None
         if self._made.frozen is not None:
             return frozen.start(
@@ -97,6 +100,7 @@ class Template:
                 name=called,
                 bound=True,
                 exact_name=exact,
+                spare=spare,
                 report=report,
                 deadline=deadline,
             )
@@ -106,7 +110,7 @@ class Template:
             report=report,
             deadline=deadline,
             exact_name=exact,
-            start=Start(means=self._means),
+            start=Start(means=self._means, spare=spare),
         )
 
 
