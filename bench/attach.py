@@ -24,8 +24,8 @@ def figures() -> list[Figure]:
     """Time both on one running guest; each lets go of it at its end."""
     guest = shlex.split(os.environ.get("VMDEBUG_BENCH_GUEST", "builtin"))
     _run(VMDEBUG, "start", *guest, "--name", NAME)
-    _run(VMDEBUG, "exec", NAME, "true")
     try:
+        _run(VMDEBUG, "exec", NAME, "--", "true")
         machine = vm.find(NAME)
         vmlinux = machine.state.spec.kernel.vmlinux
         assert vmlinux is not None
