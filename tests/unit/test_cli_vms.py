@@ -193,3 +193,11 @@ def test_exec_in_a_guest_that_stands_still_says_how_to_set_it_running(
     assert cli.status_of(["exec", "--", "true"]) == 1
     assert "vmdebug attach two --batch" in capsys.readouterr().err
     assert session.asked == []
+
+
+def test_exec_without_the_dashes_says_where_they_go(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.status_of(["exec", "one", "uname", "kernel"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "vmdebug: vmdebug exec does not take: uname kernel",
+        "   hint: CMD [ARGS] would follow two dashes: vmdebug exec … -- uname kernel",
+    ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import shlex
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vmdebug.errors import VmdebugError
+from vmdebug.errors import UsageError, VmdebugError
 
 BUILD_SECONDS = 24 * 3600.0
 """How long finding a guest may take: nix or make may build a kernel on the way, and Ctrl-C works."""
@@ -97,7 +98,15 @@ class WithTail(Command):
         """Put the words after the first `--` aside, and parse the rest."""
         end = args.index("--") if "--" in args else len(args)
         ctx.meta[TAIL] = tuple(args[end + 1 :])
-        return super().parse_args(ctx, args[:end])
+        ctx.allow_extra_args = True
+        rest: list[str] = super().parse_args(ctx, args[:end])
+        if rest and not ctx.resilient_parsing:
+            words = shlex.join(rest)
+            raise UsageError(
+                f"{ctx.command_path} does not take: {words}",
+                hint=f"{self.tail_metavar} would follow two dashes: {ctx.command_path} … -- {words}",
+            )
+        return rest
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the pieces of the usage line, the tail last."""
