@@ -66,6 +66,8 @@ def test_what_was_deployed_is_what_is_debugged(
     known = deployed.find(BOX)
     assert known.kernel.build_id == kernel.build_id
     assert str(known.kernel.vmlinux).startswith(str(flake.store))
+    process.run(["nix-collect-garbage"], deadline=Deadline.after(SECONDS))
+    assert deployed.find(BOX) == known
 
     cable = runtime / "cable"
     vmdebug(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError, VmdebugError
 from vmdebug.guest import Guest, Kernel
 from vmdebug.process import Completed
@@ -17,6 +18,10 @@ BOX = "brendan@192.168.2.3"
 SYSTEM = ("nixosConfigurations", "aethelred-base", "config", "system", "build", "toplevel")
 TARGET = Target("…", "/src/flake", SYSTEM, "aethelred-base", ("--impure",))
 SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", BOX, "--"]
+
+
+def soon() -> Deadline:
+    return Deadline.after(60)
 
 
 class TestWhatCanBeDeployed:
@@ -119,12 +124,12 @@ class TestWhatIsRemembered:
         return Deployed(host=host, guest=".#box", toplevel=Path("/nix/store/x"), kernel=kernel)
 
     def test_the_only_machine_need_not_be_named(self) -> None:
-        deployed.remember(self.one(BOX))
+        deployed.remember(self.one(BOX), deadline=soon())
         assert deployed.find(None) == deployed.find(BOX) == self.one(BOX)
 
     def test_of_several_one_is_named(self) -> None:
-        deployed.remember(self.one(BOX))
-        deployed.remember(self.one("root@box"))
+        deployed.remember(self.one(BOX), deadline=soon())
+        deployed.remember(self.one("root@box"), deadline=soon())
         assert deployed.find("root@box") == self.one("root@box")
         with pytest.raises(UsageError) as caught:
             deployed.find(None)
@@ -135,7 +140,7 @@ class TestWhatIsRemembered:
             deployed.find("root@box")
 
     def test_symbols_that_have_gone(self) -> None:
-        deployed.remember(self.one(BOX, Path("/nix/store/gone/vmlinux")))
+        deployed.remember(self.one(BOX, Path("/nix/store/gone/vmlinux")), deadline=soon())
         with pytest.raises(UsageError, match="no longer there: /nix/store/gone/vmlinux") as caught:
             deployed.find(BOX)
         assert caught.value.hint == "get them back: --guest .#box"

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SSH_SECONDS = 60.0
 """How long one question to the machine may take."""
 
+KEEP_SECONDS = 60.0
+"""How long nix may take to note what must not be collected."""
+
 
 class Deploy(verb.WithTail):
     """`deploy`, with the options that typer cannot parse as they are written."""
@@ -156,7 +159,8 @@ def _done(target: Target, action: Action, host: str, system: System, *, as_json:
 
     kernel = system.kernel
     deployed.remember(
-        deployed.Deployed(host=host, guest=target.words, toplevel=system.toplevel, kernel=kernel)
+        deployed.Deployed(host=host, guest=target.words, toplevel=system.toplevel, kernel=kernel),
+        deadline=Deadline.after(KEEP_SECONDS),
     )
     runs = deploying.ask(host, deploying.booted(host), deadline=Deadline.after(SSH_SECONDS)).strip()
     facts = {

@@ -1,12 +1,14 @@
 """What `vmdebug deploy` brought to which machine, so that its kernel can be debugged there later.
 
 A flake moves on; a machine runs what it was given. One small file a machine, below
-$XDG_DATA_HOME/vmdebug, else ~/.local/share/vmdebug.
+$XDG_DATA_HOME/vmdebug, else ~/.local/share/vmdebug, and roots of nix's garbage collector: a
+kernel's symbols are no part of the system, so that nothing else would keep them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import urllib.parse
 from pathlib import Path
 
@@ -14,9 +16,11 @@ import msgspec
 import platformdirs
 
 from vmdebug import guest
+from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
-from vmdebug.sources import cache
+from vmdebug.progress import silent
+from vmdebug.sources import cache, nix
 
 
 class Deployed(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,13 +39,25 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
     kernel: Kernel
 
 
-def remember(deployed: Deployed) -> None:
-    """Write down what a machine has now.
+def remember(deployed: Deployed, *, deadline: Deadline) -> None:
+    """Write down what a machine has now, and keep what of it lies in a store.
 
     Raises:
         HostError: the directory is not ours to write.
+        BuildError: nix could not keep it.
+        DeadlineError: that took too long.
     """
     cache.write(_file(deployed.host), guest.encode(deployed))
+    roots = _directory() / "roots" / _name(deployed.host)
+    with cache.writing(roots):
+        shutil.rmtree(roots, ignore_errors=True)
+        roots.mkdir(parents=True)
+    kernel = deployed.kernel
+    files = (kernel.image, kernel.vmlinux, kernel.gdb_scripts, kernel.modules, kernel.source)
+    stored = {path for file in files if file is not None and (path := nix.store_path(file.resolve()))}
+    if stored:
+        argv = nix.keep(sorted(stored), roots / "kernel")
+        nix.run(argv, what="keeping the kernel's symbols", report=silent, deadline=deadline)
 
 
 def find(host: str | None) -> Deployed:
@@ -70,7 +86,11 @@ def _directory() -> Path:
 
 
 def _file(host: str) -> Path:
-    return _directory() / f"{urllib.parse.quote(host, safe='@')}.json"
+    return _directory() / f"{_name(host)}.json"
+
+
+def _name(host: str) -> str:
+    return urllib.parse.quote(host, safe="@")
 
 
 def _all() -> list[Deployed]:

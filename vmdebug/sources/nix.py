@@ -94,6 +94,16 @@ def realise(drv: str, output: str) -> list[str]:
     return [*_NIX_STORE, "--realise", f"{drv}!{output}"]
 
 
+def keep(paths: Sequence[Path], root: Path) -> list[str]:
+    """Return the command line that makes a link a root of the garbage collector; see nix-store(1).
+
+    Args:
+        paths: Store paths; the second one's link is called `ROOT-2`, and so on.
+        root: The first one's link.
+    """
+    return [*_NIX_STORE, "--realise", *map(str, paths), "--add-root", str(root), "--indirect"]
+
+
 T = TypeVar("T")
 
 
