@@ -258,6 +258,11 @@ class _Talk:
         for came in self._answers.output.finditer(self._heard):
             if came[1].decode() == file and (data := framing.unpack(came[2])) is not None:
                 return data
+        for came in self._answers.short.finditer(self._heard):
+            if came[1].decode() == file:
+                data = framing.unpack_short(came[3], int(came[2]))
+                if data is not None:
+                    return data
         sizes = self._ask("", framing.ASK_SIZES, self._answers.sizes)
         if missing := sizes[3].decode():
             raise VmError(
