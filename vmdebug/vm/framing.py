@@ -92,7 +92,7 @@ PREPARE = (
     "done;echo ${_k}s$_s$_n.;}\n"
     # Of read's statuses 1 is the end of the file, 0 that something was left.
     f'P(){{ IFS= read -rd "" -n{SHORT} _x 2>/dev/null<"$_d.$_f";[ $? = 1 ]||return;_y=${{#_x}}.;'
-    "case $_x in *[_[^]*)return 1;esac;while case $_x in *\" \"*);;*)false;esac;do "
+    'case $_x in *[_[^]*)return 1;esac;while case $_x in *" "*);;*)false;esac;do '
     '_y=$_y${_x%%" "*}^;_x=${_x#*" "};done;echo "$_k$_f$_y$_x";}\n'
     # busybox's read ends with 1 both at the end of its input and after a trap, which sets $_i.
     "W(){ until read $1;do [ $_i ]||break;_i=;done;}\n"
