@@ -73,6 +73,18 @@ def _settle() -> None:
         vmd_batch.say(f"KASLR: symbols moved by {verdict.slide:#x}")
     if verdict.state == vmd_identity.OTHER:
         _mismatch(verdict, force=force)
+    if verdict.state == vmd_identity.UNMAPPED:
+        gdb.events.before_prompt.connect(_tell_unmapped)
+
+
+def _tell_unmapped(_event: object = None) -> None:
+    """At the first prompt, tell who is still there what they see: low addresses have odd names."""
+    gdb.events.before_prompt.disconnect(_tell_unmapped)
+    if vmd_guest.connected() and not vmd_guest.kernel_runs():
+        vmd_batch.say(
+            "the guest has not mapped its kernel yet: breakpoints can be set, memory cannot be read\n"
+            "to its first C function: vmd-until start_kernel"
+        )
 
 
 def _early() -> bool:

@@ -85,6 +85,13 @@ def test_until_start_kernel_and_the_guest_goes_on_afterwards(start: Start, accel
     assert at_its_shell(machine)
 
 
+@pytest.mark.parametrize("until", [None, "start_kernel"])
+def test_at_a_halted_guests_first_prompt_it_is_said_what_can_be_done(start: Start, until: str | None) -> None:
+    done = batch(start(), batch=False, until=until)
+    waiting = "the guest has not mapped its kernel yet: breakpoints can be set, memory cannot be read\n"
+    assert (waiting in done.stderr) == (until is None)
+
+
 def test_a_person_has_the_kernels_scripts_and_our_own_commands(start: Start, kernel: Kernel) -> None:
     machine = start(halt=False, cpus=2)
     assert at_its_shell(machine)
