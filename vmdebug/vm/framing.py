@@ -94,8 +94,6 @@ PREPARE = (
     f'P(){{ IFS= read -rd "" -n{SHORT} _x 2>/dev/null<"$_d.$_f";[ $? = 1 ]||return;_y=${{#_x}}.;'
     'case $_x in *[_[^]*)return 1;esac;while case $_x in *" "*);;*)false;esac;do '
     '_y=$_y${_x%%" "*}^;_x=${_x#*" "};done;echo "$_k$_f$_y$_x";}\n'
-    # busybox's read ends with 1 both at the end of its input and after a trap, which sets $_i.
-    "W(){ until read $1;do [ $_i ]||break;_i=;done;}\n"
 )
 """The agent's definitions, a line each."""
 
@@ -108,14 +106,17 @@ def run(umask: str) -> str:
     for its status, whom a ^C has end the command, gently first. It is no background job:
     those ignore SIGINT, and a shell cannot stop ignoring what it was born ignoring.
 
+    A ^C ends the read as well and sets `$_i`; what is left is read by `cat`, which the next ^C ends. The
+    shell must not read a second time: that of busybox 1.38 never returns, once a trap has ended one.
+
     Args:
         umask: The command's, as `umask` printed it.
     """
     return (
         f'{{ trap : 2;(read _g _y</proc/self/stat;echo $_g;umask {umask};exec setsid sh -c "$_c" '
         '</dev/null >"$_d.o" 2>"$_d.e");echo $?;}|'
-        "{ _z=15;trap 'kill -$_z -$_g $_g;_z=9;_i=1' 2;W _g;W _s;"
-        "trap - 2;[ $_s ]||echo ${_k}x.;exit ${_s:-1};};_s=$?;O\n"
+        "{ trap '' 2;read _g;_z=15;trap 'kill -$_z -$_g $_g;_z=9;_i=1' 2;read _s;"
+        "while [ $_i ];do _i=;_s=$_s$(cat);done;trap - 2;[ $_s ]||echo ${_k}x.;exit ${_s:-1};};_s=$?;O\n"
     )
 
 
