@@ -70,16 +70,3 @@ def return_type(pc: int) -> gdb.Type | None:
         return None
     target = kind.target().strip_typedefs()
     return target if target.code in (*_NUMBERS, gdb.TYPE_CODE_PTR) else None
-
-
-def returned(rax: int, kind: gdb.Type) -> int:
-    """Return what a function returned, as its type has it.
-
-    Args:
-        rax: The register.
-        kind: See `return_type`.
-    """
-    bits = 8 * kind.sizeof
-    number = rax & ((1 << bits) - 1)
-    signed = kind.code != gdb.TYPE_CODE_PTR and kind.is_signed
-    return number - (1 << bits) if signed and number >> (bits - 1) else number

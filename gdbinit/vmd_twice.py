@@ -12,9 +12,12 @@ breakpoint itself: it is out of QEMU only while the step goes on.
 
 from __future__ import annotations
 
-import gdb
+from collections.abc import Iterator
 
-_COMPARED = ("pc", "sp", "rdi", "rsi", "rdx")
+import gdb
+from vmd_registers import Registers
+
+_COMPARED = ("rip", "rsp", "rdi", "rsi", "rdx")
 """Enough to make a hit unsuspected; where there are no such registers more hits are looked at."""
 
 
@@ -24,30 +27,27 @@ class Twice:
     def __init__(self) -> None:
         self._last: dict[int, tuple[int, ...]] = {}
 
-    def told(self, frame: gdb.Frame) -> bool:
+    def told(self, cpu: int, registers: Registers) -> bool:
         """Return whether the selected CPU's hit is the one before, told again.
 
         To be asked in `gdb.Breakpoint.stop`, while GDB's breakpoints are as they were when the guest stopped.
 
         Args:
-            frame: The innermost frame, at a software breakpoint.
+            cpu: Its number.
+            registers: Its registers, at a software breakpoint.
         """
-        thread = gdb.selected_thread()
-        cpu = thread.num if thread is not None else 0
-        registers = tuple(_registers(frame))
-        suspected = self._last.get(cpu) == registers
-        self._last[cpu] = registers
-        return suspected and not _planted(frame.pc())
+        compared = tuple(_compared(registers))
+        suspected = self._last.get(cpu) == compared
+        self._last[cpu] = compared
+        return suspected and not _planted(registers.pc)
 
 
-def _registers(frame: gdb.Frame) -> list[int]:
-    found = []
+def _compared(registers: Registers) -> Iterator[int]:
     for name in _COMPARED:
         try:
-            found.append(int(frame.read_register(name)))
-        except (gdb.error, ValueError):
+            yield registers[name]
+        except gdb.error:
             continue
-    return found
 
 
 def _planted(address: int) -> bool:
@@ -58,7 +58,7 @@ def _planted(address: int) -> bool:
     connection = gdb.selected_inferior().connection
     if not isinstance(connection, gdb.RemoteTargetConnection):
         return True
-    packet = f"0,{address & (2**64 - 1):x},1"
+    packet = f"0,{address:x},1"
     if connection.send_packet(f"z{packet}") != b"OK":
         return False
     if connection.send_packet(f"Z{packet}") != b"OK":

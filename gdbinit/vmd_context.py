@@ -1,0 +1,81 @@
+"""Which task a CPU runs, and the guest's time: what a hit is told with."""
+
+from __future__ import annotations
+
+import struct
+
+import gdb
+import vmd_kernel
+import vmd_slide
+from vmd_registers import WORD, Registers
+
+_COMM = 16
+"""Bytes of a task's name: TASK_COMM_LEN of include/linux/sched.h."""
+
+
+class Context:
+    """Where a hit's task and the guest's time lie; to be made at a hit, when the kernel is placed."""
+
+    def __init__(self) -> None:
+        self._inferior = gdb.selected_inferior()
+        self._current = self._pid = self._comm = self._clock = 0
+        self._has_task, self._has_clock = self._find_task(), self._find_clock()
+
+    def _find_task(self) -> bool:
+        try:
+            task = vmd_kernel.struct("task_struct")
+            try:
+                hot = gdb.parse_and_eval("pcpu_hot")["current_task"]
+            except gdb.error:
+                hot = gdb.parse_and_eval("current_task")
+            address = vmd_kernel.address_of(hot)
+            linked = address - vmd_slide.applied()
+            self._current = linked if linked < vmd_kernel.ZERO_BASED else address
+            offsets = {field.name: (field.bitpos or 0) // 8 for field in task.fields() if field.name}
+            self._pid, self._comm = offsets["pid"], offsets["comm"]
+        except (gdb.error, gdb.GdbError, KeyError):
+            return False
+        return True
+
+    def _find_clock(self) -> bool:
+        try:
+            clock = gdb.parse_and_eval("tk_core.timekeeper.tkr_mono")
+            offsets = [int(clock[name].address or 0) for name in ("shift", "xtime_nsec", "base")]
+        except gdb.error:
+            return False
+        self._clock = offsets[0]
+        self._nsec, self._base = offsets[1] - offsets[0], offsets[2] - offsets[0]
+        return True
+
+    def task(self, registers: Registers) -> tuple[int, str] | None:
+        """Return pid and name of what the selected CPU runs; None where there is no telling.
+
+        Args:
+            registers: That CPU's.
+        """
+        if not self._has_task:
+            return None
+        try:
+            # In the kernel GS holds the CPU's per-CPU offset, and QEMU hands it over with the registers.
+            pointer = self._inferior.read_memory((self._current + registers["gs_base"]) & WORD, 8)
+            task = int.from_bytes(bytes(pointer), "little")
+            # Both in one read: a packet more costs more than the bytes between them.
+            start = min(self._pid, self._comm)
+            data = bytes(self._inferior.read_memory(task + start, abs(self._pid - self._comm) + _COMM))
+        except gdb.error:
+            return None
+        (pid,) = struct.unpack_from("<i", data, self._pid - start)
+        comm = data[self._comm - start :][:_COMM]
+        return pid, comm.partition(b"\0")[0].decode(errors="replace")
+
+    def clock(self) -> float | None:
+        """Return the guest's monotonic time in seconds, as of its last tick: kernel/time/timekeeping.c."""
+        if not self._has_clock:
+            return None
+        try:
+            data = bytes(self._inferior.read_memory(self._clock, max(self._nsec, self._base) + 8))
+        except gdb.error:
+            return None
+        shift = struct.unpack_from("<I", data)[0]
+        nsec = struct.unpack_from("<Q", data, self._nsec)[0] >> (shift & 63)
+        return float((struct.unpack_from("<q", data, self._base)[0] + nsec) / 1e9)

@@ -1,0 +1,132 @@
+"""What a trace notes of a place: a variable or its fields; no GDB parser, and mostly no frame, is asked."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import gdb
+import vmd_registers
+import vmd_value
+from vmd_registers import WORD, Registers
+
+STRING_LIMIT = 256
+"""How much of a string is noted, in bytes."""
+
+_NUMBERS = (gdb.TYPE_CODE_INT, gdb.TYPE_CODE_CHAR, gdb.TYPE_CODE_BOOL, gdb.TYPE_CODE_ENUM)
+_PATH = re.compile(r"(\*?)([A-Za-z_]\w*)((?:(?:->|\.)[A-Za-z_]\w*)*)")
+
+
+class Variable:
+    """A variable at one place of the code, and the register that it lies in there, where it does.
+
+    Args:
+        symbol: Of the selected frame's, or a global one.
+        kind: Its type without the names of it.
+        pc: Where that frame is.
+    """
+
+    def __init__(self, symbol: gdb.Symbol, kind: gdb.Type, pc: int) -> None:
+        self._symbol = symbol
+        self._kind = kind
+        self._is_pointer = kind.code == gdb.TYPE_CODE_PTR
+        fits = self._is_pointer or kind.code in _NUMBERS
+        self._register = vmd_registers.holding(symbol.name, pc) if fits else None
+        self._is_string = self._is_pointer and _element(kind) == "char"
+
+    @property
+    def valid(self) -> bool:
+        """Whether the symbols are still those that it was found in."""
+        return self._symbol.is_valid()
+
+    def number(self, registers: Registers) -> int | None:
+        """Return what it holds, where that is a number in a register; an address is one too."""
+        if self._register is None or self._is_string:
+            return None
+        return vmd_registers.narrowed(registers[self._register], self._kind)
+
+    def value(self, registers: Registers) -> gdb.Value:
+        """Return its value as GDB has it."""
+        if self._register is not None and self._is_pointer:
+            return gdb.Value(registers[self._register]).cast(self._kind)
+        if self._symbol.needs_frame:
+            return self._symbol.value(gdb.selected_frame())
+        return self._symbol.value()
+
+
+class Expression:
+    """What is noted of a hit.
+
+    Args:
+        text: In the language of the place.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        path = _PATH.fullmatch(text)
+        self._points, self._name, fields = path.groups() if path else ("", "", "")
+        self._fields = re.findall(r"\w+", fields)
+        self._variables: dict[int, Variable] = {}
+
+    def note(self, registers: Registers) -> Any:
+        """Return its value as JSON has it; None where it was optimised out or cannot be read."""
+        try:
+            variable = self._variable(registers.pc) if self._name else None
+            if variable is None:
+                return plain(gdb.parse_and_eval(self._text))
+            number = variable.number(registers) if self._text == self._name else None
+            return number if number is not None else plain(self._followed(variable.value(registers)))
+        except (gdb.error, TypeError):  # the latter where it names a type
+            return None
+
+    def _followed(self, value: gdb.Value) -> gdb.Value:
+        for field in self._fields:
+            value = value[field]
+        return value.dereference() if self._points else value
+
+    def _variable(self, pc: int) -> Variable | None:
+        known = self._variables.get(pc)
+        if known is not None and known.valid:
+            return known
+        symbol = gdb.lookup_symbol(self._name)[0]
+        if symbol is None or symbol.type is None:
+            return None
+        self._variables[pc] = found = Variable(symbol, symbol.type.strip_typedefs(), pc)
+        return found
+
+
+def plain(value: gdb.Value) -> Any:
+    """Return a value as JSON has it: a number, a string where it is one, else GDB's words.
+
+    Raises:
+        gdb.error: it cannot be read.
+    """
+    kind = value.type.strip_typedefs()
+    if value.is_optimized_out:
+        found: Any = None
+    elif kind.code in _NUMBERS:
+        found = int(value)
+    elif kind.code == gdb.TYPE_CODE_PTR:
+        found = _pointed(int(value) & WORD, kind)
+    elif kind.code == gdb.TYPE_CODE_FLT:
+        found = float(value)
+    elif kind.code == gdb.TYPE_CODE_ARRAY and _element(kind) in ("char", "unsigned char"):
+        # The kernel's names are of either: d_iname is unsigned.
+        text = value.bytes if hasattr(value, "bytes") else value.string(length=kind.sizeof).encode()
+        found = text.partition(b"\0")[0].decode(errors="replace")
+    else:
+        found = value.format_string(max_depth=1)
+    return found
+
+
+def _pointed(address: int, kind: gdb.Type) -> int | str:
+    if _element(kind) != "char":
+        return address
+    try:
+        return vmd_value.string(address, STRING_LIMIT).decode(errors="replace")
+    except gdb.error:
+        return address
+
+
+def _element(kind: gdb.Type) -> str:
+    return str(kind.target().strip_typedefs().unqualified())
