@@ -18,7 +18,7 @@ from typing import Self
 
 from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import mi, transport
+from vmdebug.debugger import mangled, mi, transport
 from vmdebug.debugger.control import STOP_SECONDS
 from vmdebug.debugger.identity import Identity, Verdict, Wanted
 from vmdebug.debugger.planting import Planting
@@ -212,7 +212,10 @@ class Gdb(Planting):
         # GDB splits at blanks and takes quotes away, as a shell does.
         quoted = re.sub(r"([\s\"'\\])", r"\\\1", str(vmlinux))
         try:
+            style = "auto" if mangled.found(vmlinux) else "none"
+            self._execute(f"-gdb-set {mangled.STYLE} {style}", deadline)
             self._execute(f"-file-exec-and-symbols {quoted}", deadline)
+            self._execute(f"-gdb-set {mangled.STYLE} auto", deadline)  # for modules, and what a person loads
         except GdbError as error:
             raise UsageError(
                 f"GDB cannot read the symbols in {vmlinux}: {error.words or error.message}",
