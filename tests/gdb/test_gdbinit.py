@@ -94,7 +94,7 @@ def test_a_batch_without_failures_ends_with_0_and_leaves_the_output_alone() -> N
     ("command", "words"),
     [
         ("print nosuch", 'No symbol table is loaded.  Use the "file" command.\n'),
-        ("python raise gdb.GdbError('mine')", "Error while executing Python code.\n"),
+        ("python raise gdb.GdbError('mine')", "mine\n"),
         ("source /nowhere/at/all", "/nowhere/at/all: No such file or directory.\n"),
         ("vmd-status", "no guest is connected\nconnect one first: target remote SOCKET\n"),
     ],
@@ -102,7 +102,7 @@ def test_a_batch_without_failures_ends_with_0_and_leaves_the_output_alone() -> N
 def test_a_failure_is_not_lost_when_the_next_command_succeeds(command: str, words: str) -> None:
     done = gdb(commands=(f"vmd-run {command}", "vmd-run print 1", "vmd-exit"))
     assert (done.status, done.stdout) == (1, "$1 = 1\n")
-    assert done.stderr.endswith(words)
+    assert words in done.stderr  # GDB 13 has more to say of an error in Python code, GDB 18 not
 
 
 def test_a_guest_that_is_not_there_ends_the_batch(tmp_path: Path) -> None:

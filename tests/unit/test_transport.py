@@ -123,6 +123,8 @@ def test_the_command_line() -> None:
         "-iex",
         "set confirm off",
         "-iex",
+        "set style enabled off",
+        "-iex",
         "set index-cache enabled on",
     ]
 
@@ -139,8 +141,9 @@ def test_what_a_command_prints_comes_with_its_answer(gdb: FakeGdb) -> None:
     assert gdb.transport.execute("-interpreter-exec console x", soon()).console == "rip  0x10\n"
 
 
-def test_a_refusal_has_the_command_and_gdbs_words(gdb: FakeGdb) -> None:
-    gdb.answers('1^error,msg="No symbol \\"x\\" in current context."')
+@pytest.mark.parametrize("x", ["x", r"\033[33;49;22;23;24;27mx\033[m"], ids=["plain", "coloured by GDB 18"])
+def test_a_refusal_has_the_command_and_gdbs_words(gdb: FakeGdb, x: str) -> None:
+    gdb.answers(f'1^error,msg="No symbol \\"{x}\\" in current context."')
     with pytest.raises(GdbError) as raised:
         gdb.transport.execute("-data-evaluate-expression x", soon())
     assert raised.value.command == "-data-evaluate-expression x"

@@ -91,6 +91,13 @@ def bare(text: str) -> str:
     return " ".join(text.splitlines())
 
 
+def plain(text: str) -> str:
+    """Return `text` without the colours that GDB 18 gives to names in its errors, in MI as well."""
+    return _COLOUR.sub("", text)
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 # Most answers are one or two plain strings. Read by pygdbmi, `value="2"` alone takes a
 # fifth of what the command costs in all.
 _PLAIN_ITEM = re.compile(r',([\w-]+)="([^"\\]*)"')

@@ -42,7 +42,13 @@ _ASIDE_RECORDS = 50
 
 def argv(gdb: str | os.PathLike[str]) -> list[str]:
     """Return the command line of a GDB that speaks MI: no start-up files, no questions, no network."""
-    settings = ("debuginfod enabled off", "pagination off", "confirm off", "index-cache enabled on")
+    settings = (
+        "debuginfod enabled off",
+        "pagination off",
+        "confirm off",
+        "style enabled off",
+        "index-cache enabled on",
+    )
     options = [word for setting in settings for word in ("-iex", f"set {setting}")]
     return [os.fspath(gdb), "-nx", "-q", "--interpreter=mi4", *options]
 
@@ -201,7 +207,7 @@ class Transport:
             raise self._gone(f"GDB ended before it answered `{command}`", command)
         payload = result.payload()
         if result.name == "error":
-            words = str(payload.get("msg", "")).strip()
+            words = mi.plain(str(payload.get("msg", ""))).strip()
             raise GdbError(f"GDB refused `{command}`: {words}", command=command, words=words)
         said = call.streams
         if not said:
@@ -394,7 +400,7 @@ class Transport:
                 self._listener.notice(record)
         elif record.name == "error" and record.token == self._resumed:
             # GDB says "running" before it inserts breakpoints, and takes it back when that fails.
-            self._listener.failed(_said(self._aside, mi.LOG) or record.line)
+            self._listener.failed(mi.plain(_said(self._aside, mi.LOG)) or record.line)
 
     def _finish(self) -> None:
         if not self._ended:
