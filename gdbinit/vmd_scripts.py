@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import gdb
@@ -45,9 +46,12 @@ class Scripts(gdb.Command):
         scripts = directory / "scripts" / "gdb"
         sys.path.insert(0, str(scripts))
         texts = {part: _text(scripts / f"{part.replace('.', '/')}.py") for part in parts}
-        if _constants(scripts / "linux" / "constants.py", texts):
-            for reason, broken in _failures(texts).items():
-                vmd_batch.say(f"kernel GDB scripts without {', '.join(broken)}: {reason}")
+        with warnings.catch_warnings():
+            # Their regular expressions are no raw strings, which Python has frowned upon since 3.12.
+            warnings.simplefilter("ignore", SyntaxWarning)
+            if _constants(scripts / "linux" / "constants.py", texts):
+                for reason, broken in _failures(texts).items():
+                    vmd_batch.say(f"kernel GDB scripts without {', '.join(broken)}: {reason}")
 
 
 def _constants(file: Path, texts: dict[str, str]) -> bool:
