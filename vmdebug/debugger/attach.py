@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from vmdebug import process, shipped
+from vmdebug.debugger import mangled
 from vmdebug.errors import HostError, StateError
 from vmdebug.guest import Kernel
 
@@ -91,8 +92,13 @@ def argv(attachment: Attachment) -> tuple[str, ...]:
         words.append("-nx")
     for command in _before(attachment):
         words += ["-iex", command]
-    if attachment.kernel.vmlinux is not None:
-        words.append(str(attachment.kernel.vmlinux))
+    vmlinux = attachment.kernel.vmlinux
+    if vmlinux is not None:
+        plain = not mangled.found(vmlinux)
+        words += ["-iex", f"set {mangled.STYLE} none"] * plain
+        words.append(str(vmlinux))
+        # For modules, and what its user loads.
+        words += ["-ex", f"set {mangled.STYLE} auto"] * plain
     words += ["-ex", "set auto-load python-scripts on", "-ex", f"source {shipped.gdbinit() / 'vmdebug.gdb'}"]
     # GDB's own batch mode ends with the status of the last command, whatever failed before it.
     run = "vmd-run " if attachment.batch else ""
