@@ -36,13 +36,14 @@ class Server:
         self._listening.listen(1)
         self._thread: threading.Thread | None = None
 
-    def serve(self, talk: Callable[[Client], None]) -> None:
-        """Accept one client in a thread and talk to it; it is hung up on at the end."""
+    def serve(self, *talks: Callable[[Client], None]) -> None:
+        """Accept a client for each talk, in a thread, and talk to it; it is hung up on at the end."""
 
         def run() -> None:
-            accepted, _ = self._listening.accept()
-            with accepted:
-                talk(Client(accepted))
+            for talk in talks:
+                accepted, _ = self._listening.accept()
+                with accepted:
+                    talk(Client(accepted))
 
         self._thread = threading.Thread(target=run)
         self._thread.start()
@@ -198,6 +199,29 @@ def test_something_that_is_no_qmp(server: Server) -> None:
         client.until_gone()
 
     server.serve(talk)
+    with pytest.raises(QmpError, match="does not speak QMP"):
+        qmp.connect(server.path, deadline=soon())
+
+
+def overtaken(client: Client) -> None:
+    client.say(GREETING)
+    client.hear()
+    client.event("STOP")
+    client.say({"return": {}})
+
+
+def test_an_event_that_overtakes_the_first_answer(server: Server) -> None:
+    def talk(client: Client) -> None:
+        client.greet()
+        client.answer(**{"return": {"status": "running"}})
+
+    server.serve(overtaken, overtaken, talk)
+    with qmp.connect(server.path, deadline=soon()) as connected:
+        assert connected.execute("query-status", deadline=soon()) == {"status": "running"}
+
+
+def test_events_without_end_in_place_of_the_first_answer(server: Server) -> None:
+    server.serve(*[overtaken] * qmp.ATTEMPTS)
     with pytest.raises(QmpError, match="does not speak QMP"):
         qmp.connect(server.path, deadline=soon())
 

@@ -30,6 +30,7 @@ from qemu.qmp import (
     Runstate,
     StateError,
 )
+from qemu.qmp.qmp_client import NegotiationError
 
 from vmdebug import errors
 from vmdebug.deadline import Deadline
@@ -40,7 +41,15 @@ from vmdebug.vm import dial
 CLOSE_SECONDS = 2.0
 """How long a connection may take to close before it is dropped."""
 
+ATTEMPTS = 10
+"""Connections that are tried when QEMU tells an event before it answers the first command, for which the
+library then takes that event. A guest under a trace, which stops and goes on all the time, can have it so."""
+
 T = TypeVar("T")
+
+
+class _OvertakenError(Exception):
+    """Something else came in place of the answer to qmp_capabilities."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -71,12 +80,20 @@ def connect(path: Path, *, process: ProcessRef | None = None, deadline: Deadline
         DeadlineError: no greeting came: QEMU hangs, or somebody else is connected.
     """
     what = f"QEMU to answer on {path}"
-    with contextlib.ExitStack() as protected:
-        dialled = protected.enter_context(dial.dial(path, what=what, deadline=deadline))
-        qmp = protected.enter_context(Qmp(path, process))
-        qmp.greet(dialled, what, deadline)
-        protected.pop_all()
-    return qmp
+    attempts = ATTEMPTS
+    while True:
+        attempts -= 1
+        with contextlib.ExitStack() as protected:
+            dialled = protected.enter_context(dial.dial(path, what=what, deadline=deadline))
+            qmp = protected.enter_context(Qmp(path, process))
+            try:
+                qmp.greet(dialled, what, deadline)
+            except _OvertakenError as error:
+                if not attempts:
+                    raise QmpError(f"{path} does not speak QMP: {error}") from error
+                continue
+            protected.pop_all()
+            return qmp
 
 
 class Qmp:
@@ -111,6 +128,8 @@ class Qmp:
         except ConnectError as error:
             if isinstance(error.exc, (EOFError, ConnectionError)):
                 raise dial.lost(self.path, self._process, "before it greeted") from error
+            if isinstance(error.exc, NegotiationError):
+                raise _OvertakenError(error) from error
             raise QmpError(f"{self.path} does not speak QMP: {error}") from error
 
     def execute(
