@@ -101,7 +101,7 @@ def test_nothing_is_left_in_the_users_directory(flake: FixtureFlake) -> None:
 def test_nixs_own_options_are_handed_through(flake: FixtureFlake) -> None:
     with pytest.raises(BuildError) as caught:
         resolve(flake, "needs-impure")
-    assert "error: this needs --impure" in caught.value.detail.splitlines()
+    assert "error: this needs --impure\n" in f"{caught.value.detail}\n"
     assert resolve(flake, "needs-impure", "--impure").kernel.vmlinux is not None
     without_input = dataclasses.replace(flake, nix_args=())
     with pytest.raises(BuildError) as caught:
@@ -114,7 +114,7 @@ def test_an_evaluation_that_fails_shows_nixs_own_error(flake: FixtureFlake) -> N
         BuildError, match=r"building \.#broken: The option `boot\.kernelPackage' does not exist\."
     ) as caught:
         resolve(flake, "broken")
-    assert "error: The option `boot.kernelPackage' does not exist." in caught.value.detail.splitlines()
+    assert "error: The option `boot.kernelPackage' does not exist.\n" in f"{caught.value.detail}\n"
     assert "@nix" not in caught.value.detail
 
 
