@@ -93,7 +93,8 @@ def test_text(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
         ["1.000000", "cpu0", "?", "open", 'name="/x"', "gone=?"],
         ["#0", "open", "at", "/s/o.c:7"],
     ]
-    assert err.splitlines() == ["symbols of another build", "no return value", "2 hits"]
+    said = ["symbols of another build", "no return value", "2 hits"]
+    assert err.splitlines() == ["reading the kernel's symbols", "tracing; Ctrl-C ends it", *said]
     probes, options = session.asked
     assert probes == (Probe("vfs_read", ("count", "file")), Probe("open"))
     assert options == {"when": "", "count": None, "backtrace": False, "ret": False}

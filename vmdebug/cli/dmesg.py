@@ -37,9 +37,11 @@ def dmesg(
                 f"{attached.name} is halted at the reset vector: there is no kernel yet, and no log",
                 hint=f"let it boot: vmdebug attach {attached.name} --batch",
             )
-        with attached.gdb.held():
-            text = attached.gdb.dmesg(limit=lines)
+        with render.step(render.SYMBOLS):
+            gdb = attached.gdb
+        with gdb.held():
+            text = gdb.dmesg(limit=lines)
         if was != "running":
             # Detached from, it would run on; a guest that has panicked would reboot, and QEMU end.
-            attached.gdb.console("disconnect")
+            gdb.console("disconnect")
     render.put(text)

@@ -97,6 +97,10 @@ def _style(text: str, code: str, stream: IO[str] | None = None) -> str:
     return text if plain else f"\033[{code}m{text}\033[{_OFF}m"
 
 
+SYMBOLS = "reading the kernel's symbols"
+"""What a GDB does first, for seconds where the kernel is a distribution's."""
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Report]:
     """Show the steps of a long piece of work on stderr while the block runs.
@@ -109,6 +113,14 @@ def progress() -> Iterator[Report]:
             yield report
     else:
         yield PlainReport(sys.stderr)
+
+
+@contextlib.contextmanager
+def step(what: str) -> Iterator[None]:
+    """Show that one thing is being done while the block runs."""
+    with progress() as report:
+        report(Step(what))
+        yield
 
 
 class PlainReport:

@@ -65,7 +65,8 @@ def trace(
 
     name, probes = _places(words)
     with session.attach(name) as attached, interrupts() as over:
-        gdb = attached.gdb
+        with render.step(render.SYMBOLS):
+            gdb = attached.gdb
         hits = gdb.trace(probes, when=when, count=count, backtrace=backtrace, ret=ret)
         put_batches(FORMATS[chosen](), batches(gdb, hits, over, timeout))
     for note in (*gdb.notes, *hits.notes):
@@ -113,6 +114,8 @@ def batches(gdb: Gdb, hits: Trace, over: threading.Event, timeout: float | None)
     deadline = Deadline.after(timeout if timeout is not None else threading.TIMEOUT_MAX)
     given = 0
     with hits:
+        # To stderr: whoever waits for the first hit may now do what is traced.
+        render.tell("tracing; Ctrl-C ends it")
         while not (over.is_set() or hits.full or deadline.passed):
             over.wait(FETCH_SECONDS)
             fresh = hits.take()
