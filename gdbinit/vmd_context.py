@@ -39,7 +39,7 @@ class Context:
 
     def _find_clock(self) -> bool:
         try:
-            clock = gdb.parse_and_eval("tk_core.timekeeper.tkr_mono")
+            clock = _timekeeper()["timekeeper"]["tkr_mono"]
             offsets = [int(clock[name].address or 0) for name in ("shift", "xtime_nsec", "base")]
         except gdb.error:
             return False
@@ -79,3 +79,11 @@ class Context:
         shift = struct.unpack_from("<I", data)[0]
         nsec = struct.unpack_from("<Q", data, self._nsec)[0] >> (shift & 63)
         return float((struct.unpack_from("<q", data, self._base)[0] + nsec) / 1e9)
+
+
+def _timekeeper() -> gdb.Value:
+    try:
+        return gdb.parse_and_eval("tk_core")
+    except gdb.error:
+        # Since Linux 6.17 the clocks that one can add stand beside it: TIMEKEEPER_CORE is the first.
+        return gdb.parse_and_eval("timekeeper_data[0]")

@@ -32,8 +32,8 @@ def struct(name: str) -> gdb.Type:
 
 
 def at(address: int, kind: gdb.Type) -> gdb.Value:
-    """Return what lies at an address."""
-    return gdb.Value(address).cast(kind.pointer()).dereference()
+    """Return what lies at an address, which wraps around as the kernel's own reckoning does."""
+    return gdb.Value(address & (2**64 - 1)).cast(kind.pointer()).dereference()
 
 
 def address_of(value: gdb.Value) -> int:
