@@ -17,7 +17,7 @@ import pytest
 
 from vmdebug.deadline import Deadline
 from vmdebug.plugin.settings import DIED
-from vmdebug.vm import Vm
+from vmdebug.vm import Vm, children
 from vmdebug.vm.trouble import Trouble
 from vmdebug.vm.watcher import Watcher
 
@@ -153,16 +153,14 @@ class Watch:
 
     def _death(self) -> GuestFailure | None:
         """Return the failure that a QEMU's death is; one that ended by itself, as at a reboot, is none."""
-        try:
-            ended = os.waitid(os.P_PID, self._vm.state.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        except ChildProcessError:
-            return None  # reaped: it was stopped by us
-        if ended is None or ended.si_code == os.CLD_EXITED or DIED in self._allow:
+        # Not by waitid(2): the start of the next test's guest, in another thread, may have reaped it.
+        status = children.status(self._vm.state.pid)
+        if status is None or status >= 0 or DIED in self._allow:
             return None
         # Our own `stop` reaps it; then it was killed on purpose.
         if self._stopping():
             return None
-        name = signal.Signals(ended.si_status).name
+        name = signal.Signals(-status).name
         return GuestFailure(f"QEMU of {self._vm.name} was killed by {name}", pytrace=True)
 
     def _stopping(self) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
 _started: list[Popen[bytes]] = []
+_ended: dict[int, int] = {}
 _lock = threading.Lock()
 
 
@@ -20,10 +21,19 @@ def adopt(child: Popen[bytes]) -> None:
     """Keep a child until `reap` finds that it has ended."""
     reap()
     with _lock:
+        _ended.pop(child.pid, None)
         _started.append(child)
 
 
 def reap() -> None:
     """Reap the children that have ended; waits for none."""
     with _lock:
-        _started[:] = [child for child in _started if child.poll() is None]
+        _ended.update({child.pid: child.returncode for child in _started if child.poll() is not None})
+        _started[:] = [child for child in _started if child.returncode is None]
+
+
+def status(pid: int) -> int | None:
+    """Return how a child ended, negative: by a signal; None for one that runs, or was none of ours."""
+    reap()
+    with _lock:
+        return _ended.get(pid)
