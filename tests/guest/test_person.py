@@ -185,3 +185,26 @@ def test_a_gdb_of_ones_own_is_told_of_kaslr_and_then_sees_every_cpu_and_task(
     assert "\npid 0 (swapper/2) " in done.stdout
     asleep = done.stdout[done.stdout.index("pid 2 (kthreadd) asleep") :]
     assert re.search(r"^#\d+ .* in schedule \(\) at .*\n#\d+ .* in kthreadd \(", asleep, re.MULTILINE)
+
+
+def test_a_modules_lines_are_right_wherever_it_lies_this_time(
+    machine: Vm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where GDB keeps its indexes
+    insert(machine, "lkdtm")
+    first, said = address_and_line(machine, "lkdtm")
+    assert "lkdtm/core.c" in said
+    with machine.console() as console:
+        console.sendline("rmmod lkdtm && echo is 'out'")
+        console.expect("is out", Deadline.after(SECONDS))
+    insert(machine, "brd")
+    insert(machine, "lkdtm")
+    second, said = address_and_line(machine, "lkdtm")
+    assert "lkdtm/core.c" in said
+    assert first != second
+
+
+def address_and_line(machine: Vm, module: str) -> tuple[int, str]:
+    """Return where a module lies, and which source line that is; by its address alone."""
+    at, _ = listed(batch(machine, "vmd-modules").stdout)[module]
+    return at, batch(machine, "vmd-modules", f"info line *{at:#x}").stdout
