@@ -413,7 +413,7 @@ def test_a_runner_is_started_and_its_qemu_found(start: Start, tmp_path: Path, bi
     assert vm.rundir.qemu_log.read_text() == "made a disk\n"
     assert (vm.rundir.scratch / "disk.qcow2").is_file()
     words = Path(f"/proc/{vm.state.pid}/cmdline").read_text().split("\0")
-    assert words[words.index("-append") + 1].startswith("init=/init console=ttyS0 nokaslr")
+    assert words[words.index("-append") + 1].startswith("init=/init console=ttyS0,115200 nokaslr")
     assert vm.stop() == "quit"
     assert not vm.state.leader.alive()
     assert list(big.iterdir()) == []
