@@ -91,11 +91,7 @@ class ProcessRef:
         Rests on pidfd_open(2): the descriptor becomes readable at its end.
         """
         with self._pidfd() as fd:
-            if fd is None:
-                return True
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            return bool(poll.poll(seconds * 1000))
+            return fd is None or _ended(fd, seconds)
 
     @contextlib.contextmanager
     def _pidfd(self) -> Iterator[int | None]:
@@ -178,10 +174,9 @@ def run(
     ) as child:
         collected = _Pump(child, stdin, on_line)
         what = f"`{Path(argv[0]).name}` to end"
-        try:
-            status = child.wait(deadline.left(what))
-        except subprocess.TimeoutExpired:
-            raise deadline.error(what, detail=shlex.join(map(str, argv))) from None
+        if not _child_ended(child, deadline.left(what)):
+            raise deadline.error(what, detail=shlex.join(map(str, argv)))
+        status = child.wait()
         stdout, stderr = collected.join()
     done = Completed(tuple(map(str, argv)), status, stdout, stderr)
     if check and status != 0:
@@ -268,8 +263,7 @@ def end_group(child: subprocess.Popen[bytes]) -> None:
     """End a started program with all of its group, gently first, and reap it."""
     if child.poll() is None:
         _signal_group(child.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(TERM_SECONDS)
+        _child_ended(child, TERM_SECONDS)
     # The leader may have gone and left others: the group outlives it until they go too.
     _signal_group(child.pid, signal.SIGKILL)
     child.wait()
@@ -305,6 +299,21 @@ def shell_line(argv: Sequence[str | os.PathLike[str]], env: Mapping[str, str] | 
 def tail(text: str, lines: int = TAIL_LINES) -> str:
     """Return the last lines of an output."""
     return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def _child_ended(child: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for a child that was not reaped; `Popen.wait` looks only every 50 ms."""
+    fd = os.pidfd_open(child.pid)
+    try:
+        return _ended(fd, seconds)
+    finally:
+        os.close(fd)
+
+
+def _ended(pidfd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _signal_group(pgid: int, number: Signals) -> None:
