@@ -1,4 +1,4 @@
-"""The MI commands that vmdebug's host side uses; importing it defines them.
+"""The MI commands that vmdebug's host side uses.
 
 Bulk goes over as base64: MI escapes each quote of JSON, and its readers pay for each.
 See "GDB/MI Commands In Python" in GDB's manual; GDB 12 or newer.
@@ -94,20 +94,25 @@ def _packed(data: bytes) -> str:
 
 
 COMMANDS = (
-    Command("-vmd-value", value),
-    Command("-vmd-element", element),
-    Command("-vmd-string", string),
-    Command("-vmd-per-cpu", per_cpu),
-    Command("-vmd-per-cpu-ptr", per_cpu_ptr),
-    Command("-vmd-hit", vmd_hit.hit),
-    Command("-vmd-dmesg", dmesg),
-    Command("-vmd-backtraces", backtraces),
-    Command("-vmd-prove", vmd_identity.prove),
-    Command("-vmd-await", vmd_early.await_kernel),
-    Command("-vmd-awaited", vmd_early.awaited),
-    Command("-vmd-trace-start", vmd_trace.start),
-    Command("-vmd-trace-take", vmd_trace.take),
-    Command("-vmd-trace-end", vmd_trace.end),
+    ("-vmd-value", value),
+    ("-vmd-element", element),
+    ("-vmd-string", string),
+    ("-vmd-per-cpu", per_cpu),
+    ("-vmd-per-cpu-ptr", per_cpu_ptr),
+    ("-vmd-hit", vmd_hit.hit),
+    ("-vmd-dmesg", dmesg),
+    ("-vmd-backtraces", backtraces),
+    ("-vmd-prove", vmd_identity.prove),
+    ("-vmd-await", vmd_early.await_kernel),
+    ("-vmd-awaited", vmd_early.awaited),
+    ("-vmd-trace-start", vmd_trace.start),
+    ("-vmd-trace-take", vmd_trace.take),
+    ("-vmd-trace-end", vmd_trace.end),
 )
 
-vmd_exceptions.register()
+
+def define() -> None:
+    """Define them."""
+    for name, act in COMMANDS:
+        Command(name, act)
+    vmd_exceptions.register()

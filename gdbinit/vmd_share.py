@@ -58,8 +58,9 @@ class Share(gdb.Command):
                 gdb.set_parameter("mi-async", True)
             except gdb.error as error:
                 vmd_batch.fail(f"a script could do nothing while the guest runs: {error}")
-        import vmd_mi  # noqa: PLC0415 - defines what scripts ask for, and needs GDB 12
+        import vmd_mi  # noqa: PLC0415 - what scripts ask for; needs GDB 12
 
+        vmd_mi.define()
         vmd_mi.Command("-vmd-own", OFFICE.own)
         OFFICE.open()
         # Who wants in reads it there.

@@ -11,7 +11,7 @@ import pytest
 
 from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import share
+from vmdebug.debugger import prelude, share
 from vmdebug.debugger.attach import Attachment, Extra, Holder, argv, exclusive, holder, program
 from vmdebug.errors import HostError, StateError
 from vmdebug.guest import Kernel
@@ -28,6 +28,7 @@ FULL = Kernel(
 VMDEBUG_GDB = str(shipped.gdbinit() / "vmdebug.gdb")
 
 BEFORE = (
+    *("-iex", prelude.importing("vmd_load")),
     *("-iex", "set debuginfod enabled off"),
     *("-iex", "set index-cache enabled on"),
     *("-iex", "set mi-async on"),

@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vmdebug import process, shipped
+from vmdebug import process
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import mangled, mi, transport
+from vmdebug.debugger import mangled, mi, prelude, transport
 from vmdebug.debugger.control import STOP_SECONDS
 from vmdebug.debugger.identity import Identity, Verdict, Wanted
 from vmdebug.debugger.planting import Planting
@@ -69,13 +69,15 @@ class Gdb(Planting):
         """
         # GDB's words are matched in places: they are to be English whatever the user speaks.
         env = {**os.environ, "LC_ALL": "C.UTF-8"}
-        argv = transport.argv(process.find(program, package="gdb"))
+        beside = prelude.importing("vmd_mi", "vmd_scripts")
+        argv = [*transport.argv(process.find(program, package="gdb")), "-iex", beside]
         state = RunState()
         gdb = cls(Transport.start(argv, state, env=env), state)
         try:
             gdb._set_up(deadline)
             if vmlinux is not None:
                 gdb._load(vmlinux, deadline)
+            gdb._define(deadline)  # imported meanwhile
             if scripts is not None:
                 gdb._source(scripts, deadline)
         except BaseException:
@@ -195,18 +197,14 @@ class Gdb(Planting):
                 self._bell = -1
 
     def _set_up(self, deadline: Deadline) -> None:
-        try:
+        with _usable():
             for setting in _SETTINGS:
                 self._execute(f"-gdb-set {setting}", deadline)
-            where = str(shipped.gdbinit())
-            script = f"python import sys; sys.path.insert(0, {where!r}); import vmd_mi"
+
+    def _define(self, deadline: Deadline) -> None:
+        script = "python import vmd_mi; vmd_mi.define()"
+        with _usable():
             self._execute(f"-interpreter-exec console {mi.quote(script)}", deadline)
-        except GdbError as error:
-            raise HostError(
-                f"this GDB cannot be used: {error.words or error.message}",
-                hint="vmdebug needs GDB 12 or newer with Python: apt install gdb",
-                detail=error.detail,
-            ) from error
 
     def _load(self, vmlinux: Path, deadline: Deadline) -> None:
         # GDB splits at blanks and takes quotes away, as a shell does.
@@ -226,3 +224,16 @@ class Gdb(Planting):
         for command in ("python import vmd_scripts; vmd_scripts.Scripts()", f"vmd-scripts {scripts}"):
             answer = self._execute(f"-interpreter-exec console {mi.quote(command)}", deadline)
             self.notes.extend(answer.log.splitlines())
+
+
+@contextlib.contextmanager
+def _usable() -> Iterator[None]:
+    """Say of what GDB refuses in the block that it is not the GDB for us."""
+    try:
+        yield
+    except GdbError as error:
+        raise HostError(
+            f"this GDB cannot be used: {error.words or error.message}",
+            hint="vmdebug needs GDB 12 or newer with Python: apt install gdb",
+            detail=error.detail,
+        ) from error
