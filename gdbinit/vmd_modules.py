@@ -84,8 +84,8 @@ class Symbols:
             file = self._unpacked(packed, module)
             where = (f"-s {shlex.quote(name)} {at:#x}" for name, at in self._places(module, file))
             words = f"{shlex.quote(str(file))} {module.address:#x} {' '.join(where)}"
-            # GDB keeps the index of a file by its build-id, and a module's holds only for the place where that
-            # lay when it was made: at the next boot no address would have a source line.
+            # GDB keeps the index of a file by its build-id, and a module's holds only for the place where it
+            # lay when that was made: at the next boot no address would have a source line.
             with gdb.with_parameter("confirm", False), gdb.with_parameter("index-cache enabled", False):
                 gdb.execute(f"add-symbol-file {words}", to_string=True)
         except (OSError, ValueError, gdb.error) as error:
