@@ -23,7 +23,7 @@ from vmdebug.vm import shell
 
 GOAL = 0.9
 PYGDBMI_GOAL = 10.0
-ROUNDS = 5
+ROUNDS = 9
 READS = 300
 PYGDBMI_HITS = 15
 SECONDS = 60.0
