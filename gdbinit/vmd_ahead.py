@@ -5,10 +5,10 @@ Where there is but one CPU nothing is lost by it.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import importlib
 import signal
-import threading
 
 
 def begin(*modules: str) -> None:
@@ -19,11 +19,11 @@ def begin(*modules: str) -> None:
     Args:
         modules: Their names.
     """
-    thread = threading.Thread(target=_import, args=modules)
     # Signals are for GDB's own thread: see "Basic Python" in its manual.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        thread.start()
+        # Not by `threading`, which would have GDB wait at its end, and tell of Ctrl-C there.
+        _thread.start_new_thread(_import, modules)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
