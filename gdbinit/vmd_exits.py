@@ -60,11 +60,20 @@ def moving(address: int) -> str:
     return f"*({place})" if moves else f"*{address:#x}"
 
 
+def function_block(pc: int) -> gdb.Block | None:
+    """Return the block of the function around `pc`, not of one inlined there; None where none is known."""
+    found = None
+    block = gdb.block_for_pc(pc)
+    while block is not None and not block.is_static:
+        if block.function is not None:
+            found = block
+        block = block.superblock
+    return found
+
+
 def return_type(pc: int) -> gdb.Type | None:
     """Return the type of what the function around `pc` returns; None where no register holds it."""
-    block = gdb.block_for_pc(pc)
-    while block is not None and block.function is None:
-        block = block.superblock
+    block = function_block(pc)
     kind = block.function.type if block is not None and block.function is not None else None
     if kind is None or kind.code != gdb.TYPE_CODE_FUNC:
         return None

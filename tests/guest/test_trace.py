@@ -65,6 +65,13 @@ def test_condition_count_backtrace_and_what_is_returned(attached: DebugSession) 
     assert attached.exec("echo on").stdout == "on\n"
 
 
+def test_what_is_returned_by_a_function_that_begins_with_inlined_code(attached: DebugSession) -> None:
+    with attached.gdb.trace("sched_setaffinity", ret=True) as hits:
+        attached.exec("taskset 1 true", timeout=SECONDS, check=True)
+    assert hits.notes == ()
+    assert {hit.ret for hit in hits} == {0}
+
+
 def test_hits_of_three_cpus_are_fetched_while_they_come(builtin: LaunchSpec) -> None:
     machine = vm.launch(msgspec.structs.replace(builtin, cpus=3), bound=True, deadline=soon())
     with DebugSession(machine, owned=True) as made:
