@@ -8,7 +8,9 @@ import vmd_bt_all
 import vmd_connect
 import vmd_dmesg
 import vmd_exceptions
+import vmd_finish
 import vmd_modules
+import vmd_next
 import vmd_reconnect
 import vmd_scripts
 import vmd_share
@@ -33,6 +35,8 @@ class Vmd(gdb.Command):
 
 COMMANDS = (
     vmd_until.Until,
+    vmd_finish.Finish,
+    vmd_next.Next,
     vmd_slide.Slide,
     vmd_status.Status,
     vmd_bt_all.BtAll,

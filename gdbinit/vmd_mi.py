@@ -16,6 +16,7 @@ import vmd_bt_all
 import vmd_dmesg
 import vmd_early
 import vmd_exceptions
+import vmd_follow
 import vmd_guest
 import vmd_hit
 import vmd_identity
@@ -100,6 +101,8 @@ COMMANDS = (
     ("-vmd-per-cpu", per_cpu),
     ("-vmd-per-cpu-ptr", per_cpu_ptr),
     ("-vmd-hit", vmd_hit.hit),
+    ("-vmd-follow", vmd_follow.follow),
+    ("-vmd-followed", vmd_follow.followed),
     ("-vmd-dmesg", dmesg),
     ("-vmd-backtraces", backtraces),
     ("-vmd-prove", vmd_identity.prove),

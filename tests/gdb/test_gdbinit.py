@@ -21,6 +21,8 @@ int main(int argc, char **argv) { worker_step(argc); if (argc > 1) pause(); retu
 
 COMMANDS = (
     "vmd-until",
+    "vmd-finish",
+    "vmd-next",
     "vmd-slide",
     "vmd-status",
     "vmd-bt-all",

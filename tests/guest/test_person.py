@@ -118,7 +118,7 @@ def test_a_module_that_comes_and_goes_while_gdb_is_there(machine: Vm, kernel: Ke
         "info line lkdtm_module_init",
         "break free_module",
         "continue",
-        "finish",
+        "vmd-finish",
         "vmd-modules",
     )
     line = argv(
@@ -138,9 +138,35 @@ def test_a_module_that_comes_and_goes_while_gdb_is_there(machine: Vm, kernel: Ke
         stdout, stderr = child.stdout.read().decode(), child.stderr.read().decode()
         assert child.wait() == 0, stderr
     assert "/core.c" in stdout
+    assert "delete_module" in stdout.rpartition("free_module")[2]  # who called it
     rows = listed(stdout)
     assert list(rows) == ["lkdtm"]
     assert rows["lkdtm"][1].endswith("/lkdtm.ko")
+
+
+def test_next_goes_with_a_task_to_another_cpu(machine: Vm, kernel: Kernel) -> None:
+    inside = 'gdb.newest_frame().name() == "sched_setaffinity"'
+    commands = (
+        "break sched_setaffinity",
+        "ignore 1 1",
+        "continue",
+        "delete",
+        "print $_thread",
+        f'python [gdb.execute("vmd-next") for _ in iter(lambda: {inside}, False)]',
+        "print $_thread",
+    )
+    extra = tuple(Extra("ex", each) for each in commands)
+    line = argv(
+        Attachment(endpoint=machine.state.gdb, kernel=kernel, extra=extra, batch=True, init=False, kaslr=True)
+    )
+    with machine.console() as console, process.spawn(line, stdout=process.PIPE, stderr=process.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert any(row.startswith(b"Breakpoint 1 at ") for row in child.stdout)
+        console.sendline("taskset 1 taskset 2 true")
+        stdout, stderr = child.stdout.read().decode(), child.stderr.read().decode()
+        assert child.wait() == 0, stderr
+    assert re.findall(r"^\$\d+ = (\d+)$", stdout, re.MULTILINE) == ["1", "2"], stdout
 
 
 def test_a_directory_that_is_none_is_named(machine: Vm, tmp_path: Path) -> None:

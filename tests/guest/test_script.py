@@ -17,6 +17,7 @@ from vmdebug.errors import GdbError, StateError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.session import DebugSession
 from vmdebug.sources import cpio
+from vmdebug.vm.command import Job
 
 SECONDS = 120.0
 
@@ -87,6 +88,56 @@ def test_callbacks_are_called_while_exec_waits(session: DebugSession) -> None:
         assert done.status == 1
     assert seen == ["/etc/nosuch"] * 3
     assert not gdb.stopped
+
+
+MIGRATES = "taskset 1 taskset 2 true"
+"""A task on CPU 0 that moves to CPU 1 in the middle of `sched_setaffinity`."""
+
+
+def asleep_to_be(session: DebugSession) -> tuple[Stop, Job]:
+    """Stop a task on CPU 0 in `sched_setaffinity`, from which it returns on CPU 1."""
+    gdb = session.gdb
+    with gdb.breakpoint("sched_setaffinity", ignore=1):
+        gdb.cont(wait=False)
+        job = session.exec(MIGRATES, wait=False)
+        where = gdb.wait_stop(timeout=SECONDS)
+    assert (where.frame.function, where.thread.cpu) == ("sched_setaffinity", 0)
+    return where, job
+
+
+def test_finish_follows_a_task_to_another_cpu(session: DebugSession) -> None:
+    _, job = asleep_to_be(session)
+    gdb = session.gdb
+    where = gdb.finish(timeout=SECONDS)
+    assert (where.reason, where.thread.cpu) == (stop.FINISHED, 1)
+    assert where.breakpoint is None
+    assert where.details["return-value"] == "0"
+    assert gdb.value("$").int() == 0
+    assert where.backtrace()[0].function == "__do_sys_sched_setaffinity"
+    assert gdb.breakpoints() == ()
+    gdb.cont(wait=False)
+    assert job.result(timeout=SECONDS).status == 0
+
+
+def test_next_follows_a_task_to_another_cpu(session: DebugSession) -> None:
+    where, job = asleep_to_be(session)
+    gdb = session.gdb
+    seen = [where]
+    while seen[-1].frame.function == "sched_setaffinity":
+        seen.append(gdb.next(timeout=SECONDS))
+        assert (seen[-1].reason, seen[-1].breakpoint) == (stop.STEPPED, None)
+    assert [where.thread.cpu for where in seen[-2:]] == [1, 1]  # back in the function first
+    gdb.cont(wait=False)
+    assert job.result(timeout=SECONDS).status == 0
+
+
+def test_a_breakpoint_on_the_way_ends_a_finish(session: DebugSession) -> None:
+    _, job = asleep_to_be(session)
+    gdb = session.gdb
+    inner = gdb.breakpoint("__set_cpus_allowed_ptr", temporary=True)
+    assert gdb.finish(timeout=SECONDS).breakpoint == inner
+    gdb.cont(wait=False)  # nothing of the finish is left in
+    assert job.result(timeout=SECONDS).status == 0
 
 
 def test_warn_oops_and_panic_are_caught_before_the_kernel_says_a_word(session: DebugSession) -> None:

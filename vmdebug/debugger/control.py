@@ -57,6 +57,7 @@ class Control(Inspection):
         self._identity: Identity | None = None
         self._latest: Stop | None = None
         self._kept: Stop | None = None
+        self._following = ""
         self._holding = 0
         self._bell = -1
 
@@ -88,12 +89,15 @@ class Control(Inspection):
         self.cont(wait=False)
 
     def step(self, *, timeout: float = RUN_SECONDS) -> Stop:
-        """Run to the next source line, into calls; raises as `cont` does."""
-        return self._run("step", "-exec-step", timeout)
+        """Run to the next source line, into calls; raises as `cont` does.
+
+        This, `next` and `finish` go with their task when it sleeps on the way and wakes on another CPU.
+        """
+        return self._step("step", "-exec-step", timeout)
 
     def next(self, *, timeout: float = RUN_SECONDS) -> Stop:
         """Run to the next source line, over calls; raises as `cont` does."""
-        return self._run("next", "-exec-next", timeout)
+        return self._step("next", "-exec-next", timeout)
 
     def stepi(self, *, timeout: float = RUN_SECONDS) -> Stop:
         """Run one instruction; raises as `cont` does."""
@@ -101,10 +105,13 @@ class Control(Inspection):
 
     def finish(self, *, timeout: float = RUN_SECONDS) -> Stop:
         """Run until the selected frame returns; `details["return-value"]` has what, as GDB prints it."""
-        return self._run("finish", "-exec-finish", timeout)
+        self._need("finish", State.STOPPED)
+        return self._run("finish", _CONTINUE if self._follow("finish") else "-exec-finish", timeout)
 
     def until(self, where: str | int, *, timeout: float = RUN_SECONDS) -> Stop:
-        """Run to a place, or until the current frame returns; raises as `cont` does.
+        """Run to a place on this CPU, or until the current frame returns; raises as `cont` does.
+
+        A task that may sleep on the way wants a temporary breakpoint, which waits on all CPUs.
 
         Args:
             where: A symbol, file:line, `*expression`, or an address.
@@ -201,6 +208,33 @@ class Control(Inspection):
         deadline = Deadline.after(timeout)
         self._resume(call, command, deadline)
         return self._next_stop(call, deadline, onward=False)
+
+    def _step(self, call: str, command: str, timeout: float) -> Stop:
+        self._need(call, State.STOPPED)
+        deadline = Deadline.after(timeout)
+        while True:
+            self._follow("next")
+            self._resume(call, command, deadline)
+            found = self._next_stop(call, deadline, onward=False)
+            if found.details.get("reason") != stop.FOLLOWED:
+                return found
+
+    def _follow(self, how: Literal["finish", "next"]) -> bool:
+        """Have the step that comes follow its task from CPU to CPU; see `gdbinit/vmd_follow.py`."""
+        planted = bool(self._payload(f"-vmd-follow {how}")["planted"] == "1")
+        self._following = how if planted else ""
+        return planted
+
+    def _came_back(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a stop that ends a step as MI would have told of it; every other one ends the step too."""
+        following, self._following = self._following, ""
+        answer = self._payload("-vmd-followed")
+        if answer["came"] != "1" or (stop.hit(payload) or 0) > 0:
+            return payload
+        told = {"reason": stop.FINISHED if following == "finish" else stop.FOLLOWED}
+        if "value" in answer:
+            told |= {"gdb-result-var": answer["number"], "return-value": answer["value"]}
+        return {key: value for key, value in payload.items() if key not in ("bkptno", "disp")} | told
 
     def _resume(self, call: str, command: str, deadline: Deadline) -> None:
         self._need(call, State.STOPPED)
@@ -370,6 +404,8 @@ class Control(Inspection):
         if self._identity is not None and self._identity.open and self._identity.settle(self._payload):
             # Its frame was written before the symbols were where the kernel is.
             payload = {**payload, **self._payload("-stack-info-frame")}
+        if self._following:
+            payload = self._came_back(payload)
         self._latest = self._stop(payload)
         return self._latest
 

@@ -22,7 +22,11 @@ PANIC = "panic"
 OOPS = "oops"
 WARNING = "warning"
 
+FOLLOWED = "followed"
+"""MI's word, made by us, for a step whose task has come back on another CPU, where it goes on."""
+
 _REASONS = {
+    FOLLOWED: STEPPED,
     "watchpoint-trigger": WATCHPOINT,
     "read-watchpoint-trigger": WATCHPOINT,
     "access-watchpoint-trigger": WATCHPOINT,

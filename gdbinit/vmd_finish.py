@@ -1,0 +1,42 @@
+"""Runs until a function returns, on whichever CPU its task is by then."""
+
+from __future__ import annotations
+
+import gdb
+import vmd_batch
+import vmd_guest
+from vmd_follow import FOLLOWING
+
+
+class Finish(gdb.Command):
+    """Run until the selected frame returns, and print what it returned: vmd-finish.
+
+    GDB's own finish waits on the CPU that it was given on, and misses a task that has slept
+    and goes on on another one.
+
+    Example: vmd-finish
+    """
+
+    NAME = "vmd-finish"
+
+    def __init__(self) -> None:
+        super().__init__(self.NAME, gdb.COMMAND_RUNNING)
+
+    def invoke(self, argument: str, _from_tty: bool) -> None:
+        """Run there."""
+        if argument:
+            vmd_batch.fail(f"vmd-finish takes nothing, not {argument!r}", vmd_batch.USAGE)
+        vmd_guest.need_connected()
+        if not FOLLOWING.finish(silent=True):
+            gdb.execute("finish")
+            return
+        came = False
+        try:
+            gdb.execute("continue")
+        finally:
+            came = FOLLOWING.end()
+        if came:
+            gdb.execute("frame")
+            value = FOLLOWING.returned()
+            if value is not None:
+                print(f"Value returned is ${gdb.add_history(value)} = {value.format_string()}")
