@@ -202,6 +202,112 @@ def test_trouble_ends_the_test_at_once_unless_it_is_allowed(pytester: pytest.Pyt
     assert "sysrq_handle_crash" in folder.joinpath("console.txt").read_text()
 
 
+def test_what_a_test_catches_or_is_over_for_fails_it_all_the_same(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import time
+
+        def pytest_runtest_logreport(report):
+            if "between" in report.nodeid and report.when == "call":
+                time.sleep(1.5)  # the kernel complains meanwhile
+        """
+    )
+    result = run(
+        pytester,
+        """
+        import time
+        import pytest
+
+        PANIC = "echo c > /proc/sysrq-trigger"
+        WARN = "modprobe lkdtm; echo WARNING > /sys/kernel/debug/provoke-crash/DIRECT"
+
+        def swallow(session):
+            session.console.sendline(PANIC)
+            try:
+                time.sleep(3600)
+            except BaseException:
+                pass
+
+        def test_caught(session):
+            swallow(session)
+
+        def test_skipped(session):
+            session.console.sendline(PANIC)
+            try:
+                time.sleep(3600)
+            except BaseException:
+                pytest.skip("no guest")
+
+        def test_told_with_another(session):
+            session.console.sendline(PANIC)
+            try:
+                time.sleep(3600)
+            finally:
+                assert False
+
+        @pytest.fixture
+        def deaf(session):
+            swallow(session)
+
+        def test_caught_in_setup(deaf):
+            pass
+
+        @pytest.fixture
+        def torn_down(session):
+            yield
+            print("it is torn down")
+
+        def test_between_its_phases(session, torn_down):
+            session.console.sendline(f"(sleep 0.7; {WARN}) &")
+
+        def test_the_next_one(vm):
+            assert vm.exec("true").status == 0
+        """,
+    )
+
+    result.assert_outcomes(failed=3, errors=2, passed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at setup of test_caught_in_setup*",
+            "*ERROR at teardown of test_between_its_phases*",
+            "it is torn down",
+        ]
+    )
+    told = r"^(?:E +GuestFailure: )?kernel (?:panic|warn): "
+    assert len(re.findall(told, result.stdout.str(), re.MULTILINE)) == 5
+
+
+def test_what_fails_in_teardown_has_its_report_too(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        @pytest.fixture
+        def panics(session):
+            yield
+            session.exec("echo c > /proc/sysrq-trigger")
+
+        def test_panics(panics):
+            pass
+
+        @pytest.fixture
+        def raises(vm):
+            yield
+            raise ValueError(vm.exec("echo evidence").stdout)
+
+        def test_raises(raises):
+            pass
+        """,
+        "--vmdebug-artifacts=art",
+    )
+
+    result.assert_outcomes(passed=2, errors=2)
+    assert "sysrq_handle_crash" in section(result, "vmdebug: kernel panic")
+    [stacks, _] = sorted(pytester.path.glob("art/*/backtraces.txt"))
+    assert "sysrq_handle_crash" in stacks.read_text()
+
+
 def test_a_guest_that_hangs_ends_its_own_test(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,

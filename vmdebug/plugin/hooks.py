@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Generator
+import sys
+from collections.abc import Collection, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ class Run:
         __tracebackhide__ = True
         item = request.node
         try:
-            self._lease = lease = self._started(request)
+            lease = self._started(request)
         except VmdebugError as error:
             # Where in vmdebug it was raised is nobody's business.
             raise pytest.fail.Exception(f"the guest of {item.name}: {error}", pytrace=False) from error
@@ -68,9 +69,7 @@ class Run:
         item = request.node
         wanted = _wanted(item, self.guests.spec(self._options(item)))
         lease = Lease(wanted, settings=self.settings, wish=_asked(item).wish, guests=self.guests)
-        item.stash[_LEASE] = lease
-        # Before it is started: what fails on the way has its report first, and is ended then.
-        request.addfinalizer(lease.close)
+        item.stash[_LEASE] = self._lease = lease
         lease.start()
         return lease
 
@@ -105,41 +104,35 @@ class Run:
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """The guest is watched while other fixtures are set up on it."""
-        try:
+        __tracebackhide__ = True
+        with _watched(item):
             return (yield)
-        finally:
-            if (lease := item.stash.get(_LEASE, None)) is not None:
-                lease.disarm()
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """The guest's failure ends the test."""
         __tracebackhide__ = True
         self._begin_next()
-        lease = item.stash.get(_LEASE, None)
-        if lease is None:
-            return (yield)
-        with lease.running():
+        with _watched(item):
             return (yield)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """The guest is watched while other fixtures are torn down, until it is ended itself."""
-        lease = item.stash.get(_LEASE, None)
-        if lease is None:
-            return (yield)
+        """The guest is watched while other fixtures are torn down, and then ended: they may still ask it."""
+        __tracebackhide__ = True
         try:
-            lease.arm()
-            return (yield)
+            with _watched(item, last=True):
+                return (yield)
         finally:
-            lease.disarm()
+            if (lease := _lease(item)) is not None:
+                lease.close()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """A failure explains itself."""
-        lease = item.stash.get(_LEASE, None)
+        lease = _lease(item)
         if lease is not None and call.excinfo is not None and not item.config.option.fulltrace:
             _shorten(item, call.excinfo)
         report = yield
@@ -157,14 +150,61 @@ class Run:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
-        """Nothing of a template outlives the tests."""
-        self.guests.close()
+        """Nothing of a template outlives the tests, nor does a guest whose test was interrupted."""
+        try:
+            if self._lease is not None:
+                self._lease.close()
+        finally:
+            self.guests.close()
 
     def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
         """Say what the tests will run on."""
         if self._config.option.collectonly:
             return []
         return header.lines(self, items)
+
+
+@contextlib.contextmanager
+def _watched(item: pytest.Item, *, last: bool = False) -> Iterator[None]:
+    """Run a phase of a test, and fail it by what its guest does.
+
+    Args:
+        item: The test; its guest may be made in the phase.
+        last: Whether it is the teardown: nothing keeps it from being run, and its failure has its report at
+            once, for the guest is ended then.
+
+    Raises:
+        GuestFailure: the guest has failed.
+    """
+    __tracebackhide__ = True
+    try:
+        if (lease := _lease(item)) is not None:
+            lease.arm()
+            if not last:
+                lease.check()
+        yield
+        if (lease := _lease(item)) is not None:
+            lease.disarm()
+            lease.check()
+    except (KeyboardInterrupt, SystemExit, pytest.exit.Exception):
+        raise
+    except BaseException as error:
+        if (lease := _lease(item)) is None:
+            raise
+        lease.disarm()
+        judged = lease.judged(error)
+        if last:
+            lease.gather()
+        if judged is error:
+            raise
+        raise judged from None
+    finally:
+        if (lease := _lease(item)) is not None:
+            lease.disarm()
+
+
+def _lease(item: pytest.Item) -> Lease | None:
+    return item.stash.get(_LEASE, None)
 
 
 def _wanted(item: pytest.Item, spec: LaunchSpec) -> Wanted:
@@ -192,7 +232,7 @@ def _shorten(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) ->
         entries.append(step)
         step = step.tb_next
     files = [each.tb_frame.f_code.co_filename for each in entries]
-    own = next((at for at, file in enumerate(files) if file == str(item.path)), None)
+    own = max((at for at, file in enumerate(files) if _suites(item, file)), default=None)
     if own is None:
         if isinstance(excinfo.value, GuestFailure):
             excinfo.value.pytrace = False
@@ -200,3 +240,13 @@ def _shorten(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) ->
     ours = next((at for at in range(own, len(files)) if files[at].startswith(OURS)), None)
     if ours is not None:
         entries[ours - 1].tb_next = None
+        if isinstance(excinfo.value, VmdebugError):
+            excinfo.value.__cause__ = None  # what it came of inside vmdebug, its message says
+
+
+def _suites(item: pytest.Item, file: str) -> bool:
+    """Whether a file is of the test's suite: its own, a conftest.py, a module of helpers."""
+    if file == str(item.path):
+        return True
+    installed = file.startswith((OURS, sys.prefix, sys.base_prefix))
+    return not installed and Path(file).is_relative_to(item.config.rootpath)

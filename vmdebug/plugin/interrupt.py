@@ -18,7 +18,7 @@ NUMBER = signal.SIGURG
 class Interrupter:
     """Raises in the main thread while armed; a context manager that has the signal meanwhile.
 
-    It raises once for each `arm`. What comes while it is not armed is kept, for the next `arm`.
+    It raises once for each `arm`; what comes while it is not armed, it forgets.
     pytest's main thread is where tests run; used from another one, nothing is ever raised.
     """
 
@@ -50,13 +50,9 @@ class Interrupter:
         return self._armed
 
     def arm(self) -> None:
-        """Raise from here on.
-
-        Raises:
-            BaseException: the error that came while it was not armed.
-        """
+        """Raise from here on."""
+        self._error = None
         self._armed = self._installed
-        self._raise()
 
     def disarm(self) -> None:
         """Raise no more.
@@ -66,16 +62,12 @@ class Interrupter:
         self._armed = False
 
     def interrupt(self, error: BaseException) -> None:
-        """Have the main thread raise an error; from any thread."""
+        """Have the main thread raise an error, if it is armed when it comes to it; from any thread."""
         self._error = error
         if self._installed and self._main.ident is not None:
             signal.pthread_kill(self._main.ident, NUMBER)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        __tracebackhide__ = True
-        self._raise()
-
-    def _raise(self) -> None:
         __tracebackhide__ = True
         error = self._error
         if self._armed and error is not None:

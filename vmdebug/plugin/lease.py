@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from vmdebug import postmortem
 from vmdebug.deadline import Deadline
@@ -16,6 +17,7 @@ from vmdebug.plugin.interrupt import Interrupter
 from vmdebug.plugin.settings import Settings, Wish
 from vmdebug.plugin.watch import GuestFailure, Watch
 from vmdebug.session import DebugSession
+from vmdebug.vm.trouble import Trouble
 
 REPORT_SECONDS = 60.0
 """How long a failure's report may take."""
@@ -47,6 +49,7 @@ class Lease:
         self._session: DebugSession | None = None
         self._watch: Watch | None = None
         self._failed = False
+        self._explained: int | None = None
         self._sections: list[tuple[str, str]] = []
 
     @property
@@ -61,7 +64,6 @@ class Lease:
 
         Raises:
             VmdebugError: it does not start, or does not come to its shell.
-            GuestFailure: the kernel complained while it booted.
         """
         self._held.enter_context(self._interrupter)
         spec = self._wanted.spec
@@ -80,12 +82,8 @@ class Lease:
         self.arm()
 
     def arm(self) -> None:
-        """From here on the guest's failure ends what the test does, and so does its timeout.
-
-        Raises:
-            GuestFailure: it has failed already.
-        """
-        if self._watch is None or self._failed:
+        """From here on the guest's failure ends what the test does, and so does its timeout."""
+        if self._watch is None:
             return
         timeout = self._settings.timeout if self._wish.timeout is None else self._wish.timeout
         self._watch.until(Deadline.after(timeout) if timeout else None)
@@ -105,79 +103,79 @@ class Lease:
         if self._watch is not None:
             self._watch.until(None)
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Run the test in the block.
+    def check(self) -> None:
+        """Fail the test by what its guest has done, unless it has failed by that already.
 
         Raises:
-            GuestFailure: the guest has failed; also in place of our errors that are its consequence.
+            GuestFailure: the guest has failed; also where the test has caught it.
         """
         __tracebackhide__ = True
-        try:
-            self.arm()
-            yield
-        except VmdebugError as error:
-            if (failure := self._failure()) is not None:
-                # It says more than what it led to, and where the test stood it has from there.
-                raise failure.with_traceback(error.__traceback__) from None
-            raise
-        else:
-            if (failure := self._failure()) is not None:
-                raise failure
-        finally:
-            self.disarm()
-
-    def explain(self) -> list[tuple[str, str]]:
-        """Return the sections of the failed test's report; written to the artifacts directory too.
-
-        Collected once, while the guest is there: a later failure of the same test has nothing to add.
-        """
-        self._failed = True
-        self.disarm()
-        if self._session is not None and self._watch is not None and not self._sections:
-            self._sections = self._collect(self._session, self._watch)
-        return self._sections
-
-    def close(self) -> None:
-        """End the guest, unless it failed and is to be kept.
-
-        Raises:
-            GuestFailure: the kernel has complained since the test's end.
-        """
-        failure = None
-        try:
-            try:
-                self.disarm()
-                failure = self._failure()
-                if failure is not None and not self._failed:
-                    self.explain()
-            finally:
-                self.disarm()
-        finally:
-            self._held.close()
+        failure = None if self._watch is None else self._watch.failure()
         if failure is not None:
             raise failure
 
-    def _failure(self) -> GuestFailure | None:
-        return None if self._watch is None else self._watch.failure()
+    def judged(self, error: BaseException) -> BaseException:
+        """Return what a test fails by that an error has ended.
+
+        That is its guest's failure in place of an error of ours that is its consequence, for it says more,
+        and in place of a skip; where the test stood it has from there.
+
+        Args:
+            error: What was raised; where it tells of the guest's failure, that is settled.
+        """
+        failure = None if self._watch is None else self._watch.failure()
+        if self._watch is None or failure is None:
+            return error
+        told = _tells(error, failure) and not isinstance(error, pytest.skip.Exception)
+        replaced = not told and isinstance(error, (VmdebugError, pytest.skip.Exception))
+        if told or replaced:  # else it is told at the test's end
+            self._watch.settled()
+        return failure.with_traceback(error.__traceback__) if replaced else error
+
+    def explain(self) -> list[tuple[str, str]]:
+        """Return the sections of a failed test's report that none of its reports had so far."""
+        self.gather()
+        found, self._sections = self._sections, []
+        return found
+
+    def gather(self) -> None:
+        """Collect a failed test's report while its guest is there; it is written to the artifacts too.
+
+        What the test fails by later has a report only if the kernel has complained once more.
+        """
+        self._failed = True
+        self.disarm()
+        if self._session is None or self._watch is None:
+            return
+        troubles = self._watch.troubles
+        if self._explained is None or len(troubles) > self._explained:
+            self._explained = len(troubles)
+            self._sections = self._collect(self._session, troubles)
+
+    def close(self) -> None:
+        """End the guest, unless its test failed and it is to be kept."""
+        self.disarm()
+        self._held.close()
 
     def _end(self) -> None:
         session, self._session, self._watch = self.session, None, None
-        session.close()
-        if self._failed and self._settings.keep and session.vm.status() != "exited":
-            session.vm.keep()
-            self.kept = session.vm.name
-        else:
-            session.vm.stop(force=True)
+        try:
+            session.close()
+        finally:
+            if self._failed and self._settings.keep and session.vm.status() != "exited":
+                session.vm.keep()
+                self.kept = session.vm.name
+            else:
+                session.vm.stop(force=True)
 
-    def _collect(self, session: DebugSession, watch: Watch) -> list[tuple[str, str]]:
+    def _collect(self, session: DebugSession, troubles: tuple[Trouble, ...]) -> list[tuple[str, str]]:
         folder = self._folder()
         dump = folder / "vmcore" if folder is not None and self._settings.dump else None
         try:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
             report = postmortem.collect(
-                session, troubles=watch.troubles, dump=dump, deadline=Deadline.after(REPORT_SECONDS)
+                session, troubles=troubles, dump=dump, deadline=Deadline.after(REPORT_SECONDS)
             )
             if folder is not None:
                 report.write(folder)
@@ -189,6 +187,14 @@ class Lease:
     def _folder(self) -> Path | None:
         top = self._settings.artifacts
         return None if top is None else top / folder_name(self._wanted.test)
+
+
+def _tells(error: BaseException | None, failure: GuestFailure) -> bool:
+    """Whether an error is a failure, or was raised while that was on its way out of the test."""
+    if error is None or error is failure:
+        return error is failure
+    parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return _tells(error.__context__, failure) or any(_tells(part, failure) for part in parts)
 
 
 def folder_name(test: str) -> str:

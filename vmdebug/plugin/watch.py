@@ -54,7 +54,8 @@ class Watch:
         self._console = Watcher(vm.rundir.console_log)
         self._lock = threading.Lock()
         self._until: Deadline | None = None
-        self._told = 0
+        self._seen = 0
+        self._due: GuestFailure | None = None
         self._leaving = False
         self._wake = -1
         self._thread = threading.Thread(target=self._run, name="vmdebug-watch", daemon=True)
@@ -91,7 +92,16 @@ class Watch:
         os.eventfd_write(self._wake, 1)
 
     def failure(self) -> GuestFailure | None:
-        """Return what the guest has done by now that fails a test, and was not told yet."""
+        """Return what the guest has done by now that fails its test, and has not by `settled`."""
+        self._complaint()
+        return self._due
+
+    def settled(self) -> None:
+        """What was due has failed the test."""
+        self._due = None
+
+    def _complaint(self) -> GuestFailure | None:
+        """Return what the kernel has complained about since the last look."""
         with self._lock:
             self._console.poll()
             if not self._refused():
@@ -99,11 +109,17 @@ class Watch:
             # The first lines are enough to know; its report is to have all of it.
             self._console.settle(Deadline.after(SETTLE_SECONDS))
             refused = self._refused()
-            self._told = len(self._console.troubles)
-        return GuestFailure(_words(refused), pytrace=True)
+            self._seen = len(self._console.troubles)
+            return self._owed(_words(refused))
+
+    def _owed(self, words: str) -> GuestFailure:
+        """Return a failure, which is due from here on, unless another one is."""
+        failure = GuestFailure(words, pytrace=True)
+        self._due = self._due or failure
+        return failure
 
     def _refused(self) -> list[Trouble]:
-        return [each for each in self._console.troubles[self._told :] if each.kind not in self._allow]
+        return [each for each in self._console.troubles[self._seen :] if each.kind not in self._allow]
 
     def _run(self) -> None:
         poll = select.poll()
@@ -125,7 +141,7 @@ class Watch:
                     leaving.poll(GATHER_MILLISECONDS)
                 if qemu in ready:
                     poll.unregister(qemu)
-                found = self.failure() or (self._death() if qemu in ready else None) or self._late()
+                found = self._complaint() or (self._death() if qemu in ready else None) or self._late()
                 if found is not None:
                     self._alarm(found)
         finally:
@@ -141,9 +157,7 @@ class Watch:
         if until is None or not until.passed:
             return None
         self._until = None
-        return GuestFailure(
-            f"the test has taken more than {until.seconds:g} s, its vmdebug timeout", pytrace=True
-        )
+        return self._owed(f"the test has taken more than {until.seconds:g} s, its vmdebug timeout")
 
     def _pidfd(self) -> int | None:
         try:
@@ -161,7 +175,7 @@ class Watch:
         if self._stopping():
             return None
         name = signal.Signals(-status).name
-        return GuestFailure(f"QEMU of {self._vm.name} was killed by {name}", pytrace=True)
+        return self._owed(f"QEMU of {self._vm.name} was killed by {name}")
 
     def _stopping(self) -> bool:
         end = Deadline.after(END_SECONDS)
