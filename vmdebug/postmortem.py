@@ -6,7 +6,6 @@ failure itself stays what is reported.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -91,8 +90,8 @@ def collect(
 ) -> Report:
     """Collect what can be told about a session's guest.
 
-    GDB is attached for it if it isn't, which stops the guest. One that runs under GDB already is stopped for
-    the questions, and goes on. A guest that has panicked stays where it is: GDB leaves it without a word.
+    A guest that runs is stopped for GDB's questions, and goes on. Where no GDB is attached one is, for as
+    long as they take; see `DebugSession.examined`.
 
     Args:
         session: The session, its VM in any state, also ended.
@@ -106,9 +105,13 @@ def collect(
     if troubles:
         told = _told(troubles, session.vm.state.spec.kernel, deadline.at_most(PART_SECONDS))
         parts.sections += [Section(title, text) for title, text in zip(_titles(troubles), told, strict=True)]
-    parts.add("guest", lambda: _guest(session))
+    status = _status(session)
+    parts.add("guest", lambda: _guest(session, status))
     parts.add("console", lambda: _console(rundir.console_log))
-    if _alive(session):
+    if isinstance(status, VmdebugError):
+        # Nor would the gdbstub answer: one thread of QEMU serves both.
+        parts.sections.append(Section("GDB", f"not asked: {status.message}"))
+    elif status != "exited":
         _ask_gdb(session, parts)
         if dump is not None:
             parts.add("vmcore", lambda: _dump(session, dump, deadline.at_most(DUMP_SECONDS)))
@@ -162,12 +165,20 @@ def _told(troubles: tuple[Trouble, ...], kernel: Kernel, deadline: Deadline) -> 
         return [f"{text}\n\nnot decoded: {error.message}" for text in texts]
 
 
-def _guest(session: DebugSession) -> str:
+def _status(session: DebugSession) -> str | VmdebugError:
+    try:
+        return session.status
+    except VmdebugError as error:
+        return error
+
+
+def _guest(session: DebugSession, status: str | VmdebugError) -> str:
     state = session.vm.state
     kernel = state.spec.kernel
     build = f", build-id {kernel.build_id}" if kernel.build_id else ""
+    does = f"it is not known what it does: {status.message}" if isinstance(status, VmdebugError) else status
     return (
-        f"{session.name}: {session.status}, {state.accel}\n"
+        f"{session.name}: {does}, {state.accel}\n"
         f"kernel {kernel.release or kernel.image}{build}\n"
         f"parameters {' '.join(state.spec.parameters)}"
     )
@@ -177,32 +188,20 @@ def _console(log: Path) -> str:
     return process.tail(framing.readable(log.read_bytes()).decode(errors="replace"), CONSOLE_LINES)
 
 
-def _alive(session: DebugSession) -> bool:
-    try:
-        return session.status != "exited"
-    except VmdebugError:
-        return True  # it is there and does not answer, which each part below says for itself
-
-
 def _ask_gdb(session: DebugSession, parts: _Parts) -> None:
+    exchanges = session.exchanges()  # before ours
+    title = "GDB"
     try:
-        parts.seconds()
-        gdb = session.gdb
-        exchanges = gdb.exchanges()  # before ours
-    except (VmdebugError, OSError) as error:
-        parts.sections.append(Section("GDB", f"not to be had: {error}"))
-        return
-    try:
-        with gdb.held(timeout=parts.seconds()):
+        seconds = parts.deadline.left("GDB to be asked")
+        title = "stop" if exchanges else title
+        with session.examined(timeout=seconds) as gdb:
             parts.add("backtraces", lambda: _backtraces(gdb, session.vm.state.spec.kernel, parts.seconds()))
             parts.add("dmesg", lambda: gdb.dmesg(limit=DMESG_LINES, timeout=parts.seconds()))
-    except VmdebugError as error:
-        parts.sections.append(Section("stop", f"not to be had: {error}"))
-    parts.sections.append(Section("GDB", exchanges))
-    # Detached from, a panicked guest would run on, into its reboot. A GDB that a person shares is theirs.
-    with contextlib.suppress(VmdebugError):
-        if type(gdb) is Gdb and session.status == "panicked":
-            gdb.console("disconnect")
+    except (VmdebugError, OSError) as error:
+        parts.sections.append(Section(title, f"not to be had: {error}"))
+        if title == "GDB":
+            return
+    parts.sections.append(Section("GDB", exchanges or "none was attached"))
 
 
 def _backtraces(gdb: Gdb, kernel: Kernel, seconds: float) -> str:

@@ -9,7 +9,7 @@ at once instead of waiting for what cannot happen.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -24,7 +24,7 @@ from vmdebug.debugger.ahead import Ahead
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.identity import Wanted
 from vmdebug.debugger.runstate import State
-from vmdebug.errors import StateError
+from vmdebug.errors import StateError, VmdebugError
 from vmdebug.progress import Report, silent
 from vmdebug.sources import treebuild
 from vmdebug.vm import command as commands
@@ -84,12 +84,13 @@ class DebugSession:
         self.close()
 
     def close(self) -> None:
-        """Detach GDB, which lets the guest run on; end the VM if the session started it.
+        """Detach GDB, which lets a guest run on that has not panicked; end the VM if the session started it.
 
         Raises:
             DeadlineError: QEMU did not end, not even by SIGKILL.
         """
         try:
+            self._let_go()
             self._resources.close()
         finally:
             self._console = self._gdb = None
@@ -132,10 +133,41 @@ class DebugSession:
                 that comes from the call that runs the guest to there.
         """
         if self._gdb is None:
-            self._gdb = self._attach()
+            self._gdb = self._attach(Deadline.after(ATTACH_SECONDS))
             if self._console is not None:
                 self._console.meanwhile = self._gdb
         return self._gdb
+
+    def exchanges(self) -> str:
+        """Return the last that an attached GDB was told and answered, in GDB/MI; "" where none is."""
+        return "" if self._gdb is None else self._gdb.exchanges()
+
+    @contextlib.contextmanager
+    def examined(self, *, timeout: float = ATTACH_SECONDS) -> Iterator[Gdb]:
+        """Hold the guest still for questions to GDB, and leave all as it was found.
+
+        Where no GDB is attached one is, and is gone afterwards.
+
+        Args:
+            timeout: Seconds until GDB is attached and the guest stands still.
+
+        Raises:
+            VmdebugError: see `gdb`.
+            DeadlineError: the guest did not stop.
+        """
+        if self._gdb is not None:
+            with self._gdb.held(timeout=timeout):
+                yield self._gdb
+            return
+        was = self.status
+        with DebugSession(self.vm, owned=False, force=self._force, ahead=self._ahead) as asking:
+            gdb = asking._attach(Deadline.after(timeout))
+            try:
+                with gdb.held(timeout=timeout):
+                    yield gdb
+            finally:
+                if was != "running":
+                    _disconnect(gdb)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -213,6 +245,13 @@ class DebugSession:
                 self._console.restored()
             if self._gdb is not None:
                 self._gdb.replaced()
+
+    def _let_go(self) -> None:
+        """Leave a guest that has panicked as it is: detached from, it would run on, into its reboot."""
+        if self._gdb is not None and not self._owned:
+            with contextlib.suppress(VmdebugError):
+                if self.status == "panicked":
+                    _disconnect(self._gdb)
 
     def _new_gdb(self, deadline: Deadline) -> Gdb:
         early = None if self._ahead is None else self._ahead.take()
@@ -299,8 +338,7 @@ class DebugSession:
                 hint=_RESUME.get(status, "start a new one"),
             )
 
-    def _attach(self) -> Gdb:
-        deadline = Deadline.after(ATTACH_SECONDS)
+    def _attach(self, deadline: Deadline) -> Gdb:
         spec = self.vm.state.spec
         kernel = spec.kernel
         wanted = None
@@ -325,6 +363,13 @@ class DebugSession:
                 gdb.connect(self.vm.state.gdb, deadline=deadline, interrupter=self.vm.pause, wanted=wanted)
             self._resources.push(protected.pop_all())
         return gdb
+
+
+def _disconnect(gdb: Gdb) -> None:
+    """Have GDB go without a word, so that the guest stays as it is; one that a person shares stays theirs."""
+    if type(gdb) is Gdb:
+        with contextlib.suppress(VmdebugError):
+            gdb.console("disconnect")
 
 
 def start(

@@ -277,6 +277,29 @@ def test_what_a_test_catches_or_is_over_for_fails_it_all_the_same(pytester: pyte
     assert len(re.findall(told, result.stdout.str(), re.MULTILINE)) == 5
 
 
+def test_a_failed_tests_guest_still_runs_for_the_fixtures_that_are_torn_down(
+    pytester: pytest.Pytester,
+) -> None:
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        @pytest.fixture
+        def file(vm):
+            vm.exec("touch /tmp/file", check=True)
+            yield
+            vm.exec("rm /tmp/file", check=True, timeout=20)
+
+        def test_fails(file):
+            assert False
+        """,
+    )
+
+    result.assert_outcomes(failed=1)
+    assert section(result, "vmdebug: backtraces").startswith("CPU 0: pid ")
+
+
 def test_what_fails_in_teardown_has_its_report_too(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,

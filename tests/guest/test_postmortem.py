@@ -45,6 +45,7 @@ def test_a_panic_with_its_source_lines_each_cpu_and_a_vmcore(session: DebugSessi
     (trouble,) = provoked(session, "echo c >/proc/sysrq-trigger")
     assert trouble.kind == "panic"
     assert panic.seen(session.vm.rundir.console_log)
+    _ = session.gdb
 
     found = collect(session, trouble, dump=tmp_path / "vmcore")
     assert re.search(r"panic\+\S+ \(kernel/panic\.c:\d+\)", found["kernel panic"])
@@ -56,9 +57,31 @@ def test_a_panic_with_its_source_lines_each_cpu_and_a_vmcore(session: DebugSessi
     assert re.search(r"in sysrq_handle_crash .* at drivers/tty/sysrq\.c:\d+", found["backtraces"])
     assert "-target-select remote" in found["GDB"]
     assert (tmp_path / "vmcore").read_bytes()[:12] in (b"makedumpfile", b"KDUMP   \6\0\0\0")
-    session.gdb.close()
-    assert session.vm.qmp("query-status")["status"] == "guest-panicked"  # nothing has set it running
     assert b"OSRELEASE=" in (tmp_path / "vmcore").read_bytes()  # vmcoreinfo's note
+
+
+@pytest.mark.parametrize("status", ["running", "paused", "panicked"])
+def test_where_no_gdb_was_attached_all_is_as_it_was(session: DebugSession, status: str) -> None:
+    if status == "paused":
+        session.vm.pause()
+    elif status == "panicked":
+        provoked(session, "echo c >/proc/sysrq-trigger")
+
+    found = collect(session)
+    assert "CPU 0: pid " in found["backtraces"]
+    assert found["GDB"] == "none was attached"
+    assert session.status == status
+    if status == "running":
+        assert session.exec("echo on").stdout == "on\n"
+    else:
+        assert session.gdb.stopped  # attached now, and anew
+
+
+def test_a_session_leaves_a_guest_that_has_panicked(session: DebugSession) -> None:
+    with DebugSession(session.vm, owned=False) as other:
+        other.gdb.cont(wait=False)
+        provoked(session, "echo c >/proc/sysrq-trigger")
+    assert session.vm.qmp("query-status")["status"] == "guest-panicked"  # nothing has set it running
 
 
 def test_a_warning_in_a_module_and_the_guest_runs_on(session: DebugSession) -> None:

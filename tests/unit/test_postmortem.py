@@ -29,16 +29,6 @@ class Debugger:
 
     broken: dict[str, VmdebugError] = field(default_factory=dict)
 
-    @contextmanager
-    def held(self, *, timeout: float) -> Iterator[None]:
-        assert timeout > 0
-        if "held" in self.broken:
-            raise self.broken["held"]
-        yield
-
-    def exchanges(self) -> str:
-        return "1-gdb-version\n1^done"
-
     def backtraces(self, *, limit: int, modules: Path | None, timeout: float) -> str:
         return self._answer("backtraces", "#0 f () at /src/init/main.c:1")
 
@@ -83,17 +73,25 @@ class Session:
     def __init__(self, directory: Path, status: str = "panicked") -> None:
         self.vm = Vm(directory, status)
         self.debugger = Debugger()
-        self.attaching: VmdebugError | None = None
+        self.said = "1-gdb-version\n1^done"
+        self.silent: VmdebugError | None = None
+        self.refused: VmdebugError | None = None
 
     @property
     def status(self) -> str:
+        if self.silent is not None:
+            raise self.silent
         return self.vm.status
 
-    @property
-    def gdb(self) -> Debugger:
-        if self.attaching is not None:
-            raise self.attaching
-        return self.debugger
+    def exchanges(self) -> str:
+        return self.said
+
+    @contextmanager
+    def examined(self, *, timeout: float) -> Iterator[Debugger]:
+        assert timeout > 0
+        if self.refused is not None:
+            raise self.refused
+        yield self.debugger
 
 
 @pytest.fixture
@@ -146,17 +144,33 @@ def test_a_part_that_fails_says_so_and_the_others_are_there(session: Session) ->
 
 
 def test_a_gdb_of_somebody_else_is_left_alone(session: Session) -> None:
-    session.attaching = StateError("GDB 123 is attached")
+    session.said, session.refused = "", StateError("GDB 123 is attached")
     found = collect(session)
     assert found["GDB"] == "not to be had: GDB 123 is attached"
     assert "backtraces" not in found
 
 
 def test_a_guest_that_does_not_stop_says_so_beside_what_gdb_said(session: Session) -> None:
-    session.debugger.broken["held"] = DeadlineError("waited 10 s for the guest to stop")
+    session.refused = DeadlineError("waited 10 s for the guest to stop")
     found = collect(session)
     assert found["stop"] == "not to be had: waited 10 s for the guest to stop"
     assert found["GDB"] == "1-gdb-version\n1^done"
+
+
+def test_where_no_gdb_was_attached_there_is_no_exchange(session: Session) -> None:
+    session.said = ""
+    found = collect(session)
+    assert found["GDB"] == "none was attached"
+    assert found["dmesg"] == "[    0.000000] Linux version"
+
+
+def test_a_qemu_that_does_not_answer_is_asked_once(session: Session, tmp_path: Path) -> None:
+    session.silent = DeadlineError("waited 10 s for QEMU to answer")
+    found = collect(session, dump=tmp_path / "vmcore")
+    assert list(found) == ["guest", "console", "GDB", "QEMU"]
+    assert found["guest"].startswith("it: it is not known what it does: waited 10 s for QEMU to answer, tcg")
+    assert found["GDB"] == "not asked: waited 10 s for QEMU to answer"
+    assert found["QEMU"] == "qemu: a warning"
 
 
 def test_a_dump_that_qemu_refuses_says_so(session: Session, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -31,17 +32,13 @@ def dmesg(
     from vmdebug import session
 
     with session.attach(name) as attached:
-        was = attached.status
-        if was == "halted":
+        if attached.status == "halted":
             raise StateError(
                 f"{attached.name} is halted at the reset vector: there is no kernel yet, and no log",
                 hint=f"let it boot: vmdebug attach {attached.name} --batch",
             )
-        with render.step(render.SYMBOLS):
-            gdb = attached.gdb
-        with gdb.held():
+        with contextlib.ExitStack() as examined:
+            with render.step(render.SYMBOLS):
+                gdb = examined.enter_context(attached.examined())
             text = gdb.dmesg(limit=lines)
-        if was != "running":
-            # Detached from, it would run on; a guest that has panicked would reboot, and QEMU end.
-            gdb.console("disconnect")
     render.put(text)
