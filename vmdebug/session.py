@@ -94,6 +94,8 @@ class DebugSession:
             self._resources.close()
         finally:
             self._console = self._gdb = None
+            if self.vm.executor == self.exec:
+                self.vm.executor = None
             if self._owned:
                 self.vm.stop(deadline=Deadline.after(STOP_SECONDS))
 
@@ -116,6 +118,7 @@ class DebugSession:
         """
         if self._console is None:
             self._console = self._resources.enter_context(self.vm.console())
+            self.vm.executor = self.exec
         self._console.meanwhile = self._gdb
         return self._console
 
@@ -134,6 +137,7 @@ class DebugSession:
         """
         if self._gdb is None:
             self._gdb = self._attach(Deadline.after(ATTACH_SECONDS))
+            self.vm.executor = self.exec
             if self._console is not None:
                 self._console.meanwhile = self._gdb
         return self._gdb
@@ -307,6 +311,7 @@ class DebugSession:
             gdb.detach()
         self.vm = restarting.replace(self.vm, spec, report=report, launch_seconds=timeout)
         if gdb is not None:
+            self.vm.executor = self.exec
             self._take_up(gdb)
 
     def _take_up(self, gdb: Gdb) -> None:

@@ -51,6 +51,8 @@ def test_each_fixture_is_a_fresh_guest_and_several_of_one_test_are_the_same_gues
     result = run(
         pytester,
         """
+        import pytest
+        from vmdebug import StateError
         from vmdebug.deadline import Deadline
 
         names = []
@@ -75,6 +77,16 @@ def test_each_fixture_is_a_fresh_guest_and_several_of_one_test_are_the_same_gues
             gdb.cont(wait=False)
             assert session.exec("echo on").stdout == "on\\n"
 
+        def test_vm_beside_the_others(vm, console, session):
+            console.sendline("echo there > /tmp/file")
+            assert vm.exec("cat /tmp/file").stdout == "there\\n"
+            assert session.exec("cat /tmp/file").stdout == "there\\n"
+            session.gdb.cont(wait=False)
+            assert vm.exec("cat /tmp/file").stdout == "there\\n"
+            session.gdb.interrupt()
+            with pytest.raises(StateError, match="GDB holds it stopped"):
+                vm.exec("true")
+
         def test_halted(halted_session, vm):
             assert vm is halted_session.vm
             halted_session.gdb.breakpoint("start_kernel")
@@ -82,7 +94,7 @@ def test_each_fixture_is_a_fresh_guest_and_several_of_one_test_are_the_same_gues
         """,
     )
 
-    result.assert_outcomes(passed=5)
+    result.assert_outcomes(passed=6)
     result.stdout.re_match_lines(
         [
             r"vmdebug: QEMU \d+\.\S+, tcg \(.*\), GDB \d+\.\S+",

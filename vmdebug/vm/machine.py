@@ -67,6 +67,8 @@ class Vm:
         self._guardian = guardian
         self._ended = ended
         self._events: Qmp | None = None
+        self.executor: Callable[..., ExecResult] | None = None
+        """What `exec` goes through while a session of this process has the console, or a GDB attached."""
         self.at_prompt = False
         """Whether a shell has answered on the console, nobody had it since: it need not be asked anew."""
 
@@ -292,7 +294,7 @@ class Vm:
         children.reap()
 
     def exec(self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False) -> ExecResult:
-        """Run a command in the shell of the guest, which has to run; nobody else may have its console.
+        """Run a command in the shell of the guest, which has to run; no other process may have its console.
 
         Args:
             command: A line for its shell, or an argv.
@@ -300,11 +302,13 @@ class Vm:
             check: Whether an exit status other than 0 is an error.
 
         Raises:
-            StateError: somebody has the console.
+            StateError: somebody has the console, or GDB holds the guest stopped.
             VmError: the command failed and `check` is set.
             GuestDiedError: the guest panicked or exited.
             DeadlineError: the guest's shell or the command took too long.
         """
+        if self.executor is not None:
+            return self.executor(command, timeout=timeout, check=check)
         from vmdebug.vm import command as commands  # noqa: PLC0415 - pexpect, where it is used
 
         with self.console() as console:
