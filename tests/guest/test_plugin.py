@@ -390,6 +390,48 @@ def test_a_guest_that_hangs_ends_its_own_test(pytester: pytest.Pytester) -> None
     assert "guest ready" in section(result, "vmdebug: console")
 
 
+def test_pytest_timeout_does_not_end_a_report_and_with_it_the_run(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import time
+        from vmdebug import postmortem
+
+        collect = postmortem.collect
+
+        def slow(*arguments, **options):
+            time.sleep(5)
+            return collect(*arguments, **options)
+
+        postmortem.collect = slow
+        """
+    )
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        def test_the_template_is_there(vm):
+            pass
+
+        @pytest.mark.timeout(4, method="signal")
+        def test_fails(vm):
+            assert False
+
+        @pytest.fixture
+        def raises(vm):
+            yield
+            raise ValueError
+
+        @pytest.mark.timeout(4, method="signal")
+        def test_fails_in_teardown(raises):
+            pass
+        """,
+    )
+
+    result.assert_outcomes(passed=2, failed=1, errors=1)
+    assert section(result, "vmdebug: backtraces")
+
+
 def test_a_failing_vm_is_kept_for_a_person(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,

@@ -125,6 +125,7 @@ class Run:
                 return (yield)
         finally:
             if (lease := _lease(item)) is not None:
+                _unhurried(item)
                 lease.close()
 
     @pytest.hookimpl(wrapper=True)
@@ -138,6 +139,7 @@ class Run:
         report = yield
         if lease is not None:
             if report.failed:
+                _unhurried(item)
                 report.sections.extend(lease.explain())
             # Goes to the controller of pytest-xdist with the report, as everything in it does.
             report.vmdebug = {"slow": lease.slow, "kept": lease.kept}  # type: ignore[attr-defined]
@@ -194,6 +196,7 @@ def _watched(item: pytest.Item, *, last: bool = False) -> Iterator[None]:
         lease.disarm()
         judged = lease.judged(error)
         if last:
+            _unhurried(item)
             lease.gather()
         if judged is error:
             raise
@@ -201,6 +204,16 @@ def _watched(item: pytest.Item, *, last: bool = False) -> Iterator[None]:
     finally:
         if (lease := _lease(item)) is not None:
             lease.disarm()
+
+
+def _unhurried(item: pytest.Item) -> None:
+    """Stop pytest-timeout's timer, as that does itself once a failure is reported.
+
+    It raises where nothing of the test runs any more, in the middle of a report, which ends the whole run.
+    """
+    cancel = getattr(item.config.hook, "pytest_timeout_cancel_timer", None)
+    if cancel is not None:
+        cancel(item=item)
 
 
 def _lease(item: pytest.Item) -> Lease | None:
