@@ -387,7 +387,37 @@ def test_a_guest_that_hangs_ends_its_own_test(pytester: pytest.Pytester) -> None
             "*Kernel panic - not syncing: *",
         ]
     )
-    assert "guest ready" in section(result, "vmdebug: console")
+    assert "mount_root" in section(result, "vmdebug: kernel panic")
+    result.stdout.fnmatch_lines(["*_ test_hang _*", "*- vmdebug: console -*", "vmdebug: guest ready*"])
+
+
+def test_a_guest_that_does_not_boot_has_its_report_once_and_is_kept(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        @pytest.mark.vmdebug(append="rdinit=/nowhere root=/dev/nowhere panic=0")
+        @pytest.mark.parametrize("again", [1, 2])
+        def test_never_boots(vm, again):
+            pass
+        """,
+        "--vmdebug-keep",
+        "--vmdebug-artifacts=art",
+    )
+
+    try:
+        result.assert_outcomes(errors=2)
+        assert re.search(r"mount_root\+\S+ \(init/do_mounts\.c:\d+", section(result, "vmdebug: kernel panic"))
+        result.stdout.fnmatch_lines(["it was started once; the report of *::test_never_boots[[]1] has more"])
+        assert result.stdout.str().count("vmdebug: kernel panic") == 1
+        [folder] = pytester.path.glob("art/*")
+        assert "mount_root" in folder.joinpath("backtraces.txt").read_text()
+        result.stdout.fnmatch_lines(["kept for *::test_never_boots[[]1]: vmdebug attach builtin-template"])
+        assert vm.find("builtin-template").status() == "panicked"
+    finally:
+        for each in vm.every():
+            each.stop(force=True)
 
 
 def test_pytest_timeout_does_not_end_a_report_and_with_it_the_run(pytester: pytest.Pytester) -> None:

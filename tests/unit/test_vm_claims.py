@@ -201,6 +201,18 @@ def test_a_panicked_vm_is_listed_as_such() -> None:
     assert [vm.status() for vm in registry.every()] == ["panicked"]
 
 
+@pytest.mark.parametrize("runstate", ["running", "paused", "debug"])
+def test_a_panic_that_qemu_knows_nothing_of_is_seen_on_the_console(
+    qemu: ProcessRef, monkeypatch: pytest.MonkeyPatch, runstate: str
+) -> None:
+    directory = put("vm", there=some_state("vm", qemu))
+    vm = registry.find("vm")
+    monkeypatch.setattr(vm, "qmp", lambda _command: {"status": runstate})
+    assert vm.status() != "panicked"
+    directory.console_log.write_text("[    1.0] Kernel panic - not syncing: x\n")
+    assert vm.status() == "panicked"
+
+
 def test_a_vm_whose_owner_has_gone_is_killed_and_not_listed(qemu: ProcessRef) -> None:
     put("vm", there=some_state("vm", qemu, owner=GONE))
     assert registry.every() == []

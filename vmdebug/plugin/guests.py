@@ -7,7 +7,7 @@ import copy
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -28,6 +28,8 @@ _NAME_CHARACTERS = 20
 """Of a test's name that its VM's has: sockets' paths are short."""
 
 _HOLD_SECONDS = 10.0
+
+Lost = Callable[[vm.Vm], None]
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,29 +103,40 @@ class Guests:
                 self._specs[options] = error
         return _or_raise(self._specs[options])
 
-    def template(self, spec: LaunchSpec) -> Template:
-        """Return the frozen guest that a spec's VMs are copies of, or what stands in for it.
+    def template(self, wanted: Wanted, *, lost: Lost | None = None) -> Template:
+        """Return the frozen guest that a test's VM is a copy of, or what stands in for it.
+
+        Args:
+            wanted: The guest of the test.
+            lost: Told a VM that does not come to its shell, before that is ended.
 
         Raises:
             VmdebugError: see `vmdebug.vm.template.template`.
         """
+        spec = wanted.spec
         if spec not in self._templates:
             self._report(Step("booting the guest that tests get copies of", note=spec.guest))
+            deadline = Deadline.after(self._boot_seconds)
             try:
                 self._templates[spec] = self._held.enter_context(
-                    template(spec, report=self._report, deadline=Deadline.after(self._boot_seconds))
+                    template(spec, lost=lost, report=self._report, deadline=deadline)
                 )
             except VmdebugError as error:
-                self._templates[spec] = error
+                self._templates[spec] = _again(error, wanted.test)
+                raise
         return _or_raise(self._templates[spec])
 
-    def guest(self, wanted: Wanted) -> Guest:
+    def guest(self, wanted: Wanted, *, lost: Lost | None = None) -> Guest:
         """Return the guest of a test, booted to its shell or at the reset vector, as its spec says.
+
+        Args:
+            wanted: The guest.
+            lost: See `template`.
 
         Raises:
             VmdebugError: see `vmdebug.vm.template.Template.clone` and `vmdebug.vm.launch`.
         """
-        return self._taken(wanted) or self._made(wanted, report=self._report)
+        return self._taken(wanted) or self._made(wanted, lost=lost, report=self._report)
 
     def begin(self, wanted: Wanted) -> None:
         """Make the guest of a later test beforehand, where that is quick: of a template that is there.
@@ -145,15 +158,19 @@ class Guests:
         found = self._templates.get(spec)
         return isinstance(found, Template) and found.how == "clone"
 
-    def _made(self, wanted: Wanted, *, report: Report, spare: bool = False) -> Guest:
-        called = self._name(wanted.name)
+    def _made(
+        self, wanted: Wanted, *, report: Report, lost: Lost | None = None, spare: bool = False
+    ) -> Guest:
         with contextlib.ExitStack() as protected:
             ahead = None
             if wanted.gdb:
                 ahead = Ahead.start(wanted.spec.kernel, deadline=Deadline.after(ATTACH_SECONDS))
                 protected.enter_context(ahead)
-            make = self._halted if wanted.spec.halt else self._booted
-            guest = Guest(make(wanted.spec, called, spare=spare, report=report), ahead)
+            if wanted.spec.halt:
+                made = self._halted(wanted, spare=spare, report=report)
+            else:
+                made = self._booted(wanted, lost=lost, spare=spare, report=report)
+            guest = Guest(made, ahead)
             protected.pop_all()
         return guest
 
@@ -173,14 +190,18 @@ class Guests:
             return guest
         return None
 
-    def _booted(self, spec: LaunchSpec, name: str, *, spare: bool, report: Report) -> vm.Vm:
-        return self.template(spec).clone(
-            name=name, spare=spare, report=report, deadline=Deadline.after(self._boot_seconds)
+    def _booted(self, wanted: Wanted, *, lost: Lost | None, spare: bool, report: Report) -> vm.Vm:
+        return self.template(wanted).clone(
+            name=self._name(wanted.name),
+            spare=spare,
+            lost=lost,
+            report=report,
+            deadline=Deadline.after(self._boot_seconds),
         )
 
-    def _halted(self, spec: LaunchSpec, name: str, *, spare: bool, report: Report) -> vm.Vm:
+    def _halted(self, wanted: Wanted, *, spare: bool, report: Report) -> vm.Vm:
         return vm.launch(
-            msgspec.structs.replace(spec, name=name),
+            msgspec.structs.replace(wanted.spec, name=self._name(wanted.name)),
             bound=True,
             report=report,
             deadline=Deadline.after(LAUNCH_SECONDS),
@@ -200,6 +221,13 @@ def _ended_by_errors(guest: Guest) -> Iterator[None]:
     except BaseException:
         guest.end()
         raise
+
+
+def _again(error: VmdebugError, test: str) -> VmdebugError:
+    """Return an error for those that meet it after a first test."""
+    short = copy.copy(error)
+    short.hint, short.detail = f"it was started once; the report of {test} has more", ""
+    return short
 
 
 T = TypeVar("T")

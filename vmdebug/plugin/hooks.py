@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmdebug.errors import VmdebugError
+from vmdebug.errors import GuestDiedError, VmdebugError
 from vmdebug.plugin import header, settings
 from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.lease import Lease
@@ -56,12 +56,12 @@ class Run:
         __tracebackhide__ = True
         item = request.node
         try:
-            lease = self._started(request)
+            return self._started(request)
         except VmdebugError as error:
             # Where in vmdebug it was raised is nobody's business.
-            raise pytest.fail.Exception(f"the guest of {item.name}: {error}", pytrace=False) from error
-        else:
-            return lease
+            raise pytest.fail.Exception(
+                f"the guest of {item.name}: {_words(item, error)}", pytrace=False
+            ) from None
         finally:
             self._progress.clear()
 
@@ -218,6 +218,15 @@ def _unhurried(item: pytest.Item) -> None:
 
 def _lease(item: pytest.Item) -> Lease | None:
     return item.stash.get(_LEASE, None)
+
+
+def _words(item: pytest.Item, error: VmdebugError) -> str:
+    """Return what is said of a guest that could not be had; what its report shows better is left out."""
+    lease = _lease(item)
+    if lease is None or not lease.told:
+        return str(error)
+    hint = "" if isinstance(error, GuestDiedError) else error.hint  # of a log that has gone
+    return "\n".join(part for part in (error.message, hint) if part)
 
 
 def _wanted(item: pytest.Item, spec: LaunchSpec) -> Wanted:

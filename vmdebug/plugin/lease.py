@@ -15,9 +15,11 @@ from vmdebug.errors import UsageError, VmdebugError
 from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.interrupt import Interrupter
 from vmdebug.plugin.settings import Settings, Wish
-from vmdebug.plugin.watch import GuestFailure, Watch
+from vmdebug.plugin.watch import SETTLE_SECONDS, GuestFailure, Watch
 from vmdebug.session import DebugSession
+from vmdebug.vm import Vm
 from vmdebug.vm.trouble import Trouble
+from vmdebug.vm.watcher import Watcher
 
 REPORT_SECONDS = 60.0
 """How long a failure's report may take."""
@@ -68,10 +70,10 @@ class Lease:
         self._held.enter_context(self._interrupter)
         spec = self._wanted.spec
         if not spec.halt:
-            found = self._guests.template(spec)
+            found = self._guests.template(self._wanted, lost=self._lost)
             if found.how != "clone":
                 self.slow = f"{spec.guest}: each test's guest comes by {found.how}: {found.reason}"
-        guest = self._guests.guest(self._wanted)
+        guest = self._guests.guest(self._wanted, lost=self._lost)
         self._session = DebugSession(guest.vm, owned=False, ahead=guest.ahead)
         if guest.ahead is not None:
             self._held.push(guest.ahead)
@@ -132,6 +134,11 @@ class Lease:
             self._watch.settled()
         return failure.with_traceback(error.__traceback__) if replaced else error
 
+    @property
+    def told(self) -> bool:
+        """Whether there is a report that no report of the test has so far."""
+        return bool(self._sections)
+
     def explain(self) -> list[tuple[str, str]]:
         """Return the sections of a failed test's report that none of its reports had so far."""
         self.gather()
@@ -157,16 +164,30 @@ class Lease:
         self.disarm()
         self._held.close()
 
+    def _lost(self, vm: Vm) -> None:
+        """Collect the report about a guest that does not come to its shell, before it is ended."""
+        self._failed = True
+        with contextlib.suppress(VmdebugError, OSError):  # what led here is what the test fails by
+            with Watcher(vm.rundir.console_log) as console:
+                troubles = console.settle(Deadline.after(SETTLE_SECONDS))
+            self._sections = self._collect(DebugSession(vm, owned=False), troubles)
+            self._keep(vm)
+
     def _end(self) -> None:
         session, self._session, self._watch = self.session, None, None
         try:
             session.close()
         finally:
-            if self._failed and self._settings.keep and session.vm.status() != "exited":
-                session.vm.keep()
-                self.kept = session.vm.name
-            else:
+            if not self._keep(session.vm):
                 session.vm.stop(force=True)
+
+    def _keep(self, vm: Vm) -> bool:
+        """Leave a failed test's VM running, where that is wished and it runs; say whether."""
+        if not self._failed or not self._settings.keep or not vm.state.qemu.alive():
+            return False
+        vm.keep()
+        self.kept = vm.name
+        return True
 
     def _collect(self, session: DebugSession, troubles: tuple[Trouble, ...]) -> list[tuple[str, str]]:
         folder = self._folder()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -45,7 +45,13 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def freeze(
-    spec: LaunchSpec, means: Means, *, directory: Path | None, report: Report, deadline: Deadline
+    spec: LaunchSpec,
+    means: Means,
+    *,
+    directory: Path | None,
+    lost: Callable[[Vm], None] | None,
+    report: Report,
+    deadline: Deadline,
 ) -> Outcome:
     """Boot a guest to its shell and freeze it; its VM is gone afterwards.
 
@@ -53,6 +59,7 @@ def freeze(
         spec: The guest.
         means: What the host has for it.
         directory: Where its memory is kept; None is shared memory.
+        lost: See `shellup.come`.
         report: Told what takes long.
         deadline: Until when.
 
@@ -70,7 +77,7 @@ def freeze(
         file = ram = None if lacking else _kept(frozen.new_ram(spec, directory), files)
         report(Step("booting the template", note=spec.name))
         try:
-            with _booted(spec, means, ram, deadline) as vm:
+            with _booted(spec, means, ram, lost, deadline) as vm:
                 if ram is not None and not frozen.can_ignore_shared(vm, deadline=deadline):
                     ram, lacking = None, f"this QEMU has no migration capability {frozen.IGNORE_SHARED}"
                 whole = Frozen(
@@ -111,12 +118,14 @@ class _RefusedError(VmError):
 
 
 @contextlib.contextmanager
-def _booted(spec: LaunchSpec, means: Means, ram: int | None, deadline: Deadline) -> Iterator[Vm]:
+def _booted(
+    spec: LaunchSpec, means: Means, ram: int | None, lost: Callable[[Vm], None] | None, deadline: Deadline
+) -> Iterator[Vm]:
     named = msgspec.structs.replace(spec, name=_name(spec))
     fds = () if ram is None else (ram,)
     start = Start(origin=Origin(ram=ram, shared=True), fds=fds, means=means)
     with launching.launch(named, bound=True, deadline=deadline, exact_name=False, start=start) as vm:
-        shellup.come(vm, copy=False, deadline=deadline)
+        shellup.come(vm, copy=False, lost=lost, deadline=deadline)
         yield vm
 
 

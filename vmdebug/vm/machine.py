@@ -88,6 +88,11 @@ class Vm:
         """What it is called."""
         return self.state.name
 
+    @property
+    def bound(self) -> bool:
+        """Whether it is this process's, and ends with it."""
+        return self._guardian is not None
+
     def status(self) -> Status:
         """Return what it does now.
 
@@ -103,8 +108,10 @@ class Vm:
         except GuestDiedError:
             return self._end_status()
         status = _RUNSTATES.get(runstate, "paused")
-        # Without a pvpanic driver only the console tells; a panicked kernel spins for ever.
-        return "panicked" if status == "running" and panic.seen(self.rundir.console_log) else status
+        # Without a pvpanic driver only the console tells; a panicked kernel spins for ever, unless GDB has
+        # stopped it, as it may also have before that driver was called.
+        told = status in ("running", "paused") and panic.seen(self.rundir.console_log)
+        return "panicked" if told else status
 
     def facts(self, status: Status | None = None) -> dict[str, Any]:
         """Return what `status --json` tells about it.

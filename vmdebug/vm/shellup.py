@@ -10,19 +10,22 @@ boot, a minute later on). Until then two copies may draw the same.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 from vmdebug.deadline import Deadline
+from vmdebug.errors import VmdebugError
 from vmdebug.vm.machine import Vm
 
 SEED_BYTES = 16
 
 
-def come(vm: Vm, *, copy: bool, deadline: Deadline) -> None:
+def come(vm: Vm, *, copy: bool, lost: Callable[[Vm], None] | None = None, deadline: Deadline) -> None:
     """Wait until a VM's shell answers.
 
     Args:
         vm: The VM.
         copy: Whether it goes on where another stood, and gets random bytes of its own.
+        lost: Told the VM, where its shell does not come.
         deadline: Until when.
 
     Raises:
@@ -31,6 +34,11 @@ def come(vm: Vm, *, copy: bool, deadline: Deadline) -> None:
         DeadlineError: it took too long.
     """
     before = f"echo {secrets.token_hex(SEED_BYTES)} >/dev/urandom" if copy else ""
-    with vm.console() as console:
-        console.wait_ready(deadline, before=before)
+    try:
+        with vm.console() as console:
+            console.wait_ready(deadline, before=before)
+    except VmdebugError:
+        if lost is not None:
+            lost(vm)
+        raise
     vm.at_prompt = True

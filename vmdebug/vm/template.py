@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -68,13 +68,20 @@ class Template:
         return self._made.reason
 
     def clone(
-        self, *, name: str | None = None, spare: bool = False, report: Report = silent, deadline: Deadline
+        self,
+        *,
+        name: str | None = None,
+        spare: bool = False,
+        lost: Callable[[Vm], None] | None = None,
+        report: Report = silent,
+        deadline: Deadline,
     ) -> Vm:
         """Return a new VM at its shell; it dies with this process.
 
         Args:
             name: What it is called; None is the spec's name, with a number where that is taken.
             spare: Whether it is made before somebody needs it: see `vmdebug.vm.spares`.
+            lost: Told a VM that does not come to its shell, before that is ended; it may keep it.
             report: Told what takes long.
             deadline: Until when its shell has to answer.
 
@@ -86,9 +93,10 @@ class Template:
         """
         vm = self._started(name, spare=spare, report=report, deadline=deadline)
         try:
-            shellup.come(vm, copy=self._made.frozen is not None, deadline=deadline)
+            shellup.come(vm, copy=self._made.frozen is not None, lost=lost, deadline=deadline)
         except BaseException:
-            vm.stop(force=True)
+            if vm.bound:
+                vm.stop(force=True)
             raise
         return vm
 
@@ -116,7 +124,12 @@ class Template:
 
 @contextlib.contextmanager
 def template(
-    spec: LaunchSpec, *, directory: Path | None = None, report: Report = silent, deadline: Deadline
+    spec: LaunchSpec,
+    *,
+    directory: Path | None = None,
+    lost: Callable[[Vm], None] | None = None,
+    report: Report = silent,
+    deadline: Deadline,
 ) -> Iterator[Template]:
     """Boot a guest to its shell and freeze it; or join a template that another process has made.
 
@@ -125,6 +138,7 @@ def template(
     Args:
         spec: The guest; `halt` does not count.
         directory: Where its memory is kept; None is shared memory.
+        lost: Told a VM that does not come to its shell, before that is ended; it may keep it.
         report: Told what takes long.
         deadline: Until when it has to be there.
 
@@ -143,7 +157,9 @@ def template(
             found = slot.read()
             made = None if found is None else _joined(found, spec, means)
             if made is None:
-                made = freezing.freeze(spec, means, directory=directory, report=report, deadline=deadline)
+                made = freezing.freeze(
+                    spec, means, directory=directory, lost=lost, report=report, deadline=deadline
+                )
             if made.frozen is not None:
                 held.callback(made.frozen.close)
             mine = _mine(made)
