@@ -19,13 +19,16 @@ from vmdebug.errors import VmdebugError
 from vmdebug.guest import Kernel
 from vmdebug.session import DebugSession
 from vmdebug.vm import framing
-from vmdebug.vm.trouble import Trouble
+from vmdebug.vm.trouble import Trouble, as_logged
 
 CONSOLE_LINES = 100
 """Lines of the console's end that a report shows."""
 
-DMESG_LINES = 400
+DMESG_LINES = 100
 """Lines of the kernel's own log that a report shows."""
+
+LOG_LINES = 100_000
+"""Lines of that log that are read: for the file, and for what the console has told."""
 
 FRAMES = 32
 """Frames of each CPU that a report shows."""
@@ -48,10 +51,12 @@ class Section:
     Args:
         title: What it shows: "console", "backtraces".
         text: It, or why there is none.
+        whole: All of it, for a file, where that is more.
     """
 
     title: str
     text: str
+    whole: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class Report:
         written = []
         for section in self.sections:
             path = directory / f"{re.sub(r'[^a-z0-9]+', '-', section.title.lower()).strip('-')}.txt"
-            path.write_text(f"{section.text}\n", errors="backslashreplace")
+            path.write_text(f"{section.whole or section.text}\n", errors="backslashreplace")
             written.append(path)
         return tuple(written)
 
@@ -101,13 +106,9 @@ def collect(
     """
     parts = _Parts(deadline)
     rundir = session.vm.rundir
-    troubles = tuple(troubles)
-    if troubles:
-        told = _told(troubles, session.vm.state.spec.kernel, deadline.at_most(PART_SECONDS))
-        parts.sections += [Section(title, text) for title, text in zip(_titles(troubles), told, strict=True)]
     status = _status(session)
     parts.add("guest", lambda: _guest(session, status))
-    parts.add("console", lambda: _console(rundir.console_log))
+    parts.add("console", lambda: _console(rundir.console_log), lines=CONSOLE_LINES)
     if isinstance(status, VmdebugError):
         # Nor would the gdbstub answer: one thread of QEMU serves both.
         parts.sections.append(Section("GDB", f"not asked: {status.message}"))
@@ -116,7 +117,8 @@ def collect(
         if dump is not None:
             parts.add("vmcore", lambda: _dump(session, dump, deadline.at_most(DUMP_SECONDS)))
     parts.add("QEMU", lambda: rundir.qemu_log.read_text(errors="replace").strip())
-    return Report(tuple(parts.sections))
+    told = _told(as_logged(troubles, parts.whole("dmesg")), session.vm.state.spec.kernel)
+    return Report((*told, *parts.sections))
 
 
 class _Parts:
@@ -130,14 +132,19 @@ class _Parts:
         self.deadline = deadline
         self.sections: list[Section] = []
 
-    def add(self, title: str, make: Callable[[], str]) -> None:
-        """Add what is made, or why it cannot be."""
+    def add(self, title: str, make: Callable[[], str], *, lines: int | None = None) -> None:
+        """Add what is made, or why it cannot be; of `lines` the last ones are shown."""
         try:
             self.deadline.left(f"the {title} to be asked for")
             text = make() or "nothing"
         except (VmdebugError, OSError) as error:
             text = f"not to be had: {error}"
-        self.sections.append(Section(title, text))
+        shown = text if lines is None else process.tail(text, lines)
+        self.sections.append(Section(title, shown, whole=text))
+
+    def whole(self, title: str) -> str:
+        """Return all of a section; "" where there is none."""
+        return next((section.whole for section in self.sections if section.title == title), "")
 
     def seconds(self) -> float:
         """Return how long the next part may take."""
@@ -156,13 +163,18 @@ def _titles(troubles: tuple[Trouble, ...]) -> list[str]:
 _BETWEEN = "\n\f\n"
 
 
-def _told(troubles: tuple[Trouble, ...], kernel: Kernel, deadline: Deadline) -> list[str]:
-    """Return the splats' texts, decoded at once: most of the time goes into reading the symbols."""
+def _told(troubles: tuple[Trouble, ...], kernel: Kernel) -> list[Section]:
+    """Return the splats, decoded at once: most of the time goes into reading the symbols.
+
+    Whatever time the rest has taken: they are what is read first.
+    """
     texts = [trouble.text for trouble in troubles]
+    deadline = Deadline.after(PART_SECONDS)
     try:
-        return decode.decode(_BETWEEN.join(texts), kernel, deadline).split(_BETWEEN)
+        texts = decode.decode(_BETWEEN.join(texts), kernel, deadline).split(_BETWEEN) if texts else []
     except VmdebugError as error:
-        return [f"{text}\n\nnot decoded: {error.message}" for text in texts]
+        texts = [f"{text}\n\nnot decoded: {error.message}" for text in texts]
+    return [Section(title, text) for title, text in zip(_titles(troubles), texts, strict=True)]
 
 
 def _status(session: DebugSession) -> str | VmdebugError:
@@ -185,7 +197,7 @@ def _guest(session: DebugSession, status: str | VmdebugError) -> str:
 
 
 def _console(log: Path) -> str:
-    return process.tail(framing.readable(log.read_bytes()).decode(errors="replace"), CONSOLE_LINES)
+    return framing.readable(log.read_bytes()).decode(errors="replace").rstrip()
 
 
 def _ask_gdb(session: DebugSession, parts: _Parts) -> None:
@@ -196,7 +208,7 @@ def _ask_gdb(session: DebugSession, parts: _Parts) -> None:
         title = "stop" if exchanges else title
         with session.examined(timeout=seconds) as gdb:
             parts.add("backtraces", lambda: _backtraces(gdb, session.vm.state.spec.kernel, parts.seconds()))
-            parts.add("dmesg", lambda: gdb.dmesg(limit=DMESG_LINES, timeout=parts.seconds()))
+            parts.add("dmesg", lambda: gdb.dmesg(limit=LOG_LINES, timeout=parts.seconds()), lines=DMESG_LINES)
     except (VmdebugError, OSError) as error:
         parts.sections.append(Section(title, f"not to be had: {error}"))
         if title == "GDB":

@@ -28,12 +28,13 @@ class Debugger:
     """GDB as a report uses it."""
 
     broken: dict[str, VmdebugError] = field(default_factory=dict)
+    log: str = "[    0.000000] Linux version"
 
     def backtraces(self, *, limit: int, modules: Path | None, timeout: float) -> str:
         return self._answer("backtraces", "#0 f () at /src/init/main.c:1")
 
     def dmesg(self, *, limit: int, timeout: float) -> str:
-        return self._answer("dmesg", "[    0.000000] Linux version")
+        return self._answer("dmesg", self.log)
 
     def _answer(self, what: str, text: str) -> str:
         if what in self.broken:
@@ -125,6 +126,25 @@ def test_what_a_report_of_a_panicked_guest_has(session: Session, tmp_path: Path)
 def test_of_a_guest_that_has_gone_the_logs_are_left(session: Session, tmp_path: Path) -> None:
     session.vm.status = "exited"
     assert list(collect(session, dump=tmp_path / "vmcore")) == ["guest", "console", "QEMU"]
+
+
+def test_what_the_console_has_twice_is_told_as_the_kernel_logged_it(session: Session) -> None:
+    session.debugger.log = f"[    0.5] before\n{PANIC}"
+    found = collect(
+        session, troubles=find("[    1.0] Kernel ppanic - not syncing: x\n[    1.0]  paanic+0x1/00x2\n")
+    )
+    assert found["kernel panic"] == PANIC.rstrip("\n")
+
+
+def test_a_report_shows_the_ends_of_long_logs_and_its_files_have_all(
+    session: Session, tmp_path: Path
+) -> None:
+    session.debugger.log = "\n".join(f"[    {number}.0] x" for number in range(300))
+    report = postmortem.collect(cast("DebugSession", session), deadline=Deadline.after(60))
+    shown = {section.title: len(section.text.splitlines()) for section in report.sections}
+    assert (shown["console"], shown["dmesg"]) == (postmortem.CONSOLE_LINES, postmortem.DMESG_LINES)
+    files = {path.name: len(path.read_text().splitlines()) for path in report.write(tmp_path / "files")}
+    assert (files["console.txt"], files["dmesg.txt"]) == (500, 300)
 
 
 def test_trouble_of_one_kind_is_numbered(session: Session) -> None:

@@ -169,6 +169,15 @@ def test_a_tests_folder_has_its_name(test: str, folder: str) -> None:
     assert lease.folder_name(test) == folder
 
 
+def test_a_tests_folder_has_nothing_of_an_earlier_failure(tmp_path: Path) -> None:
+    for name in ("kernel-panic.txt", "vmcore", "notes.md"):
+        tmp_path.joinpath(name).touch(mode=0o400)
+
+    lease._empty(tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
+
+
 def test_folders_of_tests_that_differ_in_odd_characters_differ() -> None:
     odd = [lease.folder_name(f"test_a.py::test_x[{each}]") for each in ("a b", "a?b", "a" * 200, "a" * 201)]
 

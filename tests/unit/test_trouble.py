@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError
-from vmdebug.vm.trouble import Scanner, Trouble, find
+from vmdebug.vm.trouble import Scanner, Trouble, as_logged, find
 from vmdebug.vm.watcher import Watcher
 
 SPLATS = Path(__file__).with_name("splats")
@@ -34,6 +35,19 @@ def test_a_panic_whose_guest_pvpanic_stopped_has_its_whole_stack() -> None:
     assert panic.text.splitlines()[0].endswith("Kernel panic - not syncing: sysrq triggered crash")
     assert panic.text.splitlines()[-1].endswith("</TASK>")
     assert "sysrq_handle_crash+0x10/0x10" in panic.text
+
+
+def test_each_of_several_gets_its_own_text_of_the_kernels_log() -> None:
+    first, second = find(recorded("warn"))
+    garbled = find(
+        recorded("warn").replace("lkdtm_WARNING", "lkdtm_WARNINGG").replace("cut here", "cut hhere")
+    )
+    assert garbled[0].text != first.text
+    assert as_logged(garbled, recorded("warn")) == (
+        msgspec.structs.replace(garbled[0], text=first.text),
+        msgspec.structs.replace(garbled[1], text=second.text),
+    )
+    assert as_logged(garbled, "") == garbled
 
 
 def test_warnings_are_told_each_with_its_message() -> None:

@@ -194,7 +194,7 @@ class Lease:
         dump = folder / "vmcore" if folder is not None and self._settings.dump else None
         try:
             if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
+                _empty(folder)
             report = postmortem.collect(
                 session, troubles=troubles, dump=dump, deadline=Deadline.after(REPORT_SECONDS)
             )
@@ -216,6 +216,13 @@ def _tells(error: BaseException | None, failure: GuestFailure) -> bool:
         return error is failure
     parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
     return _tells(error.__context__, failure) or any(_tells(part, failure) for part in parts)
+
+
+def _empty(folder: Path) -> None:
+    """Make a test's folder; what an earlier failure left in it is not of this one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*folder.glob("*.txt"), folder / "vmcore"]:
+        path.unlink(missing_ok=True)
 
 
 def folder_name(test: str) -> str:

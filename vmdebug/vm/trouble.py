@@ -16,6 +16,8 @@ every run of one character squeezed into one.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -351,3 +353,30 @@ def find(text: str, *, stamped: bool | None = None) -> tuple[Trouble, ...]:
     scanner.feed(text.encode(errors="surrogateescape"))
     scanner.finish()
     return scanner.troubles
+
+
+def as_logged(troubles: Iterable[Trouble], log: str) -> tuple[Trouble, ...]:
+    """Return trouble that was read on a console with the texts of the kernel's own log, where that has it.
+
+    A character that QEMU wrote twice makes a symbol's name, or its size, another one.
+
+    Args:
+        troubles: The trouble.
+        log: What dmesg(1) prints, or would.
+    """
+    logged: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for each in find(log, stamped=True):
+        logged[_sameness(each)].append(each.text)
+    found = []
+    for each in troubles:
+        texts = logged[_sameness(each)]
+        found.append(msgspec.structs.replace(each, text=texts.pop(0)) if texts else each)
+    return tuple(found)
+
+
+def _sameness(trouble: Trouble) -> tuple[str, ...]:
+    """Return what is the same in both: a console has the caller behind the time stamp, a log may not."""
+    first = trouble.text.partition("\n")[0]
+    stamp = _STAMP.match(first)
+    said = first[stamp.end() :] if stamp else first
+    return trouble.kind, stamp[1] if stamp else "", _squeezed(said), _squeezed(trouble.headline)
