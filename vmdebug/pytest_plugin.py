@@ -166,13 +166,13 @@ def console(vmdebug_guest: Lease) -> Console:
 @pytest.fixture
 def gdb(vmdebug_guest: Lease) -> Gdb:
     """GDB, attached to the test's fresh guest, which it holds stopped."""
-    return vmdebug_guest.session.gdb
+    return vmdebug_guest.attach()
 
 
 @pytest.fixture
 def halted_session(vmdebug_guest: Lease) -> DebugSession:
     """A `vmdebug.DebugSession` on a guest stopped at the reset vector, GDB attached."""
-    vmdebug_guest.attach()
+    vmdebug_guest.attach(halted=True)
     return vmdebug_guest.session
 
 

@@ -52,7 +52,7 @@ def test_each_fixture_is_a_fresh_guest_and_several_of_one_test_are_the_same_gues
         pytester,
         """
         import pytest
-        from vmdebug import StateError
+        from vmdebug import StateError, UsageError
         from vmdebug.deadline import Deadline
 
         names = []
@@ -87,6 +87,10 @@ def test_each_fixture_is_a_fresh_guest_and_several_of_one_test_are_the_same_gues
             with pytest.raises(StateError, match="GDB holds it stopped"):
                 vm.exec("true")
 
+        def test_halted_when_it_is_too_late(vm, request):
+            with pytest.raises(UsageError, match="has booted"):
+                request.getfixturevalue("halted_session")
+
         def test_halted(halted_session, vm):
             assert vm is halted_session.vm
             halted_session.gdb.breakpoint("start_kernel")
@@ -94,7 +98,7 @@ def test_each_fixture_is_a_fresh_guest_and_several_of_one_test_are_the_same_gues
         """,
     )
 
-    result.assert_outcomes(passed=6)
+    result.assert_outcomes(passed=7)
     result.stdout.re_match_lines(
         [
             r"vmdebug: QEMU \d+\.\S+, tcg \(.*\), GDB \d+\.\S+",

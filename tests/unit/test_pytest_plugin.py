@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmdebug.errors import UsageError
-from vmdebug.plugin import lease, settings
+from vmdebug.plugin import hooks, lease, settings
 from vmdebug.plugin.settings import Asked, Said, Settings, Target, Wish
 
 pytest_plugins = ["pytester"]
@@ -83,6 +83,33 @@ def test_under_xdist_the_test_itself_fails_by_its_marker(pytester: pytest.Pytest
 
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*no keyword 'kernle'*"])
+
+
+def test_a_test_that_was_not_known_to_have_a_guest_is_not_run_on_one_of_several(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        """
+        def test_it(request):
+            request.getfixturevalue("vm")
+        """
+    )
+    result = pytester.runpytest_inprocess(
+        "-p", "no:cacheprovider", "--vmdebug-kernel=a/bzImage", "--vmdebug-kernel=b/bzImage"
+    )
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*to run on a, b, and is only one*", "mark it: @pytest.mark.usefixtures*"])
+
+
+def test_a_parameters_own_guest_goes_before_that_of_the_matrix() -> None:
+    many = Settings(guests=(), kernels=said("/k/one", "/k/two"), root=HERE)
+    _, made_for = settings.targets(many, Asked(HERE / "test_a.py", Wish())).values()
+    asked = Asked(HERE / "test_a.py", Wish(guest="x"))
+
+    found = hooks._fitting(made_for, settings.targets(many, asked))
+
+    assert found == Target(Said("x", HERE), Said("/k/two", HERE))
 
 
 def test_a_dump_needs_a_place(pytester: pytest.Pytester) -> None:

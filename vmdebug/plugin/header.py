@@ -39,22 +39,22 @@ def lines(run: Run, items: Iterable[pytest.Item]) -> list[str]:
     """
     using = [item for item in items if FIXTURE in getattr(item, "fixturenames", ())]
     try:
-        wanted = dict.fromkeys(target for item in using for target in run.targets(item).values())
+        wanted = {target: name for item in using for name, target in run.targets(item).items()}
     except VmdebugError:
         return []  # a marker that cannot be right; pytest is about to end by it
-    told = []
+    told: dict[str, None] = {}
     programs: dict[str, None] = {}
-    for target in wanted:
+    for target, name in wanted.items():
         try:
             spec = run.guests.spec(settings.options(run.settings, Wish(), target, halted=False))
             means = planning.means(spec, report=silent, deadline=Deadline.after(_MEANS_SECONDS))
         except VmdebugError as error:
             # The tests that want it fail by it; here it is only named.
-            told.append(f"vmdebug: {_named(target)}: {error.message}")
+            told.setdefault(f"{_named(target)}: {error.message}")
             continue
         programs.setdefault(_programs(means))
-        told.append(f"vmdebug: {_kernel(spec)}")
-    return [f"vmdebug: {each}" for each in programs] + told
+        told.setdefault(_kernel(spec) + (f" [{name}]" if name else ""))
+    return [f"vmdebug: {each}" for each in (*programs, *told)]
 
 
 def _programs(means: Means) -> str:

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Collection, Generator, Iterator
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmdebug.errors import GuestDiedError, VmdebugError
-from vmdebug.plugin import header, settings
+from vmdebug.errors import GuestDiedError, UsageError, VmdebugError
+from vmdebug.plugin import header, settings, tracebacks
 from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.lease import Lease
 from vmdebug.plugin.progress import Progress
 from vmdebug.plugin.settings import Asked, Target
-from vmdebug.plugin.watch import GuestFailure
 
 if TYPE_CHECKING:
     from vmdebug.guest import GuestOptions, LaunchSpec
 
 NAME = "vmdebug-run"
-
-OURS = str(Path(__file__).parent.parent)
 
 _LEASE = pytest.StashKey[Lease]()
 
@@ -77,9 +71,7 @@ class Run:
         asked = _asked(item)
         callspec = getattr(item, "callspec", None)
         target = None if callspec is None else callspec.params.get(header.FIXTURE)
-        if target is None:
-            # What a parameter's own marker says was not known when the tests were made of the matrix.
-            target = next(iter(settings.targets(self.settings, asked).values()))
+        target = _fitting(target, settings.targets(self.settings, asked))
         halted = asked.wish.halt if asked.wish.halt is not None else _halting(item)
         return settings.options(self.settings, asked.wish, target, halted=halted)
 
@@ -135,7 +127,7 @@ class Run:
         """A failure explains itself."""
         lease = _lease(item)
         if lease is not None and call.excinfo is not None and not item.config.option.fulltrace:
-            _shorten(item, call.excinfo)
+            tracebacks.shorten(item, call.excinfo)
         report = yield
         if lease is not None:
             if report.failed:
@@ -194,7 +186,7 @@ def _watched(item: pytest.Item, *, last: bool = False) -> Iterator[None]:
         if (lease := _lease(item)) is None:
             raise
         lease.disarm()
-        judged = lease.judged(error)
+        judged = tracebacks.plain(item, lease.judged(error))
         if last:
             _unhurried(item)
             lease.gather()
@@ -204,6 +196,34 @@ def _watched(item: pytest.Item, *, last: bool = False) -> Iterator[None]:
     finally:
         if (lease := _lease(item)) is not None:
             lease.disarm()
+
+
+def _fitting(made_for: Target | None, wanted: dict[str, Target]) -> Target:
+    """Return what a test runs on.
+
+    Args:
+        made_for: The cell of the matrix that it was made for; None: it was not known to have a guest.
+        wanted: What it is to run on, by all its markers: its parameter's were not known then either.
+
+    Raises:
+        UsageError: it is to run on several.
+    """
+    if made_for is not None:
+        if made_for in wanted.values():
+            return made_for
+        near = {
+            name: each
+            for name, each in wanted.items()
+            if each.guest == made_for.guest or each.kernel == made_for.kernel
+        }
+        wanted = near or wanted
+    if len(wanted) > 1:
+        raise UsageError(
+            f"this test is to run on {', '.join(wanted)}, and is only one: when tests were made of them it "
+            "was not known to have a guest",
+            hint='mark it: @pytest.mark.usefixtures("vm"); a marker of a parameter can name one guest only',
+        )
+    return next(iter(wanted.values()))
 
 
 def _unhurried(item: pytest.Item) -> None:
@@ -244,31 +264,3 @@ def _halting(item: pytest.Item) -> bool:
 
 def _fixtures(item: pytest.Item) -> Collection[str]:
     return getattr(item, "fixturenames", ())
-
-
-def _shorten(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-    """Leave out where in vmdebug, or below it, an error was raised: a test's reader wants the test."""
-    entries: list[TracebackType] = []
-    step: TracebackType | None = excinfo.tb
-    while step is not None:
-        entries.append(step)
-        step = step.tb_next
-    files = [each.tb_frame.f_code.co_filename for each in entries]
-    own = max((at for at, file in enumerate(files) if _suites(item, file)), default=None)
-    if own is None:
-        if isinstance(excinfo.value, GuestFailure):
-            excinfo.value.pytrace = False
-        return
-    ours = next((at for at in range(own, len(files)) if files[at].startswith(OURS)), None)
-    if ours is not None:
-        entries[ours - 1].tb_next = None
-        if isinstance(excinfo.value, VmdebugError):
-            excinfo.value.__cause__ = None  # what it came of inside vmdebug, its message says
-
-
-def _suites(item: pytest.Item, file: str) -> bool:
-    """Whether a file is of the test's suite: its own, a conftest.py, a module of helpers."""
-    if file == str(item.path):
-        return True
-    installed = file.startswith((OURS, sys.prefix, sys.base_prefix))
-    return not installed and Path(file).is_relative_to(item.config.rootpath)

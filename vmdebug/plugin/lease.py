@@ -11,6 +11,7 @@ import pytest
 
 from vmdebug import postmortem
 from vmdebug.deadline import Deadline
+from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import UsageError, VmdebugError
 from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.interrupt import Interrupter
@@ -91,13 +92,22 @@ class Lease:
         self._watch.until(Deadline.after(timeout) if timeout else None)
         self._interrupter.arm()
 
-    def attach(self) -> None:
-        """Attach GDB, which stops the guest, unless that was done.
+    def attach(self, *, halted: bool = False) -> Gdb:
+        """Return GDB, attached, which stops the guest unless that was done.
+
+        Args:
+            halted: Whether the guest has to be at the reset vector.
 
         Raises:
+            UsageError: it has booted.
             VmdebugError: see `DebugSession.gdb`.
         """
-        _ = self.session.gdb
+        if halted and not self._wanted.spec.halt:
+            raise UsageError(
+                "halted_session wants a guest at the reset vector, and this test's has booted",
+                hint="name it among the test's arguments, or mark the test: @pytest.mark.vmdebug(halt=True)",
+            )
+        return self.session.gdb
 
     def disarm(self) -> None:
         """What the test does is not ended any more."""
