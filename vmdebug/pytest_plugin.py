@@ -124,18 +124,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say which VMs were left, and where tests could not have the quickest guests."""
+    """Say which VMs were left, where tests could not have the quickest guests, and what xdist's ran on."""
+    headers: dict[str, None] = {}
     told: dict[str, None] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
             facts = getattr(report, "vmdebug", {})
+            headers |= dict.fromkeys(facts.get("header", ()))
             if how := facts.get("slow"):
                 told.setdefault(how)
             if kept := facts.get("kept"):
                 told.setdefault(f"kept for {report.nodeid}: vmdebug attach {kept}")
-    if told:
+    if headers or told:
         terminalreporter.section("vmdebug")
-        for line in told:
+        for line in (*headers, *told):
             terminalreporter.line(line)
 
 

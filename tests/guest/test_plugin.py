@@ -529,6 +529,9 @@ def test_four_workers_share_one_template_and_lose_no_test(pytester: pytest.Pytes
     )
 
     result.assert_outcomes(passed=12)
+    out = result.stdout.str()
+    assert len(re.findall(r"^vmdebug: QEMU \d+\.\S+, tcg \(.*\), GDB \d+\.\S+$", out, re.MULTILINE)) == 1
+    assert len(re.findall(r"^vmdebug: builtin: Linux \S+, build-id [0-9a-f]{12}$", out, re.MULTILINE)) == 1
     lines = pytester.path.joinpath("clones.jsonl").read_text().splitlines()
     names, templates = zip(*map(json.loads, lines), strict=True)
     assert len(set(names)) == 12

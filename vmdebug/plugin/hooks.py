@@ -34,6 +34,7 @@ class Run:
         self._progress = Progress(config)
         self._lease: Lease | None = None
         self._next: pytest.Item | None = None
+        self._unsaid = _Unsaid(self) if hasattr(config, "workerinput") else None
         self.settings = settings.read(config)
         self.guests = Guests(self._progress, boot_seconds=self.settings.boot_timeout)
 
@@ -64,6 +65,8 @@ class Run:
         wanted = _wanted(item, self.guests.spec(self._options(item)))
         lease = Lease(wanted, settings=self.settings, wish=_asked(item).wish, guests=self.guests)
         item.stash[_LEASE] = self._lease = lease
+        if self._unsaid is not None:
+            lease.header = self._unsaid.lines(item)
         lease.start()
         return lease
 
@@ -134,7 +137,8 @@ class Run:
                 _unhurried(item)
                 report.sections.extend(lease.explain())
             # Goes to the controller of pytest-xdist with the report, as everything in it does.
-            report.vmdebug = {"slow": lease.slow, "kept": lease.kept}  # type: ignore[attr-defined]
+            facts = {"header": lease.header, "slow": lease.slow, "kept": lease.kept}
+            report.vmdebug = facts  # type: ignore[attr-defined]
         return report
 
     def pytest_enter_pdb(self) -> None:
@@ -156,6 +160,26 @@ class Run:
         if self._config.option.collectonly:
             return []
         return header.lines(self, items)
+
+
+class _Unsaid:
+    """The header of a pytest-xdist worker's run, which has no terminal: told with its tests' reports.
+
+    Args:
+        run: The worker's run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._seen: set[Target] = set()
+
+    def lines(self, item: pytest.Item) -> list[str]:
+        """Return what has to be said of a test's guests for the first time."""
+        wanted = set(self._run.targets(item).values())
+        if wanted <= self._seen:
+            return []
+        self._seen |= wanted
+        return header.lines(self._run, [item])
 
 
 @contextlib.contextmanager

@@ -39,6 +39,8 @@ class Lease:
     """
 
     def __init__(self, wanted: Wanted, *, settings: Settings, wish: Wish, guests: Guests) -> None:
+        self.header: list[str] = []
+        """What is to be said of its guest, where that could not be said above the tests."""
         self.slow = ""
         """Why it is no copy of a frozen guest, for people; "" where it is one."""
         self.kept = ""
