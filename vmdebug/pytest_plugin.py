@@ -76,7 +76,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "Leave a failing test's VM running, for `vmdebug attach`.",
         action="store_true",
     )
-    option("vmdebug-dump", "bool", "Write a failing guest's memory as a vmcore.", action="store_true")
+    option(
+        "vmdebug-dump",
+        "bool",
+        "Write a failing guest's memory as a vmcore, into its artifacts.",
+        action="store_true",
+    )
     option(
         "vmdebug-timeout",
         "string",

@@ -47,6 +47,8 @@ def test_a_run_that_uses_none_of_it_imports_none_of_it(pytester: pytest.Pytester
         ("allow=['panik']", "*no kind of trouble 'panik'*"),
         ("halt='yes'", "*vmdebug(halt=*"),
         ("memory='much'", "*'much' is no amount of memory*"),
+        ("timeout=-1", "*timeout=-1): no number of seconds*"),
+        ("timeout=float('nan')", "*timeout=nan): no number of seconds*"),
         ("'builtin'", "*takes keywords only*"),
     ],
 )
@@ -119,6 +121,14 @@ def test_a_dump_needs_a_place(pytester: pytest.Pytester) -> None:
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--vmdebug-artifacts DIR*"])
+
+
+@pytest.mark.parametrize("words", ["soon", "-1", "nan"])
+def test_a_timeout_is_a_number_of_seconds(pytester: pytest.Pytester, words: str) -> None:
+    result = pytester.runpytest_inprocess(f"--vmdebug-timeout={words}", "-p", "no:cacheprovider")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*'{words}' is no number of seconds*"])
 
 
 def test_fixtures_and_marker_are_told(pytester: pytest.Pytester) -> None:

@@ -1,8 +1,14 @@
-"""What a log says of a guest that went back to a snapshot."""
+"""What a log says of a guest that went back to a snapshot, and QEMU of one that it cannot take."""
 
 from __future__ import annotations
 
-from vmdebug.vm import death, trouble
+from typing import cast
+
+import pytest
+
+from vmdebug.errors import QmpError, VmError
+from vmdebug.vm import death, snapshot, trouble
+from vmdebug.vm.talk import Talk
 
 PANIC = b"[    2.500000] Kernel panic - not syncing: sysrq triggered crash\r\n"
 WARNING = b"[    2.000000] WARNING: CPU: 0 PID: 1 at kernel/panic.c:1 f+0x1/0x2\r\n"
@@ -21,3 +27,22 @@ def test_what_it_complains_of_again_has_happened_again() -> None:
     again = trouble.find((BOOT + WARNING + death.restored("a") + WARNING).decode(), stamped=None)
     assert [each.kind for each in once] == ["warn"]
     assert [each.kind for each in again] == ["warn", "warn"]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("Error while writing VM state: Input/output error", "set TMPDIR"),
+        ("Could not write: No space left on device", "set TMPDIR"),
+        ("Device 'disk0' is writable but does not support snapshots", "has to be qcow2"),
+        ("VirtFS device is active", "unmount the 9p shares"),
+    ],
+)
+def test_what_qemu_cannot_take_is_told_with_what_to_do(words: str, hint: str) -> None:
+    class Refusing:
+        def execute(self, command: str, arguments: object) -> None:
+            raise QmpError(words)
+
+    with pytest.raises(VmError, match=words) as raised:
+        snapshot._run(cast("Talk", Refusing()), "it cannot be taken", "snapshot-save", {})
+    assert hint in raised.value.hint

@@ -163,6 +163,8 @@ def wish(marks: Iterable[pytest.Mark]) -> Wish:
                 f"@pytest.mark.vmdebug(allow=…): there is no kind of trouble {kind!r}",
                 hint=_near(kind, ALLOWED),
             )
+    if found.timeout is not None and not found.timeout >= 0:
+        raise UsageError(f"@pytest.mark.vmdebug(timeout={found.timeout:g}): no number of seconds")
     _memory(found)
     return found
 
@@ -285,6 +287,6 @@ def _seconds(config: pytest.Config, name: str, default: float) -> float:
         seconds = float(given)
     except ValueError:
         seconds = -1.0
-    if seconds < 0:
+    if not seconds >= 0:  # nor is nan
         raise pytest.UsageError(f"{name}: {given!r} is no number of seconds")
     return seconds

@@ -42,7 +42,11 @@ _HINTS = (
         r"does not support snapshots|No block device",
         "a disk has to be qcow2 for it: qemu-img convert -O qcow2",
     ),
-    (r"No space left", "set TMPDIR to a directory that has room for the guest's memory"),
+    # QEMU has no other words for a full file system: save_snapshot of migration/savevm.c.
+    (
+        r"No space left|while writing VM state: Input/output error",
+        "set TMPDIR to a directory that has room for the guest's memory",
+    ),
     (r"non-migratable|not migratable", "leave that device out of the guest"),
 )
 """What QEMU says of a snapshot that it cannot take, and what to do about it."""
