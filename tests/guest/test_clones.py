@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -228,6 +229,20 @@ def test_a_running_vm_is_cloned_and_goes_on(small: LaunchSpec) -> None:
         finally:
             for each in clones:
                 each.stop(force=True)
+
+
+def test_a_clone_of_a_vm_with_a_port_has_another_one(small: LaunchSpec) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    with launch(msgspec.structs.replace(small, tcp=port), bound=True, deadline=soon()) as vm:
+        shellup.come(vm, copy=False, deadline=soon())
+        (clone,) = cloning.clone(vm, deadline=soon())
+        try:
+            assert vm.state.gdb == f"127.0.0.1:{port}"
+            assert clone.state.gdb.startswith("127.0.0.1:")
+            assert clone.state.gdb != vm.state.gdb
+        finally:
+            clone.stop(force=True)
 
 
 def test_a_vm_at_its_reset_vector_is_not_cloned(small: LaunchSpec) -> None:

@@ -62,7 +62,9 @@ def clone(vm: Vm, count: int = 1, *, report: Report = silent, deadline: Deadline
 
 
 def _frozen(vm: Vm, report: Report, deadline: Deadline) -> Frozen:
-    spec = msgspec.structs.replace(vm.state.spec, halt=False)
+    asked = vm.state.spec
+    # A port has one listener: clones get free ones.
+    spec = msgspec.structs.replace(asked, halt=False, tcp=None if asked.tcp is None else 0)
     if reason := freezing.unable(spec):
         raise StateError(f"{vm.name} cannot be cloned: {reason}", hint="start another one: vmdebug start")
     status = vm.status()
@@ -114,8 +116,12 @@ def _next(name: str, whole: Frozen, deadline: Deadline) -> Vm:
         rundir.check_name(called)
         if called in registry.names():
             continue
-        with contextlib.suppress(UsageError):  # taken meanwhile
+        try:
             return frozen.start(whole, name=called, bound=True, exact_name=True, deadline=deadline)
+        except UsageError:
+            if called not in registry.names():
+                raise
+            # taken meanwhile
     raise AssertionError  # the numbers never end
 
 

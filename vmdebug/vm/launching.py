@@ -40,6 +40,7 @@ _HINTS = (
     (r"Failed to get .* lock", "another VM uses that disk: end it, or give this one a copy"),
     (r"No space left on device", "free some space where the run directory or the disk is"),
     (r"Could not access KVM|failed to initialize kvm", "emulate: --accel tcg; `vmdebug doctor` looks at KVM"),
+    (r"host forwarding rule", "another program has that port, or another VM: forward another one"),
     (r"CPU model 'host' requires", "give QEMU another CPU: -- -cpu max"),
     (r"annot set up guest memory|annot allocate memory", "give the guest less: --memory"),
 )
