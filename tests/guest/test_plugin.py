@@ -293,6 +293,48 @@ def test_what_a_test_catches_or_is_over_for_fails_it_all_the_same(pytester: pyte
     assert len(re.findall(told, result.stdout.str(), re.MULTILINE)) == 5
 
 
+def test_a_failure_shows_the_suites_lines_and_none_of_vmdebug(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.fixture
+        def prepared(session):
+            session.exec("prepare", check=True)
+        """
+    )
+    result = run(
+        pytester,
+        """
+        import unittest
+        import pytest
+
+        def test_fixture(prepared):
+            pass
+
+        class TestOld(unittest.TestCase):
+            @pytest.fixture(autouse=True)
+            def guest(self, session):
+                self.session = session
+
+            def test_case(self):
+                self.session.exec("false", check=True)
+        """,
+        "--show-capture=no",
+    )
+
+    result.assert_outcomes(failed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            '>       session.exec("prepare", check=True)',
+            "E       vmdebug.errors.VmError: 'prepare' ended with status 127 in the guest",
+            '>       self.session.exec("false", check=True)',
+            "E       vmdebug.errors.VmError: 'false' ended with status 1 in the guest",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*/vmdebug/*.py:*")
+
+
 def test_a_failed_tests_guest_still_runs_for_the_fixtures_that_are_torn_down(
     pytester: pytest.Pytester,
 ) -> None:

@@ -36,6 +36,7 @@ class Run:
         self._next: pytest.Item | None = None
         self._unsaid = _Unsaid(self) if hasattr(config, "workerinput") else None
         self.settings = settings.read(config)
+        config.pluginmanager.register(tracebacks.Shortener(lambda item: _lease(item) is not None))
         self.guests = Guests(self._progress, boot_seconds=self.settings.boot_timeout)
 
     def targets(self, item: pytest.Item) -> dict[str, Target]:
@@ -125,14 +126,11 @@ class Run:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
+        self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """A failure explains itself."""
-        lease = _lease(item)
-        if lease is not None and call.excinfo is not None and not item.config.option.fulltrace:
-            tracebacks.shorten(item, call.excinfo)
         report = yield
-        if lease is not None:
+        if (lease := _lease(item)) is not None:
             if report.failed:
                 _unhurried(item)
                 report.sections.extend(lease.explain())

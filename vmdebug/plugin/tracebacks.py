@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +13,24 @@ from vmdebug.errors import VmdebugError
 from vmdebug.plugin.watch import GuestFailure
 
 OURS = str(Path(__file__).parent.parent)
+
+
+class Shortener:
+    """Leaves vmdebug out of failures' tracebacks.
+
+    No wrapper, so that its turn comes when pytest's unittest plugin has put in what a TestCase caught.
+
+    Args:
+        concerned: Whether a test has a guest.
+    """
+
+    def __init__(self, concerned: Callable[[pytest.Item], bool]) -> None:
+        self._concerned = concerned
+
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+        """Shorten what the report is made of."""
+        if call.excinfo is not None and self._concerned(item) and not item.config.option.fulltrace:
+            shorten(item, call.excinfo)
 
 
 def shorten(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
