@@ -9,7 +9,7 @@ at once instead of waiting for what cannot happen.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -68,6 +68,8 @@ class DebugSession:
         self, machine: vm.Vm, *, owned: bool, force: bool = False, ahead: Ahead | None = None
     ) -> None:
         self.vm = machine
+        self.restarted: Callable[[], None] | None = None
+        """Called by `restart` once `vm` is the VM that was started anew."""
         self._owned = owned
         self._force = force
         self._ahead = ahead
@@ -310,6 +312,8 @@ class DebugSession:
         if gdb is not None and gdb.state in (State.STOPPED, State.RUNNING):
             gdb.detach()
         self.vm = restarting.replace(self.vm, spec, report=report, launch_seconds=timeout)
+        if self.restarted is not None:
+            self.restarted()
         if gdb is not None:
             self.vm.executor = self.exec
             self._take_up(gdb)

@@ -199,13 +199,19 @@ def test_trouble_ends_the_test_at_once_unless_it_is_allowed(pytester: pytest.Pyt
             with pytest.raises(GuestDiedError):
                 session.exec(PANIC)
 
+        def test_panic_of_a_guest_that_was_started_anew(session):
+            session.restart()
+            session.exec("true")  # it has booted
+            later(session, PANIC)
+            time.sleep(3600)
+
         def test_the_next_one(session):
             assert session.exec("true").status == 0
         """,
         "--vmdebug-artifacts=art",
     )
 
-    result.assert_outcomes(failed=4, passed=2)
+    result.assert_outcomes(failed=5, passed=2)
     result.stdout.fnmatch_lines(
         [
             "E *GuestFailure: kernel panic: Kernel panic - not syncing: sysrq triggered crash",

@@ -53,6 +53,8 @@ class Lease:
         self._interrupter = Interrupter()
         self._session: DebugSession | None = None
         self._watch: Watch | None = None
+        self._watching = contextlib.ExitStack()
+        self._until: Deadline | None = None
         self._failed = False
         self._explained: int | None = None
         self._sections: list[tuple[str, str]] = []
@@ -81,9 +83,9 @@ class Lease:
         if guest.ahead is not None:
             self._held.push(guest.ahead)
         self._held.callback(self._end)
-        self._watch = self._held.enter_context(
-            Watch(guest.vm, allow=self._wish.allow, alarm=self._interrupter.interrupt)
-        )
+        self._held.enter_context(self._watching)
+        self._look_after(guest.vm)
+        self._session.restarted = self._restarted
         self.arm()
 
     def arm(self) -> None:
@@ -91,7 +93,8 @@ class Lease:
         if self._watch is None:
             return
         timeout = self._settings.timeout if self._wish.timeout is None else self._wish.timeout
-        self._watch.until(Deadline.after(timeout) if timeout else None)
+        self._until = Deadline.after(timeout) if timeout else None
+        self._watch.until(self._until)
         self._interrupter.arm()
 
     def attach(self, *, halted: bool = False) -> Gdb:
@@ -114,6 +117,7 @@ class Lease:
     def disarm(self) -> None:
         """What the test does is not ended any more."""
         self._interrupter.disarm()
+        self._until = None
         if self._watch is not None:
             self._watch.until(None)
 
@@ -175,6 +179,18 @@ class Lease:
         """End the guest, unless its test failed and it is to be kept."""
         self.disarm()
         self._held.close()
+
+    def _look_after(self, vm: Vm) -> None:
+        watch = Watch(vm, allow=self._wish.allow, alarm=self._interrupter.interrupt)
+        self._watch = self._watching.enter_context(watch)
+
+    def _restarted(self) -> None:
+        """Watch the VM that has taken the place of the test's."""
+        self.check()
+        self._watching.close()
+        self._look_after(self.session.vm)
+        if self._watch is not None:
+            self._watch.until(self._until)
 
     def _lost(self, vm: Vm) -> None:
         """Collect the report about a guest that does not come to its shell, before it is ended."""
