@@ -218,6 +218,8 @@ def test_trouble_ends_the_test_at_once_unless_it_is_allowed(pytester: pytest.Pyt
             "E *GuestFailure: kernel bug: kernel BUG at drivers/misc/lkdtm/bugs.c:*",
         ]
     )
+    panics = re.findall(r"^E +GuestFailure: kernel panic: ", result.stdout.str(), re.MULTILINE)
+    assert len(panics) == 3
     trace = section(result, "vmdebug: kernel panic")
     assert re.search(r"sysrq_handle_crash.* \S*drivers/tty/sysrq\.c:\d+", trace), trace
     [folder] = pytester.path.glob("art/*-test_panic")
