@@ -118,10 +118,12 @@ class OwnMachine(msgspec.Struct, frozen=True, kw_only=True, tag="own"):
     Args:
         initrd: Initial RAM file system, or None.
         disk: Disk image for the first virtio-blk device, or None.
+        throwaway: Whether what the guest writes to it goes with the VM; then several can have it at once.
     """
 
     initrd: Path | None = None
     disk: Path | None = None
+    throwaway: bool = False
 
 
 class RunnerMachine(msgspec.Struct, frozen=True, kw_only=True, tag="runner"):

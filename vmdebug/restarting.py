@@ -10,7 +10,7 @@ from vmdebug import sources, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import attach as attaching
 from vmdebug.errors import StateError
-from vmdebug.guest import GuestOptions, LaunchSpec
+from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report
 from vmdebug.vm import Vm
@@ -54,7 +54,10 @@ def resolve(machine: Vm, *, halt: bool | None = None, report: Report, deadline: 
     options = asked(machine)
     spec = sources.resolve(options, report=report, deadline=deadline)
     wanted = options.halt if halt is None else halt
-    return msgspec.structs.replace(spec, name=machine.name, halt=wanted)
+    made = spec.machine
+    if isinstance(made, OwnMachine) and isinstance(before := machine.state.spec.machine, OwnMachine):
+        made = msgspec.structs.replace(made, throwaway=before.throwaway)
+    return msgspec.structs.replace(spec, name=machine.name, halt=wanted, machine=made)
 
 
 def replace(machine: Vm, spec: LaunchSpec, *, report: Report, launch_seconds: float) -> Vm:

@@ -588,6 +588,34 @@ def test_four_workers_share_one_template_and_lose_no_test(pytester: pytest.Pytes
     assert all(templates)
 
 
+def test_each_test_has_the_disk_as_it_was(pytester: pytest.Pytester) -> None:
+    disk = pytester.path / "disk.raw"
+    disk.write_bytes(b"mine" + bytes(1 << 20))
+    pytester.path.joinpath("vmdebug.toml").write_text(f'[guest.big]\nsource = "builtin"\ndisk = "{disk}"\n')
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(2))
+        def test_each(session, number):
+            assert session.exec("head -c 4 /dev/vda").stdout == "mine"
+            session.exec("echo evil > /dev/vda; sync", check=True)
+            session.restart()
+            assert session.exec("head -c 4 /dev/vda").stdout == "mine"
+            session.exec("echo evil > /dev/vda; sync", check=True)
+        """,
+        "-n2",
+        "--vmdebug-guest=big",
+    )
+
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        ["big: each test's guest comes by boot: what it writes to the disk * would not be*"]
+    )
+    assert disk.read_bytes().startswith(b"mine")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_is_left_of_a_run_that_is_ended_half_way(
     pytester: pytest.Pytester, number: signal.Signals

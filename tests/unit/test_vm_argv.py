@@ -132,6 +132,17 @@ def test_commas_in_paths_are_written_twice() -> None:
     assert "path=/run/a,,b/console.sock," in words[1]
     assert "logfile=/run/a,,b/console.log," in words[1]
     assert "filename=/x,,y" in argv.disk(Path("/x,y"), "raw")[1]
+    assert "file=/x,,y" in argv.throwaway(Path("/x,y"), "raw")[1]
+
+
+def test_a_disk_that_stays_as_it_is_takes_writes_into_a_file_of_qemus_own() -> None:
+    words = own(spec(machine=OwnMachine(disk=Path("/d.qcow2"), throwaway=True)))
+    at = words.index("-drive")
+    assert words[at : at + 4] == [
+        *("-drive", "if=none,id=disk0,format=qcow2,snapshot=on,file=/d.qcow2"),
+        *("-device", "virtio-blk-pci,drive=disk0"),
+    ]
+    assert "-blockdev" not in words
 
 
 def test_a_disk_has_the_format_of_its_magic() -> None:

@@ -23,6 +23,10 @@ SPEC = LaunchSpec(
         ({}, ""),
         ({"qemu_args": ("-device", "virtio-balloon-pci")}, ""),
         ({"machine": OwnMachine(disk=Path("/d"))}, "the disk /d has one writer at a time"),
+        (
+            {"machine": OwnMachine(disk=Path("/d"), throwaway=True)},
+            "what it writes to the disk /d would not be",
+        ),
         ({"machine": RunnerMachine(script=Path("/r"), system_name="n")}, "a runner's guest has a disk"),
         ({"qemu_args": ("-drive", "file=x")}, "QEMU's argument -drive gives it a disk"),
         ({"qemu_args": ("-m", "4G")}, "QEMU's argument -m says where its memory is"),

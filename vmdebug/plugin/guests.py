@@ -16,7 +16,7 @@ from vmdebug import sources, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.ahead import Ahead
 from vmdebug.errors import VmdebugError
-from vmdebug.guest import GuestOptions, LaunchSpec
+from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
 from vmdebug.plugin.beforehand import Beforehand
 from vmdebug.progress import Report, Step, silent
 from vmdebug.session import ATTACH_SECONDS, BUILD_SECONDS, LAUNCH_SECONDS
@@ -89,16 +89,15 @@ class Guests:
         return found if isinstance(found, LaunchSpec) else None
 
     def spec(self, options: GuestOptions) -> LaunchSpec:
-        """Return everything that is needed to start a guest.
+        """Return everything that is needed to start a guest, of which nothing stays.
 
         Raises:
             VmdebugError: see `vmdebug.sources.resolve`.
         """
         if options not in self._specs:
             try:
-                self._specs[options] = sources.resolve(
-                    options, report=self._report, deadline=Deadline.after(BUILD_SECONDS)
-                )
+                found = sources.resolve(options, report=self._report, deadline=Deadline.after(BUILD_SECONDS))
+                self._specs[options] = _fresh(found)
             except VmdebugError as error:
                 self._specs[options] = error
         return _or_raise(self._specs[options])
@@ -212,6 +211,13 @@ class Guests:
         # The pid tells runs and workers apart, the number tells one run's tests apart.
         plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", test)[:_NAME_CHARACTERS].strip(".-_") or "test"
         return f"{plain}-{os.getpid()}.{next(self._numbers)}"
+
+
+def _fresh(spec: LaunchSpec) -> LaunchSpec:
+    """Return a spec whose guests leave their disk as they found it: no test sees what another one wrote."""
+    if not isinstance(spec.machine, OwnMachine) or spec.machine.disk is None:
+        return spec
+    return msgspec.structs.replace(spec, machine=msgspec.structs.replace(spec.machine, throwaway=True))
 
 
 @contextlib.contextmanager

@@ -110,7 +110,7 @@ def own(
         *size(spec.memory or DEFAULT_MEMORY_MIB, spec.cpus or 1),
         *memory(spec.memory or DEFAULT_MEMORY_MIB, origin),
         *boot(spec.kernel, machine.initrd, spec.parameters),
-        *(disk(machine.disk, disk_format) if machine.disk and disk_format else ()),
+        *_disk(machine, disk_format),
         *entropy(features),
         *generation(features, " ".join(spec.qemu_args)),
         *harness(spec, rundir=rundir, features=features, given=spec.qemu_args),
@@ -217,6 +217,12 @@ def boot(kernel: Kernel, initrd: Path | None, parameters: Sequence[str]) -> tupl
     )
 
 
+def _disk(machine: OwnMachine, disk_format: DiskFormat | None) -> tuple[str, ...]:
+    if machine.disk is None or disk_format is None:
+        return ()
+    return (throwaway if machine.throwaway else disk)(machine.disk, disk_format)
+
+
 def disk(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
     """Attach a disk image as the first virtio block device; what the guest writes stays in it."""
     return (
@@ -224,6 +230,19 @@ def disk(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
         f"driver=file,node-name=file0,filename={value(path)}",
         "-blockdev",
         f"driver={disk_format},node-name=disk0,file=file0",
+        "-device",
+        "virtio-blk-pci,drive=disk0",
+    )
+
+
+def throwaway(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
+    """Attach a disk image that stays as it is: what is written goes into a file in $TMPDIR, without a name.
+
+    See `snapshot` of `-drive` in QEMU's manual; `-blockdev` has no such thing.
+    """
+    return (
+        "-drive",
+        f"if=none,id=disk0,format={disk_format},snapshot=on,file={value(path)}",
         "-device",
         "virtio-blk-pci,drive=disk0",
     )

@@ -103,6 +103,8 @@ def unable(spec: LaunchSpec) -> str:
     """Say why a guest's state would not be all of it, or cannot be had; "" where it may."""
     if isinstance(spec.machine, RunnerMachine):
         return "a runner's guest has a disk and mounted 9p shares, which no copy can have"
+    if spec.machine.disk is not None and spec.machine.throwaway:
+        return f"what it writes to the disk {spec.machine.disk} would not be copied with its memory"
     if spec.machine.disk is not None:
         return f"the disk {spec.machine.disk} has one writer at a time"
     for word in spec.qemu_args:
