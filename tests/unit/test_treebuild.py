@@ -51,6 +51,16 @@ def test_objects_are_told_and_warnings_kept(linux: Path) -> None:
     assert built.warnings.startswith("fs/open.c:1:1: warning")
 
 
+def test_the_builtin_kernels_tree_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept there is known by its source and configuration, and other VMs run it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = tmp_path / "vmdebug/kernel/1234"
+    kept.mkdir(parents=True)
+    (kept / "Makefile").write_text(MAKEFILE)
+    with pytest.raises(UsageError, match="the builtin kernel's"):
+        build(kept)
+
+
 @pytest.mark.parametrize("command", ["ccache gcc", "clang-17"])
 def test_the_compiler_command_is_that_of_the_objects_there_are(linux: Path, command: str) -> None:
     recorded(linux, command)

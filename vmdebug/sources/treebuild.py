@@ -22,7 +22,7 @@ from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import GuestOptions
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report
-from vmdebug.sources import kbuild, kconfig, kmake, naming
+from vmdebug.sources import cache, kbuild, kconfig, kmake, naming
 
 _COMMAND = re.compile(r"^(?:saved)?cmd_\S+ := (.*?)\s-", re.MULTILINE)
 _MAKES_OWN = re.compile(r"^make(?:\[\d+\])?: ")
@@ -81,12 +81,17 @@ def build(tree: Path, *, jobs: int | None = None, report: Report, deadline: Dead
         deadline: When it is given up; the next make goes on from there.
 
     Raises:
-        UsageError: it cannot be built in.
+        UsageError: it cannot be built in, or is not the user's.
         HostError: a program is missing.
         BuildError: the compiler failed; the detail has its words.
         DeadlineError: it took too long.
     """
     process.find("make", package="make")
+    if tree.resolve().is_relative_to(cache.directory("kernel").resolve()):
+        raise UsageError(
+            f"{tree} is the builtin kernel's, kept for its source and configuration as they are",
+            hint="give a tree of your own; `vmdebug kernel build --source TREE` makes another builtin kernel",
+        )
     for needed, hint in (
         ("Makefile", "give the directory in which `make` runs"),
         (
