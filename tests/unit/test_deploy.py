@@ -47,7 +47,7 @@ class TestWhatCanBeDeployed:
 
 class TestCommandLines:
     def test_of_nixos_rebuild(self) -> None:
-        argv = deploy.rebuild("nixos-rebuild", "switch", TARGET, host=BOX, sudo="--sudo", more=("-L",))
+        argv = deploy.rebuild("nixos-rebuild", "switch", TARGET, host=BOX, options=("--sudo",), more=("-L",))
         assert argv == [
             *("nixos-rebuild", "switch", "--flake", "/src/flake#aethelred-base"),
             *("--target-host", BOX, "--sudo", "--impure", "-L"),
@@ -75,25 +75,30 @@ class TestCommandLines:
         assert deploy.booted(BOX) == [*SSH, "readlink -f /run/booted-system/kernel"]
 
     def test_where_nixos_rebuild_comes_from(self) -> None:
-        tails = [[word for word in argv if "#" in word or "/" in word] for argv in deploy.packages("/f")]
+        tails = [argv[argv.index("--json") + 1 :] for argv in deploy.packages(TARGET)]
         assert tails == [
-            ["/f#nixos-rebuild"],
-            ["nixpkgs#nixos-rebuild-ng", "/f"],
-            ["nixpkgs#nixos-rebuild", "/f"],
+            ["/src/flake#nixos-rebuild", "--impure"],
+            ["nixpkgs#nixos-rebuild-ng", "--inputs-from", "/src/flake"],
+            ["nixpkgs#nixos-rebuild", "--inputs-from", "/src/flake"],
         ]
 
 
 @pytest.mark.parametrize(
-    ("usage", "option"),
+    ("program", "usage", "options"),
     [
-        ("[--use-remote-sudo] [--no-flake]", "--use-remote-sudo"),
-        ("--sudo, --use-remote-sudo", "--sudo"),
-        ("[--ask-sudo-password] [--sudo]", "--sudo"),
-        ("No manual entry for nixos-rebuild", "--use-remote-sudo"),
+        ("nixos-rebuild", "[--use-remote-sudo] [--no-flake]", ("--use-remote-sudo",)),
+        ("nixos-rebuild", "--sudo, --use-remote-sudo", ("--sudo",)),
+        ("nixos-rebuild", "[--ask-sudo-password] [--sudo] [--no-reexec]", ("--sudo", "--no-reexec")),
+        ("nixos-rebuild", "--elevate {none,sudo,run0} ... --sudo Alias for --elevate=sudo.", ("--sudo",)),
+        ("nixos-rebuild", "No manual entry for nixos-rebuild", ("--use-remote-sudo",)),
+        ("nixos-rebuild-ng", "No manual entry for nixos-rebuild-ng", ("--sudo",)),
     ],
 )
-def test_how_it_is_told_to_become_root(usage: str, option: str) -> None:
-    assert deploy.sudo_option(usage) == option
+def test_how_it_is_told_to_become_root_and_to_stay_what_it_is(
+    program: str, usage: str, options: tuple[str, ...]
+) -> None:
+    assert deploy.options_of(Path(program), usage, sudo=True) == options
+    assert deploy.options_of(Path(program), usage, sudo=False) == options[1:]
 
 
 @pytest.mark.parametrize(

@@ -135,9 +135,10 @@ def _system(
         if not dry_run:
             asking = Deadline.after(SSH_SECONDS)
             deploying.ask(host, deploying.preflight(host, sudo=sudo), deadline=asking)
-        program = deploying.find_rebuild(target.flake, report=report, deadline=deadline)
-        by = deploying.sudo_option(deploying.usage(program, deadline=deadline)) if sudo else ""
-        argv = deploying.rebuild(program, action, target, host=host, sudo=by, more=more)
+        program = deploying.find_rebuild(target, report=report, deadline=deadline)
+        usage = deploying.usage(program, deadline=deadline)
+        own = deploying.options_of(program, usage, sudo=sudo)
+        argv = deploying.rebuild(program, action, target, host=host, options=own, more=more)
         if dry_run:
             system = None
         else:

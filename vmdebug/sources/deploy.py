@@ -95,7 +95,7 @@ def rebuild(
     target: flake.Target,
     *,
     host: str,
-    sudo: str = "",
+    options: Sequence[str] = (),
     more: Sequence[str] = (),
 ) -> list[str]:
     """Return the command line that brings a system onto a machine; see nixos-rebuild(8).
@@ -105,7 +105,7 @@ def rebuild(
         action: `switch` to it, now and at each boot; `boot` from the next boot on; `test` it until then.
         target: The system.
         host: USER@HOST.
-        sudo: The option that has it become root there, by this program's name for it; "" for none.
+        options: What `options_of` returned.
         more: The user's own words.
     """
     return [
@@ -113,7 +113,7 @@ def rebuild(
         action,
         *("--flake", f"{target.flake}#{flake.join((target.system,))}"),
         *("--target-host", host),
-        *((sudo,) if sudo else ()),
+        *options,
         *target.nix_args,
         *more,
     ]
@@ -153,14 +153,21 @@ def booted(host: str) -> list[str]:
     return ssh(host, "readlink", "-f", "/run/booted-system/kernel")
 
 
-def sudo_option(usage: str) -> str:
-    """Return what a nixos-rebuild calls the option to become root on the target.
+def options_of(program: Path, usage: str, *, sudo: bool) -> tuple[str, ...]:
+    """Return a nixos-rebuild's own options for what we want of it.
 
     Args:
-        usage: What its `--help` prints. Since NixOS 25.05 it is `--sudo`; before that, and where nothing
-            is said, `--use-remote-sudo`.
+        program: It.
+        usage: What its `--help` prints; nothing is said where its manual page is not found.
+        sudo: Whether it has to become root on the target. `--sudo` is nixos-rebuild-ng's word, before that
+            it was `--use-remote-sudo`.
     """
-    return "--sudo" if re.search(r"(?<![\w-])--sudo\b", usage) else "--use-remote-sudo"
+    known = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", usage))
+    ng = PROGRAMS[1] in str(program.resolve())
+    root = "--sudo" if ng or "--sudo" in known else "--use-remote-sudo"
+    # By itself it goes on as the nixos-rebuild of the flake's own nixpkgs, which may know other options.
+    stay = ("--no-reexec",) if "--no-reexec" in known else ()
+    return (*((root,) if sudo else ()), *stay)
 
 
 def refused(host: str, done: process.Completed) -> HostError | BuildError:
@@ -200,8 +207,8 @@ def ask(host: str, argv: Sequence[str], *, deadline: Deadline) -> str:
     return done.stdout
 
 
-def find_rebuild(flake_reference: str, *, report: Report, deadline: Deadline) -> Path:
-    """Return nixos-rebuild: the one on PATH, else that of the flake or of its nixpkgs.
+def find_rebuild(target: flake.Target, *, report: Report, deadline: Deadline) -> Path:
+    """Return nixos-rebuild: the one on PATH, else that of the target's flake or of its nixpkgs.
 
     Raises:
         HostError: there is none.
@@ -213,7 +220,7 @@ def find_rebuild(flake_reference: str, *, report: Report, deadline: Deadline) ->
         except HostError:
             continue
     why = ""
-    for argv in packages(flake_reference):
+    for argv in packages(target):
         try:
             built = nix.ask(
                 argv, list[nix.Built], what="getting nixos-rebuild", report=report, deadline=deadline
@@ -226,16 +233,17 @@ def find_rebuild(flake_reference: str, *, report: Report, deadline: Deadline) ->
             if (output / "bin" / name).is_file():
                 return output / "bin" / name
     raise HostError(
-        f"there is no nixos-rebuild: not on PATH, nor as a package of {flake_reference} or its nixpkgs",
+        f"there is no nixos-rebuild: not on PATH, nor as a package of {target.flake} or its nixpkgs",
         hint="packages.x86_64-linux.nixos-rebuild = pkgs.nixos-rebuild-ng; in the flake gives it",
         detail=why,
     )
 
 
-def packages(flake_reference: str) -> list[list[str]]:
+def packages(target: flake.Target) -> list[list[str]]:
     """Return the command lines that build nixos-rebuild, the first one that works to be taken."""
-    own = [nix.build([f"{flake_reference}#nixos-rebuild"])]
-    inputs = ("--inputs-from", flake_reference)
+    own = [nix.build([f"{target.flake}#nixos-rebuild"], nix_args=target.nix_args)]
+    # Nix takes no --override-input for the flake that inputs are from.
+    inputs = ("--inputs-from", target.flake)
     return own + [nix.build([f"nixpkgs#{name}"], nix_args=inputs) for name in PACKAGES]
 
 
