@@ -6,8 +6,8 @@
  * so that any kernel's Kconfig is read by the parser that came with it. It rests on what is the
  * same in all of them: struct symbol, its dependencies, expr_gstr_print().
  *
- * Runs as `make config` runs its program, with the names in $KCONFIG_WHY. Writes a line for each
- * fact: the option, the kind of the fact, and its value, with tabs between them.
+ * Runs where `make *config` runs its programs, with the names in $KCONFIG_WHY, and whatever arguments. Writes
+ * a line for each fact: the option, the kind of the fact, and its value, with tabs between them.
  */
 #include <stdbool.h>
 #include <stdio.h>
@@ -100,14 +100,16 @@ static void tell(struct symbol *sym)
 		fact(sym, "promptless", "");
 }
 
-int main(int argc, char **argv)
+int main(void)
 {
 	const char *names = getenv("KCONFIG_WHY");
+	/* As scripts/kconfig/Makefile has it. */
+	const char *file = getenv("KBUILD_KCONFIG");
 	char *name, *rest;
 
-	if (argc < 2 || !names)
+	if (!names)
 		return 2;
-	conf_parse(argv[argc - 1]);
+	conf_parse(file && *file ? file : "Kconfig");
 	conf_read(NULL);
 	rest = strdup(names);
 	for (name = strtok(rest, " "); name; name = strtok(NULL, " ")) {

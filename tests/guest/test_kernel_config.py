@@ -10,7 +10,7 @@ import pytest
 
 from vmdebug import shipped
 from vmdebug.cli import status_of
-from vmdebug.sources import kbuild, kconfig
+from vmdebug.sources import kbuild, kconfig, kconfigwhy
 
 _OF_THE_MACHINE = re.compile(r"CONFIG_(?:CC|GCC|CLANG|AS|LD|LLD|PAHOLE|RUSTC|TOOLS)_\w*")
 """Options that Kconfig sets by the compiler that it finds."""
@@ -40,9 +40,37 @@ def test_fragments_on_tinyconfig_bring_what_they_build_on_and_check_accepts_them
     assert status_of(["kernel", "config", "--check", str(tmp_path)]) == 1
 
 
+@pytest.mark.parametrize("base", ["tinyconfig", "defconfig", "FILE"])
+def test_the_configuration_that_was_there_is_kept(source: Path, tmp_path: Path, base: str) -> None:
+    """Each make on the way keeps the one that it finds, which is not the user's any more."""
+    mine, other = tmp_path / "o/.config", tmp_path / "other"
+    mine.parent.mkdir()
+    mine.write_text("# hours of work\nCONFIG_MINE=y\n")
+    other.write_text("CONFIG_64BIT=y\n")
+    given = str(other) if base == "FILE" else base
+    assert configure(source, mine.parent, "--base", given, "-f", "ext4") == 0
+    assert mine.with_name(".config.old").read_text() == "# hours of work\nCONFIG_MINE=y\n"
+
+
+@pytest.mark.parametrize("fragment", ["kasan", "kcov", "kcsan", "pc"])
+def test_a_fragment_brings_what_it_builds_on(source: Path, tmp_path: Path, fragment: str) -> None:
+    assert configure(source, tmp_path, "--base", "tinyconfig", "-f", fragment) == 0
+
+
+@pytest.mark.parametrize("rules", ["this kernel's", "config: conf --oldaskconfig"])
 def test_what_cannot_stick_is_named_with_what_stopped_it(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    rules: str,
 ) -> None:
+    """Also where make's rules are those of Linux 5.10, which name none of its programs."""
+    if rules != "this kernel's":
+        (tmp_path / "scripts/kconfig").mkdir(parents=True)
+        (tmp_path / "scripts/kconfig/Makefile").write_text(rules)
+        words = kconfigwhy._in_place_of_its_own(tmp_path, tmp_path / "o")
+        monkeypatch.setattr(kconfigwhy, "_in_place_of_its_own", lambda *_: words)
     (tmp_path / "mine").write_text(
         "CONFIG_EXPERT=y\nCONFIG_9P_FS=y\nCONFIG_SLOB=y\nCONFIG_SLUB=y\nCONFIG_NO_SUCH_THING=y\nCONFIG_PRINTK=y\n"
     )

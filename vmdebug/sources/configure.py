@@ -6,6 +6,7 @@ that a fragment asks for is compared with what came about, and Kconfig is asked 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import shlex
@@ -145,13 +146,13 @@ def configure(
     given = tuple(fragments.load(name) for name in (*start.extra, *names))
     wanted = fragments.with_needs(given) if start.minimal else given
     tree = _source(source, directory, report, deadline)
-    _claim(directory)
-    job = _Job(start, tree, directory, wanted, builtin, kmake.environment(), report, deadline)
-    _merge(job)
-    if builtin:
-        _without_modules(job)
-    done = _result(job, [each.name for each in given])
-    _sign(directory, base, names, builtin=builtin)
+    with _claimed(directory):
+        job = _Job(start, tree, directory, wanted, builtin, kmake.environment(), report, deadline)
+        _merge(job)
+        if builtin:
+            _without_modules(job)
+        done = _result(job, [each.name for each in given])
+        _sign(directory, base, names, builtin=builtin)
     return done
 
 
@@ -168,17 +169,27 @@ def _source(source: Path | None, directory: Path, report: Report, deadline: Dead
     return ksource.unpacked(found, report=report, deadline=deadline)
 
 
-def _claim(directory: Path) -> None:
+@contextlib.contextmanager
+def _claimed(directory: Path) -> Iterator[None]:
+    """Make the directory; what is its .config is its .config.old afterwards, as Kconfig does it.
+
+    Kconfig does it each time that it writes, and it writes several times here.
+    """
+    config, old = directory / ".config", directory / ".config.old"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        config = directory / ".config"
-        if config.is_file():
-            # As Kconfig does it.
-            (directory / ".config.old").write_bytes(config.read_bytes())
+        before = config.read_bytes() if config.is_file() else None
+        if before is not None:
+            old.write_bytes(before)
     except OSError as error:
         raise HostError(
             f"cannot write to {directory}: {error.strerror}", hint="give another -o DIR"
         ) from error
+    try:
+        yield
+    finally:
+        if before is not None:
+            old.write_bytes(before)
 
 
 def _merge(job: _Job) -> None:

@@ -66,7 +66,7 @@ def ask(
     try:
         process.run(_link_argv(source, directory), deadline=deadline)
         said = process.run(
-            kmake.argv(source, directory, "-s", f"config-prog={_PROGRAM}", "config"),
+            kmake.argv(source, directory, "-s", *_in_place_of_its_own(source, directory)),
             env={**env, "KCONFIG_WHY": " ".join(names)},
             deadline=deadline,
         )
@@ -75,6 +75,15 @@ def ask(
     finally:
         (directory / "scripts/kconfig" / _PROGRAM).unlink(missing_ok=True)
     return read(said.stdout)
+
+
+def _in_place_of_its_own(source: Path, directory: Path) -> tuple[str, ...]:
+    """Return the words by which make runs our program where it would run one of its own."""
+    rules = (source / "scripts/kconfig/Makefile").read_text(errors="replace")
+    if "config-prog" in rules:
+        return (f"config-prog={_PROGRAM}", "config")
+    # Linux 5.10: of what its rules run, Python alone goes by a name that can be given.
+    return (f"PYTHON3={directory / 'scripts/kconfig' / _PROGRAM}", "testconfig")
 
 
 def read(text: str) -> dict[str, Facts]:
