@@ -111,6 +111,7 @@ DEBUG = (
     Need("KALLSYMS", "advice", "where modules' sections are, for their symbols", "debug"),
     Need("FW_CFG_SYSFS", "advice", "notes in memory dumps, for crash and drgn", "vm-boot"),
     Need("PVPANIC_PCI", "advice", "a panic that QEMU tells of at once", "vm-boot"),
+    Need("EROFS_FS", "advice", "the store of a VM with vmdebug.nixosModules.vmdebug", "nixos-boot"),
 )
 
 
