@@ -13,8 +13,8 @@ let
   namesOf = map nameOf;
   packagesOf = map (name: python3Packages.${name});
 
-  # pip-tools makes requirements.txt, which Nix has no use for. nixpkgs has import-linter as a program,
-  # and no types-gdb: without it mypy is left to `make lint`.
+  # pip-tools makes requirements.txt, which Nix has no use for. nixpkgs has import-linter and ruff as programs, and
+  # no types-gdb: without it mypy is left to a checkout with a .venv.
   elsewhere = [
     "import-linter"
     "mypy"

@@ -10,10 +10,11 @@ in
     packages = [
       (pkgs.python3.withPackages (_: python.dependencies ++ python.development))
       pkgs.ruff
-      pkgs.mypy
+      pkgs.import-linter
       (pkgs.writeShellScriptBin "vmdebug" ''exec python -m vmdebug.cli "$@"'')
     ]
     ++ programs.run
+    ++ programs.tests
     ++ programs.deploy
     ++ programs.kernel;
     inherit hardeningDisable;
@@ -22,7 +23,8 @@ in
     # In place of Debian's linux-source package.
     KERNEL_SOURCE = pkgs.linux.src;
     shellHook = ''
-      export PYTHONPATH=$PWD''${PYTHONPATH:+:$PYTHONPATH}
+      # The checkout is not installed, and so is no plugin by itself.
+      export PYTHONPATH=$PWD''${PYTHONPATH:+:$PYTHONPATH} PYTEST_PLUGINS=vmdebug.pytest_plugin
     '';
   };
 

@@ -9,6 +9,7 @@
 let
   inherit (pkgs) lib;
   interpreter = pkgs.python3.withPackages (_: python.dependencies ++ python.development);
+  programs = import ../programs.nix { inherit pkgs; };
 
   onSource =
     name: tools: script:
@@ -22,11 +23,14 @@ let
     '';
 in
 {
-  lint = onSource "lint" [ pkgs.ruff ] ''
+  lint = onSource "lint" [ pkgs.ruff pkgs.import-linter ] ''
     ruff check --no-cache
     ruff format --no-cache --check
+    PYTHONPATH=$PWD lint-imports --no-cache
   '';
-  unit = onSource "unit" [ interpreter pkgs.gdb pkgs.nix pkgs.qemu pkgs.pkgsStatic.busybox ] ''
+  unit = onSource "unit" ([ interpreter ] ++ programs.run ++ programs.tests) ''
+    # The source is not installed, and so is no plugin by itself; the tests start pytest elsewhere too.
+    export PYTHONPATH=$PWD PYTEST_PLUGINS=vmdebug.pytest_plugin
     python -m pytest -p no:cacheprovider tests/unit
   '';
 }

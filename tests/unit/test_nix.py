@@ -1,4 +1,5 @@
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from vmdebug.progress import Step, silent
 from vmdebug.sources import nix
 
 NIX = ["nix", "--extra-experimental-features", "nix-command flakes", "--log-format", "internal-json"]
+SLEEP = shutil.which("sleep")
 KERNEL = "md3kg3wf6iikbr1bwc3g12yxynhgvz2i-linux-6.1.192"
 
 
@@ -177,6 +179,6 @@ def test_without_nix_the_package_is_named(fake: Path) -> None:
 
 
 def test_the_deadline_ends_nix(fake: Path) -> None:
-    put(fake, "nix", "exec /bin/sleep 600")
+    put(fake, "nix", f"exec {SLEEP} 600")
     with pytest.raises(DeadlineError, match="for `nix` to end"):
         ask(nix.build(["x"]), seconds=0.2)

@@ -14,6 +14,7 @@ from vmdebug.guest import Guest, GuestOptions, LaunchSpec, RunnerMachine, decode
 from vmdebug.progress import silent
 from vmdebug.sources import runner
 
+SLEEP = shutil.which("sleep")
 SCRIPT = """\
 #! /bin/sh
 exec /usr/bin/qemu-system-x86_64 \\
@@ -229,7 +230,7 @@ def test_symbols_of_another_build_are_refused(made: Made) -> None:
 
 
 def test_the_deadline_holds_for_nix(made: Made) -> None:
-    made.nix_says("exec /bin/sleep 600", "")
+    made.nix_says(f"exec {SLEEP} 600", "")
     with pytest.raises(DeadlineError):
         resolve(made.result, seconds=0.2)
 
