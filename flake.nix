@@ -24,7 +24,7 @@
       vmdebug = import ./nix { inherit inputs system; };
     in
     {
-      # vmdebug, gdb-scripts-KERNEL, vm-SYSTEM-KERNEL, disk-image-SYSTEM-KERNEL, ccache-check.
+      # vmdebug, gdb-scripts-KERNEL, vm-SYSTEM-KERNEL, disk-image-SYSTEM-KERNEL, nixos-rebuild, ccache-check.
       packages.${system} = vmdebug.packages;
 
       # nix run .# -- …; nix run .#ccache: is ccache set up for Nix kernels, and if not, how.

@@ -22,6 +22,8 @@ in
   packages = {
     inherit vmdebug;
     default = vmdebug;
+    # What `vmdebug deploy` looks for in the flake that it deploys.
+    nixos-rebuild = pkgs.nixos-rebuild-ng;
     ccache-check = (import ./kernel/ccache.nix { inherit pkgs; }).check;
   }
   // lib.packagesFor guests;

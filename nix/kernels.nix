@@ -4,8 +4,11 @@
 # are merged onto: a target of `make` ("x86_64_defconfig", "tinyconfig"), or a .config.
 { inputs }:
 let
+  # For VMs and for a PC, with NixOS's firewall: one build for both.
   nixos = [
     "nixos-boot"
+    "nixos-net"
+    "pc"
     "debug"
     "gdb"
     ./kgdb.config

@@ -6,12 +6,17 @@
   src,
   version,
   base,
+  # Whether it is a .config, and not a target of make.
+  isFile,
+  # Whether what nobody asks for is off.
+  minimal,
   files,
   patches,
 }:
 let
-  inherit (pkgs) lib stdenv;
-  isFile = builtins.isPath base || lib.hasPrefix "/" (toString base);
+  inherit (pkgs) stdenv;
+  # With `allnoconfig` the fragments are all there is.
+  below = if base == "allnoconfig" then "/dev/null" else ".config";
 in
 stdenv.mkDerivation {
   pname = "linux-config";
@@ -28,8 +33,8 @@ stdenv.mkDerivation {
   buildPhase = ''
     runHook preBuild
     ${if isFile then "cp ${base} .config; chmod u+w .config" else "make ${base}"}
-    bash scripts/kconfig/merge_config.sh -m .config $files
-    make olddefconfig
+    KCONFIG_CONFIG=requested.config bash scripts/kconfig/merge_config.sh -m ${below} $files
+    make KCONFIG_ALLCONFIG=requested.config ${if minimal then "allnoconfig" else "alldefconfig"}
     sh ${./stuck.sh} .config $files
     runHook postBuild
   '';

@@ -1,24 +1,45 @@
 # A kernel from a source and fragments, by nixpkgs' linuxManualConfig.
 #
 # Nothing is built in order to evaluate it: the version is read from the source's Makefile, the
-# options from the fragments, and config.nix proves that they are in the configuration.
+# options from base and fragments, and config.nix proves that they are in the configuration.
 {
   pkgs,
   src,
   base ? "x86_64_defconfig",
   fragments ? [ ],
   patches ? [ ],
-  # Given where `src` is a derivation, whose Makefile would have to be built to be read.
+  # Given where `src` is a derivation, whose files would have to be built to be read.
   version ? null,
   ccache ? null,
 }:
 let
   inherit (pkgs) lib;
-  inherit (import ./fragments.nix { inherit lib; }) fileOf optionsOf;
+  inherit (import ./fragments.nix { inherit lib; }) fileOf optionsOf withNeeds;
+
+  # As `vmdebug kernel config` has it: where what nobody asks for is off, what a fragment builds on comes along.
+  minimal = lib.elem base [
+    "allnoconfig"
+    "tinyconfig"
+  ];
+  files = if minimal then withNeeds fragments else map fileOf fragments;
+
+  isFile = builtins.isPath base || lib.hasPrefix "/" (toString base);
+  defconfig = "${src}/arch/x86/configs/${if base == "defconfig" then "x86_64_defconfig" else base}";
+  ofBase =
+    if isFile then
+      optionsOf base
+    else if version == null && builtins.pathExists defconfig then
+      optionsOf defconfig
+    else
+      { };
+  # What a defconfig does not list has Kconfig's own default.
+  byDefault = lib.optionalAttrs (!minimal && !isFile) {
+    CONFIG_MODULES = "y";
+    CONFIG_EFI_STUB = "y";
+  };
+  options = byDefault // ofBase // lib.mergeAttrsList (map optionsOf files);
 
   source = import ./source.nix { inherit lib src; };
-  files = map fileOf fragments;
-  options = lib.mergeAttrsList (map optionsOf files);
   released = if version == null then source.version else version;
   local = lib.removePrefix "\"" (lib.removeSuffix "\"" (options.CONFIG_LOCALVERSION or ""));
 
@@ -27,6 +48,8 @@ let
       pkgs
       src
       base
+      isFile
+      minimal
       patches
       files
       ;
@@ -44,10 +67,19 @@ let
     }) patches;
     extraMakeFlags = lib.optionals (ccache != null) ccache.makeFlags;
   };
+
+  # NixOS refuses systemd-boot for a kernel that does not say it has the EFI stub. Without `features` it asks for each
+  # of system.requiredKernelConfig instead, in options that are not known as long as Kconfig has not run.
+  features = lib.optionalAttrs (options.CONFIG_EFI_STUB or "n" == "y") { efiBootStub = true; };
 in
-if ccache == null then
-  kernel
-else
-  kernel.overrideAttrs (old: {
+kernel.overrideAttrs (
+  old:
+  {
+    passthru = old.passthru // {
+      features = old.passthru.features or { } // features;
+    };
+  }
+  // lib.optionalAttrs (ccache != null) {
     preConfigure = (old.preConfigure or "") + ccache.report;
-  })
+  }
+)

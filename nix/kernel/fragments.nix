@@ -1,12 +1,15 @@
 # Fragments of kconfigs/, by name, and one's own, by path.
 { lib }:
 let
+  linesOf = file: lib.splitString "\n" (builtins.readFile file);
+  matches = pattern: file: lib.filter (found: found != null) (map (builtins.match pattern) (linesOf file));
+
   shipped = ../../kconfigs;
   names = lib.concatMap (
     file: lib.optional (lib.hasSuffix ".config" file) (lib.removeSuffix ".config" file)
   ) (lib.attrNames (builtins.readDir shipped));
 in
-{
+rec {
   # The file of a fragment; an unknown name is answered with those that there are.
   fileOf =
     fragment:
@@ -17,16 +20,27 @@ in
     else
       throw "vmdebug: there is no fragment ${fragment}; those of kconfigs/: ${lib.concatStringsSep ", " names}";
 
-  # What a fragment sets: { CONFIG_X = "y"; }.
+  # Fragments with those that they build on (`# Needs:` in their heads), each once and before the first that needs it.
+  withNeeds =
+    fragments:
+    lib.unique (
+      lib.concatMap (fragment: withNeeds (needsOf (fileOf fragment)) ++ [ (fileOf fragment) ]) fragments
+    );
+  needsOf =
+    file:
+    lib.concatMap (found: lib.filter (name: name != "") (lib.splitString " " (lib.head found))) (
+      matches "# Needs: (.+)" file
+    );
+
+  # What a fragment, or a .config, sets: { CONFIG_X = "y"; CONFIG_OFF = "n"; }.
   optionsOf =
     file:
-    let
-      setting = line: builtins.match "(CONFIG_[A-Za-z0-9_]+)=([^#]*[^# ]) *" line;
-      settings = lib.filter (found: found != null) (
-        map setting (lib.splitString "\n" (builtins.readFile file))
-      );
-    in
     lib.listToAttrs (
-      map (found: lib.nameValuePair (lib.elemAt found 0) (lib.elemAt found 1)) settings
+      map (found: lib.nameValuePair (lib.elemAt found 0) (lib.elemAt found 1)) (
+        matches "(CONFIG_[A-Za-z0-9_]+)=([^#]*[^# ]) *" file
+      )
+      ++ map (found: lib.nameValuePair (lib.head found) "n") (
+        matches "# (CONFIG_[A-Za-z0-9_]+) is not set" file
+      )
     );
 }

@@ -18,6 +18,20 @@ let
     inherit (cfg.ccache) dir;
   };
 
+  # NixOS's list for VMs names modules that a kernel of one's own need not have, and a missing one fails the build of the
+  # initrd. What is built in is found. The option is younger than NixOS 25.05.
+  missingAllowed =
+    if options.boot.initrd ? allowMissingModules then
+      { boot.initrd.allowMissingModules = lib.mkDefault true; }
+    else
+      {
+        nixpkgs.overlays = [
+          (_: before: {
+            makeModulesClosure = given: before.makeModulesClosure (given // { allowMissing = true; });
+          })
+        ];
+      };
+
   row = types.submodule {
     options = {
       src = mkOption {
@@ -57,10 +71,8 @@ in
   options.vmdebug = {
     kernels = mkOption {
       type = types.attrsOf row;
-      default = {
-        nixos = { };
-      };
-      description = "The kernels that there are to choose from.";
+      default = { };
+      description = "The kernels that there are to choose from; `nixos`, NixOS's own, is always one.";
     };
     kernel = {
       name = mkOption {
@@ -93,6 +105,7 @@ in
 
   config = lib.mkMerge [
     {
+      vmdebug.kernels.nixos = { };
       boot.kernelParams = chosen.params ++ cfg.params;
     }
     (lib.mkIf (chosen.src != null) {
@@ -109,14 +122,10 @@ in
           ccache = if cfg.ccache.enable then ccache else null;
         }
       );
-      # NixOS's lists name modules that a kernel of one's own need not have, and a missing one fails the build of the
-      # initrd. What is built in is found; what the machine itself needs, its own configuration lists.
-      boot.initrd = {
-        includeDefaultModules = lib.mkDefault false;
-      }
-      // lib.optionalAttrs (options.boot.initrd ? allowMissingModules) {
-        allowMissingModules = lib.mkDefault true;
-      };
+      # What the machine needs, its own configuration lists. A module of that list which the kernel lacks fails the
+      # build, of a machine that would not boot.
+      boot.initrd.includeDefaultModules = lib.mkDefault false;
+      virtualisation.vmVariant = missingAllowed;
     })
   ];
 }

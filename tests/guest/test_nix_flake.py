@@ -17,6 +17,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError
 from vmdebug.guest import Kernel
 from vmdebug.process import Completed
+from vmdebug.sources import kconfig, tree
 from vmdebug.sources.kerneldev import why_unusable
 
 SECONDS = 240.0
@@ -93,6 +94,23 @@ def test_a_configuration_has_what_its_fragments_ask_for(flake: OurFlake) -> None
     assert {f"CONFIG_{option}=y" for option in wanted} <= set(config)
 
 
+def test_what_nobody_asks_for_is_off_and_what_a_fragment_builds_on_comes_along(
+    flake: OurFlake, kernel: Kernel, tmp_path: Path
+) -> None:
+    """As with `vmdebug kernel config`."""
+    made = expression(flake, _configured('[ "vm-boot" "gdb" ]', base="allnoconfig"))
+    assert kernel.vmlinux is not None
+    source = tree.source(kernel.vmlinux.parent)
+    vmdebug(
+        flake, "kernel", "config", "--source", str(source), "-f", "vm-boot", "-f", "gdb", "-o", str(tmp_path)
+    )
+    theirs, ours = (
+        kconfig.options(file.read_text())
+        for file in (Path(json.loads(made.stdout)[0]["outputs"]["out"]), tmp_path / ".config")
+    )
+    assert theirs == ours
+
+
 def test_an_option_that_does_not_stick_fails_the_build_and_is_named(flake: OurFlake, tmp_path: Path) -> None:
     impossible = tmp_path / "impossible.config"
     impossible.write_text("CONFIG_GDB_SCRIPTS=y\nCONFIG_ARM_SMMU=y\n")
@@ -101,12 +119,13 @@ def test_an_option_that_does_not_stick_fails_the_build_and_is_named(flake: OurFl
     assert "vmdebug: CONFIG_ARM_SMMU was asked to be y, and is n" in built.stderr
 
 
-def _configured(fragments: str) -> str:
+def _configured(fragments: str, *, base: str = "x86_64_defconfig") -> str:
     return f"""
       (import (ours + "/kernel") {{
         inherit pkgs;
         inherit (pkgs.linux) src;
         version = "6.1.0";
+        base = "{base}";
         fragments = {fragments};
       }}).configfile
     """

@@ -19,7 +19,7 @@ KERNELS = ("nixos", "upstream", "own")
 GUESTS = {f"{system}-{kernel}" for system, kernel in product(SYSTEMS, KERNELS)}
 
 PACKAGES = (
-    {"vmdebug", "default", "ccache-check"}
+    {"vmdebug", "default", "ccache-check", "nixos-rebuild"}
     | {f"vm-{guest}" for guest in GUESTS}
     | {f"gdb-scripts-{kernel}" for kernel in KERNELS}
     | {f"disk-image-aethelred-{kernel}" for kernel in KERNELS}
@@ -71,6 +71,13 @@ def test_every_systems_vm_evaluates_with_every_kernel(flake: OurFlake) -> None:
     )
     assert set(found) == GUESTS
     assert len(set(found.values())) == len(GUESTS)
+
+
+def test_busyboxs_applets_hide_nobodys_programs(flake: OurFlake) -> None:
+    """Its package has a link for each: make would take its tar, awk and cpio."""
+    wrapped = flake.evaluate("packages.x86_64-linux.vmdebug.makeWrapperArgs", "map toString")
+    (directory,) = (path for path in wrapped[-1].split(":") if "busybox" in path)
+    assert directory.endswith("-busybox-static/bin")
 
 
 def test_tests_of_guests_go_to_builders_with_kvm(flake: OurFlake) -> None:
@@ -127,6 +134,60 @@ def test_another_source_is_another_kernel_for_all_that_use_it(flake: OurFlake, t
     found = other.evaluate("nixosConfigurations", version)
     assert {found[f"{system}-{kernel}"] for system in SYSTEMS for kernel in ("upstream", "own")} == {"6.15.7"}
     assert found["base-nixos"] == "6.1.0-host"
+
+
+def test_a_machine_needs_its_modules_and_a_vm_does_not(flake: OurFlake) -> None:
+    """NixOS's list for VMs names some that our kernels lack; a machine's own list is what it boots from."""
+    guest = "nixosConfigurations.aethelred-upstream.config"
+    missing = "config: config.boot.initrd.allowMissingModules"
+    assert flake.evaluate(guest, missing) is False
+    assert flake.evaluate(f"{guest}.virtualisation.vmVariant", missing) is True
+    assert flake.evaluate(f"nixosConfigurations.base-nixos.{VARIANT}", missing) is False
+
+
+def test_an_older_nixos_is_told_by_an_overlay(flake: OurFlake, tmp_path: Path) -> None:
+    """boot.initrd.allowMissingModules came after 25.05."""
+    older = tmp_path / "nixpkgs"
+    shutil.copytree(flake.inputs["nixpkgs"], older)
+    module = older / "nixos/kernel.nix"
+    declared = "    initrd.allowMissingModules = option types.bool false;\n"
+    assert declared in module.read_text()
+    module.write_text(module.read_text().replace(declared, ""))
+    closure = """overlays: map (overlay:
+      (overlay { } { makeModulesClosure = given: given; }).makeModulesClosure { rootModules = [ "ext4" ]; }
+    ) overlays"""
+    of = overriding(flake, nixpkgs=older).evaluate
+    overlays = f"nixosConfigurations.aethelred-upstream.{VARIANT}.nixpkgs.overlays"
+    assert of(overlays, closure) == [{"rootModules": ["ext4"], "allowMissing": True}]
+    assert of("nixosConfigurations.aethelred-upstream.config.nixpkgs.overlays", "builtins.length") == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "modular", "stub"),
+    [
+        # Of a defconfig only what differs from Kconfig's own defaults is written down.
+        ('{ fragments = [ "debug" ]; }', True, True),
+        ('{ base = "tinyconfig"; fragments = [ "gdb" ]; }', False, False),
+        ('{ base = "tinyconfig"; fragments = [ "pc" ]; }', True, True),
+        ("{ base = ./none.config; }", False, False),
+    ],
+)
+def test_nixos_is_told_what_base_and_fragments_have(
+    flake: OurFlake, tmp_path: Path, line: str, *, modular: bool, stub: bool
+) -> None:
+    """Else nixpkgs makes no output for modules, and NixOS refuses systemd-boot."""
+    module = f"""{{
+      imports = [ vmdebug.nixosModules.kernel ];
+      vmdebug.kernel.name = "mine";
+      vmdebug.kernels.mine = {line} // {{ src = vmdebug.inputs.kernel-src; }};
+    }}"""
+    mine = theirs(flake, tmp_path, module)
+    text = '# CONFIG_MODULES is not set\nCONFIG_LOCALVERSION="-mine"\n'
+    (tmp_path / "flake/none.config").write_text(text)
+    kernel = "nixosConfigurations.theirs.config.boot.kernelPackages.kernel"
+    outputs, features, released = mine.evaluate(kernel, "of: [ of.outputs of.features of.modDirVersion ]")
+    assert (("modules" in outputs), ("efiBootStub" in features)) == (modular, stub)
+    assert released.endswith("-mine") is ("none.config" in line)
 
 
 def test_a_directory_that_is_no_kernels_source_is_named(flake: OurFlake, tmp_path: Path) -> None:
