@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
-from vmdebug import shipped
+from vmdebug import process, shipped
 from vmdebug.cli import status_of
+from vmdebug.deadline import Deadline
 from vmdebug.sources import kbuild, kconfig, kconfigwhy
 
 _OF_THE_MACHINE = re.compile(r"CONFIG_(?:CC|GCC|CLANG|AS|LD|LLD|PAHOLE|RUSTC|TOOLS)_\w*")
@@ -50,6 +53,30 @@ def test_the_configuration_that_was_there_is_kept(source: Path, tmp_path: Path, 
     given = str(other) if base == "FILE" else base
     assert configure(source, mine.parent, "--base", given, "-f", "ext4") == 0
     assert mine.with_name(".config.old").read_text() == "# hours of work\nCONFIG_MINE=y\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--base hello -f ext4 -o o", "hello is no kernel configuration: it has no CONFIG_… line"),
+        (
+            "--base defconfig -f 'a b.config' -o o",
+            "a b.config': the kernel's own tools take no name with a blank",
+        ),
+        ("--base defconfig -f ext4 -o 'o o'", "o o': the kernel's own tools take no name with a blank"),
+    ],
+)
+def test_what_the_kernels_tools_would_stumble_over_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("hello").write_text("hello\n")
+    Path("a b.config").write_text("CONFIG_EXT4_FS=y\n")
+    argv = [sys.executable, "-m", "vmdebug.cli", "kernel", "config", "--source", source, *shlex.split(words)]
+    done = process.run(argv, deadline=Deadline.after(60), check=False)
+    assert done.status == 2
+    assert said in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a b.config", "hello"]
 
 
 @pytest.mark.parametrize("fragment", ["kasan", "kcov", "kcsan", "pc"])

@@ -16,6 +16,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report, Step
+from vmdebug.sources import kconfig
 
 RUNNING = "running"
 VNG = "vng"
@@ -57,7 +58,7 @@ def parse(words: str, *, root: Path = Path("/")) -> Base:
         root: Where the running system's configuration is looked for.
 
     Raises:
-        UsageError: it is none of them.
+        UsageError: it is none of them, or not a configuration.
         HostError: the running system does not tell its configuration.
     """
     if words == VNG:
@@ -74,6 +75,7 @@ def parse(words: str, *, root: Path = Path("/")) -> Base:
             f"--base {words}: no target of make, and no file {path}",
             hint=f"give defconfig, tinyconfig, allnoconfig, a .config, {RUNNING} or {VNG}",
         )
+    options(path)
     return Base("file", words, path)
 
 
@@ -120,6 +122,20 @@ def text_of(path: Path) -> str:
         return data.decode()
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", hint="give a kernel's .config") from error
+
+
+def options(path: Path) -> dict[str, str]:
+    """Return what a .config sets.
+
+    Raises:
+        UsageError: it is none, or cannot be read.
+    """
+    found = kconfig.options(text_of(path))
+    if not found:
+        raise UsageError(
+            f"{path} is no kernel configuration: it has no CONFIG_… line", hint="give a kernel's .config"
+        )
+    return found
 
 
 def make(

@@ -8,7 +8,7 @@ import msgspec
 
 from vmdebug.errors import UsageError
 from vmdebug.paths import holds
-from vmdebug.sources import bases, kconfig, kernelneeds
+from vmdebug.sources import bases, kernelneeds
 from vmdebug.sources.kernelconfig import Configuration
 from vmdebug.sources.kernelneeds import Need, Purpose
 
@@ -66,10 +66,7 @@ def lines(path: Path) -> tuple[Line, ...]:
     file = path / ".config" if holds(path.is_dir) else path
     if not holds(file.is_file):
         raise UsageError(f"there is no configuration {file}", hint="give a .config, or a tree that has one")
-    options = kconfig.options(bases.text_of(file))
-    if not options:
-        raise UsageError(f"{file} is no kernel configuration: it has no CONFIG_… line")
-    configuration = Configuration(str(file), options)
+    configuration = Configuration(str(file), bases.options(file))
     return tuple(_line(need, configuration) for need in ALL)
 
 

@@ -146,6 +146,8 @@ def configure(
     given = tuple(fragments.load(name) for name in (*start.extra, *names))
     wanted = fragments.with_needs(given) if start.minimal else given
     tree = _source(source, directory, report, deadline)
+    for path in (tree, directory, *(each.path for each in wanted)):
+        _takeable(path)
     with _claimed(directory):
         job = _Job(start, tree, directory, wanted, builtin, kmake.environment(), report, deadline)
         _merge(job)
@@ -154,6 +156,15 @@ def configure(
         done = _result(job, [each.name for each in given])
         _sign(directory, base, names, builtin=builtin)
     return done
+
+
+def _takeable(path: Path) -> None:
+    """Make sure that the kernel's Makefile and merge_config.sh can take a path."""
+    if re.search(r"[\s:]", str(path)):
+        raise UsageError(
+            f"{str(path)!r}: the kernel's own tools take no name with a blank or a colon",
+            hint="put it where no directory has one",
+        )
 
 
 def _source(source: Path | None, directory: Path, report: Report, deadline: Deadline) -> Path:
@@ -314,7 +325,7 @@ def _notes(job: _Job, now: dict[str, str]) -> Iterator[str]:
                 yield f"{option}={value} of {fragment.name} counts, not {before[1]}'s {before[0]}"
             seen[option] = (value, fragment.name)
     if job.base.path is not None:
-        have = kconfig.options(bases.text_of(job.base.path))
+        have = bases.options(job.base.path)
         lost = [name for name, value in have.items() if value in ("y", _MODULE) and name not in now]
         if lost:
             yield (
