@@ -45,7 +45,7 @@ def flake(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     (tmp_path / "bin").mkdir()
     program(tmp_path / "bin/ssh", f'case "$*" in *readlink*) cat {tmp_path}/booted ;; esac')
-    program(tmp_path / "bin/nixos-rebuild", f'echo "$*" >> {tmp_path}/calls; echo "[--use-remote-sudo]"')
+    program(tmp_path / "bin/nixos-rebuild", f'echo "$*" >> {tmp_path}/calls; echo "[--sudo] [--no-reexec]"')
     (tmp_path / "booted").write_text("/nix/store/older/bzImage\n")
     yield assembled
     process.run(["chmod", "-R", "u+w", tmp_path], deadline=Deadline.after(60))
@@ -58,7 +58,8 @@ def test_what_was_deployed_is_what_is_debugged(
     guest, override = f"{flake.url}#base-nixos", flake.nix_args
     done = vmdebug("deploy", guest, "--target-host", BOX, *override, "--", "-L")
     assert (tmp_path / "calls").read_text().splitlines() == [
-        f"switch --flake {guest} --target-host {BOX} {' '.join(override)} -L"
+        "--help",
+        f"switch --flake {guest} --target-host {BOX} --no-reexec {' '.join(override)} -L",
     ]
     assert f"build_id  {kernel.build_id}" in done.stderr
     assert "the new kernel runs after a reboot: ssh root@box sudo reboot" in done.stderr

@@ -43,7 +43,7 @@ def test_the_first_directory_wins_and_in_one_directory_the_plainest_file(tmp_pat
     ("ending", "packed"),
     [
         (".xz", lzma.compress(ELF)),
-        (".gz", gzip.compress(ELF)),
+        (".gz", gzip.compress(ELF, mtime=0)),
         (".zst", zstandard.ZstdCompressor().compress(ELF)),
     ],
 )

@@ -120,7 +120,7 @@ class Memory:
         answer = self._ask(command)
         try:
             about = msgspec.json.decode(base64.b64decode(answer["about"]), type=_About)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, msgspec.MsgspecError) as error:
             raise GdbError(
                 "GDB's own part of vmdebug answers in another form", command=command, detail=str(error)
             ) from error
