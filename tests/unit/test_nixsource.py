@@ -59,20 +59,41 @@ def test_a_kernel_that_is_in_no_store_has_none() -> None:
     assert fetch(Path("/boot/vmlinuz")) is None
 
 
-@pytest.mark.parametrize("structured", [False, True])
+BINDING, SHOW = ("--query", "--binding"), ("derivation", "show", "/s/linux.drv")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ((*BINDING, "src", "/s/linux.drv"), "SRC\n"),
+        ((*BINDING, "__json", "/s/linux.drv"), '{"src": "SRC", "a": 1}'),
+        # 2.34, and as `derivation show` was before.
+        (
+            SHOW,
+            '{"derivations": {"linux.drv": {"env": {}, "structuredAttrs": {"src": "SRC"}}}, "version": 4}',
+        ),
+        (SHOW, '{"/s/linux.drv": {"env": {}, "structuredAttrs": {"src": "SRC"}}}'),
+    ],
+)
 def test_by_the_derivation_of_the_image(
-    image: Path, nixs: tuple[Answers, object], tmp_path: Path, structured: bool
+    image: Path, nixs: tuple[Answers, object], tmp_path: Path, question: tuple[str, ...], answer: str
 ) -> None:
-    """nixpkgs' kernel has `__structuredAttrs`, which puts its attributes into `__json`."""
+    """nixpkgs' kernel has `__structuredAttrs`, which newer Nix has no longer in `__json`."""
     answers, _ = nixs
     source = tmp_path / "linux-6.1.tar.xz"
     source.touch()
     answers["--query", "--deriver", str(image.parent)] = "/s/linux.drv\n"
-    if structured:
-        answers["--query", "--binding", "__json", "/s/linux.drv"] = json.dumps({"src": str(source), "a": 1})
-    else:
-        answers["--query", "--binding", "src", "/s/linux.drv"] = f"{source}\n"
+    answers[question] = answer.replace("SRC", str(source))
     assert got(image) == Source(path=source, config=None)
+
+
+@pytest.mark.parametrize("answer", ["{}", "[]", '{"/s/linux.drv": {"env": {}}}', "nonsense"])
+def test_a_derivation_that_has_no_source(image: Path, nixs: tuple[Answers, object], answer: str) -> None:
+    answers, _ = nixs
+    answers["--query", "--deriver", str(image.parent)] = "/s/linux.drv\n"
+    answers[SHOW] = answer
+    with pytest.raises(UsageError, match="does not give the source"):
+        got(image)
 
 
 def test_a_source_that_is_not_in_the_store_is_fetched(

@@ -74,6 +74,11 @@ def binding(drv: str, name: str) -> list[str]:
     return [*_NIX_STORE, "--query", "--binding", name, drv]
 
 
+def show(drv: str) -> list[str]:
+    """Return the command line that prints a derivation as JSON; see nix3-derivation-show(1)."""
+    return [*_NIX, "derivation", "show", drv]
+
+
 def references(drv: str) -> list[str]:
     """Return the command line that lists what a derivation is made of; see nix-store(1)."""
     return [*_NIX_STORE, "--query", "--references", drv]

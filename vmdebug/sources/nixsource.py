@@ -8,6 +8,7 @@ kernel that boots, and asking it evaluates nothing.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import msgspec
@@ -78,11 +79,26 @@ def _of_derivation(output: Path, report: Report, deadline: Deadline) -> Source |
 
 
 def _src(drv: str, report: Report, deadline: Deadline) -> str:
+    """Return a derivation's `src`: a variable, or of `__structuredAttrs`, which nixpkgs' kernels have.
+
+    Raises:
+        BuildError: it has none, or nix does not say.
+    """
+
+    def ask(argv: list[str]) -> str:
+        return nix.run(argv, what=_WHAT, report=report, deadline=deadline)
+
+    with contextlib.suppress(BuildError):
+        return ask(nix.binding(drv, "src")).strip()
     try:
-        return nix.run(nix.binding(drv, "src"), what=_WHAT, report=report, deadline=deadline).strip()
-    except BuildError:
-        structured = nix.run(nix.binding(drv, "__json"), what=_WHAT, report=report, deadline=deadline)
-        return msgspec.json.decode(structured, type=_Attributes).src
+        with contextlib.suppress(BuildError):
+            return msgspec.json.decode(ask(nix.binding(drv, "__json")), type=_Attributes).src
+        # Newer ones (2.34) have them in no variable, and the derivations on a level of their own.
+        shown = msgspec.json.decode(ask(nix.show(drv)))
+        (derivation,) = shown.get("derivations", shown).values()
+        return msgspec.convert(derivation["structuredAttrs"], _Attributes).src
+    except (AttributeError, LookupError, TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise BuildError(f"nix does not say what {drv} is made of", detail=f"error: {error}") from error
 
 
 def _make(source: Path, drv: str, report: Report, deadline: Deadline) -> None:
