@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import vmd_elf
@@ -28,12 +28,27 @@ def index(directories: Iterable[Path]) -> dict[str, Path]:
     """Return the modules under directories by name; what comes first wins."""
     found: dict[str, Path] = {}
     for directory in directories:
-        for parent, _, files in os.walk(directory):
+        for parent, files in _walk(directory):
             for file in sorted(files, key=_rank):
                 name = module_name(file)
                 if name is not None:
                     found.setdefault(name, Path(parent, file))
     return found
+
+
+def _walk(directory: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each directory below one, with its files; each once, however many links lead there.
+
+    Of modules of several packages NixOS makes directories of links. `build` and `source` lead to what a
+    kernel was built from: see modules_install in its Makefile.
+    """
+    seen: set[str] = set()
+    for parent, below, files in os.walk(directory, followlinks=True):
+        here = os.path.realpath(parent)
+        below[:] = [] if here in seen else sorted({*below} - {"build", "source"})
+        if here not in seen:
+            seen.add(here)
+            yield parent, files
 
 
 def unpacked(path: Path, directory: Path) -> Path:

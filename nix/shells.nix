@@ -30,7 +30,8 @@ in
 
   # `nix develop FLAKE#kernel`, then make menuconfig, make -j, in a kernel's tree.
   kernel = pkgs.mkShell {
-    packages = programs.kernel;
+    # Some of the kernel's scripts are Python's.
+    packages = programs.kernel ++ [ pkgs.python3Minimal ];
     inherit hardeningDisable;
     shellHook = ''
       export KBUILD_BUILD_TIMESTAMP=''${KBUILD_BUILD_TIMESTAMP-@0}

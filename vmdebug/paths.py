@@ -1,9 +1,10 @@
-"""Paths as people write them, which may hold anything at all."""
+"""Paths as people write them, which may hold anything at all; and what lies below one."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -30,6 +31,21 @@ def holds(question: Callable[[], bool]) -> bool:
         return question()
     except (OSError, ValueError):
         return False
+
+
+def walk(directory: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each directory of a kernel's modules, with its files; each once, however many links lead there.
+
+    Of modules of several packages NixOS makes directories of links. `build` and `source` lead to what a
+    kernel was built from: see modules_install in its Makefile.
+    """
+    seen: set[str] = set()
+    for top, below, files in os.walk(directory, followlinks=True):
+        here = os.path.realpath(top)
+        below[:] = [] if here in seen else sorted({*below} - {"build", "source"})
+        if here not in seen:
+            seen.add(here)
+            yield top, files
 
 
 def _home(words: str) -> Path:

@@ -72,7 +72,14 @@ def test_what_the_kernels_tools_would_stumble_over_is_refused(
     monkeypatch.chdir(tmp_path)
     Path("hello").write_text("hello\n")
     Path("a b.config").write_text("CONFIG_EXT4_FS=y\n")
-    argv = [sys.executable, "-m", "vmdebug.cli", "kernel", "config", "--source", source, *shlex.split(words)]
+    argv = [
+        sys.executable,
+        "-m",
+        "vmdebug.cli",
+        "kernel",
+        "config",
+        *shlex.split(f"--source {source} {words}"),
+    ]
     done = process.run(argv, deadline=Deadline.after(60), check=False)
     assert done.status == 2
     assert said in done.stderr

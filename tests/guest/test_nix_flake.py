@@ -68,6 +68,10 @@ def test_the_main_job_on_our_own_flake(flake: OurFlake, kernel: Kernel) -> None:
     stopped = vmdebug(flake, "attach", "--batch", "--until", "start_kernel", "-ex", "bt").stdout
     assert "#0  start_kernel ()" in stopped
     assert vmdebug(flake, "exec", "--", "cat", "/proc/cmdline").stdout.count(" loglevel=7 nokaslr init=") == 1
+    vmdebug(flake, "exec", "--", "modprobe", "brd")
+    # By links, as NixOS merges the modules of several packages.
+    modules = vmdebug(flake, "attach", "--batch", "-ex", "vmd-modules", "-ex", "info line brd_exit").stdout
+    assert 'drivers/block/brd.c" ' in modules
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import pytest
 import vmd_ko
 import zstandard
 
+from vmdebug import paths
+
 ELF = b"\x7fELF and more"
 
 
@@ -37,6 +39,22 @@ def test_the_first_directory_wins_and_in_one_directory_the_plainest_file(tmp_pat
         "brd": tmp_path / "a/deep/brd.ko",
         "null_blk": tmp_path / "b/null-blk.ko.zst",
     }
+
+
+def test_links_to_directories_are_followed_but_not_to_what_it_was_built_from(tmp_path: Path) -> None:
+    """As NixOS merges the modules of several packages; links may lead round in circles."""
+    for file in ("linux/drivers/brd.ko", "zfs/zfs.ko", "tree/fs/ext4.ko"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    merged = tmp_path / "lib/modules/6.12"
+    merged.mkdir(parents=True)
+    links = {"kernel": "linux", "extra": "zfs", "build": "tree", "source": "tree", "again": "lib"}
+    for name, target in links.items():
+        (merged / name).symlink_to(tmp_path / target)
+    expected = {"brd": merged / "kernel/drivers/brd.ko", "zfs": merged / "extra/zfs.ko"}
+    assert vmd_ko.index([merged]) == expected
+    walked = [Path(top, file) for top, files in paths.walk(merged) for file in files]
+    assert sorted(walked) == sorted(expected.values())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from typing import NamedTuple, Self
 
 import zstandard
 
-from vmdebug import process
+from vmdebug import paths, process
 from vmdebug.deadline import Deadline
 from vmdebug.guest import Kernel
 
@@ -218,7 +218,9 @@ class _Binaries:
             return self._vmlinux
         if self._files is None:
             root = self._modules
-            self._files = {} if root is None else {_module(path): path for path in root.rglob("*.ko*")}
+            there = paths.walk(root) if root is not None else ()
+            modules = (Path(top, file) for top, files in there for file in files if ".ko" in file)
+            self._files = {_module(path): path for path in modules}
         return self._unpacked(self._files.get(module))
 
     def _unpacked(self, path: Path | None) -> Path | None:

@@ -10,12 +10,12 @@ import bz2
 import gzip
 import lzma
 import mmap
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmdebug import paths
 from vmdebug.guest import Kernel
 
 LOOKED_AT = 5
@@ -104,13 +104,9 @@ def _files(directory: Path) -> list[Path]:
     if order.is_file():
         named = [directory / line for line in order.read_text().split()]
         return [each for path in named if (each := path.with_suffix(".ko")).is_file()]
-    found = []
-    for top, below, files in os.walk(directory):
-        below.sort()
-        below[:] = [name for name in below if name not in ("build", "source")]
-        found += [
-            Path(top, name)
-            for name in sorted(files)
-            if name.endswith((".ko", ".ko.gz", ".ko.xz", ".ko.zst", ".ko.bz2"))
-        ]
-    return found
+    return [
+        Path(top, name)
+        for top, files in paths.walk(directory)
+        for name in sorted(files)
+        if name.endswith((".ko", ".ko.gz", ".ko.xz", ".ko.zst", ".ko.bz2"))
+    ]
