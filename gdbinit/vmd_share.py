@@ -62,6 +62,7 @@ class Share(gdb.Command):
 
         vmd_mi.define()
         vmd_mi.Command("-vmd-own", OFFICE.own)
+        vmd_mi.Command("-vmd-stands", stands)
         OFFICE.open()
         # Who wants in reads it there.
         text = f"{os.getpid()}\n{OFFICE.address}\n".encode()
@@ -242,8 +243,15 @@ def _name(pid: int) -> str:
 
 def _runs() -> bool:
     """Whether the guest runs: all CPUs do, or none. GDB cannot list them while they do: it would ask QEMU."""
+    return stands()["state"] == "running"
+
+
+def stands() -> dict[str, object]:
+    """`-vmd-stands`: "running", "stopped" or "unconnected"; `-thread-info` is refused while it runs."""
     thread = gdb.selected_thread()
-    return thread is not None and thread.is_valid() and thread.is_running()
+    if thread is None or not thread.is_valid():
+        return {"state": "unconnected"}
+    return {"state": "running" if thread.is_running() else "stopped"}
 
 
 def _tell(text: str, *, at_prompt: bool = False) -> None:

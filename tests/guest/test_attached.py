@@ -424,6 +424,30 @@ def test_a_script_works_in_a_persons_gdb_and_takes_its_breakpoints_along(
     gdb.expect_exact("= 42")
 
 
+WHILE_IT_RUNS = """
+import sys
+from vmdebug import session
+with session.attach(sys.argv[1]) as attached:
+    with attached.gdb.trace("vfs_read") as hits:
+        attached.exec("cat /etc/passwd", check=True)
+    print(len(hits) > 0, attached.gdb.state.name)
+"""
+
+
+def test_a_script_works_in_a_persons_gdb_while_the_guest_runs(
+    terminal: tuple[Vm, pexpect.spawn],
+) -> None:
+    machine, gdb = terminal
+    gdb.sendline("vmd-share")
+    gdb.expect(PROMPT)
+    machine.wait_event("RESUME", act=lambda: gdb.sendline("continue"), deadline=Deadline.after(30))
+    argv = [sys.executable, "-c", WHILE_IT_RUNS, machine.name]
+    done = process.run(argv, deadline=Deadline.after(SECONDS), check=False)
+    assert done.stdout == "True RUNNING\n", done.stderr
+    gdb.expect(r"has gone\]")
+    assert machine.status() == "running"
+
+
 KILLED = """
 import os, signal, sys
 from vmdebug import session

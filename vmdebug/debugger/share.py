@@ -162,15 +162,15 @@ class SharedGdb(Gdb):
 
     def _adopt(self, deadline: Deadline, wanted: Wanted | None) -> None:
         """Take over how GDB and the guest stand: a terminal of MI is not told what came before it."""
-        threads = self._execute("-thread-info", deadline).payload["threads"]
-        if not threads:
+        stands = self._execute("-vmd-stands", deadline).payload["state"]
+        if stands == "unconnected":
             raise StateError(
                 f"the GDB that is shared, pid {self.pid}, is connected to no guest",
                 hint="quit it, and attach again: vmdebug attach --share",
             )
         state = self._run_state
         if state.state is State.UNCONNECTED:  # else it has changed meanwhile, and we were told
-            record = mi.read(b"*running" if threads[0]["state"] == "running" else b"*stopped")
+            record = mi.read(f"*{stands}".encode())
             assert record is not None  # noqa: S101 - for the type checker
             state.notice(record)
             state.take_stop()  # nobody here has waited for it
