@@ -17,6 +17,7 @@ import vmd_share
 import vmd_slide
 import vmd_source
 import vmd_status
+import vmd_steps
 import vmd_task
 import vmd_until
 
@@ -61,3 +62,4 @@ def load() -> None:
     vmd_exceptions.register()
     vmd_task.register()
     vmd_modules.register()
+    vmd_steps.let_go()

@@ -22,6 +22,7 @@ import vmd_hit
 import vmd_identity
 import vmd_modules
 import vmd_percpu
+import vmd_steps
 import vmd_trace
 import vmd_value
 
@@ -108,6 +109,7 @@ COMMANDS = (
     ("-vmd-prove", vmd_identity.prove),
     ("-vmd-await", vmd_early.await_kernel),
     ("-vmd-awaited", vmd_early.awaited),
+    ("-vmd-steps", vmd_steps.next_),
     ("-vmd-trace-start", vmd_trace.start),
     ("-vmd-trace-take", vmd_trace.take),
     ("-vmd-trace-end", vmd_trace.end),

@@ -26,7 +26,7 @@ from vmdebug.errors import StateError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import Completed
 from vmdebug.sources import cpio
-from vmdebug.vm import Vm
+from vmdebug.vm import Vm, shell
 
 SECONDS = 120.0
 
@@ -314,6 +314,27 @@ def _with_another_build_id(module: Path) -> bytes:
     plain = lzma.decompress(module.read_bytes())
     at = plain.index(vmd_search.BUILD_ID) + len(vmd_search.BUILD_ID)
     return plain[:at] + bytes(20) + plain[at + 20 :]
+
+
+@pytest.mark.parametrize("end", ["detach", "quit"])
+def test_a_step_cut_short_does_not_halt_the_guest_that_gdb_has_let_go_of(start: Start, end: str) -> None:
+    machine = start(halt=False, cpus=2)
+    assert at_its_shell(machine)
+    calls = "taskset 2 sh -c 'while :; do cat /etc/nosuch; done' >/dev/null 2>&1 &"
+    with machine.console() as console:
+        shell.execute(console, calls, deadline=Deadline.after(SECONDS))
+    done = batch(
+        machine,
+        'break do_sys_openat2 if $_streq(filename, "/etc/nosuch")',
+        "continue",
+        "thread 1",
+        "python while gdb.selected_thread().num == 1: gdb.execute('next', to_string=True)",
+        end,
+    )
+    assert done.status == 0, done.stderr
+    assert "SIG" not in done.stdout
+    with machine.console() as console:
+        assert shell.execute(console, "echo on", deadline=Deadline.after(SECONDS)).stdout == b"on\n"
 
 
 BECOME = """

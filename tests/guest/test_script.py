@@ -208,3 +208,27 @@ def test_breakpoints_see_each_cpu_and_one_alone(session: DebugSession) -> None:
     assert gdb.wait_stop(timeout=SECONDS).thread.cpu == 2
     gdb.cont(wait=False)
     job.result(timeout=SECONDS)
+
+
+def test_a_step_that_another_cpus_breakpoint_cuts_short_leaves_nothing_behind(session: DebugSession) -> None:
+    """QEMU would go on stepping that CPU: a SIGTRAP out of nowhere, and a halted guest without any GDB."""
+    gdb = session.gdb
+
+    def cut_short() -> Job:
+        with gdb.breakpoint("do_sys_openat2", when='$_streq(filename, "/etc/nosuch")'):
+            gdb.cont(wait=False)
+            job = session.exec("taskset 2 sh -c 'for i in $(seq 20); do cat /etc/nosuch; done'", wait=False)
+            assert gdb.wait_stop(timeout=SECONDS).thread.cpu == 1
+            gdb.select(1)
+            while gdb.next(timeout=SECONDS).thread.cpu == 0:
+                pass
+        return job
+
+    job = cut_short()
+    gdb.cont(wait=False)
+    job.result(timeout=SECONDS)
+    gdb.interrupt()
+    job = cut_short()
+    gdb.detach()
+    job.result(timeout=SECONDS)
+    assert session.exec("echo on", timeout=SECONDS).stdout == "on\n"

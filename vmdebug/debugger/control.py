@@ -306,6 +306,16 @@ class Control(Inspection):
                 break
         return stop.reason(state.waiting) == stop.STEPPED
 
+    def _free_steps(self, deadline: Deadline) -> None:
+        """Have QEMU forget steps that were cut short, before GDB lets go: they would halt the guest.
+
+        The guest runs for moments; see `gdbinit/vmd_steps.py`.
+        """
+        while self._payload("-vmd-steps")["cpu"]:
+            self._execute(_CONTINUE, deadline)
+            self._interrupt(deadline)
+            self._run_state.take_stop()
+
     def _interrupt(self, deadline: Deadline) -> None:
         """Stop the running guest, leaving its stop for whoever wants it.
 

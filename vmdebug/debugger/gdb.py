@@ -176,6 +176,7 @@ class Gdb(Planting):
         deadline = Deadline.after(timeout)
         if self.state is State.RUNNING:
             self._interrupt(deadline)
+        self._free_steps(deadline)
         with self._run_state.letting_go():
             self._execute("-target-detach", deadline)
 
