@@ -60,21 +60,25 @@ def moving(address: int) -> str:
     return f"*({place})" if moves else f"*{address:#x}"
 
 
-def function_block(pc: int) -> gdb.Block | None:
-    """Return the block of the function around `pc`, not of one inlined there; None where none is known."""
-    found = None
+def blocks(pc: int) -> list[gdb.Block]:
+    """Return the blocks of the functions that are inlined at `pc`, the innermost first, and of the one around."""
+    found = []
     block = gdb.block_for_pc(pc)
-    while block is not None and not block.is_static:
-        if block.function is not None:
-            found = block
+    while block is not None:
+        found += [block] if block.function is not None else []
         block = block.superblock
     return found
 
 
-def return_type(pc: int) -> gdb.Type | None:
-    """Return the type of what the function around `pc` returns; None where no register holds it."""
-    block = function_block(pc)
-    kind = block.function.type if block is not None and block.function is not None else None
+def functions(pc: int) -> tuple[list[gdb.Symbol], gdb.Symbol | None]:
+    """Return the functions that are inlined at `pc`, the innermost first, and the one whose code it is."""
+    around = [block.function for block in blocks(pc) if block.function is not None]
+    return around[:-1], around[-1] if around else None
+
+
+def return_type(function: gdb.Symbol | None) -> gdb.Type | None:
+    """Return the type of what a function returns; None where no register holds it."""
+    kind = function.type if function is not None else None
     if kind is None or kind.code != gdb.TYPE_CODE_FUNC:
         return None
     target = kind.target().strip_typedefs()

@@ -62,7 +62,9 @@ class Expression:
     """
 
     def __init__(self, text: str) -> None:
-        self._text = text
+        self.text = text
+        self.why = ""
+        """Why it could not be evaluated, the first time that that was not for want of memory."""
         path = _PATH.fullmatch(text)
         self._points, self._name, fields = path.groups() if path else ("", "", "")
         self._fields = re.findall(r"\w+", fields)
@@ -73,10 +75,13 @@ class Expression:
         try:
             variable = self._variable(registers.pc) if self._name else None
             if variable is None:
-                return plain(gdb.parse_and_eval(self._text))
-            number = variable.number(registers) if self._text == self._name else None
+                return plain(gdb.parse_and_eval(self.text))
+            number = variable.number(registers) if self.text == self._name else None
             return number if number is not None else plain(self._followed(variable.value(registers)))
-        except (gdb.error, TypeError):  # the latter where it names a type
+        except gdb.MemoryError:
+            return None
+        except (gdb.error, TypeError) as error:  # the latter where it names a type
+            self.why = self.why or str(error)
             return None
 
     def _followed(self, value: gdb.Value) -> gdb.Value:

@@ -64,7 +64,7 @@ class Following:
         caller = frame.older()
         if caller is None:
             raise gdb.GdbError("finish: this is the outermost frame, which returns to nobody")
-        self._kind = vmd_exits.return_type(frame.pc())
+        self._kind = vmd_exits.return_type(vmd_exits.functions(frame.pc())[1])
         self._planted = [Back(caller.pc(), caller, but=None, silent=silent)]
         return True
 
@@ -103,10 +103,10 @@ def _returns(frame: gdb.Frame) -> Iterator[int]:
     if here.symtab is None:
         return
     starts = {frame.pc(), *(each.pc for each in here.symtab.linetable().line(here.line) or ())}
-    block = vmd_exits.function_block(frame.pc())
+    around = vmd_exits.blocks(frame.pc())[-1:]
     for start in starts:
         last = gdb.find_pc_line(start).last
-        if last is None or block is None or not block.start <= start < block.end:
+        if last is None or not any(block.start <= start < block.end for block in around):
             continue
         for each in frame.architecture().disassemble(start, last):
             if each["asm"].startswith(_CALLS):

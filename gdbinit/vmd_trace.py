@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import re
 import time
 from typing import Any
 
@@ -36,18 +37,22 @@ class Trace:
         self._when: str = wanted["when"]
         self._count: int | None = wanted["count"]
         self._backtrace: bool = wanted["backtrace"]
-        self._ret: bool = wanted["ret"]
         self._noted: list[Any] = []
         self._forgotten = 0
         self._seen = 0
+        self._why = ""
         self._open: dict[int, list[Any]] = {}
         self._context: Context | None = None
         self._twice = vmd_twice.Twice()
+        self._probes: list[Probe] = []
         self._planted: list[gdb.Breakpoint] = []
         self.notes: list[str] = []
         try:
             for index, (where, args) in enumerate(wanted["probes"]):
                 self._plant(index, where, args)
+            self._check()
+            for probe in self._probes if wanted["ret"] else ():
+                probe.returns = probe.enabled and self._plant_exits(probe.where)
         except BaseException:
             self.end()
             raise
@@ -65,18 +70,39 @@ class Trace:
 
     def _plant(self, index: int, where: str, args: list[str]) -> None:
         probe = Probe(self, index, where, args)
+        self._probes.append(probe)
         self._planted.append(probe)
         if probe.pending:
             raise gdb.GdbError(f'Function "{where}" not defined.')
-        if self._ret:
-            self._plant_exits(where)
 
-    def _plant_exits(self, where: str) -> None:
+    def _check(self) -> None:
+        """Refuse what can be evaluated at no hit; a condition may be meant for some of the places."""
+        for probe in self._probes:
+            for each in probe.expressions:
+                if words := probe.refuses(each.text):
+                    raise gdb.GdbError(f"{each.text} at {probe.where}: {words}")
+        refused = {probe: probe.refuses(self._when) for probe in self._probes if self._when}
+        if refused and all(refused.values()):
+            probe, words = next(iter(refused.items()))
+            raise gdb.GdbError(f"the condition {self._when} at {probe.where}: {words}")
+        for probe, words in refused.items():
+            if words:
+                probe.enabled = False
+                self.notes.append(f"{probe.where} has no hits, for the condition cannot hold there: {words}")
+
+    def _plant_exits(self, where: str) -> bool:
+        """Plant what sees a function leave, wherever it has its code; return whether there is anything."""
+        planted = len(self._planted)
         for sal in gdb.decode_line(where)[1] or ():
             returned, elsewhere = vmd_exits.exits(sal.pc)
-            kind = vmd_exits.return_type(sal.pc)
+            inlined, function = vmd_exits.functions(sal.pc)
+            kind = vmd_exits.return_type(function)
+            name = re.findall(r"\w+", where)[-1:]
             if not returned and not elsewhere:
                 self.notes.append(f"{where}: its returns are not found: --ret is for x86-64")
+                continue
+            if any(each.name in name for each in inlined):
+                self.notes.append(f"{where} is inlined into {function}: its hits there have no return value")
                 continue
             if kind is None:
                 self.notes.append(
@@ -90,13 +116,20 @@ class Trace:
                     f"{where} also ends in {len(elsewhere)} jumps to other functions:"
                     " hits that leave there have no return value"
                 )
+        return len(self._planted) > planted
 
-    def hit(self, index: int, expressions: list[Expression]) -> None:
-        """Note a hit of the selected CPU."""
+    def hit(self, index: int, expressions: list[Expression], *, returns: bool) -> None:
+        """Note a hit of the selected CPU.
+
+        Args:
+            index: The place's.
+            expressions: What is noted of it.
+            returns: Whether it is to be told when its function leaves.
+        """
         now = time.perf_counter() - self._started
         if self.full:
             return
-        if self._when and not _holds(self._when):
+        if self._when and not self._holds():
             return
         registers = Registers()
         thread = gdb.selected_thread()
@@ -115,7 +148,7 @@ class Trace:
             _frames(gdb.selected_frame()) if self._backtrace else (),
             None,
         ]
-        if self._ret:
+        if returns:
             # The stack tells calls apart: each task has its own, and a call within the call lies deeper.
             earlier = self._open.pop(key := _caller_sp(gdb.selected_frame()), None)
             self._open[key] = noted
@@ -142,6 +175,25 @@ class Trace:
         self._forgotten = seen
         return self._noted
 
+    def _holds(self) -> bool:
+        try:
+            return bool(gdb.parse_and_eval(self._when))
+        except gdb.error as error:
+            # What it speaks of is not there at this hit; at none, where it is wrong.
+            self._why = self._why or str(error)
+            return False
+
+    def told(self) -> list[str]:
+        """Return what cannot be had, and what could not be evaluated, with GDB's words the first time."""
+        told = list(dict.fromkeys(self.notes))
+        if self._why:
+            told.append(
+                f"hits where the condition {self._when} cannot be evaluated are passed over: {self._why}"
+            )
+        for probe in self._probes:
+            told += [f"{each.text} at {probe.where}: {each.why}" for each in probe.expressions if each.why]
+        return told
+
     def end(self) -> None:
         """Take the breakpoints out; what has not returned is noted without."""
         for each in self._planted:
@@ -158,13 +210,25 @@ class Probe(gdb.Breakpoint):
     def __init__(self, trace: Trace, index: int, where: str, args: list[str]) -> None:
         # Internal ones have no number that a person sees, and no record of MI's a hit.
         super().__init__(where, internal=True)
+        self.where = where
+        self.returns = False
         self._trace = trace
         self._index = index
-        self._expressions = [Expression(each) for each in args]
+        self.expressions = [Expression(each) for each in args]
+
+    def refuses(self, text: str) -> str:
+        """Return GDB's words where an expression can never be evaluated there: a name that is nowhere."""
+        try:
+            # As a condition GDB parses it in the scope of the place, and evaluates nothing yet.
+            self.condition = text
+            self.condition = None
+        except gdb.error as error:
+            return str(error)
+        return ""
 
     def stop(self) -> bool:
         """Note it, and go on."""
-        self._trace.hit(self._index, self._expressions)
+        self._trace.hit(self._index, self.expressions, returns=self.returns)
         return False
 
 
@@ -180,13 +244,6 @@ class Exit(gdb.Breakpoint):
         """Note it, and go on."""
         self._trace.left(self._kind)
         return False
-
-
-def _holds(condition: str) -> bool:
-    try:
-        return bool(gdb.parse_and_eval(condition))
-    except gdb.error:
-        return False  # what it speaks of is not there at this hit
 
 
 def _register(frame: gdb.Frame, name: str) -> int:
@@ -229,13 +286,13 @@ def start(wanted: str) -> dict[str, object]:
     trace = Trace(json.loads(base64.b64decode(wanted)))
     number = next(_NUMBERING)
     _TRACES[number] = trace
-    return {"trace": str(number), "numbers": ",".join(trace.numbers), "notes": _packed(trace.notes)}
+    return {"trace": str(number), "numbers": ",".join(trace.numbers), "notes": _packed(trace.told())}
 
 
 def take(number: str, seen: str) -> dict[str, object]:
     """`-vmd-trace-take TRACE SEEN`: what it has noted after SEEN hits; works while the guest runs."""
     trace = _TRACES[int(number)]
-    return {"full": str(int(trace.full)), "hits": _packed(trace.take(int(seen)))}
+    return _batch(trace, trace.full, seen)
 
 
 def end(number: str, seen: str = "0") -> dict[str, object]:
@@ -243,7 +300,11 @@ def end(number: str, seen: str = "0") -> dict[str, object]:
     trace = _TRACES.pop(int(number))
     full = trace.full
     trace.end()
-    return {"full": str(int(full)), "hits": _packed(trace.take(int(seen)))}
+    return _batch(trace, full, seen)
+
+
+def _batch(trace: Trace, full: bool, seen: str) -> dict[str, object]:
+    return {"full": str(int(full)), "hits": _packed(trace.take(int(seen))), "notes": _packed(trace.told())}
 
 
 def _packed(what: list[Any]) -> str:

@@ -192,6 +192,19 @@ def test_what_a_refusal_means(words: str, message: str, hint: str) -> None:
     assert (error.command, error.words) == ("-x", words)
 
 
+@pytest.mark.parametrize(
+    ("when", "absent", "hint"),
+    [
+        ("count > x", refused.ABSENT, refused.IN_SCOPE),
+        ("count > xx", refused.ABSENT, refused.ABSENT),
+        ("", refused.HERE, refused.HERE),
+    ],
+)
+def test_what_to_do_about_a_name_depends_on_where_it_stands(when: str, absent: str, hint: str) -> None:
+    error = GdbError("GDB refused it", command="-x", words='No symbol "x" in current context.')
+    assert refused.planting(error, "here", when=when, absent=absent).hint == hint
+
+
 def test_the_end_of_gdb_is_no_refusal() -> None:
     ended = GdbError("GDB has ended")
     assert refused.planting(ended, "here") is ended

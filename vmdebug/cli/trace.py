@@ -69,8 +69,6 @@ def trace(
             gdb = attached.gdb
         hits = gdb.trace(probes, when=when, count=count, backtrace=backtrace, ret=ret)
         put_batches(FORMATS[chosen](), batches(gdb, hits, over, timeout))
-    for note in (*gdb.notes, *hits.notes):
-        render.tell(note)
     render.tell(f"{len(hits)} hit{'' if len(hits) == 1 else 's'}")
 
 
@@ -113,6 +111,7 @@ def batches(gdb: Gdb, hits: Trace, over: threading.Event, timeout: float | None)
 
     deadline = Deadline.after(timeout if timeout is not None else threading.TIMEOUT_MAX)
     given = 0
+    told: list[str] = []
     with hits:
         # To stderr: whoever waits for the first hit may now do what is traced.
         render.tell("tracing; Ctrl-C ends it")
@@ -121,11 +120,21 @@ def batches(gdb: Gdb, hits: Trace, over: threading.Event, timeout: float | None)
             fresh = hits.take()
             given += len(fresh)
             yield fresh
+            _tell_new(told, gdb, hits)
             if gdb.state is not State.RUNNING:
                 render.tell(f"the guest is {gdb.state}")
                 break
     # What came since, and calls that have not returned.
     yield hits[given:]
+    _tell_new(told, gdb, hits)
+
+
+def _tell_new(told: list[str], gdb: Gdb, hits: Trace) -> None:
+    """Tell what cannot be had as soon as it is known: a condition that never holds would be waited for."""
+    for note in (*gdb.notes, *hits.notes):
+        if note not in told:
+            told.append(note)
+            render.tell(note)
 
 
 class Text:

@@ -286,7 +286,7 @@ class Control(Inspection):
         try:
             self._execute(command, deadline)
         except GdbError as error:
-            raise refused.planting(error, call) from error
+            raise refused.planting(error, call, absent=refused.NOT_YET) from error
 
     def _off_breakpoint(self, call: str, deadline: Deadline) -> bool:
         """Step off the breakpoint at which the guest stands; return whether it is to be continued from there.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from vmdebug.debugger.inspection import STANDING
 from vmdebug.debugger.runstate import RunState, State
 from vmdebug.debugger.stop import Stop, Thread
 from vmdebug.debugger.transport import Transport
-from vmdebug.errors import GdbError
+from vmdebug.errors import GdbError, UsageError
 
 
 class Planting(Control):
@@ -76,6 +77,7 @@ class Planting(Control):
                 pending=pending,
             ),
             place,
+            refusal=partial(refused.planting, what=f"a breakpoint at {place}", when=when),
             callback=callback,
         )
 
@@ -96,7 +98,9 @@ class Planting(Control):
         Raises:
             GdbError: GDB refused it.
         """
-        return self._insert(breakpoints.watch(expression, access=access), expression, callback=callback)
+        refusal = partial(refused.planting, what=f"a watchpoint on {expression}", absent=refused.HERE)
+        command = breakpoints.watch(expression, access=access)
+        return self._insert(command, expression, refusal=refusal, callback=callback)
 
     def catch_panic(
         self, *, oops: bool = True, warn: bool = False, callback: Callback | None = None
@@ -184,12 +188,17 @@ class Planting(Control):
             ret: Whether to note what the function returns, which takes a second stop a hit.
 
         Raises:
-            GdbError: by the block's begin: there is no such place.
+            UsageError: there is not even one place.
+            GdbError: by the block's begin: there is no such place, or what is to be noted or to hold there is
+                known at no hit.
             StateError: likewise: GDB isn't attached.
         """
         probes = (trace.Probe(where, tuple(args)),) if isinstance(where, str) else tuple(where)
+        if not probes:
+            raise UsageError("a trace of no place", hint="name one: gdb.trace('vfs_read')")
         wanted = trace.Wanted(probes, when, count, backtrace, ret)
-        return trace.Trace(self, self._tell, self._breakpoints, wanted)
+        expressions = " ".join([when, *(each for probe in probes for each in probe.args)])
+        return trace.Trace(self, partial(self._tell, when=expressions), self._breakpoints, wanted)
 
     def delete(self, breakpoint: Breakpoint) -> None:  # noqa: A002 - the word of the field
         """Take a breakpoint out; nothing happens when GDB has it no more, or has ended."""
@@ -213,7 +222,8 @@ class Planting(Control):
             try:
                 self._ask(command)
             except GdbError as error:
-                raise refused.planting(error, f"the breakpoint at {where}") from error
+                what = f"the breakpoint at {where}"
+                raise refused.planting(error, what, absent=refused.IN_SCOPE) from error
 
     def breakpoint_info(self, number: int) -> Mapping[str, Any]:
         """Return what GDB holds about a breakpoint: "times", "enabled", "addr".
@@ -230,21 +240,29 @@ class Planting(Control):
     def _catch(self, reason: str, symbols: Sequence[str], callback: Callback | None) -> Breakpoint:
         for symbol in symbols:
             try:
-                return self._insert(breakpoints.insert(symbol), symbol, callback=callback, reason=reason)
+                refusal = partial(refused.planting, what=f"a breakpoint at {symbol}", absent=refused.NOT_YET)
+                command = breakpoints.insert(symbol)
+                return self._insert(command, symbol, refusal=refusal, callback=callback, reason=reason)
             except GdbError as error:
                 if symbol == symbols[-1] or "not defined" not in error.words:
                     raise
         raise AssertionError("no symbols to catch")
 
     def _insert(
-        self, command: str, where: str, *, callback: Callback | None = None, reason: str = ""
+        self,
+        command: str,
+        where: str,
+        *,
+        refusal: Callable[[GdbError], GdbError],
+        callback: Callback | None = None,
+        reason: str = "",
     ) -> Breakpoint:
         self._need("a breakpoint", *STANDING, State.RUNNING)
         with self.held():
             try:
                 answer = self._ask(command)
             except GdbError as error:
-                raise refused.planting(error, f"a breakpoint at {where}") from error
+                raise refusal(error) from error
             made = breakpoints.made(answer.payload, where, self, callback=callback, reason=reason)
             self._breakpoints[made.number] = made
             if "pending" in answer.payload.get("bkpt", {}) and not self._starting:
@@ -268,8 +286,8 @@ class Planting(Control):
     def _module_starts(self, _where: Stop) -> None:
         self.load_modules()
 
-    def _tell(self, command: str) -> Mapping[str, Any]:
+    def _tell(self, command: str, when: str) -> Mapping[str, Any]:
         try:
             return self._ask(command).payload
         except GdbError as error:
-            raise refused.planting(error, "a trace") from error
+            raise refused.planting(error, "a trace", when=when, absent=refused.NOT_YET) from error

@@ -102,7 +102,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
     Args:
         probes: The places.
-        when: Condition of a hit, "" for none; a hit where it cannot be evaluated is none.
+        when: Condition of a hit, "" for none; a hit where it cannot be evaluated is none, which `notes` tell.
         count: How many hits; None for any number.
         backtrace: Whether to note the frames.
         ret: Whether to note what is returned.
@@ -194,7 +194,7 @@ class Trace(Sequence[Hit]):
         self._full = False
         self._hits: list[Hit] = []
         self.notes: tuple[str, ...] = ()
-        """What it cannot collect, and why."""
+        """What it cannot collect, and why, as far as it is known when hits were last fetched."""
 
     def __enter__(self) -> Self:
         self._stopped = self._runner.state is State.STOPPED
@@ -202,7 +202,7 @@ class Trace(Sequence[Hit]):
         with self._runner.held():
             answer = self._ask(f"-vmd-trace-start {packed}")
         self._trace = answer["trace"]
-        self.notes = tuple(msgspec.json.decode(base64.b64decode(answer["notes"])))
+        self.notes = _notes(answer)
         self._numbers = tuple(int(number) for number in answer["numbers"].split(","))
         self._planted.update({number: Breakpoint(number, "a trace") for number in self._numbers})
         if self._stopped:
@@ -249,11 +249,9 @@ class Trace(Sequence[Hit]):
 
     def _end(self) -> None:
         try:
-            if self._runner.state is State.GONE:
+            gone = self._runner.state is State.GONE
+            with contextlib.nullcontext() if gone else self._runner.held():
                 self._fetch("-vmd-trace-end")
-            else:
-                with self._runner.held():
-                    self._fetch("-vmd-trace-end")
         finally:
             self._trace = ""
             for number in self._numbers:
@@ -263,6 +261,7 @@ class Trace(Sequence[Hit]):
         answer = self._answer(f"{command} {self._trace} {len(self._hits)}")
         fresh = decode(answer["hits"], self._wanted.probes)
         self._full = answer["full"] == "1"
+        self.notes = _notes(answer) or self.notes
         self._hits += fresh
         return fresh
 
@@ -275,6 +274,11 @@ class Trace(Sequence[Hit]):
                 # GDB's side keeps a hit until we have it: asking again loses none.
                 if _BUSY not in error.message + error.words or deadline.passed:
                     raise
+
+
+def _notes(answer: Mapping[str, Any]) -> tuple[str, ...]:
+    packed = answer.get("notes")
+    return tuple(msgspec.json.decode(base64.b64decode(packed))) if packed else ()
 
 
 def parse(words: Sequence[str]) -> tuple[Probe, ...]:

@@ -108,11 +108,18 @@ __attribute__((noinline)) int without(int k)
 	return k;
 }
 
+static inline __attribute__((always_inline)) int inlined(struct task *task)
+{
+	counter++;
+	return task->pid;
+}
+
 __attribute__((noinline)) void work(struct task *task, int k)
 {
 	step(k, task);
 	counter += in_registers((struct pair){ k, -k });
 	counter += without(k);
+	counter += inlined(task);
 }
 
 int main(void)

@@ -1,0 +1,83 @@
+"""What a trace refuses, and what it says that it cannot have; on a guest without a kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmdebug.deadline import Deadline
+from vmdebug.debugger import refused
+from vmdebug.debugger.gdb import Gdb
+from vmdebug.debugger.trace import Probe, Trace
+from vmdebug.errors import GdbError
+
+HITS = 5
+
+
+def some(hits: Trace) -> None:
+    deadline = Deadline.after(60)
+    while len(hits) < HITS:
+        deadline.left("hits")
+
+
+@pytest.mark.parametrize(
+    ("places", "when", "words", "hint"),
+    [
+        ([Probe("nosuch")], "", 'Function "nosuch" not defined.', refused.NOT_YET),
+        ([Probe("step", ("nosuch",))], "", 'nosuch at step: No symbol "nosuch"', refused.IN_SCOPE),
+        ([Probe("step", ("k +",))], "", "k [+] at step: A syntax error in expression", ""),
+        (
+            [Probe("step")],
+            "nosuch > 1",
+            'the condition nosuch > 1 at step: No symbol "nosuch"',
+            refused.IN_SCOPE,
+        ),
+        ([Probe("step")], "k >", "the condition k > at step: A syntax error in expression", ""),
+        ([Probe("step"), Probe("main")], "gone > 1", 'the condition .* No symbol "gone"', refused.IN_SCOPE),
+    ],
+)
+def test_what_is_known_at_no_hit_is_refused(
+    gdb: Gdb, places: list[Probe], when: str, words: str, hint: str
+) -> None:
+    """A condition that never holds would be waited for in silence."""
+    with pytest.raises(GdbError, match=f"^a trace: {words}") as raised, gdb.trace(places, when=when):
+        pass
+    assert raised.value.hint == hint
+    assert gdb.stopped
+    assert gdb.breakpoints() == ()
+
+
+def test_a_condition_that_is_meant_for_one_of_several_places(gdb: Gdb) -> None:
+    with gdb.trace([Probe("step"), Probe("without")], when="task->pid == 1") as hits:
+        some(hits)
+    assert {hit.symbol for hit in hits} == {"step"}
+    (note,) = hits.notes
+    assert note.startswith("without has no hits, for the condition cannot hold there: No symbol ")
+
+
+def test_what_turns_out_to_be_unknown_at_a_hit_is_told(gdb: Gdb) -> None:
+    with gdb.trace("step", args=["k", "task->nosuch", "*(int *) -1"]) as hits:
+        some(hits)
+    assert {hit.args["task->nosuch"] for hit in hits} == {None}
+    assert hits.notes == ("task->nosuch at step: There is no member named nosuch.",)
+    with gdb.trace("step", when="task->nosuch == 1") as none:
+        while not none.notes:
+            none.take()
+    assert len(none) == 0
+    (note,) = none.notes
+    assert note.endswith("cannot be evaluated are passed over: There is no member named nosuch.")
+
+
+def test_a_function_that_is_inlined_has_no_return_of_its_own(gdb: Gdb) -> None:
+    """It would be told what the function around it returns."""
+    with gdb.trace([Probe("inlined"), Probe("without", ("k",))], ret=True) as hits:
+        some(hits)
+    assert {hit.symbol for hit in hits} == {"inlined", "without"}
+    assert all(hit.ret == hit.args.get("k") for hit in hits if hit.ret is not None)
+    assert {hit.ret for hit in hits if hit.symbol == "inlined"} == {None}
+    assert hits.notes == ("inlined is inlined into work: its hits there have no return value",)
+
+
+def test_hits_without_a_return_value_come_as_they_are_made(gdb: Gdb) -> None:
+    with gdb.trace("work", args=["k"], ret=True) as hits:
+        some(hits)
+        assert [hit.args["k"] for hit in hits][:HITS] == list(range(HITS))
