@@ -58,6 +58,7 @@ class Session:
         self.hits = hits
         self.asked: tuple[Any, ...] = ()
         self.closed = False
+        self.forced = False
         self.gdb = self
 
     def trace(self, probes: tuple[Probe, ...], **options: Any) -> Hits:
@@ -77,8 +78,9 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Session:
     monkeypatch.setattr(verb, "FETCH_SECONDS", 0)
     monkeypatch.setattr("vmdebug.vm.names", lambda: ["vm"])
 
-    def attach(name: str | None) -> Session:
+    def attach(name: str | None, *, force: bool) -> Session:
         assert name in (None, "vm")
+        made.forced = force
         return made
 
     monkeypatch.setattr("vmdebug.session.attach", attach)
@@ -118,6 +120,13 @@ def test_chrome_is_an_array_of_events(session: Session, capsys: pytest.CaptureFi
     assert (events[1]["name"], events[1]["ts"], events[1]["tid"]) == ("vfs_read", 250000.0, 45)
     assert events[1]["args"]["ret"] == -11
     assert events[3]["args"]["backtrace"] == ["open"]
+
+
+def test_going_on_with_symbols_of_another_build(session: Session) -> None:
+    assert cli.status_of(["trace", "open"]) == 0
+    assert not session.forced
+    assert cli.status_of(["trace", "open", "--force"]) == 0
+    assert session.forced
 
 
 def test_ctrl_c_keeps_what_came(session: Session, capsys: pytest.CaptureFixture[str]) -> None:

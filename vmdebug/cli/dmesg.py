@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vmdebug.cli import render, verb
+from vmdebug.cli import options, render, verb
 from vmdebug.errors import StateError
 
 app = verb.new_app()
@@ -23,6 +23,7 @@ def dmesg(
     lines: Annotated[
         int, typer.Option("--lines", "-n", metavar="N", min=1, help="How many lines, the last ones.")
     ] = 100_000,
+    force: options.Force = False,
 ) -> None:
     """Print the kernel's log, read out of guest memory.
 
@@ -31,7 +32,7 @@ def dmesg(
     """
     from vmdebug import session
 
-    with session.attach(name) as attached:
+    with session.attach(name, force=force) as attached:
         if attached.status == "halted":
             raise StateError(
                 f"{attached.name} is halted at the reset vector: there is no kernel yet, and no log",
@@ -41,4 +42,6 @@ def dmesg(
             with render.step(render.SYMBOLS):
                 gdb = examined.enter_context(attached.examined())
             text = gdb.dmesg(limit=lines)
+        for note in gdb.notes if force else ():
+            render.tell(note)
     render.put(text)

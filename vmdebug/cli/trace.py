@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmdebug.cli import render, verb
+from vmdebug.cli import options, render, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def trace(
         str | None, typer.Option("--format", metavar="text|json|chrome", help="How hits are printed.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json: a line a hit.")] = False,
+    force: options.Force = False,
 ) -> None:
     """Print what kernel functions are called with, while the guest runs.
 
@@ -64,7 +65,7 @@ def trace(
     from vmdebug import session
 
     name, probes = _places(words)
-    with session.attach(name) as attached, interrupts() as over:
+    with session.attach(name, force=force) as attached, interrupts() as over:
         with render.step(render.SYMBOLS):
             gdb = attached.gdb
         hits = gdb.trace(probes, when=when, count=count, backtrace=backtrace, ret=ret)
