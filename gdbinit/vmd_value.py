@@ -26,6 +26,7 @@ _SCALARS = {
 }
 _STRUCTS = (gdb.TYPE_CODE_STRUCT, gdb.TYPE_CODE_UNION)
 _FLOATS = {4: "<f", 8: "<d"}
+_WORD_BYTES = 8
 
 
 class Layouts:
@@ -139,12 +140,18 @@ def _gather(
             _gather(value[index], target, data, offset + index * _size(target), missing)
     elif value.is_optimized_out:
         missing.append((offset, _size(kind)))
-    elif kind.code == gdb.TYPE_CODE_FLT and _size(kind) in _FLOATS:
-        struct.pack_into(_FLOATS[_size(kind)], data, offset, float(value))
+    elif kind.code == gdb.TYPE_CODE_FLT:
+        if _size(kind) in _FLOATS:  # the host knows no others
+            struct.pack_into(_FLOATS[_size(kind)], data, offset, float(value))
     else:
         size = _size(kind)
-        number = int(value) & ((1 << 8 * size) - 1)
+        number = _number(value, size) & ((1 << 8 * size) - 1)
         data[offset : offset + size] = number.to_bytes(size, "little")
+
+
+def _number(value: gdb.Value, size: int) -> int:
+    # GDB 13 has no Python number for what is wider than its own, such as an __int128.
+    return int(value) if size <= _WORD_BYTES else int(value.format_string(format="x"), 16)
 
 
 def _gather_bits(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from vmdebug.debugger.gdb import Gdb
@@ -100,6 +102,7 @@ def test_text(gdb: Gdb, first: Value) -> None:
 def test_pointers_are_followed(first: Value) -> None:
     second = first.tasks.next.container_of("struct task", "tasks")
     assert second.type == "struct task *"
+    assert second.tasks.container_of("struct task", "tasks") == second
     assert second.name.string() == "second"
     assert second.deref().pid.int() == 2
     assert second[-1].type == "struct task"
@@ -181,6 +184,7 @@ def test_what_the_compiler_has_taken_away_says_so(gdb: Gdb, where: Stop) -> None
     gdb.breakpoint("without")
     gone = gdb.cont(timeout=QUICK).frame.local("gone")
     assert gone.optimized_out
+    assert repr(gone) == "<int gone: optimised out>"
     assert gone.to_python() is None
     with pytest.raises(GdbError, match="`gone` has been optimised out by the compiler"):
         gone.int()
@@ -213,10 +217,41 @@ def test_no_such_member_lists_those_that_there_are(gdb: Gdb, first: Value) -> No
 
 def test_memory_that_cannot_be_read(gdb: Gdb, where: Stop) -> None:
     nowhere = gdb.value("(char *)0xdead000000000000")
-    with pytest.raises(GdbError, match="Cannot access memory"):
+    what = re.escape("what `(char *)0xdead000000000000` points to cannot be read ")
+    with pytest.raises(GdbError, match=f"^{what}as text: Cannot access memory"):
         nowhere.string()
-    with pytest.raises(GdbError, match="Cannot access memory"):
+    with pytest.raises(GdbError, match=f"^{what}at 0xdead0{{12}}: Cannot access memory"):
         nowhere.deref()
+
+
+def test_values_compare_with_what_they_are(gdb: Gdb, first: Value) -> None:
+    """By identity `task.pid == 1` would be false, in silence."""
+    assert first.pid == 1
+    assert first.pid != 2
+    assert not first.pid == 2  # noqa: SIM201 - it is == that is tested
+    assert first.delta < 0 < first.pid <= 1 < first.kind
+    assert first.load == 0.5
+    assert (first.alive == True, first.ready == 1) == (True, True)  # noqa: E712 - likewise
+    assert first.state == 5 == first["state"]
+    assert first.state == "BUSY"
+    assert first.may == "READ|EXEC"
+    assert first.name == "first"
+    assert first.note == 'a "note" of ä and \\xff'
+    assert first.tasks.next == gdb.value("&second.tasks")
+    assert first.pid != "1"
+    assert first != 1
+    assert first in (first, gdb)
+    assert {first.pid, first.ready, 1} == {1}
+    assert f"{first.whole:#x} {first.pid}" == "0x1122334455667788 <int first.pid = 1>"
+    with pytest.raises(TypeError):
+        _ = first < 1
+
+
+def test_wider_than_a_word(gdb: Gdb, where: Stop) -> None:
+    gdb.console("set $xmm0.v2_int64[0] = -2")
+    gdb.console("set $xmm0.v2_int64[1] = 1")
+    assert gdb.value("$xmm0.uint128") == 2**65 - 2
+    assert gdb.value("$xmm0").uint128 == 2**65 - 2
 
 
 def test_void_and_functions(gdb: Gdb, where: Stop) -> None:

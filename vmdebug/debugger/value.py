@@ -6,11 +6,15 @@ Following a pointer reads anew, which needs the guest stopped.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import re
 import reprlib
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from vmdebug.debugger import layout as layouts
+from vmdebug.debugger import refused
 from vmdebug.debugger.layout import Array, Enum, Field, Function, Layout, Other, Pointer, Struct, Void
 from vmdebug.debugger.memory import Memory, Snapshot
 from vmdebug.errors import GdbError
@@ -18,16 +22,23 @@ from vmdebug.errors import GdbError
 Number: TypeAlias = int
 """Inside `Value`, `int` is its method."""
 
+_NUMBERS = (layouts.Int, layouts.Bool, Enum, Pointer, Function)
+
+_CHARS = re.compile(r"(?:const |volatile )*(?:(?:un)?signed )?char \*\w*")
+
 STRING_BYTES = 4096
 """The longest string that is read; PATH_MAX of the kernel."""
 
 
+@functools.total_ordering
 class Value:
     """One value: a number, a pointer, a struct, an array.
 
     Members are attributes, `task.comm`, also through a pointer to the struct; where a
     member's name is one of this class's, `value["type"]`. All that a struct holds came
-    with it in one round trip, and so it does through a pointer, the first time.
+    with it in one round trip, and so it does through a pointer, the first time. A number
+    compares with numbers, text with a `str`, an enumerator with its name as well; two structs are equal only
+    where they are the same object of Python.
 
     Args:
         memory: What reads further.
@@ -108,10 +119,12 @@ class Value:
         """
         plain = self._plain
         if isinstance(plain, Pointer):
-            return layouts.text(self._memory.string(self.int(), limit))
+            with self._reading("as text"):
+                return layouts.text(self._memory.string(self.int(), limit))
         if isinstance(plain, Array) and self._memory.layouts.plain(plain.target)[1].size == 1:
             if plain.count == 0 and self.address is not None:
-                return layouts.text(self._memory.string(self.address, limit))
+                with self._reading("as text"):
+                    return layouts.text(self._memory.string(self.address, limit))
             return layouts.text(self._bytes(plain.size)[:limit])
         raise GdbError(f"`{self._expression}` is a {self.type}, not text")
 
@@ -171,7 +184,7 @@ class Value:
 
         Args:
             kind: The struct, as C writes it: "struct task_struct".
-            member: The member in it that is pointed to: "tasks", "se.run_node".
+            member: The member in it that is pointed to, or that this is: "tasks", "se.run_node".
 
         Returns:
             The pointer to the struct.
@@ -180,7 +193,8 @@ class Value:
             GdbError: there is no such struct or member.
         """
         offset = f"(unsigned long)&(({kind} *)0)->{member}"
-        snapshot = self._memory.evaluate(f"({kind} *)({self.int():#x} - {offset})")
+        at = self.address if isinstance(self._plain, Struct) and self.address is not None else self.int()
+        snapshot = self._memory.evaluate(f"({kind} *)({at:#x} - {offset})")
         return Value(self._memory, snapshot, f"container_of({self._expression}, {kind}, {member})")
 
     def per_cpu_ptr(self, cpu: Number) -> Value:
@@ -196,7 +210,8 @@ class Value:
             raise GdbError(f"`{self._expression}` is a {self.type}, not a pointer")
         number = self._memory.layouts.plain(self._number)[0]
         name = f"*per_cpu_ptr({self._expression}, {cpu})"
-        return Value(self._memory, self._memory.per_cpu_element(number, self.int(), cpu), name)
+        with self._reading(f"for CPU {cpu}"):
+            return Value(self._memory, self._memory.per_cpu_element(number, self.int(), cpu), name)
 
     def __getattr__(self, name: str) -> Value:
         if name.startswith("__") and name.endswith("__"):
@@ -238,6 +253,23 @@ class Value:
     def __bool__(self) -> bool:
         return not isinstance(self._plain, Pointer | layouts.Int | layouts.Bool | Enum) or self.int() != 0
 
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str) and self._is_text:
+            return other == (self.enumerator() if isinstance(self._plain, Enum) else self.string())
+        mine, theirs = self._number_of(self), self._number_of(other)
+        return NotImplemented if mine is None or theirs is None else bool(mine == theirs)
+
+    def __lt__(self, other: object) -> bool:
+        mine, theirs = self._number_of(self), self._number_of(other)
+        return NotImplemented if mine is None or theirs is None else bool(mine < theirs)
+
+    def __hash__(self) -> Number:
+        number = self._number_of(self)
+        return object.__hash__(self) if number is None else hash(number)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.int(), spec) if spec else str(self)
+
     def __int__(self) -> Number:
         return self.int()
 
@@ -249,12 +281,33 @@ class Value:
 
     def __repr__(self) -> str:
         value = self.to_python()
+        if value is None and self.optimized_out:
+            return f"<{self.type} {self._expression}: optimised out>"
         pointer = isinstance(self._plain, Pointer | Function) and value is not None
         return f"<{self.type} {self._expression} = {hex(value) if pointer else reprlib.repr(value)}>"
 
     @property
     def _plain(self) -> Layout:
         return self._memory.layouts.plain(self._number)[1]
+
+    @property
+    def _is_text(self) -> bool:
+        plain = self._plain
+        if isinstance(plain, Array):
+            element = self._memory.layouts.plain(plain.target)[1]
+            return isinstance(element, layouts.Int) and element.size == 1
+        text = isinstance(plain, Pointer) and _CHARS.fullmatch(plain.name) is not None
+        return text or isinstance(plain, Enum)
+
+    @staticmethod
+    def _number_of(value: object) -> Number | float | None:
+        if not isinstance(value, Value):
+            return value if isinstance(value, Number | float) else None
+        plain = value._plain  # noqa: SLF001 - another of our own
+        if isinstance(plain, layouts.Float):
+            found: float | None = value.to_python()
+            return found
+        return value.int() if isinstance(plain, _NUMBERS) else None
 
     def _bytes(self, size: Number) -> bytes:
         if layouts.is_missing(self._offset, size, self._snapshot.missing):
@@ -266,7 +319,17 @@ class Value:
 
     def _element(self, address: Number, index: Number, expression: str) -> Value:
         number = self._memory.layouts.plain(self._number)[0]
-        return Value(self._memory, self._memory.element(number, address, index), expression)
+        with self._reading(f"at {address:#x}"):
+            return Value(self._memory, self._memory.element(number, address, index), expression)
+
+    @contextlib.contextmanager
+    def _reading(self, how: str) -> Iterator[None]:
+        """Say of what GDB refuses in the block which value it was, not which command of MI."""
+        try:
+            yield
+        except GdbError as error:
+            what = f"what `{self._expression}` points to cannot be read {how}"
+            raise refused.reworded(error, what) from error
 
     def _member(self, name: str) -> Value | None:
         if isinstance(self._plain, Pointer):
