@@ -23,7 +23,10 @@ import vmd_until
 
 
 class Vmd(gdb.Command):
-    """Commands for debugging a Linux kernel that QEMU runs; they begin with `vmd-`."""
+    """Commands for debugging a Linux kernel that QEMU runs; they begin with `vmd-`.
+
+    vmd lists them; help COMMAND tells more of one.
+    """
 
     def __init__(self) -> None:
         super().__init__("vmd", gdb.COMMAND_USER)
