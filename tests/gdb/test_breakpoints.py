@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from vmdebug.debugger import stop
+from vmdebug.debugger import refused, stop
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import Stop
-from vmdebug.errors import DeadlineError, GdbError
+from vmdebug.errors import DeadlineError, GdbError, UsageError
 
 QUICK = 30.0
 
@@ -211,3 +211,54 @@ def test_a_kernel_without_panic_cannot_be_watched_for_it(gdb: Gdb) -> None:
     with pytest.raises(GdbError, match='a breakpoint at panic: Function "panic" not defined'):
         gdb.catch_panic()
     assert gdb.breakpoints() == ()
+
+
+# What would never be hit, or do nothing, in silence
+
+
+def test_a_cpu_that_the_guest_does_not_have(gdb: Gdb) -> None:
+    for thread in (0, 3):
+        with pytest.raises(
+            UsageError, match=f"at work: the guest has no CPU that is thread {thread}"
+        ) as raised:
+            gdb.breakpoint("work", thread=thread)
+        assert raised.value.hint == "CPU 0 is thread 1, and the last one here thread 2"
+    assert gdb.breakpoints() == ()
+
+
+def test_what_lies_in_no_memory_is_not_watched_by_stepping(gdb: Gdb) -> None:
+    for expression in ("$rax", "first.pid + $rax"):
+        with pytest.raises(GdbError, match=r"a watchpoint on .*: QEMU watches memory"):
+            gdb.watchpoint(expression)
+    assert gdb.breakpoints() == ()
+
+
+def test_a_watchpoint_that_cannot_be_right(gdb: Gdb) -> None:
+    with pytest.raises(GdbError, match=r'^a watchpoint on nosuch: No symbol "nosuch"') as raised:
+        gdb.watchpoint("nosuch")
+    assert raised.value.hint == refused.HERE
+    with pytest.raises(UsageError, match="a watchpoint for 'both'"):
+        gdb.watchpoint("watched", access="both")  # type: ignore[arg-type] # what this is about
+
+
+def test_changing_a_breakpoint_that_has_gone(gdb: Gdb) -> None:
+    gone = gdb.breakpoint("work", temporary=True)
+    gdb.cont(timeout=QUICK)
+    for change in (gone.enable, gone.disable, lambda: gone.when("k == 1"), lambda: gone.ignore(1)):
+        with pytest.raises(GdbError, match=r"the breakpoint at work(:| is) (No breakpoint|no longer)"):
+            change()
+
+
+def test_a_frame_that_there_is_not(gdb: Gdb) -> None:
+    gdb.breakpoint("step")
+    gdb.cont(timeout=QUICK)
+    assert gdb.select(frame=1).function == "work"
+    with pytest.raises(GdbError, match="there is no frame 99: the outermost is "):
+        gdb.select(frame=99)
+
+
+def test_a_breakpoint_at_what_a_pointer_points_to(gdb: Gdb) -> None:
+    gdb.breakpoint("work", temporary=True)
+    gdb.cont(timeout=QUICK)
+    planted = gdb.breakpoint(gdb.value("first.run"))
+    assert planted.address == gdb.value("&doubled").int()

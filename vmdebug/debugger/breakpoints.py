@@ -6,12 +6,14 @@ guest memory, so it needs the kernel to be there, and hardware ones are few.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, Self, SupportsIndex, TypeAlias
 
 from vmdebug.debugger import mi
+from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
     from vmdebug.debugger.stop import Stop
@@ -102,11 +104,15 @@ class Breakpoint(_Block):
         return str(self._gdb.breakpoint_info(self.number).get("cond", ""))
 
     def enable(self) -> None:
-        """Have it stop the guest again."""
+        """Have it stop the guest again.
+
+        Raises:
+            GdbError: it is no longer there.
+        """
         self._gdb.change(f"-break-enable {self.number}", self.where)
 
     def disable(self) -> None:
-        """Leave it where it is, and have it stop nothing."""
+        """Leave it where it is, and have it stop nothing; raises as `enable` does."""
         self._gdb.change(f"-break-disable {self.number}", self.where)
 
     def when(self, condition: str) -> None:
@@ -116,13 +122,13 @@ class Breakpoint(_Block):
             condition: In the language of the place; "" is always.
 
         Raises:
-            GdbError: it cannot be evaluated there; the old one stays.
+            GdbError: it cannot be evaluated there, and the old one stays; or it is no longer there.
         """
         words = f" {mi.quote(condition)}" if condition else ""
         self._gdb.change(f"-break-condition {self.number}{words}", self.where)
 
     def ignore(self, count: int) -> None:
-        """Pass over so many hits from now on."""
+        """Pass over so many hits from now on; raises as `enable` does."""
         self._gdb.change(f"-break-after {self.number} {count}", self.where)
 
     def delete(self) -> None:
@@ -135,9 +141,9 @@ class Breakpoint(_Block):
         return self._owner
 
 
-def location(where: str | int) -> str:
-    """Return where a breakpoint goes as GDB writes it: an address becomes `*0x…`."""
-    return f"*{where:#x}" if isinstance(where, int) else where
+def location(where: str | SupportsIndex) -> str:
+    """Return where a breakpoint goes as GDB writes it: an address, or a pointer's value, becomes `*0x…`."""
+    return where if isinstance(where, str) else f"*{operator.index(where):#x}"
 
 
 def insert(
@@ -175,9 +181,14 @@ def watch(expression: str, *, access: str = "write") -> str:
     Args:
         expression: What is watched; `*(int *)0x…` for an address.
         access: "write", "read" or "access", which is both.
+
+    Raises:
+        UsageError: another one.
     """
-    option = {"write": [], "read": ["-r"], "access": ["-a"]}[access]
-    return " ".join(["-break-watch", *option, mi.quote(expression)])
+    options = {"write": [], "read": ["-r"], "access": ["-a"]}
+    if access not in options:
+        raise UsageError(f"a watchpoint for {access!r}", hint=f"it is for one of {', '.join(options)}")
+    return " ".join(["-break-watch", *options[access], mi.quote(expression)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import breakpoints, mi, refused, stop
@@ -108,7 +108,7 @@ class Control(Inspection):
         self._need("finish", State.STOPPED)
         return self._run("finish", _CONTINUE if self._follow("finish") else "-exec-finish", timeout)
 
-    def until(self, where: str | int, *, timeout: float = RUN_SECONDS) -> Stop:
+    def until(self, where: str | SupportsIndex, *, timeout: float = RUN_SECONDS) -> Stop:
         """Run to a place on this CPU, or until the current frame returns; raises as `cont` does.
 
         A task that may sleep on the way wants a temporary breakpoint, which waits on all CPUs.

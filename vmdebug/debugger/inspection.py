@@ -212,15 +212,23 @@ class Inspection:
 
         Returns:
             The frame that is selected now.
+
+        Raises:
+            StateError: the guest runs.
+            GdbError: there is no such CPU or frame.
         """
         self._need("select", State.STOPPED)
         if thread is None and isinstance(frame, Frame):
             thread = frame.thread
         if thread is not None:
             self._ask(f"-thread-select {thread.id if isinstance(thread, Thread) else thread}")
-        if frame is not None:
-            self._ask(f"-stack-select-frame {frame.level if isinstance(frame, Frame) else frame}")
-        return self.frame()
+        level = frame.level if isinstance(frame, Frame) else frame
+        if level is not None:
+            self._ask(f"-stack-select-frame {level}")
+        selected = self.frame()
+        if level not in (None, selected.level):  # GDB takes the outermost instead
+            raise GdbError(f"there is no frame {level}: the outermost is {selected.level}")
+        return selected
 
     def _text(self, command: str, timeout: float) -> str:
         packed = self._execute(command, Deadline.after(timeout)).payload["text"]

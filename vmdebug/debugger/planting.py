@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 from vmdebug.debugger import breakpoints, mi, panics, refused, trace
 from vmdebug.debugger.breakpoints import Breakpoint, Callback, Catch
@@ -32,7 +32,7 @@ class Planting(Control):
 
     def breakpoint(
         self,
-        where: str | int,
+        where: str | SupportsIndex,
         *,
         when: str = "",
         temporary: bool = False,
@@ -51,7 +51,7 @@ class Planting(Control):
         until that it interrupts ends there, whatever it returns.
 
         Args:
-            where: A symbol, file:line, `*expression`, or an address.
+            where: A symbol, file:line, `*expression`, or an address, also a pointer's `Value`.
             when: Condition, in the language of the place.
             temporary: Whether it goes with its first stop.
             hardware: Whether it takes one of the CPU's debug registers; under KVM the only kind that works
@@ -62,10 +62,13 @@ class Planting(Control):
             callback: Called at each hit.
 
         Raises:
+            UsageError: there is no such CPU.
             GdbError: GDB refused it: no such symbol, a condition that cannot be evaluated.
         """
         place = breakpoints.location(where)
         number = thread.id if isinstance(thread, Thread) else thread
+        if number is not None:
+            self._need_cpu(number, f"a breakpoint at {place}")
         return self._insert(
             breakpoints.insert(
                 place,
@@ -96,11 +99,22 @@ class Planting(Control):
             callback: Called at each hit, as a breakpoint's.
 
         Raises:
-            GdbError: GDB refused it.
+            GdbError: GDB refused it, or it lies in no memory.
         """
-        refusal = partial(refused.planting, what=f"a watchpoint on {expression}", absent=refused.HERE)
+        what = f"a watchpoint on {expression}"
+        refusal = partial(refused.planting, what=what, absent=refused.HERE)
         command = breakpoints.watch(expression, access=access)
-        return self._insert(command, expression, refusal=refusal, callback=callback)
+        with self.held():
+            made = self._insert(command, expression, refusal=refusal, callback=callback)
+            # A guest that is there shows by now whether QEMU can watch it.
+            if self.state is State.STOPPED and self.breakpoint_info(made.number)["type"] == "watchpoint":
+                made.delete()
+                raise GdbError(
+                    f"{what}: QEMU watches memory; GDB would step each instruction, of one CPU alone",
+                    command=command,
+                    hint="what lies in a register is seen by a breakpoint with a condition",
+                )
+        return made
 
     def catch_panic(
         self, *, oops: bool = True, warn: bool = False, callback: Callback | None = None
@@ -219,11 +233,13 @@ class Planting(Control):
             GdbError: GDB refused it.
         """
         with self.held():
+            what = f"the breakpoint at {where}"
             try:
-                self._ask(command)
+                answer = self._ask(command)
             except GdbError as error:
-                what = f"the breakpoint at {where}"
                 raise refused.planting(error, what, absent=refused.IN_SCOPE) from error
+            if "No breakpoint number" in answer.console + answer.log:  # to GDB that is no error
+                raise GdbError(f"{what} is no longer there", command=command, words=answer.log)
 
     def breakpoint_info(self, number: int) -> Mapping[str, Any]:
         """Return what GDB holds about a breakpoint: "times", "enabled", "addr".
@@ -273,6 +289,18 @@ class Planting(Control):
                     self.delete(made)
                     raise never
         return made
+
+    def _need_cpu(self, number: int, what: str) -> None:
+        """Refuse a CPU that the guest does not have: GDB would wait for it for ever."""
+        if self.state not in (State.STOPPED, State.RUNNING):
+            return
+        with self.held():
+            numbers = [thread.id for thread in self.threads()]
+        if number not in numbers:
+            raise UsageError(
+                f"{what}: the guest has no CPU that is thread {number} to GDB",
+                hint=f"CPU 0 is thread 1, and the last one here thread {max(numbers)}",
+            )
 
     def _await_modules(self) -> None:
         """Have each module's symbols loaded just before its init function runs; see kernel/module."""
