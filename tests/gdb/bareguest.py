@@ -63,7 +63,7 @@ def argv(program: Path, gdb: int, qmp: int) -> list[str]:
         *("-S", "-nodefaults", "-display", "none", "-no-reboot", "-accel", "tcg", "-m", "32", "-smp", "2"),
         *("-kernel", str(program)),
         *("-chardev", f"socket,id=gdb0,fd={gdb},server=on,wait=off", "-gdb", "chardev:gdb0"),
-        *("-chardev", f"socket,id=qmp0,fd={qmp},server=on,wait=off", "-mon", "qmp0,mode=control"),
+        *("-chardev", f"socket,id=qmp0,fd={qmp},server=on,wait=off", "-qmp", "chardev:qmp0"),
     ]
 
 
