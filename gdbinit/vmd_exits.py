@@ -61,7 +61,7 @@ def moving(address: int) -> str:
 
 
 def blocks(pc: int) -> list[gdb.Block]:
-    """Return the blocks of the functions that are inlined at `pc`, the innermost first, and of the one around."""
+    """Return the blocks of the functions that are inlined at `pc`, the innermost first, and of the one there."""
     found = []
     block = gdb.block_for_pc(pc)
     while block is not None:
