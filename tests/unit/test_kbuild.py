@@ -1,3 +1,4 @@
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,16 @@ def test_no_space_left(make: Make, tarball: Path) -> None:
     with pytest.raises(HostError, match="not enough space") as caught:
         build(tarball)
     assert "GB are needed" in caught.value.hint
+
+
+@pytest.mark.parametrize(("option", "builds"), [("CONFIG_PVPANIC_PCI", True), ("CONFIG_SMP", False)])
+def test_what_a_fragment_only_wishes_for_is_no_failure(
+    make: Make, tarball: Path, monkeypatch: pytest.MonkeyPatch, option: str, builds: bool
+) -> None:
+    dropped = kconfig.Unmet(option, "y", "n", known=True)
+    monkeypatch.setattr(kconfig, "merge", lambda *_, **__: (dropped,))
+    with contextlib.nullcontext() if builds else pytest.raises(BuildError, match="1 options of the"):
+        build(tarball)
 
 
 def test_a_missing_header_names_its_package(make: Make, tarball: Path) -> None:
