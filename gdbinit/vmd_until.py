@@ -33,6 +33,9 @@ PANIC = "panic"
 
 KVM_HOLDS = 4
 
+_SAID = "Command aborted."
+"""GDB's error after one that it has shown already."""
+
 
 class Until(gdb.Command):
     """Run the guest until LOCATION is reached: vmd-until LOCATION [SECONDS].
@@ -181,7 +184,9 @@ def _missed(location: str, run: _Guest, *, panicked: bool) -> None:
 
 def _lost(location: str, error: gdb.error) -> None:
     if not vmd_guest.connected():
-        vmd_batch.fail(f"the guest ended before it reached {location}: {error}")
+        # What came while GDB waited it has said by itself, and only says here that this is over.
+        why = "" if str(error) == _SAID else f": {error}"
+        vmd_batch.fail(f"the guest ended before it reached {location}{why}")
     if "hardware breakpoint" in str(error):
         vmd_batch.fail(f"{error}\nKVM holds {KVM_HOLDS} hardware breakpoints: delete some of yours first")
     vmd_batch.fail(str(error))

@@ -140,7 +140,10 @@ def test_a_qemu_that_ends_on_the_way(start: Start) -> None:
         machine.state.qemu.signal(signal.SIGKILL)
         words = child.stderr.read()
         assert child.wait() == 1
-    assert words.startswith(b"the guest ended before it reached kernel_restart")
+    # GDB may have said more than that before it.
+    last = words.splitlines()[-1]
+    assert last.startswith(b"the guest ended before it reached kernel_restart")
+    assert b"aborted" not in last
 
 
 @pytest.mark.parametrize("boot", range(3))
@@ -213,8 +216,8 @@ def test_tasks_that_sleep_have_frames_that_work(start: Start) -> None:
     )
     assert done.status == 0, done.stderr
     first, second = done.stdout.split("pid 2 (kthreadd) asleep, task_struct 0x")[1:]
-    assert re.search(r"^#\d+ .* in schedule \(\) at .*\n#\d+ .* in kthreadd \(", first, re.MULTILINE)
-    assert " in schedule (" in second
+    assert re.search(r"^#\d+ .*\bschedule \(\) at .*\n#\d+ .* in kthreadd \(", first, re.MULTILINE)
+    assert " schedule (" in second
     assert "pid 0 (swapper/0) " in second
     assert machine.status() == "running"
 

@@ -210,7 +210,7 @@ def test_a_gdb_of_ones_own_is_told_of_kaslr_and_then_sees_every_cpu_and_task(
     assert facts["kernel"] == f"{kernel.release}, proven by its build-id note"
     assert "\npid 0 (swapper/2) " in done.stdout
     asleep = done.stdout[done.stdout.index("pid 2 (kthreadd) asleep") :]
-    assert re.search(r"^#\d+ .* in schedule \(\) at .*\n#\d+ .* in kthreadd \(", asleep, re.MULTILINE)
+    assert re.search(r"^#\d+ .*\bschedule \(\) at .*\n#\d+ .* in kthreadd \(", asleep, re.MULTILINE)
 
 
 def test_a_modules_lines_are_right_wherever_it_lies_this_time(
