@@ -13,7 +13,7 @@ import pytest
 from vmdebug import process, shipped
 from vmdebug.cli import status_of
 from vmdebug.deadline import Deadline
-from vmdebug.sources import kbuild, kconfig, kconfigwhy
+from vmdebug.sources import fragments, kbuild, kconfig, kconfigwhy
 
 _OF_THE_MACHINE = re.compile(r"CONFIG_(?:CC|GCC|CLANG|AS|LD|LLD|PAHOLE|RUSTC|TOOLS)_\w*")
 """Options that Kconfig sets by the compiler that it finds."""
@@ -106,16 +106,18 @@ def test_what_cannot_stick_is_named_with_what_stopped_it(
         words = kconfigwhy._in_place_of_its_own(tmp_path, tmp_path / "o")
         monkeypatch.setattr(kconfigwhy, "_in_place_of_its_own", lambda *_: words)
     (tmp_path / "mine").write_text(
-        "CONFIG_EXPERT=y\nCONFIG_9P_FS=y\nCONFIG_SLOB=y\nCONFIG_SLUB=y\nCONFIG_NO_SUCH_THING=y\nCONFIG_PRINTK=y\n"
+        "CONFIG_EXPERT=y\nCONFIG_9P_FS=y\nCONFIG_HZ_100=y\nCONFIG_HZ_250=y\nCONFIG_NO_SUCH_THING=y\nCONFIG_PRINTK=y\n"
     )
     assert configure(source, tmp_path / "o", "-f", str(tmp_path / "mine"), "--json") == 1
     dropped = {each["option"]: each for each in json.loads(capsys.readouterr().out)["dropped"]}
     assert dropped["CONFIG_NO_SUCH_THING"]["why"] == "this kernel has no such option"
     nine = dropped["CONFIG_9P_FS"]
-    assert nine["why"] == "depends on NETWORK_FILESYSTEMS [=n] and INET [=n] and NET_9P [=n]"
+    # Newer kernels do without INET.
+    without = nine["why"].replace("INET [=n] and ", "")
+    assert without == "depends on NETWORK_FILESYSTEMS [=n] and NET_9P [=n]"
     assert nine["mends"] == "nixos-boot"
-    (taken,) = dropped.keys() & {"CONFIG_SLOB", "CONFIG_SLUB"}
-    assert dropped[taken]["why"].startswith("its choice has taken SL")
+    (taken,) = dropped.keys() & {"CONFIG_HZ_100", "CONFIG_HZ_250"}
+    assert dropped[taken]["why"].startswith("its choice has taken HZ_")
     assert "CONFIG_PRINTK" not in dropped
 
 
@@ -134,6 +136,7 @@ def test_modules_are_built_in_where_they_can_be(
 
 
 def test_the_kept_configuration_is_that_of_the_builtin_kernel() -> None:
+    """A kernel of another series than the kept one's has it in so far as the fragments ask for it."""
     built = kbuild.built()
     assert built is not None
     kept = (shipped.kconfigs() / "configs/builtin-6.1-x86_64.config").read_text()
@@ -142,7 +145,12 @@ def test_the_kept_configuration_is_that_of_the_builtin_kernel() -> None:
         {option: value for option, value in each.items() if not _OF_THE_MACHINE.fullmatch(option)}
         for each in both
     )
-    assert kept_ == built_
+    if built.release.startswith("6.1."):
+        assert kept_ == built_
+    asked = {option for name in kconfig.BUILTIN for option in fragments.load(name).options}
+    common = asked & kept_.keys() & built_.keys()
+    assert len(common) > len(asked) * 0.9
+    assert {each: kept_[each] for each in common} == {each: built_[each] for each in common}
 
 
 @pytest.mark.parametrize(
