@@ -61,7 +61,7 @@ def moving(address: int) -> str:
 
 
 def blocks(pc: int) -> list[gdb.Block]:
-    """Return the blocks of the functions at `pc`: the inlined ones, the innermost first, and that around them."""
+    """Return the blocks of the functions at `pc`: the inlined ones, innermost first, and the one around."""
     found = []
     block = gdb.block_for_pc(pc)
     while block is not None:
