@@ -27,6 +27,8 @@ _COMMAND = re.compile(
     r"^class (\w+)\(gdb\.Command\):.*?__init__\(\s*[\"']([\w-]+)[\"']", re.MULTILINE | re.DOTALL
 )
 
+_SUFFIXED = re.compile(r"\b(0[xX][0-9a-fA-F]+|\d+)[uUlL]+\b")
+
 
 def constants(file: Path) -> dict[str, str]:
     """Import `linux.constants`; return why which names are not there.
@@ -109,7 +111,10 @@ def exists(command: str) -> bool:
 
 
 def _statements(text: str, missing: dict[str, str]) -> list[ast.stmt]:
-    """Return the statements of `constants.py`, without lines that are no Python: `LX_X = (1UL)`."""
+    """Return the statements of `constants.py`, without lines that are no Python.
+
+    C's suffixes of numbers are left out: Linux 5.10.262 says `LX_SB_RDONLY = ((((1UL))) << (0))`.
+    """
     import ast  # noqa: PLC0415 - as above
 
     lines = text.splitlines()
@@ -118,6 +123,10 @@ def _statements(text: str, missing: dict[str, str]) -> list[ast.stmt]:
             return ast.parse("\n".join(lines)).body
         except SyntaxError as error:
             at = (error.lineno or 1) - 1
+            without = _SUFFIXED.sub(r"\1", lines[at])
+            if without != lines[at]:
+                lines[at] = without
+                continue
             found = re.match(r"(\s*)(LX_\w+)", lines[at])
             if found is None:
                 raise

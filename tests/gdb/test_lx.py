@@ -22,7 +22,8 @@ import gdb
 LX_CONFIG_DEBUG_INFO_REDUCED = 0
 LX_there = gdb.parse_and_eval("there")
 LX_gone = gdb.parse_and_eval("gone")
-LX_FLAG = 8UL
+LX_FLAG = ((((1UL))) << (0x3U))
+LX_ODD = (unsigned long)8UL
 if 1:
     LX_gone_too = gdb.parse_and_eval("gone_too")
 LX_LAST = 3
@@ -113,12 +114,14 @@ def gdb(program: Path, scripts: Path, *commands: str) -> Completed:
 
 
 def test_a_constant_that_is_not_there_costs_only_its_users(program: Path, scripts: Path) -> None:
-    done = gdb(program, scripts, "lx-hosts", "python import linux.constants as c; print(c.LX_there['first'])")
-    assert done.stdout == "hosts 3\n0\n"
-    assert done.stderr.splitlines() == [
+    show = "python import linux.constants as c; print(c.LX_there['first'], c.LX_FLAG)"
+    done = gdb(program, scripts, "lx-hosts", show, "python c.LX_ODD")
+    assert done.stdout == "hosts 3\n0 8\n"
+    assert done.stderr.splitlines()[:2] == [
         'kernel GDB scripts: lx-clock may not work without LX_gone: No symbol "gone" in current context.',
         'kernel GDB scripts without lx-mounts: LX_gone_too: No symbol "gone_too" in current context.',
     ]
+    assert "LX_ODD: constants.py says what is no Python: LX_ODD = (unsigned long)" in done.stderr
 
 
 def test_its_users_say_what_they_lack(program: Path, scripts: Path) -> None:

@@ -26,6 +26,8 @@ from vmdebug.progress import Report, Step
 from vmdebug.sources import kbuild, ksource, scriptparts
 
 _NAME = "constants.py"
+_ALWAYS = f"\nalways-y += {_NAME}\n"
+"""Up to Linux 5.10 and some later ones it is extra-y, which nobody makes for an external module."""
 _MADE = re.compile(r"^  [A-Z0-9]+(?: \[M\])?\s+(\S.*)$")
 
 
@@ -63,7 +65,8 @@ def by_module_build(template: Path, build: Path, *, what: str, report: Report, d
     with tempfile.TemporaryDirectory(prefix="vmdebug-gdb-") as scratch:
         directory = Path(scratch)
         shutil.copyfile(template, directory / template.name)
-        shutil.copyfile(template.parent / "Makefile", directory / "Kbuild")
+        makefile = (template.parent / "Makefile").read_text()
+        (directory / "Kbuild").write_text(makefile + _ALWAYS)
         # Without CONFIG_MODULES the target `modules` is refused; the directory is what it would go to.
         goal = "modules" if b"\nCONFIG_MODULES=y\n" in text else str(directory)
         argv = ["make", "-C", str(build), f"M={directory}", *_compiler(text), goal]
