@@ -14,6 +14,7 @@ import vmd_kgdb
 import vmd_ko
 import vmd_modlist
 import vmd_slide
+from vmd_registers import WORD
 
 STARTING = "do_init_module"
 """Called with everything in place, just before a module's init function: kernel/module/main.c."""
@@ -32,7 +33,7 @@ class Symbols:
         path: Where their files are looked for, with : between the directories.
         files: Where each module's file is, by name; None before they are looked for.
         placed: The modules that have symbols, by name.
-        taken: The files that these come from, by the same names.
+        taken: The files that these come from, by name, also of those that have gone since.
         refused: Modules that have none, by name, with what was said about them.
         behind: Whether a module has come since.
     """
@@ -147,8 +148,8 @@ SYMBOLS = Symbols()
 class Starting(gdb.Breakpoint):
     """Sees each module just before its init function runs.
 
-    The guest is only stopped for it when a breakpoint waits for symbols; symbols cannot be
-    read here, as stop() must not touch breakpoints.
+    The guest is only stopped for it when a breakpoint waits for symbols, or lies in a module, which may be
+    this one, loaded anew; symbols cannot be read here, as stop() must not touch breakpoints.
     """
 
     def __init__(self) -> None:
@@ -159,7 +160,18 @@ class Starting(gdb.Breakpoint):
     def stop(self) -> bool:
         """Stop for a breakpoint that may be in this module, else remember."""
         SYMBOLS.behind = True
-        return any(each.pending and each.enabled for each in gdb.breakpoints())
+        return any(each.enabled and (each.pending or _in_module(each)) for each in gdb.breakpoints())
+
+
+def _in_module(breakpoint_: gdb.Breakpoint) -> bool:
+    """Whether a breakpoint is in a module, or was before that was unloaded: to GDB it does not wait then."""
+    if not SYMBOLS.taken or breakpoint_.type not in (gdb.BP_BREAKPOINT, gdb.BP_HARDWARE_BREAKPOINT):
+        return False
+    try:
+        first, end = (int(gdb.parse_and_eval(name)) & WORD for name in ("&_stext", "&_end"))
+        return not all(first <= location.address < end for location in breakpoint_.locations)
+    except (gdb.error, AttributeError):  # before GDB 13 it does not tell
+        return True
 
 
 class Watch:

@@ -300,6 +300,23 @@ def test_a_breakpoint_in_a_module_that_comes_later_is_hit_in_its_init(
         assert re.search(rf"^brd: symbols at 0x[0-9a-f]+ from {packed}/brd.ko.xz$", done.stderr, re.MULTILINE)
 
 
+def test_a_breakpoint_in_a_module_is_hit_when_it_is_loaded_anew_elsewhere(with_module: LaunchSpec) -> None:
+    with (
+        vm.launch(with_module, bound=True, deadline=Deadline.after(SECONDS)) as machine,
+        machine.console() as console,
+    ):
+        console.wait_ready(Deadline.after(SECONDS))
+        console.sendline("insmod /brd.ko")
+        console.expect("brd: module loaded", Deadline.after(SECONDS))
+        line = argv(attachment(machine, "break brd_alloc", "continue", "bt 1"))
+        with process.spawn(line, stdout=process.PIPE, stderr=process.PIPE) as child:
+            assert child.stdout is not None
+            assert any(row.startswith(b"Breakpoint 1 at 0x") for row in child.stdout)
+            console.sendline("rmmod brd; modprobe lkdtm; insmod /brd.ko")
+            assert "#0  brd_alloc (i=" in child.stdout.read().decode()
+            assert child.wait() == 0
+
+
 def test_a_module_of_another_build_has_no_symbols(with_module: LaunchSpec, packed: Path) -> None:
     with vm.launch(with_module, bound=True, deadline=Deadline.after(SECONDS)) as machine:
         with machine.console() as console:

@@ -62,6 +62,20 @@ def test_a_module_that_exec_loads_stops_in_its_init(session: DebugSession) -> No
     assert session.exec("grep -c brd /proc/modules", timeout=SECONDS).stdout == "1\n"
 
 
+def test_a_breakpoint_in_a_module_is_hit_when_it_is_loaded_anew_elsewhere(session: DebugSession) -> None:
+    session.exec("insmod /brd.ko", timeout=SECONDS, check=True)
+    gdb = session.gdb
+    first = gdb.breakpoint("brd_alloc")
+    gdb.cont(wait=False)
+    job = session.exec("rmmod brd; insmod /lkdtm.ko; insmod /brd.ko", wait=False)
+    where = gdb.wait_stop(timeout=SECONDS)
+    assert (where.breakpoint, where.frame.function) == (first, "brd_alloc")
+    assert where.frame.pc != first.address
+    gdb.delete_all()
+    gdb.cont(wait=False)
+    assert job.result(timeout=SECONDS).status == 0
+
+
 def test_a_command_goes_on_over_stops_and_its_result_comes(session: DebugSession) -> None:
     gdb = session.gdb
     gdb.breakpoint("do_sys_openat2", when='$_streq(filename, "/etc/nosuch")')

@@ -29,6 +29,7 @@ class Planting(Control):
         """What can be done without: the kernel's scripts do not work, the symbols are of another build."""
         self._starting = 0
         self._modules: Path | None = None
+        self._has_modules = False
 
     def breakpoint(
         self,
@@ -161,8 +162,9 @@ class Planting(Control):
         place = directory or self._modules
         where = "" if place is None else f" {shlex.quote(os.fspath(place))}"
         for command in ("python import vmd_modules; vmd_modules.Modules()", f"vmd-modules{where}"):
-            said = self._ask(f"-interpreter-exec console {mi.quote(command)}").log
-            self.notes.extend(line for line in said.splitlines() if "no symbols" in line)
+            said = self._ask(f"-interpreter-exec console {mi.quote(command)}")
+            self.notes.extend(line for line in said.log.splitlines() if "no symbols" in line)
+        self._has_modules = "no module is loaded" not in said.console
 
     def breakpoints(self) -> tuple[Breakpoint, ...]:
         """Return all breakpoints and watchpoints that GDB has, also those that its own commands have set."""
@@ -281,8 +283,9 @@ class Planting(Control):
                 raise refusal(error) from error
             made = breakpoints.made(answer.payload, where, self, callback=callback, reason=reason)
             self._breakpoints[made.number] = made
-            if "pending" in answer.payload.get("bkpt", {}) and not self._starting:
-                self._await_modules()
+            pending = "pending" in answer.payload.get("bkpt", {})
+            if (pending or self._has_modules) and not self._starting:
+                self._await_modules()  # it may be in one that is loaded anew, elsewhere
             if self._identity is not None:
                 never = self._identity.never_hit(self._payload, answer.payload.get("bkpt", {}), where)
                 if never is not None:
