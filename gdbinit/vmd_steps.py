@@ -5,6 +5,10 @@ QEMU puts a CPU into single-step mode when GDB steps it, and takes it out when t
 instruction. While GDB is there, that is a SIGTRAP out of nowhere; once GDB has let go, it halts the whole
 guest, with nobody there to set it going.
 
+The SIGTRAP does harm as well where that instruction is one byte long and has a breakpoint, as `push %rbp`
+at a function's entry: GDB takes it for the breakpoint's `int3`, puts the PC back by its length, and the
+guest executes the instruction twice. See `adjust_pc_after_break` of GDB's infrun.c.
+
 GDB does not tell a step from a continue, so some CPUs are suspected without a cause.
 """
 
@@ -42,13 +46,17 @@ class Steps:
     def stopped(self, _event: gdb.StopEvent) -> None:
         """Take note of the CPU that has stopped: it is stepped no more."""
         thread = gdb.selected_thread()
-        if thread is None or vmd_kgdb.on():
+        if thread is None:
+            return
+        if vmd_kgdb.on():
+            _keep_pc(mode="auto")
             return
         connection = thread.inferior.connection_num
         if connection != self._connection:
             self._end()
             self._connection, self._owed = connection, _left_by_another()
             _hush()
+            _keep_pc()
             return
         if self._resumed is not None and not self._tries:
             self._owed.add(self._resumed)
@@ -113,6 +121,14 @@ def _hush() -> None:
     words = "nostop noprint" if len(gdb.selected_inferior().threads()) > 1 else "stop print"
     with gdb.with_parameter("confirm", False):
         gdb.execute(f"handle SIGTRAP {words} nopass", to_string=True)
+
+
+def _keep_pc(*, mode: str = "on") -> None:
+    """Have GDB leave the PC alone after a breakpoint: QEMU has put it back, which it does not say.
+
+    kgdb leaves that to GDB; "auto" finds out.
+    """
+    gdb.execute(f"set remote swbreak-feature-packet {mode}", to_string=True)
 
 
 def _left_by_another() -> set[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,15 @@ def directory() -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made)
+
+
+@pytest.fixture
+def listener(directory: Path) -> Iterator[socket.socket]:
+    """Where a stub waits for GDB: the directory's `stub`."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.fspath(directory / "stub"))
+        listening.listen()
+        yield listening
 
 
 @pytest.fixture

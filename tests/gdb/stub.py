@@ -14,6 +14,9 @@ TARGET = b"<target><architecture>i386:x86-64</architecture></target>"
 REGISTERS = 536
 """Bytes of `g`: the core and SSE registers of x86-64."""
 
+RIP = 16 * 8
+"""Where `g` has it: after sixteen registers."""
+
 ANSWERS = {
     b"qSupported": b"PacketSize=1000;qXfer:features:read+",
     b"qXfer:features:read:target.xml": b"l" + TARGET,
@@ -23,7 +26,6 @@ ANSWERS = {
     b"qfThreadInfo": b"m01",
     b"qsThreadInfo": b"l",
     b"qAttached": b"1",
-    b"g": b"00" * REGISTERS,
     b"vCont?": b"vCont;c;C;s;S",
     b"z": b"OK",
     b"D": b"OK",
@@ -36,9 +38,13 @@ class Stub:
     Args:
         listener: Where it connects.
         answers: Packets by their beginning, with what is answered instead of `ANSWERS`.
+
+    Attributes:
+        rip: Where its CPU stands.
     """
 
     def __init__(self, listener: socket.socket, answers: Mapping[bytes, bytes]) -> None:
+        self.rip = 0
         self._listener = listener
         self._answers = {**ANSWERS, **answers}
         self._thread = threading.Thread(target=self._serve)
@@ -67,6 +73,9 @@ class Stub:
         """Return what is answered; None is for a guest that runs."""
         if packet.startswith(b"m"):
             return b"00" * int(packet.rpartition(b",")[2], 16)
+        if packet == b"g":
+            rip = self.rip.to_bytes(8, "little").hex().encode()
+            return b"00" * RIP + rip + b"00" * (REGISTERS - RIP - 8)
         found = [start for start in self._answers if packet.startswith(start)]
         return self._answers[max(found, key=len)] if found else b""
 

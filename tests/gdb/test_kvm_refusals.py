@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,24 +18,21 @@ Refusing = Callable[..., Gdb]
 
 
 @pytest.fixture
-def refusing(unconnected: Gdb, directory: Path) -> Iterator[Refusing]:
+def refusing(unconnected: Gdb, directory: Path, listener: socket.socket) -> Iterator[Refusing]:
     """GDB, connected to a stub that refuses the packets it is given."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(os.fspath(directory / "stub"))
-        listener.listen()
-        stubs: list[Stub] = []
+    stubs: list[Stub] = []
 
-        def connected(**answers: bytes) -> Gdb:
-            stubs.append(Stub(listener, {packet.encode(): answer for packet, answer in answers.items()}))
-            unconnected.connect(directory / "stub", deadline=soon())
-            return unconnected
+    def connected(**answers: bytes) -> Gdb:
+        stubs.append(Stub(listener, {packet.encode(): answer for packet, answer in answers.items()}))
+        unconnected.connect(directory / "stub", deadline=soon())
+        return unconnected
 
-        try:
-            yield connected
-        finally:
-            unconnected.close()
-            for stub in stubs:
-                stub.close()
+    try:
+        yield connected
+    finally:
+        unconnected.close()
+        for stub in stubs:
+            stub.close()
 
 
 def test_a_hardware_breakpoint_too_many(refusing: Refusing) -> None:

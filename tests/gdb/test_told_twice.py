@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,11 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.gdb.bareguest import soon
-from tests.gdb.stub import REGISTERS, Stub
+from tests.gdb.stub import Stub
 from vmdebug.debugger.gdb import Gdb
-
-RIP = 16 * 8
-"""Where `g` has it: after sixteen registers."""
 
 CALLS = 3
 
@@ -26,7 +22,6 @@ class Impatient(Stub):
     def __init__(self, listener: socket.socket) -> None:
         self.gone_on = threading.Event()
         self._planted = 0
-        self._rip = 0
         self.calls = 0
         self._steps = 0
         super().__init__(listener, {})
@@ -39,17 +34,11 @@ class Impatient(Stub):
             case b"z0":
                 there, self._planted = self._planted, 0
                 return b"OK" if there else b"E22"
-            case b"g":
-                return (
-                    b"00" * RIP
-                    + self._rip.to_bytes(8, "little").hex().encode()
-                    + b"00" * (REGISTERS - RIP - 8)
-                )
         if packet.startswith(b"vCont;c"):
             return self._called()
         if packet.startswith(b"vCont;s"):
             self._steps += 1
-            self._rip += self._steps % 2 == 0
+            self.rip += self._steps % 2 == 0
             return b"T05thread:01;"
         return super()._answer(packet)
 
@@ -58,23 +47,20 @@ class Impatient(Stub):
             self.gone_on.set()
             return None  # it runs
         self.calls += 1
-        self._rip = self._planted
+        self.rip = self._planted
         return b"T05thread:01;"
 
 
 @pytest.fixture
-def impatient(unconnected: Gdb, directory: Path) -> Iterator[Impatient]:
+def impatient(unconnected: Gdb, directory: Path, listener: socket.socket) -> Iterator[Impatient]:
     """The stub, with GDB connected to it."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(os.fspath(directory / "stub"))
-        listener.listen()
-        stub = Impatient(listener)
-        try:
-            unconnected.connect(directory / "stub", deadline=soon())
-            yield stub
-        finally:
-            unconnected.close()
-            stub.close()
+    stub = Impatient(listener)
+    try:
+        unconnected.connect(directory / "stub", deadline=soon())
+        yield stub
+    finally:
+        unconnected.close()
+        stub.close()
 
 
 def test_a_trace_tells_each_call_once(unconnected: Gdb, impatient: Impatient) -> None:
