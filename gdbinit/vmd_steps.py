@@ -93,11 +93,12 @@ class Steps:
         thread = gdb.selected_thread()
         if thread is None or not thread.is_valid() or thread.is_running():
             return
+        moments = Moments()
         # What fails here, such as a guest that has ended meanwhile, is for whoever lets go to tell.
         with contextlib.suppress(gdb.error), gdb.with_parameter("scheduler-locking", "off"), _quiet():
             while self.next() is not None:
-                with _interrupting():
-                    gdb.execute("continue", to_string=True)
+                moments.run()
+            moments.finish()
 
     def _end(self) -> None:
         for each in self._aside:
@@ -155,31 +156,52 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-@contextlib.contextmanager
-def _interrupting() -> Iterator[None]:
-    """Interrupt the guest that the block sets running, again and again: QEMU passes over what comes early."""
-    import threading  # noqa: PLC0415 - imported, it has GDB wait for it at its end
+class Moments:
+    """Runs the guest for moments, in a GDB whose prompt waits meanwhile.
 
-    ended = threading.Event()
+    At most one interrupt is on its way: what was posted to GDB and not carried out by its end crashes it.
+    """
 
-    def interrupt() -> None:
-        if not ended.is_set():
+    def __init__(self) -> None:
+        self._posted = False
+
+    def run(self) -> None:
+        """Run the guest, and interrupt it until it stops: QEMU passes over what comes before it runs."""
+        import threading  # noqa: PLC0415 - imported, it has GDB wait for it at its end
+
+        stopped = threading.Event()
+
+        def repeat() -> None:
+            # GDB's own thread must get the user's Ctrl-C, so this one takes no signal.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            while not stopped.wait(_RETRY_SECONDS):
+                self._post()
+
+        self._post()
+        thread = threading.Thread(target=repeat, daemon=True)
+        thread.start()
+        try:
+            gdb.execute("continue", to_string=True)
+        finally:
+            stopped.set()
+            thread.join()
+
+    def finish(self) -> None:
+        """Have GDB carry out what is on its way: it does so while the guest runs."""
+        for _ in range(_TRIES):
+            if self._posted:
+                self.run()
+
+    def _post(self) -> None:
+        if not self._posted:
+            self._posted = True
+            gdb.post_event(self._interrupt)
+
+    def _interrupt(self) -> None:
+        self._posted = False
+        thread = gdb.selected_thread()
+        if thread is not None and thread.is_valid() and thread.is_running():
             gdb.execute("interrupt")
-
-    def repeat() -> None:
-        # GDB's own thread must get the user's Ctrl-C, so this one takes no signal.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while not ended.wait(_RETRY_SECONDS):
-            gdb.post_event(interrupt)
-
-    gdb.post_event(interrupt)
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def next_() -> dict[str, object]:
