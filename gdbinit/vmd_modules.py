@@ -31,6 +31,8 @@ class Symbols:
 
     Attributes:
         path: Where their files are looked for, with : between the directories.
+        own: Those of them that the user has named.
+        usual: Where the kernel's own are; "" where nobody has said so.
         files: Where each module's file is, by name; None before they are looked for.
         placed: The modules that have symbols, by name.
         taken: The files that these come from, by name, also of those that have gone since.
@@ -40,6 +42,8 @@ class Symbols:
 
     def __init__(self) -> None:
         self.path = ""
+        self.own: list[str] = []
+        self.usual = ""
         self.files: dict[str, Path] | None = None
         self.placed: dict[str, vmd_modlist.Module] = {}
         self.taken: dict[str, Path] = {}
@@ -200,9 +204,9 @@ class Modules(gdb.Command):
     """Give GDB the symbols of the guest's modules: vmd-modules [--watch] [DIRECTORY...].
 
     Lists what is loaded, with where it lies and the file that its symbols come from.
-    Files are looked for under the directories, in $vmd_modules_path (with : between
-    them), else beside vmlinux and in /lib/modules and /usr/lib/debug for its release: as .ko,
-    .ko.xz, .ko.zst, .ko.gz or .ko.debug. A file of another build than the module is refused.
+    Files are looked for under the directories, from now on; then in $vmd_modules_path (with :
+    between them), else beside vmlinux and in /lib/modules and /usr/lib/debug for its release: as
+    .ko, .ko.xz, .ko.zst, .ko.gz or .ko.debug. A file of another build than the module is refused.
 
     With --watch modules that are loaded later get theirs too, and a breakpoint that waits
     for one is in time for its init function; only what changes is said then.
@@ -226,7 +230,8 @@ class Modules(gdb.Command):
             if not Path(each).expanduser().is_dir():
                 vmd_batch.fail(f"{each} is no directory: no modules can be there", vmd_batch.USAGE)
         vmd_guest.need_connected()
-        SYMBOLS.use(":".join(directories) or SYMBOLS.path or _usual_path())
+        SYMBOLS.own = list(dict.fromkeys([*directories, *SYMBOLS.own]))
+        SYMBOLS.use(":".join([*SYMBOLS.own, SYMBOLS.usual or _usual_path()]))
         WATCH.wanted |= "--watch" in options and WATCH.starting is None
         try:
             WATCH.plant()

@@ -62,6 +62,27 @@ def test_a_module_that_exec_loads_stops_in_its_init(session: DebugSession) -> No
     assert session.exec("grep -c brd /proc/modules", timeout=SECONDS).stdout == "1\n"
 
 
+def test_a_module_of_ones_own_has_a_directory_of_its_own(session: DebugSession, tmp_path: Path) -> None:
+    """It is named once, before the module is there, and the kernel's own modules are found as before."""
+    modules = session.vm.state.spec.kernel.modules
+    assert modules is not None
+    own, kernels = tmp_path / "own", tmp_path / "kernel's"
+    for directory, name in ((own, "brd"), (kernels, "lkdtm")):
+        directory.mkdir()
+        (directory / f"{name}.ko").write_bytes(vmd_ko.index([modules])[name].read_bytes())
+    gdb = session.gdb
+    gdb._modules = kernels
+    gdb.load_modules(own)
+    for module, init in (("brd", "brd_init"), ("lkdtm", "lkdtm_module_init")):
+        planted = gdb.breakpoint(init, pending=True)
+        if gdb.stopped:
+            gdb.cont(wait=False)
+        job = session.exec(f"insmod /{module}.ko", wait=False)
+        assert gdb.wait_stop(timeout=SECONDS).breakpoint == planted
+        gdb.cont(wait=False)
+        assert job.result(timeout=SECONDS).status == 0
+
+
 def test_a_breakpoint_in_a_module_is_hit_when_it_is_loaded_anew_elsewhere(session: DebugSession) -> None:
     session.exec("insmod /brd.ko", timeout=SECONDS, check=True)
     gdb = session.gdb

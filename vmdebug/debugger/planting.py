@@ -152,16 +152,18 @@ class Planting(Control):
         A breakpoint that is `pending` has a module's symbols loaded by itself, before its init function runs.
 
         Args:
-            directory: Where their files are; None is where the guest's kernel has them, else beside vmlinux
-                and in /lib/modules.
+            directory: Where files are that the kernel's own directory does not have, from now on. All others
+                are where the guest's kernel has them, else beside vmlinux and in /lib/modules.
 
         Raises:
             StateError: the guest runs.
+            GdbError: there is no such directory.
         """
         self._need("load_modules", State.STOPPED)
-        place = directory or self._modules
-        where = "" if place is None else f" {shlex.quote(os.fspath(place))}"
-        for command in ("python import vmd_modules; vmd_modules.Modules()", f"vmd-modules{where}"):
+        usual = "" if self._modules is None else str(self._modules)
+        define = f"python import vmd_modules; vmd_modules.Modules(); vmd_modules.SYMBOLS.usual = {usual!r}"
+        where = "" if directory is None else f" {shlex.quote(os.fspath(directory))}"
+        for command in (define, f"vmd-modules{where}"):
             said = self._ask(f"-interpreter-exec console {mi.quote(command)}")
             self.notes.extend(line for line in said.log.splitlines() if "no symbols" in line)
         self._has_modules = "no module is loaded" not in said.console
