@@ -126,6 +126,8 @@ def test_the_command_line() -> None:
         "set style enabled off",
         "-iex",
         "set index-cache enabled on",
+        "-iex",
+        "maintenance set internal-error corefile no",
     ]
 
 

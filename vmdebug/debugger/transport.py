@@ -43,13 +43,15 @@ _ASIDE_RECORDS = 50
 def argv(gdb: str | os.PathLike[str]) -> list[str]:
     """Return the command line of a GDB that speaks MI: no start-up files, no questions, no network."""
     settings = (
-        "debuginfod enabled off",
-        "pagination off",
-        "confirm off",
-        "style enabled off",
-        "index-cache enabled on",
+        "set debuginfod enabled off",
+        "set pagination off",
+        "set confirm off",
+        "set style enabled off",
+        "set index-cache enabled on",
+        # A fault of GDB's own would leave 60 MB in the user's working directory.
+        "maintenance set internal-error corefile no",
     )
-    options = [word for setting in settings for word in ("-iex", f"set {setting}")]
+    options = [word for setting in settings for word in ("-iex", setting)]
     return [os.fspath(gdb), "-nx", "-q", "--interpreter=mi4", *options]
 
 
