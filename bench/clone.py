@@ -19,8 +19,10 @@ from vmdebug.debugger.ahead import Ahead
 from vmdebug.guest import GuestOptions, LaunchSpec
 from vmdebug.progress import silent
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, frozen, launch, shellup
-from vmdebug.vm.template import Template, template
+from vmdebug.vm import Vm, launch
+from vmdebug.vm.saved import frozen
+from vmdebug.vm.saved.template import Template, template
+from vmdebug.vm.serial import shellup
 
 READY_GOAL = 0.1
 GDB_GOAL = 0.2

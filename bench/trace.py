@@ -19,7 +19,7 @@ from bench.packets import Loop
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import transport
 from vmdebug.session import DebugSession
-from vmdebug.vm import shell
+from vmdebug.vm.serial import shell
 
 GOAL = 0.9
 PYGDBMI_GOAL = 10.0

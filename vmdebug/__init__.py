@@ -28,15 +28,15 @@ if TYPE_CHECKING:
         VmError,
     )
     from vmdebug.session import DebugSession, attach, start
-    from vmdebug.vm.command import ExecResult, Job
-    from vmdebug.vm.console import Console
     from vmdebug.vm.machine import Vm
+    from vmdebug.vm.serial.command import ExecResult, Job
+    from vmdebug.vm.serial.console import Console
 
 _HOMES = {
     "vmdebug.session": ("DebugSession", "attach", "start"),
-    "vmdebug.vm.command": ("ExecResult", "Job"),
+    "vmdebug.vm.serial.command": ("ExecResult", "Job"),
     "vmdebug.vm.machine": ("Vm",),
-    "vmdebug.vm.console": ("Console",),
+    "vmdebug.vm.serial.console": ("Console",),
     "vmdebug.debugger.gdb": ("Gdb",),
     "vmdebug.debugger.breakpoints": ("Breakpoint",),
     "vmdebug.debugger.stop": ("Frame", "Stop", "Thread"),

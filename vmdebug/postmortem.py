@@ -18,8 +18,8 @@ from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import Kernel
 from vmdebug.session import DebugSession
-from vmdebug.vm import framing
-from vmdebug.vm.trouble import Trouble, as_logged
+from vmdebug.vm.serial import framing
+from vmdebug.vm.serial.trouble import Trouble, as_logged
 
 CONSOLE_LINES = 100
 """Lines of the console's end that a report shows."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from vmdebug.plugin.hooks import Run
     from vmdebug.plugin.lease import Lease
     from vmdebug.session import DebugSession
-    from vmdebug.vm.console import Console
     from vmdebug.vm.machine import Vm
+    from vmdebug.vm.serial.console import Console
 
 _FIXTURE = "vmdebug_guest"
 

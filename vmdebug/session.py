@@ -27,9 +27,9 @@ from vmdebug.debugger.runstate import State
 from vmdebug.errors import StateError, VmdebugError
 from vmdebug.progress import Report, silent
 from vmdebug.sources import treebuild
-from vmdebug.vm import command as commands
-from vmdebug.vm.command import ExecResult, Job
-from vmdebug.vm.console import Console
+from vmdebug.vm.serial import command as commands
+from vmdebug.vm.serial.command import ExecResult, Job
+from vmdebug.vm.serial.console import Console
 
 BUILD_SECONDS = 24 * 3600.0
 """How long finding a guest may take: nix may build a kernel on the way."""

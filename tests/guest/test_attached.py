@@ -26,7 +26,8 @@ from vmdebug.errors import StateError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import Completed
 from vmdebug.sources import cpio
-from vmdebug.vm import Vm, shell
+from vmdebug.vm import Vm
+from vmdebug.vm.serial import shell
 
 SECONDS = 120.0
 

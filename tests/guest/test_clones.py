@@ -20,8 +20,10 @@ from vmdebug.debugger.ahead import Ahead
 from vmdebug.errors import HostError, StateError, VmError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, cloning, every, find, frozen, holders, launch, nameless, rundir, shellup
-from vmdebug.vm.template import Template, template
+from vmdebug.vm import Vm, every, find, launch, rundir
+from vmdebug.vm.saved import cloning, frozen, holders, nameless
+from vmdebug.vm.saved.template import Template, template
+from vmdebug.vm.serial import shellup
 
 MIB = 256
 
@@ -120,7 +122,7 @@ from pathlib import Path
 from vmdebug import guest
 from vmdebug.deadline import Deadline
 from vmdebug.guest import LaunchSpec
-from vmdebug.vm.template import template
+from vmdebug.vm.saved.template import template
 spec = guest.decode(Path(sys.argv[1]).read_bytes(), LaunchSpec)
 with template(spec, deadline=Deadline.after(120)) as made:
     vm = made.clone(deadline=Deadline.after(120))

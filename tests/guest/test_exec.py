@@ -14,8 +14,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, VmError
 from vmdebug.guest import LaunchSpec
 from vmdebug.vm import Vm, launch
-from vmdebug.vm.console import Console
-from vmdebug.vm.shell import ExecResult, execute
+from vmdebug.vm.serial.console import Console
+from vmdebug.vm.serial.shell import ExecResult, execute
 
 
 def soon() -> Deadline:

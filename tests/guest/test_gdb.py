@@ -15,7 +15,8 @@ from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.runstate import State
 from vmdebug.errors import GuestDiedError, StateError
 from vmdebug.guest import Kernel, LaunchSpec
-from vmdebug.vm import Vm, shell
+from vmdebug.vm import Vm
+from vmdebug.vm.serial import shell
 
 SECONDS = 120.0
 

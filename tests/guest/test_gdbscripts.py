@@ -16,9 +16,10 @@ from vmdebug.guest import GuestOptions, Kernel, LaunchSpec
 from vmdebug.process import Completed
 from vmdebug.progress import Step, silent
 from vmdebug.sources import flake as flake_source
-from vmdebug.sources import gdbscripts, nixsource, tree
-from vmdebug.sources.constants import Source
-from vmdebug.sources.gdbscripts import Scripts
+from vmdebug.sources import nixsource, tree
+from vmdebug.sources.scripts import gdbscripts
+from vmdebug.sources.scripts.constants import Source
+from vmdebug.sources.scripts.gdbscripts import Scripts
 
 SECONDS = 900.0
 

@@ -13,7 +13,8 @@ import pytest
 from vmdebug import process, shipped
 from vmdebug.cli import status_of
 from vmdebug.deadline import Deadline
-from vmdebug.sources import fragments, kbuild, kconfig, kconfigwhy
+from vmdebug.sources import kbuild
+from vmdebug.sources.configuration import fragments, kconfig, kconfigwhy
 
 _OF_THE_MACHINE = re.compile(r"CONFIG_(?:CC|GCC|CLANG|AS|LD|LLD|PAHOLE|RUSTC|TOOLS)_\w*")
 """Options that Kconfig sets by the compiler that it finds."""

@@ -17,7 +17,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError
 from vmdebug.guest import Kernel
 from vmdebug.process import Completed
-from vmdebug.sources import kconfig, tree
+from vmdebug.sources import tree
+from vmdebug.sources.configuration import kconfig
 from vmdebug.sources.kerneldev import why_unusable
 
 SECONDS = 240.0

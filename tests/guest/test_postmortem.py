@@ -13,9 +13,9 @@ import vmdebug
 from vmdebug import cli, postmortem
 from vmdebug.deadline import Deadline
 from vmdebug.session import DebugSession
-from vmdebug.vm import panic
-from vmdebug.vm.trouble import Trouble
-from vmdebug.vm.watcher import Watcher
+from vmdebug.vm.serial import panic
+from vmdebug.vm.serial.trouble import Trouble
+from vmdebug.vm.serial.watcher import Watcher
 
 SECONDS = 120.0
 PROVOKE = "/sys/kernel/debug/provoke-crash/DIRECT"

@@ -17,7 +17,7 @@ from vmdebug.errors import GdbError, StateError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.session import DebugSession
 from vmdebug.sources import cpio
-from vmdebug.vm.command import Job
+from vmdebug.vm.serial.command import Job
 
 SECONDS = 120.0
 

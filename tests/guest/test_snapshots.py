@@ -11,7 +11,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmError
 from vmdebug.guest import LaunchSpec
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, launch, shellup
+from vmdebug.vm import Vm, launch
+from vmdebug.vm.serial import shellup
 
 
 def soon() -> Deadline:

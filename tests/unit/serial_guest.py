@@ -21,7 +21,7 @@ from typing import Self
 from hypothesis import strategies as st
 
 from vmdebug import process
-from vmdebug.vm.console import Console
+from vmdebug.vm.serial.console import Console
 
 CHUNK = 65536
 

@@ -17,8 +17,9 @@ from tests.unit.kernelfiles import BANNER, ID, OTHER_ID, RELEASE
 from vmdebug import kimage, sources
 from vmdebug.cli import status_of
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
-from vmdebug.sources import check, kernelneeds, tree
+from vmdebug.sources import check, tree
 from vmdebug.sources.check import Row
+from vmdebug.sources.configuration import kernelneeds
 
 CONFIG = "".join(f"CONFIG_{need.option}=y\n" for need in kernelneeds.OWN)
 MAGIC = f"{RELEASE} SMP mod_unload "

@@ -12,7 +12,7 @@ from tests.unit import cli_doubles
 from vmdebug import cli, vm
 from vmdebug.cli import facts
 from vmdebug.errors import UsageError, VmdebugError
-from vmdebug.vm.command import ExecResult
+from vmdebug.vm.serial.command import ExecResult
 
 
 @pytest.fixture

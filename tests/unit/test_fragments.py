@@ -8,7 +8,7 @@ import pytest
 from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
-from vmdebug.sources import fragments, kconfig
+from vmdebug.sources.configuration import fragments, kconfig
 
 OURS = sorted(path.stem for path in shipped.kconfigs().glob("*.config"))
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.unit.serial_guest import kernel_lines
 from vmdebug.errors import UsageError
-from vmdebug.vm import framing
-from vmdebug.vm.framing import Answers, Block
-from vmdebug.vm.noise import Denoiser
+from vmdebug.vm.serial import framing
+from vmdebug.vm.serial.framing import Answers, Block
+from vmdebug.vm.serial.noise import Denoiser
 
 TOKEN = "0123456789"  # noqa: S105 - no secret
 

@@ -14,10 +14,11 @@ from vmdebug.errors import BuildError, HostError, MismatchError, UsageError, Vmd
 from vmdebug.guest import GuestOptions, Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import Completed
 from vmdebug.progress import silent
-from vmdebug.sources import cache, constants, gdbscripts, kerneldev, scriptparts
-from vmdebug.sources.constants import Source
-from vmdebug.sources.gdbscripts import Scripts
-from vmdebug.sources.scriptparts import Wanted
+from vmdebug.sources import cache, kerneldev
+from vmdebug.sources.scripts import constants, gdbscripts, scriptparts
+from vmdebug.sources.scripts.constants import Source
+from vmdebug.sources.scripts.gdbscripts import Scripts
+from vmdebug.sources.scripts.scriptparts import Wanted
 
 V = kernelfiles.RELEASE
 GENERATED = "import gdb\nLX_CONFIG_DEBUG_INFO_REDUCED = 0\nLX_NR_CPUS = 8\n"

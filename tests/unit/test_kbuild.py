@@ -10,7 +10,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError
 from vmdebug.process import Completed
 from vmdebug.progress import Step
-from vmdebug.sources import cache, kbuild, kconfig, ksource
+from vmdebug.sources import cache, kbuild, ksource
+from vmdebug.sources.configuration import kconfig
 from vmdebug.sources.kbuild import BuiltKernel
 
 # What `make -j2` wrote when it built Linux 6.1.

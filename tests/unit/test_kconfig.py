@@ -6,8 +6,8 @@ from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.process import Completed
-from vmdebug.sources import kconfig
-from vmdebug.sources.kconfig import Unmet
+from vmdebug.sources.configuration import kconfig
+from vmdebug.sources.configuration.kconfig import Unmet
 
 CONFIG = """\
 # Automatically generated file; DO NOT EDIT.

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vmdebug.sources import kconfigwhy
-from vmdebug.sources.kconfigwhy import Facts
+from vmdebug.sources.configuration import kconfigwhy
+from vmdebug.sources.configuration.kconfigwhy import Facts
 
 # What the program wrote about Linux 6.1, and what make wrote between it.
 SAID = """\

@@ -11,7 +11,8 @@ from vmdebug import shipped
 from vmdebug.cli import status_of
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
-from vmdebug.sources import configcheck, kconfig, kernelneeds, tree
+from vmdebug.sources import tree
+from vmdebug.sources.configuration import configcheck, kconfig, kernelneeds
 
 SCRIPT = "mkfs.ext4 -L nixos\nqemu -virtfs local,path=/nix/store -device virtio-blk-pci,drive=drive1\n"
 

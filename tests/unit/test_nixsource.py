@@ -9,7 +9,7 @@ from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel
 from vmdebug.progress import silent
 from vmdebug.sources import nix, nixsource
-from vmdebug.sources.constants import Source
+from vmdebug.sources.scripts.constants import Source
 
 HASH = "0123456789abcdfghijklmnpqrsvwxyz"
 

@@ -18,7 +18,7 @@ from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.postmortem import Report, Section
 from vmdebug.session import DebugSession
 from vmdebug.vm.rundir import RunDir
-from vmdebug.vm.trouble import find
+from vmdebug.vm.serial.trouble import find
 
 PANIC = "[    1.0] Kernel panic - not syncing: x\n[    1.0]  panic+0x1/0x2\n"
 

@@ -11,8 +11,8 @@ import pytest
 from tests.unit.serial_guest import SerialGuest, shell_guest
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError
-from vmdebug.vm.console import Console
-from vmdebug.vm.shell import begin, execute
+from vmdebug.vm.serial.console import Console
+from vmdebug.vm.serial.shell import begin, execute
 
 
 class Debugger:

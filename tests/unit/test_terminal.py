@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.unit.serial_guest import line_guest
-from vmdebug.vm import terminal
+from vmdebug.vm.serial import terminal
 
 
 @pytest.fixture

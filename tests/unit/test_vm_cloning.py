@@ -9,8 +9,8 @@ import pytest
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
-from vmdebug.vm import cloning, frozen
-from vmdebug.vm.frozen import Frozen
+from vmdebug.vm.saved import cloning, frozen
+from vmdebug.vm.saved.frozen import Frozen
 
 
 @pytest.mark.usefixtures("runtime")

@@ -7,10 +7,10 @@ import pytest
 
 from vmdebug.arch import X86_64
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
-from vmdebug.vm import freezing, template
 from vmdebug.vm.accel import Choice
 from vmdebug.vm.features import Features
 from vmdebug.vm.planning import Means
+from vmdebug.vm.saved import freezing, template
 
 SPEC = LaunchSpec(
     name="vm", guest="a test", machine=OwnMachine(), kernel=Kernel(image=Path("/bzImage"), origin="a test")

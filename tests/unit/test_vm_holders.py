@@ -8,8 +8,9 @@ import pytest
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError
 from vmdebug.process import ProcessRef
-from vmdebug.vm import every, holders, names, rundir
-from vmdebug.vm.holders import Entry, Held
+from vmdebug.vm import every, names, rundir
+from vmdebug.vm.saved import holders
+from vmdebug.vm.saved.holders import Entry, Held
 
 GONE = Held(holder=ProcessRef(pid=1, started=-1))
 

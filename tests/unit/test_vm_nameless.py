@@ -7,8 +7,8 @@ import pytest
 
 from vmdebug.errors import HostError
 from vmdebug.process import ProcessRef
-from vmdebug.vm import nameless
-from vmdebug.vm.nameless import Shared
+from vmdebug.vm.saved import nameless
+from vmdebug.vm.saved.nameless import Shared
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

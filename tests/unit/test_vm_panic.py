@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vmdebug.vm import panic
+from vmdebug.vm.serial import panic
 
 WORDS = b"Kernel panic - not syncing: sysrq triggered crash\r\n"
 

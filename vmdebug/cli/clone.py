@@ -33,7 +33,7 @@ def clone(
     from vmdebug import vm
     from vmdebug.deadline import Deadline
     from vmdebug.debugger import attach as attaching
-    from vmdebug.vm import cloning
+    from vmdebug.vm.saved import cloning
 
     machine = vm.find(name)
     with attaching.exclusive(machine.rundir.attach_lock), render.progress() as report:

@@ -165,7 +165,7 @@ def check(
     import msgspec
 
     from vmdebug import sources
-    from vmdebug.sources import configcheck
+    from vmdebug.sources.configuration import configcheck
 
     configuration = configcheck.find(guest) if guest is not None and kernel is None else None
     if configuration is not None:

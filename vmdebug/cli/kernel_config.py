@@ -11,8 +11,8 @@ from vmdebug.cli import render, verb
 from vmdebug.errors import BuildError, UsageError
 
 if TYPE_CHECKING:
-    from vmdebug.sources.configcheck import Line
-    from vmdebug.sources.configure import Configured
+    from vmdebug.sources.configuration.configcheck import Line
+    from vmdebug.sources.configuration.configure import Configured
 
 EPILOG = verb.examples(
     "vmdebug kernel config --source ~/src/linux --base tinyconfig -f vm-boot -f gdb -o ~/build",
@@ -72,7 +72,7 @@ def config(
     wanted ones build on come along.
     """
     if check is not None:
-        from vmdebug.sources import configcheck
+        from vmdebug.sources.configuration import configcheck
 
         judge(check, configcheck.NIXOS_TOO, as_json=as_json)
         return
@@ -81,7 +81,7 @@ def config(
             "-o DIR is missing: where the configuration goes", hint="a directory for `make O=`, or TREE"
         )
     from vmdebug.deadline import Deadline
-    from vmdebug.sources import configure
+    from vmdebug.sources.configuration import configure
 
     with render.progress() as report:
         made = configure.configure(
@@ -145,7 +145,7 @@ def judge(path: Path, purposes: tuple[str, ...], *, as_json: bool) -> None:
     """
     import msgspec
 
-    from vmdebug.sources import configcheck
+    from vmdebug.sources.configuration import configcheck
 
     lines = configcheck.lines(path.expanduser())
     if as_json:

@@ -39,7 +39,7 @@ def log(
 ) -> None:
     """Print a VM's serial log."""
     from vmdebug import vm
-    from vmdebug.vm import framing
+    from vmdebug.vm.serial import framing
 
     machine = vm.find(name)
     path = machine.rundir.console_log

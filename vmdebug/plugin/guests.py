@@ -20,9 +20,9 @@ from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
 from vmdebug.plugin.beforehand import Beforehand
 from vmdebug.progress import Report, Step, silent
 from vmdebug.session import ATTACH_SECONDS, BUILD_SECONDS, LAUNCH_SECONDS
-from vmdebug.vm import spares
 from vmdebug.vm.launching import Start
-from vmdebug.vm.template import Template, template
+from vmdebug.vm.saved import spares
+from vmdebug.vm.saved.template import Template, template
 
 _NAME_CHARACTERS = 20
 """Of a test's name that its VM's has: sockets' paths are short."""
@@ -110,7 +110,7 @@ class Guests:
             lost: Told a VM that does not come to its shell, before that is ended.
 
         Raises:
-            VmdebugError: see `vmdebug.vm.template.template`.
+            VmdebugError: see `vmdebug.vm.template`.
         """
         spec = wanted.spec
         if spec not in self._templates:
@@ -133,7 +133,7 @@ class Guests:
             lost: See `template`.
 
         Raises:
-            VmdebugError: see `vmdebug.vm.template.Template.clone` and `vmdebug.vm.launch`.
+            VmdebugError: see `vmdebug.vm.Template.clone` and `vmdebug.vm.launch`.
         """
         return self._taken(wanted) or self._made(wanted, lost=lost, report=self._report)
 

@@ -19,8 +19,8 @@ from vmdebug.plugin.settings import Settings, Wish
 from vmdebug.plugin.watch import SETTLE_SECONDS, GuestFailure, Watch
 from vmdebug.session import DebugSession
 from vmdebug.vm import Vm
-from vmdebug.vm.trouble import Trouble
-from vmdebug.vm.watcher import Watcher
+from vmdebug.vm.serial.trouble import Trouble
+from vmdebug.vm.serial.watcher import Watcher
 
 REPORT_SECONDS = 60.0
 """How long a failure's report may take."""

@@ -16,7 +16,7 @@ from vmdebug import config as toml
 from vmdebug.errors import UsageError
 from vmdebug.guest import Accel, GuestOptions, memory_mib
 from vmdebug.paths import absolute
-from vmdebug.vm.trouble import KINDS
+from vmdebug.vm.serial.trouble import KINDS
 
 DIED = "died"
 """Beside the kinds of kernel trouble: somebody killed QEMU."""

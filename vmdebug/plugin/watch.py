@@ -18,8 +18,8 @@ import pytest
 from vmdebug.deadline import Deadline
 from vmdebug.plugin.settings import DIED
 from vmdebug.vm import Vm, children
-from vmdebug.vm.trouble import Trouble
-from vmdebug.vm.watcher import Watcher
+from vmdebug.vm.serial.trouble import Trouble
+from vmdebug.vm.serial.watcher import Watcher
 
 SETTLE_SECONDS = 1.0
 """How long the kernel may take to finish what it complains about, before the test is ended for it."""

@@ -14,7 +14,7 @@ from vmdebug.progress import Report
 from vmdebug.sources.naming import anchored, parse
 
 if TYPE_CHECKING:
-    from vmdebug.sources.gdbscripts import Scripts
+    from vmdebug.sources.scripts.gdbscripts import Scripts
 
 __all__ = ["gdb_scripts", "installed", "parse", "resolve"]
 
@@ -36,7 +36,7 @@ def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> Lau
     """
     checked = _checked(options)
     spec = _resolve(parse(checked.source), checked, report, deadline)
-    from vmdebug.sources import gdbscripts  # noqa: PLC0415 - `parse` alone needs none of it
+    from vmdebug.sources.scripts import gdbscripts  # noqa: PLC0415 - `parse` alone needs none of it
 
     filled = gdbscripts.filled(spec, checked, report=report, deadline=deadline)
     return msgspec.structs.replace(filled, asked=anchored(checked))
@@ -62,7 +62,8 @@ def gdb_scripts(
         BuildError: make or nix failed.
         DeadlineError: it took too long.
     """
-    from vmdebug.sources import gdbscripts, nixsource  # noqa: PLC0415 - only this needs them
+    from vmdebug.sources import nixsource  # noqa: PLC0415 - only this needs them
+    from vmdebug.sources.scripts import gdbscripts  # noqa: PLC0415 - only this needs them
 
     checked = _checked(options)
     guest = parse(checked.source)

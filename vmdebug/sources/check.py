@@ -13,8 +13,9 @@ from vmdebug import kimage
 from vmdebug.errors import MismatchError
 from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
 from vmdebug.paths import holds
-from vmdebug.sources import kernelconfig, kernelmodules, kernelneeds
-from vmdebug.sources.kernelconfig import Configuration
+from vmdebug.sources import kernelmodules
+from vmdebug.sources.configuration import kernelconfig, kernelneeds
+from vmdebug.sources.configuration.kernelconfig import Configuration
 from vmdebug.sources.kerneldev import why_unusable
 
 State = Literal["ok", "warning", "bad"]

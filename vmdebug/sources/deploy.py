@@ -23,8 +23,9 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel
 from vmdebug.progress import Report, Step
-from vmdebug.sources import flake, gdbscripts, nix, runner
-from vmdebug.sources.scriptparts import Wanted
+from vmdebug.sources import flake, nix, runner
+from vmdebug.sources.scripts import gdbscripts
+from vmdebug.sources.scripts.scriptparts import Wanted
 
 Action = Literal["switch", "boot", "test"]
 

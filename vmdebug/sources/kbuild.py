@@ -25,8 +25,9 @@ from vmdebug.arch import X86_64
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError
 from vmdebug.progress import Report, Step, silent
-from vmdebug.sources import cache, fragments, kconfig, ksource
-from vmdebug.sources.kconfig import BUILTIN
+from vmdebug.sources import cache, ksource
+from vmdebug.sources.configuration import fragments, kconfig
+from vmdebug.sources.configuration.kconfig import BUILTIN
 from vmdebug.sources.ksource import default_source
 
 __all__ = ["BUILTIN", "BuiltKernel", "build", "built", "default_source"]

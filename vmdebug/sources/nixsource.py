@@ -18,8 +18,8 @@ from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel
 from vmdebug.progress import Report
 from vmdebug.sources import flake, nix
-from vmdebug.sources.constants import Source
-from vmdebug.sources.gdbscripts import Fetch
+from vmdebug.sources.scripts.constants import Source
+from vmdebug.sources.scripts.gdbscripts import Fetch
 
 _WHAT = "getting the kernel's source"
 

@@ -20,7 +20,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec, RunnerMachine, parameters
 from vmdebug.progress import Report
-from vmdebug.sources import kerneldev, kernelneeds, naming, nix, override
+from vmdebug.sources import kerneldev, naming, nix, override
+from vmdebug.sources.configuration import kernelneeds
 
 
 @dataclass(frozen=True, slots=True)

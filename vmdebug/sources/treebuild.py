@@ -22,7 +22,8 @@ from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import GuestOptions
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report
-from vmdebug.sources import cache, kbuild, kconfig, kmake, naming
+from vmdebug.sources import cache, kbuild, kmake, naming
+from vmdebug.sources.configuration import kconfig
 
 _COMMAND = re.compile(r"^(?:saved)?cmd_\S+ := (.*?)\s-", re.MULTILINE)
 _MAKES_OWN = re.compile(r"^make(?:\[\d+\])?: ")

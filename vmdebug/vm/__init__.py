@@ -13,8 +13,22 @@ if TYPE_CHECKING:
     from vmdebug.vm.machine import Status, Vm
     from vmdebug.vm.planning import Plan, plan
     from vmdebug.vm.registry import Survey, every, find, names, sweep
+    from vmdebug.vm.saved.template import Template, template
 
-__all__ = ["Plan", "Status", "Survey", "Vm", "every", "find", "launch", "names", "plan", "sweep"]
+__all__ = [
+    "Plan",
+    "Status",
+    "Survey",
+    "Template",
+    "Vm",
+    "every",
+    "find",
+    "launch",
+    "names",
+    "plan",
+    "sweep",
+    "template",
+]
 
 _HOME = {
     "launch": "launching",
@@ -22,6 +36,8 @@ _HOME = {
     "Vm": "machine",
     "Plan": "planning",
     "plan": "planning",
+    "Template": "saved.template",
+    "template": "saved.template",
 }
 
 

@@ -56,7 +56,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
         log: What its console's log begins with.
         means: What the host has for its spec, where that was found out before.
         clone_of: The VM whose memory it begins with, or "".
-        spare: Whether it is made before somebody needs it: see `vmdebug.vm.spares`.
+        spare: Whether it is made before somebody needs it: see `vmdebug.vm.saved.spares`.
     """
 
     origin: Origin = BOOT

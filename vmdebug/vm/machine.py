@@ -12,16 +12,17 @@ import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, VmdebugError
-from vmdebug.vm import children, claims, dial, lock, panic, state
+from vmdebug.vm import children, claims, dial, lock, state
 from vmdebug.vm.guardian import Guardian
 from vmdebug.vm.rundir import RunDir
+from vmdebug.vm.serial import panic
 from vmdebug.vm.state import State
 
 if TYPE_CHECKING:
-    from vmdebug.vm.command import ExecResult
-    from vmdebug.vm.console import Console
     from vmdebug.vm.qmp import Event, Qmp
-    from vmdebug.vm.snapshot import Snapshot
+    from vmdebug.vm.saved.snapshot import Snapshot
+    from vmdebug.vm.serial.command import ExecResult
+    from vmdebug.vm.serial.console import Console
     from vmdebug.vm.talk import Talk
 
 Status = Literal["halted", "running", "paused", "panicked", "exited"]
@@ -228,7 +229,7 @@ class Vm:
 
     def console(self) -> Console:
         """Return the serial line's client, to be entered by `with`."""
-        from vmdebug.vm.console import Console  # noqa: PLC0415 - so that pexpect is imported where it is used
+        from vmdebug.vm.serial.console import Console  # noqa: PLC0415 - so that pexpect is imported where it is used
 
         console = Console(self.rundir.console, self.rundir.console_lock, self.rundir.console_log)
         console.ready, self.at_prompt = self.at_prompt, False
@@ -239,9 +240,9 @@ class Vm:
 
         Args:
             tag: What it is called.
-            deadline: Until when; None: a minute. This and what is raised: `vmdebug.vm.snapshot.save`.
+            deadline: Until when; None: a minute. This and what is raised: `vmdebug.vm.saved.snapshot.save`.
         """
-        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
+        from vmdebug.vm.saved import snapshot  # noqa: PLC0415 - where it is used
 
         snapshot.save(self, tag, deadline=deadline or Deadline.after(snapshot.SECONDS))
 
@@ -251,9 +252,9 @@ class Vm:
         Args:
             tag: Which one.
             run: Whether a guest that has panicked since is set running.
-            deadline: Until when; None: a minute. This and what is raised: `vmdebug.vm.snapshot.load`.
+            deadline: Until when; None: a minute. This and what is raised: `vmdebug.vm.saved.snapshot.load`.
         """
-        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
+        from vmdebug.vm.saved import snapshot  # noqa: PLC0415 - where it is used
 
         snapshot.load(self, tag, run=run, deadline=deadline or Deadline.after(snapshot.SECONDS))
 
@@ -263,13 +264,13 @@ class Vm:
         Raises:
             GuestDiedError: QEMU has ended.
         """
-        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
+        from vmdebug.vm.saved import snapshot  # noqa: PLC0415 - where it is used
 
         return snapshot.every(self, deadline=Deadline.after(QMP_SECONDS))
 
     def delete_snapshot(self, tag: str) -> None:
-        """Drop a snapshot; what is raised: `vmdebug.vm.snapshot.delete`."""
-        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
+        """Drop a snapshot; what is raised: `vmdebug.vm.saved.snapshot.delete`."""
+        from vmdebug.vm.saved import snapshot  # noqa: PLC0415 - where it is used
 
         snapshot.delete(self, tag, deadline=Deadline.after(snapshot.SECONDS))
 
@@ -316,7 +317,7 @@ class Vm:
         """
         if self.executor is not None:
             return self.executor(command, timeout=timeout, check=check)
-        from vmdebug.vm import command as commands  # noqa: PLC0415 - pexpect, where it is used
+        from vmdebug.vm.serial import command as commands  # noqa: PLC0415 - pexpect, where it is used
 
         with self.console() as console:
             return commands.run(console, command, deadline=Deadline.after(timeout), check=check)

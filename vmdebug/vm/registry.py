@@ -10,10 +10,12 @@ import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
-from vmdebug.vm import claims, holders, panic, rundir
+from vmdebug.vm import claims, rundir
 from vmdebug.vm.claims import Tenant
 from vmdebug.vm.machine import Status, Vm
 from vmdebug.vm.rundir import RunDir
+from vmdebug.vm.saved import holders
+from vmdebug.vm.serial import panic
 
 SECONDS = 30.0
 """How long looking may take: another vmdebug may be clearing something just now."""

@@ -25,7 +25,7 @@ class Launching(msgspec.Struct, frozen=True, kw_only=True):
         launcher: The process that starts it.
         guardian: The process that ends it with its owner; gone once a detached VM runs.
         scratch: Directory outside the run directory that goes with it, or None.
-        spare: Whether it is made before somebody needs it: see `vmdebug.vm.spares`.
+        spare: Whether it is made before somebody needs it: see `vmdebug.vm.saved.spares`.
     """
 
     launcher: ProcessRef

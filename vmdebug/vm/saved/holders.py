@@ -21,7 +21,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import VmdebugError
 from vmdebug.process import ProcessRef
 from vmdebug.vm import lock, rundir
-from vmdebug.vm.nameless import Shared
+from vmdebug.vm.saved.nameless import Shared
 
 DIRECTORY = ".templates"
 """In RUNTIME; no VM's name begins with a dot."""

@@ -3,13 +3,13 @@
 The best way that a guest allows is taken, and `Template.reason` has what the better ones lack:
 
 clone
-    Its RAM is shared memory, of which each VM has a copy on write: `vmdebug.vm.frozen`.
+    Its RAM is shared memory, of which each VM has a copy on write: `vmdebug.vm.saved.frozen`.
 snapshot
     Its whole state is saved, RAM included, and loaded by each VM.
 boot
     Each VM boots.
 
-Processes that want the same template share one: `vmdebug.vm.holders`.
+Processes that want the same template share one: `vmdebug.vm.saved.holders`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ from vmdebug.deadline import Deadline
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report, silent
-from vmdebug.vm import freezing, frozen, holders, launching, planning, shellup
-from vmdebug.vm.freezing import Outcome
-from vmdebug.vm.frozen import Frozen
-from vmdebug.vm.holders import Entry, Held, How
+from vmdebug.vm import launching, planning
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
-from vmdebug.vm.nameless import Shared
 from vmdebug.vm.planning import Means
+from vmdebug.vm.saved import freezing, frozen, holders
+from vmdebug.vm.saved.freezing import Outcome
+from vmdebug.vm.saved.frozen import Frozen
+from vmdebug.vm.saved.holders import Entry, Held, How
+from vmdebug.vm.saved.nameless import Shared
+from vmdebug.vm.serial import shellup
 
 LEAVE_SECONDS = 10.0
 """How long letting a template go may wait for who joins it just now."""
@@ -80,7 +82,7 @@ class Template:
 
         Args:
             name: What it is called; None is the spec's name, with a number where that is taken.
-            spare: Whether it is made before somebody needs it: see `vmdebug.vm.spares`.
+            spare: Whether it is made before somebody needs it: see `vmdebug.vm.saved.spares`.
             lost: Told a VM that does not come to its shell, before that is ended; it may keep it.
             report: Told what takes long.
             deadline: Until when its shell has to answer.

@@ -23,7 +23,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import Kernel
 from vmdebug.progress import Report, Step
-from vmdebug.sources import kbuild, ksource, scriptparts
+from vmdebug.sources import kbuild, ksource
+from vmdebug.sources.scripts import scriptparts
 
 _NAME = "constants.py"
 _ALWAYS = f"\nalways-y += {_NAME}\n"

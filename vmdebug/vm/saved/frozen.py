@@ -20,11 +20,12 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, VmError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec
 from vmdebug.progress import Report, silent
-from vmdebug.vm import launching, nameless
+from vmdebug.vm import launching
 from vmdebug.vm.argv import Origin
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
 from vmdebug.vm.planning import Means
+from vmdebug.vm.saved import nameless
 from vmdebug.vm.talk import Talk
 
 IGNORE_SHARED = "x-ignore-shared"
@@ -108,7 +109,7 @@ def start(
         name: What it is called.
         bound: Whether it dies with this process; otherwise it stays.
         exact_name: Whether the name is taken as it is; otherwise -2, -3, … is added to one that is taken.
-        spare: Whether it is made before somebody needs it: see `vmdebug.vm.spares`.
+        spare: Whether it is made before somebody needs it: see `vmdebug.vm.saved.spares`.
         report: Told what takes long.
         deadline: Until when it has to run.
 

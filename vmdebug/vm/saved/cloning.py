@@ -2,7 +2,7 @@
 
 Its RAM is QEMU's own, so its whole state is saved first. A QEMU that never runs a guest
 loads that with its RAM in a shared file and saves the devices' state once more: then
-there is a frozen guest, and any number of clones map its memory; see `vmdebug.vm.frozen`.
+there is a frozen guest, and any number of clones map its memory; see `vmdebug.vm.saved.frozen`.
 Once they have, nobody else needs it: the memory has no name and is gone with the last of them.
 """
 
@@ -18,11 +18,13 @@ import msgspec
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError
 from vmdebug.progress import Report, Step, silent
-from vmdebug.vm import freezing, frozen, launching, nameless, planning, ready, registry, rundir, shellup
+from vmdebug.vm import launching, planning, registry, rundir
 from vmdebug.vm.argv import Origin
-from vmdebug.vm.frozen import Frozen
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
+from vmdebug.vm.saved import freezing, frozen, nameless
+from vmdebug.vm.saved.frozen import Frozen
+from vmdebug.vm.serial import ready, shellup
 
 
 def clone(vm: Vm, count: int = 1, *, report: Report = silent, deadline: Deadline) -> list[Vm]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmdebug.guest import Kernel
 from vmdebug.paths import holds
-from vmdebug.sources import kconfig
+from vmdebug.sources.configuration import kconfig
 
 _START, _END = b"IKCFG_ST", b"IKCFG_ED"
 """Around the packed .config of a kernel with CONFIG_IKCONFIG=y; see kernel/configs.c."""

@@ -10,7 +10,8 @@ from vmdebug import kimage
 from vmdebug.errors import MismatchError, UsageError
 from vmdebug.guest import Kernel
 from vmdebug.paths import holds
-from vmdebug.sources import kernelconfig, kerneldev, tree
+from vmdebug.sources import kerneldev, tree
+from vmdebug.sources.configuration import kernelconfig
 
 LOADER = "vmlinux-gdb.py"
 

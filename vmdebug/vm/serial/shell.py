@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError, VmError
-from vmdebug.vm import framing
-from vmdebug.vm.console import EXEC, IDLE, Console
-from vmdebug.vm.framing import Answers, Block
-from vmdebug.vm.noise import Denoiser
+from vmdebug.vm.serial import framing
+from vmdebug.vm.serial.console import EXEC, IDLE, Console
+from vmdebug.vm.serial.framing import Answers, Block
+from vmdebug.vm.serial.noise import Denoiser
 
 FIRST_SILENCE = 0.5
 """Seconds of silence after which the agent is asked whether it is there; each time twice as long."""

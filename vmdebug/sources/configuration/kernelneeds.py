@@ -17,8 +17,9 @@ from typing import Literal
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
 from vmdebug.paths import holds
-from vmdebug.sources import kernelconfig, tree
-from vmdebug.sources.kernelconfig import Configuration
+from vmdebug.sources import tree
+from vmdebug.sources.configuration import kernelconfig
+from vmdebug.sources.configuration.kernelconfig import Configuration
 
 Purpose = Literal["our shell", "NixOS VM", "systemd", "debugging", "advice"]
 

@@ -21,9 +21,10 @@ from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.progress import Report, Step
-from vmdebug.sources import bases, fragments, kconfig, kconfigwhy, kmake, ksource
-from vmdebug.sources.bases import Base
-from vmdebug.sources.fragments import Fragment
+from vmdebug.sources import kmake, ksource
+from vmdebug.sources.configuration import bases, fragments, kconfig, kconfigwhy
+from vmdebug.sources.configuration.bases import Base
+from vmdebug.sources.configuration.fragments import Fragment
 
 _WHAT = "configuring the kernel"
 _MODULE = "m"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmdebug.errors import UsageError
-from vmdebug.sources import kconfig
+from vmdebug.sources.configuration import kconfig
 
 _HEAD = re.compile(r"\A(?:#.*\n)*")
 _SAYS = re.compile(r"^# (Needs|Wishes): (.+)$", re.MULTILINE)

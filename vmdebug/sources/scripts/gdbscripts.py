@@ -24,10 +24,11 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError, VmdebugError
 from vmdebug.guest import GuestOptions, Kernel, LaunchSpec
 from vmdebug.progress import Report
-from vmdebug.sources import cache, constants, scriptparts
-from vmdebug.sources.constants import Source
+from vmdebug.sources import cache
 from vmdebug.sources.kerneldev import why_unusable
-from vmdebug.sources.scriptparts import LOADER, Parts, Python, Wanted
+from vmdebug.sources.scripts import constants, scriptparts
+from vmdebug.sources.scripts.constants import Source
+from vmdebug.sources.scripts.scriptparts import LOADER, Parts, Python, Wanted
 
 WHAT = "making the kernel's GDB scripts"
 

@@ -8,9 +8,9 @@ import msgspec
 
 from vmdebug.errors import UsageError
 from vmdebug.paths import holds
-from vmdebug.sources import bases, kernelneeds
-from vmdebug.sources.kernelconfig import Configuration
-from vmdebug.sources.kernelneeds import Need, Purpose
+from vmdebug.sources.configuration import bases, kernelneeds
+from vmdebug.sources.configuration.kernelconfig import Configuration
+from vmdebug.sources.configuration.kernelneeds import Need, Purpose
 
 ALL = (*kernelneeds.OWN, *kernelneeds.NIXOS, *kernelneeds.DEBUG)
 

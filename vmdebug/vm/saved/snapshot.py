@@ -17,7 +17,8 @@ import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, QmpError, UsageError, VmError
-from vmdebug.vm import death, nameless
+from vmdebug.vm.saved import nameless
+from vmdebug.vm.serial import death
 
 if TYPE_CHECKING:
     from vmdebug.vm.machine import Vm

@@ -44,7 +44,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vmdebug.errors import UsageError
-from vmdebug.vm.noise import Denoiser
+from vmdebug.vm.serial.noise import Denoiser
 
 LINE = 480
 """Bytes of a typed line: below the smallest line editor of a busybox, 512."""

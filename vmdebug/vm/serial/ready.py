@@ -14,12 +14,12 @@ import time
 from typing import TYPE_CHECKING
 
 from vmdebug.errors import VmError
-from vmdebug.vm import framing
-from vmdebug.vm.noise import Denoiser
+from vmdebug.vm.serial import framing
+from vmdebug.vm.serial.noise import Denoiser
 
 if TYPE_CHECKING:  # the console calls us
     from vmdebug.deadline import Deadline
-    from vmdebug.vm.console import Console
+    from vmdebug.vm.serial.console import Console
 
 KEPT = 8192
 """Bytes at the end of a console's text that are looked at."""

@@ -26,12 +26,12 @@ from pexpect.spawnbase import SpawnBase
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmError
-from vmdebug.vm import death, framing, ready
-from vmdebug.vm.drain import CHUNK, Drain
-from vmdebug.vm.meanwhile import Meanwhile, readable
+from vmdebug.vm.serial import death, framing, ready
+from vmdebug.vm.serial.drain import CHUNK, Drain
+from vmdebug.vm.serial.meanwhile import Meanwhile, readable
 
 if TYPE_CHECKING:  # it imports us
-    from vmdebug.vm.shell import Running
+    from vmdebug.vm.serial.shell import Running
 
 LOG_LOOK = 1.0
 """Seconds of quiet after which the log is looked at: what the guest says between our

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import VmError
-from vmdebug.vm import shell
-from vmdebug.vm.console import Console
+from vmdebug.vm.serial import shell
+from vmdebug.vm.serial.console import Console
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report, Step
-from vmdebug.sources import kconfig
+from vmdebug.sources.configuration import kconfig
 
 RUNNING = "running"
 VNG = "vng"

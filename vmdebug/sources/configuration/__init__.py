@@ -1,0 +1,1 @@
+"""What a kernel is configured with, and has to be."""

@@ -1,0 +1,1 @@
+"""The kernel's own GDB scripts, found or made."""

@@ -1,0 +1,1 @@
+"""A VM's state, saved, and what goes on from it: snapshots, templates, clones."""
