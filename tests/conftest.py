@@ -16,7 +16,8 @@ GUARDIAN_SECONDS = 5.0
 
 
 def pytest_configure() -> None:
-    """Undo what `make test &` in a script does: what that shell ignores, tests would hand on."""
+    """Undo what `make test &` in a script does, and `nohup`: what is ignored, tests would hand on."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -144,7 +145,7 @@ def test_a_system_without_a_vm_and_a_derivation_that_is_none(flake: FixtureFlake
 def test_ctrl_c_ends_nix_and_its_builder(flake: FixtureFlake) -> None:
     def interrupt(step: Step) -> None:
         if "waits: started" in step.note:
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # as the terminal does: to the process, not to this thread
 
     with pytest.raises(KeyboardInterrupt):
         resolve(flake, "waits", report=interrupt)

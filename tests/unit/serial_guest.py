@@ -10,6 +10,7 @@ import itertools
 import os
 import pty
 import select
+import signal
 import socket
 import tempfile
 import threading
@@ -133,6 +134,7 @@ class SerialGuest:
                 setsid = str(process.find("setsid", package="util-linux"))
                 argv = (setsid, "--wait", "--ctty", *self._argv)
                 child = process.start(argv, env=self._env, stdin=slave, stdout=slave, stderr=slave)
+                after_hangup.callback(self._end_left)
                 after_hangup.callback(process.end_group, child)
                 after_hangup.callback(child.wait, timeout=20)
             thread = threading.Thread(target=self._carry)
@@ -175,6 +177,14 @@ class SerialGuest:
     def left_over(self) -> list[str]:
         """Return the temporary files that are there."""
         return sorted(path.name for path in self.temporary.iterdir())
+
+    def _end_left(self) -> None:
+        """End what the shell's commands have left running, in sessions of their own."""
+        mark = f"TMPDIR={self.temporary}".encode()
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if mark in environ.read_bytes().split(b"\0"):
+                    os.kill(int(environ.parent.name), signal.SIGKILL)
 
     def _carry(self) -> None:
         poll = select.poll()
