@@ -6,8 +6,9 @@ import struct
 
 import gdb
 import vmd_kernel
+import vmd_memory
 import vmd_slide
-from vmd_registers import WORD, Registers
+from vmd_registers import Registers
 
 _COMM = 16
 """Bytes of a task's name: TASK_COMM_LEN of include/linux/sched.h."""
@@ -17,7 +18,6 @@ class Context:
     """Where a hit's task and the guest's time lie; to be made at a hit, when the kernel is placed."""
 
     def __init__(self) -> None:
-        self._inferior = gdb.selected_inferior()
         self._current = self._pid = self._comm = self._clock = 0
         self._has_task, self._has_clock = self._find_task(), self._find_clock()
 
@@ -57,11 +57,11 @@ class Context:
             return None
         try:
             # In the kernel GS holds the CPU's per-CPU offset, and QEMU hands it over with the registers.
-            pointer = self._inferior.read_memory((self._current + registers["gs_base"]) & WORD, 8)
-            task = int.from_bytes(bytes(pointer), "little")
+            pointer = vmd_memory.read(self._current + registers["gs_base"], 8)
+            task = int.from_bytes(pointer, "little")
             # Both in one read: a packet more costs more than the bytes between them.
             start = min(self._pid, self._comm)
-            data = bytes(self._inferior.read_memory(task + start, abs(self._pid - self._comm) + _COMM))
+            data = vmd_memory.read(task + start, abs(self._pid - self._comm) + _COMM)
         except gdb.error:
             return None
         (pid,) = struct.unpack_from("<i", data, self._pid - start)
@@ -73,7 +73,7 @@ class Context:
         if not self._has_clock:
             return None
         try:
-            data = bytes(self._inferior.read_memory(self._clock, max(self._nsec, self._base) + 8))
+            data = vmd_memory.read(self._clock, max(self._nsec, self._base) + 8)
         except gdb.error:
             return None
         shift = struct.unpack_from("<I", data)[0]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import gdb
 import vmd_guest
 import vmd_kernel
+import vmd_memory
 
 _COMMITTED = 1
 _FINALIZED = 2
@@ -115,7 +116,7 @@ def _ring() -> Iterator[Record]:
     ids = [(first + each) & _ID_MASK for each in range(min(((last - first) & _ID_MASK) + 1, count))]
     descs = _Elements(ring["descs"], ids, count)
     infos = _Elements(ring["infos"], ids, count)
-    text = _read(int(data["data"]), size)
+    text = vmd_memory.read(int(data["data"]), size)
     for number, each in enumerate(ids):
         state = descs.field(number, "state_var")
         if state & _ID_MASK == each and state >> _STATE_SHIFT in (_COMMITTED, _FINALIZED):
@@ -138,7 +139,7 @@ def _buffer() -> Iterator[Record]:
     """Go through `log_buf`, one `struct printk_log` after the other."""
     kind = vmd_kernel.struct("printk_log")
     size = int(gdb.parse_and_eval("log_buf_len"))
-    text = _read(int(gdb.parse_and_eval("log_buf")), size)
+    text = vmd_memory.read(int(gdb.parse_and_eval("log_buf")), size)
     at, end = (int(gdb.parse_and_eval(name)) for name in ("log_first_idx", "log_next_idx"))
     while True:
         record = _Struct(text[at : at + kind.sizeof], kind)
@@ -183,7 +184,9 @@ class _Elements:
         start = ids[0] % count
         whole = min(len(ids), count - start)
         base = int(pointer)
-        self._data = _read(base + start * size, whole * size) + _read(base, (len(ids) - whole) * size)
+        self._data = vmd_memory.read(base + start * size, whole * size) + vmd_memory.read(
+            base, (len(ids) - whole) * size
+        )
 
     def field(self, number: int, path: str) -> int:
         size = self._kind.sizeof
@@ -192,8 +195,4 @@ class _Elements:
 
 def _word(value: gdb.Value) -> int:
     """Return the number in an `atomic_long_t`."""
-    return int.from_bytes(_read(vmd_kernel.address_of(value), _LONG), "little")
-
-
-def _read(address: int, size: int) -> bytes:
-    return bytes(gdb.selected_inferior().read_memory(address & (2**64 - 1), size)) if size else b""
+    return int.from_bytes(vmd_memory.read(vmd_kernel.address_of(value), _LONG), "little")

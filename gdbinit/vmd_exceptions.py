@@ -12,6 +12,7 @@ import struct
 
 import gdb
 import gdb.unwinder
+import vmd_memory
 
 ENTRY = re.compile(r"<(?:asm_(?:exc|sysvec|common_interrupt|spurious)|entry_SYSCALL_64)\w*(?:\+\d+)?>")
 """How GDB writes an address in code that saves a `struct pt_regs` and calls into C."""
@@ -49,7 +50,7 @@ class Exceptions(gdb.unwinder.Unwinder):
             return None
         sp = pending_frame.read_register("rsp").cast(word)
         try:
-            memory = bytes(gdb.selected_inferior().read_memory(int(sp), SIZE))
+            memory = vmd_memory.read(int(sp), SIZE)
         except gdb.MemoryError:
             return None
         regs = dict(zip(REGISTERS, struct.unpack(f"<{len(REGISTERS)}Q", memory), strict=True))

@@ -8,6 +8,7 @@ from pathlib import Path
 import gdb
 import vmd_elf
 import vmd_kgdb
+import vmd_memory
 
 KERNEL_HALF = 0xFFFFFFFF80000000
 """x86-64 kernels are linked to run above here (__START_KERNEL_map)."""
@@ -47,7 +48,7 @@ def cpu_of(thread: gdb.InferiorThread) -> int:
 def memory(address: int, size: int) -> bytes:
     """Return guest memory at a virtual address, as the selected CPU sees it; b"" where nothing is mapped."""
     try:
-        return bytes(gdb.selected_inferior().read_memory(address, size))
+        return vmd_memory.read(address, size)
     except gdb.MemoryError:
         return b""
 

@@ -11,6 +11,7 @@ import struct
 from typing import Any
 
 import gdb
+import vmd_memory
 
 LIMIT = 1 << 20
 """The biggest value, in bytes, that is handed over whole."""
@@ -114,7 +115,7 @@ def about(value: gdb.Value) -> tuple[dict[str, Any], bytes]:
     if plain.code in (gdb.TYPE_CODE_FUNC, gdb.TYPE_CODE_VOID):
         return entry, b""
     if address is not None:
-        return entry, bytes(gdb.selected_inferior().read_memory(int(address), size)) if size else b""
+        return entry, vmd_memory.read(int(address), size)
     data = bytearray(size)
     missing: list[tuple[int, int]] = []
     _gather(value, plain, data, 0, missing)
@@ -187,10 +188,10 @@ def string(address: int, limit: int) -> bytes:
     Raises:
         gdb.MemoryError: it runs into memory that cannot be read.
     """
-    inferior, found = gdb.selected_inferior(), b""
+    found = b""
     while len(found) < limit:
         start = address + len(found)
-        piece = bytes(inferior.read_memory(start, CHUNK - start % CHUNK))
+        piece = vmd_memory.read(start, CHUNK - start % CHUNK)
         end = piece.find(b"\0")
         if end >= 0:
             return (found + piece[:end])[:limit]
