@@ -9,6 +9,7 @@ import gdb
 import vmd_elf
 import vmd_kgdb
 import vmd_memory
+import vmd_monitor
 
 KERNEL_HALF = 0xFFFFFFFF80000000
 """x86-64 kernels are linked to run above here (__START_KERNEL_map)."""
@@ -85,11 +86,11 @@ def exception_handler() -> int | None:
     if vmd_kgdb.on():
         return None
     try:
-        registers = gdb.execute("monitor info registers", to_string=True)
+        registers = vmd_monitor.ask("info registers")
     except gdb.error:
         return None
-    base = re.search(r"^IDT=\s*([0-9a-f]+)", registers, re.MULTILINE)
-    gate = memory(int(base[1], 16), _IDT_GATE) if base else b""
+    bases = [int(base[1], 16) for line in registers if (base := re.match(r"IDT=\s*([0-9a-f]+)", line))]
+    gate = memory(bases[0], _IDT_GATE) if bases else b""
     if len(gate) < _IDT_GATE:
         return None
     return int.from_bytes(gate[0:2] + gate[6:8] + gate[8:12], "little")

@@ -11,6 +11,7 @@ import contextlib
 import re
 
 import gdb
+import vmd_monitor
 
 SHADOW = 0xFFFFFFFE
 """Number of the thread that stands for CPU 0, whatever that runs; CPU n has n less: `getthread`."""
@@ -71,8 +72,8 @@ def cpu_of(thread: gdb.InferiorThread) -> int:
 def banner() -> str:
     """Return what the kernel says of itself; only one with kdb in it says something."""
     with contextlib.suppress(gdb.error):
-        said = gdb.execute("monitor summary", to_string=True) or ""
-        facts = re.findall(r"^(?:sysname|release|version)\s+(.+)$", said, re.MULTILINE)
+        said = vmd_monitor.ask("summary")
+        facts = [fact[1] for line in said if (fact := re.match(r"(?:sysname|release|version)\s+(.+)", line))]
         if facts:
             return " ".join(facts)
     return "a kernel that does not say which: `uname -a` on the machine does"

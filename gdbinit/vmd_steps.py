@@ -21,6 +21,7 @@ from collections.abc import Iterator
 
 import gdb
 import vmd_kgdb
+import vmd_monitor
 
 _RETRY_SECONDS = 0.05
 
@@ -135,10 +136,14 @@ def _keep_pc(*, mode: str = "on") -> None:
 def _left_by_another() -> set[int]:
     """Return the CPUs, if an earlier GDB has left the guest where it stood: any may be one of them."""
     try:
-        said = gdb.execute("monitor info status", to_string=True) or ""
+        said = vmd_monitor.ask("info status")
     except gdb.error:
         return set()
-    return {each.num for each in gdb.selected_inferior().threads()} if "(debug)" in said else set()
+    return (
+        {each.num for each in gdb.selected_inferior().threads()}
+        if any("(debug)" in line for line in said)
+        else set()
+    )
 
 
 @contextlib.contextmanager
