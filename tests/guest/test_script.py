@@ -148,7 +148,8 @@ def test_finish_follows_a_task_to_another_cpu(session: DebugSession) -> None:
     assert where.breakpoint is None
     assert where.details["return-value"] == "0"
     assert gdb.value("$").int() == 0
-    assert where.backtrace()[0].function == "__do_sys_sched_setaffinity"
+    # The one is inlined into the other just there; newer GDBs stop outside.
+    assert where.frame.function in ("__do_sys_sched_setaffinity", "__x64_sys_sched_setaffinity")
     assert gdb.breakpoints() == ()
     gdb.cont(wait=False)
     assert job.result(timeout=SECONDS).status == 0
@@ -215,7 +216,10 @@ def test_each_cpu_has_its_own(session: DebugSession) -> None:
         assert queue.idle.comm.string() == f"swapper/{cpu}"
         assert gdb.per_cpu("current_task", cpu).pid.int() >= 0
         assert gdb.backtrace(gdb.threads()[cpu])
-    slab = gdb.value("kmalloc_caches[0][6]").cpu_slab  # percpu memory that the kernel has allocated
+    cache = gdb.value("kmalloc_caches[0][6]")
+    slab = getattr(cache, "cpu_slab", None)  # percpu memory that the kernel has allocated
+    if slab is None:
+        slab = cache.cpu_sheaves  # since Linux 7
     places = [slab.per_cpu_ptr(cpu).address or 0 for cpu in range(3)]
     offsets = [gdb.value(f"__per_cpu_offset[{cpu}]").int() for cpu in range(3)]
     assert [(place - offset) % 2**64 for place, offset in zip(places, offsets, strict=True)] == [

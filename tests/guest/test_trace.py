@@ -19,6 +19,7 @@ from vmdebug.session import DebugSession
 
 SECONDS = 120.0
 HITS = 500
+NAME = "(char *)file->f_path.dentry->d_name.name"
 
 
 def soon() -> Deadline:
@@ -35,10 +36,10 @@ def attached(builtin: LaunchSpec) -> Iterator[DebugSession]:
 
 
 def test_no_hit_is_lost(attached: DebugSession) -> None:
-    with attached.gdb.trace("vfs_read", args=["count", "file->f_path.dentry->d_iname", "*pos"]) as hits:
+    with attached.gdb.trace("vfs_read", args=["count", NAME, "*pos"]) as hits:
         attached.exec(f"dd if=/bin/busybox of=/dev/null bs=1 count={HITS}", timeout=SECONDS, check=True)
     assert attached.gdb.stopped
-    by_dd = [hit for hit in hits if hit.args["file->f_path.dentry->d_iname"] == "busybox"]
+    by_dd = [hit for hit in hits if hit.args[NAME] == "busybox"]
     assert [hit.args["count"] for hit in by_dd] == [1] * HITS
     assert [hit.args["*pos"] for hit in by_dd] == list(range(HITS))
     assert {hit.task.comm for hit in by_dd if hit.task} == {"dd"}
@@ -55,7 +56,7 @@ def test_no_hit_is_lost(attached: DebugSession) -> None:
 def test_condition_count_backtrace_and_what_is_returned(attached: DebugSession) -> None:
     gdb = attached.gdb
     gdb.cont(wait=False)
-    condition = 'count == 7 && $_streq((char *)file->f_path.dentry->d_iname, "zero")'
+    condition = f'count == 7 && $_streq({NAME}, "zero")'
     with gdb.trace("vfs_read", args=["count"], when=condition, count=3, backtrace=True, ret=True) as hits:
         attached.exec("dd if=/dev/zero of=/dev/null bs=7 count=20", timeout=SECONDS, check=True)
     assert gdb.state is State.RUNNING
