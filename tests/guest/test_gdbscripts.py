@@ -162,7 +162,7 @@ def test_the_source_of_another_version_is_refused(kernel: Kernel, tmp_path: Path
 
 
 def test_a_command_that_is_broken_on_this_kernel_says_so_and_the_others_work(kernel: Kernel) -> None:
-    """lx-timerlist of 6.1 walks a red-black tree as it was before 5.4."""
+    """lx-timerlist of 6.1 walks a red-black tree as it was before 5.4; that of 7.2 is behind as well."""
     vmdebug("start", "builtin", "--accel", "tcg")
     try:
         vmdebug("exec", "--", "true")
@@ -171,7 +171,7 @@ def test_a_command_that_is_broken_on_this_kernel_says_so_and_the_others_work(ker
     finally:
         vmdebug("stop", "--all", "--force")
     assert done.status == 1
-    assert "lx-timerlist is broken on this kernel: There is no member named next. (linux/" in done.stderr
+    assert "lx-timerlist is broken on this kernel: There is no member named " in done.stderr
     assert "Python Exception" not in done.stderr
     assert f"Linux version {kernel.release} " in done.stdout
 

@@ -70,7 +70,8 @@ def by_module_build(template: Path, build: Path, *, what: str, report: Report, d
         (directory / "Kbuild").write_text(makefile + _ALWAYS)
         # Without CONFIG_MODULES the target `modules` is refused; the directory is what it would go to.
         goal = "modules" if b"\nCONFIG_MODULES=y\n" in text else str(directory)
-        argv = ["make", "-C", str(build), f"M={directory}", *_compiler(text), goal]
+        # Without MO Linux since 6.13 would write into a tree that is not where it was configured.
+        argv = ["make", "-C", str(build), f"M={directory}", f"MO={directory}", *_compiler(text), goal]
         return _run([argv], directory / _NAME, what, report, deadline)
 
 
