@@ -102,6 +102,8 @@ def test_what_cannot_stick_is_named_with_what_stopped_it(
 ) -> None:
     """Also where make's rules are those of Linux 5.10, which name none of its programs."""
     if rules != "this kernel's":
+        if (source / "Makefile").read_text().splitlines()[1] >= "VERSION = 7":
+            pytest.skip("make of Linux 7 runs Python for itself, so those rules do not go with it")
         (tmp_path / "scripts/kconfig").mkdir(parents=True)
         (tmp_path / "scripts/kconfig/Makefile").write_text(rules)
         words = kconfigwhy._in_place_of_its_own(tmp_path, tmp_path / "o")

@@ -367,8 +367,8 @@ def test_a_disk_is_used_and_kept(start: Start, tmp_path: Path, halted: LaunchSpe
     vm = start(machine=msgspec.structs.replace(halted.machine, disk=disk), halt=False)
     with vm.console() as console:
         console.wait_ready(soon())
-        console.sendline("echo kept > /dev/vda; sync; echo do''ne")
-        console.expect("done", soon())
+        console.sendline("echo kept > /dev/vda; sync; echo writ''ten")
+        console.expect("written", soon())
     with pytest.raises(LaunchError) as caught:
         start(name="second", machine=msgspec.structs.replace(halted.machine, disk=disk))
     assert "another VM uses that disk" in caught.value.hint
