@@ -156,9 +156,10 @@ def test_made_once_they_are_found_at_every_start(tmp_path: Path, commands: list[
     # The guest need not have its sources any longer.
     shutil.rmtree(tmp_path / "lib")
     assert make(of) == made
-    ((*words, external, goal),) = commands
+    ((*words, external, output, goal),) = commands
     assert words == ["make", "-C", str(build)]
     assert external.startswith("M=")
+    assert output == f"MO={external.removeprefix('M=')}"
     assert goal == "modules"
 
 
@@ -167,7 +168,7 @@ def test_a_kernel_without_modules_is_asked_for_the_directory(
 ) -> None:
     scripts(prepared(tmp_path, modules=False), template=True)
     make(kernel(tmp_path))
-    ((*_, external, goal),) = commands
+    ((*_, external, _output, goal),) = commands
     assert external == f"M={goal}"
 
 
