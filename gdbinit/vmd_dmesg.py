@@ -184,9 +184,8 @@ class _Elements:
         start = ids[0] % count
         whole = min(len(ids), count - start)
         base = int(pointer)
-        self._data = vmd_memory.read(base + start * size, whole * size) + vmd_memory.read(
-            base, (len(ids) - whole) * size
-        )
+        up_to_the_end = vmd_memory.read(base + start * size, whole * size)
+        self._data = up_to_the_end + vmd_memory.read(base, (len(ids) - whole) * size)
 
     def field(self, number: int, path: str) -> int:
         size = self._kind.sizeof

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 import gdb
+from vmd_registers import WORD
 
-_WORD = 2**64 - 1
 _NUMBERS = (gdb.TYPE_CODE_INT, gdb.TYPE_CODE_CHAR, gdb.TYPE_CODE_BOOL, gdb.TYPE_CODE_ENUM)
 
 _INSTRUCTION = re.compile(r"^(?:=>)?\s*0x([0-9a-f]+) <[^>]*>:\t(\S+)[ \t]*(?:0x([0-9a-f]+))?", re.MULTILINE)
@@ -54,7 +54,7 @@ def moving(address: int) -> str:
     place = f"(unsigned long)&{name} + {offset}"
     try:
         # Of two functions of one name GDB may take the other one.
-        moves = int(gdb.parse_and_eval(place)) & _WORD == address
+        moves = int(gdb.parse_and_eval(place)) & WORD == address
     except gdb.error:
         moves = False
     return f"*({place})" if moves else f"*{address:#x}"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import gdb
 import vmd_exits
+import vmd_frame
 import vmd_guest
 import vmd_kgdb
 from vmd_registers import Registers, narrowed
@@ -33,14 +34,14 @@ class Back(gdb.Breakpoint):
         super().__init__(f"*{pc:#x}", internal=True)
         self.silent = silent
         self.came = False
-        self._frame = _called(frame)
+        self._frame = vmd_frame.called(frame)
         self._but = but
 
     def stop(self) -> bool:
         """Stop if it is that frame; other tasks run the same code."""
         thread = gdb.selected_thread()
         helped = thread is not None and thread.num == self._but
-        self.came = not helped and _called(gdb.selected_frame()) == self._frame
+        self.came = not helped and vmd_frame.called(gdb.selected_frame()) == self._frame
         return self.came
 
 
@@ -95,16 +96,6 @@ class Following:
 
 
 FOLLOWING = Following()
-
-
-def _called(frame: gdb.Frame) -> gdb.Frame:
-    """Return the frame that is on the stack: which of those inlined into it is selected, depends on GDB."""
-    while frame.type() == gdb.INLINE_FRAME:
-        older = frame.older()
-        if older is None:
-            break
-        frame = older
-    return frame
 
 
 def _returns(frame: gdb.Frame) -> Iterator[int]:

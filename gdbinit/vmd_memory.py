@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 
 import gdb
+from vmd_registers import WORD
 
-_WORD = 2**64 - 1
 _PIECE = 1 << 15
 """Bytes at a time: GDB has a limit for a value, `max-value-size`."""
 
@@ -27,9 +27,9 @@ def read(address: int, size: int) -> bytes:
     if not size:
         return b""
     if not hasattr(gdb.Value, "bytes"):
-        return bytes(gdb.selected_inferior().read_memory(address & _WORD, size))
+        return bytes(gdb.selected_inferior().read_memory(address & WORD, size))
     pieces = range(0, size, _PIECE)
-    return b"".join(_piece((address + start) & _WORD, min(_PIECE, size - start)) for start in pieces)
+    return b"".join(_piece((address + start) & WORD, min(_PIECE, size - start)) for start in pieces)
 
 
 def _piece(address: int, size: int) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any
 
 import gdb
 import vmd_exits
+import vmd_frame
 import vmd_twice
 from vmd_context import Context
 from vmd_expression import Expression
@@ -251,10 +252,7 @@ def _register(frame: gdb.Frame, name: str) -> int:
 
 
 def _caller_sp(frame: gdb.Frame) -> int:
-    inner: gdb.Frame | None = frame
-    while inner is not None and inner.type() == gdb.INLINE_FRAME:
-        inner = inner.older()
-    caller = inner.older() if inner is not None else None
+    caller = vmd_frame.called(frame).older()
     return _register(caller, "rsp") if caller is not None else 0
 
 
