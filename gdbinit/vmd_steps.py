@@ -49,15 +49,16 @@ class Steps:
         thread = gdb.selected_thread()
         if thread is None:
             return
-        if vmd_kgdb.on():
-            _keep_pc(mode="auto")
-            return
         connection = thread.inferior.connection_num
         if connection != self._connection:
             self._end()
-            self._connection, self._owed = connection, _left_by_another()
-            _hush()
+            self._connection = connection
             _keep_pc()
+            if not vmd_kgdb.on():
+                self._owed = _left_by_another()
+                _hush()
+            return
+        if vmd_kgdb.on():
             return
         if self._resumed is not None and not self._tries:
             self._owed.add(self._resumed)
@@ -125,11 +126,12 @@ def _hush() -> None:
         gdb.execute(f"handle SIGTRAP {words} nopass", to_string=True)
 
 
-def _keep_pc(*, mode: str = "on") -> None:
+def _keep_pc() -> None:
     """Have GDB leave the PC alone after a breakpoint: QEMU has put it back, which it does not say.
 
     kgdb leaves that to GDB; "auto" finds out.
     """
+    mode = "auto" if vmd_kgdb.on() else "on"
     gdb.execute(f"set remote swbreak-feature-packet {mode}", to_string=True)
 
 
