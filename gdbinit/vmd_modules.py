@@ -32,7 +32,6 @@ class Symbols:
     Attributes:
         path: Where their files are looked for, with : between the directories.
         own: Those of them that the user has named.
-        usual: Where the kernel's own are; "" where nobody has said so.
         files: Where each module's file is, by name; None before they are looked for.
         placed: The modules that have symbols, by name.
         taken: The files that these come from, by name, also of those that have gone since.
@@ -43,7 +42,6 @@ class Symbols:
     def __init__(self) -> None:
         self.path = ""
         self.own: list[str] = []
-        self.usual = ""
         self.files: dict[str, Path] | None = None
         self.placed: dict[str, vmd_modlist.Module] = {}
         self.taken: dict[str, Path] = {}
@@ -231,7 +229,7 @@ class Modules(gdb.Command):
                 vmd_batch.fail(f"{each} is no directory: no modules can be there", vmd_batch.USAGE)
         vmd_guest.need_connected()
         SYMBOLS.own = list(dict.fromkeys([*directories, *SYMBOLS.own]))
-        SYMBOLS.use(":".join([*SYMBOLS.own, SYMBOLS.usual or _usual_path()]))
+        SYMBOLS.use(":".join([*SYMBOLS.own, _usual_path()]))
         WATCH.wanted |= "--watch" in options and WATCH.starting is None
         try:
             WATCH.plant()

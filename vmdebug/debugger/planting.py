@@ -160,10 +160,11 @@ class Planting(Control):
             GdbError: there is no such directory.
         """
         self._need("load_modules", State.STOPPED)
-        usual = "" if self._modules is None else str(self._modules)
-        define = f"python import vmd_modules; vmd_modules.Modules(); vmd_modules.SYMBOLS.usual = {usual!r}"
+        commands = ["python import vmd_modules; vmd_modules.Modules()"]
+        if self._modules is not None:
+            commands.append(f"set $vmd_modules_path = {mi.quote(str(self._modules))}")
         where = "" if directory is None else f" {shlex.quote(os.fspath(directory))}"
-        for command in (define, f"vmd-modules{where}"):
+        for command in (*commands, f"vmd-modules{where}"):
             said = self._ask(f"-interpreter-exec console {mi.quote(command)}")
             self.notes.extend(line for line in said.log.splitlines() if "no symbols" in line)
         self._has_modules = "no module is loaded" not in said.console
