@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "lkc.h"
 
@@ -100,18 +101,23 @@ static void tell(struct symbol *sym)
 		fact(sym, "promptless", "");
 }
 
-int main(void)
+int main(int argc, char *argv[])
 {
 	const char *names = getenv("KCONFIG_WHY");
 	/* As scripts/kconfig/Makefile has it. */
 	const char *file = getenv("KBUILD_KCONFIG");
 	char *name, *rest;
 
-	if (!names)
-		return 2;
+	if (!names) {
+		/* Where it stands for Python, Kconfig that asks $(PYTHON3) for something asks this program. */
+		argv[0] = "python3";
+		execvp(argv[0], argv);
+		return 127;
+	}
+	rest = strdup(names);
+	unsetenv("KCONFIG_WHY");
 	conf_parse(file && *file ? file : "Kconfig");
 	conf_read(NULL);
-	rest = strdup(names);
 	for (name = strtok(rest, " "); name; name = strtok(NULL, " ")) {
 		struct symbol *sym = sym_find(name);
 

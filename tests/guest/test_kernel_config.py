@@ -13,11 +13,14 @@ import pytest
 from vmdebug import process, shipped
 from vmdebug.cli import status_of
 from vmdebug.deadline import Deadline
-from vmdebug.sources import kbuild
+from vmdebug.sources import kbuild, kmake
 from vmdebug.sources.configuration import fragments, kconfig, kconfigwhy
 
 _OF_THE_MACHINE = re.compile(r"CONFIG_(?:CC|GCC|CLANG|AS|LD|LLD|PAHOLE|RUSTC|TOOLS)_\w*")
 """Options that Kconfig sets by the compiler that it finds."""
+
+OF_5_10 = "config: conf --oldaskconfig"
+"""What make has where it names none of its programs."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def test_a_fragment_brings_what_it_builds_on(source: Path, tmp_path: Path, fragm
     assert configure(source, tmp_path, "--base", "tinyconfig", "-f", fragment) == 0
 
 
-@pytest.mark.parametrize("rules", ["this kernel's", "config: conf --oldaskconfig"])
+@pytest.mark.parametrize("rules", ["this kernel's", OF_5_10])
 def test_what_cannot_stick_is_named_with_what_stopped_it(
     source: Path,
     tmp_path: Path,
@@ -102,12 +105,7 @@ def test_what_cannot_stick_is_named_with_what_stopped_it(
 ) -> None:
     """Also where make's rules are those of Linux 5.10, which name none of its programs."""
     if rules != "this kernel's":
-        if (source / "Makefile").read_text().splitlines()[1] >= "VERSION = 7":
-            pytest.skip("make of Linux 7 runs Python for itself, so those rules do not go with it")
-        (tmp_path / "scripts/kconfig").mkdir(parents=True)
-        (tmp_path / "scripts/kconfig/Makefile").write_text(rules)
-        words = kconfigwhy._in_place_of_its_own(tmp_path, tmp_path / "o")
-        monkeypatch.setattr(kconfigwhy, "_in_place_of_its_own", lambda *_: words)
+        as_if_its_rules_were(rules, tmp_path, monkeypatch)
     (tmp_path / "mine").write_text(
         "CONFIG_EXPERT=y\nCONFIG_9P_FS=y\nCONFIG_HZ_100=y\nCONFIG_HZ_250=y\nCONFIG_NO_SUCH_THING=y\nCONFIG_PRINTK=y\n"
     )
@@ -122,6 +120,40 @@ def test_what_cannot_stick_is_named_with_what_stopped_it(
     (taken,) = dropped.keys() & {"CONFIG_HZ_100", "CONFIG_HZ_250"}
     assert dropped[taken]["why"].startswith("its choice has taken HZ_")
     assert "CONFIG_PRINTK" not in dropped
+
+
+def as_if_its_rules_were(rules: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the program that says why run as make has it by other rules, in the build directory `o`."""
+    (directory / "scripts/kconfig").mkdir(parents=True)
+    (directory / "scripts/kconfig/Makefile").write_text(rules)
+    words = kconfigwhy._in_place_of_its_own(directory, directory / "o")
+    monkeypatch.setattr(kconfigwhy, "_in_place_of_its_own", lambda *_: words)
+
+
+ASKS_PYTHON = """\
+config PYTHON
+	def_bool $(shell,$(PYTHON3) -c "print('y')")
+
+config WANTED
+	bool "what is asked for"
+	depends on PYTHON
+"""
+
+
+def test_kconfig_that_asks_python_is_answered_by_python(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of Linux since 6.10 does. Where our program stands for Python it was asked, for ever."""
+    as_if_its_rules_were(OF_5_10, tmp_path, monkeypatch)
+    (tmp_path / "Kconfig").write_text(ASKS_PYTHON)
+    env = {**kbuild.environment(), "KBUILD_KCONFIG": str(tmp_path / "Kconfig")}
+    deadline = Deadline.after(60)
+    process.run(kmake.argv(source, tmp_path / "o", "allnoconfig"), env=env, deadline=deadline)
+    found = kconfigwhy.ask(
+        ["CONFIG_WANTED"], source=source, directory=tmp_path / "o", env=env, deadline=deadline
+    )
+    assert found["CONFIG_WANTED"].known
+    assert found["CONFIG_WANTED"].limits == {}
 
 
 def test_modules_are_built_in_where_they_can_be(
