@@ -623,12 +623,14 @@ def test_nothing_is_left_of_a_run_that_is_ended_half_way(
     """The `runtime` fixture looks at what is left."""
     pytester.makepyfile(
         """
-        import time
+        import select, signal, socket
 
         def test_waits(gdb, vm):
+            ours, theirs = socket.socketpair()
+            theirs.setblocking(False)
+            signal.set_wakeup_fd(theirs.fileno())  # a signal just before the wait ends it too
             print("half way", flush=True)
-            while True:  # one long sleep would miss what comes just before it
-                time.sleep(0.1)
+            select.select([ours], [], [])
 
         def test_whose_guest_is_on_its_way(gdb):
             pass
