@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -11,7 +12,7 @@ from vmdebug.cli import options, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
-    from vmdebug.debugger.attach import Extra
+    from vmdebug.debugger.attach import Attachment, Extra
 
 ORDER = "vmdebug.order"
 """Key in a context's `meta` of the options' names in the order in which they were given."""
@@ -104,17 +105,28 @@ def attach(
         force=force,
         share=share,
     )
-    if kgdb is not None:
+    if kgdb is None:
+        kgdb_line.refuse_without(baud=baud, guest=guest, target_host=target_host)
+        _refuse(until=until, timeout=timeout, share=share, batch=batch)
+        _to_vm(name, attachment)
+    else:
         kgdb_line.refuse(name=name, until=until, timeout=timeout, share=share)
         nix_words = options.nix_words(override_input, impure, nix_arg)
         kernel = kgdb_line.kernel_of(guest, target_host, nix_words, modules=modules)
         kgdb_line.attach(kgdb, baud, attachment(endpoint="", kernel=kernel))
-    kgdb_line.refuse_without(baud=baud, guest=guest, target_host=target_host)
+
+
+def _refuse(*, until: str | None, timeout: float | None, share: bool, batch: bool) -> None:
     if timeout is not None and until is None:
         raise UsageError("--timeout is for --until", hint="say where to run to: --until start_kernel")
     if share and batch:
         raise UsageError("--share and --batch cannot both be given", hint="leave --share out")
+
+
+def _to_vm(name: str | None, attachment: Callable[..., Attachment]) -> NoReturn:
+    """Become GDB on a VM; what has to do with it is added to the attachment."""
     from vmdebug import vm
+    from vmdebug.debugger import attach as attaching
 
     machine = vm.find(name)
     state = machine.state

@@ -93,6 +93,11 @@ def config(
             report=report,
             deadline=Deadline.after(verb.BUILD_SECONDS),
         )
+    _tell(made, as_json=as_json)
+
+
+def _tell(made: Configured, *, as_json: bool) -> None:
+    """Print what was made; raise for what was asked for and did not come about."""
     if as_json:
         _put_json(made)
     else:
