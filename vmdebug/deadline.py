@@ -1,19 +1,29 @@
-"""A point on the monotonic clock; every wait in vmdebug takes one."""
+"""Deadlines on the monotonic clock, and the two ways to wait: for a descriptor, or in growing pauses."""
 
 from __future__ import annotations
 
+import select
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vmdebug.errors import DeadlineError
+
+_FIRST_PAUSE = 0.001
+_LONGEST_PAUSE = 0.05
+_GROWTH = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """The moment after which waiting is an error.
 
-    A deadline is made once, where the user's timeout is known, and handed down:
-    the waits below it share one budget instead of adding up.
+    A function that knows the user's timeout makes the deadline and passes it down, so that all waits
+    below it share one budget instead of adding up.
+
+    Args:
+        at: The moment, as `time.monotonic` counts.
+        seconds: The timeout that it was made from, for the error.
     """
 
     at: float
@@ -26,22 +36,49 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
-        """Whether it is over."""
+        """Whether it has passed."""
         return time.monotonic() >= self.at
+
+    @property
+    def remaining(self) -> float:
+        """The seconds that remain; 0 after the deadline."""
+        return max(0.0, self.at - time.monotonic())
 
     def left(self, what: str) -> float:
         """Return the seconds that remain, always more than 0.
 
         Args:
-            what: What is waited for, for the error: "QEMU to answer on QMP".
+            what: What the caller waits for, for the error: "QEMU to answer on QMP".
 
         Raises:
-            DeadlineError: nothing remains.
+            DeadlineError: the deadline has passed.
         """
         remaining = self.at - time.monotonic()
         if remaining <= 0:
             raise self.error(what)
         return remaining
+
+    def pauses(self, what: str) -> Iterator[float]:
+        """Yield how long to wait before each retry of something that has no descriptor to wait on.
+
+        The pauses grow from 1 ms to 50 ms, and end at the deadline::
+
+            for pause in deadline.pauses("QEMU to listen"):
+                if connected(path):
+                    return
+                time.sleep(pause)
+
+        Args:
+            what: What the caller waits for, for the error.
+
+        Raises:
+            DeadlineError: the deadline has passed; the first try is always made.
+        """
+        pause = _FIRST_PAUSE
+        yield min(pause, self.remaining)
+        while True:
+            pause = min(_GROWTH * pause, _LONGEST_PAUSE)
+            yield min(pause, self.left(what))
 
     def at_most(self, seconds: float) -> Deadline:
         """Return the sooner of this deadline and one `seconds` from now."""
@@ -49,5 +86,27 @@ class Deadline:
         return sooner if sooner.at < self.at else self
 
     def error(self, what: str, *, hint: str = "", detail: str = "") -> DeadlineError:
-        """Return the error that says what was waited for and how long."""
+        """Return the error that says what the caller waited for, and how long."""
         return DeadlineError(f"waited {self.seconds:g} s for {what}", hint=hint, detail=detail)
+
+
+def wait_ready(*descriptors: int, seconds: float | None, events: int = select.POLLIN) -> frozenset[int]:
+    """Return the descriptors that are ready, waiting until one is or the time has passed; see poll(2).
+
+    A descriptor whose other end is closed counts as ready: the read that follows says what happened.
+
+    Args:
+        descriptors: What to wait on; a negative one is ignored, as poll(2) does.
+        seconds: How long to wait at most; None waits without a limit.
+        events: What to wait for: `select.POLLIN` to read, `select.POLLOUT` to write.
+
+    Returns:
+        The ready descriptors; empty where the time has passed.
+    """
+    waiter = select.poll()
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            waiter.register(descriptor, events)
+    return frozenset(
+        descriptor for descriptor, _ in waiter.poll(None if seconds is None else max(0.0, seconds) * 1000)
+    )

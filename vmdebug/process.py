@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shlex
 import shutil
 import signal
@@ -21,7 +20,7 @@ from pathlib import Path
 from signal import Signals
 from typing import IO, NoReturn
 
-from vmdebug.deadline import Deadline
+from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import BuildError, HostError
 
 PIPE = subprocess.PIPE
@@ -91,7 +90,7 @@ class ProcessRef:
         Rests on pidfd_open(2): the descriptor becomes readable at its end.
         """
         with self._pidfd() as fd:
-            return fd is None or _ended(fd, seconds)
+            return fd is None or bool(wait_ready(fd, seconds=seconds))
 
     @contextlib.contextmanager
     def _pidfd(self) -> Iterator[int | None]:
@@ -305,15 +304,9 @@ def _child_ended(child: subprocess.Popen[bytes], seconds: float) -> bool:
     """Wait for a child that was not reaped; `Popen.wait` looks only every 50 ms."""
     fd = os.pidfd_open(child.pid)
     try:
-        return _ended(fd, seconds)
+        return bool(wait_ready(fd, seconds=seconds))
     finally:
         os.close(fd)
-
-
-def _ended(pidfd: int, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
 
 
 def _signal_group(pgid: int, number: Signals) -> None:
