@@ -1,15 +1,15 @@
-# Two commands matter: `make demo` and `make test`. Both set up what is missing first.
+# The main targets are `make demo` and `make test`. Both first install what is missing.
 
-# Another Python: make PYTHON=python3.13 …
+# The Python to make the virtual environment with: make PYTHON=python3.13 …
 PYTHON ?= python3
-# Another kernel source than the distribution's package: make KERNEL_SOURCE=~/src/linux …
+# The kernel source to build, instead of the distribution's package: make KERNEL_SOURCE=~/src/linux …
 KERNEL_SOURCE ?=
-# One benchmark only: make bench ONLY=mi
+# The only benchmark to run: make bench ONLY=mi
 ONLY ?=
-# More for pytest: make test PYTEST_ARGS='-k console -x'
+# Further arguments for pytest: make test PYTEST_ARGS='-k console -x'
 PYTEST_ARGS ?=
 
-# `nix develop` brings the Python packages itself and sets VMDEBUG_NO_VENV.
+# `nix develop` provides the Python packages and sets VMDEBUG_NO_VENV.
 ifdef VMDEBUG_NO_VENV
 BIN :=
 VENV :=
@@ -22,13 +22,15 @@ ON_PATH := PATH="$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH"
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help setup host kernel demo test lint bench clean
+# The virtual environment needs python3-venv, which `host` installs.
+.NOTPARALLEL:
 
 help:
-	@echo 'make demo    set up everything, then debug the builtin guest as an example'
-	@echo 'make test    set up everything, then lint and all tests'
-	@echo 'make setup   install what is missing: packages through apt, a .venv from requirements.txt'
-	@echo 'make lint    ruff, mypy, import-linter'
-	@echo 'make bench   figures against their baselines; ONLY=NAME runs one'
+	@echo 'make demo    install what is missing, then debug the builtin guest as an example'
+	@echo 'make test    install what is missing, then run lint and all tests'
+	@echo 'make setup   install what is missing: packages through apt, and requirements.txt into .venv'
+	@echo 'make lint    run ruff, mypy and import-linter; needs only .venv, and neither apt nor root'
+	@echo 'make bench   run the benchmarks against their baselines; ONLY=NAME runs one'
 	@echo 'make clean   remove what make made here (built kernels stay in ~/.cache/vmdebug)'
 
 setup: host $(VENV)
@@ -37,11 +39,11 @@ setup: host $(VENV)
 host:
 	@scripts/apt-setup
 
-# pip's own settings on this machine may name other indexes; the hashes hold whatever they are.
-.venv/installed: requirements.txt pyproject.toml | host
+# The user's pip may be configured for any package index: the hashes in requirements.txt are checked.
+.venv/installed: requirements.txt pyproject.toml
 	@echo 'setup: installing the Python packages of requirements.txt into .venv'
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"setup: Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=… names another")'
-	@.venv/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@.venv/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv || { echo 'setup: cannot make .venv: install python3-venv, or run `make setup`' >&2; exit 1; }
 	@PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -q --require-hashes -r requirements.txt
 	@PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -q --no-deps -e .
 	@touch $@
@@ -55,10 +57,10 @@ demo: kernel
 test: setup lint kernel
 	$(BIN)pytest $(PYTEST_ARGS)
 
-lint: setup
+lint: $(VENV)
 	$(BIN)ruff check
 	$(BIN)ruff format --check
-	$(if $(VENV),$(BIN)mypy,@echo 'lint: types are not checked: nixpkgs has no types-gdb')
+	$(if $(VENV),$(BIN)mypy,@echo 'lint: mypy does not run: nixpkgs has no types-gdb')
 	$(BIN)lint-imports
 
 bench: kernel
