@@ -31,7 +31,7 @@ class Trace:
     """What one trace has noted and nobody has taken; the order is that of the ends where it has returns.
 
     Args:
-        wanted: The host's words; see `debugger/trace.py`.
+        wanted: The host's words; see `vmdebug/trace/probe.py`.
     """
 
     def __init__(self, wanted: dict[str, Any]) -> None:

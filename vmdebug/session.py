@@ -27,6 +27,7 @@ from vmdebug.debugger.runstate import State
 from vmdebug.errors import StateError, VmdebugError
 from vmdebug.progress import Report, silent
 from vmdebug.sources import treebuild
+from vmdebug.trace.collector import Collector
 from vmdebug.vm.serial import command as commands
 from vmdebug.vm.serial.command import ExecResult, Job
 from vmdebug.vm.serial.console import Console
@@ -143,6 +144,14 @@ class DebugSession:
             if self._console is not None:
                 self._console.meanwhile = self._gdb
         return self._gdb
+
+    def collector(self) -> Collector:
+        """Return what collects the hits of one `vmdebug.Trace`: the attached GDB.
+
+        Raises:
+            VmdebugError: see `gdb`.
+        """
+        return self.gdb.collector()
 
     def exchanges(self) -> str:
         """Return the last that an attached GDB was told and answered, in GDB/MI; "" where none is."""

@@ -7,8 +7,9 @@ import pytest
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import refused
 from vmdebug.debugger.gdb import Gdb
-from vmdebug.debugger.trace import Probe, Trace
 from vmdebug.errors import GdbError
+from vmdebug.trace.probe import Probe
+from vmdebug.trace.trace import Trace
 
 HITS = 5
 

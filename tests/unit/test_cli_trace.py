@@ -5,65 +5,63 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import pytest
 
 from vmdebug import cli
 from vmdebug.cli import trace as verb
-from vmdebug.debugger.runstate import State
-from vmdebug.debugger.trace import Call, Hit, Probe, Task
+from vmdebug.trace.collector import Batch, Feature
+from vmdebug.trace.hit import Call, Hit, Task
+from vmdebug.trace.probe import Probe, Wanted
 
 READ = Hit("vfs_read", {"count": 1, "file": 0xFFFF888000000000}, 0.25, 1.5, 1, Task(45, "dd"), ret=-11)
 NAMED = Hit("open", {"name": "/x", "gone": None}, 1.0, None, 0, None, (Call("open", 16, "/s/o.c", 7),))
 
 
-class Hits(list[Hit]):
-    """A trace that gives its hits one after another."""
+class MadeUp:
+    """A collector that knows no GDB: it gives its hits one after another."""
 
-    notes = ("no return value",)
+    name = "a made-up collector"
+    cannot: Mapping[Feature, str] = {}
 
-    def __init__(self, given: Sequence[Hit]) -> None:
-        super().__init__()
-        self._given = list(given)
-        self.full = False
+    def __init__(self, hits: Sequence[Hit]) -> None:
+        self.wanted = Wanted(())
         self.interrupted = False
+        self.ended = ""
+        self._hits = list(hits)
 
-    def __enter__(self) -> Self:
-        return self
+    def start(self, wanted: Wanted) -> Batch:
+        self.wanted = wanted
+        return Batch(notes=("no return value",))
 
-    def __exit__(self, *_: object) -> None:
-        self += self._given
-        self._given.clear()
-
-    def take(self) -> list[Hit]:
+    def take(self) -> Batch:
         if self.interrupted:
             os.kill(os.getpid(), signal.SIGINT)
-            return []
-        fresh = self._given[:1]
-        del self._given[:1]
-        self += fresh
-        self.full = not self._given
-        return fresh
+            return Batch(notes=("no return value",))
+        return self._batch(self._hits[:1])
+
+    def stop(self) -> Batch:
+        return self._batch(list(self._hits))
+
+    def _batch(self, hits: list[Hit]) -> Batch:
+        del self._hits[: len(hits)]
+        return Batch(hits=tuple(hits), full=not self._hits, ended=self.ended, notes=("no return value",))
 
 
 class Session:
-    """A session whose GDB is itself."""
+    """A session whose hits do not come from GDB."""
 
-    state = State.RUNNING
     notes = ("symbols of another build",)
 
-    def __init__(self, hits: Hits) -> None:
-        self.hits = hits
-        self.asked: tuple[Any, ...] = ()
+    def __init__(self, made_up: MadeUp) -> None:
+        self.made_up = made_up
         self.closed = False
         self.forced = False
-        self.gdb = self
 
-    def trace(self, probes: tuple[Probe, ...], **options: Any) -> Hits:
-        self.asked = (probes, options)
-        return self.hits
+    def collector(self) -> MadeUp:
+        return self.made_up
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +72,7 @@ class Session:
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> Session:
-    made = Session(Hits([READ, NAMED]))
+    made = Session(MadeUp([READ, NAMED]))
     monkeypatch.setattr(verb, "FETCH_SECONDS", 0)
     monkeypatch.setattr("vmdebug.vm.names", lambda: ["vm"])
 
@@ -97,9 +95,7 @@ def test_text(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     said = ["symbols of another build", "no return value", "2 hits"]
     assert err.splitlines() == ["reading the kernel's symbols", "tracing; Ctrl-C ends it", *said]
-    probes, options = session.asked
-    assert probes == (Probe("vfs_read", ("count", "file")), Probe("open"))
-    assert options == {"when": "", "count": None, "backtrace": False, "ret": False}
+    assert session.made_up.wanted == Wanted((Probe("vfs_read", ("count", "file")), Probe("open")))
     assert session.closed
 
 
@@ -109,7 +105,7 @@ def test_json_is_an_object_a_line(session: Session, capsys: pytest.CaptureFixtur
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first["task"], first["args"]["count"], first["ret"]) == ({"pid": 45, "comm": "dd"}, 1, -11)
     assert second["backtrace"] == [{"function": "open", "pc": 16, "file": "/s/o.c", "line": 7}]
-    assert session.asked[1] == {"when": "x > 1", "count": 9, "backtrace": True, "ret": True}
+    assert session.made_up.wanted == Wanted((Probe("open"),), "x > 1", 9, True, True)
 
 
 def test_chrome_is_an_array_of_events(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +126,7 @@ def test_going_on_with_symbols_of_another_build(session: Session) -> None:
 
 
 def test_ctrl_c_keeps_what_came(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    session.hits.interrupted = True
+    session.made_up.interrupted = True
     assert cli.status_of(["trace", "open"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 3
@@ -144,7 +140,7 @@ def test_the_time_is_up(session: Session, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_guest_that_stops_by_itself(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    session.state = State.GONE
+    session.made_up.ended = "the guest is gone"
     assert cli.status_of(["trace", "open"]) == 0
     assert "the guest is gone" in capsys.readouterr().err
 
@@ -155,3 +151,10 @@ def test_words_that_cannot_be_right(
 ) -> None:
     assert cli.status_of(["trace", *words, "open"]) == 2
     assert "hint" in capsys.readouterr().err
+
+
+def test_what_the_collector_cannot_collect(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    session.made_up.cannot = {"ret": "QEMU 7.2 reads no registers"}
+    assert cli.status_of(["trace", "open", "--ret"]) == 2
+    assert "a made-up collector cannot collect return values (ret) here: QEMU 7.2" in capsys.readouterr().err
+    assert session.closed

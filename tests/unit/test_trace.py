@@ -1,4 +1,4 @@
-"""Traces: hits from recorded batches, what the words ask for, where a function is left."""
+"""Traces: GDB's collector on recorded batches, the words that name places, and any other collector."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 
-from vmdebug.debugger import trace
 from vmdebug.debugger.breakpoints import Breakpoint
+from vmdebug.debugger.collector import GdbCollector, decode
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import Stop, Thread, frame
-from vmdebug.debugger.trace import Call, Hit, Probe, Task, Trace, Wanted
 from vmdebug.errors import GdbError, UsageError
+from vmdebug.trace import probe
+from vmdebug.trace.collector import Batch, Feature
+from vmdebug.trace.hit import Call, Hit, Task
+from vmdebug.trace.probe import Probe, Wanted
+from vmdebug.trace.trace import Trace
 
 READ = Probe("vfs_read", ("count", "file->f_flags"))
 NOTED = [0, 0.25, 1.5, 1, [45, "dd"], [1, None], [["vfs_read", 4096, "/src/read_write.c", 454]], -11]
@@ -70,15 +74,15 @@ class Runner:
         return self._answers.pop(0)
 
     def trace(self, planted: dict[int, Breakpoint]) -> Trace:
-        return Trace(self, self.ask, planted, Wanted((READ,)))
+        return Trace(GdbCollector(self, self.ask, planted), Wanted((READ,)))
 
 
 def test_a_batch_as_hits() -> None:
     bare = [0, 1, None, 0, None, [2, "x"], [], None]
-    assert trace.decode(packed([NOTED, bare]), [READ]) == [
+    assert decode(packed([NOTED, bare]), [READ]) == (
         HIT,
         Hit("vfs_read", {"count": 2, "file->f_flags": "x"}, 1.0, None, 0, None),
-    ]
+    )
 
 
 def test_a_stopped_guest_runs_inside_the_block_only() -> None:
@@ -155,9 +159,81 @@ def test_a_guest_that_cannot_be_resumed_keeps_no_breakpoints() -> None:
     ],
 )
 def test_words(word: str, where: str, args: tuple[str, ...]) -> None:
-    assert trace.parse([word]) == (Probe(where, args),)
+    assert probe.parse([word]) == (Probe(where, args),)
 
 
 def test_a_word_without_a_place() -> None:
     with pytest.raises(UsageError, match="names no place"):
-        trace.parse([":count"])
+        probe.parse([":count"])
+
+
+class Counter:
+    """A collector that is no debugger: its hits are made up."""
+
+    name = "the counter"
+
+    def __init__(self, *batches: Batch, cannot: Mapping[Feature, str] | None = None) -> None:
+        self.cannot: Mapping[Feature, str] = cannot or {}
+        self.started: list[Wanted] = []
+        self.stopped = 0
+        self._batches = list(batches)
+
+    def start(self, wanted: Wanted) -> Batch:
+        self.started.append(wanted)
+        return Batch(notes=("cpu is that of the timer",))
+
+    def take(self) -> Batch:
+        return self._batches.pop(0)
+
+    def stop(self) -> Batch:
+        self.stopped += 1
+        return Batch(hits=(HIT,), full=True, ended="the guest is off")
+
+
+def test_a_trace_takes_any_collector() -> None:
+    counter = Counter(Batch(hits=(HIT, HIT)), Batch(ended="the guest is off"))
+    with Trace(counter, Wanted((READ,), count=3)) as hits:
+        assert hits.notes == ("cpu is that of the timer",)
+        assert hits.take() == [HIT, HIT]
+        assert (hits.full, hits.ended) == (False, "")
+        assert hits.take() == []
+        assert hits.ended == "the guest is off"
+    assert counter.started == [Wanted((READ,), count=3)]
+    assert counter.stopped == 1
+    assert hits.full
+    assert list(hits) == [HIT] * 3
+
+
+@pytest.mark.parametrize(
+    ("feature", "wanted"),
+    [
+        ("args", Wanted((READ,))),
+        ("when", Wanted((Probe("vfs_read"),), when="count > 1")),
+        ("count", Wanted((Probe("vfs_read"),), count=1)),
+        ("backtrace", Wanted((Probe("vfs_read"),), backtrace=True)),
+        ("ret", Wanted((Probe("vfs_read"),), ret=True)),
+    ],
+)
+def test_what_a_collector_cannot_is_refused_with_its_reason(feature: Feature, wanted: Wanted) -> None:
+    counter = Counter(cannot={feature: "it reads no registers"})
+    with pytest.raises(UsageError, match=r"the counter cannot collect .*: it reads no registers") as raised:
+        Trace(counter, wanted)
+    assert raised.value.hint == f"trace without {feature}"
+    assert counter.started == []
+    Trace(counter, Wanted((Probe("vfs_read"),)))
+
+
+def test_a_collector_that_refuses_to_start_is_not_stopped() -> None:
+    class Refusing(Counter):
+        def start(self, wanted: Wanted) -> Batch:
+            raise GdbError("no such place")
+
+    counter = Refusing()
+    with pytest.raises(GdbError, match="no such place"), Trace(counter, Wanted((READ,))):
+        pass
+    assert counter.stopped == 0
+
+
+def test_a_trace_of_no_place() -> None:
+    with pytest.raises(UsageError, match="at least one place"):
+        probe.wanted([])

@@ -1,4 +1,4 @@
-"""`vmdebug trace`: what functions are called with, a line a call, while the guest runs."""
+"""`vmdebug trace`: prints calls of kernel functions, with arguments, while the guest runs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from vmdebug.cli import options, render, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
-    from vmdebug.debugger.gdb import Gdb
-    from vmdebug.debugger.trace import Hit, Probe, Trace
+    from vmdebug.session import DebugSession
+    from vmdebug.trace.hit import Hit
+    from vmdebug.trace.probe import Probe
+    from vmdebug.trace.trace import Trace
 
 FETCH_SECONDS = 0.1
 """How often the hits are fetched and printed."""
@@ -63,23 +65,25 @@ def trace(
     if chosen not in FORMATS:
         raise UsageError(f"there is no format {chosen!r}", hint=f"it is one of {', '.join(FORMATS)}")
     from vmdebug import session
+    from vmdebug.trace.probe import wanted
+    from vmdebug.trace.trace import Trace
 
     name, probes = _places(words)
+    asked = wanted(probes, when=when, count=count, backtrace=backtrace, ret=ret)
     with session.attach(name, force=force) as attached, interrupts() as over:
         with render.step(render.SYMBOLS):
-            gdb = attached.gdb
-        hits = gdb.trace(probes, when=when, count=count, backtrace=backtrace, ret=ret)
-        put_batches(FORMATS[chosen](), batches(gdb, hits, over, timeout))
+            collector = attached.collector()
+        put_batches(FORMATS[chosen](), batches(attached, hits := Trace(collector, asked), over, timeout))
     render.tell(f"{len(hits)} hit{'' if len(hits) == 1 else 's'}")
 
 
 def _places(words: Sequence[str]) -> tuple[str | None, tuple[Probe, ...]]:
     """Return the VM that is named, None for the only one, and the places."""
     from vmdebug import vm
-    from vmdebug.debugger import trace as tracing
+    from vmdebug.trace import probe
 
     named = len(words) > 1 and words[0] in vm.names()
-    return words[0] if named else None, tracing.parse(words[1:] if named else words)
+    return words[0] if named else None, probe.parse(words[1:] if named else words)
 
 
 @contextlib.contextmanager
@@ -98,41 +102,42 @@ def interrupts() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def batches(gdb: Gdb, hits: Trace, over: threading.Event, timeout: float | None) -> Iterator[Sequence[Hit]]:
-    """Run the trace and give its hits as they come.
+def batches(
+    session: DebugSession, hits: Trace, over: threading.Event, timeout: float | None
+) -> Iterator[Sequence[Hit]]:
+    """Run a trace, and yield its hits as they come.
 
     Args:
-        gdb: Whose trace it is.
-        hits: The trace, not yet begun.
+        session: The session that it belongs to.
+        hits: The trace, not started yet.
         over: Ends it.
         timeout: Seconds after which it ends; None for no limit.
     """
     from vmdebug.deadline import Deadline
-    from vmdebug.debugger.runstate import State
 
     deadline = Deadline.after(timeout if timeout is not None else threading.TIMEOUT_MAX)
     given = 0
     told: list[str] = []
     with hits:
-        # To stderr: whoever waits for the first hit may now do what is traced.
+        # To stderr: a person or a script may wait for this before it causes the first hit.
         render.tell("tracing; Ctrl-C ends it")
         while not (over.is_set() or hits.full or deadline.passed):
             over.wait(FETCH_SECONDS)
             fresh = hits.take()
             given += len(fresh)
             yield fresh
-            _tell_new(told, gdb, hits)
-            if gdb.state is not State.RUNNING:
-                render.tell(f"the guest is {gdb.state}")
+            _tell_new(told, session, hits)
+            if hits.ended:
+                render.tell(hits.ended)
                 break
-    # What came since, and calls that have not returned.
+    # The hits since, and calls that have not returned.
     yield hits[given:]
-    _tell_new(told, gdb, hits)
+    _tell_new(told, session, hits)
 
 
-def _tell_new(told: list[str], gdb: Gdb, hits: Trace) -> None:
-    """Tell what cannot be had as soon as it is known: a condition that never holds would be waited for."""
-    for note in (*gdb.notes, *hits.notes):
+def _tell_new(told: list[str], session: DebugSession, hits: Trace) -> None:
+    """Print each note once, as soon as it is known: a condition that never holds would be waited for."""
+    for note in (*session.notes, *hits.notes):
         if note not in told:
             told.append(note)
             render.tell(note)

@@ -10,14 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
-from vmdebug.debugger import breakpoints, mi, panics, refused, trace
+from vmdebug.debugger import breakpoints, mi, panics, refused
 from vmdebug.debugger.breakpoints import Breakpoint, Callback, Catch
+from vmdebug.debugger.collector import GdbCollector
 from vmdebug.debugger.control import Control
 from vmdebug.debugger.inspection import STANDING
 from vmdebug.debugger.runstate import RunState, State
 from vmdebug.debugger.stop import Stop, Thread
 from vmdebug.debugger.transport import Transport
 from vmdebug.errors import GdbError, UsageError
+from vmdebug.trace import probe
+from vmdebug.trace.probe import Probe
+from vmdebug.trace.trace import Trace
 
 
 class Planting(Control):
@@ -186,38 +190,38 @@ class Planting(Control):
 
     def trace(
         self,
-        where: str | Sequence[trace.Probe],
+        where: str | Sequence[Probe],
         *,
         args: Sequence[str] = (),
         when: str = "",
         count: int | None = None,
         backtrace: bool = False,
         ret: bool = False,
-    ) -> trace.Trace:
+    ) -> Trace:
         """Return a trace, collected inside GDB: a sequence of hits, and a context manager.
 
-        The guest runs inside the block and is left as it was found.
+        The guest runs inside the block, and is left as it was found.
 
         Args:
-            where: A symbol, file:line, `*expression`; or several with their own expressions.
-            args: Expressions to note at each hit, in the language of the place.
-            when: Condition, in the same language.
-            count: How many hits; later ones are passed over.
-            backtrace: Whether to note the frames.
-            ret: Whether to note what the function returns, which takes a second stop a hit.
+            where: A symbol, file:line, `*expression`; or several probes with their own expressions.
+            args: Expressions to collect at each hit, in the language of the place.
+            when: Condition of a hit, in the same language.
+            count: How many hits; later ones are ignored.
+            backtrace: Whether to collect the frames.
+            ret: Whether to collect the return value, which takes a second stop a hit.
 
         Raises:
-            UsageError: there is not even one place.
-            GdbError: by the block's begin: there is no such place, or what is to be noted or to hold there is
-                known at no hit.
-            StateError: likewise: GDB isn't attached.
+            UsageError: there is no place.
+            GdbError: at the start of the block: there is no such place, or an expression or the condition can
+                be evaluated at no hit.
+            StateError: at the start of the block: GDB isn't attached.
         """
-        probes = (trace.Probe(where, tuple(args)),) if isinstance(where, str) else tuple(where)
-        if not probes:
-            raise UsageError("a trace of no place", hint="name one: gdb.trace('vfs_read')")
-        wanted = trace.Wanted(probes, when, count, backtrace, ret)
-        expressions = " ".join([when, *(each for probe in probes for each in probe.args)])
-        return trace.Trace(self, partial(self._tell, when=expressions), self._breakpoints, wanted)
+        wanted = probe.wanted(where, args=args, when=when, count=count, backtrace=backtrace, ret=ret)
+        return Trace(self.collector(), wanted)
+
+    def collector(self) -> GdbCollector:
+        """Return what collects one trace inside this GDB; `trace` is the short way to it."""
+        return GdbCollector(self, self._payload, self._breakpoints)
 
     def delete(self, breakpoint: Breakpoint) -> None:  # noqa: A002 - the word of the field
         """Take a breakpoint out; nothing happens when GDB has it no more, or has ended."""
@@ -319,9 +323,3 @@ class Planting(Control):
 
     def _module_starts(self, _where: Stop) -> None:
         self.load_modules()
-
-    def _tell(self, command: str, when: str) -> Mapping[str, Any]:
-        try:
-            return self._ask(command).payload
-        except GdbError as error:
-            raise refused.planting(error, "a trace", when=when, absent=refused.NOT_YET) from error

@@ -1,0 +1,189 @@
+"""GDB as the collector of a trace: breakpoints whose hits are kept inside GDB and fetched in batches.
+
+GDB's side is `gdbinit/vmd_trace.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from vmdebug.deadline import Deadline
+from vmdebug.debugger import refused
+from vmdebug.debugger.breakpoints import Breakpoint
+from vmdebug.debugger.runstate import State
+from vmdebug.debugger.stop import Stop
+from vmdebug.errors import GdbError, VmdebugError
+from vmdebug.trace.collector import Batch, Feature
+from vmdebug.trace.hit import Argument, Call, Hit, Task
+from vmdebug.trace.probe import Probe, Wanted
+
+Ask = Callable[[str], Mapping[str, Any]]
+"""Has GDB carry out an MI command, and returns the result's payload."""
+
+TAKE_SECONDS = 30.0
+"""How long GDB may refuse to hand over hits because more of them come."""
+
+_BUSY = "while the target is running"
+"""GDB's refusal of a command that it reads between a hit and the resumption from it."""
+
+
+class Host(Protocol):
+    """What a collector needs of the GDB it belongs to, besides MI commands."""
+
+    @property
+    def state(self) -> State:
+        """The run state of GDB and the guest."""
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the guest stopped for a block."""
+
+    def resume(self) -> None:
+        """Set the guest running."""
+
+    def interrupt(self) -> Stop:
+        """Stop the guest."""
+
+
+class _Noted(msgspec.Struct, frozen=True, array_like=True):
+    """A hit as GDB's side packs it: the probe's index, then the fields of `Hit`."""
+
+    probe: int
+    time: float
+    guest_time: float | None
+    cpu: int
+    task: tuple[int, str] | None
+    args: list[Argument]
+    backtrace: list[tuple[str, int, str, int]]
+    ret: int | None
+
+
+_NOTED = msgspec.json.Decoder(list[_Noted])
+
+
+def decode(packed: str, probes: Sequence[Probe]) -> tuple[Hit, ...]:
+    """Return the hits of one batch.
+
+    Args:
+        packed: JSON in base64, as GDB's side packs it.
+        probes: The probes of the trace.
+    """
+    return tuple(
+        Hit(
+            symbol=probes[noted.probe].where,
+            args=dict(zip(probes[noted.probe].args, noted.args, strict=True)),
+            time=noted.time,
+            guest_time=noted.guest_time,
+            cpu=noted.cpu,
+            task=None if noted.task is None else Task(*noted.task),
+            backtrace=tuple(Call(*frame) for frame in noted.backtrace),
+            ret=noted.ret,
+        )
+        for noted in _NOTED.decode(base64.b64decode(packed))
+    )
+
+
+class GdbCollector:
+    """Collects one trace inside GDB: no hit is lost, and none costs a round trip.
+
+    A call that QEMU reports twice is one hit; see `gdbinit/vmd_twice.py`.
+
+    Args:
+        host: Runs and stops the guest.
+        ask: Has GDB carry out an MI command.
+        planted: GDB's breakpoints by number; the trace's are among them while it collects.
+    """
+
+    name = "GDB"
+    cannot: Mapping[Feature, str] = {}
+
+    def __init__(self, host: Host, ask: Ask, planted: dict[int, Breakpoint]) -> None:
+        self._host = host
+        self._ask = ask
+        self._planted = planted
+        self._probes: tuple[Probe, ...] = ()
+        self._numbers: tuple[int, ...] = ()
+        self._trace = ""
+        self._stopped = False
+        self._taken = 0
+        self._notes: tuple[str, ...] = ()
+
+    def start(self, wanted: Wanted) -> Batch:
+        """Set the breakpoints, and let a stopped guest run; see `Collector.start`.
+
+        Raises:
+            GdbError: there is no such place, or an expression or the condition can be evaluated at no hit.
+            StateError: GDB isn't attached.
+        """
+        self._stopped = self._host.state is State.STOPPED
+        packed = base64.b64encode(msgspec.json.encode(wanted)).decode("ascii")
+        with self._host.held():
+            try:
+                answer = self._ask(f"-vmd-trace-start {packed}")
+            except GdbError as error:
+                expressions = " ".join(wanted.expressions)
+                raise refused.planting(error, "a trace", when=expressions, absent=refused.NOT_YET) from error
+        self._probes = wanted.probes
+        self._trace = answer["trace"]
+        self._notes = _notes(answer)
+        self._numbers = tuple(int(number) for number in answer["numbers"].split(","))
+        self._planted.update({number: Breakpoint(number, "a trace") for number in self._numbers})
+        if self._stopped:
+            try:
+                self._host.resume()
+            except BaseException:
+                with contextlib.suppress(VmdebugError):
+                    self._end()
+                raise
+        return Batch(notes=self._notes)
+
+    def take(self) -> Batch:
+        """Return the hits since the last batch; the guest runs on."""
+        return self._fetch("-vmd-trace-take")
+
+    def stop(self) -> Batch:
+        """Take the breakpoints out, stop the guest if it was stopped before, and return the rest."""
+        if self._stopped and self._host.state is State.RUNNING:
+            self._host.interrupt()
+        if self._host.state is State.ENDED:
+            return Batch(ended=self._ended(), notes=self._notes)
+        return self._end()
+
+    def _end(self) -> Batch:
+        try:
+            gone = self._host.state is State.GONE
+            with contextlib.nullcontext() if gone else self._host.held():
+                return self._fetch("-vmd-trace-end")
+        finally:
+            for number in self._numbers:
+                self._planted.pop(number, None)
+
+    def _fetch(self, command: str) -> Batch:
+        answer = self._answer(f"{command} {self._trace} {self._taken}")
+        hits = decode(answer["hits"], self._probes)
+        self._taken += len(hits)
+        self._notes = _notes(answer) or self._notes
+        return Batch(hits=hits, full=answer["full"] == "1", ended=self._ended(), notes=self._notes)
+
+    def _ended(self) -> str:
+        state = self._host.state
+        return "" if state is State.RUNNING else f"the guest is {state}"
+
+    def _answer(self, command: str) -> Mapping[str, Any]:
+        deadline = Deadline.after(TAKE_SECONDS)
+        while True:
+            try:
+                return self._ask(command)
+            except GdbError as error:
+                # GDB's side keeps a hit until we have it: asking again loses none.
+                if _BUSY not in error.message + error.words or deadline.passed:
+                    raise
+
+
+def _notes(answer: Mapping[str, Any]) -> tuple[str, ...]:
+    packed = answer.get("notes")
+    return tuple(msgspec.json.decode(base64.b64decode(packed))) if packed else ()

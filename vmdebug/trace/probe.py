@@ -1,0 +1,105 @@
+"""What a trace collects: the places, the expressions, and the words that name them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from vmdebug.errors import UsageError
+
+
+class Probe(msgspec.Struct, frozen=True, array_like=True):
+    """A place to trace, and what to collect there.
+
+    Args:
+        where: A symbol, file:line, or `*expression`.
+        args: Expressions in the language of the place.
+    """
+
+    where: str
+    args: tuple[str, ...] = ()
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What a trace is to collect.
+
+    Args:
+        probes: The places.
+        when: Condition of a hit; "" for none. A call at which it cannot be evaluated is no hit, and the
+            trace's `notes` say so.
+        count: How many hits; None for any number.
+        backtrace: Whether to collect the frames.
+        ret: Whether to collect return values.
+    """
+
+    probes: tuple[Probe, ...]
+    when: str = ""
+    count: int | None = None
+    backtrace: bool = False
+    ret: bool = False
+
+    @property
+    def expressions(self) -> tuple[str, ...]:
+        """Every expression that is evaluated at a hit, the condition first."""
+        args = (each for probe in self.probes for each in probe.args)
+        return tuple(each for each in (self.when, *args) if each)
+
+
+def wanted(
+    where: str | Sequence[Probe],
+    *,
+    args: Sequence[str] = (),
+    when: str = "",
+    count: int | None = None,
+    backtrace: bool = False,
+    ret: bool = False,
+) -> Wanted:
+    """Return what a trace of one place, or of several, is to collect.
+
+    Args:
+        where: A symbol, file:line, `*expression`; or several probes with their own expressions.
+        args: Expressions to collect at `where`, if that is one place.
+        when: Condition of a hit.
+        count: How many hits.
+        backtrace: Whether to collect the frames.
+        ret: Whether to collect return values.
+
+    Raises:
+        UsageError: there is no place.
+    """
+    probes = (Probe(where, tuple(args)),) if isinstance(where, str) else tuple(where)
+    if not probes:
+        raise UsageError("a trace needs at least one place", hint="name one: gdb.trace('vfs_read')")
+    return Wanted(probes, when, count, backtrace, ret)
+
+
+def parse(words: Sequence[str]) -> tuple[Probe, ...]:
+    """Return the probes that words name: SYMBOL[:EXPR,…] or FILE:LINE[:EXPR,…].
+
+    Raises:
+        UsageError: a word names no place.
+    """
+    return tuple(_probe(word) for word in words)
+
+
+def _probe(word: str) -> Probe:
+    where, _, rest = word.partition(":")
+    line, _, more = rest.partition(":")
+    if line.isdigit():
+        where, rest = f"{where}:{line}", more
+    if not where:
+        raise UsageError(f"{word!r} names no place", hint="write it SYMBOL:EXPR,EXPR: vfs_read:count")
+    return Probe(where, tuple(_split(rest)))
+
+
+def _split(text: str) -> list[str]:
+    """Return the expressions between commas; a comma inside brackets does not separate."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]

@@ -1,0 +1,99 @@
+"""A trace: the sequence of its hits, and the context manager that collects them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self, overload
+
+from vmdebug.errors import UsageError
+from vmdebug.trace.collector import Batch, Collector, Feature
+from vmdebug.trace.hit import Hit
+from vmdebug.trace.probe import Wanted
+
+
+class Trace(Sequence[Hit]):
+    """The hits of a trace; a context manager that runs the guest for the block and leaves it as it was.
+
+    Args:
+        collector: What collects them.
+        wanted: What to collect.
+
+    Raises:
+        UsageError: the collector cannot collect a part of that; the message has its reason.
+    """
+
+    def __init__(self, collector: Collector, wanted: Wanted) -> None:
+        for feature, words in _wants(wanted).items():
+            reason = collector.cannot.get(feature)
+            if reason is not None:
+                raise UsageError(
+                    f"{collector.name} cannot collect {words} here: {reason}",
+                    hint=f"trace without {feature}",
+                )
+        self._collector = collector
+        self._wanted = wanted
+        self._collecting = False
+        self._hits: list[Hit] = []
+        self._latest = Batch()
+
+    def __enter__(self) -> Self:
+        self._add(self._collector.start(self._wanted))
+        self._collecting = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._collecting = False
+        self._add(self._collector.stop())
+
+    def take(self) -> list[Hit]:
+        """Return the hits since the last call, in the block; the guest runs on."""
+        return self._add(self._collector.take()) if self._collecting else []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be collected, and why, as of the last hits taken."""
+        return self._latest.notes
+
+    @property
+    def full(self) -> bool:
+        """Whether the trace had as many hits as it wanted, as of the last hits taken."""
+        return self._latest.full
+
+    @property
+    def ended(self) -> str:
+        """Why no more hits come, as of the last hits taken: "the guest is stopped"; "" while they may."""
+        return self._latest.ended
+
+    def __len__(self) -> int:
+        self.take()
+        return len(self._hits)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Hit]: ...
+
+    def __getitem__(self, index: int | slice) -> Hit | list[Hit]:
+        self.take()
+        return self._hits[index]
+
+    def _add(self, batch: Batch) -> list[Hit]:
+        self._hits += batch.hits
+        self._latest = batch
+        return list(batch.hits)
+
+
+def _wants(wanted: Wanted) -> dict[Feature, str]:
+    """Return the features that are wanted, each in words."""
+    features: dict[Feature, tuple[bool, str]] = {
+        "args": (any(probe.args for probe in wanted.probes), "expressions (args)"),
+        "when": (bool(wanted.when), "hits under a condition (when)"),
+        "count": (wanted.count is not None, "a number of hits (count)"),
+        "backtrace": (wanted.backtrace, "backtraces (backtrace)"),
+        "ret": (wanted.ret, "return values (ret)"),
+    }
+    return {feature: words for feature, (is_wanted, words) in features.items() if is_wanted}
