@@ -7,7 +7,7 @@ import pytest
 from vmdebug.arch import X86_64
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
-from vmdebug.vm import argv
+from vmdebug.vm import argv, qemuargs
 from vmdebug.vm.features import Features
 from vmdebug.vm.rundir import RunDir
 
@@ -127,6 +127,27 @@ def test_a_device_that_the_user_names_is_not_added_again() -> None:
     assert "pvpanic-pci" not in words
 
 
+def test_a_disk_named_like_a_device_is_no_device() -> None:
+    words = own(spec(qemu_args=("-drive", "file=pvpanic-tests.img", "-global", "pvpanic-pci.events=0")))
+    assert words.count("pvpanic-pci") == 1
+    assert own(spec(qemu_args=("-append", "vmcoreinfo"))).count("vmcoreinfo") == 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--device", "vmcoreinfo"),
+        ("-device", "vmcoreinfo,id=x"),
+        ("-device", "id=x,driver=vmcoreinfo"),
+        ("-device", '{"driver": "vmcoreinfo", "id": "x"}'),
+    ],
+)
+def test_a_device_is_found_in_each_form(given: tuple[str, ...]) -> None:
+    words = own(spec(qemu_args=given))
+    assert words[-2:] == list(given)
+    assert "vmcoreinfo" not in words[:-2]
+
+
 def test_commas_in_paths_are_written_twice() -> None:
     words = argv.console(RunDir(Path("/run/a,b")))
     assert "path=/run/a,,b/console.sock," in words[1]
@@ -159,16 +180,23 @@ def test_a_disk_has_the_format_of_its_magic() -> None:
         (["--gdb", "tcp::1"], "--tcp PORT"),
         (["-accel", "kvm"], "--accel"),
         (["-m", "1G", "-daemonize"], "in the background"),
+        (["--daemonize"], "in the background"),
+        (["-machine", "q35,accel=kvm"], "--accel"),
+        (["--M", "accel=tcg"], "--accel"),
+        (["-device", "help"], "qemu-system-x86_64 -device help"),
+        (["--version"], "qemu-system-x86_64 --version"),
+        (["-drive=file=a=b,if=none"], "write -drive file=a=b,if=none"),
     ],
 )
 def test_arguments_that_would_undo_ours_are_refused(words: list[str], hint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        argv.check_extra(words)
+        argv.check_extra(qemuargs.parse(words))
     assert hint in caught.value.hint
 
 
 def test_other_arguments_are_the_users_business() -> None:
-    argv.check_extra(["-S", "-device", "s", "gdb", "-serial", "none", "-"])
+    words = ["-S", "-device", "s", "gdb", "-serial", "none", "-", "-append", "-s", "-machine", "acpi=off"]
+    argv.check_extra(qemuargs.parse(words))
 
 
 def test_the_probe_boots_to_the_first_line_on_stdout() -> None:

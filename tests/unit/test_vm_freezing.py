@@ -29,7 +29,16 @@ SPEC = LaunchSpec(
         ),
         ({"machine": RunnerMachine(script=Path("/r"), system_name="n")}, "a runner's guest has a disk"),
         ({"qemu_args": ("-drive", "file=x")}, "QEMU's argument -drive gives it a disk"),
+        ({"qemu_args": ("--drive", "file=x")}, "QEMU's argument --drive gives it a disk"),
+        ({"qemu_args": ("-usb", "x.img")}, "QEMU's argument x.img gives it a disk"),
+        ({"qemu_args": ("-append", "-drive")}, ""),
         ({"qemu_args": ("-m", "4G")}, "QEMU's argument -m says where its memory is"),
+        ({"qemu_args": ("-M", "q35,memory-backend=m")}, "QEMU's argument -M says where its memory is"),
+        ({"qemu_args": ("-machine", "q35")}, ""),
+        (
+            {"qemu_args": ("-readconfig", "f")},
+            "QEMU's argument -readconfig names a file that vmdebug does not read",
+        ),
     ],
 )
 def test_what_cannot_be_frozen_is_named(changes: dict[str, object], reason: str) -> None:

@@ -39,8 +39,11 @@ def spec(**changes: object) -> LaunchSpec:
     return LaunchSpec(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def command(of: LaunchSpec, script: str = SCRIPT, accel: argv.RealAccel = "tcg") -> list[str]:
-    words = runner.command(of, MACHINE, script=script, accel=accel, rundir=RUNDIR, features=ALL)
+def command(
+    of: LaunchSpec, script: str = SCRIPT, accel: argv.RealAccel = "tcg", qemu_opts: str = ""
+) -> list[str]:
+    given = runner.options(script, inherited={"QEMU_OPTS": qemu_opts})
+    words = runner.command(of, MACHINE, given=given, accel=accel, rundir=RUNDIR, features=ALL)
     return list(words)
 
 
@@ -89,6 +92,34 @@ def test_the_hosts_cpu_is_replaced_under_tcg() -> None:
 def test_devices_of_the_script_are_not_added_again() -> None:
     words = command(spec(), SCRIPT.replace("-smp 1", "-device vmcoreinfo"))
     assert "vmcoreinfo" not in words
+
+
+def test_what_the_script_says_elsewhere_is_no_argument() -> None:
+    words = command(spec(), "# -accel kvm\necho -device vmcoreinfo -cpu host\n" + SCRIPT + "echo -accel\n")
+    assert words[1:3] == ["-machine", "accel=tcg"]
+    assert "-cpu" not in words
+    assert "vmcoreinfo" in words
+
+
+def test_the_users_qemu_opts_are_read() -> None:
+    assert "-machine" not in command(spec(), qemu_opts="-vnc :0 -accel kvm")
+    assert command(spec(), qemu_opts="-device vmcoreinfo").count("vmcoreinfo") == 0
+
+
+def test_a_scripts_quotations_are_the_shells() -> None:
+    script = SCRIPT.replace(
+        "-smp 1", "-append \"$(cat /x/kernel-params) '-accel'\n $QEMU_KERNEL_PARAMS\" -cpu 'host'"
+    )
+    given = runner.options(script + "|| exit 1; -accel kvm", inherited={})
+    assert [option.name for option in given.every] == ["cpu", "name", "m", "append", "cpu", "device"]
+    assert given.every[3].argument == "$(cat /x/kernel-params) '-accel'\n $QEMU_KERNEL_PARAMS"
+    assert command(spec(), script)[3:5] == ["-cpu", "max"]
+
+
+def test_a_quotation_that_never_ends_is_read_as_far_as_it_goes() -> None:
+    given = runner.options("exec qemu-kvm -accel 'kvm -cpu host\n", inherited={})
+    assert given.named("accel")
+    assert runner.options("exec something-else", inherited={}).every == ()
 
 
 def test_the_whole_environment() -> None:

@@ -5,7 +5,7 @@ See qemu(1), or https://www.qemu.org/docs/master/system/invocation.html.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,9 @@ import msgspec
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, Kernel, LaunchSpec, OwnMachine
+from vmdebug.vm import qemuargs
 from vmdebug.vm.features import Features
+from vmdebug.vm.qemuargs import Options, value
 from vmdebug.vm.rundir import RunDir
 
 RealAccel = Literal["kvm", "tcg"]
@@ -40,6 +42,12 @@ _REFUSED = {
 }
 
 
+_PANIC_DEVICES = frozenset({"pvpanic", "pvpanic-pci", "pvpanic-mmio"})
+
+MACHINE = ("machine", "M")
+"""The names of the option that chooses the machine."""
+
+
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """Where a guest's memory and state come from, where not from a boot.
 
@@ -60,21 +68,34 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 BOOT = Origin()
 
 
-def check_extra(words: Sequence[str]) -> None:
-    """Refuse QEMU arguments of the user that would undo vmdebug's own.
+def check_extra(given: Options) -> None:
+    """Refuse QEMU arguments of the user that would undo vmdebug's own, or start no guest.
 
     Raises:
-        UsageError: one does; the hint says what to use instead.
+        UsageError: the message names the argument, the hint says what to use instead.
     """
-    for word in words:
-        option = word.removeprefix("-").removeprefix("-") if word.startswith("-") else ""
-        if option in _REFUSED:
-            raise UsageError(f"the QEMU argument {word} cannot be used here", hint=_REFUSED[option])
-
-
-def value(text: str | Path) -> str:
-    """Return text as it stands in one of QEMU's key=value lists, where a comma is written twice."""
-    return str(text).replace(",", ",,")
+    for option in given.every:
+        if option.name in _REFUSED:
+            raise UsageError(
+                f"the QEMU argument {option.word} cannot be used here", hint=_REFUSED[option.name]
+            )
+        if option.name in MACHINE and "accel" in option.properties:
+            raise UsageError(
+                f"the QEMU argument {option.word} {option.argument} cannot choose the accelerator",
+                hint=_REFUSED["accel"],
+            )
+        if option.prints:
+            asked = " ".join((option.word, *(() if option.argument is None else (option.argument,))))
+            raise UsageError(
+                f"the QEMU argument {asked} prints a list and starts no guest",
+                hint=f"run QEMU itself: qemu-system-x86_64 {asked}",
+            )
+        if "=" in option.name:
+            name, _, argument = option.word.partition("=")
+            raise UsageError(
+                f"QEMU does not take {option.word}: an option and its argument are two words",
+                hint=f"write {name} {argument}",
+            )
 
 
 def own(
@@ -102,6 +123,7 @@ def own(
         disk_format: Of `machine.disk`; None without a disk.
         origin: Where its memory and state come from.
     """
+    given = qemuargs.parse(spec.qemu_args)
     return (
         str(qemu),
         *name(spec.name),
@@ -112,28 +134,28 @@ def own(
         *boot(spec.kernel, machine.initrd, spec.parameters),
         *_disk(machine, disk_format),
         *entropy(features),
-        *generation(features, " ".join(spec.qemu_args)),
-        *harness(spec, rundir=rundir, features=features, given=spec.qemu_args),
+        *generation(features, given),
+        *harness(spec, rundir=rundir, features=features, given=given),
         *incoming(origin),
         *spec.qemu_args,
     )
 
 
-def harness(spec: LaunchSpec, *, rundir: RunDir, features: Features, given: Iterable[str]) -> tuple[str, ...]:
+def harness(spec: LaunchSpec, *, rundir: RunDir, features: Features, given: Options) -> tuple[str, ...]:
     """Return what vmdebug adds to every guest: its lines to the VM, and how it ends.
 
     Args:
         spec: What to start.
         rundir: Where its sockets and logs are.
         features: What this QEMU has.
-        given: Where devices may be named that must not be added twice.
+        given: The options of the user and of a runner; their devices are not added a second time.
     """
     return (
         *no_user_interface(),
         *console(rundir),
         *monitors(rundir),
         *gdbstub(rundir, spec.tcp),
-        *debug_devices(features, " ".join(given)),
+        *debug_devices(features, given),
         *ends(features),
         "-pidfile",
         str(rundir.pidfile),
@@ -261,12 +283,13 @@ def entropy(features: Features) -> tuple[str, ...]:
     return ("-device", "virtio-rng-pci") if features.rng else ()
 
 
-def generation(features: Features, given: str) -> tuple[str, ...]:
+def generation(features: Features, given: Options) -> tuple[str, ...]:
     """Let a kernel with CONFIG_VMGENID know that it is a copy, so that it draws new random numbers.
 
     See docs/specs/vmgenid.txt of QEMU; each QEMU has an id of its own, and says so after a load.
     """
-    return ("-device", "vmgenid,guid=auto") if features.vmgenid and "vmgenid" not in given else ()
+    wanted = features.vmgenid and "vmgenid" not in given.devices()
+    return ("-device", "vmgenid,guid=auto") if wanted else ()
 
 
 def no_user_interface() -> tuple[str, ...]:
@@ -314,15 +337,16 @@ def gdbstub(rundir: RunDir, port: int | None) -> tuple[str, ...]:
     )
 
 
-def debug_devices(features: Features, given: str) -> tuple[str, ...]:
+def debug_devices(features: Features, given: Options) -> tuple[str, ...]:
     """Add the devices by which a kernel tells that it panics, and where its memory dump is described.
 
     Args:
         features: What this QEMU has.
-        given: Text that names a device which must not be added again: QEMU allows one of each.
+        given: The options of the user and of a runner; QEMU allows one device of each kind.
     """
-    panic = () if "pvpanic" in given or not features.pvpanic else ("-device", features.pvpanic)
-    dump = () if "vmcoreinfo" in given or not features.vmcoreinfo else ("-device", "vmcoreinfo")
+    there = given.devices()
+    panic = () if there & _PANIC_DEVICES or not features.pvpanic else ("-device", features.pvpanic)
+    dump = () if "vmcoreinfo" in there or not features.vmcoreinfo else ("-device", "vmcoreinfo")
     return (*panic, *dump)
 
 

@@ -42,6 +42,10 @@ _HINTS = (
     (r"Could not access KVM|failed to initialize kvm", "emulate: --accel tcg; `vmdebug doctor` looks at KVM"),
     (r"host forwarding rule", "another program has that port, or another VM: forward another one"),
     (r"CPU model 'host' requires", "give QEMU another CPU: -- -cpu max"),
+    (
+        r"at most one \w+ device is permitted",
+        "vmdebug adds that device, and does not read the files of -readconfig: take it out of that file",
+    ),
     (r"annot set up guest memory|annot allocate memory", "give the guest less: --memory"),
 )
 """What QEMU says in its log, and what to do about it."""

@@ -15,7 +15,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.progress import Report, silent
-from vmdebug.vm import accel, argv, features, rundir, runner
+from vmdebug.vm import accel, argv, features, qemuargs, rundir, runner
 from vmdebug.vm.accel import Choice, Subject
 from vmdebug.vm.argv import BOOT, DiskFormat, Origin, RealAccel
 from vmdebug.vm.features import Features
@@ -84,7 +84,7 @@ def means(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Means:
         UsageError: the spec cannot be right.
         HostError: the machine lacks something.
     """
-    argv.check_extra(spec.qemu_args)
+    argv.check_extra(qemuargs.parse(spec.qemu_args))
     arch = arches.by_name(spec.kernel.arch)
     script, named = "", None
     if isinstance(spec.machine, RunnerMachine):
@@ -133,7 +133,7 @@ def build(spec: LaunchSpec, found: Means, directory: RunDir, *, origin: Origin =
             command = runner.command(
                 spec,
                 machine,
-                script=found.script,
+                given=runner.options(found.script, inherited=os.environ),
                 accel=chosen.accel,
                 rundir=directory,
                 features=found.features,

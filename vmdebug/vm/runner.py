@@ -7,30 +7,34 @@ arguments are not, so ours are arguments and the variable stays its user's.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from vmdebug.errors import UsageError
 from vmdebug.guest import LaunchSpec, RunnerMachine
-from vmdebug.vm import argv
+from vmdebug.vm import argv, qemuargs
 from vmdebug.vm.argv import RealAccel
 from vmdebug.vm.features import Features
+from vmdebug.vm.qemuargs import Options
 from vmdebug.vm.rundir import RunDir
 
 DISK = "disk.qcow2"
 """The fresh disk of a run, in its scratch directory; the script makes it."""
 
 _QEMU = re.compile(r"(?<![^\s\"'=])/\S*?/qemu-(?:system-\w+|kvm)\b")
-_OWN_ACCEL = re.compile(r"(?<!\S)-(?:accel|enable-kvm)(?!\S)")
-_HOST_CPU = re.compile(r"(?<!\S)-cpu[\s'\"]+host\b")
+_COMMAND = re.compile(r"(?<![^\s\"'=/])qemu-(?:system-\w+|kvm)\b[\"']?")
+_END = frozenset({";", "&", "&&", "|", "||"})
+_USERS = ("$QEMU_OPTS", "${QEMU_OPTS}")
 
 
 def command(
     spec: LaunchSpec,
     machine: RunnerMachine,
     *,
-    script: str,
+    given: Options,
     accel: RealAccel,
     rundir: RunDir,
     features: Features,
@@ -40,31 +44,62 @@ def command(
     Args:
         spec: What to start.
         machine: Its `machine`.
-        script: The script's text.
+        given: The options that the script itself gives; see `options`.
         accel: The accelerator that was chosen.
         rundir: Where its sockets and logs are.
         features: What its QEMU has.
     """
     return (
         str(machine.script),
-        *accelerator(script, accel),
+        *accelerator(given, accel),
         *(("-m", str(spec.memory)) if spec.memory else ()),
         *(("-smp", str(spec.cpus)) if spec.cpus else ()),
-        *argv.harness(spec, rundir=rundir, features=features, given=(script, *spec.qemu_args)),
+        *argv.harness(spec, rundir=rundir, features=features, given=given + qemuargs.parse(spec.qemu_args)),
         *spec.qemu_args,
     )
 
 
-def accelerator(script: str, accel: RealAccel) -> tuple[str, ...]:
+def options(script: str, *, inherited: Mapping[str, str]) -> Options:
+    """Return the QEMU options that a script gives by itself, those of the user's QEMU_OPTS among them.
+
+    What the shell fills in is not known: of `file="$NIX_DISK_IMAGE"` the name stays as it is written.
+
+    Args:
+        script: Its text.
+        inherited: The environment that it gets.
+    """
+    found = list(_COMMAND.finditer(script))
+    words: list[str] = []
+    for word in _words(script[found[-1].end() :]) if found else ():
+        if word in _END:
+            break
+        words += inherited.get("QEMU_OPTS", "").split() if word in _USERS else () if word == "$@" else (word,)
+    return qemuargs.parse(words)
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of the shell command that a text begins with."""
+    lines = text.replace("\\\n", " ").split("\n")
+    for count in range(1, len(lines) + 1):
+        with contextlib.suppress(ValueError):  # a quotation that ends on a later line
+            return shlex.split("\n".join(lines[:count]))
+    return lines[0].split()
+
+
+def accelerator(given: Options, accel: RealAccel) -> tuple[str, ...]:
     """Choose the accelerator, and a CPU that it has.
 
     QEMU takes `-machine accel=` together with the script's own `-machine`, but not with an `-accel`:
     a script that has one keeps it.
+
+    Args:
+        given: The script's own options.
+        accel: The accelerator that was chosen.
     """
-    if _OWN_ACCEL.search(script):
+    if given.named("accel", "enable-kvm"):
         return ()
-    cpu = ("-cpu", "max") if accel == "tcg" and _HOST_CPU.search(script) else ()
-    return ("-machine", f"accel={accel}", *cpu)
+    hosts = given.values("model", "cpu")[-1:] == ("host",)
+    return ("-machine", f"accel={accel}", *(("-cpu", "max") if accel == "tcg" and hosts else ()))
 
 
 def environment(

@@ -13,11 +13,12 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, VmError
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.progress import Report, Step
-from vmdebug.vm import launching
+from vmdebug.vm import argv, launching, qemuargs
 from vmdebug.vm.argv import Origin
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
 from vmdebug.vm.planning import Means
+from vmdebug.vm.qemuargs import Options
 from vmdebug.vm.saved import frozen, nameless
 from vmdebug.vm.saved.frozen import Frozen
 from vmdebug.vm.saved.holders import How
@@ -28,8 +29,7 @@ PROOF_SECONDS = 20.0
 
 CLONED = "its memory is shared, and each VM has a copy on write"
 
-_OWN_DISKS = ("-drive", "-blockdev", "-hda", "-hdb", "-hdc", "-hdd", "-sd", "-mtdblock", "-pflash")
-_OWN_MEMORY = ("-m", "-numa", "-mem-path", "-incoming", "-loadvm")
+_OWN_MEMORY = ("m", "numa", "mem-path", "incoming", "loadvm")
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -109,11 +109,17 @@ def unable(spec: LaunchSpec) -> str:
         return f"what it writes to the disk {spec.machine.disk} would not be copied with its memory"
     if spec.machine.disk is not None:
         return f"the disk {spec.machine.disk} has one writer at a time"
-    for word in spec.qemu_args:
-        if word.startswith(_OWN_DISKS):
-            return f"QEMU's argument {word} gives it a disk, which has one writer at a time"
-        if word in _OWN_MEMORY:
-            return f"QEMU's argument {word} says where its memory is"
+    return _unable_for(qemuargs.parse(spec.qemu_args))
+
+
+def _unable_for(given: Options) -> str:
+    for option in given.disks():
+        return f"QEMU's argument {option.word} gives it a disk, which has one writer at a time"
+    for option in given.named(*_OWN_MEMORY, *argv.MACHINE):
+        if option.name in _OWN_MEMORY or "memory-backend" in option.properties:
+            return f"QEMU's argument {option.word} says where its memory is"
+    for option in given.unread():
+        return f"QEMU's argument {option.word} names a file that vmdebug does not read: it may name a disk"
     return ""
 
 
