@@ -26,7 +26,7 @@ from vmdebug.debugger.identity import Wanted
 from vmdebug.debugger.runstate import State
 from vmdebug.errors import StateError, VmdebugError
 from vmdebug.progress import Report, silent
-from vmdebug.sources import treebuild
+from vmdebug.sources import tree_build
 from vmdebug.trace.collector import Collector
 from vmdebug.vm.serial import command as commands
 from vmdebug.vm.serial.command import ExecResult, Job
@@ -309,8 +309,8 @@ class DebugSession:
         options = restarting.asked(self.vm)
         deadline = Deadline.after(BUILD_SECONDS)
         if build:
-            tree = treebuild.tree_of(options)
-            treebuild.build(tree, jobs=jobs, report=report, deadline=deadline)
+            tree = tree_build.tree_of(options)
+            tree_build.build(tree, jobs=jobs, report=report, deadline=deadline)
         gdb = self._gdb
         spec = restarting.resolve(
             self.vm, halt=None if gdb is None else True, report=report, deadline=deadline

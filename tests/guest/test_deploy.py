@@ -15,7 +15,7 @@ from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.guest import Kernel
 from vmdebug.process import Completed
-from vmdebug.sources import deployed
+from vmdebug.sources.nixos import deployments
 
 SECONDS = 240.0
 BOX = "root@box"
@@ -64,11 +64,11 @@ def test_what_was_deployed_is_what_is_debugged(
     assert f"build_id  {kernel.build_id}" in done.stderr
     assert "the new kernel runs after a reboot: ssh root@box sudo reboot" in done.stderr
 
-    known = deployed.find(BOX)
+    known = deployments.find(BOX)
     assert known.kernel.build_id == kernel.build_id
     assert str(known.kernel.vmlinux).startswith(str(flake.store))
     process.run(["nix-collect-garbage"], deadline=Deadline.after(SECONDS))
-    assert deployed.find(BOX) == known
+    assert deployments.find(BOX) == known
 
     cable = runtime / "cable"
     vmdebug(

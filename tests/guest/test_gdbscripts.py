@@ -16,11 +16,12 @@ from vmdebug.errors import MismatchError
 from vmdebug.guest import GuestOptions, Kernel, LaunchSpec
 from vmdebug.process import Completed
 from vmdebug.progress import Step, silent
-from vmdebug.sources import flake as flake_source
-from vmdebug.sources import nixsource, tree
-from vmdebug.sources.scripts import gdbscripts
-from vmdebug.sources.scripts.constants import Source
-from vmdebug.sources.scripts.gdbscripts import Scripts
+from vmdebug.sources.kernel_scripts import prepare
+from vmdebug.sources.kernel_scripts.constants import Source
+from vmdebug.sources.kernel_scripts.prepare import Scripts
+from vmdebug.sources.kernels import tree
+from vmdebug.sources.nixos import fetch_source
+from vmdebug.sources.nixos import flake as flake_source
 
 SECONDS = 900.0
 
@@ -102,7 +103,7 @@ def test_the_source_by_nix_where_dev_has_no_way_to_make_them(flake: FixtureFlake
     assert scripts.how.endswith("constants.py by `make scripts_gdb`")
     assert same_constants(scripts, kernel)
     what = list(dict.fromkeys(step.what for step in steps))
-    assert what[-2:] == ["getting the kernel's source", gdbscripts.WHAT]
+    assert what[-2:] == ["getting the kernel's source", prepare.WHAT]
     in_use(kernel, *in_flake(flake, "layout-b"))
 
 
@@ -120,7 +121,7 @@ def test_the_source_by_the_attributes_of_the_kernel_that_boots(flake: FixtureFla
     wanted = options(flake, "no-variant")
     target = flake_source.parse(sources.parse(wanted.source), wanted.nix_args)
     image = resolved(wanted).kernel.image
-    found = nixsource._of_attributes(target, image.parent, silent, Deadline.after(SECONDS))
+    found = fetch_source._of_attributes(target, image.parent, silent, Deadline.after(SECONDS))
     assert isinstance(found, Source)
     assert found.path.resolve() == source_of(kernel)
     assert found.config == (tree_of(kernel) / ".config").read_bytes()
@@ -146,7 +147,7 @@ def test_an_image_by_itself_with_the_tree_that_it_was_built_in(kernel: Kernel, t
     assert kernel.vmlinux is not None
     bare = msgspec.structs.replace(kernel, vmlinux=tmp_path / "vmlinux", gdb_scripts=None)
     (tmp_path / "vmlinux").symlink_to(kernel.vmlinux)
-    scripts = gdbscripts.make(bare, source=tree_of(kernel), report=silent, deadline=Deadline.after(SECONDS))
+    scripts = prepare.make(bare, source=tree_of(kernel), report=silent, deadline=Deadline.after(SECONDS))
     assert same_constants(scripts, kernel)
 
 
@@ -159,7 +160,7 @@ def test_the_source_of_another_version_is_refused(kernel: Kernel, tmp_path: Path
     other.mkdir()
     (other / "Makefile").write_text("VERSION = 6\nPATCHLEVEL = 2\nSUBLEVEL = 0\nEXTRAVERSION =\n")
     with pytest.raises(MismatchError, match=rf"are those of Linux 6\.2\.0, and .* is {kernel.release}"):
-        gdbscripts.make(bare, source=other, report=silent, deadline=Deadline.after(SECONDS))
+        prepare.make(bare, source=other, report=silent, deadline=Deadline.after(SECONDS))
 
 
 def test_a_command_that_is_broken_on_this_kernel_says_so_and_the_others_work(kernel: Kernel) -> None:

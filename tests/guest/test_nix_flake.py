@@ -17,9 +17,9 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError
 from vmdebug.guest import Kernel
 from vmdebug.process import Completed
-from vmdebug.sources import tree
-from vmdebug.sources.configuration import kconfig
-from vmdebug.sources.kerneldev import why_unusable
+from vmdebug.sources.configuration import merging
+from vmdebug.sources.kernels import tree
+from vmdebug.sources.kernels.dev_output import why_unusable
 
 SECONDS = 240.0
 
@@ -110,7 +110,7 @@ def test_what_nobody_asks_for_is_off_and_what_a_fragment_builds_on_comes_along(
         flake, "kernel", "config", "--source", str(source), "-f", "vm-boot", "-f", "gdb", "-o", str(tmp_path)
     )
     theirs, ours = (
-        kconfig.options(file.read_text())
+        merging.options(file.read_text())
         for file in (Path(json.loads(made.stdout)[0]["outputs"]["out"]), tmp_path / ".config")
     )
     assert theirs == ours

@@ -17,11 +17,12 @@ from tests.unit.kernelfiles import BANNER, ID, OTHER_ID, RELEASE
 from vmdebug import kimage, sources
 from vmdebug.cli import status_of
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
-from vmdebug.sources import check, tree
+from vmdebug.sources import check
 from vmdebug.sources.check import Row
-from vmdebug.sources.configuration import kernelneeds
+from vmdebug.sources.configuration import requirements
+from vmdebug.sources.kernels import tree
 
-CONFIG = "".join(f"CONFIG_{need.option}=y\n" for need in kernelneeds.OWN)
+CONFIG = "".join(f"CONFIG_{need.option}=y\n" for need in requirements.OWN)
 MAGIC = f"{RELEASE} SMP mod_unload "
 RUNNER = RunnerMachine(script=Path("/run-nixos-vm"), system_name="nixos")
 OVERRIDDEN = msgspec.structs.replace(RUNNER, kernel_override=True)
@@ -156,7 +157,7 @@ class TestModules:
 
 
 class TestBuiltIns:
-    ALL = "".join(f"CONFIG_{need.option}=y\n" for need in kernelneeds.RUNNER)
+    ALL = "".join(f"CONFIG_{need.option}=y\n" for need in requirements.RUNNER)
 
     def test_a_runner_that_boots_its_own_kernel_needs_none(self, linux: Path) -> None:
         assert rows(tree.kernel(linux), RUNNER)["built-ins"].state == "ok"

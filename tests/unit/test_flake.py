@@ -15,7 +15,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Guest, GuestOptions
 from vmdebug.progress import silent
-from vmdebug.sources import flake
+from vmdebug.sources.nixos import flake
 
 VM = ("config", "system", "build", "vm")
 

@@ -8,7 +8,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
 from vmdebug.progress import silent
-from vmdebug.sources import builtin, image, initramfs, naming, own, tree
+from vmdebug.sources import builtin, initramfs, naming, own
+from vmdebug.sources.kernels import image, tree
 
 INITRD = Path("/cache/initramfs.cpio")
 

@@ -12,7 +12,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, MismatchError, UsageError
 from vmdebug.guest import Guest, GuestOptions, LaunchSpec, RunnerMachine, decode, encode
 from vmdebug.progress import silent
-from vmdebug.sources import runner
+from vmdebug.sources.nixos import runner
 
 SLEEP = shutil.which("sleep")
 SCRIPT = """\

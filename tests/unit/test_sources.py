@@ -9,7 +9,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import Guest, GuestOptions, LaunchSpec
 from vmdebug.progress import Report, silent
-from vmdebug.sources import flake, own, runner
+from vmdebug.sources import own
+from vmdebug.sources.nixos import flake, runner
 
 
 class _ChosenError(Exception):

@@ -6,7 +6,7 @@ from tests.unit import kernelfiles
 from tests.unit.kernelfiles import ID, OTHER_ID, RELEASE
 from vmdebug.errors import MismatchError, UsageError
 from vmdebug.guest import Kernel
-from vmdebug.sources import tree
+from vmdebug.sources.kernels import tree
 
 
 @pytest.fixture(autouse=True)

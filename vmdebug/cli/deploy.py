@@ -13,8 +13,8 @@ from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
     from vmdebug.guest import GuestOptions
-    from vmdebug.sources.deploy import Action, System
-    from vmdebug.sources.flake import Target
+    from vmdebug.sources.nixos.flake import Target
+    from vmdebug.sources.nixos.rebuild import Action, System
 
 SSH_SECONDS = 60.0
 """How long one question to the machine may take."""
@@ -75,13 +75,13 @@ def deploy(
     It is built here, copied by ssh, and switched to. Nothing asks for a password: ssh and sudo have to
     let you in without one. Which kernel the machine has then is remembered for `vmdebug attach --kgdb`.
     """
-    from vmdebug.sources import deploy as deploying
+    from vmdebug.sources.nixos import rebuild
 
     if boot and test:
         raise UsageError("--boot and --test cannot both be given", hint="leave both out for now and later")
     if output is not None and not facts:
         raise UsageError("-o is for --facts", hint="leave it out")
-    host = deploying.host_of(target_host)
+    host = rebuild.host_of(target_host)
     root = not host.startswith("root@") if sudo is None else sudo
     if facts:
         _facts(host, root, output, dry_run=dry_run)
@@ -96,14 +96,14 @@ def _facts(host: str, sudo: bool, output: Path | None, *, dry_run: bool) -> None
     from vmdebug import process
     from vmdebug.deadline import Deadline
     from vmdebug.errors import HostError
-    from vmdebug.sources import deploy as deploying
+    from vmdebug.sources.nixos import rebuild
 
-    argv = deploying.facts(host, sudo=sudo)
+    argv = rebuild.facts(host, sudo=sudo)
     if dry_run:
         render.put(process.shell_line(argv))
         return
-    text = deploying.ask(host, argv, deadline=Deadline.after(SSH_SECONDS))
-    made = f"# Made on {host} by: {shlex.join(deploying.FACTS)}\n{text}"
+    text = rebuild.ask(host, argv, deadline=Deadline.after(SSH_SECONDS))
+    made = f"# Made on {host} by: {shlex.join(rebuild.FACTS)}\n{text}"
     if output is None:
         render.put(made.rstrip("\n"))
         return
@@ -111,7 +111,7 @@ def _facts(host: str, sudo: bool, output: Path | None, *, dry_run: bool) -> None
         output.write_text(made)
     except OSError as error:
         raise HostError(f"cannot write {output}: {error.strerror}") from error
-    render.tell(f"{output}: the hardware of {host}, by `{shlex.join(deploying.FACTS)}` there")
+    render.tell(f"{output}: the hardware of {host}, by `{shlex.join(rebuild.FACTS)}` there")
     render.tell(f"import it into that machine's configuration: imports = [ ./{output.name} ];")
 
 
@@ -127,27 +127,27 @@ def _system(
 ) -> None:
     from vmdebug import process, sources
     from vmdebug.deadline import Deadline
-    from vmdebug.sources import deploy as deploying
+    from vmdebug.sources.nixos import rebuild
 
-    target = deploying.target_of(sources.parse(wanted.source), wanted.nix_args)
+    target = rebuild.target_of(sources.parse(wanted.source), wanted.nix_args)
     deadline = Deadline.after(verb.BUILD_SECONDS)
     with render.progress() as report:
         if not dry_run:
             asking = Deadline.after(SSH_SECONDS)
-            deploying.ask(host, deploying.preflight(host, sudo=sudo), deadline=asking)
-        program = deploying.find_rebuild(target, report=report, deadline=deadline)
-        usage = deploying.usage(program, deadline=deadline)
-        own = deploying.options_of(program, usage, sudo=sudo)
-        argv = deploying.rebuild(program, action, target, host=host, options=own, more=more)
+            rebuild.ask(host, rebuild.preflight(host, sudo=sudo), deadline=asking)
+        program = rebuild.find_program(target, report=report, deadline=deadline)
+        usage = rebuild.usage(program, deadline=deadline)
+        own = rebuild.options_of(program, usage, sudo=sudo)
+        argv = rebuild.argv(program, action, target, host=host, options=own, more=more)
         if dry_run:
             system = None
         else:
-            system = deploying.build(target, wanted, report=report, deadline=deadline)
+            system = rebuild.build(target, wanted, report=report, deadline=deadline)
             what = f"deploying {target.words} to {host}"
-            deploying.run(argv, host, what=what, report=report, deadline=deadline)
+            rebuild.run(argv, host, what=what, report=report, deadline=deadline)
     if system is None:
-        render.put(process.shell_line(deploying.preflight(host, sudo=sudo)))
-        render.put(process.shell_line(argv, deploying.rebuild_environment()))
+        render.put(process.shell_line(rebuild.preflight(host, sudo=sudo)))
+        render.put(process.shell_line(argv, rebuild.environment()))
         return
     _done(target, action, host, system, as_json=as_json)
 
@@ -155,15 +155,14 @@ def _system(
 def _done(target: Target, action: Action, host: str, system: System, *, as_json: bool) -> None:
     """Remember what the machine has, and say so."""
     from vmdebug.deadline import Deadline
-    from vmdebug.sources import deploy as deploying
-    from vmdebug.sources import deployed
+    from vmdebug.sources.nixos import deployments, rebuild
 
     kernel = system.kernel
-    deployed.remember(
-        deployed.Deployed(host=host, guest=target.words, toplevel=system.toplevel, kernel=kernel),
+    deployments.remember(
+        deployments.Deployment(host=host, guest=target.words, toplevel=system.toplevel, kernel=kernel),
         deadline=Deadline.after(KEEP_SECONDS),
     )
-    runs = deploying.ask(host, deploying.booted(host), deadline=Deadline.after(SSH_SECONDS)).strip()
+    runs = rebuild.ask(host, rebuild.booted(host), deadline=Deadline.after(SSH_SECONDS)).strip()
     facts = {
         "host": host,
         "action": action,

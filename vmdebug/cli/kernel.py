@@ -54,10 +54,12 @@ def build(
     import msgspec
 
     from vmdebug.deadline import Deadline
-    from vmdebug.sources import kbuild
+    from vmdebug.sources import builtin_build
 
     with render.progress() as report:
-        built = kbuild.build(source, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
+        built = builtin_build.build(
+            source, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS)
+        )
     if as_json:
         render.put_json(msgspec.structs.asdict(built))
     elif not quiet:

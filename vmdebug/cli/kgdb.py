@@ -83,14 +83,16 @@ def kernel_of(
     from vmdebug import sources
     from vmdebug.cli import render
     from vmdebug.deadline import Deadline
-    from vmdebug.sources import deployed
+    from vmdebug.sources.nixos import deployments
 
     if guest is None:
-        kernel = deployed.find(target_host).kernel
+        kernel = deployments.find(target_host).kernel
     else:
         wanted = options.given(guest, nix_args=nix_args)
         with render.progress() as report:
-            kernel = sources.installed(wanted, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
+            kernel = sources.installed_kernel(
+                wanted, report=report, deadline=Deadline.after(verb.BUILD_SECONDS)
+            )
     return kernel if modules else msgspec.structs.replace(kernel, modules=None)
 
 

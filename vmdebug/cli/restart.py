@@ -54,9 +54,9 @@ def restart(
     wanted = restarting.asked(machine)
     with render.progress() as report:
         if build:
-            from vmdebug.sources import treebuild
+            from vmdebug.sources import tree_build
 
-            make(treebuild.tree_of(wanted), jobs, report)
+            make(tree_build.tree_of(wanted), jobs, report)
         deadline = Deadline.after(verb.BUILD_SECONDS)
         spec = restarting.resolve(machine, halt=halt, report=report, deadline=deadline)
         who = restarting.attached(machine)
@@ -77,9 +77,9 @@ def make(tree: Path, jobs: int | None, report: Report) -> None:
         BuildError: the compiler failed.
     """
     from vmdebug.deadline import Deadline
-    from vmdebug.sources import treebuild
+    from vmdebug.sources import tree_build
 
-    built = treebuild.build(tree, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
+    built = tree_build.build(tree, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
     if built.warnings:
         render.tell(built.warnings)
     render.tell_facts(

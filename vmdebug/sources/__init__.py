@@ -14,9 +14,9 @@ from vmdebug.progress import Report
 from vmdebug.sources.naming import anchored, parse
 
 if TYPE_CHECKING:
-    from vmdebug.sources.scripts.gdbscripts import Scripts
+    from vmdebug.sources.kernel_scripts.prepare import Scripts
 
-__all__ = ["gdb_scripts", "installed", "parse", "resolve"]
+__all__ = ["gdb_scripts", "installed_kernel", "parse", "resolve"]
 
 
 def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
@@ -36,9 +36,9 @@ def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> Lau
     """
     checked = _checked(options)
     spec = _resolve(parse(checked.source), checked, report, deadline)
-    from vmdebug.sources.scripts import gdbscripts  # noqa: PLC0415 - `parse` alone needs none of it
+    from vmdebug.sources.kernel_scripts import prepare  # noqa: PLC0415 - `parse` alone needs none of it
 
-    filled = gdbscripts.filled(spec, checked, report=report, deadline=deadline)
+    filled = prepare.filled(spec, checked, report=report, deadline=deadline)
     return msgspec.structs.replace(filled, asked=anchored(checked))
 
 
@@ -62,17 +62,17 @@ def gdb_scripts(
         BuildError: make or nix failed.
         DeadlineError: it took too long.
     """
-    from vmdebug.sources import nixsource  # noqa: PLC0415 - only this needs them
-    from vmdebug.sources.scripts import gdbscripts  # noqa: PLC0415 - only this needs them
+    from vmdebug.sources.kernel_scripts import prepare  # noqa: PLC0415 - only this needs them
+    from vmdebug.sources.nixos import fetch_source  # noqa: PLC0415 - only this needs them
 
     checked = _checked(options)
     guest = parse(checked.source)
     spec = _resolve(guest, checked, report, deadline)
-    fetch = nixsource.fetch(spec.kernel, guest, checked, report=report, deadline=deadline)
-    return gdbscripts.make(spec.kernel, source=source, fetch=fetch, report=report, deadline=deadline)
+    fetch = fetch_source.fetch(spec.kernel, guest, checked, report=report, deadline=deadline)
+    return prepare.make(spec.kernel, source=source, fetch=fetch, report=report, deadline=deadline)
 
 
-def installed(options: GuestOptions, *, report: Report, deadline: Deadline) -> Kernel:
+def installed_kernel(options: GuestOptions, *, report: Report, deadline: Deadline) -> Kernel:
     """Return the kernel that a guest has on a machine of its own.
 
     That is a NixOS system's, and not the kernel of its VM; every other guest has but one.
@@ -93,20 +93,20 @@ def installed(options: GuestOptions, *, report: Report, deadline: Deadline) -> K
     guest = parse(checked.source)
     if guest.kind != "flake" or checked.kernel is not None or checked.vmlinux is not None:
         return resolve(checked, report=report, deadline=deadline).kernel
-    from vmdebug.sources import deploy  # noqa: PLC0415 - as above
+    from vmdebug.sources.nixos import rebuild  # noqa: PLC0415 - as above
 
-    target = deploy.target_of(guest, checked.nix_args)
-    return deploy.build(target, checked, report=report, deadline=deadline).kernel
+    target = rebuild.target_of(guest, checked.nix_args)
+    return rebuild.build(target, checked, report=report, deadline=deadline).kernel
 
 
 def _resolve(guest: Guest, checked: GuestOptions, report: Report, deadline: Deadline) -> LaunchSpec:
     match guest.kind:
         case "flake":
-            from vmdebug.sources import flake  # noqa: PLC0415 - each guest needs one source
+            from vmdebug.sources.nixos import flake  # noqa: PLC0415 - each guest needs one source
 
             return flake.resolve(guest, checked, report=report, deadline=deadline)
         case "runner":
-            from vmdebug.sources import runner  # noqa: PLC0415 - as above
+            from vmdebug.sources.nixos import runner  # noqa: PLC0415 - as above
 
             return runner.resolve(guest, checked, report=report, deadline=deadline)
         case "tree" | "image" | "builtin":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from vmdebug import arch, kimage
 from vmdebug.errors import HostError
 from vmdebug.guest import Kernel
-from vmdebug.sources import kbuild, tree
+from vmdebug.sources import builtin_build
+from vmdebug.sources.kernels import tree
 
 
 def kernel(*, force: bool = False) -> Kernel:
@@ -18,7 +19,7 @@ def kernel(*, force: bool = False) -> Kernel:
         HostError: none is built.
         MismatchError: its files are of different builds.
     """
-    built = kbuild.built()
+    built = builtin_build.built()
     if built is None:
         raise HostError("the builtin kernel is not built yet", hint="run `vmdebug kernel build`, once")
     kimage.check(built.image, built.vmlinux, force=force)

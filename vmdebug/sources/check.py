@@ -13,10 +13,10 @@ from vmdebug import kimage
 from vmdebug.errors import MismatchError
 from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
 from vmdebug.paths import holds
-from vmdebug.sources import kernelmodules
-from vmdebug.sources.configuration import kernelconfig, kernelneeds
-from vmdebug.sources.configuration.kernelconfig import Configuration
-from vmdebug.sources.kerneldev import why_unusable
+from vmdebug.sources.configuration import dotconfig, requirements
+from vmdebug.sources.configuration.dotconfig import Configuration
+from vmdebug.sources.kernels import modules
+from vmdebug.sources.kernels.dev_output import why_unusable
 
 State = Literal["ok", "warning", "bad"]
 """warning: something cannot be had, or cannot be told. bad: things do not belong together."""
@@ -52,7 +52,7 @@ def table(spec: LaunchSpec) -> tuple[Row, ...]:
 
 def _rows(spec: LaunchSpec) -> Iterator[Row]:
     kernel = spec.kernel
-    configuration = kernelconfig.of(kernel)
+    configuration = dotconfig.of(kernel)
     yield _image(kernel)
     yield _vmlinux(kernel)
     yield _dwarf(kernel)
@@ -142,7 +142,7 @@ def _constants(kernel: Kernel, configuration: Configuration | None) -> Row:
 
 
 def _modules(kernel: Kernel) -> Row:
-    there = kernelmodules.look(kernel)
+    there = modules.look(kernel)
     if not there.count:
         where = f"none in {kernel.modules}" if kernel.modules is not None else "none known of"
         return Row("modules", "warning", where, "their symbols cannot be loaded")
@@ -167,7 +167,7 @@ _A_SOURCE = Path("init/main.c")
 def _source(kernel: Kernel) -> Row:
     if kernel.source is None:
         return Row("source", "warning", "none", "GDB will have no lines of code to show")
-    # Nix builds one level below: see kerneldev.
+    # Nix builds one level below: see kernels/dev_output.py.
     if any(holds((top / _A_SOURCE).is_file) for top in (kernel.source, kernel.source.parent)):
         return Row("source", "ok", str(kernel.source))
     return Row(
@@ -176,8 +176,8 @@ def _source(kernel: Kernel) -> Row:
 
 
 def _runner_needs(kernel: Kernel, script: Path) -> Row:
-    needs = kernelneeds.of_runner(script)
-    seen = kernelneeds.lacking(kernel, needs)
+    needs = requirements.of_runner(script)
+    seen = requirements.lacking(kernel, needs)
     if seen is None:
         return _unknown(", ".join(need.option for need in needs))
     found, origin = seen
@@ -188,15 +188,15 @@ def _runner_needs(kernel: Kernel, script: Path) -> Row:
         "bad",
         f"lacking: {', '.join(map(str, found))}",
         f"the guest's initrd has modules of its own kernel only (by {origin}):"
-        f" {kernelneeds.mending(kernel, found)}",
+        f" {requirements.mending(kernel, found)}",
     )
 
 
 def _own_needs(configuration: Configuration | None) -> Row:
-    names = [need.option for need in kernelneeds.OWN]
+    names = [need.option for need in requirements.OWN]
     if configuration is None:
         return _unknown(", ".join(names))
-    lacking = kernelneeds.in_configuration(configuration, kernelneeds.OWN)
+    lacking = requirements.in_configuration(configuration, requirements.OWN)
     if not lacking:
         return Row("built-ins", "ok", ", ".join(names), f"by {configuration.origin}")
     return Row(

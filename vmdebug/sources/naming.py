@@ -17,7 +17,7 @@ from vmdebug import config, kimage
 from vmdebug.errors import UsageError, VmdebugError
 from vmdebug.guest import Guest, GuestKind, GuestOptions
 from vmdebug.paths import absolute, holds
-from vmdebug.sources import tree
+from vmdebug.sources.kernels import tree
 
 _FORMS = "FLAKEREF#NAME, a kernel build tree, a run-*-vm script, a bzImage, `builtin`, or a [guest.NAME]"
 

@@ -18,7 +18,8 @@ from vmdebug.guest import (
 )
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report
-from vmdebug.sources import image, initramfs, naming, override, tree
+from vmdebug.sources import initramfs, naming
+from vmdebug.sources.kernels import image, replacements, tree
 
 
 def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
@@ -39,7 +40,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
     del report
     name = naming.vm_name(guest, options)
     # With --kernel the guest's own need not even be there: `start --kernel TREE` before any `kernel build`.
-    kernel = override.with_given(override.replacement(options) or _kernel(guest, options), options)
+    kernel = replacements.symbols(replacements.kernel(options) or _kernel(guest, options), options)
     machine = OwnMachine(initrd=_initrd(guest, options, kernel, deadline), disk=_disk(options))
     return LaunchSpec(
         name=name,
@@ -55,7 +56,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         cpus=options.cpus or 1,
         tcp=options.tcp,
         qemu_args=options.qemu_args,
-        notes=(*override.notes(kernel), *_without_meaning(options)),
+        notes=(*replacements.notes(kernel), *_without_meaning(options)),
     )
 
 

@@ -16,7 +16,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report, Step
-from vmdebug.sources.configuration import kconfig
+from vmdebug.sources.configuration import merging
 
 RUNNING = "running"
 VNG = "vng"
@@ -130,7 +130,7 @@ def options(path: Path) -> dict[str, str]:
     Raises:
         UsageError: it is none, or cannot be read.
     """
-    found = kconfig.options(text_of(path))
+    found = merging.options(text_of(path))
     if not found:
         raise UsageError(
             f"{path} is no kernel configuration: it has no CONFIG_… line", hint="give a kernel's .config"

@@ -8,11 +8,11 @@ import msgspec
 
 from vmdebug.errors import UsageError
 from vmdebug.paths import holds
-from vmdebug.sources.configuration import bases, kernelneeds
-from vmdebug.sources.configuration.kernelconfig import Configuration
-from vmdebug.sources.configuration.kernelneeds import Need, Purpose
+from vmdebug.sources.configuration import bases, requirements
+from vmdebug.sources.configuration.dotconfig import Configuration
+from vmdebug.sources.configuration.requirements import Need, Purpose
 
-ALL = (*kernelneeds.OWN, *kernelneeds.NIXOS, *kernelneeds.DEBUG)
+ALL = (*requirements.OWN, *requirements.NIXOS, *requirements.DEBUG)
 
 HAS_TO: tuple[Purpose, ...] = ("our shell", "debugging")
 """What `kernel check` refuses a configuration for; a NixOS VM is not everybody's guest."""

@@ -21,8 +21,8 @@ from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.progress import Report, Step
-from vmdebug.sources import kmake, ksource
-from vmdebug.sources.configuration import bases, fragments, kconfig, kconfigwhy
+from vmdebug.sources import kbuild, kernel_source
+from vmdebug.sources.configuration import bases, fragments, merging, reasons
 from vmdebug.sources.configuration.bases import Base
 from vmdebug.sources.configuration.fragments import Fragment
 
@@ -105,13 +105,13 @@ class _Job:
     deadline: Deadline
 
     def make(self, *words: str) -> tuple[str, ...]:
-        return kmake.argv(self.source, self.directory, *words)
+        return kbuild.argv(self.source, self.directory, *words)
 
     def run(self, *words: str) -> None:
         process.run(self.make(*words), env=self.env, deadline=self.deadline)
 
     def options(self) -> dict[str, str]:
-        return kconfig.options((self.directory / ".config").read_text())
+        return merging.options((self.directory / ".config").read_text())
 
 
 def configure(
@@ -129,7 +129,7 @@ def configure(
     Args:
         base: What it starts from; see `bases.parse`.
         names: Fragments, ours by name or files, a later one over an earlier.
-        source: The kernel's source, a directory or a tarball; None takes `ksource.default_source`.
+        source: The kernel's source, a directory or a tarball; None takes `kernel_source.default_source`.
         directory: Where `.config` goes, for `make O=`; the source itself for a build in-tree.
         builtin: Whether what would be a module is to be built in.
         report: Told what is done.
@@ -150,7 +150,7 @@ def configure(
     for path in (tree, directory, *(each.path for each in wanted)):
         _takeable(path)
     with _claimed(directory):
-        job = _Job(start, tree, directory, wanted, builtin, kmake.environment(), report, deadline)
+        job = _Job(start, tree, directory, wanted, builtin, kbuild.environment(), report, deadline)
         _merge(job)
         if builtin:
             _without_modules(job)
@@ -172,13 +172,13 @@ def _source(source: Path | None, directory: Path, report: Report, deadline: Dead
     if source is not None and source.expanduser().resolve() == directory:
         return directory
     try:
-        found = ksource.look(source)
+        found = kernel_source.look(source)
     except UsageError as error:
         if "has been built in" not in error.message:
             raise
         hint = f"write into it: -o {source}; or {error.hint}"
         raise UsageError(error.message, hint=hint) from error
-    return ksource.unpacked(found, report=report, deadline=deadline)
+    return kernel_source.unpacked(found, report=report, deadline=deadline)
 
 
 @contextlib.contextmanager
@@ -221,11 +221,11 @@ def _merge(job: _Job) -> None:
         )
     below = [] if alone else [job.directory / ".config"]
     files = [*below, *(each.path for each in job.fragments)]
-    requested = job.directory / kconfig.REQUESTED
+    requested = job.directory / merging.REQUESTED
     job.report(Step(_WHAT, note="merging"))
     if files:
         process.run(
-            kconfig.merge_argv(job.source, requested, files),
+            merging.merge_argv(job.source, requested, files),
             env={**job.env, "KCONFIG_CONFIG": str(requested)},
             cwd=job.directory,
             deadline=job.deadline,
@@ -263,7 +263,7 @@ def _result(job: _Job, named: Sequence[str]) -> Configured:
     if job.builtin:
         dropped |= {option: ("y", "--builtin", True) for option in modules if option not in dropped}
     job.report(Step(_WHAT, note="asking Kconfig"))
-    facts = kconfigwhy.ask(
+    facts = reasons.ask(
         dropped, source=job.source, directory=job.directory, env=job.env, deadline=job.deadline
     )
     return Configured(
@@ -290,13 +290,13 @@ def _as_built(value: str, builtin: bool) -> str:
 def _dropped(
     option: str,
     what: tuple[str, str, bool],
-    facts: kconfigwhy.Facts | None,
+    facts: reasons.Facts | None,
     now: dict[str, str],
     merged: Sequence[Fragment],
 ) -> Option:
     wanted, fragment, wish = what
     found = now.get(option, "n")
-    why = kconfigwhy.in_words(facts, wanted, found)
+    why = reasons.in_words(facts, wanted, found)
     if facts is not None and not facts.known:
         near = difflib.get_close_matches(option, now, n=1, cutoff=0.85)
         why += f"; did you mean {near[0]}?" if near else ""
@@ -304,14 +304,14 @@ def _dropped(
     return Option(option, wanted, found, fragment, why, mends, wish)
 
 
-def _mends(facts: kconfigwhy.Facts, merged: AbstractSet[Path]) -> str:
+def _mends(facts: reasons.Facts, merged: AbstractSet[Path]) -> str:
     """Return the fragment of ours, not merged yet, that turns on all that is off; "" for expressions."""
     off = [re.fullmatch(r"(\w+) \[=n\]", text) for text, left in facts.limits.items() if left == "n"]
     names = {f"CONFIG_{each[1]}" for each in off if each}
     if not names or not all(off):
         return ""
     for path in sorted({*shipped.kconfigs().glob("*.config")} - merged):
-        has = kconfig.options(path.read_text())
+        has = merging.options(path.read_text())
         if all(has.get(name) in ("y", _MODULE) for name in names):
             return path.stem
     return ""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmdebug.errors import UsageError
-from vmdebug.sources.configuration import kconfig
+from vmdebug.sources.configuration import merging
 
 _HEAD = re.compile(r"\A(?:#.*\n)*")
 _SAYS = re.compile(r"^# (Needs|Wishes): (.+)$", re.MULTILINE)
@@ -46,12 +46,12 @@ def load(name: str) -> Fragment:
     Raises:
         UsageError: there is none, it cannot be read, or asks for nothing.
     """
-    path = kconfig.fragment(name)
+    path = merging.fragment(name)
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the fragment {path} cannot be read: {error}", hint="is it a text file?") from error
-    options = kconfig.options(text)
+    options = merging.options(text)
     if not options:
         raise UsageError(
             f"the fragment {path} asks for nothing",

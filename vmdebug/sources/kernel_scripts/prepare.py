@@ -25,10 +25,10 @@ from vmdebug.errors import BuildError, UsageError, VmdebugError
 from vmdebug.guest import GuestOptions, Kernel, LaunchSpec
 from vmdebug.progress import Report
 from vmdebug.sources import cache
-from vmdebug.sources.kerneldev import why_unusable
-from vmdebug.sources.scripts import constants, scriptparts
-from vmdebug.sources.scripts.constants import Source
-from vmdebug.sources.scripts.scriptparts import LOADER, Parts, Python, Wanted
+from vmdebug.sources.kernel_scripts import constants, script_parts
+from vmdebug.sources.kernel_scripts.constants import Source
+from vmdebug.sources.kernel_scripts.script_parts import LOADER, Parts, Python, Wanted
+from vmdebug.sources.kernels.dev_output import why_unusable
 
 WHAT = "making the kernel's GDB scripts"
 
@@ -93,7 +93,7 @@ def at_hand(wanted: Wanted, *, report: Report, deadline: Deadline) -> Scripts | 
     made = found(wanted)
     if made is not None:
         return made
-    parts = scriptparts.look(wanted)
+    parts = script_parts.look(wanted)
     if parts.python is None or parts.constants is None:
         return None
     with cache.lock(directory(wanted), WHAT, report, deadline):
@@ -131,7 +131,7 @@ def make(
     made = found(wanted)
     if made is not None:
         return made
-    parts = scriptparts.look(wanted, source)
+    parts = script_parts.look(wanted, source)
     with cache.lock(directory(wanted), WHAT, report, deadline):
         return found(wanted) or _make(wanted, parts, source, fetch, report=report, deadline=deadline)
 
@@ -203,8 +203,8 @@ def _make(
             return _assemble(wanted, parts.python, text, how)
     origin = _origin(wanted, parts, source, fetch, failed)
     tree = constants.clean(origin, report=report, deadline=deadline)
-    scriptparts.refuse_other(tree, wanted)
-    python = scriptparts.of_source(tree)
+    script_parts.refuse_other(tree, wanted)
+    python = script_parts.of_source(tree)
     if python is None:
         raise UsageError(
             f"there are no GDB scripts in {tree}: they came with Linux 4.0",
@@ -223,7 +223,7 @@ def _origin(
         BuildError: there is none, and a tree had been tried.
         UsageError: there is none.
     """
-    config = scriptparts.config(wanted, parts)
+    config = script_parts.config(wanted, parts)
     path = source or parts.source
     if path is None and fetch is not None:
         fetched = fetch()

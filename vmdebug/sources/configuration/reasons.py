@@ -16,7 +16,7 @@ from pathlib import Path
 from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError
-from vmdebug.sources import kmake
+from vmdebug.sources import kbuild
 
 _PROGRAM = "vmdebug-why"
 _NAME = re.compile(r"\w+")
@@ -66,7 +66,7 @@ def ask(
     try:
         process.run(_link_argv(source, directory), deadline=deadline)
         said = process.run(
-            kmake.argv(source, directory, "-s", *_in_place_of_its_own(source, directory)),
+            kbuild.argv(source, directory, "-s", *_in_place_of_its_own(source, directory)),
             env={**env, "KCONFIG_WHY": " ".join(names)},
             deadline=deadline,
         )

@@ -23,9 +23,10 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel
 from vmdebug.progress import Report, Step
-from vmdebug.sources import flake, nix, runner
-from vmdebug.sources.scripts import gdbscripts
-from vmdebug.sources.scripts.scriptparts import Wanted
+from vmdebug.sources import nix
+from vmdebug.sources.kernel_scripts import prepare
+from vmdebug.sources.kernel_scripts.script_parts import Wanted
+from vmdebug.sources.nixos import flake, runner
 
 Action = Literal["switch", "boot", "test"]
 
@@ -90,7 +91,7 @@ def host_of(words: str) -> str:
     return words
 
 
-def rebuild(
+def argv(
     program: str | Path,
     action: Action,
     target: flake.Target,
@@ -120,7 +121,7 @@ def rebuild(
     ]
 
 
-def rebuild_environment(of: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment(of: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return what is added to nixos-rebuild's environment: its ssh must not ask for passwords."""
     own = (os.environ if of is None else of).get("NIX_SSHOPTS", "")
     return {"NIX_SSHOPTS": " ".join(filter(None, (own, *BATCH)))}
@@ -208,7 +209,7 @@ def ask(host: str, argv: Sequence[str], *, deadline: Deadline) -> str:
     return done.stdout
 
 
-def find_rebuild(target: flake.Target, *, report: Report, deadline: Deadline) -> Path:
+def find_program(target: flake.Target, *, report: Report, deadline: Deadline) -> Path:
     """Return nixos-rebuild: the one on PATH, else that of the target's flake or of its nixpkgs.
 
     Raises:
@@ -276,7 +277,7 @@ def build(target: flake.Target, options: GuestOptions, *, report: Report, deadli
     kernel, why = runner.with_symbols(bare, dev, force=options.force)
     notes = (f"no symbols: {why}",) if why else ()
     if kernel.vmlinux is not None and kernel.gdb_scripts is None:
-        made = gdbscripts.at_hand(Wanted(kernel, kernel.vmlinux), report=report, deadline=deadline)
+        made = prepare.at_hand(Wanted(kernel, kernel.vmlinux), report=report, deadline=deadline)
         if made is not None:
             kernel = msgspec.structs.replace(kernel, gdb_scripts=made.directory)
     return System(toplevel, kernel, notes)
@@ -286,7 +287,7 @@ def run(argv: Sequence[str | Path], host: str, *, what: str, report: Report, dea
     """Run nixos-rebuild, and tell what it says.
 
     Args:
-        argv: What `rebuild` returned.
+        argv: What `argv` returned.
         host: USER@HOST.
         what: The step's name.
         report: Told each line.
@@ -300,7 +301,7 @@ def run(argv: Sequence[str | Path], host: str, *, what: str, report: Report, dea
     report(Step(what))
     done = process.run(
         argv,
-        env={**os.environ, **rebuild_environment()},
+        env={**os.environ, **environment()},
         deadline=deadline,
         check=False,
         on_line=lambda line: report(Step(what, note=nix.plain(line))),

@@ -11,8 +11,8 @@ from vmdebug import shipped
 from vmdebug.cli import status_of
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
-from vmdebug.sources import tree
-from vmdebug.sources.configuration import configcheck, kconfig, kernelneeds
+from vmdebug.sources.configuration import configcheck, merging, requirements
+from vmdebug.sources.kernels import tree
 
 SCRIPT = "mkfs.ext4 -L nixos\nqemu -virtfs local,path=/nix/store -device virtio-blk-pci,drive=drive1\n"
 
@@ -36,7 +36,7 @@ def configure(kernel: Kernel, text: str) -> None:
 
 
 def options(script: Path) -> set[str]:
-    return {need.option for need in kernelneeds.of_runner(script)}
+    return {need.option for need in requirements.of_runner(script)}
 
 
 def test_what_the_script_starts_qemu_with(runner: Path) -> None:
@@ -60,7 +60,7 @@ def test_what_the_system_mounts_unpacks_and_starts(runner: Path) -> None:
 
 
 def test_a_runner_that_cannot_be_read_is_taken_for_one_as_nixpkgs_makes_it() -> None:
-    assert kernelneeds.of_runner(Path("/gone/bin/run-nixos-vm")) == kernelneeds.RUNNER
+    assert requirements.of_runner(Path("/gone/bin/run-nixos-vm")) == requirements.RUNNER
 
 
 def test_a_modular_kernel_is_refused_with_what_mends_it(runner: Path, kernel: Kernel) -> None:
@@ -68,7 +68,7 @@ def test_a_modular_kernel_is_refused_with_what_mends_it(runner: Path, kernel: Ke
         kernel, "".join(f"CONFIG_{name}=y\n" for name in options(runner) - {"EXT4_FS"}) + "CONFIG_EXT4_FS=m\n"
     )
     with pytest.raises(UsageError, match=r"cannot boot \.#base: not built in are EXT4_FS=m\n") as caught:
-        kernelneeds.refuse(kernel, runner, SCRIPT, ".#base")
+        requirements.refuse(kernel, runner, SCRIPT, ".#base")
     assert caught.value.hint.startswith("vmdebug kernel config --source ")
     assert " -f nixos-boot -o " in caught.value.hint
     assert "the root file system" in caught.value.detail
@@ -76,18 +76,18 @@ def test_a_modular_kernel_is_refused_with_what_mends_it(runner: Path, kernel: Ke
 
 def test_one_with_all_built_in_is_not(runner: Path, kernel: Kernel) -> None:
     configure(kernel, "".join(f"CONFIG_{name}=y\n" for name in options(runner)))
-    assert kernelneeds.refuse(kernel, runner, SCRIPT, ".#base") == ""
+    assert requirements.refuse(kernel, runner, SCRIPT, ".#base") == ""
 
 
 def test_where_nothing_tells_it_is_a_note(runner: Path, kernel: Kernel) -> None:
     assert kernel.vmlinux is not None
     (kernel.vmlinux.parent / ".config").unlink()
-    assert kernelneeds.refuse(kernel, runner, SCRIPT, ".#base").startswith("nothing tells whether")
+    assert requirements.refuse(kernel, runner, SCRIPT, ".#base").startswith("nothing tells whether")
 
 
 @pytest.mark.parametrize("need", configcheck.ALL, ids=lambda need: f"{need.purpose}-{need.option}")
-def test_the_fragment_that_mends_a_need_has_it(need: kernelneeds.Need) -> None:
-    has = kconfig.options((shipped.kconfigs() / f"{need.mends}.config").read_text())
+def test_the_fragment_that_mends_a_need_has_it(need: requirements.Need) -> None:
+    has = merging.options((shipped.kconfigs() / f"{need.mends}.config").read_text())
     # DEBUG_INFO has no prompt: its choice sets it.
     asked = "DEBUG_INFO_DWARF5" if need.purpose == "debugging" else need.option
     assert has[f"CONFIG_{asked}"] == "y"

@@ -10,7 +10,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import GuestOptions
 from vmdebug.progress import Step
-from vmdebug.sources import treebuild
+from vmdebug.sources import tree_build
 
 MAKEFILE = """\
 all:
@@ -33,9 +33,9 @@ def linux(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def build(tree: Path, steps: list[Step] | None = None) -> treebuild.Built:
+def build(tree: Path, steps: list[Step] | None = None) -> tree_build.Built:
     report = (lambda _: None) if steps is None else steps.append
-    return treebuild.build(tree, jobs=1, report=report, deadline=Deadline.after(60))
+    return tree_build.build(tree, jobs=1, report=report, deadline=Deadline.after(60))
 
 
 def recorded(tree: Path, command: str) -> None:
@@ -71,16 +71,16 @@ def test_the_compiler_command_is_that_of_the_objects_there_are(linux: Path, comm
 
 def test_a_tree_built_without_ccache_is_left_so(linux: Path) -> None:
     recorded(linux, "gcc")
-    assert treebuild.compiler_of(linux, {"PATH": "/usr/bin"})[0] == ()
+    assert tree_build.compiler_of(linux, {"PATH": "/usr/bin"})[0] == ()
 
 
 def test_a_tree_with_nothing_in_it_yet(linux: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     ccache = tmp_path / "bin/ccache"
     ccache.touch(mode=0o755)
-    assert treebuild.compiler_of(linux, {"PATH": str(ccache.parent)})[0] == ("CC=ccache gcc",)
-    assert treebuild.compiler_of(linux, {"PATH": "/var/empty"})[0] == ()
-    assert treebuild.compiler_of(linux, {"PATH": str(ccache.parent), "LLVM": "1"})[0] == ()
+    assert tree_build.compiler_of(linux, {"PATH": str(ccache.parent)})[0] == ("CC=ccache gcc",)
+    assert tree_build.compiler_of(linux, {"PATH": "/var/empty"})[0] == ()
+    assert tree_build.compiler_of(linux, {"PATH": str(ccache.parent), "LLVM": "1"})[0] == ()
 
 
 def test_the_compilers_error_is_shown(linux: Path) -> None:
@@ -105,10 +105,10 @@ def test_a_tree_that_is_not_configured(linux: Path) -> None:
 
 class TestWhichTree:
     def test_the_guest_or_what_takes_its_kernels_place(self, linux: Path) -> None:
-        assert treebuild.tree_of(GuestOptions(source=str(linux))) == linux
-        assert treebuild.tree_of(GuestOptions(source=".#base", kernel=str(linux))) == linux
+        assert tree_build.tree_of(GuestOptions(source=str(linux))) == linux
+        assert tree_build.tree_of(GuestOptions(source=".#base", kernel=str(linux))) == linux
 
     @pytest.mark.parametrize("options", [{"source": ".#base"}, {"source": "builtin"}, {"kernel": "/bzImage"}])
     def test_none(self, options: dict[str, str]) -> None:
         with pytest.raises(UsageError, match="--build"):
-            treebuild.tree_of(GuestOptions(**options))  # type: ignore[arg-type]
+            tree_build.tree_of(GuestOptions(**options))  # type: ignore[arg-type]

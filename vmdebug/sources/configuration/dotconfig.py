@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmdebug.guest import Kernel
 from vmdebug.paths import holds
-from vmdebug.sources.configuration import kconfig
+from vmdebug.sources.configuration import merging
 
 _START, _END = b"IKCFG_ST", b"IKCFG_ED"
 """Around the packed .config of a kernel with CONFIG_IKCONFIG=y; see kernel/configs.c."""
@@ -38,9 +38,9 @@ def of(kernel: Kernel) -> Configuration | None:
     """Return what a kernel was configured with; None where nothing tells."""
     for path in _files(kernel):
         if holds(path.is_file):
-            return Configuration(str(path), kconfig.options(path.read_text(errors="replace")))
+            return Configuration(str(path), merging.options(path.read_text(errors="replace")))
     text = inside(kernel.vmlinux).decode(errors="replace") if kernel.vmlinux is not None else ""
-    return Configuration(f"the one inside {kernel.vmlinux}", kconfig.options(text)) if text else None
+    return Configuration(f"the one inside {kernel.vmlinux}", merging.options(text)) if text else None
 
 
 def inside(vmlinux: Path) -> bytes:

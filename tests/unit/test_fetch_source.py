@@ -8,8 +8,9 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel
 from vmdebug.progress import silent
-from vmdebug.sources import nix, nixsource
-from vmdebug.sources.scripts.constants import Source
+from vmdebug.sources import nix
+from vmdebug.sources.kernel_scripts.constants import Source
+from vmdebug.sources.nixos import fetch_source
 
 HASH = "0123456789abcdfghijklmnpqrsvwxyz"
 
@@ -40,7 +41,7 @@ def nixs(monkeypatch: pytest.MonkeyPatch) -> tuple[Answers, list[tuple[str, ...]
 
 
 def fetch(image: Path, guest: Guest | None = None) -> Callable[[], Source] | None:
-    return nixsource.fetch(
+    return fetch_source.fetch(
         Kernel(image=image, origin="x"),
         guest or Guest(kind="runner", words="r"),
         GuestOptions(),

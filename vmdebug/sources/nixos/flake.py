@@ -16,7 +16,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import Guest, GuestOptions, LaunchSpec
 from vmdebug.progress import Report
-from vmdebug.sources import nix, runner
+from vmdebug.sources import nix
+from vmdebug.sources.nixos import runner
 
 SYSTEMS = "nixosConfigurations"
 _VM = ("config", "system", "build", "vm")

@@ -6,7 +6,7 @@ import pytest
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.progress import silent
-from vmdebug.sources import cache, ksource
+from vmdebug.sources import cache, kernel_source
 
 MARKS = ("Kconfig", "Makefile", "scripts/kconfig/merge_config.sh")
 
@@ -34,27 +34,27 @@ def tarball(tree: Path) -> Path:
 
 
 def unpack(tarball: Path) -> Path:
-    return ksource.unpacked(ksource.look(tarball), report=silent, deadline=Deadline.after(30))
+    return kernel_source.unpacked(kernel_source.look(tarball), report=silent, deadline=Deadline.after(30))
 
 
 def test_the_newest_of_debians_tarballs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ksource, "_DEBIAN", tmp_path)
+    monkeypatch.setattr(kernel_source, "_DEBIAN", tmp_path)
     for version in ("6.1", "6.12", "5.10"):
         (tmp_path / f"linux-source-{version}.tar.xz").touch()
-    assert ksource.default_source() == tmp_path / "linux-source-6.12.tar.xz"
+    assert kernel_source.default_source() == tmp_path / "linux-source-6.12.tar.xz"
 
 
 def test_no_tarball_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ksource, "_DEBIAN", tmp_path)
+    monkeypatch.setattr(kernel_source, "_DEBIAN", tmp_path)
     with pytest.raises(HostError) as caught:
-        ksource.look(None)
+        kernel_source.look(None)
     assert "apt install linux-source" in caught.value.hint
 
 
 def test_a_directory_is_its_own_source(tree: Path) -> None:
-    source = ksource.look(tree)
+    source = kernel_source.look(tree)
     assert source.changes
-    assert ksource.unpacked(source, report=silent, deadline=Deadline.after(1)) == tree
+    assert kernel_source.unpacked(source, report=silent, deadline=Deadline.after(1)) == tree
 
 
 @pytest.mark.parametrize("mark", [".config", "include/config/auto.conf", "arch/x86/include/generated/x.h"])
@@ -62,22 +62,22 @@ def test_a_tree_that_has_been_built_in(tree: Path, mark: str) -> None:
     (tree / mark).parent.mkdir(parents=True, exist_ok=True)
     (tree / mark).touch()
     with pytest.raises(UsageError, match="has been built in") as caught:
-        ksource.look(tree)
+        kernel_source.look(tree)
     assert "mrproper" in caught.value.hint
 
 
 def test_a_directory_without_a_kernel(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="it has no Kconfig"):
-        ksource.look(tmp_path)
+        kernel_source.look(tmp_path)
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        ksource.look(tmp_path / "linux")
+        kernel_source.look(tmp_path / "linux")
 
 
 def test_the_unpacking_command() -> None:
-    assert ksource.unpack_argv(Path("/s/linux.tar.xz"), Path("/c/source/key.partial")) == (
+    assert kernel_source.unpack_argv(Path("/s/linux.tar.xz"), Path("/c/source/key.partial")) == (
         *("tar", "-xvf", "/s/linux.tar.xz", "-C", "/c/source/key.partial"),
         *("--strip-components=1", "--no-same-owner"),
     )
@@ -122,6 +122,6 @@ def test_a_broken_tarball(tarball: Path) -> None:
 
 
 def test_no_space(tarball: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ksource, "NEEDED", 1e18)
+    monkeypatch.setattr(kernel_source, "NEEDED", 1e18)
     with pytest.raises(HostError, match="not enough space"):
         unpack(tarball)

@@ -17,9 +17,9 @@ from typing import Literal
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
 from vmdebug.paths import holds
-from vmdebug.sources import tree
-from vmdebug.sources.configuration import kernelconfig
-from vmdebug.sources.configuration.kernelconfig import Configuration
+from vmdebug.sources.configuration import dotconfig
+from vmdebug.sources.configuration.dotconfig import Configuration
+from vmdebug.sources.kernels import tree
 
 Purpose = Literal["our shell", "NixOS VM", "systemd", "debugging", "advice"]
 
@@ -182,10 +182,10 @@ def lacking(kernel: Kernel, needs: Iterable[Need]) -> tuple[tuple[Lack, ...], st
     Returns:
         None where nothing tells.
     """
-    configuration = kernelconfig.of(kernel)
+    configuration = dotconfig.of(kernel)
     if configuration is not None:
         return in_configuration(configuration, needs), configuration.origin
-    built_in = kernelconfig.built_in(kernel)
+    built_in = dotconfig.built_in(kernel)
     if not built_in:
         return None
     absent = [need for need in needs if need.module and need.module not in built_in]

@@ -10,8 +10,8 @@ from vmdebug import kimage
 from vmdebug.errors import MismatchError, UsageError
 from vmdebug.guest import Kernel
 from vmdebug.paths import holds
-from vmdebug.sources import kerneldev, tree
-from vmdebug.sources.configuration import kernelconfig
+from vmdebug.sources.configuration import dotconfig
+from vmdebug.sources.kernels import dev_output, tree
 
 LOADER = "vmlinux-gdb.py"
 
@@ -164,7 +164,7 @@ def config(wanted: Wanted, parts: Parts) -> bytes | None:
     """Return a kernel's configuration: of its tree, inside of it (CONFIG_IKCONFIG), or of its package."""
     if parts.config is not None:
         return parts.config.read_bytes()
-    if inside := kernelconfig.inside(wanted.vmlinux):
+    if inside := dotconfig.inside(wanted.vmlinux):
         return inside
     name = f"config-{wanted.kernel.release}"
     packaged = _first([place / name for place in (wanted.kernel.image.parent, _BOOT)])
@@ -184,7 +184,7 @@ def _places(wanted: Wanted, source: Path | None) -> list[Path]:
     top = wanted.vmlinux.parent
     release = wanted.kernel.release
     # `dev` may hold more than one kernel's modules; what is another's is not for this one.
-    inside = [each for each in kerneldev.inside(top) if not release or each.parent.name == release]
+    inside = [each for each in dev_output.inside(top) if not release or each.parent.name == release]
     tops = [top, *inside, *([source] if source is not None else [])]
     made_from = [tree.source(each) for each in tops]
     places = [*tops, *(each for each in made_from if each is not None)]

@@ -23,8 +23,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import Kernel
 from vmdebug.progress import Report, Step
-from vmdebug.sources import kbuild, ksource
-from vmdebug.sources.scripts import scriptparts
+from vmdebug.sources import builtin_build, kernel_source
+from vmdebug.sources.kernel_scripts import script_parts
 
 _NAME = "constants.py"
 _ALWAYS = f"\nalways-y += {_NAME}\n"
@@ -96,7 +96,7 @@ def by_source(source: Path, config: bytes | None, *, what: str, report: Report, 
             f"no configuration for {source}, and constants.py depends on it",
             hint="give the tree that the kernel was built in with --source",
         )
-    kbuild.check_tools()
+    builtin_build.check_tools()
     with tempfile.TemporaryDirectory(prefix="vmdebug-gdb-") as scratch:
         directory = Path(scratch)
         (directory / ".config").write_bytes(config)
@@ -115,7 +115,7 @@ def clean(source: Source, *, report: Report, deadline: Deadline) -> Path:
         HostError: there is no space for it.
         DeadlineError: it took too long.
     """
-    return ksource.unpacked(ksource.look(source.path), report=report, deadline=deadline)
+    return kernel_source.unpacked(kernel_source.look(source.path), report=report, deadline=deadline)
 
 
 def refuse_reduced(text: str, kernel: Kernel) -> None:
@@ -125,7 +125,7 @@ def refuse_reduced(text: str, kernel: Kernel) -> None:
         UsageError: it was built with CONFIG_DEBUG_INFO_REDUCED, which vmlinux-gdb.py refuses too.
     """
     if re.search(r"^LX_CONFIG_DEBUG_INFO_REDUCED = 1$", text, re.MULTILINE):
-        raise scriptparts.reduced(kernel.origin)
+        raise script_parts.reduced(kernel.origin)
 
 
 def _run(steps: Sequence[Sequence[str]], made: Path, what: str, report: Report, deadline: Deadline) -> str:
@@ -135,7 +135,9 @@ def _run(steps: Sequence[Sequence[str]], made: Path, what: str, report: Report, 
 
     report(Step(what))
     for argv in steps:
-        done = process.run(argv, env=kbuild.environment(), deadline=deadline, check=False, on_line=line)
+        done = process.run(
+            argv, env=builtin_build.environment(), deadline=deadline, check=False, on_line=line
+        )
         if done.status != 0:
             raise BuildError(
                 f"constants.py was not made: make ended with status {done.status}",

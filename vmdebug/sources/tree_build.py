@@ -22,8 +22,8 @@ from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import GuestOptions
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report
-from vmdebug.sources import cache, kbuild, kmake, naming
-from vmdebug.sources.configuration import kconfig
+from vmdebug.sources import builtin_build, cache, kbuild, naming
+from vmdebug.sources.configuration import merging
 
 _COMMAND = re.compile(r"^(?:saved)?cmd_\S+ := (.*?)\s-", re.MULTILINE)
 _MAKES_OWN = re.compile(r"^make(?:\[\d+\])?: ")
@@ -102,13 +102,13 @@ def build(tree: Path, *, jobs: int | None = None, report: Report, deadline: Dead
     ):
         if not holds((tree / needed).is_file):
             raise UsageError(f"{tree} cannot be built in: there is no {needed}", hint=hint)
-    env = kmake.environment()
+    env = kbuild.environment()
     variables, compiler = compiler_of(tree, env)
-    objects = kbuild.Objects(0, None, report)
+    objects = builtin_build.Objects(0, None, report)
     begun = time.monotonic()
     count = jobs or len(os.sched_getaffinity(0))
     done = process.run(
-        kmake.argv(tree, tree, f"-j{count}", *variables),
+        kbuild.argv(tree, tree, f"-j{count}", *variables),
         env=env,
         deadline=deadline,
         check=False,
@@ -138,7 +138,7 @@ def compiler_of(tree: Path, env: Mapping[str, str]) -> tuple[tuple[str, ...], st
         through = "through ccache" if "ccache" in before else "without ccache"
         said = f"{before}: {through}, as the tree was built before; another command would build all anew"
         return (() if before == "gcc" else (f"CC={before}",)), said
-    options = kconfig.options((tree / ".config").read_text(errors="replace"))
+    options = merging.options((tree / ".config").read_text(errors="replace"))
     clang = options.get("CONFIG_CC_IS_CLANG") == "y"
     own = clang or any(name in env for name in ("LLVM", "CC", "CROSS_COMPILE"))
     if own:

@@ -10,9 +10,9 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError, VmdebugError
 from vmdebug.guest import Guest, Kernel
 from vmdebug.process import Completed
-from vmdebug.sources import deploy, deployed
-from vmdebug.sources.deployed import Deployed
-from vmdebug.sources.flake import Target
+from vmdebug.sources.nixos import deployments, rebuild
+from vmdebug.sources.nixos.deployments import Deployment
+from vmdebug.sources.nixos.flake import Target
 
 BOX = "brendan@192.168.2.3"
 SYSTEM = ("nixosConfigurations", "aethelred-base", "config", "system", "build", "toplevel")
@@ -28,54 +28,54 @@ class TestWhatCanBeDeployed:
     @pytest.mark.parametrize("attribute", ["aethelred-base", "nixosConfigurations.aethelred-base"])
     def test_a_system_of_a_flake(self, attribute: str) -> None:
         guest = Guest(kind="flake", words="…", location="/src/flake", attribute=attribute)
-        assert deploy.target_of(guest, ("--impure",)) == TARGET
+        assert rebuild.target_of(guest, ("--impure",)) == TARGET
 
     def test_no_other_guest(self) -> None:
         with pytest.raises(UsageError, match="builtin is no NixOS system of a flake"):
-            deploy.target_of(Guest(kind="builtin", words="builtin"))
+            rebuild.target_of(Guest(kind="builtin", words="builtin"))
 
     def test_no_package(self) -> None:
         guest = Guest(kind="flake", words=".#packages.x.vm", location="/f", attribute="packages.x.vm")
         with pytest.raises(UsageError, match="not one of its flake's nixosConfigurations"):
-            deploy.target_of(guest)
+            rebuild.target_of(guest)
 
     @pytest.mark.parametrize("words", ["", "-oProxyCommand=evil", "a host"])
     def test_no_host_that_ssh_takes_for_something_else(self, words: str) -> None:
         with pytest.raises(UsageError, match="is no host"):
-            deploy.host_of(words)
+            rebuild.host_of(words)
 
 
 class TestCommandLines:
     def test_of_nixos_rebuild(self) -> None:
-        argv = deploy.rebuild("nixos-rebuild", "switch", TARGET, host=BOX, options=("--sudo",), more=("-L",))
+        argv = rebuild.argv("nixos-rebuild", "switch", TARGET, host=BOX, options=("--sudo",), more=("-L",))
         assert argv == [
             *("nixos-rebuild", "switch", "--flake", "/src/flake#aethelred-base"),
             *("--target-host", BOX, "--sudo", "--impure", "-L"),
         ]
 
     def test_of_nixos_rebuild_as_root(self) -> None:
-        argv = deploy.rebuild("/bin/nixos-rebuild", "boot", TARGET, host="root@box")
+        argv = rebuild.argv("/bin/nixos-rebuild", "boot", TARGET, host="root@box")
         assert argv[:2] == ["/bin/nixos-rebuild", "boot"]
         assert argv[-3:] == ["--target-host", "root@box", "--impure"]
 
     def test_its_ssh_keeps_the_options_of_the_user(self) -> None:
         options = "-o BatchMode=yes -o ConnectTimeout=10"
-        assert deploy.rebuild_environment({}) == {"NIX_SSHOPTS": options}
-        assert deploy.rebuild_environment({"NIX_SSHOPTS": "-p 23"}) == {"NIX_SSHOPTS": f"-p 23 {options}"}
+        assert rebuild.environment({}) == {"NIX_SSHOPTS": options}
+        assert rebuild.environment({"NIX_SSHOPTS": "-p 23"}) == {"NIX_SSHOPTS": f"-p 23 {options}"}
 
     def test_of_the_facts(self) -> None:
         shown = "nixos-generate-config --show-hardware-config"
-        assert deploy.facts(BOX, sudo=False) == [*SSH, shown]
-        assert deploy.facts(BOX, sudo=True) == [*SSH, f"sudo -n {shown}"]
+        assert rebuild.facts(BOX, sudo=False) == [*SSH, shown]
+        assert rebuild.facts(BOX, sudo=True) == [*SSH, f"sudo -n {shown}"]
 
     def test_of_the_questions_before_and_after(self) -> None:
         nixos = "test -e /etc/NIXOS || exit 90"
-        assert deploy.preflight(BOX, sudo=False) == [*SSH, f"sh -c '{nixos}'"]
-        assert deploy.preflight(BOX, sudo=True) == [*SSH, f"sh -c '{nixos}; sudo -n true || exit 91'"]
-        assert deploy.booted(BOX) == [*SSH, "readlink -f /run/booted-system/kernel"]
+        assert rebuild.preflight(BOX, sudo=False) == [*SSH, f"sh -c '{nixos}'"]
+        assert rebuild.preflight(BOX, sudo=True) == [*SSH, f"sh -c '{nixos}; sudo -n true || exit 91'"]
+        assert rebuild.booted(BOX) == [*SSH, "readlink -f /run/booted-system/kernel"]
 
     def test_where_nixos_rebuild_comes_from(self) -> None:
-        tails = [argv[argv.index("--json") + 1 :] for argv in deploy.packages(TARGET)]
+        tails = [argv[argv.index("--json") + 1 :] for argv in rebuild.packages(TARGET)]
         assert tails == [
             ["/src/flake#nixos-rebuild", "--impure"],
             ["nixpkgs#nixos-rebuild-ng", "--inputs-from", "/src/flake"],
@@ -97,8 +97,8 @@ class TestCommandLines:
 def test_how_it_is_told_to_become_root_and_to_stay_what_it_is(
     program: str, usage: str, options: tuple[str, ...]
 ) -> None:
-    assert deploy.options_of(Path(program), usage, sudo=True) == options
-    assert deploy.options_of(Path(program), usage, sudo=False) == options[1:]
+    assert rebuild.options_of(Path(program), usage, sudo=True) == options
+    assert rebuild.options_of(Path(program), usage, sudo=False) == options[1:]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_how_it_is_told_to_become_root_and_to_stay_what_it_is(
     ],
 )
 def test_what_a_refusal_means(status: int, stderr: str, kind: type[VmdebugError], said: str) -> None:
-    error = deploy.refused(BOX, Completed(("ssh", BOX), status, "", stderr))
+    error = rebuild.refused(BOX, Completed(("ssh", BOX), status, "", stderr))
     assert type(error) is kind
     assert said in error.message
     assert stderr in error.detail
@@ -124,28 +124,28 @@ class TestWhatIsRemembered:
     def _home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
 
-    def one(self, host: str, vmlinux: Path | None = None) -> Deployed:
+    def one(self, host: str, vmlinux: Path | None = None) -> Deployment:
         kernel = Kernel(image=Path("/k/bzImage"), origin="a test", vmlinux=vmlinux)
-        return Deployed(host=host, guest=".#box", toplevel=Path("/nix/store/x"), kernel=kernel)
+        return Deployment(host=host, guest=".#box", toplevel=Path("/nix/store/x"), kernel=kernel)
 
     def test_the_only_machine_need_not_be_named(self) -> None:
-        deployed.remember(self.one(BOX), deadline=soon())
-        assert deployed.find(None) == deployed.find(BOX) == self.one(BOX)
+        deployments.remember(self.one(BOX), deadline=soon())
+        assert deployments.find(None) == deployments.find(BOX) == self.one(BOX)
 
     def test_of_several_one_is_named(self) -> None:
-        deployed.remember(self.one(BOX), deadline=soon())
-        deployed.remember(self.one("root@box"), deadline=soon())
-        assert deployed.find("root@box") == self.one("root@box")
+        deployments.remember(self.one(BOX), deadline=soon())
+        deployments.remember(self.one("root@box"), deadline=soon())
+        assert deployments.find("root@box") == self.one("root@box")
         with pytest.raises(UsageError) as caught:
-            deployed.find(None)
+            deployments.find(None)
         assert caught.value.hint.endswith("deployed to: brendan@192.168.2.3, root@box")
 
     def test_nothing(self) -> None:
         with pytest.raises(UsageError, match="nothing was deployed to root@box"):
-            deployed.find("root@box")
+            deployments.find("root@box")
 
     def test_symbols_that_have_gone(self) -> None:
-        deployed.remember(self.one(BOX, Path("/nix/store/gone/vmlinux")), deadline=soon())
+        deployments.remember(self.one(BOX, Path("/nix/store/gone/vmlinux")), deadline=soon())
         with pytest.raises(UsageError, match="no longer there: /nix/store/gone/vmlinux") as caught:
-            deployed.find(BOX)
+            deployments.find(BOX)
         assert caught.value.hint == "get them back: --guest .#box"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vmdebug.sources.configuration import kconfigwhy
-from vmdebug.sources.configuration.kconfigwhy import Facts
+from vmdebug.sources.configuration import reasons
+from vmdebug.sources.configuration.reasons import Facts
 
 # What the program wrote about Linux 6.1, and what make wrote between it.
 SAID = """\
@@ -20,7 +20,7 @@ NOPE\tunknown\t
 
 
 def test_the_facts() -> None:
-    assert kconfigwhy.read(SAID) == {
+    assert reasons.read(SAID) == {
         "CONFIG_9P_FS": Facts(limits={"NET_9P [=n]": "n"}),
         "CONFIG_KERNEL_GZIP": Facts(chosen="KERNEL_XZ"),
         "CONFIG_INET": Facts(selected=["FOO [=y] && BAR [=y]"]),
@@ -53,4 +53,4 @@ def test_the_facts() -> None:
     ],
 )
 def test_in_words(facts: Facts | None, wanted: str, found: str, words: str) -> None:
-    assert kconfigwhy.in_words(facts, wanted, found) == words
+    assert reasons.in_words(facts, wanted, found) == words

@@ -17,9 +17,10 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel
 from vmdebug.progress import Report
-from vmdebug.sources import flake, nix
-from vmdebug.sources.scripts.constants import Source
-from vmdebug.sources.scripts.gdbscripts import Fetch
+from vmdebug.sources import nix
+from vmdebug.sources.kernel_scripts.constants import Source
+from vmdebug.sources.kernel_scripts.prepare import Fetch
+from vmdebug.sources.nixos import flake
 
 _WHAT = "getting the kernel's source"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from vmdebug import arch, kimage
 from vmdebug.errors import MismatchError
 from vmdebug.guest import Kernel
-from vmdebug.sources import tree
+from vmdebug.sources.kernels import tree
 
 # Where debug packages and builds put it; the list of `vmlinux_path__init` in tools/perf/util/symbol.c.
 _ELSEWHERE = (

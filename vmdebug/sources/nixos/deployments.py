@@ -23,7 +23,7 @@ from vmdebug.progress import silent
 from vmdebug.sources import cache, nix
 
 
-class Deployed(msgspec.Struct, frozen=True, kw_only=True):
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """A system on a machine.
 
     Args:
@@ -39,7 +39,7 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
     kernel: Kernel
 
 
-def remember(deployed: Deployed, *, deadline: Deadline) -> None:
+def remember(deployed: Deployment, *, deadline: Deadline) -> None:
     """Write down what a machine has now, and keep what of it lies in a store.
 
     Raises:
@@ -60,7 +60,7 @@ def remember(deployed: Deployed, *, deadline: Deadline) -> None:
         nix.run(argv, what="keeping the kernel's symbols", report=silent, deadline=deadline)
 
 
-def find(host: str | None) -> Deployed:
+def find(host: str | None) -> Deployment:
     """Return what was deployed to a host; to the only one, where None is given.
 
     Raises:
@@ -93,9 +93,9 @@ def _name(host: str) -> str:
     return urllib.parse.quote(host, safe="@")
 
 
-def _all() -> list[Deployed]:
+def _all() -> list[Deployment]:
     found = []
     for path in sorted(_directory().glob("*.json")):
         with contextlib.suppress(OSError, msgspec.MsgspecError):
-            found.append(guest.decode(path.read_bytes(), Deployed))
+            found.append(guest.decode(path.read_bytes(), Deployment))
     return found

@@ -8,17 +8,15 @@ from vmdebug import kimage
 from vmdebug.errors import MismatchError, UsageError
 from vmdebug.guest import GuestOptions, Kernel
 from vmdebug.paths import absolute, holds
-from vmdebug.sources import image, tree
-from vmdebug.sources.kerneldev import why_unusable
-
-__all__ = ["absolute", "notes", "override", "replacement", "with_given"]
+from vmdebug.sources.kernels import image, tree
+from vmdebug.sources.kernels.dev_output import why_unusable
 
 
-def override(kernel: Kernel, options: GuestOptions) -> Kernel:
+def apply(own: Kernel, options: GuestOptions) -> Kernel:
     """Return the kernel that boots, with the symbols and scripts that its user wants for it.
 
     Args:
-        kernel: The guest's own.
+        own: The guest's own.
         options: `kernel` replaces it; of a tree, symbols, scripts and modules come along. `vmlinux` and
             `gdb_scripts` replace what was found. Relative paths start at the current directory.
 
@@ -27,10 +25,10 @@ def override(kernel: Kernel, options: GuestOptions) -> Kernel:
         MismatchError: symbols and kernel are of different builds.
         HostError: a file may not be read.
     """
-    return with_given(replacement(options) or kernel, options)
+    return symbols(kernel(options) or own, options)
 
 
-def replacement(options: GuestOptions) -> Kernel | None:
+def kernel(options: GuestOptions) -> Kernel | None:
     """Return the kernel that `--kernel` names; None where it is not given.
 
     Raises:
@@ -50,7 +48,7 @@ def replacement(options: GuestOptions) -> Kernel | None:
     return image.kernel(path, search=options.vmlinux is None, force=options.force)
 
 
-def with_given(kernel: Kernel, options: GuestOptions) -> Kernel:
+def symbols(kernel: Kernel, options: GuestOptions) -> Kernel:
     """Return the kernel with the symbols and scripts that are given by name.
 
     Raises:

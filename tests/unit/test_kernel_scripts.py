@@ -14,11 +14,12 @@ from vmdebug.errors import BuildError, HostError, MismatchError, UsageError, Vmd
 from vmdebug.guest import GuestOptions, Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import Completed
 from vmdebug.progress import silent
-from vmdebug.sources import cache, kerneldev
-from vmdebug.sources.scripts import constants, gdbscripts, scriptparts
-from vmdebug.sources.scripts.constants import Source
-from vmdebug.sources.scripts.gdbscripts import Scripts
-from vmdebug.sources.scripts.scriptparts import Wanted
+from vmdebug.sources import cache
+from vmdebug.sources.kernel_scripts import constants, prepare, script_parts
+from vmdebug.sources.kernel_scripts.constants import Source
+from vmdebug.sources.kernel_scripts.prepare import Scripts
+from vmdebug.sources.kernel_scripts.script_parts import Wanted
+from vmdebug.sources.kernels import dev_output
 
 V = kernelfiles.RELEASE
 GENERATED = "import gdb\nLX_CONFIG_DEBUG_INFO_REDUCED = 0\nLX_NR_CPUS = 8\n"
@@ -109,16 +110,16 @@ def prepared(place: Path, *, modules: bool = True, release: str = V) -> Path:
 
 
 def make(of: Kernel, **options: Any) -> Scripts:
-    return gdbscripts.make(of, report=silent, deadline=Deadline.after(60), **options)
+    return prepare.make(of, report=silent, deadline=Deadline.after(60), **options)
 
 
 def filled(of: Kernel, **said: Any) -> LaunchSpec:
     spec = LaunchSpec(name="a", guest=".#a", machine=OwnMachine(), kernel=of, notes=("first",))
-    return gdbscripts.filled(spec, GuestOptions(**said), report=silent, deadline=Deadline.after(60))
+    return prepare.filled(spec, GuestOptions(**said), report=silent, deadline=Deadline.after(60))
 
 
 def usable(made: Scripts) -> bool:
-    return not kerneldev.why_unusable(made.directory)
+    return not dev_output.why_unusable(made.directory)
 
 
 def test_what_stands_in_the_build_directory_of_dev_is_put_together(
@@ -128,7 +129,7 @@ def test_what_stands_in_the_build_directory_of_dev_is_put_together(
     scripts(tmp_path / f"lib/modules/{V}/build", generated=True)
     found = filled(of).kernel.gdb_scripts
     assert found == tmp_path / "cache/vmdebug/gdb-scripts" / kernelfiles.ID
-    assert kerneldev.why_unusable(found) == ""
+    assert dev_output.why_unusable(found) == ""
     assert (found / "scripts/gdb/linux/proc.py").read_text() == "# proc\n"
     assert filled(of).notes == ("first",)
     assert commands == []
@@ -271,12 +272,12 @@ def test_a_source_is_the_kernels_by_its_version(
     of = kernel(tmp_path, release=release)
     wanted = Wanted(of, tmp_path / "vmlinux")
     if same:
-        scriptparts.refuse_other(linux, wanted)
+        script_parts.refuse_other(linux, wanted)
         return
     with pytest.raises(
         MismatchError, match=rf"are those of Linux {'.'.join(version)}, and the image"
     ) as caught:
-        scriptparts.refuse_other(linux, wanted)
+        script_parts.refuse_other(linux, wanted)
     assert kernelfiles.ID in caught.value.detail
 
 
@@ -343,7 +344,7 @@ def test_the_configuration_inside_of_the_kernel(tmp_path: Path) -> None:
     assert of.vmlinux is not None
     with of.vmlinux.open("ab") as stream:
         stream.write(b"IKCFG_ST" + gzip.compress(b"#\nCONFIG_X=y\n") + b"IKCFG_ED")
-    assert scriptparts.config(Wanted(of, of.vmlinux), scriptparts.Parts()) == b"#\nCONFIG_X=y\n"
+    assert script_parts.config(Wanted(of, of.vmlinux), script_parts.Parts()) == b"#\nCONFIG_X=y\n"
 
 
 def test_usable_ones_are_left_alone(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from vmdebug import arch, kimage
 from vmdebug.errors import MismatchError, UsageError
 from vmdebug.guest import Kernel
-from vmdebug.sources.kerneldev import why_unusable
+from vmdebug.sources.kernels.dev_output import why_unusable
 
 MARKS = ("vmlinux", arch.X86_64.image, ".config", "init/Kconfig", "include/config/kernel.release")
 """Files by which a directory is known for a kernel tree, built or not."""

@@ -6,8 +6,8 @@ from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.process import Completed
-from vmdebug.sources.configuration import kconfig
-from vmdebug.sources.configuration.kconfig import Unmet
+from vmdebug.sources.configuration import merging
+from vmdebug.sources.configuration.merging import Unmet
 
 CONFIG = """\
 # Automatically generated file; DO NOT EDIT.
@@ -29,7 +29,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_the_options_of_a_config() -> None:
-    assert kconfig.options(CONFIG) == {
+    assert merging.options(CONFIG) == {
         "CONFIG_SMP": "y",
         "CONFIG_NR_CPUS": "8",
         "CONFIG_BLK_DEV_RAM": "m",
@@ -39,16 +39,16 @@ def test_the_options_of_a_config() -> None:
 
 
 def test_all_that_stuck(source: Path) -> None:
-    assert kconfig.unmet("CONFIG_SMP=y\n# CONFIG_ACPI is not set\n", CONFIG, source) == ()
+    assert merging.unmet("CONFIG_SMP=y\n# CONFIG_ACPI is not set\n", CONFIG, source) == ()
 
 
 def test_off_and_absent_are_the_same(source: Path) -> None:
-    assert kconfig.unmet("# CONFIG_NET is not set\n", CONFIG, source) == ()
+    assert merging.unmet("# CONFIG_NET is not set\n", CONFIG, source) == ()
 
 
 def test_what_did_not_stick(source: Path) -> None:
     requested = "CONFIG_NET=y\nCONFIG_ACPI=y\n# CONFIG_SMP is not set\nCONFIG_NR_CPUS=64\nCONFIG_9P_FS=y\n"
-    assert kconfig.unmet(requested, CONFIG, source) == (
+    assert merging.unmet(requested, CONFIG, source) == (
         Unmet("CONFIG_NET", "y", "n", known=True),
         Unmet("CONFIG_ACPI", "y", "n", known=False),
         Unmet("CONFIG_SMP", "n", "y", known=True),
@@ -58,27 +58,27 @@ def test_what_did_not_stick(source: Path) -> None:
 
 
 def test_a_dropped_option_is_refused(source: Path) -> None:
-    unmet = kconfig.unmet("CONFIG_9P_FS=y\nCONFIG_ACPI=y\n", CONFIG, source)
+    unmet = merging.unmet("CONFIG_9P_FS=y\nCONFIG_ACPI=y\n", CONFIG, source)
     with pytest.raises(BuildError, match="1 options of the fragments did not come about") as caught:
-        kconfig.refuse(unmet, source)
+        merging.refuse(unmet, source)
     assert "config 9P_FS" in caught.value.hint
     assert caught.value.detail.startswith("CONFIG_9P_FS: wanted y, is n")
 
 
 def test_an_option_of_another_version_is_not(source: Path) -> None:
-    kconfig.refuse(kconfig.unmet("CONFIG_ACPI=y\n", CONFIG, source), source)
+    merging.refuse(merging.unmet("CONFIG_ACPI=y\n", CONFIG, source), source)
 
 
 def test_a_fragment_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.config").touch()
     monkeypatch.chdir(tmp_path)
-    assert kconfig.fragment("base") == shipped.kconfigs() / "base.config"
-    assert kconfig.fragment("mine.config") == tmp_path / "mine.config"
+    assert merging.fragment("base") == shipped.kconfigs() / "base.config"
+    assert merging.fragment("mine.config") == tmp_path / "mine.config"
 
 
 def test_a_fragment_that_is_none() -> None:
     with pytest.raises(UsageError, match="no fragment bsae") as caught:
-        kconfig.fragment("bsae")
+        merging.fragment("bsae")
     assert "base, " in caught.value.hint
 
 
@@ -93,7 +93,7 @@ def test_the_merging_commands(source: Path, tmp_path: Path, monkeypatch: pytest.
         return Completed((), 0, "", "")
 
     monkeypatch.setattr(process, "run", run)
-    unmet = kconfig.merge(
+    unmet = merging.merge(
         source,
         out,
         [Path("/k/a.config"), Path("/k/b.config")],
@@ -121,6 +121,6 @@ def test_each_fragment_begins_with_its_reason(path: Path) -> None:
 
 def test_the_builtin_fragments_do_not_contradict_each_other() -> None:
     seen: dict[str, str] = {}
-    for name in kconfig.BUILTIN:
-        for option, value in kconfig.options(kconfig.fragment(name).read_text()).items():
+    for name in merging.BUILTIN:
+        for option, value in merging.options(merging.fragment(name).read_text()).items():
             assert seen.setdefault(option, value) == value, option

@@ -19,9 +19,11 @@ from vmdebug import arch, kimage
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec, RunnerMachine, parameters
+from vmdebug.paths import absolute
 from vmdebug.progress import Report
-from vmdebug.sources import kerneldev, naming, nix, override
-from vmdebug.sources.configuration import kernelneeds
+from vmdebug.sources import naming, nix
+from vmdebug.sources.configuration import requirements
+from vmdebug.sources.kernels import dev_output, replacements
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +193,14 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
     """
     bare = Kernel(image=found.image, origin=found.origin, modules=found.modules)
     own, why = with_symbols(bare, dev, force=options.force)
-    kernel = override.override(own, options)
+    kernel = replacements.apply(own, options)
     unsure = ""
     if options.kernel is not None and not options.force:
-        unsure = kernelneeds.refuse(kernel, found.script, found.text, guest.words)
+        unsure = requirements.refuse(kernel, found.script, found.text, guest.words)
     if kernel.vmlinux is None and why:
         notes: tuple[str, ...] = (f"no symbols: {why}; give them with --vmlinux",)
     else:
-        notes = override.notes(kernel)
+        notes = replacements.notes(kernel)
     return LaunchSpec(
         name=naming.vm_name(guest, options),
         guest=options.table or guest.words,
@@ -243,7 +245,7 @@ def with_symbols(bare: Kernel, dev: Path | str, *, force: bool) -> tuple[Kernel,
     )
     if isinstance(dev, str):
         return kernel, dev
-    has = kerneldev.read(dev)
+    has = dev_output.read(dev)
     if has.vmlinux is None:
         return kernel, f"there is no vmlinux in {dev}"
     kimage.check(kernel.image, has.vmlinux, force=force)
@@ -255,7 +257,7 @@ def with_symbols(bare: Kernel, dev: Path | str, *, force: bool) -> tuple[Kernel,
 def _disk(options: GuestOptions) -> Path | None:
     if options.disk is None:
         return None
-    disk = override.absolute(options.disk)
+    disk = absolute(options.disk)
     if not disk.parent.is_dir():
         # The script's readlink would fail, and it would go on without a disk.
         raise UsageError(
