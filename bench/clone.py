@@ -19,10 +19,9 @@ from vmdebug.debugger.ahead import Ahead
 from vmdebug.guest import GuestOptions, LaunchSpec
 from vmdebug.progress import silent
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, launch
+from vmdebug.vm import Vm, launch, shellup
 from vmdebug.vm.saved import frozen
 from vmdebug.vm.saved.template import Template, template
-from vmdebug.vm.serial import shellup
 
 READY_GOAL = 0.1
 GDB_GOAL = 0.2

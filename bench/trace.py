@@ -16,10 +16,10 @@ from pygdbmi.gdbcontroller import GdbController
 import vmdebug
 from bench.figure import Figure
 from bench.packets import Loop
+from vmdebug.channel.serial import shell
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import transport
 from vmdebug.session import DebugSession
-from vmdebug.vm.serial import shell
 
 GOAL = 0.9
 PYGDBMI_GOAL = 10.0

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vmdebug.channel.serial.command import ExecResult, Job
+    from vmdebug.channel.serial.console import Console
     from vmdebug.debugger.breakpoints import Breakpoint
     from vmdebug.debugger.gdb import Gdb
     from vmdebug.debugger.stop import Frame, Stop, Thread
@@ -29,14 +31,12 @@ if TYPE_CHECKING:
     )
     from vmdebug.session import DebugSession, attach, start
     from vmdebug.vm.machine import Vm
-    from vmdebug.vm.serial.command import ExecResult, Job
-    from vmdebug.vm.serial.console import Console
 
 _HOMES = {
     "vmdebug.session": ("DebugSession", "attach", "start"),
-    "vmdebug.vm.serial.command": ("ExecResult", "Job"),
+    "vmdebug.channel.serial.command": ("ExecResult", "Job"),
     "vmdebug.vm.machine": ("Vm",),
-    "vmdebug.vm.serial.console": ("Console",),
+    "vmdebug.channel.serial.console": ("Console",),
     "vmdebug.debugger.gdb": ("Gdb",),
     "vmdebug.debugger.breakpoints": ("Breakpoint",),
     "vmdebug.debugger.stop": ("Frame", "Stop", "Thread"),

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmdebug import process
+from vmdebug.channel.serial import framing
+from vmdebug.channel.serial.trouble import Trouble, as_logged
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import decode
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import Kernel
 from vmdebug.session import DebugSession
-from vmdebug.vm.serial import framing
-from vmdebug.vm.serial.trouble import Trouble, as_logged
 
 CONSOLE_LINES = 100
 """Lines of the console's end that a report shows."""

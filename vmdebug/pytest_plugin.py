@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from vmdebug.channel.serial.console import Console
     from vmdebug.debugger.gdb import Gdb
     from vmdebug.plugin.hooks import Run
     from vmdebug.plugin.lease import Lease
     from vmdebug.session import DebugSession
     from vmdebug.vm.machine import Vm
-    from vmdebug.vm.serial.console import Console
 
 _FIXTURE = "vmdebug_guest"
 

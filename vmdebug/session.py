@@ -17,6 +17,9 @@ from typing import Any, Literal, Self, overload
 import msgspec
 
 from vmdebug import config, restarting, sources, vm
+from vmdebug.channel.serial import command as commands
+from vmdebug.channel.serial.command import ExecResult, Job
+from vmdebug.channel.serial.console import Console
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import attach as attaching
 from vmdebug.debugger import share
@@ -28,9 +31,6 @@ from vmdebug.errors import StateError, VmdebugError
 from vmdebug.progress import Report, silent
 from vmdebug.sources import tree_build
 from vmdebug.trace.collector import Collector
-from vmdebug.vm.serial import command as commands
-from vmdebug.vm.serial.command import ExecResult, Job
-from vmdebug.vm.serial.console import Console
 
 BUILD_SECONDS = 24 * 3600.0
 """How long finding a guest may take: nix may build a kernel on the way."""

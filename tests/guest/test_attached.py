@@ -20,6 +20,7 @@ import vmd_ko
 import vmd_search
 
 from vmdebug import guest, process, vm
+from vmdebug.channel.serial import shell
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.attach import Attachment, Extra, argv, exclusive
 from vmdebug.errors import StateError
@@ -27,7 +28,6 @@ from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import Completed
 from vmdebug.sources import cpio
 from vmdebug.vm import Vm
-from vmdebug.vm.serial import shell
 
 SECONDS = 120.0
 

@@ -20,10 +20,9 @@ from vmdebug.debugger.ahead import Ahead
 from vmdebug.errors import HostError, StateError, VmError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, every, find, launch, rundir
+from vmdebug.vm import Vm, every, find, launch, rundir, shellup
 from vmdebug.vm.saved import cloning, frozen, holders, nameless
 from vmdebug.vm.saved.template import Template, template
-from vmdebug.vm.serial import shellup
 
 MIB = 256
 

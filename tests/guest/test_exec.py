@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from vmdebug.channel.serial.console import Console
+from vmdebug.channel.serial.shell import ExecResult, execute
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, VmError
 from vmdebug.guest import LaunchSpec
 from vmdebug.vm import Vm, launch
-from vmdebug.vm.serial.console import Console
-from vmdebug.vm.serial.shell import ExecResult, execute
 
 
 def soon() -> Deadline:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from vmdebug import vm
+from vmdebug.channel.serial import shell
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import stop
 from vmdebug.debugger.gdb import Gdb
@@ -16,7 +17,6 @@ from vmdebug.debugger.runstate import State
 from vmdebug.errors import GuestDiedError, StateError
 from vmdebug.guest import Kernel, LaunchSpec
 from vmdebug.vm import Vm
-from vmdebug.vm.serial import shell
 
 SECONDS = 120.0
 

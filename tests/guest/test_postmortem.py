@@ -11,11 +11,11 @@ import pytest
 
 import vmdebug
 from vmdebug import cli, postmortem
+from vmdebug.channel.serial import panic
+from vmdebug.channel.serial.trouble import Trouble
+from vmdebug.channel.serial.watcher import Watcher
 from vmdebug.deadline import Deadline
 from vmdebug.session import DebugSession
-from vmdebug.vm.serial import panic
-from vmdebug.vm.serial.trouble import Trouble
-from vmdebug.vm.serial.watcher import Watcher
 
 SECONDS = 120.0
 PROVOKE = "/sys/kernel/debug/provoke-crash/DIRECT"

@@ -10,6 +10,7 @@ import pytest
 import vmd_ko
 
 from vmdebug import vm
+from vmdebug.channel.serial.command import Job
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import stop
 from vmdebug.debugger.stop import Stop
@@ -17,7 +18,6 @@ from vmdebug.errors import GdbError, StateError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.session import DebugSession
 from vmdebug.sources import cpio
-from vmdebug.vm.serial.command import Job
 
 SECONDS = 120.0
 

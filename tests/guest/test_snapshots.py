@@ -11,8 +11,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmError
 from vmdebug.guest import LaunchSpec
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, launch
-from vmdebug.vm.serial import shellup
+from vmdebug.vm import Vm, launch, shellup
 
 
 def soon() -> Deadline:

@@ -22,7 +22,7 @@ from typing import Self
 from hypothesis import strategies as st
 
 from vmdebug import process
-from vmdebug.vm.serial.console import Console
+from vmdebug.channel.serial.console import Console
 
 CHUNK = 65536
 

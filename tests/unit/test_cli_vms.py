@@ -10,9 +10,9 @@ import pytest
 
 from tests.unit import cli_doubles
 from vmdebug import cli, vm
+from vmdebug.channel.serial.command import ExecResult
 from vmdebug.cli import facts
 from vmdebug.errors import UsageError, VmdebugError
-from vmdebug.vm.serial.command import ExecResult
 
 
 @pytest.fixture

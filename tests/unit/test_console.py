@@ -5,10 +5,10 @@ import os
 import pytest
 
 from tests.unit.serial_guest import KINDS, line_guest, shell_guest
+from vmdebug.channel.serial import death, ready
+from vmdebug.channel.serial.ready import Look
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmError
-from vmdebug.vm.serial import death, ready
-from vmdebug.vm.serial.ready import Look
 
 PANIC = b"[    9.000000] Kernel panic - not syncing: Attempted to kill init!\r\n"
 TRACE = b"[    9.000001] Call Trace:\r\n[    9.000002]  panic+0x1/0x2\r\n"
@@ -232,7 +232,7 @@ def test_a_guest_that_dies_while_it_boots_is_an_error_at_once() -> None:
 
 
 def test_a_guest_that_takes_no_input_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmdebug.vm.serial.console.PATIENCE", 0.2)
+    monkeypatch.setattr("vmdebug.channel.serial.console.PATIENCE", 0.2)
     with line_guest() as guest, guest.console() as console:
         guest.stop()
         with pytest.raises(VmError, match="taken no input"):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vmdebug.vm.serial.drain import Drain
+from vmdebug.channel.serial.drain import Drain
 
 
 @pytest.fixture

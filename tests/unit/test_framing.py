@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.serial_guest import kernel_lines
+from vmdebug.channel.serial import framing
+from vmdebug.channel.serial.framing import Answers, Block
+from vmdebug.channel.serial.noise import Denoiser
 from vmdebug.errors import UsageError
-from vmdebug.vm.serial import framing
-from vmdebug.vm.serial.framing import Answers, Block
-from vmdebug.vm.serial.noise import Denoiser
 
 TOKEN = "0123456789"  # noqa: S105 - no secret
 

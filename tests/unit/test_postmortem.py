@@ -12,13 +12,13 @@ from typing import Any, cast
 import pytest
 
 from vmdebug import postmortem
+from vmdebug.channel.serial.trouble import find
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GdbError, QmpError, StateError, VmdebugError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.postmortem import Report, Section
 from vmdebug.session import DebugSession
 from vmdebug.vm.rundir import RunDir
-from vmdebug.vm.serial.trouble import find
 
 PANIC = "[    1.0] Kernel panic - not syncing: x\n[    1.0]  panic+0x1/0x2\n"
 

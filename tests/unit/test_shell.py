@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.serial_guest import KINDS, SerialGuest, between, kernel_lines, shell_guest
+from vmdebug.channel.serial import framing
+from vmdebug.channel.serial.console import Console
+from vmdebug.channel.serial.shell import ExecResult, execute
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, UsageError, VmError
-from vmdebug.vm.serial import framing
-from vmdebug.vm.serial.console import Console
-from vmdebug.vm.serial.shell import ExecResult, execute
 
 
 @pytest.fixture(scope="module", params=KINDS)

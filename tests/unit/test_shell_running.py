@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.serial_guest import SerialGuest, shell_guest
+from vmdebug.channel.serial.console import Console
+from vmdebug.channel.serial.shell import begin, execute
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError
-from vmdebug.vm.serial.console import Console
-from vmdebug.vm.serial.shell import begin, execute
 
 
 class Debugger:

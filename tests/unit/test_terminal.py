@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.unit.serial_guest import line_guest
-from vmdebug.vm.serial import terminal
+from vmdebug.channel.serial import terminal
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmdebug.channel.serial.trouble import Scanner, Trouble, as_logged, find
+from vmdebug.channel.serial.watcher import Watcher
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError
-from vmdebug.vm.serial.trouble import Scanner, Trouble, as_logged, find
-from vmdebug.vm.serial.watcher import Watcher
 
 SPLATS = Path(__file__).with_name("splats")
 BOOT = "[    0.000000] Linux version 6.1.0 (x@y)\r\n"

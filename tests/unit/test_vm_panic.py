@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vmdebug.vm.serial import panic
+from vmdebug.channel.serial import panic
 
 WORDS = b"Kernel panic - not syncing: sysrq triggered crash\r\n"
 

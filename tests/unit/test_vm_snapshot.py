@@ -6,9 +6,9 @@ from typing import cast
 
 import pytest
 
+from vmdebug.channel.serial import death, trouble
 from vmdebug.errors import QmpError, VmError
 from vmdebug.vm.saved import snapshot
-from vmdebug.vm.serial import death, trouble
 from vmdebug.vm.talk import Talk
 
 PANIC = b"[    2.500000] Kernel panic - not syncing: sysrq triggered crash\r\n"

@@ -34,7 +34,7 @@ def console(name: verb.VmName = None) -> None:
 
 def show(machine: Vm) -> None:
     """Connect this terminal with a VM's serial line, until Ctrl-] or the VM's end."""
-    from vmdebug.vm.serial import terminal
+    from vmdebug.channel.serial import terminal
 
     with machine.console() as line:
         interactive = sys.stdin.isatty()

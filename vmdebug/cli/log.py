@@ -39,7 +39,7 @@ def log(
 ) -> None:
     """Print a VM's serial log."""
     from vmdebug import vm
-    from vmdebug.vm.serial import framing
+    from vmdebug.channel.serial import framing
 
     machine = vm.find(name)
     path = machine.rundir.console_log

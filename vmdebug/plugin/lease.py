@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from vmdebug import postmortem
+from vmdebug.channel.serial.trouble import Trouble
+from vmdebug.channel.serial.watcher import Watcher
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import UsageError, VmdebugError
@@ -19,8 +21,6 @@ from vmdebug.plugin.settings import Settings, Wish
 from vmdebug.plugin.watch import SETTLE_SECONDS, GuestFailure, Watch
 from vmdebug.session import DebugSession
 from vmdebug.vm import Vm
-from vmdebug.vm.serial.trouble import Trouble
-from vmdebug.vm.serial.watcher import Watcher
 
 REPORT_SECONDS = 60.0
 """How long a failure's report may take."""

@@ -13,10 +13,10 @@ import msgspec
 import pytest
 
 from vmdebug import config as toml
+from vmdebug.channel.serial.trouble import KINDS
 from vmdebug.errors import UsageError
 from vmdebug.guest import Accel, GuestOptions, memory_mib
 from vmdebug.paths import absolute
-from vmdebug.vm.serial.trouble import KINDS
 
 DIED = "died"
 """Beside the kinds of kernel trouble: somebody killed QEMU."""

@@ -15,11 +15,11 @@ from typing import Self
 
 import pytest
 
+from vmdebug.channel.serial.trouble import Trouble
+from vmdebug.channel.serial.watcher import Watcher
 from vmdebug.deadline import Deadline
 from vmdebug.plugin.settings import DIED
 from vmdebug.vm import Vm, children
-from vmdebug.vm.serial.trouble import Trouble
-from vmdebug.vm.serial.watcher import Watcher
 
 SETTLE_SECONDS = 1.0
 """How long the kernel may take to finish what it complains about, before the test is ended for it."""

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
+from vmdebug.channel.serial import panic
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, VmdebugError
 from vmdebug.vm import children, claims, dial, lock, state
 from vmdebug.vm.guardian import Guardian
 from vmdebug.vm.rundir import RunDir
-from vmdebug.vm.serial import panic
 from vmdebug.vm.state import State
 
 if TYPE_CHECKING:
+    from vmdebug.channel.serial.command import ExecResult
+    from vmdebug.channel.serial.console import Console
     from vmdebug.vm.qmp import Event, Qmp
     from vmdebug.vm.saved.snapshot import Snapshot
-    from vmdebug.vm.serial.command import ExecResult
-    from vmdebug.vm.serial.console import Console
     from vmdebug.vm.talk import Talk
 
 Status = Literal["halted", "running", "paused", "panicked", "exited"]
@@ -229,7 +229,7 @@ class Vm:
 
     def console(self) -> Console:
         """Return the serial line's client, to be entered by `with`."""
-        from vmdebug.vm.serial.console import Console  # noqa: PLC0415 - so that pexpect is imported where it is used
+        from vmdebug.channel.serial.console import Console  # noqa: PLC0415 - so that pexpect is imported where it is used
 
         console = Console(self.rundir.console, self.rundir.console_lock, self.rundir.console_log)
         console.ready, self.at_prompt = self.at_prompt, False
@@ -317,7 +317,7 @@ class Vm:
         """
         if self.executor is not None:
             return self.executor(command, timeout=timeout, check=check)
-        from vmdebug.vm.serial import command as commands  # noqa: PLC0415 - pexpect, where it is used
+        from vmdebug.channel.serial import command as commands  # noqa: PLC0415 - pexpect, where it is used
 
         with self.console() as console:
             return commands.run(console, command, deadline=Deadline.after(timeout), check=check)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from vmdebug.channel.serial import panic
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
 from vmdebug.vm import claims, rundir
@@ -15,7 +16,6 @@ from vmdebug.vm.claims import Tenant
 from vmdebug.vm.machine import Status, Vm
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.saved import holders
-from vmdebug.vm.serial import panic
 
 SECONDS = 30.0
 """How long looking may take: another vmdebug may be clearing something just now."""

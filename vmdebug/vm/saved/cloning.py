@@ -15,16 +15,16 @@ from collections.abc import Iterator
 
 import msgspec
 
+from vmdebug.channel.serial import ready
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError
 from vmdebug.progress import Report, Step, silent
-from vmdebug.vm import launching, planning, registry, rundir
+from vmdebug.vm import launching, planning, registry, rundir, shellup
 from vmdebug.vm.argv import Origin
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
 from vmdebug.vm.saved import freezing, frozen, nameless
 from vmdebug.vm.saved.frozen import Frozen
-from vmdebug.vm.serial import ready, shellup
 
 
 def clone(vm: Vm, count: int = 1, *, report: Report = silent, deadline: Deadline) -> list[Vm]:

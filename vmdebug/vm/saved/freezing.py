@@ -13,7 +13,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, VmError
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.progress import Report, Step
-from vmdebug.vm import argv, launching, qemuargs
+from vmdebug.vm import argv, launching, qemuargs, shellup
 from vmdebug.vm.argv import Origin
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
@@ -22,7 +22,6 @@ from vmdebug.vm.qemuargs import Options
 from vmdebug.vm.saved import frozen, nameless
 from vmdebug.vm.saved.frozen import Frozen
 from vmdebug.vm.saved.holders import How
-from vmdebug.vm.serial import shellup
 
 PROOF_SECONDS = 20.0
 """How long the first VM made of a template may take to its shell; 0.1 s is usual."""

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from vmdebug.channel.serial import death
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, QmpError, UsageError, VmError
 from vmdebug.vm.saved import nameless
-from vmdebug.vm.serial import death
 
 if TYPE_CHECKING:
     from vmdebug.vm.machine import Vm

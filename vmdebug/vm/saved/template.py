@@ -27,7 +27,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report, silent
-from vmdebug.vm import launching, planning
+from vmdebug.vm import launching, planning, shellup
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
 from vmdebug.vm.planning import Means
@@ -36,7 +36,6 @@ from vmdebug.vm.saved.freezing import Outcome
 from vmdebug.vm.saved.frozen import Frozen
 from vmdebug.vm.saved.holders import Entry, Held, How
 from vmdebug.vm.saved.nameless import Shared
-from vmdebug.vm.serial import shellup
 
 LEAVE_SECONDS = 10.0
 """How long letting a template go may wait for who joins it just now."""

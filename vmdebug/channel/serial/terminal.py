@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-from vmdebug.vm.serial.console import Console
+from vmdebug.channel.serial.console import Console
 
 LEAVE = b"\x1d"
 """Ctrl-], as in telnet and virsh: what a guest's programs do not use."""

@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import IO, Self
 
 from vmdebug import process
+from vmdebug.channel.serial.growth import Growth
+from vmdebug.channel.serial.trouble import Scanner, Trouble
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError
-from vmdebug.vm.serial.growth import Growth
-from vmdebug.vm.serial.trouble import Scanner, Trouble
 
 QUIET_SECONDS = 0.25
 """After so long without a further line a splat is taken for whole: one that panics is stopped on the way."""

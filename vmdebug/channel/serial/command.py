@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vmdebug.channel.serial import shell
+from vmdebug.channel.serial.console import Console
 from vmdebug.deadline import Deadline
 from vmdebug.errors import VmError
-from vmdebug.vm.serial import shell
-from vmdebug.vm.serial.console import Console
 
 
 @dataclass(frozen=True, slots=True)

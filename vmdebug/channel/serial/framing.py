@@ -43,8 +43,8 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vmdebug.channel.serial.noise import Denoiser
 from vmdebug.errors import UsageError
-from vmdebug.vm.serial.noise import Denoiser
 
 LINE = 480
 """Bytes of a typed line: below the smallest line editor of a busybox, 512."""

@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vmdebug.channel.serial import framing
+from vmdebug.channel.serial.console import EXEC, IDLE, Console
+from vmdebug.channel.serial.framing import Answers, Block
+from vmdebug.channel.serial.noise import Denoiser
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError, VmError
-from vmdebug.vm.serial import framing
-from vmdebug.vm.serial.console import EXEC, IDLE, Console
-from vmdebug.vm.serial.framing import Answers, Block
-from vmdebug.vm.serial.noise import Denoiser
 
 FIRST_SILENCE = 0.5
 """Seconds of silence after which the agent is asked whether it is there; each time twice as long."""

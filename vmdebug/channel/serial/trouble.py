@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
-from vmdebug.vm.serial import death
+from vmdebug.channel.serial import death
 
 Kind = Literal[
     "panic",

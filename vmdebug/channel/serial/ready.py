@@ -13,13 +13,13 @@ import re
 import time
 from typing import TYPE_CHECKING
 
+from vmdebug.channel.serial import framing
+from vmdebug.channel.serial.noise import Denoiser
 from vmdebug.errors import VmError
-from vmdebug.vm.serial import framing
-from vmdebug.vm.serial.noise import Denoiser
 
 if TYPE_CHECKING:  # the console calls us
+    from vmdebug.channel.serial.console import Console
     from vmdebug.deadline import Deadline
-    from vmdebug.vm.serial.console import Console
 
 KEPT = 8192
 """Bytes at the end of a console's text that are looked at."""

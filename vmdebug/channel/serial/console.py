@@ -24,14 +24,14 @@ import pexpect
 from pexpect.spawnbase import SpawnBase
 
 from vmdebug import process
+from vmdebug.channel.serial import death, framing, ready
+from vmdebug.channel.serial.drain import CHUNK, Drain
+from vmdebug.channel.serial.meanwhile import Meanwhile, readable
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmError
-from vmdebug.vm.serial import death, framing, ready
-from vmdebug.vm.serial.drain import CHUNK, Drain
-from vmdebug.vm.serial.meanwhile import Meanwhile, readable
 
 if TYPE_CHECKING:  # it imports us
-    from vmdebug.vm.serial.shell import Running
+    from vmdebug.channel.serial.shell import Running
 
 LOG_LOOK = 1.0
 """Seconds of quiet after which the log is looked at: what the guest says between our

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vmdebug.vm.serial import death
+from vmdebug.channel.serial import death
 
 LOOKED_AT = 1 << 20
 """Bytes at the end of a log that are looked at: little follows a panic's own words."""
