@@ -19,7 +19,7 @@ def figures() -> list[Figure]:
         session.exec("true", timeout=300)
         gdb = session.gdb
         ours, baseline = in_turn(
-            lambda: _whole(gdb.value(TASK).to_python()),
+            lambda: _whole(gdb.evaluate(TASK).to_python_()),
             lambda: _printed(gdb.console(f"print {TASK}")),
             rounds=ROUNDS,
         )

@@ -16,6 +16,6 @@ def main(session: DebugSession) -> None:
     frame = stop.frame
     print(f"{stop.reason} at {frame.function}, {frame.file}:{frame.line}")
     print(f"  dfd      = {int(frame.arg('dfd'))}")
-    print(f"  filename = {frame.arg('filename').string()!r}")
+    print(f"  filename = {frame.arg('filename').string_()!r}")
     print(f"  flags    = {int(frame.arg('how').flags):#o}")
     print(stop.backtrace(limit=9))

@@ -28,7 +28,7 @@ def test_init_is_started_by_the_first_kernel_thread(halted_session: DebugSession
     gdb.breakpoint("run_init_process")
     stop = gdb.cont(timeout=120)
 
-    assert stop.frame.arg("init_filename").string() == "/init"
+    assert stop.frame.arg("init_filename").string_() == "/init"
     assert "kernel_init" in [frame.function for frame in stop.backtrace()]
 
 

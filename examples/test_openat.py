@@ -20,10 +20,10 @@ def test_openat_gets_the_path_that_was_typed(session: DebugSession) -> None:
 
     frame = stop.frame
     assert int(frame.arg("dfd")) == AT_FDCWD
-    assert frame.arg("filename").string() == "/etc/passwd"
+    assert frame.arg("filename").string_() == "/etc/passwd"
     assert not int(frame.arg("how").flags) & O_CREAT
     # Who calls? The kernel's own GDB scripts are there too: $lx_current() is the task on this CPU.
-    assert frame.evaluate("$lx_current().comm").string() == "cat"
+    assert frame.evaluate("$lx_current().comm").string_() == "cat"
 
 
 # Many calls: a trace notes them inside GDB, without a stop that anybody has to answer.

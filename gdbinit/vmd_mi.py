@@ -25,6 +25,7 @@ import vmd_percpu
 import vmd_steps
 import vmd_trace
 import vmd_value
+import vmd_variables
 
 
 class Command(gdb.MICommand):
@@ -45,6 +46,17 @@ class Command(gdb.MICommand):
 def value(known: str, expression: str) -> dict[str, object]:
     """`-vmd-value KNOWN EXPRESSION`: an expression's value, with all types after the first KNOWN."""
     return _answer(gdb.parse_and_eval(expression), int(known))
+
+
+def variable(known: str, kind: str, name: str) -> dict[str, object]:
+    """`-vmd-variable KNOWN argument|local NAME`: the frame's variable of that name.
+
+    If the frame has none, the answer lists those that it has, in `names`.
+    """
+    found = vmd_variables.named(kind, gdb.selected_frame())
+    if name not in found:
+        return {"names": list(found)}
+    return _answer(found[name].value(gdb.selected_frame()), int(known))
 
 
 def element(known: str, number: str, address: str, index: str) -> dict[str, object]:
@@ -97,6 +109,7 @@ def _packed(data: bytes) -> str:
 
 COMMANDS = (
     ("-vmd-value", value),
+    ("-vmd-variable", variable),
     ("-vmd-element", element),
     ("-vmd-string", string),
     ("-vmd-per-cpu", per_cpu),

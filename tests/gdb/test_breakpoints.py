@@ -20,20 +20,20 @@ def test_a_callback_is_called_at_each_hit_until_it_says_to_stop(gdb: Gdb) -> Non
     seen: list[int] = []
 
     def look(where: Stop) -> bool:
-        seen.append(where.frame.arg("k").int())
+        seen.append(int(where.frame.arg("k")))
         return len(seen) == 4
 
     breakpoint_ = gdb.breakpoint("work", callback=look)
     where = gdb.cont(timeout=QUICK)
     assert where.breakpoint is breakpoint_
-    assert where.frame.arg("k").int() == seen[-1]
+    assert int(where.frame.arg("k")) == seen[-1]
     assert seen == [0, 1, 2, 3]
     assert breakpoint_.hits == 4
 
 
 def test_a_callback_only_sees_hits_whose_condition_holds(gdb: Gdb) -> None:
     seen: list[int] = []
-    gdb.breakpoint("work", when="k % 2 == 1", callback=lambda where: seen.append(where.frame.arg("k").int()))
+    gdb.breakpoint("work", when="k % 2 == 1", callback=lambda where: seen.append(int(where.frame.arg("k"))))
     gdb.breakpoint("work", when="k == 6")
     gdb.cont(timeout=QUICK)
     assert seen == [1, 3, 5]
@@ -42,7 +42,7 @@ def test_a_callback_only_sees_hits_whose_condition_holds(gdb: Gdb) -> None:
 def test_breakpoints_in_one_place_are_all_heard(gdb: Gdb) -> None:
     """MI's record names the first alone: without more, its callback would lose the others' stops."""
     seen: list[int] = []
-    gdb.breakpoint("work", callback=lambda where: seen.append(where.frame.arg("k").int()))
+    gdb.breakpoint("work", callback=lambda where: seen.append(int(where.frame.arg("k"))))
     mine = gdb.breakpoint("work", when="k == 2")
     where = gdb.cont(timeout=QUICK)
     assert where.breakpoint is mine
@@ -88,7 +88,7 @@ def test_a_callback_is_called_by_whoever_waits(gdb: Gdb) -> None:
     seen: list[int] = []
 
     def look(where: Stop) -> bool:
-        seen.append(where.frame.arg("k").int())
+        seen.append(int(where.frame.arg("k")))
         return len(seen) == 3
 
     gdb.breakpoint("work", callback=look)
@@ -135,7 +135,7 @@ def test_a_watchpoint_calls_back(gdb: Gdb) -> None:
 @pytest.mark.parametrize("later", [False, True])
 def test_one_that_passes_over_hits_is_not_among_those_hit(gdb: Gdb, later: bool) -> None:
     seen: list[int] = []
-    gdb.breakpoint("work", callback=lambda where: seen.append(where.frame.arg("k").int()))
+    gdb.breakpoint("work", callback=lambda where: seen.append(int(where.frame.arg("k"))))
     mine = gdb.breakpoint("work", ignore=0 if later else 3)
     if later:
         mine.ignore(3)
@@ -162,20 +162,20 @@ def test_a_condition_can_be_changed(gdb: Gdb) -> None:
     gdb.cont(timeout=QUICK)
     breakpoint_.when('k == 5 && $_streq("a b", "a b")')
     assert breakpoint_.condition == 'k == 5 && $_streq("a b", "a b")'
-    assert gdb.cont(timeout=QUICK).frame.arg("k").int() == 5
+    assert int(gdb.cont(timeout=QUICK).frame.arg("k")) == 5
     with pytest.raises(GdbError, match='the breakpoint at work: No symbol "q"'):
         breakpoint_.when("q == 1")
     assert breakpoint_.condition.startswith("k == 5")
     breakpoint_.when("")
     assert breakpoint_.condition == ""
-    assert gdb.cont(timeout=QUICK).frame.arg("k").int() == 6
+    assert int(gdb.cont(timeout=QUICK).frame.arg("k")) == 6
 
 
 def test_hits_can_be_passed_over_later_too(gdb: Gdb) -> None:
     breakpoint_ = gdb.breakpoint("work")
-    assert gdb.cont(timeout=QUICK).frame.arg("k").int() == 0
+    assert int(gdb.cont(timeout=QUICK).frame.arg("k")) == 0
     breakpoint_.ignore(3)
-    assert gdb.cont(timeout=QUICK).frame.arg("k").int() == 4
+    assert int(gdb.cont(timeout=QUICK).frame.arg("k")) == 4
 
 
 def test_a_change_leaves_a_running_guest_running(gdb: Gdb) -> None:
@@ -260,5 +260,5 @@ def test_a_frame_that_there_is_not(gdb: Gdb) -> None:
 def test_a_breakpoint_at_what_a_pointer_points_to(gdb: Gdb) -> None:
     gdb.breakpoint("work", temporary=True)
     gdb.cont(timeout=QUICK)
-    planted = gdb.breakpoint(gdb.value("first.run"))
-    assert planted.address == gdb.value("&doubled").int()
+    planted = gdb.breakpoint(gdb.evaluate("first.run"))
+    assert planted.address == int(gdb.evaluate("&doubled"))

@@ -78,20 +78,20 @@ def test_places_as_gdb_writes_them(gdb: Gdb, where: str) -> None:
 
 
 def test_an_address_is_a_place(gdb: Gdb) -> None:
-    address = gdb.value("step").int()
+    address = int(gdb.evaluate("step"))
     gdb.breakpoint(address)
     assert gdb.cont(timeout=QUICK).frame.pc == address
 
 
 def test_a_condition_decides(gdb: Gdb) -> None:
     breakpoint_ = gdb.breakpoint("work", when="k == 3")
-    assert gdb.cont(timeout=QUICK).frame.arg("k").int() == 3
+    assert int(gdb.cont(timeout=QUICK).frame.arg("k")) == 3
     assert breakpoint_.hits == 1
 
 
 def test_an_ignore_count_passes_hits_over(gdb: Gdb) -> None:
     breakpoint_ = gdb.breakpoint("work", ignore=2)
-    assert gdb.cont(timeout=QUICK).frame.arg("k").int() == 2
+    assert int(gdb.cont(timeout=QUICK).frame.arg("k")) == 2
     assert breakpoint_.hits == 3
 
 
@@ -149,7 +149,8 @@ def test_a_watchpoint_says_what_changed(gdb: Gdb) -> None:
     watchpoint = gdb.watchpoint("watched")
     where = gdb.cont(timeout=QUICK)
     assert (where.reason, where.breakpoint) == (stop.WATCHPOINT, watchpoint)
-    assert where.details["value"] == {"old": old, "new": gdb.evaluate("watched")}
+    new = gdb.evaluate("watched")
+    assert where.details["value"] == {"old": str(int(old)), "new": str(int(new))}
 
 
 def test_no_such_symbol_names_it_and_says_what_it_may_be(gdb: Gdb) -> None:
@@ -242,7 +243,7 @@ def test_a_passed_deadline_leaves_gdb_usable(gdb: Gdb) -> None:
         gdb.cont(timeout=0.1)
     assert "interrupt()" in raised.value.hint
     gdb.interrupt(timeout=QUICK)
-    assert gdb.evaluate("1 + 1") == "2"
+    assert gdb.evaluate("1 + 1") == 2
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_a_passed_deadline_leaves_gdb_usable(gdb: Gdb) -> None:
         lambda gdb: gdb.frame(),
         lambda gdb: gdb.select(1),
         lambda gdb: gdb.evaluate("1"),
-        lambda gdb: gdb.value("1"),
+        lambda gdb: gdb.per_cpu("counter", 0),
     ],
 )
 def test_what_needs_a_stopped_guest_says_so_at_once(gdb: Gdb, call: Callable[[Gdb], object]) -> None:
@@ -302,7 +303,7 @@ def test_selecting_a_cpu_and_a_frame(gdb: Gdb) -> None:
     assert gdb.frame().function == "main"
     outer = gdb.backtrace()[1]
     assert gdb.select(frame=outer).function == "work"
-    assert gdb.evaluate("k") == "4"
+    assert gdb.evaluate("k") == 4
     assert gdb.select(thread=2).thread.cpu == 1
     assert gdb.select(thread=1).function == "step"
 
@@ -311,8 +312,8 @@ def test_a_frame_answers_whatever_is_selected(gdb: Gdb) -> None:
     gdb.breakpoint("step", when="k == 4")
     where = gdb.cont(timeout=QUICK)
     gdb.select(thread=2)
-    assert where.frame.arg("k").int() == 4
-    assert where.backtrace()[1].evaluate("k + 1").int() == 5
+    assert int(where.frame.arg("k")) == 4
+    assert int(where.backtrace()[1].evaluate("k + 1")) == 5
     assert gdb.frame().thread.cpu == 1
 
 
@@ -325,9 +326,48 @@ def test_a_frame_of_an_earlier_stop_answers_no_more(gdb: Gdb) -> None:
 
 
 def test_an_expression_that_cannot_be_evaluated_has_gdbs_words(gdb: Gdb) -> None:
-    for call in (gdb.evaluate, gdb.value):
-        with pytest.raises(GdbError, match="`nosuch` cannot be evaluated: No symbol"):
-            call("nosuch")
+    with pytest.raises(GdbError, match="`nosuch` cannot be evaluated: No symbol"):
+        gdb.evaluate("nosuch")
+
+
+def test_a_frame_knows_its_arguments_from_its_locals(gdb: Gdb) -> None:
+    gdb.breakpoint("step", when="k == 4")
+    frame = gdb.cont(timeout=QUICK).frame
+    assert frame.arg("task").pid == 1
+    with pytest.raises(UsageError, match="`local` is not an argument of step") as raised:
+        frame.arg("local")
+    assert raised.value.hint == "its arguments: k, task; frame.evaluate() takes any expression"
+    with pytest.raises(UsageError, match="`k` is not a local variable of step") as raised:
+        frame.local("k")
+    assert raised.value.hint == "its local variables: local; frame.evaluate() takes any expression"
+    with pytest.raises(UsageError, match="`counter` is not an argument of step"):
+        frame.arg("counter")
+    with pytest.raises(UsageError, match="`task->pid` is not an argument of step"):
+        frame.arg("task->pid")
+    assert frame.evaluate("counter") > 0
+
+
+def test_an_inner_block_hides_the_variables_around_it(gdb: Gdb) -> None:
+    gdb.breakpoint("deepest", when="k == 40")
+    frame = gdb.cont(timeout=QUICK).backtrace()[1]
+    assert (frame.function, int(frame.arg("k")), int(frame.local("k"))) == ("hidden", 4, 40)
+
+
+def test_a_frame_of_an_inlined_function_has_variables_of_its_own(gdb: Gdb) -> None:
+    gdb.breakpoint("inlined")
+    frame = gdb.cont(timeout=QUICK).frame
+    assert (frame.function, int(frame.arg("task").pid)) == ("inlined", 1)
+    with pytest.raises(UsageError, match="`k` is not an argument of inlined") as raised:
+        frame.arg("k")
+    assert raised.value.hint.startswith("its arguments: task;")
+
+
+def test_a_frame_without_debug_information_has_no_variables(gdb: Gdb) -> None:
+    frame = gdb.frame()
+    assert frame.function == ""
+    with pytest.raises(UsageError, match=f"`k` is not a local variable of {frame.pc:#x}") as raised:
+        frame.local("k")
+    assert raised.value.hint.startswith("it has no local variables that GDB knows;")
 
 
 def test_a_command_as_a_person_types_it(gdb: Gdb) -> None:
@@ -342,8 +382,8 @@ def test_a_command_that_gdb_refuses_is_named(gdb: Gdb) -> None:
 
 
 def test_symbols_are_there_without_a_guest(unconnected: Gdb) -> None:
-    assert unconnected.evaluate("sizeof(struct list)") == "8"
-    assert unconnected.value("first.pid").int() == 1
+    assert unconnected.evaluate("sizeof(struct list)") == 8
+    assert int(unconnected.evaluate("first.pid")) == 1
 
 
 # Ends
@@ -364,7 +404,7 @@ def test_detaching_lets_the_guest_run_without_breakpoints(gdb: Gdb, bare: Bare) 
 def counter(gdb: Gdb, bare: Bare) -> int:
     gdb.connect(bare.endpoint, deadline=soon())
     try:
-        return gdb.value("counter").int()
+        return int(gdb.evaluate("counter"))
     finally:
         gdb.detach()
 
@@ -506,7 +546,7 @@ def test_a_vmlinux_of_any_name(program: Path, tmp_path: Path) -> None:
     odd = tmp_path / "a b'c\"d\\e ä"
     odd.symlink_to(program)
     with Gdb.start(odd, deadline=soon()) as gdb:
-        assert gdb.evaluate("first.pid") == "1"
+        assert gdb.evaluate("first.pid") == 1
 
 
 def test_kernel_scripts_are_sourced_and_broken_ones_noted(program: Path, tmp_path: Path) -> None:
@@ -517,7 +557,7 @@ def test_kernel_scripts_are_sourced_and_broken_ones_noted(program: Path, tmp_pat
     (parts / "good.py").write_text("import gdb; gdb.set_convenience_variable('sourced', 1)")
     (parts / "bad.py").write_text("import nosuch")
     with Gdb.start(program, tmp_path, deadline=soon()) as gdb:
-        assert gdb.evaluate("$sourced") == "1"
+        assert gdb.evaluate("$sourced") == 1
         assert gdb.notes == ["kernel GDB scripts without linux.bad: No module named 'nosuch'"]
 
 

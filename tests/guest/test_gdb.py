@@ -20,6 +20,9 @@ from vmdebug.vm import Vm
 
 SECONDS = 120.0
 
+ARPHRD_LOOPBACK = 772
+"""include/uapi/linux/if_arp.h"""
+
 
 def soon() -> Deadline:
     return Deadline.after(SECONDS)
@@ -53,9 +56,9 @@ def test_from_the_reset_vector_to_a_system_call(gdb: Gdb, machine: Vm) -> None:
     gdb.breakpoint("do_sys_openat2", when="dfd == -100")
     where = gdb.cont(timeout=SECONDS)
     assert where.reason == stop.BREAKPOINT
-    assert where.frame.arg("dfd").int() == -100
-    assert where.frame.arg("filename").string().startswith("/")
-    assert set(where.frame.arg("how").deref().to_python()) == {"flags", "mode", "resolve"}
+    assert int(where.frame.arg("dfd")) == -100
+    assert where.frame.arg("filename").string_().startswith("/")
+    assert set(where.frame.arg("how").deref_().to_python_()) == {"flags", "mode", "resolve"}
     assert [thread.cpu for thread in gdb.threads()] == [0, 1]
     frames = [frame.function for frame in where.backtrace()]
     assert frames.index("do_syscall_64") > frames.index("do_sys_openat2")
@@ -64,16 +67,37 @@ def test_from_the_reset_vector_to_a_system_call(gdb: Gdb, machine: Vm) -> None:
 def test_a_whole_task_of_the_running_kernel(gdb: Gdb) -> None:
     gdb.breakpoint("do_sys_openat2", temporary=True)
     gdb.cont(timeout=SECONDS)
-    swapper = gdb.value("init_task")
-    assert (swapper.pid.int(), swapper.comm.string()) == (0, "swapper/0")
-    init = swapper.tasks.next.container_of("struct task_struct", "tasks")
-    assert (init.pid.int(), init.comm.string()) == (1, "init")
-    assert init.parent.int() == swapper.address
-    assert init.mm.mm_users.counter.int() >= 1
-    task = init.deref().to_python()
-    assert (task["pid"], task["comm"], task["parent"]) == (1, "init", swapper.address)
+    swapper = gdb.evaluate("init_task")
+    assert (int(swapper.pid), swapper.comm.string_()) == (0, "swapper/0")
+    init = swapper.tasks.next.container_of_("struct task_struct", "tasks")
+    assert (int(init.pid), init.comm.string_()) == (1, "init")
+    assert int(init.parent) == swapper.address_
+    assert int(init.mm.mm_users.counter) >= 1
+    task = init.deref_().to_python_()
+    assert (task["pid"], task["comm"], task["parent"]) == (1, "init", swapper.address_)
     assert task["exit_state"] == 0
     assert isinstance(task["se"]["vruntime"], int)
+
+
+def test_members_of_a_device_and_of_a_net_device(gdb: Gdb) -> None:
+    """Their `type` is the kernel's; the C type of the value is `type_`."""
+    gdb.breakpoint("device_add", when="dev->type != 0", temporary=True)
+    frame = gdb.cont(timeout=SECONDS).frame
+    dev, other = frame.arg("dev"), frame.evaluate("*dev")
+    assert (dev.type_, other.type_) == ("struct device *", "struct device")
+    assert dev.type == other.type
+    assert dev.type == frame.evaluate("dev->type")
+    assert dev.type != 0
+    assert dev.type.type_ == "const struct device_type *"
+    assert dev["class"] == frame.evaluate("dev->class")
+
+    gdb.breakpoint("do_sys_openat2", temporary=True)
+    gdb.cont(timeout=SECONDS)
+    loopback = gdb.evaluate("init_net.loopback_dev")
+    assert loopback.type_ == "struct net_device *"
+    assert loopback.type == ARPHRD_LOOPBACK
+    assert loopback.name == "lo"
+    assert loopback.dev["class"] == gdb.evaluate("&net_class")
 
 
 def test_interrupting_what_runs(gdb: Gdb, machine: Vm) -> None:
@@ -106,7 +130,7 @@ def test_a_breakpoint_in_a_guest_at_its_shell(gdb: Gdb, machine: Vm) -> None:
             console.sendline("cat /etc/nosuch")
             where = gdb.wait_stop(timeout=SECONDS)
             assert where.breakpoint is opened
-            assert where.frame.arg("filename").string() == "/etc/nosuch"
+            assert where.frame.arg("filename").string_() == "/etc/nosuch"
             assert opened.hits == 1
         gdb.cont(wait=False)
         assert shell.execute(console, "echo on", deadline=soon()).stdout == b"on\n"

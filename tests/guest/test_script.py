@@ -53,10 +53,10 @@ def test_a_module_that_exec_loads_stops_in_its_init(session: DebugSession) -> No
     assert where.breakpoint == init
     assert (where.frame.function, Path(where.frame.file).name) == ("brd_init", "brd.c")
     assert where.frame.line > 0
-    assert where.frame.evaluate("rd_nr").int() > 0
+    assert int(where.frame.evaluate("rd_nr")) > 0
     caller = where.backtrace()[1]
     assert caller.function == "do_one_initcall"
-    assert caller.arg("fn").int() == gdb.value("brd_init").int()
+    assert int(caller.arg("fn")) == int(gdb.evaluate("brd_init"))
     assert gdb.breakpoints() == (init,)
     gdb.cont(wait=False)
     assert session.exec("grep -c brd /proc/modules", timeout=SECONDS).stdout == "1\n"
@@ -102,7 +102,7 @@ def test_a_command_goes_on_over_stops_and_its_result_comes(session: DebugSession
     gdb.breakpoint("do_sys_openat2", when='$_streq(filename, "/etc/nosuch")')
     gdb.cont(wait=False)
     job = session.exec("cat /etc/nosuch; echo after", wait=False)
-    assert gdb.wait_stop(timeout=SECONDS).frame.arg("filename").string() == "/etc/nosuch"
+    assert gdb.wait_stop(timeout=SECONDS).frame.arg("filename").string_() == "/etc/nosuch"
     with pytest.raises(StateError, match="GDB holds it stopped"):
         session.exec("true")
     gdb.cont(wait=False)
@@ -115,7 +115,7 @@ def test_callbacks_are_called_while_exec_waits(session: DebugSession) -> None:
     seen: list[str] = []
 
     def opened(where: Stop) -> None:
-        seen.append(where.frame.arg("filename").string())
+        seen.append(where.frame.arg("filename").string_())
 
     with gdb.breakpoint("do_sys_openat2", when='$_streq(filename, "/etc/nosuch")', callback=opened):
         gdb.cont(wait=False)
@@ -149,7 +149,7 @@ def test_finish_follows_a_task_to_another_cpu(session: DebugSession) -> None:
     assert (where.reason, where.thread.cpu) == (stop.FINISHED, 1)
     assert where.breakpoint is None
     assert where.details["return-value"] == "0"
-    assert gdb.value("$").int() == 0
+    assert int(gdb.evaluate("$")) == 0
     # What is inlined just there is entered by older GDBs; newer ones stop before it.
     functions = [frame.function for frame in where.backtrace()]
     inlined = functions[: functions.index("__x64_sys_sched_setaffinity")]
@@ -187,7 +187,7 @@ def test_warn_oops_and_panic_are_caught_before_the_kernel_says_a_word(session: D
     session.exec("insmod /lkdtm.ko cpoint_name=DIRECT cpoint_type=WARNING", wait=False)
     where = gdb.wait_stop(timeout=SECONDS)
     assert where.reason == stop.WARNING
-    assert Path(where.frame.arg("file").string()).name == "bugs.c"
+    assert Path(where.frame.arg("file").string_()).name == "bugs.c"
     gdb.cont(wait=False)
     session.exec("rmmod lkdtm; insmod /lkdtm.ko cpoint_name=DIRECT cpoint_type=EXCEPTION", wait=False)
     where = gdb.wait_stop(timeout=SECONDS)
@@ -205,7 +205,7 @@ def test_warn_oops_and_panic_are_caught_before_the_kernel_says_a_word(session: D
     session.console.sendline("echo c > /proc/sysrq-trigger")
     where = gdb.wait_stop(timeout=SECONDS)
     assert where.reason == stop.PANIC
-    assert where.frame.arg("fmt").string() == "sysrq triggered crash\n"
+    assert where.frame.arg("fmt").string_() == "sysrq triggered crash\n"
     assert "write_sysrq_trigger" in [frame.function for frame in where.backtrace()]
 
 
@@ -214,20 +214,20 @@ def test_each_cpu_has_its_own(session: DebugSession) -> None:
     assert [thread.cpu for thread in gdb.threads()] == [0, 1, 2]
     for cpu in range(3):
         queue = gdb.per_cpu("runqueues", cpu)
-        assert queue.type == "struct rq"
-        assert queue.cpu.int() == cpu
-        assert gdb.per_cpu("runqueues.cpu", cpu).int() == cpu
-        assert queue.idle.comm.string() == f"swapper/{cpu}"
-        assert gdb.per_cpu("current_task", cpu).pid.int() >= 0
+        assert queue.type_ == "struct rq"
+        assert int(queue.cpu) == cpu
+        assert int(gdb.per_cpu("runqueues.cpu", cpu)) == cpu
+        assert queue.idle.comm.string_() == f"swapper/{cpu}"
+        assert int(gdb.per_cpu("current_task", cpu).pid) >= 0
         assert gdb.backtrace(gdb.threads()[cpu])
-    cache = gdb.value("kmalloc_caches[0][6]")
+    cache = gdb.evaluate("kmalloc_caches[0][6]")
     slab = getattr(cache, "cpu_slab", None)  # percpu memory that the kernel has allocated
     if slab is None:
         slab = cache.cpu_sheaves  # since Linux 7
-    places = [slab.per_cpu_ptr(cpu).address or 0 for cpu in range(3)]
-    offsets = [gdb.value(f"__per_cpu_offset[{cpu}]").int() for cpu in range(3)]
+    places = [slab.per_cpu_ptr_(cpu).address_ or 0 for cpu in range(3)]
+    offsets = [int(gdb.evaluate(f"__per_cpu_offset[{cpu}]")) for cpu in range(3)]
     assert [(place - offset) % 2**64 for place, offset in zip(places, offsets, strict=True)] == [
-        slab.int()
+        int(slab)
     ] * 3
     with pytest.raises(GdbError, match="`runqueues` of CPU 3 cannot be read: the kernel has CPUs 0 to 2"):
         gdb.per_cpu("runqueues", 3)
@@ -241,7 +241,7 @@ def test_breakpoints_see_each_cpu_and_one_alone(session: DebugSession) -> None:
         job = session.exec(f"taskset {1 << cpu:x} cat /etc/nosuch", wait=False)
         where = gdb.wait_stop(timeout=SECONDS)
         assert where.thread.cpu == cpu
-        assert gdb.per_cpu("current_task", cpu).comm.string() == "cat"
+        assert gdb.per_cpu("current_task", cpu).comm.string_() == "cat"
         gdb.cont(wait=False)
         job.result(timeout=SECONDS)
     gdb.delete_all()

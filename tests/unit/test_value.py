@@ -30,7 +30,7 @@ class Gdb:
         self.commands: list[str] = []
         self._answers = list(answers)
 
-    def __call__(self, command: str) -> Mapping[str, Any]:
+    def __call__(self, command: str, timeout: float) -> Mapping[str, Any]:
         self.commands.append(command)
         return self._answers.pop(0)
 
@@ -56,8 +56,8 @@ def test_the_commands_name_what_the_host_knows() -> None:
         answer(0, bytes(8), []),
         {"data": base64.b64encode(b"text").decode()},
     )
-    found.deref()
-    assert found.string(9) == "text"
+    found.deref_()
+    assert found.string_(9) == "text"
     assert gdb.commands == ['-vmd-value 0 "x"', "-vmd-element 3 2 8192 0", "-vmd-string 8192 9"]
 
 
@@ -79,12 +79,12 @@ def test_layouts_that_come_twice_are_kept_once() -> None:
 
 def test_what_is_missing_is_missing_alone() -> None:
     found, _ = value(answer(0, bytes([1, 0, 0, 0, 2, 0, 0, 0]), PAIR, address=None, missing=[[4, 4]]))
-    assert found.to_python() == {"a": 1, "b": None}
-    assert found.a.int() == 1
-    assert found.optimized_out
-    assert not found.a.optimized_out
-    with pytest.raises(GdbError, match=r"`x\.b` has been optimised out"):
-        found.b.int()
+    assert found.to_python_() == {"a": 1, "b": None}
+    assert int(found.a) == 1
+    assert found.optimized_out_
+    assert not found.a.optimized_out_
+    with pytest.raises(GdbError, match=r"the compiler has optimised out `x\.b`"):
+        int(found.b)
 
 
 def test_arrays_with_missing_elements() -> None:
@@ -93,7 +93,7 @@ def test_arrays_with_missing_elements() -> None:
         {"name": "short", "size": 2, "kind": "int", "signed": True},
     ]
     found, _ = value(answer(0, bytes([1, 0, 2, 0, 255, 255]), layouts, missing=[[2, 2]]))
-    assert found.to_python() == [1, None, -1]
+    assert found.to_python_() == [1, None, -1]
 
 
 def test_an_answer_of_another_version_says_so() -> None:

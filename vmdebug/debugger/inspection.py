@@ -5,22 +5,22 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import mi, refused, stop
-from vmdebug.debugger.memory import Memory
+from vmdebug.debugger.memory import COMMAND_SECONDS, Memory, Snapshot
 from vmdebug.debugger.runstate import RunState, State
 from vmdebug.debugger.stop import Backtrace, Frame, Thread
 from vmdebug.debugger.transport import Answer, Transport
 from vmdebug.debugger.value import Value
-from vmdebug.errors import GdbError
-
-COMMAND_SECONDS = 30.0
-"""How long GDB may take over a command that does not run the guest."""
+from vmdebug.errors import GdbError, UsageError
 
 STANDING = (State.STOPPED, State.UNCONNECTED, State.DETACHED)
 """Where GDB can look at things: the guest does not run, or there is none."""
+
+
+_NOUNS = {"argument": ("an", "argument"), "local": ("a", "local variable")}
 
 
 class Inspection:
@@ -34,7 +34,7 @@ class Inspection:
     def __init__(self, transport: Transport, state: RunState) -> None:
         self._transport = transport
         self._run_state = state
-        self._memory = Memory(lambda command: self._ask(command).payload)
+        self._memory = Memory(self._fetch)
 
     @property
     def state(self) -> State:
@@ -48,42 +48,42 @@ class Inspection:
         """Whether GDB holds the guest stopped."""
         return self.state is State.STOPPED
 
-    def evaluate(self, expression: str, *, timeout: float = COMMAND_SECONDS) -> str:
-        """Return an expression's value as GDB prints it, in the selected frame.
+    def evaluate(
+        self, expression: str, *, frame: Frame | None = None, timeout: float = COMMAND_SECONDS
+    ) -> Value:
+        """Return the value of an expression, with its type, in one round trip whatever its size.
 
         Args:
             expression: In the language of the frame, with GDB's extensions.
+            frame: The frame to evaluate it in; None is the selected frame.
             timeout: Seconds.
-
-        Raises:
-            GdbError: GDB cannot evaluate it.
-            StateError: the guest runs.
-        """
-        self._need("evaluate", *STANDING)
-        command = f"-data-evaluate-expression {mi.quote(expression)}"
-        try:
-            return str(self._execute(command, Deadline.after(timeout)).payload["value"])
-        except GdbError as error:
-            raise refused.reworded(error, f"`{expression}` cannot be evaluated") from error
-
-    def value(self, expression: str, *, frame: Frame | None = None) -> Value:
-        """Return an expression's value with its type, in one round trip whatever its size.
-
-        Args:
-            expression: In the language of the frame, with GDB's extensions.
-            frame: Where it is evaluated; None is the selected frame.
 
         Raises:
             GdbError: GDB cannot evaluate it.
             StateError: the guest runs, or has run since the frame was taken.
         """
-        context = ""
         if frame is None:
-            self._need("value", *STANDING)
-        else:
-            self._run_state.need_run(frame.run, f"`{expression}` in {frame.function or hex(frame.pc)}")
-            context = f" --thread {frame.thread.id} --frame {frame.level}"
-        return Value(self._memory, self._memory.evaluate(expression, context), expression)
+            self._need("evaluate", *STANDING)
+        context = "" if frame is None else self._context(frame, expression)
+        return Value(self._memory, self._memory.evaluate(expression, context, timeout), expression)
+
+    def variable(self, kind: Literal["argument", "local"], name: str, frame: Frame) -> Value:
+        """Return an argument or a local variable of a frame.
+
+        Raises:
+            UsageError: the frame has none of that name; the hint lists those that it has.
+            GdbError: GDB cannot read it.
+            StateError: the guest has run since the frame was taken.
+        """
+        found = self._memory.variable(kind, name, self._context(frame, name))
+        if isinstance(found, Snapshot):
+            return Value(self._memory, found, name)
+        article, noun = _NOUNS[kind]
+        has = f"its {noun}s: {', '.join(found)}" if found else f"it has no {noun}s that GDB knows"
+        raise UsageError(
+            f"`{name}` is not {article} {noun} of {frame.function or hex(frame.pc)}",
+            hint=f"{has}; frame.evaluate() takes any expression",
+        )
 
     def per_cpu(self, variable: str, cpu: int) -> Value:
         """Return a CPU's copy of a per-CPU variable; the kernel's `per_cpu(var, cpu)`.
@@ -230,18 +230,26 @@ class Inspection:
             raise GdbError(f"there is no frame {level}: the outermost is {selected.level}")
         return selected
 
+    def _context(self, frame: Frame, what: str) -> str:
+        """Return the MI options that select a frame."""
+        self._run_state.need_run(frame.run, f"`{what}` in {frame.function or hex(frame.pc)}")
+        return f" --thread {frame.thread.id} --frame {frame.level}"
+
     def _text(self, command: str, timeout: float) -> str:
         packed = self._execute(command, Deadline.after(timeout)).payload["text"]
         return base64.b64decode(packed).decode(errors="replace")
 
     def _selected_thread(self) -> Thread:
-        return Thread(int(self.evaluate("$_thread")))
+        return Thread(int(self._ask("-data-evaluate-expression $_thread").payload["value"]))
 
     def _frame(self, payload: Mapping[str, Any], thread: Thread) -> Frame:
         return stop.frame(payload, thread, run=self._run_state.runs, inspector=self)
 
     def _ask(self, command: str) -> Answer:
         return self._execute(command, Deadline.after(COMMAND_SECONDS))
+
+    def _fetch(self, command: str, timeout: float) -> Mapping[str, Any]:
+        return self._execute(command, Deadline.after(timeout)).payload
 
     def _execute(self, command: str, deadline: Deadline) -> Answer:
         """Have GDB carry out an MI command.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,8 +12,11 @@ from vmdebug.debugger import mi, refused
 from vmdebug.debugger.layout import Layout, Layouts
 from vmdebug.errors import GdbError
 
-Ask = Callable[[str], Mapping[str, Any]]
-"""Has GDB carry out an MI command, and returns what the result carries."""
+COMMAND_SECONDS = 30.0
+"""How long GDB may take over a command that does not run the guest."""
+
+Ask = Callable[[str, float], Mapping[str, Any]]
+"""Executes an MI command within that many seconds, and returns what the result carries."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -50,20 +53,38 @@ class Memory:
         self._ask = ask
         self.layouts = Layouts()
 
-    def evaluate(self, expression: str, context: str = "") -> Snapshot:
+    def evaluate(self, expression: str, context: str = "", timeout: float = COMMAND_SECONDS) -> Snapshot:
         """Return what an expression is.
 
         Args:
             expression: In the language of the frame.
             context: MI options that name thread and frame; "" is the selected frame.
+            timeout: Seconds.
 
         Raises:
             GdbError: GDB cannot evaluate it.
         """
         try:
-            return self._read(f"-vmd-value{context}", mi.quote(expression))
+            return self._read(f"-vmd-value{context}", mi.quote(expression), timeout)
         except GdbError as error:
             raise refused.reworded(error, f"`{expression}` cannot be evaluated") from error
+
+    def variable(self, kind: str, name: str, context: str) -> Snapshot | Sequence[str]:
+        """Return an argument or a local variable of a frame.
+
+        Args:
+            kind: "argument" or "local".
+            name: Its name.
+            context: MI options that name thread and frame.
+
+        Returns:
+            The variable; or, if the frame has none of that name, the names of those that it has.
+        """
+        known = len(self.layouts)
+        command = f"-vmd-variable{context} {known} {kind} {mi.quote(name)}"
+        answer = self._ask(command, COMMAND_SECONDS)
+        names = answer.get("names")
+        return self._decoded(command, answer, known) if names is None else tuple(names)
 
     def per_cpu(self, variable: str, cpu: int) -> Snapshot:
         """Return a CPU's copy of a per-CPU variable.
@@ -112,12 +133,14 @@ class Memory:
         Raises:
             GdbError: they cannot be read.
         """
-        return base64.b64decode(self._ask(f"-vmd-string {address} {limit}")["data"])
+        return base64.b64decode(self._ask(f"-vmd-string {address} {limit}", COMMAND_SECONDS)["data"])
 
-    def _read(self, command: str, rest: str) -> Snapshot:
+    def _read(self, command: str, rest: str, timeout: float = COMMAND_SECONDS) -> Snapshot:
         known = len(self.layouts)
         command = f"{command} {known} {rest}"
-        answer = self._ask(command)
+        return self._decoded(command, self._ask(command, timeout), known)
+
+    def _decoded(self, command: str, answer: Mapping[str, Any], known: int) -> Snapshot:
         try:
             about = msgspec.json.decode(base64.b64decode(answer["about"]), type=_About)
         except (KeyError, ValueError, msgspec.MsgspecError) as error:

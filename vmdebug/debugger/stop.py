@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from vmdebug.debugger.memory import COMMAND_SECONDS
+from vmdebug.debugger.value import Value
 
 if TYPE_CHECKING:
     from vmdebug.debugger.breakpoints import Breakpoint
-    from vmdebug.debugger.value import Value
 
 ATTACHED = "attached"
 BREAKPOINT = "breakpoint-hit"
@@ -36,8 +38,11 @@ _REASONS = {
 class Inspector(Protocol):
     """What frames and stops ask of GDB; `gdb.Gdb` answers."""
 
-    def value(self, expression: str, *, frame: Frame) -> Value:
-        """Return an expression's value in a frame."""
+    def evaluate(self, expression: str, *, frame: Frame, timeout: float) -> Value:
+        """Return the value of an expression in a frame."""
+
+    def variable(self, kind: Literal["argument", "local"], name: str, frame: Frame) -> Value:
+        """Return an argument or a local variable of a frame."""
 
     def backtrace(self, thread: Thread | None = None, *, limit: int | None = None) -> Backtrace:
         """Return a thread's frames, the innermost first."""
@@ -92,32 +97,37 @@ class Frame:
         """Return an argument of the function.
 
         Raises:
-            GdbError: it has none of that name.
+            UsageError: it has none of that name; the hint lists its arguments.
             StateError: the guest has run since.
         """
-        return self.evaluate(name)
+        return self._gdb.variable("argument", name, self)
 
     def local(self, name: str) -> Value:
         """Return a local variable that is in scope here.
 
         Raises:
-            GdbError: there is none of that name.
+            UsageError: there is none of that name; the hint lists those that are in scope.
             StateError: the guest has run since.
         """
-        return self.evaluate(name)
+        return self._gdb.variable("local", name, self)
 
-    def evaluate(self, expression: str) -> Value:
+    def evaluate(self, expression: str, *, timeout: float = COMMAND_SECONDS) -> Value:
         """Return the value of an expression in this frame.
 
         Args:
             expression: In the language of the frame, with GDB's extensions.
+            timeout: Seconds.
 
         Raises:
             GdbError: GDB cannot evaluate it.
             StateError: the guest has run since.
         """
+        return self._gdb.evaluate(expression, frame=self, timeout=timeout)
+
+    @property
+    def _gdb(self) -> Inspector:
         assert self._inspector is not None, "a frame without its GDB"  # noqa: S101 - made by hand, in a test
-        return self._inspector.value(expression, frame=self)
+        return self._inspector
 
 
 class Backtrace(tuple[Frame, ...]):

@@ -41,6 +41,26 @@ struct task {
 	int type;
 };
 
+struct device_type {
+	const char *name;
+};
+
+/* The kernel's struct device and struct net_device, with each name that a Value once had of its own. */
+struct device {
+	struct device *parent;
+	const struct device_type *type;
+	int address, string, cast, deref, enumerator, to_python, optimized_out, container_of, per_cpu_ptr;
+	int value, number, _memory, _snapshot, _expression, _number, _offset, _bits, _pointee;
+};
+
+const struct device_type ethernet = { "ethernet" };
+const struct device_type bus = { "bus" };
+struct device platform = { .type = &bus };
+#define NAMED { .parent = &platform, .type = &ethernet, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17 }
+struct device lo = NAMED;
+struct device eth0 = NAMED;
+struct device *eth = &eth0;
+
 struct message {
 	int length;
 	char text[];
@@ -108,6 +128,24 @@ __attribute__((noinline)) int without(int k)
 	return k;
 }
 
+__attribute__((noinline)) void deepest(int k)
+{
+	counter += k;
+}
+
+__attribute__((noinline)) int hidden(int k)
+{
+	int sum = k;
+
+	{
+		volatile int k = sum * 10;
+
+		deepest(k);
+		sum += k;
+	}
+	return sum + k;
+}
+
 static inline __attribute__((always_inline)) int inlined(struct task *task)
 {
 	counter++;
@@ -120,6 +158,7 @@ __attribute__((noinline)) void work(struct task *task, int k)
 	counter += in_registers((struct pair){ k, -k });
 	counter += without(k);
 	counter += inlined(task);
+	counter += hidden(k);
 }
 
 int main(void)
