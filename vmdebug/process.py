@@ -18,13 +18,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
-from typing import IO, NoReturn
+from typing import IO, NoReturn, TypeAlias
 
 from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import BuildError, HostError
 
 PIPE = subprocess.PIPE
 """A stream of a started program that its owner reads or writes."""
+
+Child: TypeAlias = subprocess.Popen[bytes]
+"""A process that we started and have to reap."""
 
 TERM_SECONDS = 5.0
 """How long a process may take over SIGTERM before SIGKILL."""
@@ -195,7 +198,7 @@ def spawn(
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     stdout: int | IO[bytes] = subprocess.DEVNULL,
     stderr: int | IO[bytes] = subprocess.DEVNULL,
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Child]:
     """Start a program that does not outlive the block: its process group is ended and reaped on the way out.
 
     Raises:
@@ -222,7 +225,7 @@ def start(
     stderr: int | IO[bytes] = subprocess.DEVNULL,
     session: bool = False,
     pass_fds: Sequence[int] = (),
-) -> subprocess.Popen[bytes]:
+) -> Child:
     """Start a program in a process group of its own; the caller owns it.
 
     Args:
@@ -258,7 +261,7 @@ def start(
         ) from error
 
 
-def end_group(child: subprocess.Popen[bytes]) -> None:
+def end_group(child: Child) -> None:
     """End a started program with all of its group, gently first, and reap it."""
     if child.poll() is None:
         _signal_group(child.pid, signal.SIGTERM)
@@ -300,7 +303,7 @@ def tail(text: str, lines: int = TAIL_LINES) -> str:
     return "\n".join(text.rstrip().splitlines()[-lines:])
 
 
-def _child_ended(child: subprocess.Popen[bytes], seconds: float) -> bool:
+def _child_ended(child: Child, seconds: float) -> bool:
     """Wait for a child that was not reaped; `Popen.wait` looks only every 50 ms."""
     fd = os.pidfd_open(child.pid)
     try:
@@ -317,9 +320,7 @@ def _signal_group(pgid: int, number: Signals) -> None:
 class _Pump:
     """Moves a child's three streams at once, so that no full pipe can stop it."""
 
-    def __init__(
-        self, child: subprocess.Popen[bytes], stdin: bytes, on_line: Callable[[str], None] | None
-    ) -> None:
+    def __init__(self, child: Child, stdin: bytes, on_line: Callable[[str], None] | None) -> None:
         self._on_line = on_line
         self._one_at_a_time = threading.Lock()
         self._stdout: list[str] = []

@@ -13,8 +13,8 @@ import pytest
 from vmdebug import process, shipped
 from vmdebug.cli import status_of
 from vmdebug.deadline import Deadline
-from vmdebug.sources import builtin_build, kbuild
-from vmdebug.sources.configuration import fragments, merging, reasons
+from vmdebug.sources import builtin, kbuild
+from vmdebug.sources.configuration import dotconfig, fragments, reasons
 
 _OF_THE_MACHINE = re.compile(r"CONFIG_(?:CC|GCC|CLANG|AS|LD|LLD|PAHOLE|RUSTC|TOOLS)_\w*")
 """Options that Kconfig sets by the compiler that it finds."""
@@ -25,7 +25,7 @@ OF_5_10 = "config: conf --oldaskconfig"
 
 @pytest.fixture(scope="module")
 def source() -> Path:
-    built = builtin_build.built()
+    built = builtin.built()
     assert built is not None
     return built.source
 
@@ -35,7 +35,7 @@ def configure(source: Path, out: Path, *words: str) -> int:
 
 
 def options(out: Path) -> dict[str, str]:
-    return merging.options((out / ".config").read_text())
+    return dotconfig.options((out / ".config").read_text())
 
 
 def test_fragments_on_tinyconfig_bring_what_they_build_on_and_check_accepts_them(
@@ -146,7 +146,7 @@ def test_kconfig_that_asks_python_is_answered_by_python(
     """As that of Linux since 6.10 does. Where our program stands for Python it was asked, for ever."""
     as_if_its_rules_were(OF_5_10, tmp_path, monkeypatch)
     (tmp_path / "Kconfig").write_text(ASKS_PYTHON)
-    env = {**builtin_build.environment(), "KBUILD_KCONFIG": str(tmp_path / "Kconfig")}
+    env = {**kbuild.clean_environment(), "KBUILD_KCONFIG": str(tmp_path / "Kconfig")}
     deadline = Deadline.after(60)
     process.run(kbuild.argv(source, tmp_path / "o", "allnoconfig"), env=env, deadline=deadline)
     found = reasons.ask(
@@ -172,17 +172,17 @@ def test_modules_are_built_in_where_they_can_be(
 
 def test_the_kept_configuration_is_that_of_the_builtin_kernel() -> None:
     """A kernel of another series than the kept one's has it in so far as the fragments ask for it."""
-    built = builtin_build.built()
+    built = builtin.built()
     assert built is not None
     kept = (shipped.kconfigs() / "configs/builtin-6.1-x86_64.config").read_text()
-    both = [merging.options(text) for text in (kept, built.config.read_text())]
+    both = [dotconfig.options(text) for text in (kept, built.config.read_text())]
     kept_, built_ = (
         {option: value for option, value in each.items() if not _OF_THE_MACHINE.fullmatch(option)}
         for each in both
     )
     if built.release.startswith("6.1."):
         assert kept_ == built_
-    asked = {option for name in merging.BUILTIN for option in fragments.load(name).options}
+    asked = {option for name in builtin.FRAGMENTS for option in fragments.load(name).options}
     common = asked & kept_.keys() & built_.keys()
     assert len(common) > len(asked) * 0.9
     assert {each: kept_[each] for each in common} == {each: built_[each] for each in common}

@@ -17,7 +17,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError
 from vmdebug.guest import Kernel
 from vmdebug.process import Completed
-from vmdebug.sources.configuration import merging
+from vmdebug.sources.configuration import dotconfig
 from vmdebug.sources.kernels import tree
 from vmdebug.sources.kernels.dev_output import why_unusable
 
@@ -110,7 +110,7 @@ def test_what_nobody_asks_for_is_off_and_what_a_fragment_builds_on_comes_along(
         flake, "kernel", "config", "--source", str(source), "-f", "vm-boot", "-f", "gdb", "-o", str(tmp_path)
     )
     theirs, ours = (
-        merging.options(file.read_text())
+        dotconfig.options(file.read_text())
         for file in (Path(json.loads(made.stdout)[0]["outputs"]["out"]), tmp_path / ".config")
     )
     assert theirs == ours

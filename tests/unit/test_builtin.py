@@ -6,8 +6,8 @@ from tests.unit import kernelfiles
 from tests.unit.kernelfiles import ID, OTHER_ID, RELEASE
 from vmdebug.errors import HostError, MismatchError
 from vmdebug.guest import Kernel
-from vmdebug.sources import builtin, builtin_build
-from vmdebug.sources.builtin_build import BuiltKernel
+from vmdebug.sources import builtin
+from vmdebug.sources.builtin import BuiltKernel
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         objects=1,
         cpu_seconds=1.0,
     )
-    monkeypatch.setattr(builtin_build, "built", lambda: record)
+    monkeypatch.setattr(builtin, "built", lambda: record)
     return directory
 
 

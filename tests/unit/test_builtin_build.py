@@ -10,8 +10,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError
 from vmdebug.process import Completed
 from vmdebug.progress import Step
-from vmdebug.sources import builtin_build, cache, kernel_source
-from vmdebug.sources.builtin_build import BuiltKernel
+from vmdebug.sources import builtin, cache, kbuild, kernel_source
+from vmdebug.sources.builtin import BuiltKernel
 from vmdebug.sources.configuration import merging
 
 # What `make -j2` wrote when it built Linux 6.1.
@@ -86,7 +86,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(process, "run", double)
     monkeypatch.setattr(process, "find", lambda program, **_: Path("/usr/bin") / program)
-    monkeypatch.setattr(builtin_build, "compiler_command", lambda: "gcc")
+    monkeypatch.setattr(kbuild, "compiler_command", lambda: "gcc")
     monkeypatch.setattr(merging, "merge", lambda *_, **__: ())
     monkeypatch.setattr(kernel_source, "unpacked", lambda source, **_: source.path)
     return double
@@ -109,7 +109,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def build(source: Path, **options: object) -> BuiltKernel:
-    return builtin_build.build(source, jobs=3, deadline=Deadline.after(30), **options)  # type: ignore[arg-type]
+    return builtin.build(source, jobs=3, deadline=Deadline.after(30), **options)  # type: ignore[arg-type]
 
 
 def test_the_commands(make: Make, tarball: Path) -> None:
@@ -142,7 +142,7 @@ def test_what_is_built(make: Make, tarball: Path) -> None:
         objects=1,
         cpu_seconds=kernel.cpu_seconds,
     )
-    assert builtin_build.built() == builtin_build.built(tarball) == kernel
+    assert builtin.built() == builtin.built(tarball) == kernel
 
 
 def test_objects_are_not_kept(make: Make, tarball: Path) -> None:
@@ -171,7 +171,7 @@ def test_an_interrupted_build_goes_on_in_its_directory(make: Make, tarball: Path
     make.fails_with = "make: *** Interrupt"
     with pytest.raises(BuildError, match="the kernel did not build: make ended with status 2") as caught:
         build(tarball)
-    assert builtin_build.built() is None
+    assert builtin.built() is None
     make.fails_with = ""
     out = build(tarball).directory
     assert str(out) in caught.value.hint
@@ -183,7 +183,7 @@ def test_a_directory_that_fails_to_build_has_no_kernel_any_more(make: Make, tree
     with pytest.raises(BuildError) as caught:
         build(tree)
     assert "expected ';'" in caught.value.detail
-    assert builtin_build.built() is None
+    assert builtin.built() is None
 
 
 def test_no_space_left(make: Make, tarball: Path) -> None:
@@ -213,39 +213,39 @@ def test_a_missing_header_names_its_package(make: Make, tarball: Path) -> None:
 def test_the_last_one_built_is_the_one(make: Make, tarball: Path, tree: Path) -> None:
     of_tarball, of_tree = build(tarball), build(tree)
     os.utime(of_tarball.directory / "complete.json", (1, 1))
-    assert builtin_build.built() == of_tree
-    assert builtin_build.built(tarball) == of_tarball
+    assert builtin.built() == of_tree
+    assert builtin.built(tarball) == of_tarball
     # Asked for again, it is the last one again.
-    assert builtin_build.built(build(tarball).origin) == builtin_build.built() == of_tarball
+    assert builtin.built(build(tarball).origin) == builtin.built() == of_tarball
 
 
 def test_only_kernels_of_the_same_fragments_count(make: Make, tarball: Path) -> None:
     kernel = build(tarball, fragments=("base", "x86"))
-    assert builtin_build.built() is None
-    assert builtin_build.built(fragments=("base", "x86")) == kernel
+    assert builtin.built() is None
+    assert builtin.built(fragments=("base", "x86")) == kernel
 
 
 def test_a_kernel_whose_files_are_gone(make: Make, tarball: Path) -> None:
     build(tarball).vmlinux.unlink()
-    assert builtin_build.built() is None
+    assert builtin.built() is None
 
 
 def test_the_key_changes_with_everything_that_goes_in() -> None:
-    once = builtin_build.key("source", ["CONFIG_A=y\n"], "gcc 12")
-    assert once == builtin_build.key("source", ["# why\nCONFIG_A=y\n"], "gcc 12")
+    once = builtin.key("source", ["CONFIG_A=y\n"], "gcc 12")
+    assert once == builtin.key("source", ["# why\nCONFIG_A=y\n"], "gcc 12")
     others = [
-        builtin_build.key("other", ["CONFIG_A=y\n"], "gcc 12"),
-        builtin_build.key("source", ["CONFIG_A=m\n"], "gcc 12"),
-        builtin_build.key("source", ["# CONFIG_A is not set\n"], "gcc 12"),
-        builtin_build.key("source", ["CONFIG_A=y\n", "CONFIG_B=y\n"], "gcc 12"),
-        builtin_build.key("source", ["CONFIG_A=y\n"], "gcc 13"),
+        builtin.key("other", ["CONFIG_A=y\n"], "gcc 12"),
+        builtin.key("source", ["CONFIG_A=m\n"], "gcc 12"),
+        builtin.key("source", ["# CONFIG_A is not set\n"], "gcc 12"),
+        builtin.key("source", ["CONFIG_A=y\n", "CONFIG_B=y\n"], "gcc 12"),
+        builtin.key("source", ["CONFIG_A=y\n"], "gcc 13"),
     ]
     assert len({once, *others}) == 6
 
 
 def test_progress_counts_objects() -> None:
     told: list[Step] = []
-    objects = builtin_build.Objects(100, 896, told.append)
+    objects = kbuild.ObjectCounter(100, 896, told.append)
     for line in MAKE:
         objects.line(line)
     assert [(step.done, step.total, step.note) for step in told] == [
@@ -259,7 +259,7 @@ def test_progress_counts_objects() -> None:
 
 def test_progress_never_passes_its_total() -> None:
     told: list[Step] = []
-    objects = builtin_build.Objects(0, 1, told.append)
+    objects = kbuild.ObjectCounter(0, 1, told.append)
     objects.line("  CC      init/main.o")
     objects.line("  CC      init/version.o")
     assert [(step.done, step.total) for step in told] == [(1, 1), (2, 2)]
@@ -267,14 +267,14 @@ def test_progress_never_passes_its_total() -> None:
 
 def test_progress_without_a_total() -> None:
     told: list[Step] = []
-    builtin_build.Objects(0, None, told.append).line("  CC      init/main.o")
+    kbuild.ObjectCounter(0, None, told.append).line("  CC      init/main.o")
     assert [(step.done, step.total) for step in told] == [(1, None)]
 
 
 def test_the_total_is_what_was_counted_before(make: Make, tarball: Path) -> None:
     told: list[Step] = []
     build(tarball, report=told.append)
-    assert told[-1].total == builtin_build._OBJECTS
+    assert told[-1].total == builtin._OBJECTS
     tarball.touch()
     build(tarball, report=told.append)
     assert told[-1].total == 1
@@ -283,7 +283,7 @@ def test_the_total_is_what_was_counted_before(make: Make, tarball: Path) -> None
 def test_the_environment_is_the_users_without_what_changes_the_result() -> None:
     users = {"PATH": "/bin", "HOME": "/h", "NIX_CFLAGS_COMPILE": "-x", "CCACHE_DIR": "/c", "LC_ALL": "de_DE"}
     others = {"MAKEFLAGS": "-j9", "MAKELEVEL": "1", "KBUILD_OUTPUT": "/o", "ARCH": "arm", "KCFLAGS": "-O0"}
-    assert builtin_build.environment({**users, **others, "V": "1"}) == {
+    assert kbuild.clean_environment({**users, **others, "V": "1"}) == {
         "PATH": "/bin:/usr/sbin:/sbin",
         "HOME": "/h",
         "NIX_CFLAGS_COMPILE": "-x",

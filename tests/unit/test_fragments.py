@@ -8,7 +8,7 @@ import pytest
 from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
-from vmdebug.sources.configuration import fragments, merging
+from vmdebug.sources.configuration import dotconfig, fragments
 
 OURS = sorted(path.stem for path in shipped.kconfigs().glob("*.config"))
 
@@ -67,7 +67,7 @@ def test_a_kept_configuration_has_all_that_the_fragments_of_its_command_ask_for(
     given = [fragments.load(words[at + 1]) for at, word in enumerate(words) if word == "-f"]
     merged = fragments.with_needs(given)
     wishes = frozenset[str]().union(*(each.wishes for each in merged))
-    has = merging.options(text)
+    has = dotconfig.options(text)
     for option, (value, _) in fragments.asked(merged).items():
         assert option in wishes or has.get(option, "n") == value, option
 

@@ -6,7 +6,8 @@ from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.process import Completed
-from vmdebug.sources.configuration import merging
+from vmdebug.sources import builtin
+from vmdebug.sources.configuration import dotconfig, fragments, merging
 from vmdebug.sources.configuration.merging import Unmet
 
 CONFIG = """\
@@ -29,7 +30,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_the_options_of_a_config() -> None:
-    assert merging.options(CONFIG) == {
+    assert dotconfig.options(CONFIG) == {
         "CONFIG_SMP": "y",
         "CONFIG_NR_CPUS": "8",
         "CONFIG_BLK_DEV_RAM": "m",
@@ -72,13 +73,13 @@ def test_an_option_of_another_version_is_not(source: Path) -> None:
 def test_a_fragment_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.config").touch()
     monkeypatch.chdir(tmp_path)
-    assert merging.fragment("base") == shipped.kconfigs() / "base.config"
-    assert merging.fragment("mine.config") == tmp_path / "mine.config"
+    assert fragments.find("base") == shipped.kconfigs() / "base.config"
+    assert fragments.find("mine.config") == tmp_path / "mine.config"
 
 
 def test_a_fragment_that_is_none() -> None:
     with pytest.raises(UsageError, match="no fragment bsae") as caught:
-        merging.fragment("bsae")
+        fragments.find("bsae")
     assert "base, " in caught.value.hint
 
 
@@ -121,6 +122,6 @@ def test_each_fragment_begins_with_its_reason(path: Path) -> None:
 
 def test_the_builtin_fragments_do_not_contradict_each_other() -> None:
     seen: dict[str, str] = {}
-    for name in merging.BUILTIN:
-        for option, value in merging.options(merging.fragment(name).read_text()).items():
+    for name in builtin.FRAGMENTS:
+        for option, value in dotconfig.options(fragments.find(name).read_text()).items():
             assert seen.setdefault(option, value) == value, option

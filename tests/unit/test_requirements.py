@@ -11,7 +11,7 @@ from vmdebug import shipped
 from vmdebug.cli import status_of
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
-from vmdebug.sources.configuration import configcheck, merging, requirements
+from vmdebug.sources.configuration import dotconfig, requirements
 from vmdebug.sources.kernels import tree
 
 SCRIPT = "mkfs.ext4 -L nixos\nqemu -virtfs local,path=/nix/store -device virtio-blk-pci,drive=drive1\n"
@@ -85,16 +85,16 @@ def test_where_nothing_tells_it_is_a_note(runner: Path, kernel: Kernel) -> None:
     assert requirements.refuse(kernel, runner, SCRIPT, ".#base").startswith("nothing tells whether")
 
 
-@pytest.mark.parametrize("need", configcheck.ALL, ids=lambda need: f"{need.purpose}-{need.option}")
+@pytest.mark.parametrize("need", requirements.ALL, ids=lambda need: f"{need.purpose}-{need.option}")
 def test_the_fragment_that_mends_a_need_has_it(need: requirements.Need) -> None:
-    has = merging.options((shipped.kconfigs() / f"{need.mends}.config").read_text())
+    has = dotconfig.options((shipped.kconfigs() / f"{need.mends}.config").read_text())
     # DEBUG_INFO has no prompt: its choice sets it.
     asked = "DEBUG_INFO_DWARF5" if need.purpose == "debugging" else need.option
     assert has[f"CONFIG_{asked}"] == "y"
 
 
 class TestOfAConfiguration:
-    GOOD = "".join(f"CONFIG_{need.option}={'n' if need.off else 'y'}\n" for need in configcheck.ALL)
+    GOOD = "".join(f"CONFIG_{need.option}={'n' if need.off else 'y'}\n" for need in requirements.ALL)
 
     @pytest.mark.parametrize(
         ("text", "check", "nixos"),

@@ -173,9 +173,9 @@ def busybox() -> Check:
 
 def kernel_source() -> Check:
     """Look for the source that the builtin kernel is made from."""
-    from vmdebug.sources import builtin_build
+    from vmdebug.sources.kernel_source import default_source
 
-    return _from("kernel source", KERNEL, lambda: str(builtin_build.default_source()))
+    return _from("kernel source", KERNEL, lambda: str(default_source()))
 
 
 def headers() -> Iterator[Check]:

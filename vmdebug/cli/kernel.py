@@ -54,12 +54,10 @@ def build(
     import msgspec
 
     from vmdebug.deadline import Deadline
-    from vmdebug.sources import builtin_build
+    from vmdebug.sources import builtin
 
     with render.progress() as report:
-        built = builtin_build.build(
-            source, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS)
-        )
+        built = builtin.build(source, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
     if as_json:
         render.put_json(msgspec.structs.asdict(built))
     elif not quiet:
@@ -167,11 +165,11 @@ def check(
     import msgspec
 
     from vmdebug import sources
-    from vmdebug.sources.configuration import configcheck
+    from vmdebug.sources.configuration import dotconfig, requirements
 
-    configuration = configcheck.find(guest) if guest is not None and kernel is None else None
+    configuration = dotconfig.find(guest) if guest is not None and kernel is None else None
     if configuration is not None:
-        kernel_config.judge(configuration, configcheck.HAS_TO, as_json=as_json)
+        kernel_config.judge(configuration, requirements.HAS_TO, as_json=as_json)
         return
     from vmdebug.deadline import Deadline
     from vmdebug.errors import MismatchError

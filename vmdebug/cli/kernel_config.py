@@ -11,8 +11,8 @@ from vmdebug.cli import render, verb
 from vmdebug.errors import BuildError, UsageError
 
 if TYPE_CHECKING:
-    from vmdebug.sources.configuration.configcheck import Line
     from vmdebug.sources.configuration.configure import Configured
+    from vmdebug.sources.configuration.requirements import Checked
 
 EPILOG = verb.examples(
     "vmdebug kernel config --source ~/src/linux --base tinyconfig -f vm-boot -f gdb -o ~/build",
@@ -72,9 +72,9 @@ def config(
     wanted ones build on come along.
     """
     if check is not None:
-        from vmdebug.sources.configuration import configcheck
+        from vmdebug.sources.configuration import requirements
 
-        judge(check, configcheck.NIXOS_TOO, as_json=as_json)
+        judge(check, requirements.NIXOS_TOO, as_json=as_json)
         return
     if output is None:
         raise UsageError(
@@ -150,9 +150,9 @@ def judge(path: Path, purposes: tuple[str, ...], *, as_json: bool) -> None:
     """
     import msgspec
 
-    from vmdebug.sources.configuration import configcheck
+    from vmdebug.sources.configuration import requirements
 
-    lines = configcheck.lines(path.expanduser())
+    lines = requirements.check(path.expanduser())
     if as_json:
         render.put_json(
             {"config": path, "lines": [{**msgspec.structs.asdict(x), "met": x.met} for x in lines]}
@@ -168,12 +168,12 @@ def judge(path: Path, purposes: tuple[str, ...], *, as_json: bool) -> None:
         raise typer.Exit(BuildError.exit_status)
 
 
-def _row(line: Line) -> tuple[str, ...]:
+def _row(line: Checked) -> tuple[str, ...]:
     mends = f"-f {line.mends}" if line.mends else ""
     return (line.option, line.found, line.wanted, line.purpose, line.why, mends)
 
 
-def _verdict(purpose: str, lines: tuple[Line, ...]) -> str:
+def _verdict(purpose: str, lines: tuple[Checked, ...]) -> str:
     own = [line for line in lines if line.purpose == purpose]
     lacking = [line for line in own if not line.met]
     if not lacking:

@@ -12,6 +12,7 @@ from pathlib import Path
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
+from vmdebug.paths import holds
 from vmdebug.progress import Report, Step
 from vmdebug.sources import cache
 
@@ -22,6 +23,7 @@ _DEBIAN = Path("/usr/src")
 _PATTERN = "linux-source-*.tar.xz"
 _MARKS = ("Kconfig", "Makefile", "scripts/kconfig/merge_config.sh")
 _CONFIGURED = (".config", "include/config", "arch/x86/include/generated")
+_VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *=[ \t]*(\S*)", re.MULTILINE)
 _WHAT = "unpacking the kernel source"
 _REPORT_EVERY = 200
 """Files; they are 84,000, and pass at 6000 a second."""
@@ -49,7 +51,7 @@ def default_source() -> Path:
     Raises:
         HostError: there is none.
     """
-    tarballs = sorted(_DEBIAN.glob(_PATTERN), key=_version)
+    tarballs = sorted(_DEBIAN.glob(_PATTERN), key=_by_version)
     if not tarballs:
         raise HostError(
             f"no kernel source: no {_PATTERN} in {_DEBIAN}",
@@ -110,6 +112,21 @@ def unpacked(source: Source, *, report: Report, deadline: Deadline) -> Path:
     return target
 
 
+def version(source: Path) -> str:
+    """Return the version of a kernel's source: "6.1.148"; "" where its top Makefile has none.
+
+    As `KERNELVERSION` in that Makefile.
+    """
+    makefile = source / "Makefile"
+    if not holds(makefile.is_file):
+        return ""
+    says: dict[str, str] = dict(_VERSION.findall(makefile.read_text(errors="replace")[:1000]))
+    numbers = [says.get(name, "") for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL")]
+    if not numbers[0]:
+        return ""
+    return ".".join(filter(None, numbers)) + says.get("EXTRAVERSION", "")
+
+
 def unpack_argv(tarball: Path, directory: Path) -> tuple[str, ...]:
     """Return the command that unpacks a kernel tarball, without the directory at its top."""
     return ("tar", "-xvf", str(tarball), "-C", str(directory), "--strip-components=1", "--no-same-owner")
@@ -145,5 +162,5 @@ def _unpack(tarball: Path, target: Path, report: Report, deadline: Deadline) -> 
         partial.rename(target)
 
 
-def _version(path: Path) -> tuple[int, ...]:
+def _by_version(path: Path) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", path.name)))

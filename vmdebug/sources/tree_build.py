@@ -7,7 +7,6 @@ scripts/Kbuild.include). So ccache is used where it was, and in a tree that has 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
@@ -22,8 +21,8 @@ from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import GuestOptions
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report
-from vmdebug.sources import builtin_build, cache, kbuild, naming
-from vmdebug.sources.configuration import merging
+from vmdebug.sources import cache, kbuild, naming
+from vmdebug.sources.configuration import dotconfig
 
 _COMMAND = re.compile(r"^(?:saved)?cmd_\S+ := (.*?)\s-", re.MULTILINE)
 _MAKES_OWN = re.compile(r"^make(?:\[\d+\])?: ")
@@ -104,9 +103,9 @@ def build(tree: Path, *, jobs: int | None = None, report: Report, deadline: Dead
             raise UsageError(f"{tree} cannot be built in: there is no {needed}", hint=hint)
     env = kbuild.environment()
     variables, compiler = compiler_of(tree, env)
-    objects = builtin_build.Objects(0, None, report)
+    objects = kbuild.ObjectCounter(0, None, report)
     begun = time.monotonic()
-    count = jobs or len(os.sched_getaffinity(0))
+    count = jobs or kbuild.jobs()
     done = process.run(
         kbuild.argv(tree, tree, f"-j{count}", *variables),
         env=env,
@@ -138,7 +137,7 @@ def compiler_of(tree: Path, env: Mapping[str, str]) -> tuple[tuple[str, ...], st
         through = "through ccache" if "ccache" in before else "without ccache"
         said = f"{before}: {through}, as the tree was built before; another command would build all anew"
         return (() if before == "gcc" else (f"CC={before}",)), said
-    options = merging.options((tree / ".config").read_text(errors="replace"))
+    options = dotconfig.options((tree / ".config").read_text(errors="replace"))
     clang = options.get("CONFIG_CC_IS_CLANG") == "y"
     own = clang or any(name in env for name in ("LLVM", "CC", "CROSS_COMPILE"))
     if own:

@@ -7,17 +7,15 @@ is waited for, and a `Popen` that is dropped before that complains.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from subprocess import Popen
+from vmdebug.process import Child
 
-_started: list[Popen[bytes]] = []
+_started: list[Child] = []
 _ended: dict[int, int] = {}
 _lock = threading.Lock()
 
 
-def adopt(child: Popen[bytes]) -> None:
+def adopt(child: Child) -> None:
     """Keep a child until `reap` finds that it has ended."""
     reap()
     with _lock:

@@ -24,14 +24,10 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vmdebug import process
 from vmdebug.deadline import Deadline
-from vmdebug.process import ProcessRef
-
-if TYPE_CHECKING:
-    from subprocess import Popen
+from vmdebug.process import Child, ProcessRef
 
 END_SECONDS = 15.0
 """More than the guardian takes to end a VM and to remove its directory."""
@@ -63,7 +59,7 @@ _ANNOUNCE = 'echo "group $$" && exec "$@" >&2'
 class Guardian:
     """One guardian, alive from `start` to `release` or `end`."""
 
-    def __init__(self, child: Popen[bytes], ref: ProcessRef, orders: int, lifeline: int) -> None:
+    def __init__(self, child: Child, ref: ProcessRef, orders: int, lifeline: int) -> None:
         self.ref = ref
         self._child = child
         self._orders = orders
@@ -99,7 +95,7 @@ class Guardian:
 
     def spawn(
         self, argv: Sequence[str], *, env: Mapping[str, str], log: Path, pass_fds: Sequence[int] = ()
-    ) -> Popen[bytes]:
+    ) -> Child:
         """Start the VM's program in a session of its own, as one that ends with the owner.
 
         Args:

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -15,7 +15,7 @@ from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, LaunchError, UsageError, VmdebugError
 from vmdebug.guest import LaunchSpec, RunnerMachine
-from vmdebug.process import ProcessRef
+from vmdebug.process import Child, ProcessRef
 from vmdebug.progress import Report, Step, silent
 from vmdebug.vm import argv, children, claims, dial, planning, rundir, state
 from vmdebug.vm.argv import BOOT, Origin
@@ -24,9 +24,6 @@ from vmdebug.vm.machine import Vm
 from vmdebug.vm.planning import Means, Plan
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
-
-if TYPE_CHECKING:
-    from subprocess import Popen
 
 ANSWER = "QEMU to answer on QMP"
 
@@ -80,7 +77,7 @@ class _Attempt(msgspec.Struct, frozen=True):
     spec: LaunchSpec
     plan: Plan
     rundir: RunDir
-    child: Popen[bytes]
+    child: Child
     leader: ProcessRef
 
 

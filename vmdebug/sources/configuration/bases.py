@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report, Step
-from vmdebug.sources.configuration import merging
+from vmdebug.sources.configuration import dotconfig
 
 RUNNING = "running"
 VNG = "vng"
@@ -75,7 +74,7 @@ def parse(words: str, *, root: Path = Path("/")) -> Base:
             f"--base {words}: no target of make, and no file {path}",
             hint=f"give defconfig, tinyconfig, allnoconfig, a .config, {RUNNING} or {VNG}",
         )
-    options(path)
+    dotconfig.read(path)
     return Base("file", words, path)
 
 
@@ -109,35 +108,6 @@ def running(root: Path = Path("/"), release: str = "") -> Path:
     )
 
 
-def text_of(path: Path) -> str:
-    """Return the text of a .config, packed by gzip or not.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    try:
-        data = path.read_bytes()
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
-        return data.decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", hint="give a kernel's .config") from error
-
-
-def options(path: Path) -> dict[str, str]:
-    """Return what a .config sets.
-
-    Raises:
-        UsageError: it is none, or cannot be read.
-    """
-    found = merging.options(text_of(path))
-    if not found:
-        raise UsageError(
-            f"{path} is no kernel configuration: it has no CONFIG_… line", hint="give a kernel's .config"
-        )
-    return found
-
-
 def make(
     base: Base,
     directory: Path,
@@ -168,7 +138,7 @@ def make(
     match base.kind:
         case "file":
             assert base.path is not None  # noqa: S101 - `parse` gives each file its path
-            (directory / ".config").write_text(text_of(base.path))
+            (directory / ".config").write_text(dotconfig.text_of(base.path))
         case "target":
             _target(base, make, source, env, deadline)
         case "vng":

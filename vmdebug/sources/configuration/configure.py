@@ -22,7 +22,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.progress import Report, Step
 from vmdebug.sources import kbuild, kernel_source
-from vmdebug.sources.configuration import bases, fragments, merging, reasons
+from vmdebug.sources.configuration import bases, dotconfig, fragments, merging, reasons
 from vmdebug.sources.configuration.bases import Base
 from vmdebug.sources.configuration.fragments import Fragment
 
@@ -111,7 +111,7 @@ class _Job:
         process.run(self.make(*words), env=self.env, deadline=self.deadline)
 
     def options(self) -> dict[str, str]:
-        return merging.options((self.directory / ".config").read_text())
+        return dotconfig.options((self.directory / ".config").read_text())
 
 
 def configure(
@@ -269,7 +269,7 @@ def _result(job: _Job, named: Sequence[str]) -> Configured:
     return Configured(
         config=job.directory / ".config",
         source=job.source,
-        version=version(job.source),
+        version=kernel_source.version(job.source),
         base=job.base.name,
         fragments=tuple(each.name for each in job.fragments),
         added=tuple(each.name for each in job.fragments if each.name not in named),
@@ -311,7 +311,7 @@ def _mends(facts: reasons.Facts, merged: AbstractSet[Path]) -> str:
     if not names or not all(off):
         return ""
     for path in sorted({*shipped.kconfigs().glob("*.config")} - merged):
-        has = merging.options(path.read_text())
+        has = dotconfig.options(path.read_text())
         if all(has.get(name) in ("y", _MODULE) for name in names):
             return path.stem
     return ""
@@ -326,23 +326,13 @@ def _notes(job: _Job, now: dict[str, str]) -> Iterator[str]:
                 yield f"{option}={value} of {fragment.name} counts, not {before[1]}'s {before[0]}"
             seen[option] = (value, fragment.name)
     if job.base.path is not None:
-        have = bases.options(job.base.path)
+        have = dotconfig.read(job.base.path)
         lost = [name for name, value in have.items() if value in ("y", _MODULE) and name not in now]
         if lost:
             yield (
                 f"{len(lost)} options of {job.base.name} are on there and nowhere here, such as {lost[0]}:"
                 " of another version, or without what they depend on"
             )
-
-
-def version(source: Path) -> str:
-    """Return the version that a kernel's top Makefile says; "" where it says none."""
-    text = (source / "Makefile").read_text(errors="replace")
-    parts = dict(re.findall(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *= *(\S*)$", text, re.MULTILINE))
-    if "VERSION" not in parts:
-        return ""
-    numbers = ".".join(parts.get(name, "0") for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL"))
-    return f"{numbers}{parts.get('EXTRAVERSION', '')}"
 
 
 def _sign(directory: Path, base: str, names: Sequence[str], *, builtin: bool) -> None:

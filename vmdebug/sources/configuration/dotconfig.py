@@ -1,20 +1,24 @@
-"""What a kernel was configured with: from its build tree, its package, or out of the kernel itself."""
+"""Reads kernel configurations: a .config, or what a kernel's tree, package or vmlinux says of its own."""
 
 from __future__ import annotations
 
+import gzip
 import mmap
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
 from vmdebug.paths import holds
-from vmdebug.sources.configuration import merging
 
 _START, _END = b"IKCFG_ST", b"IKCFG_ED"
 """Around the packed .config of a kernel with CONFIG_IKCONFIG=y; see kernel/configs.c."""
 
 _LARGEST = 4 << 20
+
+_LINE = re.compile(r"^(CONFIG_\w+)=(.*)$|^# (CONFIG_\w+) is not set$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +38,56 @@ class Configuration:
         return self.options.get(f"CONFIG_{option}", "n")
 
 
+def options(text: str) -> dict[str, str]:
+    """Return the options that a .config or a fragment sets, "n" for those that it turns off."""
+    return {name or off: value if name else "n" for name, value, off in _LINE.findall(text)}
+
+
+def read(path: Path) -> dict[str, str]:
+    """Return what a .config sets.
+
+    Raises:
+        UsageError: it is none, or cannot be read.
+    """
+    found = options(text_of(path))
+    if not found:
+        raise UsageError(
+            f"{path} is no kernel configuration: it has no CONFIG_… line", hint="give a kernel's .config"
+        )
+    return found
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a .config, packed by gzip or not.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+        return data.decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", hint="give a kernel's .config") from error
+
+
+def find(words: str) -> Path | None:
+    """Return the .config that `kernel check` is asked about, or that of a tree which is not built yet."""
+    path = Path(words).expanduser()
+    if holds(path.is_file) and _is_config(path):
+        return path
+    config = path / ".config"
+    return config if holds(config.is_file) and not holds((path / "vmlinux").is_file) else None
+
+
 def of(kernel: Kernel) -> Configuration | None:
     """Return what a kernel was configured with; None where nothing tells."""
     for path in _files(kernel):
         if holds(path.is_file):
-            return Configuration(str(path), merging.options(path.read_text(errors="replace")))
+            return Configuration(str(path), options(path.read_text(errors="replace")))
     text = inside(kernel.vmlinux).decode(errors="replace") if kernel.vmlinux is not None else ""
-    return Configuration(f"the one inside {kernel.vmlinux}", merging.options(text)) if text else None
+    return Configuration(f"the one inside {kernel.vmlinux}", options(text)) if text else None
 
 
 def inside(vmlinux: Path) -> bytes:
@@ -75,3 +122,9 @@ def _files(kernel: Kernel) -> list[Path]:
     if kernel.release:
         found.append(kernel.image.parent / f"config-{kernel.release}")
     return found
+
+
+def _is_config(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    return start.startswith(b"\x1f\x8b") or b"\nCONFIG_" in start or b"is not set\n" in start

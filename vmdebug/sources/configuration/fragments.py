@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vmdebug import shipped
 from vmdebug.errors import UsageError
-from vmdebug.sources.configuration import merging
+from vmdebug.sources.configuration import dotconfig
 
 _HEAD = re.compile(r"\A(?:#.*\n)*")
 _SAYS = re.compile(r"^# (Needs|Wishes): (.+)$", re.MULTILINE)
@@ -40,18 +41,35 @@ class Fragment:
     wishes: frozenset[str] = frozenset()
 
 
+def find(name: str) -> Path:
+    """Return the file of a fragment: one of ours by its name, or a path.
+
+    Raises:
+        UsageError: there is none; the hint has the names of ours.
+    """
+    directory = shipped.kconfigs()
+    ours = directory / f"{name}.config"
+    found = ours if ours.is_file() else Path(name)
+    if not found.is_file():
+        names = ", ".join(sorted(path.stem for path in directory.glob("*.config")))
+        raise UsageError(
+            f"no fragment {name}: neither {ours} nor a file of that name", hint=f"ours are: {names}"
+        )
+    return found.absolute()
+
+
 def load(name: str) -> Fragment:
     """Return a fragment: one of ours by its name, or a file.
 
     Raises:
         UsageError: there is none, it cannot be read, or asks for nothing.
     """
-    path = merging.fragment(name)
+    path = find(name)
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the fragment {path} cannot be read: {error}", hint="is it a text file?") from error
-    options = merging.options(text)
+    options = dotconfig.options(text)
     if not options:
         raise UsageError(
             f"the fragment {path} asks for nothing",

@@ -13,17 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmdebug import process, shipped
+from vmdebug import process
 from vmdebug.deadline import Deadline
-from vmdebug.errors import BuildError, UsageError
-
-BUILTIN = ("base", "x86", "vm-boot", "debug", "gdb", "modules", "kgdb", "crash")
-"""The fragments of the builtin kernel."""
+from vmdebug.errors import BuildError
+from vmdebug.sources.configuration import dotconfig
 
 REQUESTED = "requested.config"
 """The merged fragments, beside the `.config` made from them."""
-
-_LINE = re.compile(r"^(CONFIG_\w+)=(.*)$|^# (CONFIG_\w+) is not set$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,28 +41,6 @@ class Unmet:
     def __str__(self) -> str:
         why = "something it depends on or is selected by decides" if self.known else "unknown to this tree"
         return f"{self.option}: wanted {self.wanted}, is {self.found} ({why})"
-
-
-def fragment(name: str) -> Path:
-    """Return the file of a fragment: one of ours by its name, or a path.
-
-    Raises:
-        UsageError: there is none; the hint has the names of ours.
-    """
-    directory = shipped.kconfigs()
-    ours = directory / f"{name}.config"
-    found = ours if ours.is_file() else Path(name)
-    if not found.is_file():
-        names = ", ".join(sorted(path.stem for path in directory.glob("*.config")))
-        raise UsageError(
-            f"no fragment {name}: neither {ours} nor a file of that name", hint=f"ours are: {names}"
-        )
-    return found.absolute()
-
-
-def options(text: str) -> dict[str, str]:
-    """Return the options that a .config or a fragment sets, "n" for those that it turns off."""
-    return {name or off: value if name else "n" for name, value, off in _LINE.findall(text)}
 
 
 def merge(
@@ -126,8 +100,12 @@ def unmet(requested: str, final: str, source: Path) -> tuple[Unmet, ...]:
         final: Text of the .config made from them.
         source: The kernel's source, looked through only for options that are missing.
     """
-    is_now = options(final)
-    missing = {name: wanted for name, wanted in options(requested).items() if is_now.get(name, "n") != wanted}
+    is_now = dotconfig.options(final)
+    missing = {
+        name: wanted
+        for name, wanted in dotconfig.options(requested).items()
+        if is_now.get(name, "n") != wanted
+    }
     known = _defined(source, missing) if missing else frozenset()
     return tuple(
         Unmet(name, wanted, is_now.get(name, "n"), name in known) for name, wanted in missing.items()

@@ -1,4 +1,4 @@
-"""What a kernel has to have built in, by whom it is wanted: our initramfs, a NixOS VM, a debugger.
+"""The options that a guest's kernel must have built in, and whether a kernel or a .config has them.
 
 A NixOS guest's initrd has modules of its own kernel only, so what another kernel boots it with has to be
 built in. What that is, is read off the runner and the system it boots; see nixpkgs'
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
@@ -114,6 +116,14 @@ DEBUG = (
     Need("PVPANIC_PCI", "advice", "a panic that QEMU tells of at once", "vm-boot"),
     Need("EROFS_FS", "advice", "the store of a VM with vmdebug.nixosModules.vmdebug", "nixos-boot"),
 )
+
+
+ALL = (*OWN, *NIXOS, *DEBUG)
+
+HAS_TO: tuple[Purpose, ...] = ("our shell", "debugging")
+"""What `kernel check` refuses a configuration for; a NixOS VM is not everybody's guest."""
+
+NIXOS_TOO: tuple[Purpose, ...] = (*HAS_TO, "NixOS VM", "systemd")
 
 
 def of_runner(script: Path, text: str | None = None) -> tuple[Need, ...]:
@@ -244,3 +254,55 @@ def mending(kernel: Kernel, found: Iterable[Lack]) -> str:
         )
     words = ("--source", str(source), "--base", str(directory / ".config"), *wanted, "-o", str(directory))
     return f"vmdebug kernel config {shlex.join(words)} && make -C {shlex.quote(str(directory))} -j$(nproc)"
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """One option that was looked at.
+
+    Args:
+        option: Its name, with CONFIG_.
+        wanted: The value that it should have.
+        found: The value that it has, "n" where it is off.
+        purpose: Who wants it.
+        why: What it is for.
+        mends: The fragment of ours that has it.
+    """
+
+    option: str
+    wanted: str
+    found: str
+    purpose: Purpose
+    why: str
+    mends: str
+
+    @property
+    def met(self) -> bool:
+        """Whether it has that value."""
+        return self.wanted == self.found
+
+
+def check(path: Path) -> tuple[Checked, ...]:
+    """Return each option that matters, as a .config has it.
+
+    Args:
+        path: The .config, packed by gzip or not; or the directory that it is in.
+
+    Raises:
+        UsageError: it is none.
+    """
+    file = path / ".config" if holds(path.is_dir) else path
+    if not holds(file.is_file):
+        raise UsageError(f"there is no configuration {file}", hint="give a .config, or a tree that has one")
+    configuration = Configuration(str(file), dotconfig.read(file))
+    return tuple(_checked(need, configuration) for need in ALL)
+
+
+def _checked(need: Need, configuration: Configuration) -> Checked:
+    return Checked(
+        option=f"CONFIG_{need.option}",
+        wanted="n" if need.off else "y",
+        found=configuration.value(need.option),
+        purpose=need.purpose,
+        why=need.why,
+        mends=need.mends,
+    )

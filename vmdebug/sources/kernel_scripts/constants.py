@@ -9,7 +9,6 @@ first (`make O=… scripts_gdb`), which takes a minute.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -23,7 +22,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import Kernel
 from vmdebug.progress import Report, Step
-from vmdebug.sources import builtin_build, kernel_source
+from vmdebug.sources import kbuild, kernel_source
 from vmdebug.sources.kernel_scripts import script_parts
 
 _NAME = "constants.py"
@@ -96,11 +95,11 @@ def by_source(source: Path, config: bytes | None, *, what: str, report: Report, 
             f"no configuration for {source}, and constants.py depends on it",
             hint="give the tree that the kernel was built in with --source",
         )
-    builtin_build.check_tools()
+    kbuild.check_tools()
     with tempfile.TemporaryDirectory(prefix="vmdebug-gdb-") as scratch:
         directory = Path(scratch)
         (directory / ".config").write_bytes(config)
-        jobs = f"-j{len(os.sched_getaffinity(0))}"
+        jobs = f"-j{kbuild.jobs()}"
         make = ["make", "-C", str(source), f"O={directory}", jobs, *_compiler(config)]
         # Another compiler has other options; what it lacks is settled here and not asked for.
         steps = [[*make, "olddefconfig"], [*make, "scripts_gdb"]]
@@ -135,9 +134,7 @@ def _run(steps: Sequence[Sequence[str]], made: Path, what: str, report: Report, 
 
     report(Step(what))
     for argv in steps:
-        done = process.run(
-            argv, env=builtin_build.environment(), deadline=deadline, check=False, on_line=line
-        )
+        done = process.run(argv, env=kbuild.clean_environment(), deadline=deadline, check=False, on_line=line)
         if done.status != 0:
             raise BuildError(
                 f"constants.py was not made: make ended with status {done.status}",

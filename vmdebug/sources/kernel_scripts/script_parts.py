@@ -10,6 +10,7 @@ from vmdebug import kimage
 from vmdebug.errors import MismatchError, UsageError
 from vmdebug.guest import Kernel
 from vmdebug.paths import holds
+from vmdebug.sources import kernel_source
 from vmdebug.sources.configuration import dotconfig
 from vmdebug.sources.kernels import dev_output, tree
 
@@ -21,7 +22,6 @@ _PREPARED = ("include/config/auto.conf", "include/generated/autoconf.h", "Makefi
 
 _BOOT = Path("/boot")
 _REDUCED = re.compile(r"^CONFIG_DEBUG_INFO_REDUCED=y$", re.MULTILINE)
-_VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *=[ \t]*(\S*)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def refuse_other(place: Path, wanted: Wanted) -> None:
     theirs = _release(place)
     same = theirs == kernel.release
     if not theirs:
-        theirs = source_version(place)
+        theirs = kernel_source.version(place)
         same = _made_from(theirs, kernel.release)
     if theirs and kernel.release and not same:
         raise MismatchError(
@@ -146,18 +146,6 @@ def _refuse_other_build(place: Path, wanted: Wanted) -> None:
             f"{place} was built into another kernel than {wanted.vmlinux}: build-id {theirs} against {ours}",
             hint="give a source without a build in it, or the tree that this kernel was built in",
         )
-
-
-def source_version(place: Path) -> str:
-    """Return the version that a source's top Makefile says: "6.1.148"; "" where there is none."""
-    makefile = place / "Makefile"
-    if not holds(makefile.is_file):
-        return ""
-    said = dict(_VERSION.findall(makefile.read_text(errors="replace")[:1000]))
-    numbers = [said.get(name, "") for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL")]
-    return (
-        ".".join(number for number in numbers if number) + said.get("EXTRAVERSION", "") if numbers[0] else ""
-    )
 
 
 def config(wanted: Wanted, parts: Parts) -> bytes | None:
