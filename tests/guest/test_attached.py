@@ -431,7 +431,7 @@ def test_at_a_prompt_a_deadline_leaves_the_person_there(terminal: tuple[Vm, pexp
     gdb.expect("start_kernel was not reached within 0.2 s")
     gdb.expect(PROMPT)
     gdb.sendline("info breakpoints")
-    gdb.expect(r"No breakpoints(?:,| or) watchpoints")
+    assert gdb.expect([r"No breakpoints(?:,| or) watchpoints", PROMPT]) == 0
 
 
 SCRIPT = """

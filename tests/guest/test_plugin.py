@@ -559,6 +559,7 @@ def test_a_matrix_of_kernels_is_named_in_the_tests(pytester: pytest.Pytester, ke
         "--vmdebug-kernel=/src/linux-b/arch/x86/boot/bzImage",
     )
 
+    assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(["*::test_one[[]linux-a]", "*::test_one[[]linux-b]", "*::test_two"])
 
 

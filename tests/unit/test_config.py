@@ -159,8 +159,9 @@ def test_paths_are_anchored_and_nothing_else(words: str, means: str) -> None:
 
 
 @given(st.text() | st.text("./#~?:ab\0", max_size=8))
-def test_any_words_can_be_anchored(words: str) -> None:
-    config.anchored(words, Path("/p"))
+def test_any_words_can_be_anchored_and_then_stay_as_they_are(words: str) -> None:
+    anchored = config.anchored(words, Path("/p"))
+    assert config.anchored(anchored, Path("/elsewhere")) == anchored
 
 
 class TestErrors:

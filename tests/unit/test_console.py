@@ -37,7 +37,9 @@ def test_bytes_that_are_no_text_are_kept() -> None:
 def test_a_line_is_typed() -> None:
     with line_guest() as guest, guest.console() as console:
         console.sendline("äöü \udcff")
-        guest.wait_typed("äöü ".encode() + b"\xff\n")
+        line = "äöü ".encode() + b"\xff\n"
+        guest.wait_typed(line)
+        assert guest.typed.endswith(line)
 
 
 def test_what_was_taken_can_be_put_back() -> None:
@@ -183,7 +185,7 @@ def test_a_shell_that_was_ready_long_ago_is_found(kind: str) -> None:
         with guest.console() as console:
             console.wait_ready(soon())
             console.sendline('echo usa""ble')
-            console.expect("usable", soon())
+            assert console.expect("usable", soon())[0] == "usable"
 
 
 def test_a_shell_under_kernel_messages_is_found() -> None:
@@ -194,6 +196,8 @@ def test_a_shell_under_kernel_messages_is_found() -> None:
             console.expect("(?:random.*){20}", soon())
         with guest.console() as console:
             console.wait_ready(soon())
+            console.sendline('echo usa""ble')
+            assert console.expect("usable", soon())[0] == "usable"
 
 
 def test_what_was_said_until_the_shell_answered_is_left() -> None:

@@ -134,6 +134,7 @@ def test_a_timeout_is_a_number_of_seconds(pytester: pytest.Pytester, words: str)
 def test_fixtures_and_marker_are_told(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_inprocess("--fixtures", "--markers", "-p", "no:cacheprovider")
 
+    assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(["@pytest.mark.vmdebug(guest=*"])
 
 

@@ -130,7 +130,9 @@ def test_a_call_in_a_wrong_state(lines: tuple[str, ...], needed: State, message:
 
 
 def test_any_of_several_states_will_do() -> None:
-    told(ATTACHED).need("x", State.RUNNING, State.STOPPED)
+    state = told(ATTACHED)
+    state.need("x", State.RUNNING, State.STOPPED)
+    assert state.state is State.STOPPED
 
 
 def test_a_frame_of_an_earlier_run() -> None:

@@ -197,6 +197,7 @@ def test_arguments_that_would_undo_ours_are_refused(words: list[str], hint: str)
 def test_other_arguments_are_the_users_business() -> None:
     words = ["-S", "-device", "s", "gdb", "-serial", "none", "-", "-append", "-s", "-machine", "acpi=off"]
     argv.check_extra(qemuargs.parse(words))
+    assert own(spec(qemu_args=tuple(words)))[-len(words) :] == words
 
 
 def test_the_probe_boots_to_the_first_line_on_stdout() -> None:

@@ -26,8 +26,10 @@ def test_runtime_is_xdg_runtime_dir_else_a_directory_of_the_user(monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["a", "o2", "base-nixos", "7.x_y", "a" * 63])
-def test_a_name_may_be(name: str) -> None:
+def test_a_name_may_be(name: str, tmp_path: Path) -> None:
     rundir.check_name(name)
+    (tmp_path / name).mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "-a", "a/b", "a b", "a,b", "ä", "a" * 64, "a\n"])
@@ -178,6 +180,7 @@ def test_scratch_is_not_made_where_a_link_leads(tmp_path: Path) -> None:
 
 def test_remove_is_content_when_nothing_is_there(tmp_path: Path) -> None:
     rundir.remove(tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_errno_has_its_words() -> None:
