@@ -22,6 +22,7 @@ import msgspec
 from vmdebug import arch, bzimage
 from vmdebug.errors import HostError, MismatchError, UsageError
 from vmdebug.filecache import cached
+from vmdebug.spelling import option
 
 Proof = Literal["build-id", "banner", "release", "none"]
 """By what two files were found to belong together; "none": neither says anything to compare."""
@@ -180,7 +181,8 @@ def check(image: Path, vmlinux: Path, *, force: bool = False) -> Proof:
         return "none"
     raise MismatchError(
         f"{image} and {vmlinux} are not of one build: {proof} {ours} against {theirs}",
-        hint="build both by one `make`, or give the vmlinux of this image with --vmlinux; --force goes on",
+        hint=f"build both with one `make`, or give this image's own vmlinux: {option('vmlinux', 'FILE')};"
+        f" {option('force', True)} continues anyway",
         detail=f"{_side(image, boots)}\n{_side(vmlinux, symbols)}",
     )
 

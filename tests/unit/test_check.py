@@ -80,7 +80,7 @@ def test_a_vmlinux_of_another_build_is_bad_and_names_both(linux: Path) -> None:
     row = rows(kernel)["vmlinux"]
     assert row.state == "bad"
     assert f"{ID} against {OTHER_ID}" in row.reason
-    assert "--vmlinux" in row.reason
+    assert "vmlinux=" in row.reason
 
 
 def test_without_a_build_id_the_banner_is_a_warning(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_nothing_but_an_image(linux: Path) -> None:
     table = rows(Kernel(image=linux / "arch/x86/boot/bzImage", origin="the image", release=RELEASE))
     warnings = [name for name, row in table.items() if row.state == "warning"]
     assert warnings == [name for name in table if name != "image"]
-    assert "--vmlinux" in table["vmlinux"].reason
+    assert "vmlinux=" in table["vmlinux"].reason
     assert "vmdebug kernel scripts" in table["gdb scripts"].reason
 
 

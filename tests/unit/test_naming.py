@@ -122,7 +122,7 @@ class TestNoGuest:
 
     def test_a_vmlinux_is_not_what_boots(self, here: Path) -> None:
         kernelfiles.vmlinux(here / "vmlinux")
-        assert f"--vmlinux {here}/vmlinux" in refusal("vmlinux", here).hint
+        assert f'vmlinux="{here}/vmlinux"' in refusal("vmlinux", here).hint
 
     def test_a_file_of_another_kind(self, here: Path) -> None:
         (here / "notes.txt").write_text("no kernel")
@@ -176,4 +176,4 @@ class TestName:
     def test_a_name_that_cannot_be_a_directorys(self, name: str) -> None:
         with pytest.raises(UsageError, match="letters, digits") as caught:
             naming.vm_name(Guest(kind="builtin", words=""), GuestOptions(name=name))
-        assert "--name" in caught.value.hint
+        assert "name=" in caught.value.hint

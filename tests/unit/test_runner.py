@@ -177,11 +177,11 @@ def test_a_script_that_takes_no_other_kernel_is_noted(made: Made, vmlinux: Path)
     script.write_text(script.read_text().replace("NIXPKGS_QEMU_KERNEL_", "X"))
     image = kernelfiles.image(made.bin / "bzImage", vmlinux)
     notes = resolve(made.result, GuestOptions(kernel=str(image), vmlinux=str(vmlinux))).notes
-    assert f"--kernel may have no effect: {made.script} has no NIXPKGS_QEMU_KERNEL_…" in notes
+    assert f"kernel= may have no effect: {made.script} has no NIXPKGS_QEMU_KERNEL_…" in notes
 
 
 def test_a_disk_goes_into_a_directory_that_is_there(made: Made) -> None:
-    with pytest.raises(UsageError, match="there is no directory /nowhere for --disk"):
+    with pytest.raises(UsageError, match=r"disk=.*: there is no directory /nowhere"):
         resolve(made.result, GuestOptions(disk="/nowhere/disk.qcow2"))
 
 
@@ -216,7 +216,7 @@ def test_a_kernel_outside_of_a_store_has_no_derivation(made: Made, vmlinux: Path
     (made.toplevel / "kernel").unlink()
     (made.toplevel / "kernel").symlink_to(image)
     assert resolve(made.result).notes == (
-        f"no symbols: {image} is not in a Nix store; give them with --vmlinux",
+        f'no symbols: {image} is not in a Nix store; give them: vmlinux="FILE"',
     )
 
 

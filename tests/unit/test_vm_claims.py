@@ -152,7 +152,7 @@ def test_a_taken_name_is_refused_with_the_pid_and_the_two_ways_out(qemu: Process
         claim("vm")
     assert f"its QEMU has pid {qemu.pid}" in caught.value.message
     assert "vmdebug stop vm" in caught.value.hint
-    assert "--name" in caught.value.hint
+    assert "name=" in caught.value.hint
 
 
 def test_a_default_name_gives_way(qemu: ProcessRef) -> None:

@@ -77,8 +77,8 @@ def test_a_qemu_that_says_nothing(place: Path) -> None:
     [
         ('Failed to get "write" lock', "another VM uses that disk"),
         ('Failed to get shared \\"write\\" lock', "another VM uses that disk"),
-        ("Could not access KVM kernel module: No such file", "--accel tcg"),
-        ("cannot set up guest memory 'pc.ram': Cannot allocate memory", "--memory"),
+        ("Could not access KVM kernel module: No such file", 'accel="tcg"'),
+        ("cannot set up guest memory 'pc.ram': Cannot allocate memory", "memory="),
         ("something new", ""),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_taken_port_is_named(place: Path) -> None:
     qemu(place, "echo 'Failed to find an available port: Address already in use'; exit 1")
     with pytest.raises(UsageError, match=r"port 1234 on 127\.0\.0\.1 is taken") as caught:
         start(tcp=1234)
-    assert "--tcp 0" in caught.value.hint
+    assert "tcp=0" in caught.value.hint
     assert nothing_is_left()
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from vmdebug import spelling
 from vmdebug.errors import HostError, VmdebugError
 
 INTERRUPTED = 130
@@ -50,7 +51,8 @@ def status_of(words: Sequence[str]) -> int:
     from vmdebug.cli import app
 
     try:
-        status = app.run(words)
+        with spelling.spelled(spelling.command_line):
+            status = app.run(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED

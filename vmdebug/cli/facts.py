@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmdebug.cli import render
 from vmdebug.errors import VmdebugError
+from vmdebug.spelling import option
 
 if TYPE_CHECKING:
     from vmdebug.guest import Kernel
@@ -59,7 +60,7 @@ def symbols(kernel: Kernel) -> str:
     from vmdebug import kimage
 
     if kernel.vmlinux is None:
-        return "none: GDB will know addresses only; --vmlinux F names them"
+        return f"none: GDB will know addresses only; give them: {option('vmlinux', 'FILE')}"
     try:
         proof = kimage.check(kernel.image, kernel.vmlinux)
     except VmdebugError as error:  # since the start: built anew, or removed

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vmdebug import spelling
 from vmdebug.cli import options, render, verb
 from vmdebug.errors import DeadlineError, HostError, LaunchError, MismatchError, UsageError, VmdebugError
 
@@ -177,12 +178,13 @@ def _run(
         timeout: Seconds for the script itself.
     """
     try:
-        main = _main_of(script, with_arguments=bool(arguments))
+        with spelling.spelled(spelling.python):
+            main = _main_of(script, with_arguments=bool(arguments))
     except Exception as error:
         if isinstance(error, UsageError) and _below(script, error) is None:
             raise
         return _failed(script, error)
-    with opening as session, _alarm(timeout):
+    with opening as session, _alarm(timeout), spelling.spelled(spelling.python):
         try:
             if _takes(main, 2):
                 main(session, arguments)

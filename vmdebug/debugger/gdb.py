@@ -26,6 +26,7 @@ from vmdebug.debugger.runstate import RunState, State
 from vmdebug.debugger.stop import Stop
 from vmdebug.debugger.transport import Transport
 from vmdebug.errors import DeadlineError, GdbError, HostError, UsageError, VmdebugError
+from vmdebug.spelling import option
 
 REMOTE_SECONDS = 30
 """How long GDB waits for one answer of QEMU's; its own 2 s are too few on a loaded host."""
@@ -218,7 +219,8 @@ class Gdb(Planting):
         except GdbError as error:
             raise UsageError(
                 f"GDB cannot read the symbols in {vmlinux}: {error.words or error.message}",
-                hint="give the kernel's vmlinux, an ELF file with debug information: --vmlinux FILE",
+                hint="give the kernel's vmlinux, an ELF file with debug information:"
+                f" {option('vmlinux', 'FILE')}",
             ) from error
 
     def _source(self, scripts: Path, deadline: Deadline) -> None:

@@ -17,6 +17,7 @@ from vmdebug import arch
 from vmdebug.debugger import mi
 from vmdebug.errors import MismatchError, StateError, UsageError
 from vmdebug.guest import Kernel
+from vmdebug.spelling import option
 
 Ask = Callable[[str], Mapping[str, Any]]
 """Has GDB carry out an MI command, and returns what the result carries."""
@@ -130,7 +131,8 @@ class Identity:
             raise StateError(
                 f"breakpoints cannot wait for a kernel that KASLR puts in one of {PLACES} places:"
                 f" KVM has {held} hardware breakpoints",
-                hint="start without --kaslr, or with --accel tcg; or set them while it runs",
+                hint=f"start it without {option('kaslr', True)}, or with {option('accel', 'tcg')};"
+                " or set them while it runs",
             )
         return self.waiting
 
@@ -175,8 +177,8 @@ def mismatch(verdict: Verdict, kernel: Kernel) -> MismatchError:
     return MismatchError(
         f"the symbols are not those of the kernel that runs: build-id {verdict.build_id or 'none'}"
         f" against {verdict.theirs or 'an unknown one'}",
-        hint="start the guest with its own vmlinux, --vmlinux FILE; or go on all the same:"
-        " --force, force=True in Python",
+        hint=f"start the guest with its own vmlinux, {option('vmlinux', 'FILE')}; {option('force', True)}"
+        " continues anyway",
         detail=_sides(verdict, kernel),
     )
 

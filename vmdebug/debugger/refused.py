@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from vmdebug.errors import GdbError
+from vmdebug.spelling import option
 
 ABSENT = "is it inlined everywhere, or in a module? pending=True waits for it"
 """What to do where a breakpoint's place is not there."""
@@ -46,7 +47,10 @@ def planting(error: GdbError, what: str, *, when: str = "", absent: str = ABSENT
     words = error.words.lower()
     if any(each in words for each in _NO_HARDWARE):
         message = f"{what}: no hardware breakpoint or watchpoint is left"
-        hint = "KVM has 4 of them: delete one, take a software breakpoint, or start with --accel tcg"
+        hint = (
+            "KVM has 4 of them: delete one, take a software breakpoint, or start with"
+            f" {option('accel', 'tcg')}"
+        )
     elif "cannot insert breakpoint" in words and "cannot access memory" in words:
         message = f"{what}: the guest has nothing mapped yet where a breakpoint would be written"
         hint = "before the kernel has mapped itself KVM needs hardware=True; with TCG any will do"

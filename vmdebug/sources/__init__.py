@@ -12,6 +12,7 @@ from vmdebug.errors import UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec
 from vmdebug.progress import Report
 from vmdebug.sources.naming import anchored, parse
+from vmdebug.spelling import option
 
 if TYPE_CHECKING:
     from vmdebug.sources.kernel_scripts.prepare import Scripts
@@ -121,5 +122,5 @@ def _checked(options: GuestOptions) -> GuestOptions:
         return msgspec.convert(msgspec.structs.asdict(options), GuestOptions)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at `$.")
-        option = place.rstrip("`").replace("_", "-")
-        raise UsageError(f"--{option} cannot be right: {what}", hint="see `vmdebug start --help`") from error
+        name = place.rstrip("`")
+        raise UsageError(f"{option(name)}: {what}", hint="see `vmdebug start --help`") from error

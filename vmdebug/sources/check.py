@@ -17,6 +17,7 @@ from vmdebug.sources.configuration import dotconfig, requirements
 from vmdebug.sources.configuration.dotconfig import Configuration
 from vmdebug.sources.kernels import modules
 from vmdebug.sources.kernels.dev_output import why_unusable
+from vmdebug.spelling import option
 
 State = Literal["ok", "warning", "bad"]
 """warning: something cannot be had, or cannot be told. bad: things do not belong together."""
@@ -82,7 +83,12 @@ def _image(kernel: Kernel) -> Row:
 
 def _vmlinux(kernel: Kernel) -> Row:
     if kernel.vmlinux is None:
-        return Row("vmlinux", "warning", "none", "GDB will know addresses only; give it with --vmlinux")
+        return Row(
+            "vmlinux",
+            "warning",
+            "none",
+            f"GDB will know addresses only; give it: {option('vmlinux', 'FILE')}",
+        )
     found = f"{kernel.vmlinux}: {kimage.read_vmlinux(kernel.vmlinux).release or 'an unknown release'}"
     try:
         proof = kimage.check(kernel.image, kernel.vmlinux)

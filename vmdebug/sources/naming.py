@@ -18,6 +18,7 @@ from vmdebug.errors import UsageError, VmdebugError
 from vmdebug.guest import Guest, GuestKind, GuestOptions
 from vmdebug.paths import absolute, holds
 from vmdebug.sources.kernels import tree
+from vmdebug.spelling import option
 
 _FORMS = "FLAKEREF#NAME, a kernel build tree, a run-*-vm script, a bzImage, `builtin`, or a [guest.NAME]"
 
@@ -80,7 +81,7 @@ def vm_name(guest: Guest, options: GuestOptions) -> str:
     if not _NAME.fullmatch(options.name):
         raise UsageError(
             f"a VM cannot be called {options.name!r}: letters, digits and . _ - are allowed",
-            hint=f"for example --name {_sanitised(options.name)}",
+            hint=f"for example {option('name', _sanitised(options.name))}",
         )
     return options.name
 
@@ -149,7 +150,7 @@ def _file(words: str, path: Path) -> Guest:
     elif kimage.is_elf(path):
         raise UsageError(
             f"{path} is an ELF file, and no boot image",
-            hint=f"give the bzImage made from it, and this as --vmlinux {path}",
+            hint=f"give the bzImage made from it, and this as {option('vmlinux', str(path))}",
         )
     else:
         raise UsageError(

@@ -20,6 +20,7 @@ from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report
 from vmdebug.sources import initramfs, naming
 from vmdebug.sources.kernels import image, replacements, tree
+from vmdebug.spelling import option
 
 
 def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
@@ -39,7 +40,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
     """
     del report
     name = naming.vm_name(guest, options)
-    # With --kernel the guest's own need not even be there: `start --kernel TREE` before any `kernel build`.
+    # With a kernel given, the guest's own need not exist: `start --kernel TREE` before any `kernel build`.
     kernel = replacements.symbols(replacements.kernel(options) or _kernel(guest, options), options)
     machine = OwnMachine(initrd=_initrd(guest, options, kernel, deadline), disk=_disk(options))
     return LaunchSpec(
@@ -89,7 +90,7 @@ def _disk(options: GuestOptions) -> Path | None:
     # A block device is as good as a file.
     if not holds(disk.exists) or disk.is_dir():
         raise UsageError(
-            f"--disk {options.disk}: there is no disk image {disk}",
+            f"{option('disk', options.disk)}: there is no disk image {disk}",
             hint=f"make one: qemu-img create -f qcow2 {disk} 1G",
         )
     return disk

@@ -23,6 +23,7 @@ from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report
 from vmdebug.sources import cache, kbuild, naming
 from vmdebug.sources.configuration import dotconfig
+from vmdebug.spelling import option
 
 _COMMAND = re.compile(r"^(?:saved)?cmd_\S+ := (.*?)\s-", re.MULTILINE)
 _MAKES_OWN = re.compile(r"^make(?:\[\d+\])?: ")
@@ -59,7 +60,7 @@ def tree_of(options: GuestOptions) -> Path:
         if holds(path.is_dir):
             return path
         raise UsageError(
-            f"--build: --kernel {options.kernel} is no tree to build in",
+            f"--build: {option('kernel', options.kernel)} is not a directory that make builds in",
             hint="give the directory in which make ran, not the image",
         )
     guest = naming.parse(options.source)
@@ -67,7 +68,7 @@ def tree_of(options: GuestOptions) -> Path:
         return Path(guest.location)
     raise UsageError(
         f"--build: the kernel of {options.source} is not built by make in a tree",
-        hint="give the tree: --kernel TREE; the builtin kernel is built by `vmdebug kernel build`",
+        hint=f"give the tree: {option('kernel', 'TREE')}; `vmdebug kernel build` builds the builtin kernel",
     )
 
 

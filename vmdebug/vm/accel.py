@@ -23,6 +23,7 @@ from vmdebug.errors import HostError
 from vmdebug.filecache import cached
 from vmdebug.guest import Accel
 from vmdebug.progress import Report, Step
+from vmdebug.spelling import option
 from vmdebug.vm import argv
 from vmdebug.vm.argv import RealAccel
 
@@ -32,8 +33,13 @@ BOOT_SECONDS = 10.0
 FIRST_LINE = b"Linux version "
 """How a kernel begins; see linux_banner in its init/version.c."""
 
-_INSTEAD = "or emulate: --accel tcg"
-_LOOK = f"see what the host's kernel says: dmesg | grep -i kvm; {_INSTEAD}"
+
+def _instead() -> str:
+    return f"or emulate: {option('accel', 'tcg')}"
+
+
+def _look() -> str:
+    return f"see what the host's kernel says: dmesg | grep -i kvm; {_instead()}"
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -121,18 +127,18 @@ def obstacle(arch: Arch, host: Host = HOST) -> HostError | None:
         return HostError(
             f"no KVM: {host.device} is not there",
             hint="load the module: modprobe kvm_intel (or kvm_amd); if that fails, switch virtualisation"
-            f" on in the firmware, or nested virtualisation on in the host; {_INSTEAD}",
+            f" on in the firmware, or nested virtualisation on in the host; {_instead()}",
         )
     if not os.access(host.device, os.R_OK | os.W_OK):
         return HostError(
             f"no KVM: {host.device} may not be opened by this user",
-            hint=f'join its group: sudo usermod -aG kvm "$USER", then log in anew; {_INSTEAD}',
+            hint=f'join its group: sudo usermod -aG kvm "$USER", then log in anew; {_instead()}',
         )
     if not _cpu_flags(host) & set(arch.kvm_flags):
         wanted = " nor ".join(arch.kvm_flags)
         return HostError(
             f"no KVM: {host.device} opens, but the CPU has neither {wanted}, so a guest would hang",
-            hint=f"this is a VM without nested virtualisation: switch it on in its host; {_INSTEAD}",
+            hint=f"this is a VM without nested virtualisation: switch it on in its host; {_instead()}",
         )
     return None
 
@@ -163,7 +169,7 @@ def boot(command: Sequence[str], deadline: Deadline) -> Boot:
     if deadline.passed:
         return Boot(seconds=None)
     last = process.tail(said.decode(errors="replace"), 1)
-    raise HostError(f"no KVM: QEMU ended before the kernel's first line: {last}", hint=_LOOK)
+    raise HostError(f"no KVM: QEMU ended before the kernel's first line: {last}", hint=_look())
 
 
 def _proof(subject: Subject, report: Report, deadline: Deadline, host: Host) -> str:
@@ -181,7 +187,7 @@ def _proof(subject: Subject, report: Report, deadline: Deadline, host: Host) -> 
         raise problem
     seconds = _remembered(subject, host, booting).seconds
     if seconds is None:
-        raise HostError(f"no KVM: the kernel said nothing for {BOOT_SECONDS:g} s under it", hint=_LOOK)
+        raise HostError(f"no KVM: the kernel said nothing for {BOOT_SECONDS:g} s under it", hint=_look())
     return f"the kernel's first line came after {seconds:g} s under it"
 
 

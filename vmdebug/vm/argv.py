@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from vmdebug import spelling
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, Kernel, LaunchSpec, OwnMachine
@@ -33,10 +34,10 @@ RAM_BLOCK = "pc.ram"
 _QCOW2_MAGIC = b"QFI\xfb"
 
 _REFUSED = {
-    "gdb": "vmdebug has a gdbstub on a socket of its own; --tcp PORT puts it on 127.0.0.1:PORT",
-    "s": "vmdebug has a gdbstub on a socket of its own; --tcp PORT puts it on 127.0.0.1:PORT",
-    "accel": "say --accel kvm or --accel tcg to vmdebug",
-    "enable-kvm": "say --accel kvm to vmdebug",
+    "gdb": "vmdebug has a gdbstub on a socket of its own; {tcp} puts it on 127.0.0.1:PORT",
+    "s": "vmdebug has a gdbstub on a socket of its own; {tcp} puts it on 127.0.0.1:PORT",
+    "accel": "tell vmdebug instead: {kvm} or {tcg}",
+    "enable-kvm": "tell vmdebug instead: {kvm}",
     "daemonize": "vmdebug start leaves QEMU in the background by itself",
     "pidfile": "vmdebug finds QEMU by a pidfile of its own; `vmdebug status --json` has the pid",
 }
@@ -77,12 +78,12 @@ def check_extra(given: Options) -> None:
     for option in given.every:
         if option.name in _REFUSED:
             raise UsageError(
-                f"the QEMU argument {option.word} cannot be used here", hint=_REFUSED[option.name]
+                f"the QEMU argument {option.word} cannot be used here", hint=_instead(option.name)
             )
         if option.name in MACHINE and "accel" in option.properties:
             raise UsageError(
                 f"the QEMU argument {option.word} {option.argument} cannot choose the accelerator",
-                hint=_REFUSED["accel"],
+                hint=_instead("accel"),
             )
         if option.prints:
             asked = " ".join((option.word, *(() if option.argument is None else (option.argument,))))
@@ -353,3 +354,12 @@ def debug_devices(features: Features, given: Options) -> tuple[str, ...]:
 def ends(features: Features) -> tuple[str, ...]:
     """Let a reboot end QEMU, and a panic stop the guest where it can be looked at."""
     return ("-no-reboot", *(("-action", "panic=pause") if features.actions else ()))
+
+
+def _instead(name: str) -> str:
+    """Return what to use instead of a QEMU option that is refused."""
+    return _REFUSED[name].format(
+        tcp=spelling.option("tcp", "PORT"),
+        kvm=spelling.option("accel", "kvm"),
+        tcg=spelling.option("accel", "tcg"),
+    )

@@ -18,6 +18,7 @@ import msgspec
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError, VmdebugError
 from vmdebug.process import ProcessRef
+from vmdebug.spelling import option
 from vmdebug.vm import children, rundir, state
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import Launching, State
@@ -142,7 +143,7 @@ def _vacant(directory: RunDir, *, exact: bool) -> bool:
     if exact:
         raise UsageError(
             f"there is a VM named {directory.name} already: {tenant.describe()}",
-            hint=f"end it: vmdebug stop {directory.name}  or give this one another name: --name",
+            hint=f"end it: vmdebug stop {directory.name}  or give this one another name: {option('name')}",
         )
     return False
 

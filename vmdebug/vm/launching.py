@@ -17,6 +17,7 @@ from vmdebug.errors import DeadlineError, GuestDiedError, LaunchError, UsageErro
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import Child, ProcessRef
 from vmdebug.progress import Report, Step, silent
+from vmdebug.spelling import option
 from vmdebug.vm import argv, children, claims, dial, planning, rundir, state
 from vmdebug.vm.argv import BOOT, Origin
 from vmdebug.vm.guardian import END_SECONDS, Guardian
@@ -36,14 +37,14 @@ _PORT_TAKEN = "Address already in use"
 _HINTS = (
     (r"Failed to get .* lock", "another VM uses that disk: end it, or give this one a copy"),
     (r"No space left on device", "free some space where the run directory or the disk is"),
-    (r"Could not access KVM|failed to initialize kvm", "emulate: --accel tcg; `vmdebug doctor` looks at KVM"),
+    (r"Could not access KVM|failed to initialize kvm", "emulate: {accel}; `vmdebug doctor` looks at KVM"),
     (r"host forwarding rule", "another program has that port, or another VM: forward another one"),
     (r"CPU model 'host' requires", "give QEMU another CPU: -- -cpu max"),
     (
         r"at most one \w+ device is permitted",
         "vmdebug adds that device, and does not read the files of -readconfig: take it out of that file",
     ),
-    (r"annot set up guest memory|annot allocate memory", "give the guest less: --memory"),
+    (r"annot set up guest memory|annot allocate memory", "give the guest less: {memory}"),
 )
 """What QEMU says in its log, and what to do about it."""
 
@@ -222,7 +223,9 @@ def _port(attempt: _Attempt, deadline: Deadline) -> int:
         found = re.search(r":tcp:127\.0\.0\.1:(\d+)", chardev["filename"])
         if chardev["label"] == argv.GDB_CHARDEV and found:
             return int(found[1])
-    raise LaunchError("QEMU does not tell the port of its gdbstub", hint="choose one: --tcp PORT")
+    raise LaunchError(
+        "QEMU does not tell the port of its gdbstub", hint=f"choose one: {option('tcp', 'PORT')}"
+    )
 
 
 def _as_decided(attempt: _Attempt, deadline: Deadline) -> Plan:
@@ -249,12 +252,14 @@ def _failure(attempt: _Attempt) -> VmdebugError:
     if port and _PORT_TAKEN in log:
         return UsageError(
             f"port {port} on 127.0.0.1 is taken",
-            hint=f"choose another one, or a free one by --tcp 0; who has it: ss -ltnp 'sport = :{port}'",
+            hint=f"choose another one, or a free one: {option('tcp', 0)};"
+            f" who has it: ss -ltnp 'sport = :{port}'",
             detail=_evidence(attempt),
         )
     status = attempt.child.returncode
     what = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, log)), "")
+    hint = hint.format(accel=option("accel", "tcg"), memory=option("memory"))
     return LaunchError(f"QEMU {what} before it answered", hint=hint, detail=_evidence(attempt))
 
 

@@ -21,6 +21,7 @@ import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError, VmdebugError
+from vmdebug.spelling import option
 from vmdebug.vm import lock
 
 LONGEST_SOCKET_PATH = 107
@@ -141,7 +142,7 @@ class RunDir(msgspec.Struct, frozen=True):
             raise HostError(
                 f"the socket {longest} has a path of {length} bytes, and a socket's must not exceed"
                 f" {LONGEST_SOCKET_PATH}",
-                hint="set XDG_RUNTIME_DIR to a shorter path, or choose a shorter --name",
+                hint=f"set XDG_RUNTIME_DIR to a shorter path, or choose a shorter name: {option('name')}",
             )
         if "\n" in str(self.path):
             raise HostError(

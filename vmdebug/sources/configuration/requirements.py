@@ -22,6 +22,7 @@ from vmdebug.paths import holds
 from vmdebug.sources.configuration import dotconfig
 from vmdebug.sources.configuration.dotconfig import Configuration
 from vmdebug.sources.kernels import tree
+from vmdebug.spelling import option
 
 Purpose = Literal["our shell", "NixOS VM", "systemd", "debugging", "advice"]
 
@@ -238,7 +239,7 @@ def refuse(kernel: Kernel, script: Path, text: str, guest: str) -> str:
         hint=mending(kernel, found),
         detail="\n".join(f"{lack!s:<{width}}  {lack.need.why}" for lack in found)
         + f"\nby {origin}; the guest's initrd has modules of its own kernel only"
-        + "\n--force starts it all the same",
+        + f"\n{option('force', True)} starts it anyway",
     )
 
 

@@ -29,6 +29,7 @@ from vmdebug.sources.kernel_scripts import constants, script_parts
 from vmdebug.sources.kernel_scripts.constants import Source
 from vmdebug.sources.kernel_scripts.script_parts import LOADER, Parts, Python, Wanted
 from vmdebug.sources.kernels.dev_output import why_unusable
+from vmdebug.spelling import option
 
 WHAT = "making the kernel's GDB scripts"
 
@@ -167,7 +168,7 @@ def _with_types(kernel: Kernel) -> Wanted:
     if kernel.vmlinux is None:
         raise UsageError(
             f"no symbols for {kernel.origin}, and its GDB scripts need them",
-            hint="give its vmlinux with --vmlinux",
+            hint=f"give its vmlinux: {option('vmlinux', 'FILE')}",
         )
     if not kimage.read_vmlinux(kernel.vmlinux).has_dwarf:
         raise UsageError(
@@ -276,6 +277,6 @@ def _scripts(wanted: Wanted, where: Path, how: str) -> Scripts:
 def _command(spec: LaunchSpec, options: GuestOptions) -> str:
     """Return the command that makes the scripts for what is to be started."""
     words = ["vmdebug", "kernel", "scripts", spec.guest]
-    for option, value in (("--kernel", options.kernel), ("--vmlinux", options.vmlinux)):
-        words += [option, value] if value is not None else []
+    for word, value in (("--kernel", options.kernel), ("--vmlinux", options.vmlinux)):
+        words += [word, value] if value is not None else []
     return shlex.join(words)

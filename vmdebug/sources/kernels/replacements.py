@@ -1,4 +1,4 @@
-"""What `--kernel`, `--vmlinux` and `--gdb-scripts` put in the place of a guest's own."""
+"""The options `kernel`, `vmlinux` and `gdb_scripts`: what replaces a guest's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from vmdebug.guest import GuestOptions, Kernel
 from vmdebug.paths import absolute, holds
 from vmdebug.sources.kernels import image, tree
 from vmdebug.sources.kernels.dev_output import why_unusable
+from vmdebug.spelling import option
 
 
 def apply(own: Kernel, options: GuestOptions) -> Kernel:
@@ -29,7 +30,7 @@ def apply(own: Kernel, options: GuestOptions) -> Kernel:
 
 
 def kernel(options: GuestOptions) -> Kernel | None:
-    """Return the kernel that `--kernel` names; None where it is not given.
+    """Return the kernel that the option `kernel` names; None if it is not given.
 
     Raises:
         UsageError: it names neither a boot image nor a built tree.
@@ -43,7 +44,8 @@ def kernel(options: GuestOptions) -> Kernel | None:
         return tree.kernel(path, force=options.force)
     if not holds(path.exists):
         raise UsageError(
-            f"--kernel {options.kernel}: {path} does not exist", hint="give a bzImage or a build tree"
+            f"{option('kernel', options.kernel)}: {path} does not exist",
+            hint="give a bzImage or a build tree",
         )
     return image.kernel(path, search=options.vmlinux is None, force=options.force)
 
@@ -67,7 +69,7 @@ def symbols(kernel: Kernel, options: GuestOptions) -> Kernel:
         why = why_unusable(scripts)
         if why:
             raise UsageError(
-                f"--gdb-scripts {options.gdb_scripts}: {why}",
+                f"{option('gdb_scripts', options.gdb_scripts)}: {why}",
                 hint="give a build tree after `make scripts_gdb`, with CONFIG_GDB_SCRIPTS=y",
             )
         kernel = msgspec.structs.replace(kernel, gdb_scripts=scripts)
@@ -97,10 +99,10 @@ def notes(kernel: Kernel) -> tuple[str, ...]:
 def _why_no_symbols(kernel: Kernel) -> str:
     others = [each for each in image.elsewhere(kernel.release) if image.is_apart(kernel.image, each)]
     if others:
-        return f"no symbols: {others[0]} is of another build; give the vmlinux of this one with --vmlinux"
+        return f"no symbols: {others[0]} is of another build; give this one's: {option('vmlinux', 'FILE')}"
     return (
         f"no symbols: no vmlinux beside {kernel.image}, and none of {kernel.release or 'its release'} in"
-        " /usr/lib/debug; give it with --vmlinux"
+        f" /usr/lib/debug; give it: {option('vmlinux', 'FILE')}"
     )
 
 

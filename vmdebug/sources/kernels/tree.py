@@ -13,6 +13,7 @@ from vmdebug import arch, kimage
 from vmdebug.errors import MismatchError, UsageError
 from vmdebug.guest import Kernel
 from vmdebug.sources.kernels.dev_output import why_unusable
+from vmdebug.spelling import option
 
 MARKS = ("vmlinux", arch.X86_64.image, ".config", "init/Kconfig", "include/config/kernel.release")
 """Files by which a directory is known for a kernel tree, built or not."""
@@ -98,7 +99,7 @@ def _check(image: Path, vmlinux: Path, directory: Path, *, force: bool) -> None:
         kimage.check(image, vmlinux, force=force)
     except MismatchError as error:
         # `make vmlinux` alone, or an interrupted make, leaves the two apart.
-        hint = f"{_how_to_build(directory)}; --force goes on all the same"
+        hint = f"{_how_to_build(directory)}; {option('force', True)} continues anyway"
         raise MismatchError(error.message, hint=hint, detail=error.detail) from error
 
 

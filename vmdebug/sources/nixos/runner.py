@@ -24,6 +24,7 @@ from vmdebug.progress import Report
 from vmdebug.sources import naming, nix
 from vmdebug.sources.configuration import requirements
 from vmdebug.sources.kernels import dev_output, replacements
+from vmdebug.spelling import option
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
     if options.kernel is not None and not options.force:
         unsure = requirements.refuse(kernel, found.script, found.text, guest.words)
     if kernel.vmlinux is None and why:
-        notes: tuple[str, ...] = (f"no symbols: {why}; give them with --vmlinux",)
+        notes: tuple[str, ...] = (f"no symbols: {why}; give them: {option('vmlinux', 'FILE')}",)
     else:
         notes = replacements.notes(kernel)
     return LaunchSpec(
@@ -261,7 +262,7 @@ def _disk(options: GuestOptions) -> Path | None:
     if not disk.parent.is_dir():
         # The script's readlink would fail, and it would go on without a disk.
         raise UsageError(
-            f"there is no directory {disk.parent} for --disk {options.disk}", hint="make it first"
+            f"{option('disk', options.disk)}: there is no directory {disk.parent}", hint="make it first"
         )
     return disk
 
@@ -272,5 +273,5 @@ def _deaf(found: Runner, options: GuestOptions) -> tuple[str, ...]:
     if "QEMU_KERNEL_PARAMS" not in found.text:
         unheard.append(f"kernel parameters may have no effect: {found.script} has no QEMU_KERNEL_PARAMS")
     if options.kernel is not None and "NIXPKGS_QEMU_KERNEL_" not in found.text:
-        unheard.append(f"--kernel may have no effect: {found.script} has no NIXPKGS_QEMU_KERNEL_…")
+        unheard.append(f"{option('kernel')} may have no effect: {found.script} has no NIXPKGS_QEMU_KERNEL_…")
     return tuple(unheard)

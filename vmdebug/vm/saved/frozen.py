@@ -20,6 +20,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, VmError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec
 from vmdebug.progress import Report, silent
+from vmdebug.spelling import option
 from vmdebug.vm import launching
 from vmdebug.vm.argv import Origin
 from vmdebug.vm.launching import Start
@@ -184,7 +185,9 @@ def new_ram(spec: LaunchSpec, directory: Path | None) -> int:
         HostError: the directory cannot have one, or has no room.
     """
     if missing := nameless.room(memory_mib(spec), directory):
-        raise HostError(missing, hint="give the guest less: --memory; or name a directory that has it")
+        raise HostError(
+            missing, hint=f"give the guest less: {option('memory')}; or name a directory that has it"
+        )
     ram = nameless.make("ram", directory)
     os.ftruncate(ram, memory_mib(spec) << 20)
     return ram

@@ -1,0 +1,66 @@
+"""How messages spell an option, in the words of whoever reads them.
+
+The same hint says `--kernel TREE` on the command line, `kernel="TREE"` to a Python caller and
+`kernel = "TREE"` where vmdebug.toml is read: code writes `option("kernel", "TREE")`. Python is the default;
+a face sets its own spelling with `spelled` for as long as it runs, as gettext has its locale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+Value = str | int | bool | None
+
+Spelling = Callable[[str, Value], str]
+"""Spells an option, a field of `GuestOptions`, with its value; None: the name alone."""
+
+
+def python(name: str, value: Value = None) -> str:
+    """Spell an option as a keyword argument: `kernel=`, `kernel="TREE"`, `force=True`."""
+    return f"{name}=" if value is None else f"{name}={_quoted(value)}"
+
+
+def command_line(name: str, value: Value = None) -> str:
+    """Spell an option as `vmdebug start` takes it: `--kernel`, `--kernel TREE`, `--force`, `--no-kaslr`."""
+    word = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{word}" if value else f"--no-{word}"
+    return f"--{word}" if value is None else f"--{word} {value}"
+
+
+def toml(name: str, value: Value = None) -> str:
+    """Spell an option as a key of vmdebug.toml: `kernel =`, `kernel = "TREE"`, `force = true`."""
+    word = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"{word} = {str(value).lower()}"
+    return f"{word} =" if value is None else f"{word} = {_quoted(value)}"
+
+
+_SPELLING: ContextVar[Spelling] = ContextVar("vmdebug_spelling", default=python)
+
+
+def option(name: str, value: Value = None) -> str:
+    """Return how the present reader spells an option.
+
+    Args:
+        name: The field of `GuestOptions`: "gdb_scripts".
+        value: Its value, or a placeholder for it: "FILE"; None names the option alone.
+    """
+    return _SPELLING.get()(name, value)
+
+
+@contextlib.contextmanager
+def spelled(spelling: Spelling) -> Iterator[None]:
+    """Have `option` spell for another reader while the block runs."""
+    token = _SPELLING.set(spelling)
+    try:
+        yield
+    finally:
+        _SPELLING.reset(token)
+
+
+def _quoted(value: str | int | bool) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
