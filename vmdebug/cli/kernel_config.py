@@ -97,15 +97,15 @@ def config(
 
 
 def _tell(made: Configured, *, as_json: bool) -> None:
-    """Print what was made; raise for what was asked for and did not come about."""
+    """Print the configuration that was made; raise if options could not be set."""
     if as_json:
         _put_json(made)
     else:
         _show(made)
     if made.failed:
         raise BuildError(
-            f"{len(made.failed)} of {made.asked} options did not come about",
-            hint="the configuration is there, without them: mend the fragment, or what it depends on",
+            f"{len(made.failed)} of {made.asked} options could not be set",
+            hint="the configuration was written without them: fix the fragment, or enable what it depends on",
             detail="\n".join(map(str, made.failed)),
         )
 
@@ -160,7 +160,7 @@ def judge(path: Path, purposes: tuple[str, ...], *, as_json: bool) -> None:
     else:
         lacking = [line for line in lines if not line.met]
         if lacking:
-            head = ("OPTION", "IS", "WANTED", "BY", "FOR", "MENDED BY")
+            head = ("OPTION", "IS", "WANTED", "BY", "FOR", "FRAGMENT")
             render.put_table(head, [_row(line) for line in lacking])
             render.put("")
         render.put_facts({each: _verdict(each, lines) for each in dict.fromkeys(x.purpose for x in lines)})

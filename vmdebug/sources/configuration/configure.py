@@ -52,7 +52,7 @@ class Option(msgspec.Struct, frozen=True):
     wish: bool = False
 
     def __str__(self) -> str:
-        mends = f"; -f {self.mends} has that" if self.mends else ""
+        mends = f"; add -f {self.mends}" if self.mends else ""
         return f"{self.option}: wanted {self.wanted}, is {self.found} ({self.fragment}): {self.why}{mends}"
 
 

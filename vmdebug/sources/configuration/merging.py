@@ -124,7 +124,7 @@ def refuse(unmet_options: Sequence[Unmet], source: Path) -> None:
     dropped = [option for option in unmet_options if option.known]
     if dropped:
         raise BuildError(
-            f"{len(dropped)} options of the fragments did not come about with the source {source}",
+            f"{len(dropped)} options of the fragments could not be set with the source {source}",
             hint=f"see what {dropped[0].option} depends on: grep -rn 'config {dropped[0].option[7:]}' in it",
             detail="\n".join(map(str, dropped)),
         )
