@@ -1,6 +1,6 @@
-"""Start a Linux guest in QEMU under GDB; the public API.
+"""Start a Linux guest in QEMU under GDB: the public API.
 
-What stands here is imported when it is first used: `vmdebug --help` pays for none of it.
+Each name is imported when it is first used, so that `vmdebug --help` imports none of them.
 """
 
 from __future__ import annotations
@@ -29,14 +29,24 @@ if TYPE_CHECKING:
         VmdebugError,
         VmError,
     )
+    from vmdebug.guest import GuestOptions, StartOptions
     from vmdebug.session import DebugSession, attach, start
+    from vmdebug.trace.hit import Call, Hit, Task
+    from vmdebug.trace.probe import Probe
+    from vmdebug.trace.trace import Trace
     from vmdebug.vm.machine import Vm
+    from vmdebug.vm.saved.snapshot import Snapshot
 
 _HOMES = {
     "vmdebug.session": ("DebugSession", "attach", "start"),
     "vmdebug.channel.serial.command": ("ExecResult", "Job"),
     "vmdebug.vm.machine": ("Vm",),
     "vmdebug.channel.serial.console": ("Console",),
+    "vmdebug.vm.saved.snapshot": ("Snapshot",),
+    "vmdebug.guest": ("GuestOptions", "StartOptions"),
+    "vmdebug.trace.hit": ("Call", "Hit", "Task"),
+    "vmdebug.trace.probe": ("Probe",),
+    "vmdebug.trace.trace": ("Trace",),
     "vmdebug.debugger.gdb": ("Gdb",),
     "vmdebug.debugger.breakpoints": ("Breakpoint",),
     "vmdebug.debugger.stop": ("Frame", "Stop", "Thread"),
@@ -62,6 +72,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Breakpoint",
     "BuildError",
+    "Call",
     "Console",
     "DeadlineError",
     "DebugSession",
@@ -70,14 +81,21 @@ __all__ = [
     "Gdb",
     "GdbError",
     "GuestDiedError",
+    "GuestOptions",
+    "Hit",
     "HostError",
     "Job",
     "LaunchError",
     "MismatchError",
+    "Probe",
     "QmpError",
+    "Snapshot",
+    "StartOptions",
     "StateError",
     "Stop",
+    "Task",
     "Thread",
+    "Trace",
     "UsageError",
     "Value",
     "Vm",

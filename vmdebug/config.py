@@ -28,13 +28,13 @@ from typing import Any, get_args
 import msgspec
 
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import Accel, GuestOptions, memory_mib
+from vmdebug.guest import Accel, GuestOptions, StartOptions, memory_mib
 from vmdebug.paths import absolute, holds
 
 FILE = "vmdebug.toml"
 
 _TOP = ("default", "guest")
-_KEYS = tuple(field.replace("_", "-") for field in GuestOptions.__struct_fields__ if field != "table")
+_KEYS = ("source", *(field.replace("_", "-") for field in StartOptions.__annotations__))
 _PATHS = ("kernel", "vmlinux", "gdb-scripts", "disk")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 
@@ -195,7 +195,7 @@ def _merged(
 def _options(path: Path, name: str, table: Mapping[str, Any]) -> GuestOptions:
     fields = {key.replace("-", "_"): _value(path, name, key, value) for key, value in table.items()}
     try:
-        return msgspec.convert({**fields, "table": name}, GuestOptions)
+        return msgspec.convert({**fields, "table": name, "from_table": tuple(fields)}, GuestOptions)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at `$.")
         key = place.rstrip("`").replace("_", "-")

@@ -7,13 +7,18 @@ All of it goes through JSON and back unchanged: `encode`, `decode`.
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 import msgspec
 
+from vmdebug import spelling
 from vmdebug.errors import UsageError
+from vmdebug.spelling import option
 
 Accel = Literal["auto", "kvm", "tcg"]
 
@@ -27,11 +32,11 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class Guest(msgspec.Struct, frozen=True, kw_only=True):
-    """What GUEST was found to name; `vmdebug.sources.parse` makes it.
+    """What GUEST names; made by `vmdebug.sources.parse`.
 
     Args:
-        kind: Which source knows it.
-        words: GUEST as its user wrote it.
+        kind: The kind of source.
+        words: GUEST as the user wrote it.
         location: Absolute path of the script, tree or image; a flake reference, its path absolute where
             it is one; "" for `builtin`.
         attribute: What follows a flake reference's `#`; "" for all others.
@@ -44,27 +49,28 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a user can say about a guest: `start`'s options, and a `[guest.NAME]` table.
+    """What a user can say about a guest: the options of `start`, and a `[guest.NAME]` table.
 
     Args:
         source: GUEST, in any of its written forms.
-        name: What the VM is called; None makes one from the guest.
+        name: The VM's name; None makes one from the guest.
         halt: Stop at the reset vector.
-        kernel: Boot image or build tree that replaces the guest's kernel.
-        vmlinux: Symbols, where they do not lie where they are looked for.
+        kernel: Boot image or build tree to boot instead of the guest's own kernel.
+        vmlinux: vmlinux to use when it is not found automatically.
         gdb_scripts: Directory with `vmlinux-gdb.py` beside `scripts/gdb`.
-        append: Kernel parameters, as on a kernel command line.
-        kaslr: Leave address randomisation on; otherwise `nokaslr` is added.
-        accel: Which accelerator; `auto` takes KVM where it is seen to work.
+        append: Kernel parameters to add.
+        kaslr: Keep address randomisation; by default `nokaslr` is added.
+        accel: The accelerator; `auto` takes KVM if it works here.
         memory: Guest RAM in MiB; None leaves it to the guest.
         cpus: Number of CPUs; None leaves it to the guest.
-        disk: Disk image to use and keep; otherwise each run has a fresh one.
+        disk: Disk image to use and keep; by default each run has a fresh one.
         tcp: Port on 127.0.0.1 for GDB; 0 takes a free one, None uses a socket in the run directory.
-        qemu_args: Handed to QEMU as they are.
-        nix_args: Handed to nix as they are: `--override-input`, `--impure`.
-        force: Go on where symbols and kernel are of different builds.
-        table: NAME of the `[guest.NAME]` that it was read from; `vmdebug.config` sets it. The VM is called so
-            unless that name is taken, where `name` insists.
+        qemu_args: More arguments for QEMU.
+        nix_args: More arguments for nix: `--override-input`, `--impure`.
+        force: Continue even if symbols and kernel are of different builds.
+        table: NAME of the `[guest.NAME]` that it was read from; set by `vmdebug.config`. The VM gets that
+            name if it is free, while `name` fails if it is taken.
+        from_table: The fields whose values are the table's; messages spell them as vmdebug.toml does.
     """
 
     source: str = "builtin"
@@ -84,6 +90,89 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     nix_args: tuple[str, ...] = ()
     force: bool = False
     table: str | None = None
+    from_table: tuple[str, ...] = ()
+
+    def speller(self) -> spelling.Spelling:
+        """Return how messages spell these options: the table's values as vmdebug.toml does, else as usual."""
+
+        def spell(name: str, value: spelling.Value = None) -> str:
+            if name in self.from_table and value == getattr(self, name):
+                return f"[guest.{self.table}] {spelling.toml(name, value)}"
+            return usual(name, value)
+
+        usual = spelling.current()
+        return spell
+
+
+AnyPath = str | os.PathLike[str]
+
+
+class StartOptions(TypedDict, total=False):
+    """The keyword arguments of `vmdebug.start`; `GuestOptions` explains each.
+
+    A field that is not given is the guest's own in vmdebug.toml, else the default.
+    """
+
+    name: str | None
+    halt: bool
+    kernel: AnyPath | None
+    vmlinux: AnyPath | None
+    gdb_scripts: AnyPath | None
+    append: str
+    kaslr: bool
+    accel: Accel
+    memory: int | str | None
+    cpus: int | None
+    disk: AnyPath | None
+    tcp: int | None
+    qemu_args: Sequence[str]
+    nix_args: Sequence[str]
+    force: bool
+
+
+def changed(base: GuestOptions, said: Mapping[str, Any]) -> GuestOptions:
+    """Return options with some of them changed: what a caller says goes before what vmdebug.toml says.
+
+    Args:
+        base: What vmdebug.toml says, or the defaults.
+        said: `StartOptions` that the caller gave.
+
+    Raises:
+        UsageError: there is no such option, or its value is of a wrong type or out of range.
+    """
+    for name in said:
+        if name not in StartOptions.__annotations__:
+            near = difflib.get_close_matches(name, StartOptions.__annotations__, n=1)
+            known = ", ".join(map(option, StartOptions.__annotations__))
+            hint = f"did you mean {option(near[0])}?" if near else f"the options are: {known}"
+            raise UsageError(f"there is no option {option(name)}", hint=hint)
+    plain = {name: _plain(name, value) for name, value in said.items()}
+    from_table = tuple(name for name in base.from_table if name not in said)
+    return checked(msgspec.structs.replace(base, **plain, from_table=from_table))
+
+
+def checked(options: GuestOptions) -> GuestOptions:
+    """Return options whose values are of the types, and within the limits, that `GuestOptions` states.
+
+    Raises:
+        UsageError: one is not.
+    """
+    try:
+        return msgspec.convert(msgspec.structs.asdict(options), GuestOptions)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at `$.")
+        raise UsageError(f"{option(place.rstrip('`'))}: {what}", hint="see `vmdebug start --help`") from error
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a value of `StartOptions` as `GuestOptions` has it."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if name == "memory" and isinstance(value, str):
+        return memory_mib(value)
+    if name in ("qemu_args", "nix_args") and isinstance(value, list):
+        return tuple(value)
+    return value
 
 
 class Kernel(msgspec.Struct, frozen=True, kw_only=True):

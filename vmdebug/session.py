@@ -9,12 +9,11 @@ at once instead of waiting for what cannot happen.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, overload
-
-import msgspec
+from typing import Literal, Self, Unpack, overload
 
 from vmdebug import config, restarting, sources, vm
 from vmdebug.channel.serial import command as commands
@@ -28,6 +27,7 @@ from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.identity import Wanted
 from vmdebug.debugger.runstate import State
 from vmdebug.errors import StateError, VmdebugError
+from vmdebug.guest import StartOptions, changed
 from vmdebug.progress import Report, silent
 from vmdebug.sources import tree_build
 from vmdebug.trace.collector import Collector
@@ -391,15 +391,19 @@ def _disconnect(gdb: Gdb) -> None:
 
 
 def start(
-    guest: str | None = None, *, report: Report = silent, timeout: float = LAUNCH_SECONDS, **options: Any
+    guest: str | os.PathLike[str] | None = None,
+    *,
+    report: Report = silent,
+    timeout: float = LAUNCH_SECONDS,
+    **options: Unpack[StartOptions],
 ) -> DebugSession:
-    """Start a guest that ends with the session, also when its owner is killed.
+    """Start a guest that ends with the session, even if this process is killed.
 
     Args:
         guest: GUEST as on the command line; None is vmdebug.toml's default, else the builtin guest.
         report: Told about long steps.
-        timeout: Seconds until QEMU has to answer; building the guest is not counted.
-        **options: The fields of `vmdebug.guest.GuestOptions`.
+        timeout: Seconds in which QEMU has to answer; building the guest is not counted.
+        **options: What `vmdebug start` takes, see `StartOptions`; they go before vmdebug.toml's.
 
     Returns:
         The session, a context manager.
@@ -410,7 +414,8 @@ def start(
         MismatchError: kernel and symbols do not belong together.
         LaunchError: QEMU did not start.
     """
-    wanted = msgspec.structs.replace(config.lookup(guest, Path.cwd()), **options)
+    words = None if guest is None else os.fspath(guest)
+    wanted = changed(config.lookup(words, Path.cwd()), options)
     spec = sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
     machine = vm.launch(
         spec, bound=True, report=report, deadline=Deadline.after(timeout), exact_name=wanted.name is not None

@@ -52,6 +52,11 @@ def option(name: str, value: Value = None) -> str:
     return _SPELLING.get()(name, value)
 
 
+def current() -> Spelling:
+    """Return how `option` spells at present."""
+    return _SPELLING.get()
+
+
 @contextlib.contextmanager
 def spelled(spelling: Spelling) -> Iterator[None]:
     """Have `option` spell for another reader while the block runs."""

@@ -1,3 +1,4 @@
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ class TestLookup:
         project = tmp_path / "project"
         project.mkdir()
         write(project, FULL)
+        fields = tuple(tomllib.loads(FULL)["guest"]["base"])
         assert config.lookup("base", project) == GuestOptions(
             source=f"{project}#base-nixos",
             name="b",
@@ -76,11 +78,13 @@ class TestLookup:
             qemu_args=("-device", "edu"),
             nix_args=("--impure",),
             table="base",
+            from_table=tuple(field.replace("-", "_") for field in fields),
         )
 
     def test_every_option_but_the_tables_own_name_has_a_key(self) -> None:
-        assert {key.replace("-", "_") for key in config._KEYS} == set(GuestOptions.__struct_fields__) - {
-            "table"
+        assert {key.replace("-", "_") for key in config._KEYS} == {*GuestOptions.__struct_fields__} - {
+            "table",
+            "from_table",
         }
 
     def test_a_source_can_be_another_table(self, tmp_path: Path) -> None:
@@ -107,7 +111,7 @@ class TestLookup:
 
     def test_builtin_can_be_given_options(self, tmp_path: Path) -> None:
         write(tmp_path, "[guest.builtin]\ncpus = 4")
-        assert config.lookup(None, tmp_path) == GuestOptions(cpus=4, table="builtin")
+        assert config.lookup(None, tmp_path) == GuestOptions(cpus=4, table="builtin", from_table=("cpus",))
         assert config.lookup("builtin", tmp_path).cpus == 4
 
     def test_the_nearest_file_counts(self, tmp_path: Path) -> None:

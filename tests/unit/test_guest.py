@@ -1,9 +1,10 @@
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from vmdebug import guest
+from vmdebug import guest, spelling
 from vmdebug.errors import UsageError
 
 KERNEL = guest.Kernel(
@@ -66,3 +67,72 @@ def test_no_amount_of_memory(text: str) -> None:
 def test_an_impossible_number_is_refused(wrong: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=r"\$\."):
         guest.decode(f"{{{wrong}}}".encode(), guest.GuestOptions)
+
+
+class TestOptions:
+    def test_start_takes_what_a_table_takes(self) -> None:
+        assert {*guest.StartOptions.__annotations__} == {*guest.GuestOptions.__struct_fields__} - {
+            "source",
+            "table",
+            "from_table",
+        }
+
+    def test_each_of_them_is_of_a_type_that_the_struct_takes(self) -> None:
+        values: dict[str, object] = {
+            "name": "n",
+            "kernel": Path("/k"),
+            "vmlinux": Path("/v"),
+            "gdb_scripts": Path("/g"),
+            "append": "quiet",
+            "accel": "tcg",
+            "memory": "2G",
+            "cpus": 2,
+            "disk": Path("/d"),
+            "tcp": 0,
+            "qemu_args": ["-device", "edu"],
+            "nix_args": ["--impure"],
+        }
+        flags = {"halt": True, "kaslr": True, "force": True}
+        assert {*values, *flags} == {*guest.StartOptions.__annotations__}
+        assert guest.changed(guest.GuestOptions(), {**values, **flags}) == guest.GuestOptions(
+            name="n",
+            halt=True,
+            kernel="/k",
+            vmlinux="/v",
+            gdb_scripts="/g",
+            append="quiet",
+            kaslr=True,
+            accel="tcg",
+            memory=2048,
+            cpus=2,
+            disk="/d",
+            tcp=0,
+            qemu_args=("-device", "edu"),
+            nix_args=("--impure",),
+            force=True,
+        )
+
+    @pytest.mark.parametrize(
+        ("said", "says", "hint"),
+        [
+            ({"kernal": "/k"}, "there is no option kernal=", "did you mean kernel=?"),
+            ({"xyzzy": 1}, "there is no option xyzzy=", "the options are: name=, halt=, kernel="),
+            ({"cpus": 0}, "cpus=: Expected `int` >= 1", "vmdebug start --help"),
+            ({"kernel": 1}, "kernel=: Expected `str", "vmdebug start --help"),
+            ({"memory": "much"}, "'much' is no amount of memory", "512M"),
+            ({"accel": "hvf"}, "accel=: Invalid enum value 'hvf'", "vmdebug start --help"),
+            ({"qemu_args": "-device edu"}, "qemu_args=: Expected `array`", "vmdebug start --help"),
+        ],
+    )
+    def test_what_cannot_be_right_is_named(self, said: dict[str, object], says: str, hint: str) -> None:
+        with pytest.raises(UsageError, match=re.escape(says)) as raised:
+            guest.changed(guest.GuestOptions(), said)
+        assert hint in raised.value.hint
+
+    def test_a_tables_value_is_spelled_as_the_table_does_until_somebody_overrides_it(self) -> None:
+        base = guest.GuestOptions(kernel="/k", disk="/d", table="base", from_table=("kernel", "disk"))
+        options = guest.changed(base, {"kernel": "/other"})
+        with spelling.spelled(options.speller()):
+            assert spelling.option("disk", "/d") == '[guest.base] disk = "/d"'
+            assert spelling.option("kernel", "/other") == 'kernel="/other"'
+            assert spelling.option("disk") == "disk="

@@ -38,18 +38,15 @@ def given(guest: str | None, **options: Any) -> GuestOptions:
 
     Args:
         guest: GUEST, or None for the default one.
-        options: Fields of `GuestOptions`; None where the user said nothing.
+        options: Fields of `StartOptions`; None if the user did not give it.
 
     Raises:
         UsageError: the name or vmdebug.toml cannot be right.
     """
-    import msgspec
-
     from vmdebug import config
+    from vmdebug.guest import changed
 
-    said = {key: value for key, value in options.items() if value is not None}
-    # The source checks them all, whoever said them.
-    return msgspec.structs.replace(config.lookup(guest), **said)
+    return changed(config.lookup(guest), {key: value for key, value in options.items() if value is not None})
 
 
 def nix_words(

@@ -21,6 +21,7 @@ from vmdebug.cli import options, render, verb
 from vmdebug.errors import DeadlineError, HostError, LaunchError, MismatchError, UsageError, VmdebugError
 
 if TYPE_CHECKING:
+    from vmdebug.guest import StartOptions
     from vmdebug.session import DebugSession
 
 BISECT_SKIP = 125
@@ -122,7 +123,7 @@ def _session(
         with sessions.attach(name, force=force) as attached:
             yield attached
         return
-    said = {"force": True} if force else {}
+    said: StartOptions = {"force": True} if force else {}
     if halt is not None:
         said["halt"] = halt
     with render.progress() as report:

@@ -72,8 +72,6 @@ def start(
     Returns once QEMU answers, and says what was started, with which accelerator and why, whose
     symbols it has, and what to type next.
     """
-    from vmdebug.guest import memory_mib
-
     wanted = options.given(
         guest,
         name=name,
@@ -84,7 +82,7 @@ def start(
         append=append,
         kaslr=kaslr,
         accel=accel,
-        memory=None if memory is None else memory_mib(memory),
+        memory=memory,
         cpus=cpus,
         disk=disk,
         tcp=tcp,

@@ -15,7 +15,7 @@ import pytest
 from vmdebug import config as toml
 from vmdebug.channel.serial.trouble import KINDS
 from vmdebug.errors import UsageError
-from vmdebug.guest import Accel, GuestOptions, memory_mib
+from vmdebug.guest import Accel, GuestOptions, changed, memory_mib
 from vmdebug.paths import absolute
 
 DIED = "died"
@@ -211,7 +211,7 @@ def options(settings: Settings, asked: Wish, target: Target, *, halted: bool) ->
         "cpus": asked.cpus,
     }
     said |= {key: value for key, value in overrides.items() if value is not None}
-    return msgspec.structs.replace(base, **said)
+    return changed(base, said)
 
 
 def _said(config: pytest.Config, name: str, here: Path, ini: Path) -> tuple[Said, ...]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vmdebug import guest as guests
+from vmdebug import spelling
 from vmdebug.deadline import Deadline
-from vmdebug.errors import UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec
 from vmdebug.progress import Report
 from vmdebug.sources.naming import anchored, parse
-from vmdebug.spelling import option
 
 if TYPE_CHECKING:
     from vmdebug.sources.kernel_scripts.prepare import Scripts
@@ -35,8 +35,9 @@ def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> Lau
         MismatchError: symbols and kernel are of different builds.
         DeadlineError: it took too long.
     """
-    checked = _checked(options)
-    spec = _resolve(parse(checked.source), checked, report, deadline)
+    checked = guests.checked(options)
+    with spelling.spelled(checked.speller()):
+        spec = _resolve(parse(checked.source), checked, report, deadline)
     from vmdebug.sources.kernel_scripts import prepare  # noqa: PLC0415 - `parse` alone needs none of it
 
     filled = prepare.filled(spec, checked, report=report, deadline=deadline)
@@ -66,9 +67,10 @@ def gdb_scripts(
     from vmdebug.sources.kernel_scripts import prepare  # noqa: PLC0415 - only this needs them
     from vmdebug.sources.nixos import fetch_source  # noqa: PLC0415 - only this needs them
 
-    checked = _checked(options)
+    checked = guests.checked(options)
     guest = parse(checked.source)
-    spec = _resolve(guest, checked, report, deadline)
+    with spelling.spelled(checked.speller()):
+        spec = _resolve(guest, checked, report, deadline)
     fetch = fetch_source.fetch(spec.kernel, guest, checked, report=report, deadline=deadline)
     return prepare.make(spec.kernel, source=source, fetch=fetch, report=report, deadline=deadline)
 
@@ -90,7 +92,7 @@ def installed_kernel(options: GuestOptions, *, report: Report, deadline: Deadlin
         MismatchError: symbols and kernel are of different builds.
         DeadlineError: it took too long.
     """
-    checked = _checked(options)
+    checked = guests.checked(options)
     guest = parse(checked.source)
     if guest.kind != "flake" or checked.kernel is not None or checked.vmlinux is not None:
         return resolve(checked, report=report, deadline=deadline).kernel
@@ -114,13 +116,3 @@ def _resolve(guest: Guest, checked: GuestOptions, report: Report, deadline: Dead
             from vmdebug.sources import own  # noqa: PLC0415 - as above
 
             return own.resolve(guest, checked, report=report, deadline=deadline)
-
-
-def _checked(options: GuestOptions) -> GuestOptions:
-    """Hold the API's options to the limits that the types of `GuestOptions` state."""
-    try:
-        return msgspec.convert(msgspec.structs.asdict(options), GuestOptions)
-    except msgspec.ValidationError as error:
-        what, _, place = str(error).partition(" - at `$.")
-        name = place.rstrip("`")
-        raise UsageError(f"{option(name)}: {what}", hint="see `vmdebug start --help`") from error

@@ -1,0 +1,43 @@
+"""The public API: what `import vmdebug` offers, and what it costs."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+
+import pytest
+
+import vmdebug
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.guest import StartOptions
+
+
+@pytest.mark.parametrize("name", vmdebug.__all__)
+def test_every_name_is_there_and_documented(name: str) -> None:
+    found = getattr(vmdebug, name)
+    assert found.__name__ == name
+    assert inspect.getdoc(found)
+
+
+def test_what_scripts_annotate_with_is_public() -> None:
+    wanted = {"Trace", "Hit", "Snapshot", "Stop", "Frame", "Value", "GuestOptions", "StartOptions"}
+    assert wanted <= {*vmdebug.__all__}
+
+
+def test_importing_it_imports_none_of_them() -> None:
+    script = "import sys, vmdebug; print([name for name in sys.modules if name.startswith('vmdebug.')])"
+    done = process.run([sys.executable, "-c", script], deadline=Deadline.after(60))
+    assert done.stdout.strip() == "[]"
+
+
+def test_start_takes_the_options_by_type() -> None:
+    hints = typing.get_type_hints(vmdebug.start)
+    assert hints["options"] == typing.Unpack[StartOptions]
+
+
+def test_an_unknown_option_is_named_before_anything_starts() -> None:
+    with pytest.raises(vmdebug.UsageError, match="there is no option kernal=") as raised:
+        vmdebug.start("builtin", kernal="/k")  # type: ignore[call-arg]
+    assert raised.value.hint == "did you mean kernel=?"
