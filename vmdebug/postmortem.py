@@ -223,10 +223,12 @@ def _backtraces(gdb: Gdb, kernel: Kernel, seconds: float) -> str:
 
 def _dump(session: DebugSession, path: Path, deadline: Deadline) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = session.vm.qmp("query-dump-guest-memory-capability", deadline=deadline)["formats"]
+    left = deadline.left("QEMU to list the formats of dumps")
+    known = session.vm.qmp("query-dump-guest-memory-capability", timeout=left)["formats"]
     chosen = next(each for each in DUMP_FORMATS if each in known)
     protocol = f"file:{path.absolute()}"
-    session.vm.qmp("dump-guest-memory", paging=False, protocol=protocol, format=chosen, deadline=deadline)
+    left = deadline.left("QEMU to dump the memory")
+    session.vm.qmp("dump-guest-memory", paging=False, protocol=protocol, format=chosen, timeout=left)
     vmlinux = session.vm.state.spec.kernel.vmlinux or "VMLINUX"
     reader = f"crash {vmlinux} {path}" if chosen == "kdump-zlib" else f"drgn -c {path} -s {vmlinux}"
     return f"{path}, {path.stat().st_size >> 20} MiB, {chosen}\n{reader}"

@@ -100,7 +100,7 @@ class DebugSession:
             if self.vm.executor == self.exec:
                 self.vm.executor = None
             if self._owned:
-                self.vm.stop(deadline=Deadline.after(STOP_SECONDS))
+                self.vm.stop(timeout=STOP_SECONDS)
 
     @property
     def name(self) -> str:

@@ -388,13 +388,19 @@ def terminal(start: Start, tmp_path: Path) -> Iterator[tuple[Vm, pexpect.spawn]]
         gdb.close(force=True)
 
 
+def continue_(machine: Vm, gdb: pexpect.spawn) -> None:
+    with machine.connected(timeout=30) as qmp, qmp.listen("RESUME") as heard:
+        gdb.sendline("continue")
+        heard.next()
+
+
 def test_a_person_interrupts_with_ctrl_c_and_quitting_lets_the_guest_run_on(
     terminal: tuple[Vm, pexpect.spawn],
 ) -> None:
     machine, gdb = terminal
     assert machine.status() == "paused"
     # QEMU passes over a Ctrl-C that comes before it has the guest running.
-    machine.wait_event("RESUME", act=lambda: gdb.sendline("continue"), deadline=Deadline.after(30))
+    continue_(machine, gdb)
     gdb.sendintr()
     gdb.expect("Program received signal SIGINT")
     gdb.expect(PROMPT)
@@ -482,7 +488,7 @@ def test_a_script_works_in_a_persons_gdb_while_the_guest_runs(
     machine, gdb = terminal
     gdb.sendline("vmd-share")
     gdb.expect(PROMPT)
-    machine.wait_event("RESUME", act=lambda: gdb.sendline("continue"), deadline=Deadline.after(30))
+    continue_(machine, gdb)
     argv = [sys.executable, "-c", WHILE_IT_RUNS, machine.name]
     done = process.run(argv, deadline=Deadline.after(SECONDS), check=False)
     assert done.stdout == "True RUNNING\n", done.stderr

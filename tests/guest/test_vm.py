@@ -25,8 +25,11 @@ from vmdebug.vm import Vm, accel, argv, every, find, launch, plan, rundir
 Start = Callable[..., Vm]
 
 
+SECONDS = 60.0
+
+
 def soon() -> Deadline:
-    return Deadline.after(60)
+    return Deadline.after(SECONDS)
 
 
 @pytest.fixture
@@ -93,9 +96,15 @@ def test_a_halted_vm_tells_what_it_is_and_ends_without_a_trace(start: Start, ker
 
 def test_it_runs_and_pauses(start: Start) -> None:
     vm = start()
-    assert vm.wait_event("RESUME", act=vm.resume, deadline=soon()).name == "RESUME"
+    with vm.connected() as qmp, qmp.listen("RESUME", "STOP") as heard:
+        qmp.execute("cont")
+        assert heard.next().name == "RESUME"
+        qmp.execute("stop")
+        assert heard.next().name == "STOP"
+    assert vm.status() == "paused"
+    vm.resume()
     assert vm.status() == "running"
-    assert vm.wait_event("STOP", act=vm.pause, deadline=soon()).name == "STOP"
+    vm.pause()
     assert vm.status() == "paused"
     assert vm.qmp("query-name") == {"name": "vm"}
 
@@ -157,7 +166,7 @@ def test_a_free_port_is_found_and_told(start: Start) -> None:
 def test_kill_9_of_qemu_is_seen_listed_once_and_cleared(start: Start) -> None:
     vm, other = start(), start(name="other")
     vm.state.qemu.signal(signal.SIGKILL)
-    vm.wait(soon())
+    vm.wait(timeout=SECONDS)
     assert vm.status() == "exited"
     assert ProcessRef.of(vm.state.pid) != vm.state.qemu, "a zombie was left"
     with pytest.raises(GuestDiedError):
@@ -179,7 +188,7 @@ def test_kill_9_of_the_owner_ends_the_vm_and_its_directory(halted: LaunchSpec, t
         assert vm.facts()["owner"] == child.pid
         child.kill()
         child.wait()
-        vm.wait(soon())
+        vm.wait(timeout=SECONDS)
         assert every() == []
     assert gone(vm)
     assert not rundir.runtime().exists()
@@ -281,7 +290,7 @@ def test_a_stranger_on_the_control_socket_holds_nobody_up_for_ever(
         stranger.connect(str(vm.rundir.control))
         stranger.recv(1)
         with pytest.raises(DeadlineError) as caught:
-            vm.qmp("query-status", deadline=Deadline.after(0.2))
+            vm.qmp("query-status", timeout=0.2)
         assert "one client at a time" in caught.value.hint
         assert vm.stop() == "SIGTERM"
 
@@ -291,7 +300,7 @@ def test_a_qemu_that_stands_still_is_killed(start: Start, monkeypatch: pytest.Mo
     vm = start()
     vm.state.qemu.signal(signal.SIGSTOP)
     with pytest.raises(DeadlineError):
-        vm.qmp("query-status", deadline=Deadline.after(0.2))
+        vm.qmp("query-status", timeout=0.2)
     assert vm.stop() == "SIGKILL"
     assert gone(vm)
 
@@ -320,7 +329,9 @@ NO_ROOT = OwnMachine()
 
 def test_a_panic_is_told_by_the_guest_and_stops_it(start: Start) -> None:
     vm = start(machine=NO_ROOT)
-    told = vm.wait_event("GUEST_PANICKED", act=vm.resume, deadline=soon())
+    with vm.connected(timeout=SECONDS) as qmp, qmp.listen("GUEST_PANICKED") as heard:
+        qmp.execute("cont")
+        told = heard.next()
     assert told.data["action"] == "pause"
     assert vm.status() == "panicked"
     vm.stop()
@@ -329,7 +340,7 @@ def test_a_panic_is_told_by_the_guest_and_stops_it(start: Start) -> None:
 
 def test_a_panic_is_seen_on_the_console_of_a_guest_that_does_not_tell(start: Start) -> None:
     vm = start(machine=NO_ROOT, qemu_args=("-global", "pvpanic-pci.events=0"))
-    assert "pvpanic-pci" not in vm.state.argv
+    assert "pvpanic-pci" in vm.state.argv
     with vm.console() as console:
         vm.resume()
         with pytest.raises(GuestDiedError):
@@ -345,7 +356,7 @@ def test_a_panic_that_ends_qemu_is_told_from_an_exit(start: Start, halted: Launc
         qemu_args=("-global", "pvpanic-pci.events=0"),
     )
     vm.resume()
-    vm.wait(soon())
+    vm.wait(timeout=SECONDS)
     assert [one.status() for one in every()] == ["panicked"]
 
 
@@ -354,9 +365,11 @@ def test_a_guest_that_reboots_has_exited(start: Start) -> None:
     with vm.console() as console:
         console.wait_ready(soon())
         assert vm.status() == "running"
-        told = vm.wait_event("SHUTDOWN", act=lambda: console.sendline("reboot -f"), deadline=soon())
+        with vm.connected(timeout=SECONDS) as qmp, qmp.listen("SHUTDOWN") as heard:
+            console.sendline("reboot -f")
+            told = heard.next()
     assert told.data["guest"] is True
-    vm.wait(soon())
+    vm.wait(timeout=SECONDS)
     assert vm.status() == "exited"
 
 

@@ -80,8 +80,6 @@ def test_the_whole_command_line() -> None:
         *("-qmp", "chardev:qmp0"),
         *("-chardev", "socket,id=qmp1,path=/run/vm/control.sock,server=on,wait=off"),
         *("-qmp", "chardev:qmp1"),
-        *("-chardev", "socket,id=qmp2,path=/run/vm/events.sock,server=on,wait=off"),
-        *("-qmp", "chardev:qmp2"),
         *("-chardev", "socket,id=gdb0,path=/run/vm/gdb.sock,server=on,wait=off"),
         *("-gdb", "chardev:gdb0"),
         *("-device", "pvpanic-pci"),

@@ -15,7 +15,7 @@ from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, QmpError, StateError
 from vmdebug.process import ProcessRef
-from vmdebug.vm import dial, qmp
+from vmdebug.vm import qmp
 from vmdebug.vm.qmp import Event
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}}, "capabilities": ["oob"]}}
@@ -51,9 +51,12 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def join(self) -> None:
         if self._thread is not None:
             self._thread.join()
+
+    def __exit__(self, *_: object) -> None:
+        self.join()
         self._listening.close()
 
 
@@ -63,6 +66,7 @@ class Client:
     def __init__(self, accepted: socket.socket) -> None:
         self._socket = accepted
         self._unread = ""
+        self.fds: list[int] = []
 
     def say(self, message: dict[str, Any]) -> None:
         self._socket.sendall(json.dumps(message).encode() + b"\r\n")
@@ -73,10 +77,11 @@ class Client:
             try:
                 message, end = json.JSONDecoder().raw_decode(self._unread)
             except json.JSONDecodeError:
-                data = self._socket.recv(65536)
+                data, fds, _, _ = socket.recv_fds(self._socket, 65536, 4)
+                self.fds += fds
                 if not data:
                     return {}
-                self._unread += data.decode()
+                self._unread = (self._unread + data.decode()).lstrip()
             else:
                 self._unread = self._unread[end:].lstrip()
                 return dict(message)
@@ -85,7 +90,7 @@ class Client:
         self.say(GREETING)
         asked = self.hear()
         assert asked["execute"] == "qmp_capabilities"
-        self.say({"return": {}})
+        self.say({"return": {}, "id": asked["id"]})
 
     def answer(self, **reply: Any) -> dict[str, Any]:
         asked = self.hear()
@@ -135,6 +140,7 @@ def test_a_command_has_its_answer(server: Server) -> None:
     server.serve(talk)
     with qmp.connect(server.path, deadline=soon()) as connection:
         assert connection.execute("query-status", {"a": 1}, deadline=soon()) == {"status": "running"}
+    server.join()
     assert asked[0]["execute"] == "query-status"
     assert asked[0]["arguments"] == {"a": 1}
 
@@ -155,7 +161,7 @@ def test_a_refused_command_says_what_was_asked(server: Server) -> None:
 
 
 def test_nobody_listens(runtime: Path) -> None:
-    with pytest.raises(dial.NoListenerError, match="nobody listens"):
+    with pytest.raises(qmp.NoListenerError, match="nobody listens"):
         qmp.connect(runtime / "nothing.sock", deadline=soon())
 
 
@@ -163,7 +169,7 @@ def test_a_socket_that_was_left_behind(runtime: Path) -> None:
     path = runtime / "old.sock"
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(path))
-    with pytest.raises(dial.NoListenerError):
+    with pytest.raises(qmp.NoListenerError):
         qmp.connect(path, deadline=soon())
 
 
@@ -203,27 +209,62 @@ def test_something_that_is_no_qmp(server: Server) -> None:
         qmp.connect(server.path, deadline=soon())
 
 
-def overtaken(client: Client) -> None:
-    client.say(GREETING)
-    client.hear()
-    client.event("STOP")
-    client.say({"return": {}})
-
-
-def test_an_event_that_overtakes_the_first_answer(server: Server) -> None:
+def test_events_before_the_first_answer_are_no_answer(server: Server) -> None:
     def talk(client: Client) -> None:
-        client.greet()
+        client.say(GREETING)
+        asked = client.hear()
+        for _ in range(20):
+            client.event("STOP")
+        client.say({"return": {}, "id": asked["id"]})
         client.answer(**{"return": {"status": "running"}})
 
-    server.serve(overtaken, overtaken, talk)
+    server.serve(talk)
     with qmp.connect(server.path, deadline=soon()) as connected:
         assert connected.execute("query-status", deadline=soon()) == {"status": "running"}
 
 
-def test_events_without_end_in_place_of_the_first_answer(server: Server) -> None:
-    server.serve(*[overtaken] * qmp.ATTEMPTS)
-    with pytest.raises(QmpError, match="does not speak QMP"):
+def test_a_greeting_without_an_answer_is_not_waited_for_beyond_the_deadline(server: Server) -> None:
+    def talk(client: Client) -> None:
+        client.say(GREETING)
+        client.until_gone()
+
+    server.serve(talk)
+    with pytest.raises(DeadlineError, match="for QEMU to answer on"):
+        qmp.connect(server.path, deadline=Deadline.after(0.2))
+
+
+def test_capabilities_that_are_refused(server: Server) -> None:
+    def talk(client: Client) -> None:
+        client.say(GREETING)
+        client.answer(error={"class": "GenericError", "desc": "no"})
+        client.until_gone()
+
+    server.serve(talk)
+    with pytest.raises(QmpError, match="QEMU refused qmp_capabilities: no"):
         qmp.connect(server.path, deadline=soon())
+
+
+def test_file_descriptors_go_with_a_command(server: Server, tmp_path: Path) -> None:
+    given: list[bytes] = []
+
+    def talk(client: Client) -> None:
+        client.greet()
+        assert client.answer(**{"return": {"fdset-id": 7}})["execute"] == "add-fd"
+        for fd in client.fds:
+            given.append(os.pread(fd, 100, 0))
+            os.close(fd)
+        client.until_gone()
+
+    (tmp_path / "file").write_bytes(b"its content")
+    server.serve(talk)
+    with (
+        (tmp_path / "file").open("rb") as file,
+        qmp.connect(server.path, deadline=soon()) as connection,
+    ):
+        assert connection.execute("add-fd", fds=[file.fileno()]) == {"fdset-id": 7}
+        assert file.read() == b"its content"
+    server.join()
+    assert given == [b"its content"]
 
 
 def test_hanging_up_instead_of_greeting_is_the_guests_death(server: Server, ended: ProcessRef) -> None:
@@ -248,7 +289,7 @@ def test_hanging_up_during_a_command_is_the_guests_death(server: Server, ended: 
 def test_hanging_up_without_dying_is_told_apart(
     server: Server, living: ProcessRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dial, "_EXIT_SECONDS", 0.01)
+    monkeypatch.setattr(qmp, "_EXIT_SECONDS", 0.01)
 
     def talk(client: Client) -> None:
         client.greet()
@@ -344,38 +385,38 @@ def test_ctrl_c_gets_through(server: Server) -> None:
         connection.execute("query-status", deadline=Deadline.after(60))
 
 
-def test_the_handshake_alone_needs_no_library(server: Server, living: ProcessRef) -> None:
-    def talk(client: Client) -> None:
-        client.say(GREETING)
-        assert client.hear() == {"execute": "qmp_capabilities"}
-        client.event("RTC_CHANGE")
-        client.say({"return": {}})
-        client.until_gone()
-
-    server.serve(talk)
-    dial.answer(server.path, process=living, what="QEMU", deadline=soon())
-
-
-def test_the_handshake_alone_from_a_dying_qemu(server: Server, ended: ProcessRef) -> None:
-    server.serve(lambda _client: None)
-    with pytest.raises(GuestDiedError):
-        dial.answer(server.path, process=ended, what="QEMU", deadline=soon())
-
-
-def test_the_handshake_alone_with_a_qemu_that_greets_and_dies(server: Server, ended: ProcessRef) -> None:
+def test_qemu_that_greets_and_dies(server: Server, ended: ProcessRef) -> None:
     # A device that it cannot make ends it after its greeting.
     server.serve(lambda client: client.say(GREETING))
     with pytest.raises(GuestDiedError, match="before it answered"):
-        dial.answer(server.path, process=ended, what="QEMU", deadline=soon())
+        qmp.connect(server.path, process=ended, deadline=soon())
 
 
-def test_the_handshake_alone_does_not_come(server: Server, living: ProcessRef) -> None:
-    server.serve(Client.until_gone)
-    with pytest.raises(DeadlineError, match="for QEMU"):
-        dial.answer(server.path, process=living, what="QEMU", deadline=Deadline.after(0.1))
+def test_an_event_is_chosen_and_others_are_dropped(server: Server) -> None:
+    def talk(client: Client) -> None:
+        client.greet()
+        client.answer(**{"return": {}})
+        for status in ("setup", "active", "completed"):
+            client.event("MIGRATION", status=status)
+        client.until_gone()
+
+    server.serve(talk)
+    with qmp.connect(server.path, deadline=soon()) as connection, connection.listen("MIGRATION") as heard:
+        connection.execute("migrate")
+        assert heard.next(lambda event: event.data["status"] == "completed").data == {"status": "completed"}
+        with pytest.raises(DeadlineError, match="for MIGRATION"):
+            heard.next(deadline=Deadline.after(0.05))
 
 
-def test_the_handshake_alone_from_something_else(server: Server, living: ProcessRef) -> None:
-    server.serve(lambda client: client.say({"SSH": 2}))
-    with pytest.raises(QmpError, match="does not speak QMP"):
-        dial.answer(server.path, process=living, what="QEMU", deadline=soon())
+def test_the_connections_deadline_counts_where_a_call_has_none(server: Server) -> None:
+    def talk(client: Client) -> None:
+        client.greet()
+        client.until_gone()
+
+    server.serve(talk)
+    with (
+        qmp.connect(server.path, deadline=Deadline.after(0.5)) as connection,
+        connection.listen() as heard,
+        pytest.raises(DeadlineError, match=r"waited 0\.5 s for an event"),
+    ):
+        heard.next()

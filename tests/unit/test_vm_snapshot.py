@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import cast
 
 import pytest
 
 from vmdebug.channel.serial import death, trouble
 from vmdebug.errors import QmpError, VmError
+from vmdebug.vm.qmp import Qmp
 from vmdebug.vm.saved import snapshot
-from vmdebug.vm.talk import Talk
 
 PANIC = b"[    2.500000] Kernel panic - not syncing: sysrq triggered crash\r\n"
 WARNING = b"[    2.000000] WARNING: CPU: 0 PID: 1 at kernel/panic.c:1 f+0x1/0x2\r\n"
@@ -41,9 +42,12 @@ def test_what_it_complains_of_again_has_happened_again() -> None:
 )
 def test_what_qemu_cannot_take_is_told_with_what_to_do(words: str, hint: str) -> None:
     class Refusing:
+        def listen(self, *names: str) -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext()
+
         def execute(self, command: str, arguments: object) -> None:
             raise QmpError(words)
 
     with pytest.raises(VmError, match=words) as raised:
-        snapshot._run(cast("Talk", Refusing()), "it cannot be taken", "snapshot-save", {})
+        snapshot._run(cast("Qmp", Refusing()), "it cannot be taken", "snapshot-save", {})
     assert hint in raised.value.hint

@@ -309,12 +309,12 @@ def console(rundir: RunDir) -> tuple[str, ...]:
 
 
 def monitors(rundir: RunDir) -> tuple[str, ...]:
-    """Open three QMP sockets, for each serves one client at a time.
+    """Open two QMP sockets, one for people and one for vmdebug: each serves one client at a time.
 
     By `-qmp`, which every QEMU takes without a word: 11.1 warns that `-mon` is deprecated.
     """
     words: list[str] = []
-    for number, path in enumerate((rundir.qmp, rundir.control, rundir.events)):
+    for number, path in enumerate((rundir.qmp, rundir.control)):
         words += [
             "-chardev",
             f"socket,id=qmp{number},path={value(path)},server=on,wait=off",

@@ -6,8 +6,8 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,7 +18,7 @@ from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import Child, ProcessRef
 from vmdebug.progress import Report, Step, silent
 from vmdebug.spelling import option
-from vmdebug.vm import argv, children, claims, dial, planning, rundir, state
+from vmdebug.vm import argv, children, claims, planning, rundir, state
 from vmdebug.vm.argv import BOOT, Origin
 from vmdebug.vm.guardian import END_SECONDS, Guardian
 from vmdebug.vm.machine import Vm
@@ -26,11 +26,10 @@ from vmdebug.vm.planning import Means, Plan
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
 
-ANSWER = "QEMU to answer on QMP"
+if TYPE_CHECKING:
+    from vmdebug.vm.qmp import Qmp
 
-_FIRST_PAUSE = 0.002
-_GROWTH = 1.2
-_LONGEST_PAUSE = 0.05
+ANSWER = "QEMU to answer on QMP"
 
 _PORT_TAKEN = "Address already in use"
 
@@ -162,19 +161,19 @@ def _start(
 
 
 def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
-    """Wait until QEMU answers and write down what it is."""
-    _answered(attempt, deadline)
+    """Wait until QEMU answers, and return what it is."""
+    gdb, how = str(attempt.rundir.gdb), attempt.plan
+    with _connected(attempt, deadline) as qmp:
+        if attempt.spec.tcp is not None:
+            gdb = f"127.0.0.1:{attempt.spec.tcp or _port(qmp)}"
+        if isinstance(attempt.spec.machine, RunnerMachine):
+            how = _as_decided(how, qmp)
     try:
         qemu = ProcessRef.of(int(attempt.rundir.pidfile.read_text()))
     except (OSError, ValueError):
         qemu = None  # it took its pidfile with it: it ended right after it had answered
     if qemu is None:
         raise _failure(attempt)
-    gdb, how = str(attempt.rundir.gdb), attempt.plan
-    if attempt.spec.tcp is not None:
-        gdb = f"127.0.0.1:{attempt.spec.tcp or _port(attempt, deadline)}"
-    if isinstance(attempt.spec.machine, RunnerMachine):
-        how = _as_decided(attempt, deadline)
     return State(
         spec=attempt.spec,
         qemu=qemu,
@@ -189,37 +188,41 @@ def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
     )
 
 
-def _answered(attempt: _Attempt, deadline: Deadline) -> None:
-    """Return when QEMU has come up.
+@contextlib.contextmanager
+def _connected(attempt: _Attempt, deadline: Deadline) -> Iterator[Qmp]:
+    """Connect to QEMU as soon as it has come up.
 
     Raises:
         LaunchError: it ended instead.
         UsageError: the port for GDB is taken.
         DeadlineError: it did neither.
     """
-    pause = _FIRST_PAUSE
+    from vmdebug.vm import qmp  # noqa: PLC0415 - while QEMU starts
+
     try:
-        while True:
-            with contextlib.suppress(dial.NoListenerError):
-                return dial.answer(
-                    attempt.rundir.control, process=attempt.leader, what=ANSWER, deadline=deadline
-                )
-            # The socket appears when QEMU has read its options; that QEMU ends instead shows at once.
-            if attempt.leader.wait(min(pause, deadline.left(ANSWER))):
-                raise _failure(attempt)
-            pause = min(_GROWTH * pause, _LONGEST_PAUSE)
+        with contextlib.ExitStack() as connection:
+            for pause in deadline.pauses(ANSWER):
+                with contextlib.suppress(qmp.NoListenerError):
+                    found = connection.enter_context(
+                        qmp.connect(attempt.rundir.control, process=attempt.leader, deadline=deadline)
+                    )
+                    break
+                # The socket appears when QEMU has read its options; that QEMU ends instead shows at once.
+                if attempt.leader.wait(pause):
+                    raise _failure(attempt)
+            yield found
     except GuestDiedError as error:
         raise _failure(attempt) from error
     except DeadlineError as error:
         raise deadline.error(ANSWER, hint=error.hint, detail=_evidence(attempt)) from error
 
 
-def _port(attempt: _Attempt, deadline: Deadline) -> int:
+def _port(qmp: Qmp) -> int:
     """Return the port that QEMU chose for the gdbstub.
 
     The name that `query-chardev` gives is "disconnected:tcp:127.0.0.1:PORT,server=on".
     """
-    for chardev in _ask(attempt, "query-chardev", deadline):
+    for chardev in qmp.execute("query-chardev"):
         found = re.search(r":tcp:127\.0\.0\.1:(\d+)", chardev["filename"])
         if chardev["label"] == argv.GDB_CHARDEV and found:
             return int(found[1])
@@ -228,20 +231,12 @@ def _port(attempt: _Attempt, deadline: Deadline) -> int:
     )
 
 
-def _as_decided(attempt: _Attempt, deadline: Deadline) -> Plan:
+def _as_decided(how: Plan, qmp: Qmp) -> Plan:
     """Return the plan with the accelerator that a runner's QEMU has: its script may insist on one."""
-    how = attempt.plan
-    real: argv.RealAccel = "kvm" if _ask(attempt, "query-kvm", deadline)["enabled"] else "tcg"
+    real: argv.RealAccel = "kvm" if qmp.execute("query-kvm")["enabled"] else "tcg"
     if real == how.accel:
         return how
     return msgspec.structs.replace(how, accel=real, reason="the runner's own options decide")
-
-
-def _ask(attempt: _Attempt, command: str, deadline: Deadline) -> Any:
-    from vmdebug.vm import qmp  # noqa: PLC0415 - asyncio costs 60 ms, and most launches need no answer
-
-    with qmp.connect(attempt.rundir.control, process=attempt.leader, deadline=deadline) as connection:
-        return connection.execute(command, deadline=deadline)
 
 
 def _failure(attempt: _Attempt) -> VmdebugError:

@@ -13,7 +13,7 @@ import msgspec
 from vmdebug.channel.serial import panic
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, VmdebugError
-from vmdebug.vm import children, claims, dial, lock, state
+from vmdebug.vm import children, claims, lock, state
 from vmdebug.vm.guardian import Guardian
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
@@ -21,9 +21,8 @@ from vmdebug.vm.state import State
 if TYPE_CHECKING:
     from vmdebug.channel.serial.command import ExecResult
     from vmdebug.channel.serial.console import Console
-    from vmdebug.vm.qmp import Event, Qmp
+    from vmdebug.vm.qmp import Qmp
     from vmdebug.vm.saved.snapshot import Snapshot
-    from vmdebug.vm.talk import Talk
 
 Status = Literal["halted", "running", "paused", "panicked", "exited"]
 """halted: at the reset vector. paused: stopped anywhere else, by GDB or by QEMU. exited: QEMU has gone."""
@@ -33,6 +32,9 @@ Rung = Literal["gone", "quit", "SIGTERM", "SIGKILL"]
 
 QMP_SECONDS = 10.0
 """How long a short QMP command may take, the wait for its turn included."""
+
+SNAPSHOT_SECONDS = 60.0
+"""How long one snapshot may take; 0.1 s is usual for 256 MB."""
 
 QUIT_SECONDS = 5.0
 """How long QEMU may take over each rung of its end before the next, harder one."""
@@ -67,7 +69,6 @@ class Vm:
         self.state = state
         self._guardian = guardian
         self._ended = ended
-        self._events: Qmp | None = None
         self.executor: Callable[..., ExecResult] | None = None
         """What `exec` goes through while a session of this process has the console, or a GDB attached."""
         self.at_prompt = False
@@ -79,9 +80,7 @@ class Vm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._guardian is None:
-            self.close()
-        else:
+        if self._guardian is not None:
             self.stop()
 
     @property
@@ -146,86 +145,48 @@ class Vm:
             "clone_of": self.state.clone_of or None,
         }
 
-    def qmp(self, command: str, /, *, deadline: Deadline | None = None, **arguments: object) -> Any:
+    def qmp(self, command: str, /, *, timeout: float = QMP_SECONDS, **arguments: object) -> Any:
         """Execute a QMP command and return what it returns.
 
         Args:
             command: Its name in the QMP reference.
-            deadline: Until when; None: `QMP_SECONDS` from now.
+            timeout: Seconds until the answer has to be there, the wait for other commands included.
             **arguments: Its arguments; `**{"node-name": …}` where they have dashes.
 
         Raises:
             QmpError: QEMU refused it.
             GuestDiedError: QEMU has ended.
-            DeadlineError: no answer came, or other commands kept their turn.
+            DeadlineError: no answer came, or other commands kept QEMU busy.
         """
-        from vmdebug.vm import qmp  # noqa: PLC0415 - asyncio costs 60 ms
-
-        until = deadline or Deadline.after(QMP_SECONDS)
-        what = f"a turn for {command} on {self.rundir.control}"
-        try:
-            with (
-                lock.held(self.rundir.control_lock, what=what, deadline=until),
-                qmp.connect(self.rundir.control, process=self.state.qemu, deadline=until) as connection,
-            ):
-                return connection.execute(command, arguments or None, deadline=until)
-        except (FileNotFoundError, dial.NoListenerError) as error:
-            raise GuestDiedError(f"QEMU of {self.name} has ended", hint="start it anew") from error
+        with self.connected(timeout=timeout) as qmp:
+            return qmp.execute(command, arguments or None)
 
     @contextlib.contextmanager
-    def talk(self, *, deadline: Deadline) -> Iterator[Talk]:
-        """Hold the control socket for several commands and what they lead to.
+    def connected(self, *, timeout: float = QMP_SECONDS) -> Iterator[Qmp]:
+        """Hold vmdebug's QMP connection for several commands and the events that they cause.
+
+        Other commands of vmdebug to this VM wait meanwhile, in this process and in others: keep it short.
+        A program that stays connected has a socket of its own, `facts()["qmp"]`.
 
         Args:
-            deadline: For all of them, the wait for other commands' turn included.
+            timeout: Seconds for all of it, the wait for other commands included.
 
         Raises:
             GuestDiedError: QEMU has ended.
-            DeadlineError: other commands kept their turn.
+            DeadlineError: other commands kept QEMU busy.
         """
-        from vmdebug.vm import talk  # noqa: PLC0415 - to find a VM takes none of it
+        from vmdebug.vm import qmp  # noqa: PLC0415 - see its docstring
 
-        what = f"a turn on {self.rundir.control}"
+        deadline = Deadline.after(timeout)
+        what = f"other commands to QEMU of {self.name} to end"
         try:
             with (
                 lock.held(self.rundir.control_lock, what=what, deadline=deadline),
-                talk.talk(self.rundir.control, process=self.state.qemu, deadline=deadline) as talking,
+                qmp.connect(self.rundir.control, process=self.state.qemu, deadline=deadline) as connection,
             ):
-                yield talking
-        except (FileNotFoundError, dial.NoListenerError) as error:
-            raise GuestDiedError(f"QEMU of {self.name} has ended", hint="start it anew") from error
-
-    @property
-    def events(self) -> Qmp:
-        """A QMP connection that stays, for events; opened at the first touch, ended by `close`.
-
-        Raises:
-            GuestDiedError: QEMU has ended.
-            DeadlineError: another session has it.
-        """
-        if self._events is None:
-            from vmdebug.vm import qmp  # noqa: PLC0415 - asyncio costs 60 ms
-
-            self._events = qmp.connect(
-                self.rundir.events, process=self.state.qemu, deadline=Deadline.after(QMP_SECONDS)
-            )
-        return self._events
-
-    def wait_event(self, *names: str, act: Callable[[], object], deadline: Deadline) -> Event:
-        """Do something and wait for an event that comes of it.
-
-        Args:
-            names: Events of the QMP reference, one of which is enough.
-            act: Called once they are listened for.
-            deadline: Until when the event has to come.
-
-        Raises:
-            GuestDiedError: QEMU ended instead.
-            DeadlineError: none came.
-        """
-        with self.events.listen(*names) as heard:
-            act()
-            return heard.next(deadline=deadline)
+                yield connection
+        except (FileNotFoundError, qmp.NoListenerError) as error:
+            raise GuestDiedError(f"QEMU of {self.name} has ended", hint="start it again") from error
 
     def console(self) -> Console:
         """Return the serial line's client, to be entered by `with`."""
@@ -235,44 +196,56 @@ class Vm:
         console.ready, self.at_prompt = self.at_prompt, False
         return console
 
-    def snapshot(self, tag: str, *, deadline: Deadline | None = None) -> None:
-        """Take a snapshot; a running guest runs on after it, a stopped one stays stopped.
+    def snapshot(self, tag: str, *, timeout: float = SNAPSHOT_SECONDS) -> None:
+        """Take a snapshot; a running guest continues after it, a stopped one stays stopped.
 
         Args:
             tag: What it is called.
-            deadline: Until when; None: a minute. This and what is raised: `vmdebug.vm.saved.snapshot.save`.
+            timeout: Seconds until it has to be taken. What is raised: `vmdebug.vm.saved.snapshot.save`.
         """
         from vmdebug.vm.saved import snapshot  # noqa: PLC0415 - where it is used
 
-        snapshot.save(self, tag, deadline=deadline or Deadline.after(snapshot.SECONDS))
+        with self.connected(timeout=timeout) as qmp:
+            snapshot.save(qmp, tag, vm=self.name)
 
-    def restore(self, tag: str, *, run: bool = True, deadline: Deadline | None = None) -> None:
-        """Go back to a snapshot. While a GDB is attached its session does that: `DebugSession.restore`.
+    def restore(self, tag: str, *, run: bool = True, timeout: float = SNAPSHOT_SECONDS) -> None:
+        """Load a snapshot. While a GDB is attached use `DebugSession.restore`.
 
         Args:
             tag: Which one.
             run: Whether a guest that has panicked since is set running.
-            deadline: Until when; None: a minute. This and what is raised: `vmdebug.vm.saved.snapshot.load`.
+            timeout: Seconds until it has to be loaded. What is raised: `vmdebug.vm.saved.snapshot.load`.
         """
         from vmdebug.vm.saved import snapshot  # noqa: PLC0415 - where it is used
 
-        snapshot.load(self, tag, run=run, deadline=deadline or Deadline.after(snapshot.SECONDS))
+        with self.connected(timeout=timeout) as qmp:
+            snapshot.load(qmp, tag, vm=self.name, console_log=self.rundir.console_log, run=run)
 
-    def snapshots(self) -> tuple[Snapshot, ...]:
-        """Return the snapshots there are, in the order of their taking.
+    def snapshots(self, *, timeout: float = QMP_SECONDS) -> tuple[Snapshot, ...]:
+        """Return the VM's snapshots, oldest first.
+
+        Args:
+            timeout: Seconds until QEMU has to answer.
 
         Raises:
             GuestDiedError: QEMU has ended.
         """
         from vmdebug.vm.saved import snapshot  # noqa: PLC0415 - where it is used
 
-        return snapshot.every(self, deadline=Deadline.after(QMP_SECONDS))
+        with self.connected(timeout=timeout) as qmp:
+            return snapshot.every(qmp)
 
-    def delete_snapshot(self, tag: str) -> None:
-        """Drop a snapshot; what is raised: `vmdebug.vm.saved.snapshot.delete`."""
+    def delete_snapshot(self, tag: str, *, timeout: float = SNAPSHOT_SECONDS) -> None:
+        """Delete a snapshot.
+
+        Args:
+            tag: Which one.
+            timeout: Seconds until it has to be gone. What is raised: `vmdebug.vm.saved.snapshot.delete`.
+        """
         from vmdebug.vm.saved import snapshot  # noqa: PLC0415 - where it is used
 
-        snapshot.delete(self, tag, deadline=Deadline.after(snapshot.SECONDS))
+        with self.connected(timeout=timeout) as qmp:
+            snapshot.delete(qmp, tag, vm=self.name)
 
     def pause(self) -> None:
         """Stop the guest; an attached GDB sees a clean SIGINT stop.
@@ -290,15 +263,17 @@ class Vm:
         """
         self.qmp("cont")
 
-    def wait(self, deadline: Deadline) -> None:
+    def wait(self, *, timeout: float) -> None:
         """Wait until QEMU has ended.
+
+        Args:
+            timeout: Seconds to wait.
 
         Raises:
             DeadlineError: it still runs.
         """
-        what = f"QEMU of {self.name} to end"
-        if not self.state.qemu.wait(deadline.left(what)):
-            raise deadline.error(what)
+        if not self.state.qemu.wait(timeout):
+            raise Deadline.after(timeout).error(f"QEMU of {self.name} to end")
         children.reap()
 
     def exec(self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False) -> ExecResult:
@@ -328,7 +303,6 @@ class Vm:
         Raises:
             HostError: that cannot be written down.
         """
-        self.close()
         if self._guardian is None:
             return
         kept = msgspec.structs.replace(self.state, owner=None)
@@ -338,18 +312,12 @@ class Vm:
         self._guardian.release()
         self._guardian = None
 
-    def close(self) -> None:
-        """Leave the VM as it is, without a connection of ours."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-
-    def stop(self, *, force: bool = False, deadline: Deadline | None = None) -> Rung:
+    def stop(self, *, force: bool = False, timeout: float = 4 * QUIT_SECONDS) -> Rung:
         """End it and leave nothing behind.
 
         Args:
             force: Kill it at once, instead of asking it first.
-            deadline: For all of it; None: as long as the rungs take. SIGKILL is sent in any case.
+            timeout: Seconds that QEMU has to end by itself or by SIGTERM; then it gets SIGKILL.
 
         Returns:
             What it took.
@@ -357,8 +325,7 @@ class Vm:
         Raises:
             HostError: it does not end, not even by SIGKILL, or its directory cannot be removed.
         """
-        self.close()
-        rung = self._descend(force=force, deadline=deadline or Deadline.after(4 * QUIT_SECONDS))
+        rung = self._descend(force=force, deadline=Deadline.after(timeout))
         claims.kill(self.state.qemu, self.state.leader)
         if self._guardian is not None:
             self._guardian.release()
@@ -377,7 +344,7 @@ class Vm:
             return "SIGKILL"
         until = deadline.at_most(QUIT_SECONDS)
         with contextlib.suppress(VmdebugError):
-            self.qmp("quit", deadline=until)
+            self.qmp("quit", timeout=until.left("QEMU to quit"))
             if qemu.wait(until.left("QEMU to quit")):
                 return "quit"
         until = deadline.at_most(QUIT_SECONDS)

@@ -1,9 +1,13 @@
-"""QMP, QEMU's monitor protocol: a small synchronous front to qemu.qmp.
+"""QMP, QEMU's monitor protocol: a synchronous client on qemu.qmp.
 
-qemu.qmp is asynchronous and waits for ever; here its loop runs in one thread a
-connection, and every call takes a deadline. A socket serves one client at a time,
-and a second one hears nothing until the first has gone: see `vmdebug.vm.rundir`
-for who uses which. See docs/interop/qmp-spec.txt and qemu-qmp-ref of QEMU.
+qemu.qmp is asynchronous and has no timeouts. Its event loop runs in one thread a connection, and every
+call has a deadline. See docs/interop/qmp-spec and qemu-qmp-ref of QEMU.
+
+QEMU serves one client at a time on a socket, and a second one waits until the first has gone:
+`vmdebug.vm.rundir` says which socket is for whom.
+
+Import this module where a connection is made: asyncio and qemu.qmp take 60 ms to import. `vmdebug start`
+imports it while QEMU starts.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -30,30 +35,26 @@ from qemu.qmp import (
     Runstate,
     StateError,
 )
-from qemu.qmp.qmp_client import NegotiationError
 
 from vmdebug import errors
 from vmdebug.deadline import Deadline
-from vmdebug.errors import QmpError, VmdebugError
+from vmdebug.errors import GuestDiedError, QmpError, VmdebugError, VmError
 from vmdebug.process import ProcessRef
-from vmdebug.vm import dial
 
-CLOSE_SECONDS = 2.0
-"""How long a connection may take to close before it is dropped."""
+BUSY = "QMP serves one client at a time on a socket: is another one connected to it?"
 
-ATTEMPTS = 10
-"""Connections that are tried when QEMU tells an event before it answers the first command, for which the
-library then takes that event. A guest under a trace, which stops and goes on all the time, can have it so."""
+_CLOSE_SECONDS = 2.0
+_EXIT_SECONDS = 1.0
 
 T = TypeVar("T")
 
 
-class _OvertakenError(Exception):
-    """Something else came in place of the answer to qmp_capabilities."""
+class NoListenerError(QmpError):
+    """Nobody listens on the socket: QEMU does not yet, or has ended."""
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something that QEMU told unasked.
+    """An event of QEMU.
 
     Args:
         name: As in the QMP reference: "GUEST_PANICKED".
@@ -67,47 +68,47 @@ class Event(msgspec.Struct, frozen=True):
 
 
 def connect(path: Path, *, process: ProcessRef | None = None, deadline: Deadline) -> Qmp:
-    """Connect to a QMP socket and wait for QEMU's greeting.
+    """Connect to a QMP socket and wait until QEMU answers.
+
+    The answer proves that QEMU has made its devices. Its greeting does not: that comes from a thread of its
+    own. See "Capabilities negotiation" in qmp-spec.
 
     Args:
         path: The socket.
-        process: QEMU, where it is known: tells a lost connection from a QEMU that has ended.
-        deadline: Until when the greeting has to be there.
+        process: QEMU, or the runner that starts it: tells a lost connection from a QEMU that has ended.
+        deadline: When to give up; also for each command and event that has no deadline of its own.
 
     Raises:
         NoListenerError: nobody listens there.
-        GuestDiedError: QEMU ended before it greeted.
-        DeadlineError: no greeting came: QEMU hangs, or somebody else is connected.
+        GuestDiedError: QEMU ended before it answered.
+        QmpError: the other side does not speak QMP.
+        DeadlineError: no answer came: QEMU hangs, or somebody else is connected.
     """
     what = f"QEMU to answer on {path}"
-    attempts = ATTEMPTS
-    while True:
-        attempts -= 1
-        with contextlib.ExitStack() as protected:
-            dialled = protected.enter_context(dial.dial(path, what=what, deadline=deadline))
-            qmp = protected.enter_context(Qmp(path, process))
-            try:
-                qmp.greet(dialled, what, deadline)
-            except _OvertakenError as error:
-                if not attempts:
-                    raise QmpError(f"{path} does not speak QMP: {error}") from error
-                continue
-            protected.pop_all()
-            return qmp
+    with contextlib.ExitStack() as protected:
+        connected = protected.enter_context(_connected(path, what, deadline))
+        qmp = protected.enter_context(Qmp(path, process, deadline))
+        qmp.greet(connected, what)
+        protected.pop_all()
+        return qmp
 
 
 class Qmp:
-    """A connection; `connect` makes one, and it is a context manager.
+    """A connection, as a context manager; made by `connect`.
 
     Args:
         path: The socket.
         process: QEMU, where it is known.
+        deadline: For calls that have none of their own.
     """
 
-    def __init__(self, path: Path, process: ProcessRef | None) -> None:
+    def __init__(self, path: Path, process: ProcessRef | None, deadline: Deadline) -> None:
         self.path = path
         self._process = process
+        self._deadline = deadline
         self._client = QMPClient()
+        # The library would take an event that comes before the answer for the answer; `execute` does not.
+        self._client.negotiate = False
         # The library keeps every event for a listener that nobody reads; ours are made by `listen`.
         self._client.events.event_filter = _hear_nothing
         self._loop = _Loop()
@@ -121,26 +122,35 @@ class Qmp:
     ) -> None:
         self.close()
 
-    def greet(self, dialled: socket.socket, what: str, deadline: Deadline) -> None:
-        """Take over a connected socket; for `connect`."""
+    def greet(self, connected: socket.socket, what: str) -> None:
+        """Take over a connected socket and negotiate capabilities; for `connect`."""
         try:
-            self._loop.run(lambda: self._greet(dialled), what=what, deadline=deadline, hint=dial.BUSY)
+            self._loop.run(lambda: self._greet(connected), what=what, deadline=self._deadline, hint=BUSY)
         except ConnectError as error:
             if isinstance(error.exc, (EOFError, ConnectionError)):
-                raise dial.lost(self.path, self._process, "before it greeted") from error
-            if isinstance(error.exc, NegotiationError):
-                raise _OvertakenError(error) from error
+                raise self._lost("before it greeted") from error
             raise QmpError(f"{self.path} does not speak QMP: {error}") from error
+        except ExecuteError as error:
+            raise QmpError(f"QEMU refused qmp_capabilities: {error}") from error
+        # qemu.qmp 0.0.6 asserts that the connection still stands at the end of its `connect`.
+        except (AssertionError, ExecInterruptedError, StateError) as error:
+            raise self._lost("before it answered") from error
 
     def execute(
-        self, command: str, arguments: Mapping[str, object] | None = None, *, deadline: Deadline
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        fds: Sequence[int] = (),
+        deadline: Deadline | None = None,
     ) -> Any:
         """Execute a command and return what it returns.
 
         Args:
             command: Its name in the QMP reference.
             arguments: Its arguments, of JSON's types.
-            deadline: Until when the answer has to be there.
+            fds: File descriptors passed with it, for `getfd` and `add-fd`; they stay open here.
+            deadline: When to give up; None: the connection's.
 
         Raises:
             QmpError: QEMU refused it, or closed the connection.
@@ -150,20 +160,20 @@ class Qmp:
         """
         try:
             return self._loop.run(
-                lambda: self._client.execute(command, arguments),
+                lambda: self._execute(command, arguments, fds),
                 what=f"QEMU to answer {command}",
-                deadline=deadline,
+                deadline=deadline or self._deadline,
             )
         except ExecuteError as error:
             raise QmpError(
                 f"QEMU refused {command}: {error}", detail=json.dumps(dict(arguments or {}), default=str)
             ) from error
         except (ExecInterruptedError, StateError) as error:
-            raise dial.lost(self.path, self._process, f"during {command}") from error
+            raise self._lost(f"during {command}") from error
 
     @contextlib.contextmanager
     def listen(self, *names: str) -> Iterator[Listener]:
-        """Hear events from here on; entered before the act whose event is waited for.
+        """Collect events from here on. Enter it before the command that causes the event.
 
         Args:
             names: Which ones; none given: all.
@@ -178,32 +188,44 @@ class Qmp:
         finally:
             self._on_loop(lambda: self._client.remove_listener(events))
 
-    def next_event(self, events: EventListener, what: str, deadline: Deadline) -> Event:
+    def next_event(self, events: EventListener, what: str, deadline: Deadline | None) -> Event:
         """Wait for a listener's next event; for `Listener`."""
-        found = self._loop.run(lambda: self._next(events), what=what, deadline=deadline)
+        found = self._loop.run(lambda: self._next(events), what=what, deadline=deadline or self._deadline)
         if found is None:
-            raise dial.lost(self.path, self._process, f"before {what}")
+            raise self._lost(f"before {what}")
         return found
 
     def close(self) -> None:
-        """Disconnect; nothing happens when that was done before."""
+        """Disconnect; a second call does nothing."""
         # QEMU may have closed it first, and the library reports that once more here.
         with contextlib.suppress(QMPError, EOFError, OSError, VmdebugError):
             self._loop.run(
-                self._client.disconnect, what="QMP to close", deadline=Deadline.after(CLOSE_SECONDS)
+                self._client.disconnect, what="QMP to close", deadline=Deadline.after(_CLOSE_SECONDS)
             )
         self._loop.stop()
+
+    def _lost(self, when: str) -> VmError:
+        """Return the error for a closed connection: QEMU closes its sockets a moment before it ends."""
+        if self._process is None or self._process.wait(_EXIT_SECONDS):
+            return GuestDiedError(f"QEMU ended {when}", hint="its last words are in qemu.log and console.log")
+        return QmpError(f"QEMU closed {self.path} {when}", hint="it runs on: connect again")
 
     def _on_loop(self, act: Callable[[], None]) -> None:
         async def acting() -> None:
             act()
 
-        with contextlib.suppress(errors.StateError):  # closed: nobody hears anything any more
-            self._loop.run(acting, what="QMP's own thread", deadline=Deadline.after(CLOSE_SECONDS))
+        with contextlib.suppress(errors.StateError):  # closed: no event comes any more
+            self._loop.run(acting, what="QMP's own thread", deadline=Deadline.after(_CLOSE_SECONDS))
 
-    async def _greet(self, dialled: socket.socket) -> None:
-        await self._client.connect(dialled)
+    async def _greet(self, connected: socket.socket) -> None:
+        await self._client.connect(connected)
         self._gone = asyncio.create_task(self._until_gone())
+        await self._client.execute("qmp_capabilities")
+
+    async def _execute(self, command: str, arguments: Mapping[str, object] | None, fds: Sequence[int]) -> Any:
+        for fd in fds:
+            self._client.send_fd_scm(fd)
+        return await self._client.execute(command, arguments)
 
     async def _until_gone(self) -> None:
         while self._client.runstate is Runstate.RUNNING:
@@ -221,21 +243,30 @@ class Qmp:
 
 
 class Listener:
-    """Events heard since `Qmp.listen` was entered, in their order."""
+    """The events since `Qmp.listen` was entered, in their order."""
 
     def __init__(self, qmp: Qmp, events: EventListener) -> None:
         self._qmp = qmp
         self._events = events
 
-    def next(self, *, deadline: Deadline) -> Event:
+    def next(
+        self, wanted: Callable[[Event], bool] | None = None, *, deadline: Deadline | None = None
+    ) -> Event:
         """Return the next event, waiting for it.
 
+        Args:
+            wanted: Says whether an event is the one that is waited for; others are dropped. None: each is.
+            deadline: When to give up; None: the connection's.
+
         Raises:
-            GuestDiedError: QEMU ended, and all that it told has been returned.
+            GuestDiedError: QEMU ended, and all its events have been returned.
             DeadlineError: none came.
         """
         names = " or ".join(sorted(self._events.names)) or "an event"
-        return self._qmp.next_event(self._events, names, deadline)
+        while True:
+            event = self._qmp.next_event(self._events, names, deadline)
+            if wanted is None or wanted(event):
+                return event
 
 
 class _Loop:
@@ -282,6 +313,34 @@ class _Loop:
             )
             self._thread.start()
         return self._loop
+
+
+def _connected(path: Path, what: str, deadline: Deadline) -> socket.socket:
+    """Return a connected socket; asyncio takes EAGAIN, the full queue of unix(7), for success."""
+    with contextlib.ExitStack() as protected:
+        connected = protected.enter_context(socket.socket(socket.AF_UNIX))
+        connected.setblocking(False)
+        retries = deadline.pauses(what)
+        # Others are before us in the queue, and no descriptor tells when it moves.
+        while not _try(connected, path):
+            if deadline.passed:
+                raise deadline.error(what, hint=BUSY)
+            time.sleep(next(retries))
+        protected.pop_all()
+    return connected
+
+
+def _try(connected: socket.socket, path: Path) -> bool:
+    """Try to connect; False while the queue is full."""
+    try:
+        connected.connect(str(path))
+    except BlockingIOError:
+        return False
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise NoListenerError(f"nobody listens on {path}") from error
+    except OSError as error:
+        raise QmpError(f"cannot connect to {path}: {error.strerror}") from error
+    return True
 
 
 def _hear_nothing(event: Message) -> bool:  # noqa: ARG001 - the library's signature

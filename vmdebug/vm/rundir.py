@@ -72,18 +72,13 @@ class RunDir(msgspec.Struct, frozen=True):
 
     @property
     def control(self) -> Path:
-        """QMP for vmdebug's short commands, one at a time under `control_lock`."""
+        """QMP for vmdebug itself: one connection at a time, under `control_lock`."""
         return self.path / "control.sock"
 
     @property
     def control_lock(self) -> Path:
         """Held while `control` is in use."""
         return self.path / "control.lock"
-
-    @property
-    def events(self) -> Path:
-        """QMP for the session that listens to events."""
-        return self.path / "events.sock"
 
     @property
     def gdb(self) -> Path:

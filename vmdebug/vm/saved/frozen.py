@@ -9,9 +9,8 @@ RAM cannot be shared the whole state is saved, RAM included, and read by each VM
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -27,11 +26,15 @@ from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
 from vmdebug.vm.planning import Means
 from vmdebug.vm.saved import nameless
-from vmdebug.vm.talk import Talk
+
+if TYPE_CHECKING:
+    from vmdebug.vm.qmp import Event, Qmp
 
 IGNORE_SHARED = "x-ignore-shared"
 
 _EVENTS = "events"
+
+_ANSWER = "QEMU to answer on QMP"
 
 
 class Frozen(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,8 +66,8 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True):
 
 def can_ignore_shared(vm: Vm, *, deadline: Deadline) -> bool:
     """Say whether a VM's QEMU can save a state without the RAM that is shared."""
-    with vm.talk(deadline=deadline) as talking:
-        return _can_ignore_shared(talking)
+    with vm.connected(timeout=deadline.left(_ANSWER)) as qmp:
+        return _can_ignore_shared(qmp)
 
 
 def save(vm: Vm, into: int, *, shared: bool, deadline: Deadline) -> None:
@@ -82,12 +85,12 @@ def save(vm: Vm, into: int, *, shared: bool, deadline: Deadline) -> None:
         GuestDiedError: QEMU has ended.
         DeadlineError: it took too long.
     """
-    with vm.talk(deadline=deadline) as talking:
-        talking.execute("stop")
-        _set_capabilities(talking, shared=shared)
-        talking.execute("migrate", {"uri": f"exec:cat >{nameless.path(into)}"})
-        talking.event(_moved)
-        moved = talking.execute("query-migrate")
+    with vm.connected(timeout=deadline.left(_ANSWER)) as qmp, qmp.listen("MIGRATION") as events:
+        qmp.execute("stop")
+        _set_capabilities(qmp, shared=shared)
+        qmp.execute("migrate", {"uri": f"exec:cat >{nameless.path(into)}"})
+        events.next(_moved)
+        moved = qmp.execute("query-migrate")
     if moved["status"] != "completed":
         why = moved.get("error-desc", "it says no more")
         raise VmError(f"the state of {vm.name} could not be saved: {why}")
@@ -158,19 +161,19 @@ def load(vm: Vm, state: int, *, shared: bool, run: bool = True, deadline: Deadli
         GuestDiedError: QEMU has ended, as it does when a state is not for it.
         DeadlineError: it took too long.
     """
-    with vm.talk(deadline=deadline) as talking:
-        _set_capabilities(talking, shared=shared)
-        talking.execute("migrate-incoming", {"uri": f"exec:cat <{nameless.path(state)}"})
-        if talking.event(_moved)["status"] != "completed":
+    with vm.connected(timeout=deadline.left(_ANSWER)) as qmp, qmp.listen("MIGRATION") as events:
+        _set_capabilities(qmp, shared=shared)
+        qmp.execute("migrate-incoming", {"uri": f"exec:cat <{nameless.path(state)}"})
+        if events.next(_moved).data["status"] != "completed":
             words = vm.rundir.qemu_log.read_text(errors="replace")
             raise VmError(
                 f"{vm.name} cannot load the state that it was to go on from", detail=process.tail(words)
             )
         if shared:
             # What is saved of it later is to be whole again.
-            _set_capabilities(talking, shared=False)
+            _set_capabilities(qmp, shared=False)
         if run:
-            talking.execute("cont")
+            qmp.execute("cont")
 
 
 def memory_mib(spec: LaunchSpec) -> int:
@@ -193,20 +196,20 @@ def new_ram(spec: LaunchSpec, directory: Path | None) -> int:
     return ram
 
 
-def _set_capabilities(talking: Talk, *, shared: bool) -> None:
+def _set_capabilities(qmp: Qmp, *, shared: bool) -> None:
     wanted = {_EVENTS: True, IGNORE_SHARED: shared}
-    if not shared and not _can_ignore_shared(talking):
+    if not shared and not _can_ignore_shared(qmp):
         del wanted[IGNORE_SHARED]
-    talking.execute(
+    qmp.execute(
         "migrate-set-capabilities",
         {"capabilities": [{"capability": name, "state": on} for name, on in wanted.items()]},
     )
 
 
-def _moved(name: str, data: Mapping[str, Any]) -> bool:
-    return name == "MIGRATION" and data["status"] in ("completed", "failed")
+def _moved(event: Event) -> bool:
+    return event.data["status"] in ("completed", "failed")
 
 
-def _can_ignore_shared(talking: Talk) -> bool:
-    known = talking.execute("query-migrate-capabilities")
+def _can_ignore_shared(qmp: Qmp) -> bool:
+    known = qmp.execute("query-migrate-capabilities")
     return any(each["capability"] == IGNORE_SHARED for each in known)

@@ -16,16 +16,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from vmdebug.channel.serial import death
-from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, QmpError, UsageError, VmError
 from vmdebug.vm.saved import nameless
 
 if TYPE_CHECKING:
-    from vmdebug.vm.machine import Vm
-    from vmdebug.vm.talk import Talk
-
-SECONDS = 60.0
-"""How long one snapshot may take; 0.1 s is usual for 256 MB."""
+    from vmdebug.vm.qmp import Event, Qmp
 
 NODE = "vmdebug-state"
 """Name of the block node that holds the snapshots; "NODE-file" is the one below it."""
@@ -69,13 +64,13 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     guest_time: float
 
 
-def save(vm: Vm, tag: str, *, deadline: Deadline) -> None:
-    """Take a snapshot; a running guest runs on after it, a stopped one stays stopped.
+def save(qmp: Qmp, tag: str, *, vm: str) -> None:
+    """Take a snapshot; a running guest continues after it, a stopped one stays stopped.
 
     Args:
-        vm: The VM.
-        tag: What it is called.
-        deadline: Until when.
+        qmp: A connection to QEMU; its deadline counts.
+        tag: What the snapshot is called.
+        vm: The VM's name, for messages.
 
     Raises:
         UsageError: the tag cannot be one, or is taken.
@@ -85,69 +80,72 @@ def save(vm: Vm, tag: str, *, deadline: Deadline) -> None:
         DeadlineError: it took too long.
     """
     _check(tag)
-    with vm.talk(deadline=deadline) as talking:
-        nodes = _nodes(talking)
-        if tag in _tags(nodes):
-            raise UsageError(
-                f"{vm.name} has a snapshot {tag} already",
-                hint=f"take another tag, or drop that one: vmdebug snapshot delete {vm.name} {tag}",
-            )
-        if NODE not in nodes:
-            _make_room(talking)
-            nodes = _nodes(talking)
-        _job(talking, f"the snapshot {tag} of {vm.name} cannot be taken", "snapshot-save", tag, nodes)
+    nodes = _nodes(qmp)
+    if tag in _tags(nodes):
+        raise UsageError(
+            f"{vm} has a snapshot {tag} already",
+            hint=f"choose another tag, or delete that one: vmdebug snapshot delete {vm} {tag}",
+        )
+    if NODE not in nodes:
+        _make_room(qmp)
+        nodes = _nodes(qmp)
+    _run_on(qmp, f"cannot take the snapshot {tag} of {vm}", "snapshot-save", tag, nodes)
 
 
-def load(vm: Vm, tag: str, *, run: bool = True, deadline: Deadline) -> None:
-    """Go back to a snapshot; a running guest runs on from there, a stopped one stays stopped.
+def load(qmp: Qmp, tag: str, *, vm: str, console_log: Path, run: bool = True) -> None:
+    """Load a snapshot; a running guest continues from there, a stopped one stays stopped.
 
-    A guest that has panicked since runs, too: what had stopped it has not happened.
+    A guest that has panicked since runs, too: the snapshot is from before the panic.
 
     Args:
-        vm: The VM.
+        qmp: A connection to QEMU; its deadline counts.
         tag: Which snapshot.
+        vm: The VM's name, for messages.
+        console_log: The console's log, which gets a mark: what follows was written by the earlier guest.
         run: Whether a guest that had panicked is set running; otherwise GDB does that.
-        deadline: Until when.
 
     Raises:
-        UsageError: there is none of that tag; the hint has those there are.
+        UsageError: there is none of that tag; the hint lists those there are.
         VmError: it cannot be loaded.
         GuestDiedError: QEMU has ended.
         DeadlineError: it took too long.
     """
-    with vm.talk(deadline=deadline) as talking:
-        nodes = _known(vm, talking, tag)
-        panicked = talking.execute("query-status")["status"] == "guest-panicked"
-        _job(talking, f"the snapshot {tag} of {vm.name} cannot be loaded", "snapshot-load", tag, nodes)
-        _note(vm, tag)
-        if panicked and run:
-            talking.execute("cont")
+    nodes = _known(qmp, tag, vm)
+    panicked = qmp.execute("query-status")["status"] == "guest-panicked"
+    _run_on(qmp, f"cannot load the snapshot {tag} of {vm}", "snapshot-load", tag, nodes)
+    # QEMU opens its log for appending, so neither writes over the other.
+    with console_log.open("ab", buffering=0) as log:
+        log.write(death.restored(tag))
+    if panicked and run:
+        qmp.execute("cont")
 
 
-def delete(vm: Vm, tag: str, *, deadline: Deadline) -> None:
-    """Drop a snapshot.
+def delete(qmp: Qmp, tag: str, *, vm: str) -> None:
+    """Delete a snapshot.
+
+    Args:
+        qmp: A connection to QEMU; its deadline counts.
+        tag: Which snapshot.
+        vm: The VM's name, for messages.
 
     Raises:
-        UsageError: there is none of that tag; the hint has those there are.
-        VmError: QEMU refused it.
+        UsageError: there is none of that tag; the hint lists those there are.
+        VmError: it cannot be deleted.
         GuestDiedError: QEMU has ended.
         DeadlineError: it took too long.
     """
-    with vm.talk(deadline=deadline) as talking:
-        nodes = _known(vm, talking, tag)
-        _job(talking, f"the snapshot {tag} of {vm.name} cannot be dropped", "snapshot-delete", tag, nodes)
+    nodes = _known(qmp, tag, vm)
+    _run_on(qmp, f"cannot delete the snapshot {tag} of {vm}", "snapshot-delete", tag, nodes)
 
 
-def every(vm: Vm, *, deadline: Deadline) -> tuple[Snapshot, ...]:
-    """Return the snapshots there are, in the order of their taking.
+def every(qmp: Qmp) -> tuple[Snapshot, ...]:
+    """Return the snapshots there are, oldest first.
 
     Raises:
         GuestDiedError: QEMU has ended.
         DeadlineError: it does not answer.
     """
-    with vm.talk(deadline=deadline) as talking:
-        nodes = _nodes(talking)
-    return tuple(sorted(_tags(nodes).values(), key=lambda each: each.time))
+    return tuple(sorted(_tags(_nodes(qmp)).values(), key=lambda each: each.time))
 
 
 def _check(tag: str) -> None:
@@ -158,25 +156,23 @@ def _check(tag: str) -> None:
         )
 
 
-def _known(vm: Vm, talking: Talk, tag: str) -> Mapping[str, Any]:
-    nodes = _nodes(talking)
+def _known(qmp: Qmp, tag: str, vm: str) -> Mapping[str, Any]:
+    nodes = _nodes(qmp)
     there = _tags(nodes)
     if tag not in there:
-        hint = (
-            f"there is: {', '.join(there)}" if there else f"take one: vmdebug snapshot save {vm.name} {tag}"
-        )
-        raise UsageError(f"{vm.name} has no snapshot {tag}", hint=hint)
+        hint = f"there is: {', '.join(there)}" if there else f"take one: vmdebug snapshot save {vm} {tag}"
+        raise UsageError(f"{vm} has no snapshot {tag}", hint=hint)
     return nodes
 
 
-def _nodes(talking: Talk) -> Mapping[str, Any]:
+def _nodes(qmp: Qmp) -> Mapping[str, Any]:
     """Return what snapshots are kept in, by node names: the guest's writable disks, and ours."""
     found = {}
-    for device in talking.execute("query-block"):
+    for device in qmp.execute("query-block"):
         inserted = device.get("inserted")
         if inserted is not None and not inserted["ro"]:
             found[inserted["node-name"]] = inserted
-    for node in talking.execute("query-named-block-nodes", {"flat": True}):
+    for node in qmp.execute("query-named-block-nodes", {"flat": True}):
         if node["node-name"] == NODE:
             found[NODE] = node
     return found
@@ -195,48 +191,49 @@ def _tags(nodes: Mapping[str, Any]) -> dict[str, Snapshot]:
     }
 
 
-def _make_room(talking: Talk) -> None:
+def _make_room(qmp: Qmp) -> None:
     """Give QEMU an image for snapshots, in a file without a name.
 
     Raises:
         HostError: this QEMU takes no snapshots by QMP; the file cannot be made.
     """
-    known = {each["name"] for each in talking.execute("query-commands")}
+    known = {each["name"] for each in qmp.execute("query-commands")}
     if "snapshot-save" not in known:
         raise HostError(
             "this QEMU has no snapshot-save on QMP, which came with QEMU 6.0", hint="install a newer QEMU"
         )
     fd = nameless.make("snapshots", Path(os.environ.get("TMPDIR") or "/var/tmp"))  # noqa: S108 - it has no name
     try:
-        added = talking.execute("add-fd", {}, fds=(fd,))
+        added = qmp.execute("add-fd", {}, fds=(fd,))
     finally:
         os.close(fd)
     file = f"{NODE}-file"
     path = f"/dev/fdset/{added['fdset-id']}"
-    talking.execute("blockdev-add", {"driver": "file", "node-name": file, "filename": path})
+    qmp.execute("blockdev-add", {"driver": "file", "node-name": file, "filename": path})
     image = {"driver": "qcow2", "file": file, "size": _IMAGE_BYTES}
-    _run(talking, "the image for snapshots cannot be made", "blockdev-create", {"options": image})
-    talking.execute("blockdev-add", {"driver": "qcow2", "node-name": NODE, "file": file})
+    _run(qmp, "the image for snapshots cannot be made", "blockdev-create", {"options": image})
+    qmp.execute("blockdev-add", {"driver": "qcow2", "node-name": NODE, "file": file})
 
 
-def _job(talking: Talk, failure: str, command: str, tag: str, nodes: Mapping[str, Any]) -> None:
+def _run_on(qmp: Qmp, failure: str, command: str, tag: str, nodes: Mapping[str, Any]) -> None:
     arguments: dict[str, object] = {"tag": tag, "devices": list(nodes)}
     if command != "snapshot-delete":
         arguments["vmstate"] = NODE
-    _run(talking, failure, command, arguments)
+    _run(qmp, failure, command, arguments)
 
 
-def _run(talking: Talk, failure: str, command: str, arguments: Mapping[str, object]) -> None:
+def _run(qmp: Qmp, failure: str, command: str, arguments: Mapping[str, object]) -> None:
     """Run a job to its end, and dismiss it.
 
     Raises:
         VmError: it failed; the message says how.
     """
     try:
-        talking.execute(command, {"job-id": _JOB, **arguments})
-        talking.event(_concluded)
-        error = _error(talking.execute("query-jobs"))
-        talking.execute("job-dismiss", {"id": _JOB})
+        with qmp.listen("JOB_STATUS_CHANGE") as events:
+            qmp.execute(command, {"job-id": _JOB, **arguments})
+            events.next(_concluded)
+        error = _error(qmp.execute("query-jobs"))
+        qmp.execute("job-dismiss", {"id": _JOB})
     except QmpError as refused:
         error = refused.message
     if error:
@@ -244,18 +241,9 @@ def _run(talking: Talk, failure: str, command: str, arguments: Mapping[str, obje
         raise VmError(f"{failure}: {error}", hint=hint)
 
 
-def _concluded(name: str, data: Mapping[str, Any]) -> bool:
-    return name == "JOB_STATUS_CHANGE" and data["id"] == _JOB and data["status"] == "concluded"
+def _concluded(event: Event) -> bool:
+    return (event.data["id"], event.data["status"]) == (_JOB, "concluded")
 
 
 def _error(jobs: Sequence[Mapping[str, Any]]) -> str:
     return next((each.get("error", "") for each in jobs if each["id"] == _JOB), "")
-
-
-def _note(vm: Vm, tag: str) -> None:
-    """Write into the console's log that what follows is told by an earlier guest.
-
-    QEMU opens its log for appending, so neither writes over the other.
-    """
-    with vm.rundir.console_log.open("ab", buffering=0) as log:
-        log.write(death.restored(tag))

@@ -48,5 +48,4 @@ def take(vm: Vm, *, deadline: Deadline) -> None:
 
 def _tell(vm: Vm, command: str, deadline: Deadline) -> None:
     if not vm.state.spec.halt:
-        with vm.talk(deadline=deadline) as talking:
-            talking.execute(command)
+        vm.qmp(command, timeout=deadline.left(f"QEMU to answer {command}"))
