@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Says what keeps options of a kernel configuration from having another value.
+ * Prints what keeps options of a kernel configuration from having another value.
  *
- * Linked with the objects of scripts/kconfig that `make *config` has made in the kernel's own tree,
- * so that any kernel's Kconfig is read by the parser that came with it. It rests on what is the
- * same in all of them: struct symbol, its dependencies, expr_gstr_print().
+ * vmdebug links it with the object files of scripts/kconfig that `make *config` has made in the kernel's
+ * own tree, so that each kernel's Kconfig is read by its own parser. It uses only what all versions have
+ * in common: struct symbol, its dependencies, expr_gstr_print().
  *
- * Runs where `make *config` runs its programs, with the names in $KCONFIG_WHY, and whatever arguments. Writes
- * a line for each fact: the option, the kind of the fact, and its value, with tabs between them.
+ * make runs it in place of one of its own programs, with any arguments; the options are in $KCONFIG_WHY. It
+ * prints a line for each fact: the option, the kind of the fact, and its value, separated by tabs.
  */
 #include <stdbool.h>
 #include <stdio.h>
@@ -24,7 +24,7 @@ static void fact(struct symbol *sym, const char *kind, const char *value)
 	printf("%s\t%s\t%s\n", sym->name, kind, value);
 }
 
-/* Each operand of the topmost ANDs that holds the option below y, with the values of what is in it. */
+/* Prints each operand of the top-level ANDs that keeps the option below y, with the values of its symbols. */
 static void limits(struct symbol *sym, const char *kind, struct expr *e)
 {
 	struct gstr text;
@@ -47,7 +47,7 @@ static void limits(struct symbol *sym, const char *kind, struct expr *e)
 	str_free(&text);
 }
 
-/* Each operand of the topmost ORs that selects the option. */
+/* Prints each operand of the top-level ORs that selects the option. */
 static void selectors(struct symbol *sym, struct expr *e)
 {
 	struct gstr text;
@@ -67,7 +67,7 @@ static void selectors(struct symbol *sym, struct expr *e)
 	str_free(&text);
 }
 
-/* The option that a choice has taken instead. */
+/* Prints the option of the same choice that is set instead. */
 static void chosen(struct symbol *sym, struct menu *entry)
 {
 	struct menu *other;
@@ -104,12 +104,12 @@ static void tell(struct symbol *sym)
 int main(int argc, char *argv[])
 {
 	const char *names = getenv("KCONFIG_WHY");
-	/* As scripts/kconfig/Makefile has it. */
+	/* As in scripts/kconfig/Makefile. */
 	const char *file = getenv("KBUILD_KCONFIG");
 	char *name, *rest;
 
 	if (!names) {
-		/* Where it stands for Python, Kconfig that asks $(PYTHON3) for something asks this program. */
+		/* It replaces Python then, and Kconfig files that run $(PYTHON3) get this program: run Python. */
 		argv[0] = "python3";
 		execvp(argv[0], argv);
 		return 127;
