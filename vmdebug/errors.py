@@ -1,22 +1,22 @@
-"""Everything that vmdebug raises on purpose, and the exit status each one becomes.
+"""The exceptions that vmdebug raises on purpose, and the exit status of each.
 
 ::
 
-    VmdebugError            1   base; `except VmdebugError` catches all of ours
-    ├── UsageError          2   an option, a GUEST, a vmdebug.toml that cannot be right
-    ├── HostError           3   the machine lacks a program, a package, a permission, space
-    ├── MismatchError       4   symbols and kernel do not belong together
-    ├── DeadlineError       5   a deadline passed; says what was waited for
-    ├── BuildError          1   nix or make failed; carries their own words
-    ├── StateError          1   the caller's bug: a call that the present state does not allow
-    └── VmError             1   the guest's or QEMU's fault
+    VmdebugError            1   base class of all others
+    ├── UsageError          2   an option, a GUEST or a vmdebug.toml is invalid
+    ├── HostError           3   this machine lacks a program, a package, a permission or disk space
+    ├── MismatchError       4   the symbols do not match the kernel
+    ├── DeadlineError       5   a timeout passed; says what vmdebug waited for
+    ├── BuildError          1   nix or make failed; has their output
+    ├── StateError          1   the caller's bug: the current state does not allow the call
+    └── VmError             1   the guest, QEMU or GDB failed
         ├── LaunchError     1   QEMU did not start
-        ├── GuestDiedError  1   it exited or panicked while something was expected of it
+        ├── GuestDiedError  1   the guest exited or panicked while vmdebug waited for it
         ├── QmpError        1   QEMU refused a QMP command
-        └── GdbError        1   GDB refused a command, or is gone
+        └── GdbError        1   GDB refused a command, or has ended
 
-Each carries one line of what was wanted and found (`message`), one line of what
-to do (`hint`), and a block of evidence (`detail`: argv, exit status, end of a log).
+Each has a line with what was wanted and what was found (`message`), a line with what to do (`hint`), and
+several lines of evidence (`detail`: argv, exit status, end of a log).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import ClassVar
 
 
 class VmdebugError(Exception):
-    """A failure that a user can act on.
+    """A failure that the user can act on.
 
     Args:
-        message: One line: what was wanted and what was found.
-        hint: One line: what to do about it; empty when there is nothing.
-        detail: Evidence of several lines, shown as it is.
+        message: What was wanted and what was found, on one line.
+        hint: What to do, on one line; "" if nothing helps.
+        detail: Evidence, on several lines, printed unchanged.
     """
 
     exit_status: ClassVar[int] = 1
@@ -46,7 +46,7 @@ class VmdebugError(Exception):
 
 
 class UsageError(VmdebugError):
-    """What the user wrote cannot be right."""
+    """The user's input is invalid."""
 
     exit_status = 2
 
@@ -58,13 +58,13 @@ class HostError(VmdebugError):
 
 
 class MismatchError(VmdebugError):
-    """Symbols and kernel do not belong together."""
+    """The symbols do not match the kernel."""
 
     exit_status = 4
 
 
 class DeadlineError(VmdebugError):
-    """A deadline passed before what was waited for happened."""
+    """A timeout passed before the awaited event."""
 
     exit_status = 5
 
@@ -74,11 +74,11 @@ class BuildError(VmdebugError):
 
 
 class StateError(VmdebugError):
-    """The call needs another state than the present one; waiting would not help."""
+    """The current state does not allow the call, and waiting does not change it."""
 
 
 class VmError(VmdebugError):
-    """The guest, QEMU or GDB did not do what was asked."""
+    """The guest, QEMU or GDB failed."""
 
 
 class LaunchError(VmError):
@@ -86,7 +86,7 @@ class LaunchError(VmError):
 
 
 class GuestDiedError(VmError):
-    """The guest exited or panicked while something was expected of it."""
+    """The guest exited or panicked while vmdebug waited for it."""
 
 
 class QmpError(VmError):
@@ -97,9 +97,9 @@ class GdbError(VmError):
     """GDB refused a command, or has ended.
 
     Args:
-        message: One line; the failed command is part of it.
-        command: The command as GDB got it.
-        words: GDB's own message.
+        message: One line, with the failed command.
+        command: The command as GDB received it.
+        words: GDB's error message.
     """
 
     def __init__(

@@ -1,31 +1,32 @@
-"""Paths as people write them, which may hold anything at all; and what lies below one."""
+"""Paths as users write them, and the directories of a kernel's modules."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
 def absolute(words: str, directory: Path | None = None) -> Path:
-    """Return the path that a user wrote, absolute.
+    """Return the absolute path for a path that a user wrote.
 
     Args:
-        words: The path; `~` and `~USER` are homes.
-        directory: Where a relative one starts; None is the current directory.
+        words: The path; `~` and `~USER` are home directories.
+        directory: Where a relative path starts; None is the current directory.
     """
     path = ((directory or Path.cwd()) / _home(words)).absolute()
-    # A link's parent is not the directory that the link is in: `..` is followed, not cut off.
-    with contextlib.suppress(OSError, RuntimeError, ValueError):  # links in a circle; a NUL in it
+    # `..` after a symbolic link leads to the parent of the link's target: resolve it, do not just remove it.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # a loop of links; a NUL in the path
         return path.resolve() if ".." in path.parts else path
     return path
 
 
 def holds(question: Callable[[], bool]) -> bool:
-    """Ask a path something, as `holds(path.is_dir)`.
+    """Return what a question about a path returns, as in `holds(path.is_dir)`; False where pathlib raises.
 
-    Where pathlib raises (a name that is too long, a directory that may not be searched), the answer is no.
+    pathlib raises for a name that is too long, or a directory without search permission.
     """
     try:
         return question()
@@ -33,11 +34,28 @@ def holds(question: Callable[[], bool]) -> bool:
         return False
 
 
-def walk(directory: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each directory of a kernel's modules, with its files; each once, however many links lead there.
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that no reader ever sees a part of it, and make its directory if needed.
 
-    Of modules of several packages NixOS makes directories of links. `build` and `source` lead to what a
-    kernel was built from: see modules_install in its Makefile.
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+    try:
+        with os.fdopen(fd, "wb") as stream:
+            stream.write(data)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def walk(directory: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each directory with modules of a kernel, and its files; once, even if several links lead to it.
+
+    NixOS merges the modules of several packages into directories of links. `build` and `source` are skipped:
+    they link to the kernel's build tree and source, see modules_install in its Makefile.
     """
     seen: set[str] = set()
     for top, below, files in os.walk(directory, followlinks=True):
@@ -51,5 +69,5 @@ def walk(directory: Path) -> Iterator[tuple[str, list[str]]]:
 def _home(words: str) -> Path:
     try:
         return Path(words).expanduser()
-    except (RuntimeError, ValueError):  # `~nobody`; a NUL in it
+    except (RuntimeError, ValueError):  # `~NAME` of an unknown user; a NUL in the path
         return Path(words)

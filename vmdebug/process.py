@@ -1,8 +1,7 @@
-"""The only place that starts, signals and reaps processes.
+"""Starts, signals and reaps processes; no other module does.
 
-Every process is started from an argv, never through a shell; whoever starts
-one either waits for it here or gets a `ProcessRef`, which stays right when the
-kernel gives the pid to somebody else.
+Processes are started from an argv, never through a shell. The caller either waits for the process here, or
+keeps a `ProcessRef`, which stays correct when the kernel reuses the pid.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import BuildError, HostError
 
 PIPE = subprocess.PIPE
-"""A stream of a started program that its owner reads or writes."""
+"""A stream of the started program becomes a pipe to the caller."""
 
 Child: TypeAlias = subprocess.Popen[bytes]
 """A process that we started and have to reap."""
 
 TERM_SECONDS = 5.0
-"""How long a process may take over SIGTERM before SIGKILL."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 TAIL_LINES = 20
-"""Lines of output that an error shows."""
+"""Number of output lines in an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What a finished process left: exit status (negative: a signal) and output."""
+    """The exit status (negative for a signal) and the output of a finished process."""
 
     argv: tuple[str, ...]
     status: int
@@ -48,7 +47,7 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class ProcessRef:
-    """One process, told apart from a later one of the same pid by its start time.
+    """A process, identified by pid and start time, so that a later process with the same pid is another one.
 
     Args:
         pid: Process id.
@@ -60,7 +59,7 @@ class ProcessRef:
 
     @classmethod
     def of(cls, pid: int) -> ProcessRef | None:
-        """Return the process that has `pid` now; None when there is none."""
+        """Return the process that has `pid` now; None if there is none."""
         stat = _stat(pid)
         return None if stat is None else cls(pid, stat.started)
 
@@ -73,24 +72,24 @@ class ProcessRef:
         return stat.state not in "ZX" or stat.threads > 1
 
     def signal(self, number: Signals) -> None:
-        """Send it a signal; nothing happens when it has ended."""
+        """Send it a signal; do nothing if it has ended."""
         with self._pidfd() as fd:
             if fd is not None:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, number)
 
     def signal_group(self, number: Signals) -> None:
-        """Send a signal to what is left of the process group that it led.
+        """Send a signal to the processes that remain of the group that it led.
 
-        A group outlives its leader, whose pid the kernel gives to nobody else meanwhile.
+        A group can outlive its leader; the kernel does not reuse the leader's pid until the group has ended.
         """
         if ProcessRef.of(self.pid) in (None, self):
             _signal_group(self.pid, number)
 
     def wait(self, seconds: float) -> bool:
-        """Wait up to `seconds` for it to end; return whether it has.
+        """Wait up to `seconds` for it to end, and return whether it has.
 
-        Rests on pidfd_open(2): the descriptor becomes readable at its end.
+        See pidfd_open(2): the descriptor becomes readable when the process ends.
         """
         with self._pidfd() as fd:
             return fd is None or bool(wait_ready(fd, seconds=seconds))
@@ -103,7 +102,7 @@ class ProcessRef:
             yield None
             return
         try:
-            # Looked at after opening: from here on the pid cannot be given away unseen.
+            # Check after opening: from here on the descriptor refers to this process.
             yield fd if self.alive() else None
         finally:
             os.close(fd)
@@ -121,7 +120,7 @@ def _stat(pid: int) -> _Stat | None:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name in field 2 may hold blanks and brackets: count from its last bracket.
+    # The name in field 2 may contain blanks and parentheses: count from the last parenthesis.
     fields = text.rpartition(")")[2].split()
     return _Stat(state=fields[0], threads=int(fields[17]), started=int(fields[19]))
 
@@ -131,7 +130,7 @@ def find(program: str, *, package: str) -> Path:
 
     Args:
         program: Its name, or a path to it.
-        package: The Debian package that has it, for the hint.
+        package: Its Debian package, for the hint.
 
     Raises:
         HostError: it is not there.
@@ -140,7 +139,7 @@ def find(program: str, *, package: str) -> Path:
     if found is None:
         raise HostError(
             f"{program} is not on PATH",
-            hint=f"install it: apt install {package}  (`vmdebug doctor` lists all that is missing)",
+            hint=f"install it: apt install {package}  (`vmdebug doctor` lists everything that is missing)",
         )
     return Path(found).absolute()
 
@@ -155,21 +154,21 @@ def run(
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
 ) -> Completed:
-    """Run a program to its end.
+    """Run a program and wait for its end.
 
     Args:
         argv: Program and arguments.
-        deadline: When it is killed, with everything it started.
-        env: Its whole environment; None hands on ours.
-        cwd: Its directory; None is ours.
-        stdin: What it reads.
-        check: Whether a status other than 0 is an error.
-        on_line: Called with each line of both outputs as it comes, never by two threads at once.
+        deadline: When to kill it, with everything that it has started.
+        env: Its whole environment; None passes ours.
+        cwd: Its working directory; None is ours.
+        stdin: What it reads from standard input.
+        check: Whether an exit status other than 0 raises.
+        on_line: Called with each line of both outputs as it arrives, by one thread at a time.
 
     Raises:
         HostError: the program cannot be started.
-        BuildError: it failed, and `check` is set; the detail has the end of its output.
-        DeadlineError: it was killed at the deadline.
+        BuildError: it failed, and `check` is true; the detail has the end of its output.
+        DeadlineError: the deadline passed, and it was killed.
     """
     with spawn(
         argv, env=env, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -199,7 +198,7 @@ def spawn(
     stdout: int | IO[bytes] = subprocess.DEVNULL,
     stderr: int | IO[bytes] = subprocess.DEVNULL,
 ) -> Iterator[Child]:
-    """Start a program that does not outlive the block: its process group is ended and reaped on the way out.
+    """Start a program for the duration of a block, then end its process group and reap it.
 
     Raises:
         HostError: the program cannot be started.
@@ -226,17 +225,17 @@ def start(
     session: bool = False,
     pass_fds: Sequence[int] = (),
 ) -> Child:
-    """Start a program in a process group of its own; the caller owns it.
+    """Start a program in its own process group; the caller owns it.
 
     Args:
         argv: Program and arguments.
-        env: Its whole environment; None hands on ours.
-        cwd: Its directory; None is ours.
+        env: Its whole environment; None passes ours.
+        cwd: Its working directory; None is ours.
         stdin: As for `subprocess.Popen`.
         stdout: As for `subprocess.Popen`.
         stderr: As for `subprocess.Popen`.
-        session: Whether it gets a session of its own, so that a closed terminal does not reach it.
-        pass_fds: Descriptors that it inherits under the same numbers.
+        session: Whether it gets its own session, so that closing the terminal does not affect it.
+        pass_fds: Descriptors that it inherits, with the same numbers.
 
     Raises:
         HostError: the program cannot be started.
@@ -250,29 +249,29 @@ def start(
             stdout=stdout,
             stderr=stderr,
             start_new_session=session,
-            # setsid(2) makes a group as well, and setpgid(2) after it fails.
+            # setsid(2) also makes a process group, and setpgid(2) fails after it.
             process_group=None if session else 0,
             pass_fds=pass_fds,
         )
     except OSError as error:
         raise HostError(
             f"cannot start {argv[0]}: {error.strerror}",
-            hint="is it there, executable, and made for this machine?",
+            hint="does it exist, is it executable, and built for this machine?",
         ) from error
 
 
 def end_group(child: Child) -> None:
-    """End a started program with all of its group, gently first, and reap it."""
+    """End a started program and its process group, first with SIGTERM, then with SIGKILL, and reap it."""
     if child.poll() is None:
         _signal_group(child.pid, signal.SIGTERM)
         _child_ended(child, TERM_SECONDS)
-    # The leader may have gone and left others: the group outlives it until they go too.
+    # The leader may have ended and left other processes of the group.
     _signal_group(child.pid, signal.SIGKILL)
     child.wait()
 
 
 def replace(argv: Sequence[str | os.PathLike[str]], *, env: Mapping[str, str] | None = None) -> NoReturn:
-    """Become another program; see execve(2).
+    """Replace this process by another program; see execve(2).
 
     Raises:
         HostError: the program cannot be started.
@@ -285,12 +284,12 @@ def replace(argv: Sequence[str | os.PathLike[str]], *, env: Mapping[str, str] | 
 
 
 def shell_line(argv: Sequence[str | os.PathLike[str]], env: Mapping[str, str] | None = None) -> str:
-    """Return the command as one can paste it into a shell: assignments, then an option a line."""
+    """Return the command in a form to paste into a shell: assignments, then one option on each line."""
     words = [f"{key}={shlex.quote(value)}" for key, value in (env or {}).items()]
     words += [shlex.quote(os.fspath(word)) for word in argv]
     lines: list[str] = []
     for word in words:
-        # An option's value stands on the option's line.
+        # An option's value goes on the option's line.
         if lines and not word.startswith("-") and lines[-1].startswith("-") and " " not in lines[-1]:
             lines[-1] += f" {word}"
         else:
@@ -299,12 +298,12 @@ def shell_line(argv: Sequence[str | os.PathLike[str]], env: Mapping[str, str] | 
 
 
 def tail(text: str, lines: int = TAIL_LINES) -> str:
-    """Return the last lines of an output."""
+    """Return the last lines of a text."""
     return "\n".join(text.rstrip().splitlines()[-lines:])
 
 
 def _child_ended(child: Child, seconds: float) -> bool:
-    """Wait for a child that was not reaped; `Popen.wait` looks only every 50 ms."""
+    """Wait for a child that is not reaped yet; `Popen.wait` polls only every 50 ms."""
     fd = os.pidfd_open(child.pid)
     try:
         return bool(wait_ready(fd, seconds=seconds))
@@ -318,7 +317,7 @@ def _signal_group(pgid: int, number: Signals) -> None:
 
 
 class _Pump:
-    """Moves a child's three streams at once, so that no full pipe can stop it."""
+    """Serves a child's three streams at once, so that no full pipe blocks it."""
 
     def __init__(self, child: Child, stdin: bytes, on_line: Callable[[str], None] | None) -> None:
         self._on_line = on_line
@@ -334,7 +333,7 @@ class _Pump:
             thread.start()
 
     def join(self) -> tuple[str, str]:
-        # A daemon that the program left behind may hold its pipes open for ever.
+        # A daemon that the program has started may keep its pipes open forever.
         for thread in self._threads:
             thread.join(TERM_SECONDS)
         return "".join(self._stdout), "".join(self._stderr)
@@ -346,7 +345,7 @@ class _Pump:
             pipe.close()
 
     def _drain(self, pipe: IO[bytes], into: list[str]) -> None:
-        with contextlib.suppress(ValueError):  # closed under us, by the end of the block
+        with contextlib.suppress(ValueError):  # closed at the end of the block
             for raw in pipe:
                 line = raw.decode(errors="replace")
                 into.append(line)

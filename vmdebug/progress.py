@@ -1,6 +1,6 @@
-"""What a long step tells about itself; who shows it decides how.
+"""Progress of long steps.
 
-Layers below the command line get a `Report` and call it; they never print.
+Layers below the command line never print: they call a `Report`, and the command line shows the steps.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One state of a long step.
+    """The state of a long step.
 
     Args:
-        what: The step's name, the same in all its reports: "building the kernel".
-        done: Units done, or None where it has none.
-        total: Units in all, or None while unknown.
-        note: What is at hand now: a file, a store path.
+        what: The name of the step, the same in all its reports: "building the kernel".
+        done: Units done; None if the step has no units.
+        total: Units in total; None while unknown.
+        note: The current file or store path.
     """
 
     what: str
@@ -30,4 +30,4 @@ Report = Callable[[Step], None]
 
 
 def silent(step: Step) -> None:
-    """Report to nobody."""
+    """Ignore the step."""

@@ -97,7 +97,7 @@ def test_one_at_a_time() -> None:
     with cache.lock(path, "building", report, Deadline.after(5)):
         pass
     thread.join()
-    assert [step.note for step in told] == ["another process does it, waiting for that"]
+    assert [step.note for step in told] == ["waiting for another process that does it"]
 
 
 def test_waiting_for_another_ends() -> None:

@@ -1,7 +1,7 @@
-"""Where built things are kept: kernels, unpacked sources, initramfs images.
+"""The cache of what vmdebug builds: kernels, unpacked sources, initramfs archives.
 
-Below $XDG_CACHE_HOME/vmdebug, else ~/.cache/vmdebug. Everything in it can be
-deleted; it is made again.
+It is in $XDG_CACHE_HOME/vmdebug, or else in ~/.cache/vmdebug. Everything in it can be deleted: vmdebug makes
+it again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +17,12 @@ import platformdirs
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
+from vmdebug.paths import write_atomically
 from vmdebug.progress import Report, Step
 
 
 def directory(name: str) -> Path:
-    """Return the cache's directory `name`; it need not exist."""
+    """Return the directory `name` of the cache; it need not exist."""
     return Path(platformdirs.user_cache_dir("vmdebug")) / name
 
 
@@ -30,25 +30,17 @@ def write(path: Path, data: bytes) -> None:
     """Write a file of the cache so that no reader ever sees a part of it.
 
     Raises:
-        HostError: the file system is full, or not ours to write.
+        HostError: the file system is full or not writable.
     """
     with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(fd, "wb") as stream:
-                stream.write(data)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(path, data)
 
 
 def used(path: Path) -> bool:
-    """Return whether a file is there, and note that it was used now, for `keep_newest`.
+    """Return whether a file exists, and record for `keep_newest` that it is used now.
 
     Raises:
-        HostError: the cache is not ours to write.
+        HostError: the cache is not writable.
     """
     with writing(path.parent):
         try:
@@ -59,12 +51,12 @@ def used(path: Path) -> bool:
 
 
 def keep_newest(where: Path, pattern: str, count: int) -> None:
-    """Delete the files of a directory that have not been touched for longest.
+    """Delete the files of a directory that were used longest ago.
 
     Args:
         where: The directory.
-        pattern: Which files of it, as for `glob`.
-        count: How many stay.
+        pattern: The files, as for `glob`.
+        count: How many to keep.
     """
     with writing(where):
         oldest_last = sorted(where.glob(pattern), key=touched, reverse=True)
@@ -73,7 +65,7 @@ def keep_newest(where: Path, pattern: str, count: int) -> None:
 
 
 def touched(path: Path) -> int:
-    """Return a file's time of change, in ns; 0 when another process has just deleted it."""
+    """Return the modification time of a file, in ns; 0 if another process has just deleted it."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
@@ -82,19 +74,19 @@ def touched(path: Path) -> int:
 
 @contextlib.contextmanager
 def lock(path: Path, what: str, report: Report, deadline: Deadline) -> Iterator[None]:
-    """Be the only process that makes `path`, while the block runs.
+    """Be the only process that makes `path` during the block.
 
     Args:
-        path: What is made; the lock is a file beside it.
-        what: What is done, for reports and errors.
-        report: Told when another process has the lock.
-        deadline: When waiting for it is given up.
+        path: What to make; the lock is a file beside it.
+        what: The step, for reports and errors.
+        report: Receives a step if another process has the lock.
+        deadline: When to stop waiting for the lock.
 
     Raises:
-        DeadlineError: the other one took too long.
-        HostError: the cache is not ours to write.
+        DeadlineError: the other process took too long.
+        HostError: the cache is not writable.
     """
-    import filelock  # noqa: PLC0415 - 10 ms, and only for what is built
+    import filelock  # noqa: PLC0415 - takes 10 ms, and only builds need it
 
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +94,7 @@ def lock(path: Path, what: str, report: Report, deadline: Deadline) -> Iterator[
         try:
             held.acquire(blocking=False)
         except filelock.Timeout:
-            report(Step(what, note="another process does it, waiting for that"))
+            report(Step(what, note="waiting for another process that does it"))
             waited = f"another process that is {what}"
             try:
                 held.acquire(timeout=deadline.left(waited))
@@ -116,14 +108,14 @@ def lock(path: Path, what: str, report: Report, deadline: Deadline) -> Iterator[
 
 @contextlib.contextmanager
 def writing(where: Path, needed: float = 0) -> Iterator[None]:
-    """Turn what a file system says to a writer into what the user can do about it.
+    """Turn errors of the file system into errors with a hint for the user.
 
     Args:
-        where: The directory written to.
-        needed: How much the whole step takes, in bytes, for the hint.
+        where: The directory to write to.
+        needed: Bytes that the whole step needs, for the hint.
 
     Raises:
-        HostError: instead of the OSError.
+        HostError: the block raised OSError.
     """
     try:
         yield
@@ -131,19 +123,20 @@ def writing(where: Path, needed: float = 0) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _full(where, needed) from error
         raise HostError(
-            f"cannot write to {where}: {error.strerror}", hint="set XDG_CACHE_HOME to a directory of yours"
+            f"cannot write to {where}: {error.strerror}",
+            hint="set XDG_CACHE_HOME to a directory that you can write to",
         ) from error
 
 
 def check_space(where: Path, needed: float) -> None:
-    """Make sure that a long step will not end for want of space.
+    """Check that there is enough space for a long step.
 
     Args:
-        where: The directory written to; it need not exist.
+        where: The directory to write to; it need not exist.
         needed: Bytes.
 
     Raises:
-        HostError: fewer are free.
+        HostError: less is free.
     """
     existing = next(path for path in (where, *where.parents) if path.is_dir())
     if shutil.disk_usage(existing).free < needed:
@@ -151,23 +144,23 @@ def check_space(where: Path, needed: float) -> None:
 
 
 def refuse_full(output: str, where: Path, needed: float) -> None:
-    """Make sure that a program did not fail for want of space.
+    """Check that a program did not fail because the disk is full.
 
     Args:
-        output: What it wrote.
+        output: Its output.
         where: The directory that it wrote to.
-        needed: How much the whole step takes, in bytes, for the hint.
+        needed: Bytes that the whole step needs, for the hint.
 
     Raises:
-        HostError: its output says that there was none left.
+        HostError: its output says that no space is left.
     """
     if os.strerror(errno.ENOSPC) in output or os.strerror(errno.EDQUOT) in output:
         raise _full(where, needed)
 
 
 def _full(where: Path, needed: float) -> HostError:
-    amount = f"{needed / 1e9:.1f} GB are needed; " if needed else ""
+    amount = f"it needs {needed / 1e9:.1f} GB; " if needed else ""
     return HostError(
         f"not enough space on the file system of {where}",
-        hint=f"{amount}free some, or set XDG_CACHE_HOME to a directory that has more",
+        hint=f"{amount}free some space, or set XDG_CACHE_HOME to a directory with more",
     )
