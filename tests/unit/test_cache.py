@@ -67,7 +67,7 @@ def test_space_is_looked_at_before_a_long_step(tmp_path: Path) -> None:
     cache.check_space(tmp_path / "not/there/yet", 1)
     with pytest.raises(HostError, match="not enough space") as caught:
         cache.check_space(tmp_path / "not/there/yet", 1e18)
-    assert caught.value.hint.startswith("1000000000.0 GB are needed")
+    assert caught.value.hint.startswith("it needs 1000000000.0 GB")
 
 
 def test_a_program_that_ran_out_of_space(tmp_path: Path) -> None:
