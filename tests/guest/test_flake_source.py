@@ -123,7 +123,7 @@ def test_a_build_that_fails_shows_its_log_and_where_the_whole_is(flake: FixtureF
     with pytest.raises(BuildError) as caught:
         resolve(flake, "fails")
     assert caught.value.detail.endswith("  CC init/main.o\n  init/main.c:1: error: no")
-    command = caught.value.hint.removeprefix("the whole log: ").split()
+    command = caught.value.hint.removeprefix("read the whole log: ").split()
     log = process.run(command, deadline=Deadline.after(SECONDS))
     assert log.stdout == "CC init/main.o\ninit/main.c:1: error: no\n"
 

@@ -169,7 +169,7 @@ def test_a_directory_is_looked_through_by_make_each_time(make: Make, tree: Path)
 
 def test_an_interrupted_build_goes_on_in_its_directory(make: Make, tarball: Path) -> None:
     make.fails_with = "make: *** Interrupt"
-    with pytest.raises(BuildError, match="the kernel did not build: make ended with status 2") as caught:
+    with pytest.raises(BuildError, match="the kernel could not be built: make ended with status 2") as caught:
         build(tarball)
     assert builtin.built() is None
     make.fails_with = ""

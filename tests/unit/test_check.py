@@ -70,7 +70,7 @@ def test_a_whole_tree_is_all_right(linux: Path) -> None:
     ]
     assert table["image"].found == f"{linux}/arch/x86/boot/bzImage, the tree {linux}: {RELEASE}"
     assert table["image"].reason == f"build-id {ID}, of the kernel inside, gzip"
-    assert table["vmlinux"].reason == f"build-id {ID}, by its note: that of the image"
+    assert table["vmlinux"].reason == f"build-id {ID} in its note, the same as in the image"
     assert table["DWARF"].found == "version 5"
 
 
@@ -88,7 +88,7 @@ def test_without_a_build_id_the_banner_is_a_warning(tmp_path: Path) -> None:
     image = kernelfiles.image(tmp_path / "bzImage", vmlinux)
     table = rows(Kernel(image=image, origin="the image", release=RELEASE, vmlinux=vmlinux))
     assert (table["image"].state, table["vmlinux"].state) == ("warning", "warning")
-    assert "by version and build date" in table["vmlinux"].reason
+    assert "has the version and build date" in table["vmlinux"].reason
 
 
 def test_nothing_but_an_image(linux: Path) -> None:
@@ -185,7 +185,7 @@ class TestBuiltIns:
         with (linux / "vmlinux").open("ab") as file:
             file.write(b"IKCFG_ST" + gzip.compress(self.ALL.encode()) + b"IKCFG_ED")
         row = rows(kernel, OVERRIDDEN)["built-ins"]
-        assert (row.state, row.reason) == ("ok", f"by the one inside {linux}/vmlinux")
+        assert (row.state, row.reason) == ("ok", f"according to the .config inside {linux}/vmlinux")
 
     def test_by_modules_builtin(self, linux: Path) -> None:
         kernel = tree.kernel(linux)

@@ -134,6 +134,10 @@ def test_a_dry_run_prints_a_command_to_paste(
     assert "tcg: asked for" in err
 
 
-def test_a_dry_run_as_json_is_the_spec(asked: list[GuestOptions], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_as_json_is_the_spec(
+    asked: list[GuestOptions], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = vm.Plan(argv=("qemu",), env={}, accel="tcg", reason="asked for")
+    monkeypatch.setattr("vmdebug.vm.plan", lambda *_, **__: plan)
     assert cli.status_of(["start", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "linux"

@@ -24,7 +24,7 @@ def dev(directory: Path, scripts: str, *, generated: bool = False, beside: bool 
     [
         ("source", False, "{}/source/scripts/gdb lacks the generated linux/constants.py"),
         ("build", False, "{}/build/scripts/gdb lacks the generated linux/constants.py"),
-        ("build", True, "vmlinux-gdb.py does not stand beside {}/build/scripts/gdb"),
+        ("build", True, "there is no vmlinux-gdb.py beside {}/build/scripts/gdb"),
     ],
 )
 def test_in_no_layout_that_was_met_are_the_scripts_usable(

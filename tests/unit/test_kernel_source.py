@@ -110,7 +110,7 @@ def test_another_tarball_is_another_source(tarball: Path) -> None:
 def test_a_tarball_of_something_else(tree: Path, tarball: Path) -> None:
     with tarfile.open(tarball, "w:xz") as archive:
         archive.add(tree / "Kconfig", "other/Kconfig")
-    with pytest.raises(UsageError, match="does not hold the source of a kernel: it has no Makefile"):
+    with pytest.raises(UsageError, match="is not a kernel source: it has no Makefile"):
         unpack(tarball)
     assert [path.suffix for path in cache.directory("source").iterdir()] == [".lock"]
 

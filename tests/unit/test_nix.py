@@ -101,7 +101,7 @@ def test_nixs_words_are_its_messages_and_the_end_of_the_log_of_what_failed() -> 
     assert nix.words(FAILED).splitlines() == [
         "warning: Git tree '/x' is dirty",
         "error: builder for '/s/bb-linux-6.1.drv' failed",
-        "the end of linux-6.1's log:",
+        "the end of the log of linux-6.1:",
         "  CC init/main.o",
         "  init/main.c:1: error: no",
     ]
@@ -157,7 +157,7 @@ def test_the_answer_is_decoded(fake: Path) -> None:
 @pytest.mark.parametrize("answer", ["", "null", "[{}]", '[{"outputs":["out"]}]'])
 def test_an_answer_of_another_form_is_shown(fake: Path, answer: str) -> None:
     put(fake, "nix", f"echo '{answer}'")
-    with pytest.raises(BuildError, match="what vmdebug does not understand") as caught:
+    with pytest.raises(BuildError, match="that vmdebug does not understand") as caught:
         ask(nix.build(["x"]))
     assert caught.value.detail.endswith(f" x\n{answer}\n")
 
@@ -166,7 +166,7 @@ def test_a_failure_shows_the_command_and_nixs_own_words(fake: Path) -> None:
     put(fake, "nix", f"printf '%s' {shlex.quote(FAILED)} >&2; exit 1")
     with pytest.raises(BuildError, match=r"building it: builder for '.*\.drv' failed") as caught:
         ask(nix.build(["x"]))
-    assert caught.value.hint == "the whole log: nix-store --read-log /s/bb-linux-6.1.drv"
+    assert caught.value.hint == "read the whole log: nix-store --read-log /s/bb-linux-6.1.drv"
     assert caught.value.detail.startswith("nix --extra-experimental-features 'nix-command flakes' ")
     assert "error: builder for '/s/bb-linux-6.1.drv' failed" in caught.value.detail
     assert "@nix" not in caught.value.detail

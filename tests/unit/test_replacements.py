@@ -95,7 +95,7 @@ class TestErrors:
             replacements.apply(own, GuestOptions(kernel=kernel))
 
     def test_a_directory_that_is_no_tree(self, tmp_path: Path, own: Kernel) -> None:
-        with pytest.raises(UsageError, match="no kernel tree"):
+        with pytest.raises(UsageError, match="not a kernel tree"):
             replacements.apply(own, GuestOptions(kernel=str(tmp_path)))
 
 

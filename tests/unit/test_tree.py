@@ -67,7 +67,7 @@ class TestWhereRelativePathsStart:
 
 class TestErrors:
     def test_no_tree(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match=r"no kernel tree: none of vmlinux, .*init/Kconfig"):
+        with pytest.raises(UsageError, match=r"not a kernel tree: it has none of vmlinux, .*init/Kconfig"):
             tree.kernel(tmp_path)
 
     def test_not_configured(self, tmp_path: Path) -> None:

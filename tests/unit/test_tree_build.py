@@ -57,7 +57,7 @@ def test_the_builtin_kernels_tree_is_left_as_it_is(tmp_path: Path, monkeypatch: 
     kept = tmp_path / "vmdebug/kernel/1234"
     kept.mkdir(parents=True)
     (kept / "Makefile").write_text(MAKEFILE)
-    with pytest.raises(UsageError, match="the builtin kernel's"):
+    with pytest.raises(UsageError, match="of the builtin kernel"):
         build(kept)
 
 
@@ -85,7 +85,7 @@ def test_a_tree_with_nothing_in_it_yet(linux: Path, tmp_path: Path) -> None:
 
 def test_the_compilers_error_is_shown(linux: Path) -> None:
     (linux / "Makefile").write_text(FAILS)
-    with pytest.raises(BuildError, match="did not build: make ended with status 2") as caught:
+    with pytest.raises(BuildError, match="could not be built: make ended with status 2") as caught:
         build(linux)
     assert caught.value.hint == "fs/open.c:1308:2: error: expected ';'"
     assert "error: expected" in caught.value.detail

@@ -1,4 +1,4 @@
-"""Where a guest comes from: each source resolves to one LaunchSpec."""
+"""Where guests come from: each source resolves GUEST to a LaunchSpec."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ __all__ = ["gdb_scripts", "installed_kernel", "parse", "resolve"]
 
 
 def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
-    """Return everything that is needed to start a guest.
+    """Return what is needed to start a guest.
 
     Args:
-        options: The guest and what its user says about it; `vmdebug.config.lookup` makes one from GUEST.
-        report: Told about long steps.
-        deadline: When building is given up.
+        options: The guest and its options, from `vmdebug.config.lookup`.
+        report: Receives the progress of long steps.
+        deadline: When to stop building.
 
     Raises:
-        UsageError: GUEST or an option cannot be right.
-        HostError: something is missing on this machine.
+        UsageError: GUEST or an option is invalid.
+        HostError: this machine lacks something.
         BuildError: nix failed.
-        MismatchError: symbols and kernel are of different builds.
+        MismatchError: symbols and kernel are from different builds.
         DeadlineError: it took too long.
     """
     checked = guests.checked(options)
     with spelling.spelled(checked.speller()):
         spec = _resolve(parse(checked.source), checked, report, deadline)
-    from vmdebug.sources.kernel_scripts import prepare  # noqa: PLC0415 - `parse` alone needs none of it
+    from vmdebug.sources.kernel_scripts import prepare  # noqa: PLC0415 - not needed by `parse`
 
     filled = prepare.filled(spec, checked, report=report, deadline=deadline)
     return msgspec.structs.replace(filled, asked=anchored(checked))
@@ -47,25 +47,25 @@ def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> Lau
 def gdb_scripts(
     options: GuestOptions, *, source: Path | None = None, report: Report, deadline: Deadline
 ) -> Scripts:
-    """Return the GDB scripts of a guest's kernel, made in the user's cache if they do not load as they stand.
+    """Return the GDB scripts of a guest's kernel; complete them in the user's cache if they cannot be loaded.
 
     Args:
-        options: The guest and what its user says about it.
-        source: The kernel's source, or the tree that it was built in, where none is found. A Nix
-            kernel's is got by nix.
-        report: Told about long steps.
-        deadline: When making is given up.
+        options: The guest and its options.
+        source: The kernel's source, or the tree that it was built in; None searches for it, and asks nix for
+            the source of a Nix kernel.
+        report: Receives the progress of long steps.
+        deadline: When to stop.
 
     Raises:
-        UsageError: GUEST or an option cannot be right; there is nothing to make them of; or the
-            kernel's debugging information is missing or reduced.
-        MismatchError: what there is belongs to another kernel.
-        HostError: something is missing on this machine.
+        UsageError: GUEST or an option is invalid, the scripts' source is missing, or the kernel's debugging
+            information is missing or reduced.
+        MismatchError: the scripts belong to another kernel.
+        HostError: this machine lacks something.
         BuildError: make or nix failed.
         DeadlineError: it took too long.
     """
-    from vmdebug.sources.kernel_scripts import prepare  # noqa: PLC0415 - only this needs them
-    from vmdebug.sources.nixos import fetch_source  # noqa: PLC0415 - only this needs them
+    from vmdebug.sources.kernel_scripts import prepare  # noqa: PLC0415 - needed only here
+    from vmdebug.sources.nixos import fetch_source  # noqa: PLC0415 - needed only here
 
     checked = guests.checked(options)
     guest = parse(checked.source)
@@ -76,20 +76,20 @@ def gdb_scripts(
 
 
 def installed_kernel(options: GuestOptions, *, report: Report, deadline: Deadline) -> Kernel:
-    """Return the kernel that a guest has on a machine of its own.
+    """Return the kernel that a guest runs on a physical machine.
 
-    That is a NixOS system's, and not the kernel of its VM; every other guest has but one.
+    For a NixOS system this is the system's kernel, not that of its VM; other guests have only one kernel.
 
     Args:
-        options: The guest and what its user says about it.
-        report: Told about long steps.
-        deadline: When building is given up.
+        options: The guest and its options.
+        report: Receives the progress of long steps.
+        deadline: When to stop building.
 
     Raises:
-        UsageError: GUEST or an option cannot be right.
-        HostError: something is missing on this machine.
+        UsageError: GUEST or an option is invalid.
+        HostError: this machine lacks something.
         BuildError: nix failed.
-        MismatchError: symbols and kernel are of different builds.
+        MismatchError: symbols and kernel are from different builds.
         DeadlineError: it took too long.
     """
     checked = guests.checked(options)
@@ -105,7 +105,7 @@ def installed_kernel(options: GuestOptions, *, report: Report, deadline: Deadlin
 def _resolve(guest: Guest, checked: GuestOptions, report: Report, deadline: Deadline) -> LaunchSpec:
     match guest.kind:
         case "flake":
-            from vmdebug.sources.nixos import flake  # noqa: PLC0415 - each guest needs one source
+            from vmdebug.sources.nixos import flake  # noqa: PLC0415 - each guest needs only one source
 
             return flake.resolve(guest, checked, report=report, deadline=deadline)
         case "runner":

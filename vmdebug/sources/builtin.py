@@ -29,7 +29,7 @@ from vmdebug.sources.configuration import fragments as fragment_files
 from vmdebug.sources.kernels import tree
 
 NEEDED = 1.2e9
-"""Bytes that a build takes while it runs; a third of it stays."""
+"""Bytes that a build needs while it runs; a third remains."""
 
 FRAGMENTS = ("base", "x86", "vm-boot", "debug", "gdb", "modules", "kgdb", "crash")
 """The fragments of the builtin kernel."""
@@ -38,7 +38,7 @@ TARGETS = ("bzImage", "modules", "scripts_gdb")
 
 _RECORD = "complete.json"
 _OBJECTS = 929
-"""Objects of the builtin fragments with Linux 6.1: the total shown until a build here has counted its own."""
+"""Objects of the builtin fragments with Linux 6.1: the total that progress shows at the first build."""
 
 _HEADERS = {"gelf.h": "libelf-dev", "libelf.h": "libelf-dev", "openssl/": "libssl-dev"}
 
@@ -50,14 +50,14 @@ class BuiltKernel(msgspec.Struct, frozen=True, kw_only=True):
         directory: The O= tree.
         image: The boot image.
         vmlinux: The ELF file with symbols.
-        modules: lib/modules/RELEASE, as `make modules_install` makes it.
-        config: The configuration.
+        modules: lib/modules/RELEASE, made by `make modules_install`.
+        config: Its `.config`.
         release: Its `uname -r`.
-        source: The source that it was built from, unpacked.
-        origin: What the user named: a directory or a tarball.
-        fragments: Names of its fragments.
-        objects: How many were compiled.
-        cpu_seconds: User and system time of the `make` that finished it.
+        source: The directory of the source that it was built from.
+        origin: The directory or tarball that the user named.
+        fragments: The names of its fragments.
+        objects: How many objects were compiled.
+        cpu_seconds: User and system time of the `make` that completed it.
     """
 
     directory: Path
@@ -75,14 +75,14 @@ class BuiltKernel(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A build to be done.
+    """A planned build.
 
     Args:
-        origin: What it is built from.
+        origin: Its source.
         directory: The O= tree.
-        fragments: Names of its fragments.
-        files: The fragments, in the same order.
-        jobs: Compilers at once.
+        fragments: The names of its fragments.
+        files: The files of the fragments, in the same order.
+        jobs: How many compilers to run at once.
         cc: make's CC.
     """
 
@@ -99,7 +99,7 @@ def built(source: Path | None = None, *, fragments: Sequence[str] = FRAGMENTS) -
 
     Args:
         source: Only one built from this directory or tarball; None takes any.
-        fragments: Names of its fragments.
+        fragments: The names of its fragments.
     """
     wanted = source.expanduser().resolve() if source else None
     records = cache.directory("kernel").glob(f"*/{_RECORD}")
@@ -128,9 +128,9 @@ def build(
         deadline: When the build is given up; the next one goes on from there.
 
     Raises:
-        HostError: a program, a header or space is missing.
-        UsageError: `source` or a fragment is not one.
-        BuildError: the compiler failed, or an option did not come about.
+        HostError: a program, a header or disk space is missing.
+        UsageError: `source` or a fragment is invalid.
+        BuildError: make failed, or an option could not be set.
         DeadlineError: it took too long.
     """
     kbuild.check_tools()
@@ -155,7 +155,7 @@ def build(
         cache.check_space(plan.directory.parent, NEEDED)
         with cache.writing(plan.directory, NEEDED):
             plan.directory.mkdir(exist_ok=True)
-            # What is there does not belong together until make has come to its end.
+            # The files are inconsistent until make has succeeded.
             record.unlink(missing_ok=True)
         done = _make(plan, tree, report, deadline)
         if not origin.changes:
@@ -192,12 +192,12 @@ def kernel(*, force: bool = False) -> Kernel:
 
 
 def key(identity: str, texts: Sequence[str], compiler: str) -> str:
-    """Return the name of a build's directory.
+    """Return the name of a build directory.
 
     Args:
-        identity: Of the source.
-        texts: The fragments' contents, in order; comments do not count.
-        compiler: What it says about itself.
+        identity: The `Source.identity`.
+        texts: The contents of the fragments, in order; comments are ignored.
+        compiler: The version of the compiler.
     """
     asked = [f"{name}={value}" for text in texts for name, value in dotconfig.options(text).items()]
     parts = "\0".join([identity, *asked, compiler])
@@ -212,21 +212,21 @@ def compiler_version(deadline: Deadline) -> str:
 
 
 def make_argv(plan: Plan, tree: Path, *targets: str) -> tuple[str, ...]:
-    """Return the command that makes `targets` of the source `tree` in the directory of a build."""
+    """Return the command that makes `targets` in a build directory."""
     return ("make", "-C", str(tree), f"O={plan.directory}", f"-j{plan.jobs}", f"CC={plan.cc}", *targets)
 
 
 def prune(directory: Path, deadline: Deadline) -> None:
-    """Delete what only another `make` in a build tree would need: four fifths of its size.
+    """Delete what only another `make` in a build tree needs: four fifths of its size.
 
-    The host's programs stay (scripts/, tools/): modules are built against the tree with them.
-    vmlinux loses the relocations that the linker leaves in it for RANDOMIZE_BASE. The boot
-    image has its own copy of those that count (arch/x86/tools/relocs.c), the others are for
-    debug information; newer kernels strip them too (arch/x86/Makefile.postlink).
+    Keep the host's programs (scripts/, tools/): building a module against the tree needs them. Remove from
+    vmlinux the relocations that the linker keeps for RANDOMIZE_BASE. The boot image has its own copy of those
+    that it needs (arch/x86/tools/relocs.c); the others belong to debugging information. Newer kernels strip
+    them too (arch/x86/Makefile.postlink).
 
     Args:
         directory: The O= tree.
-        deadline: When objcopy is given up.
+        deadline: When to stop objcopy.
     """
     for pattern in ("*.o", "*.a", ".*.cmd", ".tmp_vmlinux*"):
         for path in directory.rglob(pattern):
@@ -251,7 +251,7 @@ def _make(plan: Plan, tree: Path, report: Report, deadline: Deadline) -> BuiltKe
     unmet = merging.merge(
         tree, plan.directory, plan.files, make=make, env=kbuild.clean_environment(), deadline=deadline
     )
-    # The wish for pvpanic, say, which Linux 5.10 has on no bus of this guest's.
+    # For example pvpanic: this guest has no bus on which Linux 5.10 supports it.
     wishes = {option for name in plan.fragments for option in fragment_files.load(name).wishes}
     merging.refuse([each for each in unmet if each.option not in wishes], tree)
     objects = kbuild.ObjectCounter(_compiled(plan.directory), _total(plan.fragments), report)
@@ -285,10 +285,10 @@ def _run(plan: Plan, argv: Sequence[str], objects: kbuild.ObjectCounter, deadlin
     for header, package in _HEADERS.items():
         if re.search(rf"{re.escape(header)}.*No such file", done.stderr):
             hint = f"install it: apt install {package}"
-            raise HostError(f"the kernel's own tools need the header {header}", hint=hint)
+            raise HostError(f"the kernel's build tools need the header {header}", hint=hint)
     raise BuildError(
-        f"the kernel did not build: make ended with status {done.status}",
-        hint=f"its directory is {plan.directory}; the next build goes on there",
+        f"the kernel could not be built: make ended with status {done.status}",
+        hint=f"the build directory is {plan.directory}; the next build continues there",
         detail=f"{process.shell_line(argv)}\n{process.tail(done.stderr)}",
     )
 
@@ -309,7 +309,7 @@ def _total(fragments: tuple[str, ...]) -> int | None:
 
 
 def _compiled(directory: Path) -> int:
-    # Kbuild writes one beside each object when that is done, see scripts/basic/fixdep.c.
+    # kbuild writes one beside each finished object, see scripts/basic/fixdep.c.
     return sum(1 for _ in directory.rglob(".*.o.cmd"))
 
 

@@ -1,4 +1,4 @@
-"""Whether all that belongs to debugging a guest is there, and of one build: a table, nothing is started."""
+"""`kernel check`: whether everything for debugging a guest exists and is of one build; starts nothing."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from vmdebug.sources.kernels.dev_output import why_unusable
 from vmdebug.spelling import option
 
 State = Literal["ok", "warning", "bad"]
-"""warning: something cannot be had, or cannot be told. bad: things do not belong together."""
+"""warning: something is missing or cannot be determined. bad: files do not belong together."""
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One thing that was looked at.
+    """A row of the table.
 
     Args:
-        subject: What: "vmlinux".
-        state: Whether it is as it should be.
-        found: What there is.
-        reason: What shows its state; what to do where it is not ok.
+        subject: What it is about: "vmlinux".
+        state: Whether it is right.
+        found: What was found.
+        reason: Why it has this state, and what to do if it is not ok.
     """
 
     subject: str
@@ -40,13 +40,13 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def table(spec: LaunchSpec) -> tuple[Row, ...]:
-    """Return what is there for a guest.
+    """Return the table for a guest.
 
     Args:
-        spec: The guest, resolved by force: what does not match is a row, and no error.
+        spec: The guest, resolved with `force`: a mismatch is a row, not an error.
 
     Raises:
-        HostError: a file may not be read.
+        HostError: a file cannot be read.
     """
     return tuple(_rows(spec))
 
@@ -65,7 +65,7 @@ def _rows(spec: LaunchSpec) -> Iterator[Row]:
         case RunnerMachine(kernel_override=True, script=script):
             yield _runner_needs(kernel, script)
         case RunnerMachine():
-            yield Row("built-ins", "ok", "none needed", "the guest's own kernel and initrd")
+            yield Row("built-ins", "ok", "none needed", "the guest boots its own kernel and initrd")
         case _:
             yield _own_needs(configuration)
 
@@ -87,7 +87,7 @@ def _vmlinux(kernel: Kernel) -> Row:
             "vmlinux",
             "warning",
             "none",
-            f"GDB will know addresses only; give it: {option('vmlinux', 'FILE')}",
+            f"GDB can only show addresses; give the vmlinux: {option('vmlinux', 'FILE')}",
         )
     found = f"{kernel.vmlinux}: {kimage.read_vmlinux(kernel.vmlinux).release or 'an unknown release'}"
     try:
@@ -95,10 +95,10 @@ def _vmlinux(kernel: Kernel) -> Row:
     except MismatchError as error:
         return Row("vmlinux", "bad", found, f"{error.message}; {error.hint}")
     reasons = {
-        "build-id": f"build-id {kernel.build_id}, by its note: that of the image",
-        "banner": "the image's by version and build date; there is no build-id to compare",
-        "release": "the image's by its release alone; there is no build-id to compare",
-        "none": "nothing shows whether it is the image's",
+        "build-id": f"build-id {kernel.build_id} in its note, the same as in the image",
+        "banner": "has the version and build date of the image; there is no build-id to compare",
+        "release": "has the release of the image; there is no build-id to compare",
+        "none": "nothing shows whether it belongs to the image",
     }
     state: State = "ok" if proof == "build-id" else "warning"
     return Row("vmlinux", state, found, reasons[proof])
@@ -120,9 +120,7 @@ def _scripts(kernel: Kernel) -> Row:
     if kernel.gdb_scripts is not None:
         return Row("gdb scripts", "ok", str(kernel.gdb_scripts))
     why = why_unusable(kernel.vmlinux.parent) if kernel.vmlinux is not None else "there is no vmlinux"
-    return Row(
-        "gdb scripts", "warning", "none that can be loaded", f"{why}; `vmdebug kernel scripts` makes them"
-    )
+    return Row("gdb scripts", "warning", "none that can be loaded", f"{why}; run `vmdebug kernel scripts`")
 
 
 _SWITCH = re.compile(r"^LX_CONFIG_(\w+) = ([01])$", re.MULTILINE)
@@ -131,9 +129,9 @@ _SWITCH = re.compile(r"^LX_CONFIG_(\w+) = ([01])$", re.MULTILINE)
 def _constants(kernel: Kernel, configuration: Configuration | None) -> Row:
     path = kernel.gdb_scripts / "scripts/gdb/linux/constants.py" if kernel.gdb_scripts is not None else None
     if path is None or not holds(path.is_file):
-        return Row("constants.py", "warning", "none", "it comes with the gdb scripts")
+        return Row("constants.py", "warning", "none", "it is part of the gdb scripts")
     if configuration is None:
-        return Row("constants.py", "warning", str(path), "no configuration is found to compare it with")
+        return Row("constants.py", "warning", str(path), "there is no configuration to compare it with")
     switches = _SWITCH.findall(path.read_text(errors="replace"))
     other = [name for name, on in switches if (configuration.value(name) == "y") != (on == "1")]
     if other:
@@ -141,7 +139,7 @@ def _constants(kernel: Kernel, configuration: Configuration | None) -> Row:
             "constants.py",
             "bad",
             str(path),
-            f"made for another configuration: CONFIG_{other[0]} is {configuration.value(other[0])} in"
+            f"generated for another configuration: CONFIG_{other[0]} is {configuration.value(other[0])} in"
             f" {configuration.origin}; run `make scripts_gdb` again",
         )
     return Row("constants.py", "ok", str(path), f"agrees with {configuration.origin}")
@@ -150,19 +148,19 @@ def _constants(kernel: Kernel, configuration: Configuration | None) -> Row:
 def _modules(kernel: Kernel) -> Row:
     there = modules.look(kernel)
     if not there.count:
-        where = f"none in {kernel.modules}" if kernel.modules is not None else "none known of"
+        where = f"none in {kernel.modules}" if kernel.modules is not None else "none found"
         return Row("modules", "warning", where, "their symbols cannot be loaded")
     found = f"{there.count} in {kernel.modules}"
     if there.belong:
         return Row("modules", "ok", found, f"vermagic {there.vermagic!r} is the kernel's")
     if there.belong is None:
         says = f"vermagic {there.vermagic!r} of {there.which}" if there.which else "no vermagic in them"
-        return Row("modules", "warning", found, f"{says}: nothing tells the kernel's own")
+        return Row("modules", "warning", found, f"{says}: the kernel's own is unknown")
     return Row(
         "modules",
         "bad",
         found,
-        f"{there.which} is of another build: vermagic {there.vermagic!r}, the kernel's is"
+        f"{there.which} is from another build: vermagic {there.vermagic!r}, the kernel's is"
         f" {there.wanted!r}; build them with this kernel",
     )
 
@@ -172,12 +170,12 @@ _A_SOURCE = Path("init/main.c")
 
 def _source(kernel: Kernel) -> Row:
     if kernel.source is None:
-        return Row("source", "warning", "none", "GDB will have no lines of code to show")
-    # Nix builds one level below: see kernels/dev_output.py.
+        return Row("source", "warning", "none", "GDB cannot show source lines")
+    # Nix builds one level below, see kernels/dev_output.py.
     if any(holds((top / _A_SOURCE).is_file) for top in (kernel.source, kernel.source.parent)):
         return Row("source", "ok", str(kernel.source))
     return Row(
-        "source", "warning", str(kernel.source), f"there is no {_A_SOURCE} in it: not the whole source"
+        "source", "warning", str(kernel.source), f"it has no {_A_SOURCE}, so it is not the whole source"
     )
 
 
@@ -188,12 +186,17 @@ def _runner_needs(kernel: Kernel, script: Path) -> Row:
         return _unknown(", ".join(need.option for need in needs))
     found, origin = seen
     if not found:
-        return Row("built-ins", "ok", ", ".join(need.module or need.option for need in needs), f"by {origin}")
+        return Row(
+            "built-ins",
+            "ok",
+            ", ".join(need.module or need.option for need in needs),
+            f"according to {origin}",
+        )
     return Row(
         "built-ins",
         "bad",
         f"lacking: {', '.join(map(str, found))}",
-        f"the guest's initrd has modules of its own kernel only (by {origin}):"
+        f"the guest's initrd has only modules of its own kernel (according to {origin}):"
         f" {requirements.mending(kernel, found)}",
     )
 
@@ -204,12 +207,12 @@ def _own_needs(configuration: Configuration | None) -> Row:
         return _unknown(", ".join(names))
     lacking = requirements.in_configuration(configuration, requirements.OWN)
     if not lacking:
-        return Row("built-ins", "ok", ", ".join(names), f"by {configuration.origin}")
+        return Row("built-ins", "ok", ", ".join(names), f"according to {configuration.origin}")
     return Row(
         "built-ins",
         "warning",
         f"lacking: {', '.join(map(str, lacking))}",
-        f"the guest will not reach its shell (by {configuration.origin})",
+        f"the guest will not reach its shell (according to {configuration.origin})",
     )
 
 
@@ -218,6 +221,6 @@ def _unknown(wanted: str) -> Row:
         "built-ins",
         "warning",
         f"needed: {wanted}",
-        "no configuration is found: no .config beside the vmlinux, no config beside the image, no"
+        "the configuration is unknown: no .config beside the vmlinux, no config beside the image, no"
         " CONFIG_IKCONFIG=y",
     )

@@ -1,4 +1,4 @@
-"""Where kernel source comes from: a directory, or a tarball that is unpacked into the cache once."""
+"""Kernel source: a directory, or a tarball that vmdebug unpacks once into the cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vmdebug.progress import Report, Step
 from vmdebug.sources import cache
 
 NEEDED = 1.7e9
-"""Bytes that an unpacked source takes (1.5 GB for 6.1)."""
+"""Bytes to unpack a source (Linux 6.1 takes 1.5 GB)."""
 
 _DEBIAN = Path("/usr/src")
 _PATTERN = "linux-source-*.tar.xz"
@@ -26,18 +26,18 @@ _CONFIGURED = (".config", "include/config", "arch/x86/include/generated")
 _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *=[ \t]*(\S*)", re.MULTILINE)
 _WHAT = "unpacking the kernel source"
 _REPORT_EVERY = 200
-"""Files; they are 84,000, and pass at 6000 a second."""
+"""Report every so many files: a source has 84,000, and tar unpacks 6000 a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Kernel source, not yet looked into.
+    """Kernel source, possibly packed.
 
     Args:
         path: A directory or a tarball, absolute.
-        identity: Text that changes with a tarball; a directory is the same one while it is
-            in the same place, as make sees for itself what has changed in it.
-        changes: Whether it is a directory, in which files may change.
+        identity: A text that changes when the tarball changes. For a directory it is the path, since make
+            itself detects changed files.
+        changes: Whether files in it may change, as in a directory.
     """
 
     path: Path
@@ -61,12 +61,12 @@ def default_source() -> Path:
 
 
 def look(path: Path | None) -> Source:
-    """Return what a path names; None takes `default_source`.
+    """Return the source at a path; None returns `default_source`.
 
     Raises:
-        HostError: there is no default.
-        UsageError: the path is neither a kernel's source nor a tarball, or is configured
-            in-tree, which Kbuild refuses to build elsewhere (`outputmakefile` in the top Makefile).
+        HostError: there is no default source.
+        UsageError: the path is neither a kernel source nor a tarball; or the source is configured in-tree,
+            and kbuild then refuses to build in another directory (`outputmakefile` in the top Makefile).
     """
     path = (default_source() if path is None else path).expanduser().resolve()
     if path.is_file():
@@ -77,8 +77,8 @@ def look(path: Path | None) -> Source:
     absent = [mark for mark in _MARKS if not (path / mark).is_file()]
     if absent:
         raise UsageError(
-            f"{path} is not the source of a kernel: it has no {absent[0]}",
-            hint="--source takes the directory in which Kconfig and the top Makefile are",
+            f"{path} is not a kernel source: it has no {absent[0]}",
+            hint="--source takes the directory with Kconfig and the top Makefile",
         )
     for mark in _CONFIGURED:
         if (path / mark).exists():
@@ -90,16 +90,16 @@ def look(path: Path | None) -> Source:
 
 
 def unpacked(source: Source, *, report: Report, deadline: Deadline) -> Path:
-    """Return the directory of a source, unpacked if it is a tarball.
+    """Return the directory of a source, after unpacking a tarball.
 
     Args:
         source: What `look` returned.
-        report: Told now and then which file is at hand.
-        deadline: When unpacking, or waiting for another who does, is given up.
+        report: Receives the current file now and then.
+        deadline: When to stop unpacking, or waiting for another process that does.
 
     Raises:
-        HostError: there is no space left, or the cache is not ours to write.
-        UsageError: the tarball does not hold the source of a kernel.
+        HostError: the disk is full, or the cache is not writable.
+        UsageError: the tarball is not a kernel source.
         DeadlineError: it took too long.
     """
     if source.changes:
@@ -128,7 +128,7 @@ def version(source: Path) -> str:
 
 
 def unpack_argv(tarball: Path, directory: Path) -> tuple[str, ...]:
-    """Return the command that unpacks a kernel tarball, without the directory at its top."""
+    """Return the command that unpacks a kernel tarball, without its top directory."""
     return ("tar", "-xvf", str(tarball), "-C", str(directory), "--strip-components=1", "--no-same-owner")
 
 
@@ -136,7 +136,7 @@ def _unpack(tarball: Path, target: Path, report: Report, deadline: Deadline) -> 
     partial = target.with_name(f"{target.name}.partial")
     cache.check_space(target.parent, NEEDED)
     with cache.writing(target.parent, NEEDED):
-        # Of an interrupted unpack nobody knows what is whole.
+        # An interrupted unpack may have left incomplete files.
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         counted = 0
@@ -147,7 +147,7 @@ def _unpack(tarball: Path, target: Path, report: Report, deadline: Deadline) -> 
             if counted % _REPORT_EVERY == 0:
                 report(Step(_WHAT, done=counted, note=line.partition("/")[2]))
 
-        # What it says of a full disk is read here, so it is in English.
+        # In English, because `refuse_full` reads the message about a full disk.
         env = {**os.environ, "LC_ALL": "C"}
         done = process.run(
             unpack_argv(tarball, partial), env=env, deadline=deadline, check=False, on_line=count
@@ -158,7 +158,7 @@ def _unpack(tarball: Path, target: Path, report: Report, deadline: Deadline) -> 
         absent = [mark for mark in _MARKS if not (partial / mark).is_file()]
         if absent:
             shutil.rmtree(partial)
-            raise UsageError(f"{tarball} does not hold the source of a kernel: it has no {absent[0]}")
+            raise UsageError(f"{tarball} is not a kernel source: it has no {absent[0]}")
         partial.rename(target)
 
 

@@ -1,7 +1,7 @@
-"""What GUEST names, and what its VM is called.
+"""What GUEST names, and the name of its VM.
 
-GUEST is a flake's attribute, a build tree, a NixOS VM runner, a boot image, or
-`builtin`; a name of vmdebug.toml has been looked up before, by `vmdebug.config`.
+GUEST is a flake's attribute, a build tree, a NixOS VM runner, a boot image, or `builtin`. `vmdebug.config`
+has already looked up names from vmdebug.toml.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _FORMS = "FLAKEREF#NAME, a kernel build tree, a run-*-vm script, a bzImage, `bui
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _LONGEST_NAME = 40
-"""A socket's path ends at 107 bytes, and the VM's name is a part of it."""
+"""The VM's name is part of the path of its sockets, which the kernel limits to 107 bytes."""
 
 _URL = re.compile(r"[a-z][a-z+]*:")
 _RUNNER = re.compile(r"run-(.+)-vm")
 _RUNNER_DIRECTORY = "bin"
-# Words of an attribute path that tell nothing about the guest.
+# Parts of an attribute path that do not identify the guest.
 _PLUMBING = frozenset(
     {"config", "system", "build", "vm", "vmWithBootLoader", "driver", "nixosConfigurations"}
 )
@@ -39,12 +39,12 @@ def parse(words: str, cwd: Path | None = None) -> Guest:
     """Return what GUEST names.
 
     Args:
-        words: GUEST, in any of its forms but a name of vmdebug.toml.
-        cwd: Where its relative paths start; None is the current directory.
+        words: GUEST, in any form except a name from vmdebug.toml.
+        cwd: Where relative paths start; None is the current directory.
 
     Raises:
-        UsageError: it names nothing, or something that is no guest.
-        HostError: the file that it names may not be read.
+        UsageError: it names nothing, or something that is not a guest.
+        HostError: the file that it names cannot be read.
     """
     if words == "builtin":
         return Guest(kind="builtin", words=words)
@@ -61,7 +61,7 @@ def parse(words: str, cwd: Path | None = None) -> Guest:
 
 
 def anchored(options: GuestOptions) -> GuestOptions:
-    """Return options whose paths mean the same from any directory."""
+    """Return the options with absolute paths."""
     paths = {
         name: str(absolute(words))
         for name in ("kernel", "vmlinux", "gdb_scripts", "disk")
@@ -71,13 +71,13 @@ def anchored(options: GuestOptions) -> GuestOptions:
 
 
 def vm_name(guest: Guest, options: GuestOptions) -> str:
-    """Return what the VM is called: by its user, else like its table in vmdebug.toml, else like the guest.
+    """Return the name of the VM: from the user, or else from its table in vmdebug.toml, or else from GUEST.
 
     Raises:
-        UsageError: the user's name cannot be a directory's.
+        UsageError: the user's name is not valid as a directory name.
     """
     if options.name is None:
-        return _sanitised(options.table or _telling(guest))
+        return _sanitised(options.table or _name_of(guest))
     if not _NAME.fullmatch(options.name):
         raise UsageError(
             f"a VM cannot be called {options.name!r}: letters, digits and . _ - are allowed",
@@ -86,7 +86,7 @@ def vm_name(guest: Guest, options: GuestOptions) -> str:
     return options.name
 
 
-def _telling(guest: Guest) -> str:
+def _name_of(guest: Guest) -> str:
     last = Path(guest.location).name
     match guest.kind:
         case "builtin":
@@ -165,7 +165,7 @@ def _file(words: str, path: Path) -> Guest:
 
 def _nothing(words: str, path: Path, cwd: Path) -> UsageError:
     names: tuple[str, ...] = ()
-    # An error in vmdebug.toml has been told by who looked the name up there.
+    # `vmdebug.config` has already reported errors in vmdebug.toml.
     with contextlib.suppress(VmdebugError):
         names = config.names(cwd)
     near = difflib.get_close_matches(words, [*names, "builtin"], n=1)

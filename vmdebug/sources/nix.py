@@ -1,9 +1,8 @@
-"""Nix as vmdebug asks it: command lines built here, run through `vmdebug.process`, answers decoded.
+"""nix: builds its command lines, runs them, and decodes its answers and its progress.
 
-Works with 2.8, which Debian 12 has, and later ones. Two choices rest on that:
-`--print-out-paths` is newer than 2.8, so `--json` tells the store paths; and
-`nix build` has named a derivation's output `DRV!OUT`, `DRV^OUT` and not at all,
-while `nix-store --realise DRV!OUT` has not changed.
+Works with nix 2.8 (Debian 12) and later. So store paths come from `--json`, since `--print-out-paths` is
+newer; and outputs of derivations are built with `nix-store --realise DRV!OUT`, which all versions accept,
+while `nix build` has changed its syntax (`DRV!OUT`, `DRV^OUT`).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from vmdebug.progress import Report, Step
 
 _NIX = (
     "nix",
-    # Debian's nix.conf does not set them, and asking twice does no harm.
+    # Debian's nix.conf does not set them; setting them again is harmless.
     *("--extra-experimental-features", "nix-command flakes"),
     *("--log-format", "internal-json"),
 )
@@ -32,11 +31,11 @@ _NIX_STORE = ("nix-store", "--log-format", "internal-json")
 
 
 class Built(msgspec.Struct, frozen=True):
-    """One derivation that `nix build --json` tells of.
+    """A derivation in the answer of `nix build --json`.
 
     Args:
-        outputs: Store path of each output that was asked for, by its name.
-        drv: The derivation's own path; "" where nix keeps it to itself.
+        outputs: The store path of each requested output, by its name.
+        drv: The path of the derivation; "" if nix does not print it.
     """
 
     outputs: dict[str, str]
@@ -44,11 +43,11 @@ class Built(msgspec.Struct, frozen=True):
 
 
 def build(installables: Sequence[str], *, nix_args: Sequence[str] = ()) -> list[str]:
-    """Return the command line that builds and leaves no `result` link; see nix3-build(1).
+    """Return the command line that builds without a `result` link; see nix3-build(1).
 
     Args:
         installables: `FLAKEREF#ATTRIBUTE`, each of a derivation.
-        nix_args: The user's own options: `--impure`, `--override-input`.
+        nix_args: The user's options: `--impure`, `--override-input`.
     """
     return [*_NIX, "build", "--no-link", "--json", *installables, *nix_args]
 
@@ -58,8 +57,8 @@ def evaluate(installable: str, *, apply: str = "", nix_args: Sequence[str] = ())
 
     Args:
         installable: `FLAKEREF#ATTRIBUTE`, of any value.
-        apply: A Nix function that makes of it what is printed; "" prints it as it is.
-        nix_args: The user's own options.
+        apply: A Nix function to apply to the value first; "" for none.
+        nix_args: The user's options.
     """
     return [*_NIX, "eval", "--json", installable, *(("--apply", apply) if apply else ()), *nix_args]
 
@@ -80,7 +79,7 @@ def show(drv: str) -> list[str]:
 
 
 def references(drv: str) -> list[str]:
-    """Return the command line that lists what a derivation is made of; see nix-store(1)."""
+    """Return the command line that lists the inputs of a derivation; see nix-store(1)."""
     return [*_NIX_STORE, "--query", "--references", drv]
 
 
@@ -103,8 +102,8 @@ def keep(paths: Sequence[Path], root: Path) -> list[str]:
     """Return the command line that makes a link a root of the garbage collector; see nix-store(1).
 
     Args:
-        paths: Store paths; the second one's link is called `ROOT-2`, and so on.
-        root: The first one's link.
+        paths: Store paths; the link of the second is `ROOT-2`, and so on.
+        root: The link of the first.
     """
     return [*_NIX_STORE, "--realise", *map(str, paths), "--add-root", str(root), "--indirect"]
 
@@ -113,18 +112,18 @@ T = TypeVar("T")
 
 
 def ask(argv: Sequence[str], kind: type[T], *, what: str, report: Report, deadline: Deadline) -> T:
-    """Run one of the command lines above that answer in JSON.
+    """Run one of the command lines above that print JSON, and return the decoded answer.
 
     Args:
         argv: The command line.
-        kind: What the answer is.
-        what: The step's name, for the report and the error: "building the VM".
-        report: Who is told how far it is.
-        deadline: When nix is ended.
+        kind: The type of the answer.
+        what: The name of the step, for reports and errors: "building the VM".
+        report: Receives the progress.
+        deadline: When to stop nix.
 
     Raises:
         HostError: nix is not installed.
-        BuildError: nix failed, and the detail has its own words; or the answer is not a `kind`.
+        BuildError: nix failed, and the detail has its messages; or the answer is not a `kind`.
         DeadlineError: it took too long.
     """
     answer = run(argv, what=what, report=report, deadline=deadline)
@@ -132,20 +131,20 @@ def ask(argv: Sequence[str], kind: type[T], *, what: str, report: Report, deadli
         return msgspec.json.decode(answer, type=kind)
     except msgspec.DecodeError as error:
         raise BuildError(
-            f"{what}: `{argv[0]}` answered what vmdebug does not understand: {error}",
-            hint="nix 2.8 and later are; does `nix --version` say something else?",
+            f"{what}: `{argv[0]}` printed an answer that vmdebug does not understand: {error}",
+            hint="vmdebug needs nix 2.8 or later: check `nix --version`",
             detail=f"{shlex.join(argv)}\n{answer}",
         ) from error
 
 
 def run(argv: Sequence[str], *, what: str, report: Report, deadline: Deadline) -> str:
-    """Run one of the command lines above; return what it printed.
+    """Run one of the command lines above, and return its output.
 
-    It runs in our directory, where relative flake references start from.
+    It runs in the current directory, where relative flake references start.
 
     Raises:
         HostError: nix is not installed.
-        BuildError: nix failed; the detail has its own words.
+        BuildError: nix failed; the detail has its messages.
         DeadlineError: it took too long.
     """
     program = process.find(argv[0], package="nix-bin")
@@ -164,7 +163,7 @@ def run(argv: Sequence[str], *, what: str, report: Report, deadline: Deadline) -
 
 
 class Activity(enum.IntEnum):
-    """What `start` is of; the numbers are those of src/libutil/logging.hh, which are the protocol."""
+    """The type of a `start` event; numbers from src/libutil/logging.hh."""
 
     COPY_PATH = 100
     COPY_PATHS = 103
@@ -174,7 +173,7 @@ class Activity(enum.IntEnum):
 
 
 class Result(enum.IntEnum):
-    """What `result` tells of an activity; numbers as for `Activity`."""
+    """The type of a `result` event; numbers from src/libutil/logging.hh."""
 
     BUILD_LOG_LINE = 101
     SET_PHASE = 104
@@ -182,13 +181,13 @@ class Result(enum.IntEnum):
 
 
 _TALKATIVE = 4
-"""Verbosity up to which an activity is worth a look: "copying '/home/me/src'" is, a query is not."""
+"""The highest verbosity of an activity to report: "copying '/home/me/src'", but no query."""
 
 _NOTICE = 2
-"""Verbosity up to which nix shows a message without `-v`."""
+"""The highest verbosity of a message that nix prints without `-v`."""
 
 _LOG_LINES = 20
-"""Lines of a failed build's log that an error shows."""
+"""Number of lines of a failed build's log in an error."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -196,12 +195,12 @@ class Event(msgspec.Struct, frozen=True):
 
     Args:
         action: `start`, `stop` or `result` of an activity, or `msg`.
-        id: Which activity.
-        type: For `start` of `Activity`, for `result` of `Result`.
+        id: The activity.
+        type: An `Activity` for `start`, a `Result` for `result`.
         level: Verbosity: 0 errors, 1 warnings, 2 notices.
-        text: What starts.
-        fields: What belongs to `type`.
-        msg: A message, with ANSI colours.
+        text: A description of what starts.
+        fields: Values that depend on `type`.
+        msg: A message, with ANSI colour codes.
     """
 
     action: str
@@ -214,7 +213,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 def event(line: str) -> Event | None:
-    """Return the event of a line; None when it is not one."""
+    """Return the event of a line; None if it is not one."""
     if not line.startswith("@nix "):
         return None
     try:
@@ -224,16 +223,16 @@ def event(line: str) -> Event | None:
 
 
 class Progress:
-    """Turns nix's lines into steps: what is built or fetched now, and how much of it is done."""
+    """Turns nix's output into steps: what it builds or fetches, and how much is done."""
 
     def __init__(self, what: str, report: Report) -> None:
         self._report = report
         self._last = Step(what)
         self._counts: dict[int, tuple[int, int]] = {}  # activity: done, expected
-        self._builds: dict[int, str] = {}  # activity: the derivation's name
+        self._builds: dict[int, str] = {}  # activity: name of the derivation
 
     def line(self, line: str) -> None:
-        """Take one line of nix's stderr; what is no event is passed over."""
+        """Read a line of nix's stderr; ignore it unless it is an event."""
         match event(line):
             case Event(action="start") as started:
                 self._tell(self._started(started))
@@ -277,9 +276,9 @@ class Progress:
 
 
 def words(stderr: str) -> str:
-    """Return what nix would have told a person: its messages, and the end of the logs of builds it names.
+    """Return the messages that nix would have printed, and the end of the logs of the failed builds.
 
-    In this log format nix leaves the log's end out of "builder for … failed".
+    In this log format nix omits the end of the log from "builder for … failed".
     """
     said: list[str] = []
     builds: dict[int, str] = {}
@@ -297,12 +296,12 @@ def words(stderr: str) -> str:
     messages = "\n".join(said)
     for drv, log in logs.items():
         if drv and drv in messages:
-            said += [f"the end of {name(drv)}'s log:", *(f"  {line}" for line in log[-_LOG_LINES:])]
+            said += [f"the end of the log of {name(drv)}:", *(f"  {line}" for line in log[-_LOG_LINES:])]
     return "\n".join(said)
 
 
 _ERROR = re.compile(r"^\s*error: (\S.*)", re.MULTILINE)
-"""The first line that says what is wrong; later versions write `error:` alone above a trace."""
+"""The first line with an error message; newer versions print `error:` alone above a trace."""
 
 _FAILED_DRV = re.compile(r"(/\S+\.drv)' failed|Cannot build '(/\S+\.drv)'")
 
@@ -310,17 +309,17 @@ _FAILED_DRV = re.compile(r"(/\S+\.drv)' failed|Cannot build '(/\S+\.drv)'")
 def _hint(own: str) -> str:
     failed = _FAILED_DRV.search(own)
     if failed is not None:
-        return f"the whole log: nix-store --read-log {failed[1] or failed[2]}"
-    return "hand nix `--show-trace` to see where that was evaluated"
+        return f"read the whole log: nix-store --read-log {failed[1] or failed[2]}"
+    return "pass `--show-trace` to nix to see where that was evaluated"
 
 
 def lacks_attribute(error: BuildError) -> bool:
-    """Whether nix failed because the flake has no such attribute, and not inside of what it has."""
+    """Whether nix failed because the flake has no such attribute."""
     return "does not provide attribute" in error.detail
 
 
 def reason(error: BuildError) -> str:
-    """Return nix's error in one line."""
+    """Return the first line of nix's error."""
     found = _ERROR.search(error.detail)
     return found[1] if found else error.detail.splitlines()[-1]
 
@@ -329,16 +328,16 @@ _STORE_PATH = re.compile(r"/.+?/[0-9a-df-np-sv-z]{32}-[^/]+")
 
 
 def store_path(path: Path) -> Path | None:
-    """Return the store path that a file lies in; None for a file outside of any store.
+    """Return the store path that contains a file; None for a file outside of any store.
 
-    A store need not be /nix/store; its paths are known by their hash in nix's base 32.
+    A store need not be /nix/store; the hash in nix's base 32 identifies its paths.
     """
     found = _STORE_PATH.match(str(path))
     return Path(found[0]) if found else None
 
 
 def name(path: str) -> str:
-    """Return the part of a store path that a person reads, without the hash and `.drv`."""
+    """Return the name in a store path, without its hash and `.drv`."""
     return path.rpartition("/")[2].partition("-")[2].removesuffix(".drv")
 
 
@@ -346,5 +345,5 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def plain(text: str) -> str:
-    """Return text without ANSI colours."""
+    """Return text without ANSI colour codes."""
     return _ANSI.sub("", text)

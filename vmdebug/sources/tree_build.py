@@ -1,8 +1,8 @@
 """`make` in a developer's own kernel tree, for `start --build` and `restart --build`.
 
-Nothing is decided here that the tree has decided before: it is built with the compiler command that its
-objects were built with, since kbuild compiles anew what another command would compile (if_changed in
-scripts/Kbuild.include). So ccache is used where it was, and in a tree that has nothing yet.
+A tree is built with the compiler command that its objects were built with: with another command kbuild would
+compile all of them again (if_changed in scripts/Kbuild.include). So ccache is used in a tree that was built
+with it, and in a tree without objects.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _SHOWN = 30
 
 
 class Built(msgspec.Struct, frozen=True, kw_only=True):
-    """A tree that was built.
+    """A built tree.
 
     Args:
         tree: The directory in which make ran.
-        objects: How many were compiled.
-        seconds: How long it took.
-        compiler: What is to be said of the compiler: its command, and why that one.
-        warnings: What compiler and linker said.
+        objects: How many objects were compiled.
+        seconds: How long make ran.
+        compiler: The compiler command, and why that one, for the user.
+        warnings: The messages of compiler and linker.
     """
 
     tree: Path
@@ -50,10 +50,10 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def tree_of(options: GuestOptions) -> Path:
-    """Return the tree whose kernel a guest boots.
+    """Return the tree of the kernel that a guest boots.
 
     Raises:
-        UsageError: it boots one that `make` does not build.
+        UsageError: the kernel is not built by make in a tree.
     """
     if options.kernel is not None:
         path = absolute(options.kernel)
@@ -76,22 +76,22 @@ def build(tree: Path, *, jobs: int | None = None, report: Report, deadline: Dead
     """Run `make` in a tree.
 
     Args:
-        tree: The directory that it is built in: the source, or one of `make O=`.
-        jobs: Compilers at once; None starts one a CPU.
-        report: Told each object.
-        deadline: When it is given up; the next make goes on from there.
+        tree: The build directory: the source, or the one of `make O=`.
+        jobs: How many compilers to run at once; None is one for each CPU.
+        report: Receives each object.
+        deadline: When to stop; the next make continues.
 
     Raises:
-        UsageError: it cannot be built in, or is not the user's.
+        UsageError: make cannot run in it, or it belongs to vmdebug.
         HostError: a program is missing.
-        BuildError: the compiler failed; the detail has its words.
+        BuildError: make failed; the detail has the compiler's errors.
         DeadlineError: it took too long.
     """
     process.find("make", package="make")
     if tree.resolve().is_relative_to(cache.directory("kernel").resolve()):
         raise UsageError(
-            f"{tree} is the builtin kernel's, kept for its source and configuration as they are",
-            hint="give a tree of your own; `vmdebug kernel build --source TREE` makes another builtin kernel",
+            f"{tree} is the build directory of the builtin kernel, which only `vmdebug kernel build` changes",
+            hint="give your own tree; `vmdebug kernel build --source TREE` builds another builtin kernel",
         )
     for needed, hint in (
         ("Makefile", "give the directory in which `make` runs"),
@@ -117,10 +117,10 @@ def build(tree: Path, *, jobs: int | None = None, report: Report, deadline: Dead
     said = [line for line in done.stderr.splitlines() if not _MAKES_OWN.match(line)]
     if done.status != 0:
         raise BuildError(
-            f"{tree} did not build: make ended with status {done.status}",
-            hint=next((line for line in said if _ERROR.search(line)), "see what make says below"),
+            f"{tree} could not be built: make ended with status {done.status}",
+            hint=next((line for line in said if _ERROR.search(line)), "see the output of make below"),
             detail=f"{process.shell_line(done.argv)}\n"
-            + "\n".join(_telling(said) or [process.tail(done.stdout)]),
+            + "\n".join(_around_first_error(said) or [process.tail(done.stdout)]),
         )
     return Built(
         tree=tree,
@@ -132,11 +132,11 @@ def build(tree: Path, *, jobs: int | None = None, report: Report, deadline: Dead
 
 
 def compiler_of(tree: Path, env: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
-    """Return make's variables that name the compiler, and what is to be said of it."""
+    """Return make's variables for the compiler, and why this compiler, for the user."""
     before = _recorded(tree)
     if before:
         through = "through ccache" if "ccache" in before else "without ccache"
-        said = f"{before}: {through}, as the tree was built before; another command would build all anew"
+        said = f"{before}: {through}, as the tree was built before; another command would rebuild everything"
         return (() if before == "gcc" else (f"CC={before}",)), said
     options = dotconfig.options((tree / ".config").read_text(errors="replace"))
     clang = options.get("CONFIG_CC_IS_CLANG") == "y"
@@ -144,12 +144,12 @@ def compiler_of(tree: Path, env: Mapping[str, str]) -> tuple[tuple[str, ...], st
     if own:
         return (("LLVM=1",) if clang and "LLVM" not in env else ()), "as configured"
     if shutil.which("ccache", path=env.get("PATH")):
-        return ("CC=ccache gcc",), "ccache gcc: ccache is on PATH, and nothing is built here yet"
+        return ("CC=ccache gcc",), "ccache gcc: ccache is on PATH, and the tree has no objects yet"
     return (), "gcc: there is no ccache on PATH"
 
 
 def _recorded(tree: Path) -> str:
-    """Return the compiler command that kbuild has noted beside the tree's objects; "" for none."""
+    """Return the compiler command that kbuild has recorded beside the tree's objects; "" if there is none."""
     for name in ("init/.main.o.cmd", "kernel/.fork.o.cmd"):
         if holds((tree / name).is_file):
             found = _COMMAND.search((tree / name).read_text(errors="replace"))
@@ -157,7 +157,7 @@ def _recorded(tree: Path) -> str:
     return ""
 
 
-def _telling(said: list[str]) -> list[str]:
+def _around_first_error(said: list[str]) -> list[str]:
     """Return the lines around the first error."""
     first = next((number for number, line in enumerate(said) if _ERROR.search(line)), len(said) - _SHOWN)
     start = max(0, first - 5)

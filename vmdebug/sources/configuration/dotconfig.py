@@ -87,7 +87,7 @@ def of(kernel: Kernel) -> Configuration | None:
         if holds(path.is_file):
             return Configuration(str(path), options(path.read_text(errors="replace")))
     text = inside(kernel.vmlinux).decode(errors="replace") if kernel.vmlinux is not None else ""
-    return Configuration(f"the one inside {kernel.vmlinux}", options(text)) if text else None
+    return Configuration(f"the .config inside {kernel.vmlinux}", options(text)) if text else None
 
 
 def inside(vmlinux: Path) -> bytes:

@@ -1,1 +1,1 @@
-"""Kernels as files: a build tree, an image, a Nix `dev` output, and what belongs to each."""
+"""Kernels as files: a build tree, an image, a Nix `dev` output, and their symbols, scripts and modules."""

@@ -1,9 +1,8 @@
-"""The `dev` output of a kernel that Nix built: its symbols, and what else of it a debugger can use.
+"""The `dev` output of a kernel that Nix built: its symbols, GDB scripts and source.
 
-Rests on nixpkgs' pkgs/os-specific/linux/kernel/build.nix (earlier manual-config.nix):
-`vmlinux` at the top, `lib/modules/V/source` with what is left of the source after
-pruning, `lib/modules/V/build` with what building modules needs. The kernel's GDB
-scripts have been in the one and in the other, without `constants.py` and with it.
+See nixpkgs' pkgs/os-specific/linux/kernel/build.nix (formerly manual-config.nix): `vmlinux` is at the top,
+`lib/modules/V/source` has a part of the source, and `lib/modules/V/build` has what external modules need. The
+kernel's GDB scripts are in one or the other, depending on the version, with or without `constants.py`.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class KernelDev:
-    """What was found in it.
+    """The contents of a `dev` output.
 
     Args:
         vmlinux: The ELF file with symbols, or None.
         gdb_scripts: Directory with `vmlinux-gdb.py` beside `scripts/gdb`, or None.
-        source: Directory that DWARF's relative paths start from, or None.
+        source: Directory where relative paths in DWARF start, or None.
     """
 
     vmlinux: Path | None
@@ -28,7 +27,7 @@ class KernelDev:
 
 
 def read(dev: Path) -> KernelDev:
-    """Look through a `dev` output."""
+    """Return the contents of a `dev` output."""
     vmlinux = dev / "vmlinux"
     return KernelDev(
         vmlinux=vmlinux if vmlinux.is_file() else None,
@@ -38,10 +37,10 @@ def read(dev: Path) -> KernelDev:
 
 
 def why_unusable(tree: Path) -> str:
-    """Return what keeps the GDB scripts of a directory from loading as they stand; "" when nothing does.
+    """Return why GDB cannot load the scripts of a directory as they are; "" if it can.
 
-    vmlinux-gdb.py looks for `scripts/gdb` beside itself, and every module of it
-    imports the generated `constants.py`.
+    vmlinux-gdb.py searches for `scripts/gdb` beside itself, and all of its modules import the generated
+    `constants.py`.
 
     Args:
         tree: A build tree, or the `dev` output of a kernel that Nix built.
@@ -55,16 +54,16 @@ def why_unusable(tree: Path) -> str:
     if not (scripts / "linux/constants.py").is_file():
         return f"{scripts} lacks the generated linux/constants.py"
     if not (tree / "vmlinux-gdb.py").is_file():
-        return f"vmlinux-gdb.py does not stand beside {scripts}"
+        return f"there is no vmlinux-gdb.py beside {scripts}"
     return ""
 
 
 def inside(dev: Path) -> list[Path]:
-    """Return the directories `build` and `source` of a `dev` output that there are; of a tree, none."""
+    """Return the directories `build` and `source` of a `dev` output; for a tree, an empty list."""
     return [each for place in ("build", "source") for each in sorted(dev.glob(f"lib/modules/*/{place}"))]
 
 
 def _source(dev: Path) -> Path | None:
-    # Nix builds in the source's directory `build`, so DWARF says ../include/linux/list.h.
-    # That directory is not in `source`; any other one of its depth leads to the same files.
+    # Nix builds in `build` inside the source, so paths in DWARF are like ../include/linux/list.h.
+    # `source` has no such directory; any other one at the same depth leads to the same files.
     return next(iter(sorted(dev.glob("lib/modules/*/source/include"))), None)

@@ -1,4 +1,4 @@
-"""A boot image by itself, and where the symbols of one usually are."""
+"""A boot image, and the usual places of its symbols."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from vmdebug.errors import MismatchError
 from vmdebug.guest import Kernel
 from vmdebug.sources.kernels import tree
 
-# Where debug packages and builds put it; the list of `vmlinux_path__init` in tools/perf/util/symbol.c.
+# Where debug packages and builds install vmlinux: the list of `vmlinux_path__init` in
+# tools/perf/util/symbol.c.
 _ELSEWHERE = (
     "usr/lib/debug/boot/vmlinux-{release}",
     "usr/lib/debug/lib/modules/{release}/vmlinux",
@@ -23,17 +24,17 @@ _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*")
 
 
 def kernel(path: Path, *, search: bool = True, force: bool = False) -> Kernel:
-    """Return the kernel of a boot image, with symbols where some are found.
+    """Return the kernel of a boot image, with symbols if they are found.
 
     Args:
-        path: The image; links are followed, since the next build may point them elsewhere.
-        search: Whether to look for symbols.
-        force: Take symbols of another build where they lie beside it.
+        path: The image. Links are resolved, because the next build may change them.
+        search: Whether to search for symbols.
+        force: Accept symbols of another build beside the image.
 
     Raises:
-        UsageError: it is no boot image.
-        MismatchError: the vmlinux beside it is of another build.
-        HostError: a file may not be read.
+        UsageError: it is not a boot image.
+        MismatchError: the vmlinux beside it is from another build.
+        HostError: a file cannot be read.
     """
     image = path.resolve()
     says = kimage.read_image(image)
@@ -51,7 +52,7 @@ def kernel(path: Path, *, search: bool = True, force: bool = False) -> Kernel:
 
 
 def with_symbols(kernel: Kernel, vmlinux: Path | None) -> Kernel:
-    """Return the kernel with this vmlinux, and with what belongs to it where it is in a build tree."""
+    """Return the kernel with this vmlinux, and with scripts, modules and source if it is in a build tree."""
     built = vmlinux is not None and (vmlinux.parent / "include/config").is_dir()
     top = vmlinux.parent if vmlinux is not None else Path()
     return Kernel(
@@ -68,16 +69,16 @@ def with_symbols(kernel: Kernel, vmlinux: Path | None) -> Kernel:
 
 
 def symbols(image: Path, release: str, *, force: bool = False) -> Path | None:
-    """Return the vmlinux of an image; None where there is none.
+    """Return the vmlinux of an image; None if there is none.
 
     Args:
         image: The image, absolute.
         release: Its `uname -r`.
-        force: Take one of another build that lies beside it.
+        force: Accept one of another build beside the image.
 
     Raises:
-        MismatchError: a vmlinux lies beside it, but is of another build. One of a debug package is
-            passed over: it need not be this image's.
+        MismatchError: the vmlinux beside it is from another build. A vmlinux of a debug package that does
+            not match is ignored.
     """
     apart: MismatchError | None = None
     others = []
@@ -97,24 +98,24 @@ def symbols(image: Path, release: str, *, force: bool = False) -> Path | None:
 
 
 def beside(image: Path, release: str) -> Iterator[Path]:
-    """Give the files beside an image that should have its symbols."""
+    """Yield the files beside an image that should have its symbols."""
     yield from _files([image.parent / "vmlinux"])
     if _RELEASE.fullmatch(release):
         yield from _files([image.parent / f"vmlinux-{release}"])
-    # The image of a tree, named by itself.
+    # The user named the image in a tree.
     if image.as_posix().endswith(f"/{arch.X86_64.image}"):
         yield from _files([image.parents[3] / "vmlinux"])
 
 
 def elsewhere(release: str) -> Iterator[Path]:
-    """Give the files of debug packages and installed builds for a release."""
-    # It was read out of a file that anybody can have made: no path leads out of these directories.
+    """Yield the vmlinux files of debug packages and installed builds for a release."""
+    # The release comes from an untrusted file: it must not lead out of these directories.
     if _RELEASE.fullmatch(release):
         yield from _files([_ROOT / place.format(release=release) for place in _ELSEWHERE])
 
 
 def is_apart(image: Path, vmlinux: Path) -> bool:
-    """Whether a vmlinux is known to be of another build than an image."""
+    """Whether a vmlinux is known to be from another build than an image."""
     try:
         kimage.check(image, vmlinux)
     except MismatchError:

@@ -1,7 +1,7 @@
-"""Whether modules belong to a kernel: by the vermagic that the kernel itself goes by.
+"""Whether modules belong to a kernel, according to their vermagic.
 
-Rests on kernel/module (`same_magic`): the kernel refuses a module whose version magic, its
-release and the options that change the layout of modules, is not its own.
+The vermagic is the release and the options that change the layout of modules. The kernel refuses a module
+with another vermagic: see `same_magic` in kernel/module.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vmdebug import paths
 from vmdebug.guest import Kernel
 
 LOOKED_AT = 5
-"""How many modules are read: those of one build are all alike."""
+"""How many modules to read: all modules of a build have the same vermagic."""
 
 _VERMAGIC = re.compile(rb"vermagic=([^\0]{1,300})\0")
 _UNPACK: dict[str, Callable[[bytes], bytes]] = {
@@ -35,11 +35,12 @@ class Modules:
     """The modules in a directory.
 
     Args:
-        count: How many there are.
-        vermagic: That of the first that is not the kernel's, else of the first one; "" where none says any.
-        which: The module that has it.
-        wanted: The kernel's own; its release alone where it says no more; "" where it says nothing.
-        belong: Whether those looked at are the kernel's; None where nothing tells.
+        count: How many modules there are.
+        vermagic: That of the first module that does not belong to the kernel, or else of the first one; "" if
+            none has any.
+        which: The module with that vermagic.
+        wanted: The kernel's vermagic; only its release if that is all that is known; "" if nothing is known.
+        belong: Whether the modules belong to the kernel; None if that is unknown.
     """
 
     count: int
@@ -50,7 +51,7 @@ class Modules:
 
 
 def look(kernel: Kernel) -> Modules:
-    """Look at the modules of a kernel; at a few of them, for those of one build are all alike."""
+    """Return what is known of the modules of a kernel, from a few of them."""
     found = _files(kernel.modules) if kernel.modules is not None else []
     said = {each: magic for each in found[:: max(1, len(found) // LOOKED_AT)] if (magic := vermagic(each))}
     if not said:
@@ -66,7 +67,7 @@ def look(kernel: Kernel) -> Modules:
 
 
 def vermagic(module: Path) -> str:
-    """Return the version magic of a module, packed or not; "" where it says none, or cannot be unpacked."""
+    """Return the vermagic of a module, compressed or not; "" if it has none or cannot be decompressed."""
     unpack = _UNPACK.get(module.suffix, _zstd)
     try:
         content = unpack(module.read_bytes())
@@ -77,7 +78,7 @@ def vermagic(module: Path) -> str:
 
 
 def _zstd(packed: bytes) -> bytes:
-    import zstandard  # noqa: PLC0415 - few modules are packed so
+    import zstandard  # noqa: PLC0415 - few modules use it
 
     try:
         return zstandard.ZstdDecompressor().stream_reader(packed).read()
@@ -86,9 +87,9 @@ def _zstd(packed: bytes) -> bytes:
 
 
 def _of_kernel(kernel: Kernel) -> str:
-    """Return the version magic that a kernel wants of its modules; "" where its vmlinux has none.
+    """Return the vermagic that a kernel expects of its modules; "" if its vmlinux has none.
 
-    VERMAGIC_STRING of include/linux/vermagic.h: the release, then words, a blank behind each.
+    VERMAGIC_STRING of include/linux/vermagic.h: the release, then words, each followed by a blank.
     """
     if kernel.vmlinux is None or not kernel.release or not kernel.vmlinux.stat().st_size:
         return ""
@@ -99,7 +100,7 @@ def _of_kernel(kernel: Kernel) -> str:
 
 
 def _files(directory: Path) -> list[Path]:
-    """Return all modules below a directory; a build tree has a list of them."""
+    """Return all modules below a directory; a build tree has a list of them in modules.order."""
     order = directory / "modules.order"
     if order.is_file():
         named = [directory / line for line in order.read_text().split()]

@@ -1,4 +1,4 @@
-"""The options `kernel`, `vmlinux` and `gdb_scripts`: what replaces a guest's own."""
+"""The options `kernel`, `vmlinux` and `gdb_scripts`, which replace a guest's own files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vmdebug.spelling import option
 
 
 def apply(own: Kernel, options: GuestOptions) -> Kernel:
-    """Return the kernel that boots, with the symbols and scripts that its user wants for it.
+    """Return the kernel to boot, with the symbols and scripts that the user asks for.
 
     Args:
         own: The guest's own.
-        options: `kernel` replaces it; of a tree, symbols, scripts and modules come along. `vmlinux` and
+        options: `kernel` replaces it; a tree also replaces symbols, scripts and modules. `vmlinux` and
             `gdb_scripts` replace what was found. Relative paths start at the current directory.
 
     Raises:
-        UsageError: an option names something that is not what it should be.
-        MismatchError: symbols and kernel are of different builds.
-        HostError: a file may not be read.
+        UsageError: an option names a file of the wrong kind.
+        MismatchError: symbols and kernel are from different builds.
+        HostError: a file cannot be read.
     """
     return symbols(kernel(options) or own, options)
 
@@ -33,9 +33,9 @@ def kernel(options: GuestOptions) -> Kernel | None:
     """Return the kernel that the option `kernel` names; None if it is not given.
 
     Raises:
-        UsageError: it names neither a boot image nor a built tree.
-        MismatchError: symbols and image of it are of different builds.
-        HostError: a file may not be read.
+        UsageError: it is neither a boot image nor a built tree.
+        MismatchError: its symbols and image are from different builds.
+        HostError: a file cannot be read.
     """
     if options.kernel is None:
         return None
@@ -51,12 +51,12 @@ def kernel(options: GuestOptions) -> Kernel | None:
 
 
 def symbols(kernel: Kernel, options: GuestOptions) -> Kernel:
-    """Return the kernel with the symbols and scripts that are given by name.
+    """Return the kernel with the symbols of `--vmlinux` and the scripts of `--gdb-scripts`.
 
     Raises:
-        UsageError: they are not what they should be.
-        MismatchError: the symbols are of another build.
-        HostError: a file may not be read.
+        UsageError: an option names a file of the wrong kind.
+        MismatchError: the symbols are from another build.
+        HostError: a file cannot be read.
     """
     if options.vmlinux is not None:
         vmlinux = absolute(options.vmlinux)
@@ -77,7 +77,7 @@ def symbols(kernel: Kernel, options: GuestOptions) -> Kernel:
 
 
 def notes(kernel: Kernel) -> tuple[str, ...]:
-    """Return what a user should know about the symbols there are for a kernel."""
+    """Return notes for the user about the symbols of a kernel."""
     if kernel.vmlinux is None:
         return (_why_no_symbols(kernel),)
     found = []
@@ -89,7 +89,7 @@ def notes(kernel: Kernel) -> tuple[str, ...]:
         )
     try:
         proof = kimage.check(kernel.image, kernel.vmlinux)
-    except MismatchError as error:  # taken by force
+    except MismatchError as error:  # accepted with --force
         found.append(f"warning: {error.message}")
     else:
         found += [_how_proven(kernel, proof)] if proof != "build-id" else []

@@ -1,7 +1,7 @@
 """A kernel build tree: in-tree, or made with `make O=`.
 
-Rests on the kernel's top Makefile: `outputmakefile` leaves a link `source` and a
-small Makefile in an O= tree, and `srctree` is what the paths in DWARF begin with.
+See the kernel's top Makefile: `outputmakefile` writes a link `source` and a small Makefile into an O= tree,
+and the paths in DWARF start with `srctree`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vmdebug.sources.kernels.dev_output import why_unusable
 from vmdebug.spelling import option
 
 MARKS = ("vmlinux", arch.X86_64.image, ".config", "init/Kconfig", "include/config/kernel.release")
-"""Files by which a directory is known for a kernel tree, built or not."""
+"""A directory with one of these files is a kernel tree, built or not."""
 
 _INCLUDED = re.compile(r"^(?:include|MAKEARGS := -C) (/\S+?)(?:/Makefile)?$", re.MULTILINE)
 
@@ -27,20 +27,20 @@ def is_tree(directory: Path) -> bool:
 
 
 def kernel(directory: Path, *, force: bool = False) -> Kernel:
-    """Return the kernel of a build tree, with all that belongs to it.
+    """Return the kernel of a build tree, with symbols, scripts, modules and source.
 
     Args:
         directory: The top of the tree, absolute.
-        force: Take a boot image of another build.
+        force: Accept a boot image from another build.
 
     Raises:
-        UsageError: it is no kernel tree, or not built.
+        UsageError: it is not a kernel tree, or not built.
         MismatchError: its boot image was not made from its vmlinux.
-        HostError: one of its files may not be read.
+        HostError: one of its files cannot be read.
     """
     if not is_tree(directory):
         raise UsageError(
-            f"{directory} is no kernel tree: none of {', '.join(MARKS)} is in it",
+            f"{directory} is not a kernel tree: it has none of {', '.join(MARKS)}",
             hint="give the directory in which `make` ran, or the one of `make O=`",
         )
     vmlinux = directory / "vmlinux"
@@ -66,12 +66,12 @@ def kernel(directory: Path, *, force: bool = False) -> Kernel:
 
 
 def scripts(directory: Path) -> Path | None:
-    """Return the directory itself if its GDB scripts can be loaded as they stand."""
+    """Return the directory if GDB can load its scripts; None otherwise."""
     return None if why_unusable(directory) else directory
 
 
 def source(directory: Path) -> Path | None:
-    """Return the source that a tree was built from: itself, or what its link or its Makefile names."""
+    """Return the source that a tree was built from: the tree itself, or what its link or Makefile names."""
     link = directory / "source"
     if link.is_dir():
         return link.resolve()
@@ -83,10 +83,10 @@ def source(directory: Path) -> Path | None:
 
 
 def paths_start(directory: Path) -> Path:
-    """Return the directory that relative paths in the DWARF of a tree start from.
+    """Return the directory where relative paths in the DWARF of a tree start.
 
-    `srctree` is `.` in-tree and `..` where the tree lies right in its source: both are relative to
-    the tree. It is absolute for any other tree, and what is relative then is so to the source.
+    For an in-tree build `srctree` is `.`, and for a build directory directly in its source `..`: both are
+    relative to the tree. For any other tree it is absolute, and relative paths start at the source.
     """
     made_from = source(directory)
     if made_from is None or made_from in (directory.resolve(), directory.resolve().parent):
@@ -98,7 +98,7 @@ def _check(image: Path, vmlinux: Path, directory: Path, *, force: bool) -> None:
     try:
         kimage.check(image, vmlinux, force=force)
     except MismatchError as error:
-        # `make vmlinux` alone, or an interrupted make, leaves the two apart.
+        # After `make vmlinux` or an interrupted make, the two differ.
         hint = f"{_how_to_build(directory)}; {option('force', True)} continues anyway"
         raise MismatchError(error.message, hint=hint, detail=error.detail) from error
 
