@@ -8,7 +8,6 @@ status of `vmdebug.errors`; a traceback only for those who asked for one.
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -19,10 +18,6 @@ from vmdebug.errors import HostError, VmdebugError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as a shell gives it: 128 + SIGINT."""
-
-GARBAGE = 50_000
-"""Objects that may be made before Python looks for garbage among them: its 700 make it look hundreds of times
-while our modules are imported, of which all stays."""
 
 PIPE_CLOSED = 1
 """Exit status when the reader of our output has gone; typer's own choice as well."""
@@ -42,7 +37,6 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     Args:
         words: What follows the program's name; None takes `sys.argv`.
     """
-    gc.set_threshold(GARBAGE)
     sys.exit(status_of(sys.argv[1:] if words is None else list(words)))
 
 

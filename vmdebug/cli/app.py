@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vmdebug.cli import verb
 from vmdebug.errors import UsageError
+
+try:
+    from typer import TyperException as ParseError
+except ImportError:  # before 0.28 typer raised click's own
+    from click import ClickException as ParseError  # type: ignore[assignment]
 
 VERBS = {
     "start": "Start a guest and leave it running.",
@@ -31,12 +37,8 @@ VERBS = {
 }
 """Every verb and the first line of its help, so that `--help` imports none of them."""
 
-# typer brings a click of its own since 0.26 and used the installed one before:
-# the base of its errors is the one name that stands for both.
-_ClickError: type[Any] = typer.BadParameter.__mro__[2]
 
-
-class Verbs(verb.Group):
+class Verbs(TyperGroup):
     """The group of `VERBS`."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's signature
@@ -117,10 +119,11 @@ def run(words: Sequence[str]) -> int:
     try:
         # Not standalone: the errors are ours to show, all in one form.
         status = command.main(list(words) or ["--help"], prog_name="vmdebug", standalone_mode=False)
-    except _ClickError as error:
-        # An option without its value is told without saying in which verb.
+    except ParseError as error:
+        # For an option without its value typer does not say which verb it belongs to.
         called = next((word for word in words if word in VERBS), "")
-        where = error.ctx.command_path if error.ctx else f"vmdebug {called}".strip()
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else f"vmdebug {called}".strip()
         message = error.format_message().rstrip(".")
         raise UsageError(
             message[:1].lower() + message[1:], hint=f"`{where} --help` shows what it takes"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from vmdebug.cli import kgdb as kgdb_line
 from vmdebug.cli import options, verb
@@ -18,7 +19,7 @@ ORDER = "vmdebug.order"
 """Key in a context's `meta` of the options' names in the order in which they were given."""
 
 
-class Attach(verb.Command):
+class Attach(TyperCommand):
     """`attach`, which knows in which order its `-x` and `-ex` came, as GDB does."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -12,7 +12,6 @@ app = verb.new_app()
 
 
 @app.command(
-    cls=verb.Command,
     epilog=verb.examples("vmdebug clone", "vmdebug clone base --count 3", "vmdebug clone base --json | jq"),
 )
 def clone(

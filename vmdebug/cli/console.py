@@ -18,7 +18,6 @@ app = verb.new_app()
 
 
 @app.command(
-    cls=verb.Command,
     epilog=verb.examples("vmdebug console", "vmdebug console base-nixos", "echo uptime | vmdebug console"),
 )
 def console(name: verb.VmName = None) -> None:

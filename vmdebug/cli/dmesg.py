@@ -14,7 +14,6 @@ app = verb.new_app()
 
 
 @app.command(
-    cls=verb.Command,
     epilog=verb.examples("vmdebug dmesg", "vmdebug dmesg base-nixos -n 40"),
 )
 def dmesg(

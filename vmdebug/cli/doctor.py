@@ -75,7 +75,6 @@ app = verb.new_app()
 
 
 @app.command(
-    cls=verb.Command,
     epilog=verb.examples("vmdebug doctor", "vmdebug doctor --json | jq '.[] | select(.ok | not)'"),
 )
 def doctor(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from vmdebug.cli import kernel_config, options, render, verb
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _STATE_WIDTH = len("warning  ")
 
-app = verb.new_app(cls=verb.Group)
+app = verb.new_app()
 
 
 @app.callback()
@@ -22,11 +23,10 @@ def kernel() -> None:
     """Build the builtin kernel; make GDB scripts for any kernel."""
 
 
-app.command(cls=verb.Command, epilog=kernel_config.EPILOG)(kernel_config.config)
+app.command(epilog=kernel_config.EPILOG)(kernel_config.config)
 
 
 @app.command(
-    cls=verb.Command,
     epilog=verb.examples("vmdebug kernel build", "vmdebug kernel build --source ~/src/linux"),
 )
 def build(
@@ -71,7 +71,7 @@ def build(
         )
 
 
-class Scripts(verb.Command):
+class Scripts(TyperCommand):
     """`scripts`, with the options for nix that typer cannot parse as they are written."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -20,7 +20,6 @@ app = verb.new_app()
 
 
 @app.command(
-    cls=verb.Command,
     epilog=verb.examples("vmdebug log", "vmdebug log base-nixos -f", "vmdebug log --decode | tail -40"),
 )
 def log(

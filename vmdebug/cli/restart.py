@@ -24,7 +24,6 @@ Jobs = Annotated[
 
 
 @app.command(
-    cls=verb.Command,
     epilog=verb.examples(
         "vmdebug restart", "vmdebug restart linux --build", "vmdebug restart linux --build --halt"
     ),

@@ -13,7 +13,7 @@ from vmdebug.errors import UsageError
 if TYPE_CHECKING:
     from vmdebug.vm.saved.snapshot import Snapshot
 
-app = verb.new_app(cls=verb.Group)
+app = verb.new_app()
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Which VM.", autocompletion=verb.complete_vm)]
 Tag = Annotated[str | None, typer.Argument(metavar="TAG", help="Which snapshot; the newest if not said.")]
@@ -28,7 +28,6 @@ def snapshot() -> None:
 
 
 @app.command(
-    cls=verb.Command,
     epilog=verb.examples("vmdebug snapshot save base", "vmdebug snapshot save base before-the-crash"),
 )
 def save(
@@ -51,7 +50,6 @@ def save(
 
 
 @app.command(
-    cls=verb.Command,
     epilog=verb.examples("vmdebug snapshot load base", "vmdebug snapshot load base before-the-crash"),
 )
 def load(name: Name, tag: Tag = None) -> None:
@@ -66,7 +64,7 @@ def load(name: Name, tag: Tag = None) -> None:
     render.tell(f"{machine.name}: back at {called}, {machine.status()}")
 
 
-@app.command("list", cls=verb.Command, epilog=verb.examples("vmdebug snapshot list base"))
+@app.command("list", epilog=verb.examples("vmdebug snapshot list base"))
 def listing(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
     """Print the snapshots there are, the oldest first."""
     import msgspec
@@ -92,7 +90,7 @@ def listing(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
         render.tell(f"{machine.name} has no snapshots; `vmdebug snapshot save {machine.name}` takes one")
 
 
-@app.command(cls=verb.Command, epilog=verb.examples("vmdebug snapshot delete base before-the-crash"))
+@app.command(epilog=verb.examples("vmdebug snapshot delete base before-the-crash"))
 def delete(name: Name, tag: Annotated[str, typer.Argument(metavar="TAG", help="Which snapshot.")]) -> None:
     """Drop a snapshot."""
     from vmdebug import vm

@@ -10,7 +10,6 @@ COLUMNS = ("name", "status", "accel", "pid", "release", "guest")
 
 
 @app.command(
-    cls=verb.Command,
     epilog=verb.examples("vmdebug status", "vmdebug status base-nixos", "vmdebug status --json | jq"),
 )
 def status(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:

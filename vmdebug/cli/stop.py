@@ -21,7 +21,6 @@ ENDED = {
 
 
 @app.command(
-    cls=verb.Command,
     epilog=verb.examples("vmdebug stop", "vmdebug stop base-nixos", "vmdebug stop --all --force"),
 )
 def stop(

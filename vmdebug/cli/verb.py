@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from vmdebug.errors import UsageError, VmdebugError
 
@@ -45,48 +45,7 @@ def nearest(word: str, among: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(word, list(among), n=1)), "")
 
 
-class AsTyped:
-    """Stands before typer's coercion of a value: nothing, and text that is to be text, need none.
-
-    typer coerces by pydantic, whose import alone takes as long as typer's own.
-
-    Args:
-        coercion: Returns typer's own coercion of the parameter.
-        text: Whether the parameter is text, or a list of it.
-    """
-
-    def __init__(self, coercion: Callable[[], Any], *, text: bool) -> None:
-        self._coercion = coercion
-        self._text = text
-
-    def coerce(self, value: Any, **context: Any) -> Any:
-        """Return the value as the verb takes it."""
-        return value if value is None or self._text else self._coercion().coerce(value, **context)
-
-
-class Quick:
-    """Mixed into typer's commands: only what has to be coerced is."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters, `--help` among them."""
-        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc] # of what it is mixed into
-        for each in parameters:
-            coercion = getattr(each, "get_runtime_param", None)  # there since typer brings its own click
-            if coercion is not None and not hasattr(each, "as_typed"):
-                each.as_typed = AsTyped(coercion, text=each.type_descriptor.annotation in (str, list[str]))
-                each.get_runtime_param = lambda quick=each.as_typed: quick
-        return parameters
-
-
-class Command(Quick, TyperCommand):
-    """A verb."""
-
-
-class Group(Quick, TyperGroup):
-    """A verb that has verbs."""
-
-
-class WithTail(Command):
+class WithTail(TyperCommand):
     """A command whose words after `--` belong to somebody else: QEMU, a script, the guest's shell.
 
     click would give them to whatever positional argument is still free.
