@@ -10,7 +10,6 @@ import vmd_early
 import vmd_guest
 import vmd_identity
 import vmd_kgdb
-import vmd_slide
 
 USE_ITS_OWN = "give GDB the guest's own vmlinux, or go on all the same with --force"
 
@@ -22,8 +21,8 @@ class Connect(gdb.Command):
     there already, and moves the symbols to where KASLR has put it. A kernel of another
     build ends GDB with status 4, unless $vmd_force is set.
 
-    When $vmd_kaslr is set and the guest has not mapped its kernel yet, it is run to
-    x86_64_start_kernel: breakpoints cannot be placed before that.
+    When $vmd_kaslr is set and the guest has not mapped its kernel yet, runs it to the
+    kernel's first C function: breakpoints cannot be placed before that.
 
     Example: vmd-connect /run/user/1000/vmdebug/builtin/gdb.sock
     """
@@ -88,7 +87,7 @@ def _tell_unmapped(_event: object = None) -> None:
 
 
 def _early() -> bool:
-    first = vmd_early.WAITING.plant(vmd_guest.accel(), vmd_slide.PLACES, (vmd_slide.FIRST,))
+    first = vmd_early.WAITING.plant(vmd_guest.accel(), kaslr=True)
     if not first:
         vmd_batch.say(
             "KASLR: the kernel is not mapped yet, and KVM holds too few breakpoints to wait for it\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 
 import gdb
+import vmd_arch
 import vmd_kernel
 import vmd_memory
-import vmd_slide
 from vmd_registers import Registers
 
 _COMM = 16
@@ -28,9 +28,7 @@ class Context:
                 hot = gdb.parse_and_eval("pcpu_hot")["current_task"]
             except gdb.error:
                 hot = gdb.parse_and_eval("current_task")
-            address = vmd_kernel.address_of(hot)
-            linked = address - vmd_slide.applied()
-            self._current = linked if linked < vmd_kernel.ZERO_BASED else address
+            self._current = vmd_kernel.per_cpu_base(vmd_kernel.address_of(hot))
             offsets = {field.name: (field.bitpos or 0) // 8 for field in task.fields() if field.name}
             self._pid, self._comm = offsets["pid"], offsets["comm"]
         except (gdb.error, gdb.GdbError, KeyError):
@@ -56,8 +54,8 @@ class Context:
         if not self._has_task:
             return None
         try:
-            # In the kernel GS holds the CPU's per-CPU offset, and QEMU hands it over with the registers.
-            pointer = vmd_memory.read(self._current + registers["gs_base"], 8)
+            # QEMU hands this register over with the others; __per_cpu_offset would be one read more.
+            pointer = vmd_memory.read(self._current + registers[vmd_arch.current().per_cpu_register], 8)
             task = int.from_bytes(pointer, "little")
             # Both in one read: a packet more costs more than the bytes between them.
             start = min(self._pid, self._comm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gdb
+import vmd_arch
 import vmd_guest
 import vmd_slide
 
@@ -15,7 +16,7 @@ class Waiting:
         self._aside: list[gdb.Breakpoint] = []
         self._linked = 0
 
-    def plant(self, accel: str, places: int, names: tuple[str, ...]) -> str:
+    def plant(self, accel: str, *, kaslr: bool) -> str:
         """Have the guest stop at the first of its kernel's functions that runs at its own address.
 
         Under TCG breakpoints are unlimited and outside guest memory; under KVM a hardware one waits.
@@ -24,22 +25,22 @@ class Waiting:
 
         Args:
             accel: "tcg" or "kvm".
-            places: How many places, 2 MiB from each other, the kernel may choose from.
-            names: Functions, the first usable one first.
+            kaslr: Whether the kernel chooses its own address.
 
         Returns:
             The function; "" where nothing was planted: the vmlinux has none of them, or KVM holds too few.
         """
         self.clear()
         hardware = accel == "kvm"
-        linked = {name: at for name in names if (at := vmd_slide.linked(name)) is not None}
-        if not linked or (hardware and places > 1):
+        arch = vmd_arch.current()
+        linked = {name: at for name in arch.first_symbols if (at := vmd_slide.linked(name)) is not None}
+        if not linked or (hardware and kaslr):
             return ""
         first, self._linked = next(iter(linked.items()))
         self._set_aside()
         kind = gdb.BP_HARDWARE_BREAKPOINT if hardware else gdb.BP_BREAKPOINT
-        for place in range(places):
-            at = self._linked + place * vmd_slide.STEP
+        for place in range(arch.kaslr_places if kaslr else 1):
+            at = self._linked + place * arch.kaslr_step
             waiter = gdb.Breakpoint(f"*{at:#x}", type=kind, internal=True, temporary=True)
             waiter.silent = True
             self._waiters.append(waiter)
@@ -55,10 +56,7 @@ class Waiting:
         had = bool(self._waiters)
         self.clear()
         pc = vmd_guest.register("pc") if had and vmd_guest.connected() else None
-        if pc is None:
-            return False
-        place, rest = divmod(pc - self._linked, vmd_slide.STEP)
-        return rest == 0 and 0 <= place < vmd_slide.PLACES
+        return pc is not None and vmd_slide.place_of(pc - self._linked) is not None
 
     def clear(self) -> None:
         """Take them out, and put back what was set aside."""
@@ -84,7 +82,7 @@ def _in_kernel(breakpoint_: gdb.Breakpoint) -> bool:
     if not place.startswith("*"):
         return True
     try:
-        return int(gdb.parse_and_eval(f"(unsigned long) ({place[1:]})")) >= vmd_guest.KERNEL_HALF
+        return int(gdb.parse_and_eval(f"(unsigned long) ({place[1:]})")) >= vmd_arch.current().kernel_map
     except gdb.error:
         return True
 
@@ -92,9 +90,9 @@ def _in_kernel(breakpoint_: gdb.Breakpoint) -> bool:
 WAITING = Waiting()
 
 
-def await_kernel(accel: str, places: str, *names: str) -> dict[str, object]:
-    """`-vmd-await ACCEL PLACES NAME…`: plant what stops the guest once its kernel is mapped."""
-    return {"first": WAITING.plant(accel, int(places), names)}
+def await_kernel(accel: str, kaslr: str) -> dict[str, object]:
+    """`-vmd-await ACCEL KASLR`: plant what stops the guest once its kernel is mapped; KASLR is 1 or 0."""
+    return {"first": WAITING.plant(accel, kaslr=kaslr == "1")}
 
 
 def awaited() -> dict[str, object]:

@@ -1,8 +1,7 @@
 """Backtraces through exceptions and interrupts, to whom they came to.
 
-The entry code of x86-64 has no unwind tables that GDB reads, so a backtrace out of an oops ended in
-garbage where it became interesting. Before it calls into C the entry code has saved everything in a
-`struct pt_regs` at the top of its stack (idtentry_body of arch/x86/entry/entry_64.S).
+The entry code has no unwind tables that GDB reads: a backtrace out of an oops would end there in garbage.
+Before the entry code calls C, it saves all registers in a `struct pt_regs` at the top of its stack.
 """
 
 from __future__ import annotations
@@ -12,21 +11,10 @@ import struct
 
 import gdb
 import gdb.unwinder
+import vmd_arch
 import vmd_memory
 
-ENTRY = re.compile(r"<(?:asm_(?:exc|sysvec|common_interrupt|spurious)|entry_SYSCALL_64)\w*(?:\+\d+)?>")
-"""How GDB writes an address in code that saves a `struct pt_regs` and calls into C."""
-
-REGISTERS = (
-    *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"),
-    *("orig_rax", "rip", "cs", "eflags", "rsp", "ss"),
-)
-"""`struct pt_regs`, which user space knows as well (arch/x86/include/uapi/asm/ptrace.h), by GDB's names."""
-
-SAVED = ("r15", "r14", "r13", "r12", "rbp", "rbx", "rip", "rsp")
-SIZE = 8 * len(REGISTERS)
-USER = 3
-"""The privilege level in `cs` that user space has."""
+_WORD_BYTES = 8
 
 
 class Exceptions(gdb.unwinder.Unwinder):
@@ -42,34 +30,37 @@ class Exceptions(gdb.unwinder.Unwinder):
 
     def __call__(self, pending_frame: gdb.PendingFrame) -> gdb.UnwindInfo | None:
         """Unwind a frame of the entry code; the innermost one may not have saved anything yet."""
-        if pending_frame.level() == 0:
+        arch = vmd_arch.known()
+        if pending_frame.level() == 0 or arch is None:
             return None
         word = gdb.lookup_type("unsigned long")
-        pc = pending_frame.read_register("rip").cast(word)
-        if not self._is_entry(int(pc)):
+        pc = pending_frame.read_register(arch.pc).cast(word)
+        if not self._is_entry(int(pc), arch):
             return None
-        sp = pending_frame.read_register("rsp").cast(word)
+        sp = pending_frame.read_register(arch.sp).cast(word)
         try:
-            memory = vmd_memory.read(int(sp), SIZE)
+            memory = vmd_memory.read(int(sp), _WORD_BYTES * len(arch.pt_regs))
         except gdb.MemoryError:
             return None
-        regs = dict(zip(REGISTERS, struct.unpack(f"<{len(REGISTERS)}Q", memory), strict=True))
+        regs = dict(zip(arch.pt_regs, struct.unpack(f"<{len(arch.pt_regs)}Q", memory), strict=True))
         unwound = pending_frame.create_unwind_info(_FrameId(sp, pc))
-        if regs["cs"] & USER:
-            regs["rip"] = 0  # GDB goes no further
-        elif _named(regs["rip"]).endswith(">") and "+" not in _named(regs["rip"]):
+        interrupted = _named(regs[arch.pc])
+        if regs[arch.mode_register] & arch.user_mode:
+            regs[arch.pc] = 0  # GDB goes no further
+        elif interrupted.endswith(">") and "+" not in interrupted:
             # GDB takes it for a return address, and looks before it: at a function's first
             # instruction that is another function's last.
-            regs["rip"] += 1
-        for name in SAVED:
+            regs[arch.pc] += 1
+        for name in arch.unwound:
             unwound.add_saved_register(name, gdb.Value(regs[name]).cast(word))
         return unwound
 
-    def _is_entry(self, pc: int) -> bool:
+    def _is_entry(self, pc: int, arch: vmd_arch.Arch) -> bool:
         found = self._entries.get(pc)
         if found is None:
             # A call that never returns may be the last instruction: the one before belongs to the function.
-            found = ENTRY.search(_named(pc - 1)) is not None
+            entry = rf"<(?:{arch.exception_entry})\w*(?:\+\d+)?>"
+            found = re.search(entry, _named(pc - 1)) is not None
             self._entries[pc] = found
         return found
 

@@ -1,4 +1,4 @@
-"""Where a function is left, and what it leaves in its register. x86-64's.
+"""Where a function is left, and what it leaves in its register.
 
 A breakpoint at each exit is what tells a return value: GDB can plant none while the guest runs, nor in
 `stop()`.
@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 
 import gdb
+import vmd_arch
 from vmd_registers import WORD
 
 _NUMBERS = (gdb.TYPE_CODE_INT, gdb.TYPE_CODE_CHAR, gdb.TYPE_CODE_BOOL, gdb.TYPE_CODE_ENUM)
 
 _INSTRUCTION = re.compile(r"^(?:=>)?\s*0x([0-9a-f]+) <[^>]*>:\t(\S+)[ \t]*(?:0x([0-9a-f]+))?", re.MULTILINE)
-_RETURNS = ("ret", "retq")
-_THUNK = "__x86_return_thunk"
 
 
 def exits(pc: int) -> tuple[list[int], list[int]]:
@@ -29,10 +28,10 @@ def exits(pc: int) -> tuple[list[int], list[int]]:
         listing = gdb.execute(f"disassemble {pc:#x}", to_string=True)
     finally:
         gdb.execute(f"set trust-readonly-sections {'on' if trusted else 'off'}", to_string=True)
-    return exits_in(listing)
+    return exits_in(listing, vmd_arch.current())
 
 
-def exits_in(listing: str) -> tuple[list[int], list[int]]:
+def exits_in(listing: str, arch: vmd_arch.Arch) -> tuple[list[int], list[int]]:
     """Return the exits in what GDB's `disassemble` printed; see `exits`."""
     lines = [(int(found[1], 16), found) for found in _INSTRUCTION.finditer(listing)]
     inside = {address for address, _ in lines}
@@ -40,9 +39,11 @@ def exits_in(listing: str) -> tuple[list[int], list[int]]:
     for address, found in lines:
         name, target = found[2], int(found[3], 16) if found[3] else None
         end = listing.find("\n", found.end())
-        if name in _RETURNS or (name == "jmp" and _THUNK in listing[found.end() : end]):
+        jumps = re.fullmatch(arch.jumps, name) is not None
+        thunk = any(each in listing[found.end() : end] for each in arch.return_thunks)
+        if re.fullmatch(arch.returns, name) or (jumps and thunk):
             returned.append(address)
-        elif name.startswith("j") and target not in inside:
+        elif jumps and target not in inside:
             elsewhere.append(address)
     return returned, elsewhere
 

@@ -7,17 +7,16 @@ waited for here is the frame: it lies on the task's own stack, and GDB tells it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import gdb
+import vmd_arch
 import vmd_exits
 import vmd_frame
 import vmd_guest
 import vmd_kgdb
 from vmd_registers import Registers, narrowed
-
-_CALLS = ("call", "bl")
-"""How instructions begin that call: x86-64's, arm64's."""
 
 
 class Back(gdb.Breakpoint):
@@ -92,7 +91,7 @@ class Following:
         """Return what a finished function has just returned; None where no register holds it."""
         if self._kind is None:
             return None
-        return gdb.Value(narrowed(Registers()["rax"], self._kind)).cast(self._kind)
+        return gdb.Value(narrowed(Registers()[vmd_arch.current().result], self._kind)).cast(self._kind)
 
 
 FOLLOWING = Following()
@@ -103,6 +102,7 @@ def _returns(frame: gdb.Frame) -> Iterator[int]:
     here = frame.find_sal()
     if here.symtab is None:
         return
+    calls = vmd_arch.current().calls
     starts = {frame.pc(), *(each.pc for each in here.symtab.linetable().line(here.line) or ())}
     around = vmd_exits.blocks(frame.pc())[-1:]
     for start in starts:
@@ -110,7 +110,7 @@ def _returns(frame: gdb.Frame) -> Iterator[int]:
         if last is None or not any(block.start <= start < block.end for block in around):
             continue
         for each in frame.architecture().disassemble(start, last):
-            if each["asm"].startswith(_CALLS):
+            if re.match(calls, each["asm"]):
                 yield each["addr"] + each["length"]
 
 

@@ -6,16 +6,11 @@ import re
 from pathlib import Path
 
 import gdb
+import vmd_arch
 import vmd_elf
 import vmd_kgdb
 import vmd_memory
 import vmd_monitor
-
-KERNEL_HALF = 0xFFFFFFFF80000000
-"""x86-64 kernels are linked to run above here (__START_KERNEL_map)."""
-
-_PAGING = 1 << 31
-_IDT_GATE = 16
 
 
 def connected() -> bool:
@@ -73,15 +68,16 @@ def text(expression: str) -> str:
 
 def paged() -> bool:
     """Whether the selected CPU has paging on; before that no kernel address means anything."""
-    cr0 = register("cr0")
-    return cr0 is None or bool(cr0 & _PAGING)
+    arch = vmd_arch.current()
+    control = register(arch.paging_register)
+    return control is None or bool(control >> arch.paging_bit & 1)
 
 
 def exception_handler() -> int | None:
-    """Return the guest's handler of exception 0, from its IDT; None when it has none.
+    """Return the guest's handler of exception 0, from its exception table; None when it has none.
 
-    The IDT is mapped even while user space runs with page-table isolation. Rests on
-    QEMU's `info registers` and the gate layout of the Intel SDM, volume 3, 6.14.1.
+    The table is mapped even while user space runs with page-table isolation. QEMU's `info registers`
+    tells where it lies.
     """
     if vmd_kgdb.on():
         return None
@@ -89,11 +85,12 @@ def exception_handler() -> int | None:
         registers = vmd_monitor.ask("info registers")
     except gdb.error:
         return None
-    bases = [int(base[1], 16) for line in registers if (base := re.match(r"IDT=\s*([0-9a-f]+)", line))]
-    gate = memory(bases[0], _IDT_GATE) if bases else b""
-    if len(gate) < _IDT_GATE:
+    arch = vmd_arch.current()
+    tables = [int(table[1], 16) for line in registers if (table := re.match(arch.vectors, line))]
+    entry = memory(tables[0], arch.vector_bytes) if tables else b""
+    if len(entry) < arch.vector_bytes:
         return None
-    return int.from_bytes(gate[0:2] + gate[6:8] + gate[8:12], "little")
+    return int.from_bytes(b"".join(entry[start:end] for start, end in arch.vector_address), "little")
 
 
 def kernel_runs() -> bool:
@@ -103,7 +100,7 @@ def kernel_runs() -> bool:
     if not paged():
         return False
     handler = exception_handler()
-    return handler is not None and handler >= KERNEL_HALF
+    return handler is not None and handler >= vmd_arch.current().kernel_map
 
 
 def accel() -> str:

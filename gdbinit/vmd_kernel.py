@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import gdb
+import vmd_arch
 import vmd_slide
-
-ZERO_BASED = 1 << 32
-"""x86-64 linked its per-CPU section to 0 until Linux 6.15."""
 
 
 def has_field(kind: gdb.Type, name: str) -> bool:
@@ -74,10 +72,17 @@ def per_cpu(cpu: int, name: str) -> gdb.Value:
         gdb.error: the kernel has no such variable.
     """
     variable = gdb.parse_and_eval(name)
-    address = address_of(variable)
+    return at(per_cpu_base(address_of(variable)) + _per_cpu_offset(cpu), variable.type)
+
+
+def per_cpu_base(address: int) -> int:
+    """Return what a CPU's per-CPU offset is added to for a variable: where it was linked, if that is near 0.
+
+    Args:
+        address: Where GDB has the variable; the slide is in it.
+    """
     linked = address - vmd_slide.applied()
-    base = linked if linked < ZERO_BASED else address
-    return at(base + _per_cpu_offset(cpu), variable.type)
+    return linked if linked < vmd_arch.current().zero_based_below else address
 
 
 def current(cpu: int) -> gdb.Value:

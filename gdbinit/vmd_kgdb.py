@@ -48,7 +48,7 @@ def stuck_later() -> bool:
 
     A kernel that boots has not write-protected its text yet. kgdb writes a breakpoint there as into any
     memory, and takes it out in the same way, which fails from mark_rodata_ro() on: the machine then hits it
-    for ever. See kgdb_arch_set_breakpoint() of arch/x86/kernel/kgdb.c.
+    for ever. See kgdb_arch_set_breakpoint() of arch/*/kernel/kgdb.c.
     """
     if not on():
         return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 import gdb
+import vmd_arch
 
 WORD = 2**64 - 1
 
@@ -32,7 +33,7 @@ class Registers(dict[str, int]):
     def pc(self) -> int:
         """The address of the next instruction; `$pc` takes GDB twice as long as the register itself."""
         try:
-            return self["rip"]
+            return self[vmd_arch.current().pc]
         except gdb.error:
             return self["pc"]
 

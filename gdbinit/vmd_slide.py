@@ -7,20 +7,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import gdb
+import vmd_arch
 import vmd_batch
 import vmd_elf
 import vmd_guest
 import vmd_kgdb
 import vmd_search
 
-STEP = 2 << 20
-PLACES = 512
-"""x86-64 moves its kernel by multiples of CONFIG_PHYSICAL_ALIGN, 2 MiB or more, within 1 GiB."""
-
 BANNER = "linux_banner"
 BANNER_SIZE = 64
-ENTRY = "asm_exc_divide_error"
-FIRST = "x86_64_start_kernel"
 
 
 class Print(NamedTuple):
@@ -82,12 +77,20 @@ def find() -> Found | None:
 
 def _slides() -> Iterator[int]:
     """Return every slide that there can be; over a serial line, where each costs, the likely one first."""
+    arch = vmd_arch.current()
     if vmd_kgdb.on():
         at, pc = linked(vmd_kgdb.ENTRY), vmd_guest.register("pc")
         if at is not None and pc is not None:
-            yield max(pc - at, 0) // STEP * STEP
-    for place in range(PLACES):
-        yield place * STEP
+            yield max(pc - at, 0) // arch.kaslr_step * arch.kaslr_step
+    for place in range(arch.kaslr_places):
+        yield place * arch.kaslr_step
+
+
+def place_of(distance: int) -> int | None:
+    """Return the slide that a distance from a linked address is; None where KASLR moves no kernel so far."""
+    arch = vmd_arch.current()
+    place, rest = divmod(distance, arch.kaslr_step)
+    return distance if rest == 0 and 0 <= place < arch.kaslr_places else None
 
 
 def applied() -> int:
@@ -141,7 +144,7 @@ def other_kernel() -> vmd_search.Kernel | None:
     if inside is None:
         return None
     # Behind the entry code, and failing that before it: the first handlers are linked behind all else.
-    for start in (inside, max(inside - vmd_search.REACH // 2, vmd_guest.KERNEL_HALF)):
+    for start in (inside, max(inside - vmd_search.REACH // 2, vmd_arch.current().kernel_map)):
         kernel = vmd_search.kernel(vmd_guest.memory, start)
         if kernel.banner:
             return kernel
@@ -153,13 +156,16 @@ def guessed() -> int | None:
 
     It holds for the loaded vmlinux only if that is the kernel's, which this does not look at.
     """
-    for name, real in ((ENTRY, vmd_guest.exception_handler()), (FIRST, vmd_guest.register("pc"))):
+    arch = vmd_arch.current()
+    marks = (
+        (arch.first_vector, vmd_guest.exception_handler()),
+        (arch.first_symbols[0], vmd_guest.register("pc")),
+    )
+    for name, real in marks:
         at = linked(name)
-        if at is None or real is None:
-            continue
-        place, rest = divmod(real - at, STEP)
-        if rest == 0 and 0 <= place < PLACES:
-            return place * STEP
+        slide = place_of(real - at) if at is not None and real is not None else None
+        if slide is not None:
+            return slide
     return None
 
 
@@ -167,23 +173,22 @@ def _inside() -> int | None:
     """Return an address before or inside the running kernel's text; None while there is none."""
     if not vmd_guest.paged():
         return None
+    lowest = vmd_arch.current().kernel_map
     handler = vmd_guest.exception_handler()
-    if handler is not None and handler >= vmd_guest.KERNEL_HALF:
+    if handler is not None and handler >= lowest:
         return handler
     # The first functions run before there is an IDT; they are linked behind all else: .init.text.
     pc = vmd_guest.register("pc")
-    if pc is None or pc < vmd_guest.KERNEL_HALF:
+    if pc is None or pc < lowest:
         return None
-    return max(pc - vmd_search.REACH // 2, vmd_guest.KERNEL_HALF)
+    return max(pc - vmd_search.REACH // 2, lowest)
 
 
 def _by_idt(mark: Print | None) -> Found | None:
     handler = vmd_guest.exception_handler()
-    entry = linked(ENTRY)
-    if handler is None or entry is None:
-        return None
-    slide = handler - entry
-    if slide % STEP or not 0 <= slide < PLACES * STEP:
+    entry = linked(vmd_arch.current().first_vector)
+    slide = place_of(handler - entry) if handler is not None and entry is not None else None
+    if slide is None:
         return None
     # Readable there, and not what find() looked for: another kernel that has its entry at the same place.
     if mark is not None and vmd_guest.memory(mark.address + slide, len(mark.data)):

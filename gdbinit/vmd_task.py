@@ -8,21 +8,11 @@ from typing import NamedTuple
 
 import gdb
 import gdb.unwinder
+import vmd_arch
 import vmd_batch
 import vmd_guest
 import vmd_kernel
 import vmd_slide
-
-_REGISTERS = {
-    "ret_addr": "rip",
-    "bp": "rbp",
-    "bx": "rbx",
-    "r12": "r12",
-    "r13": "r13",
-    "r14": "r14",
-    "r15": "r15",
-}
-"""Fields of `struct inactive_task_frame` (arch/x86/include/asm/switch_to.h), and what they were."""
 
 
 class Asleep(NamedTuple):
@@ -73,7 +63,7 @@ class Sleeper(gdb.unwinder.Unwinder):
             return None
         # GDB refuses a caller that lies deeper than what it called, and the task's stack may lie anywhere.
         word = gdb.lookup_type("unsigned long")
-        here = _FrameId(gdb.Value(0).cast(word), pending_frame.read_register("rip"))
+        here = _FrameId(gdb.Value(0).cast(word), pending_frame.read_register(vmd_arch.current().pc))
         unwound = pending_frame.create_unwind_info(here)
         for name, value in self.asleep.registers.items():
             unwound.add_saved_register(name, gdb.Value(value).cast(word))
@@ -81,8 +71,8 @@ class Sleeper(gdb.unwinder.Unwinder):
 
 
 def _place(frame: gdb.Frame | gdb.PendingFrame) -> tuple[int, int]:
-    word = gdb.lookup_type("unsigned long")
-    return int(frame.read_register("rip").cast(word)), int(frame.read_register("rsp").cast(word))
+    word, arch = gdb.lookup_type("unsigned long"), vmd_arch.current()
+    return int(frame.read_register(arch.pc).cast(word)), int(frame.read_register(arch.sp).cast(word))
 
 
 class _FrameId:
@@ -187,15 +177,16 @@ def _show_asleep(task: gdb.Value, *, keep: bool) -> None:
 
 
 def _asleep(task: gdb.Value) -> Asleep:
-    kind = vmd_kernel.struct("inactive_task_frame")
+    arch = vmd_arch.current()
+    kind = vmd_kernel.struct(arch.switch_frame)
     sp = int(task["thread"]["sp"])
     frame = vmd_kernel.at(sp, kind)
     registers = {
         register: int(frame[field]) & (2**64 - 1)
-        for field, register in _REGISTERS.items()
+        for field, register in arch.switch_registers.items()
         if vmd_kernel.has_field(kind, field)
     }
-    return Asleep({**registers, "rsp": (sp + kind.sizeof) & (2**64 - 1)})
+    return Asleep({**registers, arch.sp: (sp + kind.sizeof) & (2**64 - 1)})
 
 
 def register() -> None:

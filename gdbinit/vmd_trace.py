@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import gdb
+import vmd_arch
 import vmd_exits
 import vmd_frame
 import vmd_twice
@@ -44,6 +45,7 @@ class Trace:
         self._why = ""
         self._open: dict[int, list[Any]] = {}
         self._context: Context | None = None
+        self._arch = vmd_arch.current()
         self._twice = vmd_twice.Twice()
         self._probes: list[Probe] = []
         self._planted: list[gdb.Breakpoint] = []
@@ -100,7 +102,7 @@ class Trace:
             kind = vmd_exits.return_type(function)
             name = re.findall(r"\w+", where)[-1:]
             if not returned and not elsewhere:
-                self.notes.append(f"{where}: its returns are not found: --ret is for x86-64")
+                self.notes.append(f"{where}: no return instruction of {self._arch.name} is in its code")
                 continue
             if any(each.name in name for each in inlined):
                 self.notes.append(f"{where} is inlined into {function}: its hits there have no return value")
@@ -160,10 +162,10 @@ class Trace:
 
     def left(self, kind: gdb.Type | None) -> None:
         """Note that the selected CPU is about to leave a function."""
-        registers = Registers()
-        noted = self._open.pop((registers["rsp"] + 8) & WORD, None)
+        registers, arch = Registers(), self._arch
+        noted = self._open.pop((registers[arch.sp] + arch.return_address_bytes) & WORD, None)
         if noted is not None:
-            noted[-1] = None if kind is None else narrowed(registers["rax"], kind)
+            noted[-1] = None if kind is None else narrowed(registers[arch.result], kind)
             self._noted.append(noted)
 
     def take(self, seen: int) -> list[Any]:
@@ -253,7 +255,7 @@ def _register(frame: gdb.Frame, name: str) -> int:
 
 def _caller_sp(frame: gdb.Frame) -> int:
     caller = vmd_frame.called(frame).older()
-    return _register(caller, "rsp") if caller is not None else 0
+    return _register(caller, vmd_arch.current().sp) if caller is not None else 0
 
 
 def _frames(frame: gdb.Frame) -> list[tuple[str, int, str, int]]:

@@ -15,10 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import gdb
+import vmd_arch
 from vmd_registers import Registers
-
-_COMPARED = ("rip", "rsp", "rdi", "rsi", "rdx")
-"""Enough to make a hit unsuspected; where there are no such registers more hits are looked at."""
 
 
 class Twice:
@@ -43,7 +41,9 @@ class Twice:
 
 
 def _compared(registers: Registers) -> Iterator[int]:
-    for name in _COMPARED:
+    # Enough to make a hit unsuspected; where there are no such registers more hits are looked at.
+    arch = vmd_arch.current()
+    for name in (arch.pc, arch.sp, *arch.arguments):
         try:
             yield registers[name]
         except gdb.error:
@@ -58,7 +58,7 @@ def _planted(address: int) -> bool:
     connection = gdb.selected_inferior().connection
     if not isinstance(connection, gdb.RemoteTargetConnection):
         return True
-    packet = f"0,{address:x},1"
+    packet = f"0,{address:x},{vmd_arch.current().breakpoint_kind}"
     if connection.send_packet(f"z{packet}") != b"OK":
         return False
     if connection.send_packet(f"Z{packet}") != b"OK":

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 
 import gdb
+import vmd_arch
 import vmd_batch
 import vmd_connect
 import vmd_guest
@@ -14,24 +15,8 @@ import vmd_identity
 import vmd_near
 import vmd_slide
 
-FIRST = ("x86_64_start_kernel", "start_kernel")
-"""Symbols that run at their linked address early on, the first one first."""
-
-EARLIER = (
-    "startup_32",
-    "startup_64",
-    "startup_64_setup_env",
-    "startup_64_load_idt",
-    "__startup_64",
-    "sme_enable",
-    "sme_encrypt_kernel",
-)
-"""They run before the kernel is mapped, at another address: a breakpoint is never hit."""
-
 PANIC = "panic"
 """Every panic goes through it; a kernel without a pvpanic driver tells nobody else, and spins."""
-
-KVM_HOLDS = 4
 
 _SAID = "Command aborted."
 """GDB's error after one that it has shown already."""
@@ -103,10 +88,11 @@ def _parse(argument: str) -> tuple[str, float | None]:
 
 
 def _refuse_unusable(location: str) -> None:
-    if location in EARLIER:
+    arch = vmd_arch.current()
+    if location in arch.identity_mapped:
         vmd_batch.fail(
             f"{location} runs before the kernel is mapped, at another address than its symbol's\n"
-            f"the first that can be reached: {FIRST[0]}",
+            f"the first that can be reached: {arch.first_symbols[0]}",
             vmd_batch.USAGE,
         )
     try:
@@ -125,7 +111,8 @@ def _nearest(location: str) -> str:
 
 def _to_mapped_kernel(run: _Guest) -> str:
     """Run to the kernel's first usable function; software breakpoints stay out until then."""
-    first = next((name for name in FIRST if gdb.lookup_global_symbol(name) is not None), FIRST[-1])
+    names = vmd_arch.current().first_symbols
+    first = next((name for name in names if gdb.lookup_global_symbol(name) is not None), names[-1])
     planted = [each for each in gdb.breakpoints() if each.enabled and each.type == gdb.BP_BREAKPOINT]
     for each in planted:
         each.enabled = False
@@ -188,7 +175,8 @@ def _lost(location: str, error: gdb.error) -> None:
         why = "" if str(error) == _SAID else f": {error}"
         vmd_batch.fail(f"the guest ended before it reached {location}{why}")
     if "hardware breakpoint" in str(error):
-        vmd_batch.fail(f"{error}\nKVM holds {KVM_HOLDS} hardware breakpoints: delete some of yours first")
+        held = vmd_arch.current().hardware_breakpoints
+        vmd_batch.fail(f"{error}\nKVM holds {held} hardware breakpoints: delete some of yours first")
     vmd_batch.fail(str(error))
 
 

@@ -1,69 +1,164 @@
-"""What differs between architectures, one frozen row each."""
+"""What differs between architectures: one frozen row each, read from `gdbinit/arches/`.
+
+A row is a JSON file, so that GDB can have it where vmdebug cannot be imported. vmdebug hands the `debug`
+part to each GDB that it starts; a GDB that somebody sources `vmdebug.gdb` into reads the file itself.
+See `gdbinit/vmd_arch.py`. The file's `sources` say what each fact rests on.
+
+To support another architecture, add its file, a reader of its boot image's format to `vmdebug.kimage`, and
+a configuration fragment to `kconfigs/`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
-from vmdebug.errors import UsageError
+import msgspec
+
+from vmdebug import shipped
+from vmdebug.errors import HostError, UsageError
+
+Hex = Annotated[str, msgspec.Meta(pattern="^0x[0-9a-f]+$")]
+"""An address or a size; JSON has no hexadecimal numbers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arch:
+class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The facts about an architecture's kernel in memory: the part of a row that GDB gets.
+
+    `gdbinit/vmd_arch.py` has the same fields. Registers are called as GDB calls them.
+
+    Args:
+        name: As in `Arch`.
+        gdb_names: What GDB calls the architecture of such a guest: `show architecture`.
+        first_symbols: Functions that run at their linked address early on, the first usable one first. The
+            code before them runs identity-mapped, so breakpoints at its linked addresses are never hit.
+        identity_mapped: Functions that run identity-mapped and nowhere else.
+        hardware_breakpoints: How many of them KVM can hold at once.
+        breakpoint_kind: The kind in `Z0` packets, which is the length of the breakpoint instruction.
+        kernel_map: The difference between a kernel symbol's address and its physical address without KASLR;
+            kernels are linked above it.
+        kaslr_step: KASLR moves the kernel by multiples of this, in bytes.
+        kaslr_places: How many such places there are.
+        zero_based_below: A per-CPU variable linked below this address is relative to zero, not to the kernel.
+        per_cpu_register: The register that holds the CPU's per-CPU offset in the kernel.
+        paging_register: The register that tells whether paging is on.
+        paging_bit: The bit of it.
+        vectors: Regular expression that finds the exception table's address in QEMU's `info registers`.
+        vector_bytes: Size of the table's first entry.
+        vector_address: The slices of that entry that make the handler's address, the lowest bits first.
+        first_vector: The symbol of that handler.
+        pc: The program counter.
+        sp: The stack pointer.
+        result: The register in which a function returns a number or a pointer.
+        arguments: The registers of the first arguments.
+        return_address_bytes: How much of the stack a return address takes at a function's return instruction.
+        calls: Regular expression for the instructions that call, as GDB disassembles them.
+        returns: Regular expression for the mnemonics that return.
+        jumps: Regular expression for the mnemonics that may leave a function otherwise.
+        return_thunks: Functions that a kernel with mitigations jumps to in order to return.
+        exception_entry: Regular expression for how the names begin of the functions that save a
+            `struct pt_regs` and then call C.
+        pt_regs: The registers in `struct pt_regs`, in its order, 8 bytes each.
+        unwound: Those of them that a backtrace goes on with.
+        mode_register: The one that tells whether user space was interrupted.
+        user_mode: The bits in it that do.
+        switch_frame: The struct at `task->thread.sp` of a task that sleeps.
+        switch_registers: The registers that fields of it hold.
+    """
+
+    name: str
+    gdb_names: tuple[str, ...]
+    first_symbols: tuple[str, ...]
+    identity_mapped: tuple[str, ...]
+    hardware_breakpoints: int
+    breakpoint_kind: int
+    kernel_map: Hex
+    kaslr_step: Hex
+    kaslr_places: int
+    zero_based_below: Hex
+    per_cpu_register: str
+    paging_register: str
+    paging_bit: int
+    vectors: str
+    vector_bytes: int
+    vector_address: tuple[tuple[int, int], ...]
+    first_vector: str
+    pc: str
+    sp: str
+    result: str
+    arguments: tuple[str, ...]
+    return_address_bytes: int
+    calls: str
+    returns: str
+    jumps: str
+    return_thunks: tuple[str, ...]
+    exception_entry: str
+    pt_regs: tuple[str, ...]
+    unwound: tuple[str, ...]
+    mode_register: str
+    user_mode: int
+    switch_frame: str
+    switch_registers: dict[str, str]
+
+
+class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One architecture, by its names in the tools that vmdebug drives.
 
     Args:
-        name: As the kernel's `ARCH=` and GDB's scripts call it.
+        name: As `uname -m` and `Kernel.arch` have it.
         elf_machine: `e_machine` of its vmlinux, by pyelftools' name.
         qemu: QEMU's system emulator.
+        qemu_package: The Debian package that has it.
         machine: QEMU's `-machine` type for guests whose command line is ours.
+        ram_id: What QEMU calls the RAM of that machine type; a saved state finds its RAM by this name.
         cpu: QEMU's `-cpu` for TCG; KVM takes `host`.
+        cpu_per_socket: Whether each CPU needs a socket of its own.
+        kvm_flags: One of these flags must be in /proc/cpuinfo for KVM to work; empty: no flag tells.
+        kvm_modules: The host's kernel modules that have KVM; empty where it is built in.
+        source: The architecture's directory in the kernel's source.
         image: The boot image, relative to a build tree.
+        image_target: The target of `make` that builds it.
+        image_format: Its format, a key of `vmdebug.kimage.FORMATS`.
+        fragment: The fragment in `kconfigs/` that selects the architecture.
         console: The kernel's name of the first serial port.
-        first_symbols: Symbols that run at their linked address early on, the first
-            usable one first. The reset vector and `startup_64` run identity-mapped:
-            a breakpoint at their linked address is never hit.
-        identity_mapped: Functions that run there and nowhere else.
-        hardware_breakpoints: How many KVM can hold at once.
-        kvm_flags: Of these flags in /proc/cpuinfo one must be there for KVM to work.
+        console_device: Major and minor number of its device node; see Documentation/admin-guide/devices.txt.
+        early_console: The kernel parameter that shows messages before the console's driver runs.
+        parameters: Kernel parameters that keep this architecture's kernel from taking a stop in the debugger
+            for a fault.
+        debug: What GDB gets.
+        sources: What facts rest on, by field, for whoever changes the file.
     """
 
     name: str
     elf_machine: str
     qemu: str
+    qemu_package: str
     machine: str
+    ram_id: str
     cpu: str
-    image: str
-    console: str
-    first_symbols: tuple[str, ...]
-    identity_mapped: tuple[str, ...]
-    hardware_breakpoints: int
+    cpu_per_socket: bool
     kvm_flags: tuple[str, ...]
+    kvm_modules: tuple[str, ...]
+    source: str
+    image: str
+    image_target: str
+    image_format: str
+    fragment: str
+    console: str
+    console_device: tuple[int, int]
+    early_console: str
+    parameters: tuple[str, ...]
+    debug: Debug
+    sources: dict[str, str] = {}
 
 
-X86_64 = Arch(
-    name="x86_64",
-    elf_machine="EM_X86_64",
-    qemu="qemu-system-x86_64",
-    machine="q35",
-    cpu="max",
-    image="arch/x86/boot/bzImage",
-    console="ttyS0",
-    first_symbols=("x86_64_start_kernel", "start_kernel"),
-    # head_64.S and head64.c; secondary_startup_64 is not one: other CPUs come there with the kernel mapped.
-    identity_mapped=(
-        "startup_32",
-        "startup_64",
-        "startup_64_setup_env",
-        "startup_64_load_idt",
-        "__startup_64",
-        "sme_enable",
-        "sme_encrypt_kernel",
-    ),
-    hardware_breakpoints=4,
-    kvm_flags=("vmx", "svm"),
-)
-
-ARCHES = (X86_64,)
+@functools.cache
+def rows() -> tuple[Arch, ...]:
+    """Return the row of each supported architecture, sorted by name."""
+    return tuple(map(_read, sorted((shipped.gdbinit() / "arches").glob("*.json"))))
 
 
 def by_name(name: str) -> Arch:
@@ -72,10 +167,7 @@ def by_name(name: str) -> Arch:
     Raises:
         UsageError: vmdebug has no row for it.
     """
-    for row in ARCHES:
-        if row.name == name:
-            return row
-    raise _unknown(name)
+    return _only(lambda row: row.name == name, name)
 
 
 def by_elf_machine(machine: str) -> Arch:
@@ -84,12 +176,45 @@ def by_elf_machine(machine: str) -> Arch:
     Raises:
         UsageError: vmdebug has no row for it.
     """
-    for row in ARCHES:
-        if row.elf_machine == machine:
+    return _only(lambda row: row.elf_machine == machine, machine)
+
+
+def by_image_format(name: str) -> Arch:
+    """Return the row of the architecture whose boot image has that format.
+
+    Raises:
+        UsageError: vmdebug has no row for it.
+    """
+    return _only(lambda row: row.image_format == name, name)
+
+
+def native() -> Arch:
+    """Return the row of the machine that this runs on.
+
+    Raises:
+        HostError: vmdebug has no row for it.
+    """
+    machine = os.uname().machine
+    try:
+        return by_name(machine)
+    except UsageError as error:
+        raise HostError(
+            f"this machine is {machine}, and vmdebug has {error.message}", hint=error.hint
+        ) from None
+
+
+def for_gdb(row: Arch) -> dict[str, Any]:
+    """Return the part of a row that GDB gets, as `vmd_arch.use` takes it."""
+    return msgspec.to_builtins(row.debug)  # type: ignore[no-any-return]
+
+
+def _read(path: Path) -> Arch:
+    return msgspec.json.decode(path.read_bytes(), type=Arch)
+
+
+def _only(fits: Callable[[Arch], bool], wanted: str) -> Arch:
+    for row in rows():
+        if fits(row):
             return row
-    raise _unknown(machine)
-
-
-def _unknown(name: str) -> UsageError:
-    known = ", ".join(row.name for row in ARCHES)
-    return UsageError(f"no support for {name} kernels", hint=f"supported: {known}")
+    known = ", ".join(row.name for row in rows())
+    raise UsageError(f"no support for {wanted} kernels", hint=f"supported: {known}")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar
 import msgspec
 
 from vmdebug import spelling
+from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.spelling import option
 
@@ -192,7 +193,7 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
 
     image: Path
     origin: str
-    arch: str = "x86_64"
+    arch: str
     build_id: str = ""
     release: str = ""
     vmlinux: Path | None = None
@@ -265,11 +266,11 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     asked: GuestOptions | None = None
 
 
-SANE_WHEN_STOPPED = ("nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1", "tsc=nowatchdog")
-"""Parameters that keep a guest from taking a stop in the debugger for a hang.
+SANE_WHEN_STOPPED = ("nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1")
+"""Parameters that keep a guest from taking a stop in the debugger for a hang; `Arch.parameters` has more.
 
-See Documentation/admin-guide/kernel-parameters.txt: without them the lockup
-detectors, RCU's stall detector and the clocksource watchdog fire on the way on.
+See Documentation/admin-guide/kernel-parameters.txt: without them the lockup detectors and RCU's stall
+detector report the time for which the guest was stopped.
 """
 
 
@@ -281,16 +282,17 @@ line at the kernel's own 9600.
 """
 
 
-def parameters(*, console: str, kaslr: bool, append: str) -> tuple[str, ...]:
+def parameters(row: Arch, *, kaslr: bool, append: str) -> tuple[str, ...]:
     """Return the kernel parameters of a guest: ours first, so that the user's win.
 
     Args:
-        console: The serial port's name in the kernel; see `Arch.console`.
+        row: The guest's architecture.
         kaslr: Whether address randomisation stays on.
         append: The user's own, as on a kernel command line.
     """
-    ours = (f"console={console},{BAUD}", *(() if kaslr else ("nokaslr",)), *SANE_WHEN_STOPPED)
-    return (*ours, *append.split())
+    slide = () if kaslr else ("nokaslr",)
+    console = f"console={row.console},{BAUD}"
+    return (console, *slide, *SANE_WHEN_STOPPED, *row.parameters, *append.split())
 
 
 _MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)

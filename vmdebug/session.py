@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
-from vmdebug import config, restarting, sources, vm
+from vmdebug import arch, config, restarting, sources, vm
 from vmdebug.channel.serial import command as commands
 from vmdebug.channel.serial.command import ExecResult, Job
 from vmdebug.channel.serial.console import Console
@@ -271,7 +271,9 @@ class DebugSession:
     def _new_gdb(self, deadline: Deadline) -> Gdb:
         early = None if self._ahead is None else self._ahead.take()
         kernel = self.vm.state.spec.kernel
-        return early or Gdb.start(kernel.vmlinux, kernel.gdb_scripts, deadline=deadline)
+        return early or Gdb.start(
+            kernel.vmlinux, kernel.gdb_scripts, deadline=deadline, row=arch.by_name(kernel.arch)
+        )
 
     def _held(self) -> contextlib.AbstractContextManager[None]:
         """Hold the guest still by GDB, where one is attached.

@@ -15,13 +15,14 @@ import msgspec
 import pytest
 
 from vmdebug import guest, process
-from vmdebug.arch import X86_64
+from vmdebug.arch import by_name
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, HostError, LaunchError, UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.process import ProcessRef
 from vmdebug.vm import Vm, accel, argv, every, find, launch, plan, rundir
 
+X86_64 = by_name("x86_64")
 Start = Callable[..., Vm]
 
 

@@ -11,6 +11,7 @@ from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
 
 KERNEL = Kernel(
+    arch="x86_64",
     image=Path("/src/linux/arch/x86/boot/bzImage"),
     origin="the tree /src/linux",
     build_id="ab12",

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from vmdebug import process, shipped
+from vmdebug.arch import by_name
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import prelude, share
 from vmdebug.debugger.attach import Attachment, Extra, Holder, argv, exclusive, holder, program
 from vmdebug.errors import HostError, StateError
 from vmdebug.guest import Kernel
 
-BARE = Kernel(image=Path("/k/bzImage"), origin="a test")
+BARE = Kernel(arch="x86_64", image=Path("/k/bzImage"), origin="a test")
 FULL = Kernel(
+    arch="x86_64",
     image=Path("/k/bzImage"),
     origin="a test",
     vmlinux=Path("/k/vmlinux"),
@@ -28,7 +30,7 @@ FULL = Kernel(
 VMDEBUG_GDB = str(shipped.gdbinit() / "vmdebug.gdb")
 
 BEFORE = (
-    *("-iex", prelude.importing("vmd_load")),
+    *("-iex", prelude.importing("vmd_load", row=by_name("x86_64"))),
     *("-iex", "set debuginfod enabled off"),
     *("-iex", "set index-cache enabled on"),
     *("-iex", "set mi-async on"),
@@ -120,7 +122,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.debugger.attach import Attachment, attach
 from vmdebug.guest import Kernel
 attach(
-    Attachment(endpoint="", kernel=Kernel(image=Path(), origin=""), program=(sys.argv[1],)),
+    Attachment(endpoint="", kernel=Kernel(arch="x86_64", image=Path(), origin=""), program=(sys.argv[1],)),
     lock=Path(sys.argv[2]), vm="vm",
 )
 """

@@ -15,6 +15,7 @@ import zstandard
 from tests.unit import kernelfiles
 from tests.unit.kernelfiles import BANNER, ID, OTHER_ID, RELEASE
 from vmdebug import kimage, sources
+from vmdebug.arch import by_name
 from vmdebug.cli import status_of
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.sources import check
@@ -22,7 +23,7 @@ from vmdebug.sources.check import Row
 from vmdebug.sources.configuration import requirements
 from vmdebug.sources.kernels import tree
 
-CONFIG = "".join(f"CONFIG_{need.option}=y\n" for need in requirements.OWN)
+CONFIG = "".join(f"CONFIG_{need.option}=y\n" for need in requirements.own(by_name("x86_64")))
 MAGIC = f"{RELEASE} SMP mod_unload "
 RUNNER = RunnerMachine(script=Path("/run-nixos-vm"), system_name="nixos")
 OVERRIDDEN = msgspec.structs.replace(RUNNER, kernel_override=True)
@@ -86,13 +87,15 @@ def test_a_vmlinux_of_another_build_is_bad_and_names_both(linux: Path) -> None:
 def test_without_a_build_id_the_banner_is_a_warning(tmp_path: Path) -> None:
     vmlinux = kernelfiles.vmlinux(tmp_path / "vmlinux", "", banner=BANNER)
     image = kernelfiles.image(tmp_path / "bzImage", vmlinux)
-    table = rows(Kernel(image=image, origin="the image", release=RELEASE, vmlinux=vmlinux))
+    table = rows(Kernel(arch="x86_64", image=image, origin="the image", release=RELEASE, vmlinux=vmlinux))
     assert (table["image"].state, table["vmlinux"].state) == ("warning", "warning")
     assert "has the version and build date" in table["vmlinux"].reason
 
 
 def test_nothing_but_an_image(linux: Path) -> None:
-    table = rows(Kernel(image=linux / "arch/x86/boot/bzImage", origin="the image", release=RELEASE))
+    table = rows(
+        Kernel(arch="x86_64", image=linux / "arch/x86/boot/bzImage", origin="the image", release=RELEASE)
+    )
     warnings = [name for name, row in table.items() if row.state == "warning"]
     assert warnings == [name for name in table if name != "image"]
     assert "vmlinux=" in table["vmlinux"].reason
@@ -146,7 +149,9 @@ class TestModules:
     ) -> None:
         module(tmp_path / "modules/brd.ko", magic)
         image = linux / "arch/x86/boot/bzImage"
-        kernel = Kernel(image=image, origin="the image", release=RELEASE, modules=tmp_path / "modules")
+        kernel = Kernel(
+            arch="x86_64", image=image, origin="the image", release=RELEASE, modules=tmp_path / "modules"
+        )
         assert rows(kernel)["modules"].state == state
 
     def test_one_that_cannot_be_unpacked_says_nothing(self, linux: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vmdebug.errors import MismatchError, StateError
 from vmdebug.guest import Kernel
 
 KERNEL = Kernel(
+    arch="x86_64",
     image=Path("/src/arch/x86/boot/bzImage"),
     origin="the tree /src",
     build_id="33" * 20,
@@ -93,15 +94,12 @@ def test_force_warns_and_asks_no_more() -> None:
     assert "22" * 20 in warning
 
 
-NAMES = '"x86_64_start_kernel" "start_kernel"'
-
-
 @pytest.mark.parametrize(
     ("wanted", "planted"),
     [
-        ({}, "-vmd-await tcg 1"),
-        ({"kaslr": True}, "-vmd-await tcg 512"),
-        ({"accel": "kvm"}, "-vmd-await kvm 1"),
+        ({}, "-vmd-await tcg 0"),
+        ({"kaslr": True}, "-vmd-await tcg 1"),
+        ({"accel": "kvm"}, "-vmd-await kvm 0"),
     ],
 )
 def test_a_kernel_that_is_not_mapped_is_waited_for(wanted: dict[str, Any], planted: str) -> None:
@@ -111,7 +109,7 @@ def test_a_kernel_that_is_not_mapped_is_waited_for(wanted: dict[str, Any], plant
     assert asked.waiting
     assert asked.arrived(gdb)
     assert not asked.waiting
-    assert gdb.asked == ["-vmd-prove 0", f"{planted} {NAMES}", "-vmd-awaited"]
+    assert gdb.asked == ["-vmd-prove 0", planted, "-vmd-awaited"]
 
 
 @pytest.mark.parametrize("answer", [PROVEN, PROVEN | {"state": "placed"}, PROVEN | {"state": "unknown"}])

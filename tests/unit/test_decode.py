@@ -71,7 +71,9 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     modules = build / "modules/kernel"
     modules.mkdir(parents=True)
     (modules / "my-mod.ko.gz").write_bytes(gzip.compress((build / "my-mod.o").read_bytes()))
-    return Kernel(image=build, origin="a test", vmlinux=build / "vmlinux", modules=build / "modules")
+    return Kernel(
+        arch="x86_64", image=build, origin="a test", vmlinux=build / "vmlinux", modules=build / "modules"
+    )
 
 
 def run(program: str, *words: str | Path) -> str:
@@ -153,12 +155,12 @@ def test_what_cannot_be_found_stays_as_it_is(kernel: Kernel, text: str) -> None:
 
 def test_without_a_vmlinux_nothing_is_found(tmp_path: Path) -> None:
     text = " outer+0x1/0x2\n"
-    assert decode(text, Kernel(image=tmp_path, origin="a test"), soon()) == text
+    assert decode(text, Kernel(arch="x86_64", image=tmp_path, origin="a test"), soon()) == text
 
 
 def test_a_vmlinux_that_is_none_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "vmlinux").write_text("no ELF file")
-    kernel = Kernel(image=tmp_path, origin="a test", vmlinux=tmp_path / "vmlinux")
+    kernel = Kernel(arch="x86_64", image=tmp_path, origin="a test", vmlinux=tmp_path / "vmlinux")
     with pytest.raises(BuildError, match="objdump"):
         decode(" outer+0x1/0x2\n", kernel, soon())
 

@@ -42,7 +42,7 @@ def nixs(monkeypatch: pytest.MonkeyPatch) -> tuple[Answers, list[tuple[str, ...]
 
 def fetch(image: Path, guest: Guest | None = None) -> Callable[[], Source] | None:
     return fetch_source.fetch(
-        Kernel(image=image, origin="x"),
+        Kernel(arch="x86_64", image=image, origin="x"),
         guest or Guest(kind="runner", words="r"),
         GuestOptions(),
         report=silent,

@@ -6,13 +6,14 @@ import ast
 import struct
 from pathlib import Path
 
+import msgspec
 import pytest
 import vmd_elf
 import vmd_near
 import vmd_paths
 import vmd_search
 
-from vmdebug.arch import X86_64
+from vmdebug.arch import Debug
 
 BUILD_ID = bytes(range(20))
 
@@ -143,12 +144,11 @@ def test_recorded_names_become_present_ones(
     assert found == (None if expected is None else (expected[0], tmp_path / expected[1]))
 
 
-def test_both_sides_know_the_same_early_functions() -> None:
+def test_gdb_takes_each_fact_that_a_row_has_for_it() -> None:
     """Read, not imported: it needs GDB."""
-    text = (Path(__file__).parents[2] / "gdbinit" / "vmd_until.py").read_text()
-    known = {
-        ast.unparse(each.targets[0]): ast.literal_eval(each.value)
-        for each in ast.parse(text).body
-        if isinstance(each, ast.Assign) and isinstance(each.value, ast.Tuple)
-    }
-    assert known == {"FIRST": X86_64.first_symbols, "EARLIER": X86_64.identity_mapped}
+    text = (Path(__file__).parents[2] / "gdbinit" / "vmd_arch.py").read_text()
+    row = next(
+        each for each in ast.parse(text).body if isinstance(each, ast.ClassDef) and each.name == "Arch"
+    )
+    fields = [each.target.id for each in row.body if isinstance(each, ast.AnnAssign)]  # type: ignore[union-attr]
+    assert fields == [field.name for field in msgspec.structs.fields(Debug)]

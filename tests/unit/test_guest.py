@@ -5,10 +5,11 @@ import msgspec
 import pytest
 
 from vmdebug import guest, spelling
+from vmdebug.arch import by_name
 from vmdebug.errors import UsageError
 
 KERNEL = guest.Kernel(
-    image=Path("/src/linux/arch/x86/boot/bzImage"), origin="the tree /src/linux", build_id="ab"
+    arch="x86_64", image=Path("/src/linux/arch/x86/boot/bzImage"), origin="the tree /src/linux", build_id="ab"
 )
 
 
@@ -39,14 +40,14 @@ def test_a_wrong_type_is_named_by_its_place() -> None:
 
 
 def test_ours_come_before_the_users_parameters() -> None:
-    ours = guest.parameters(console="ttyS0", kaslr=False, append="quiet nowatchdog=0")
+    ours = guest.parameters(by_name("x86_64"), kaslr=False, append="quiet nowatchdog=0")
     assert ours[:2] == ("console=ttyS0,115200", "nokaslr")
     assert set(guest.SANE_WHEN_STOPPED) < set(ours)
     assert ours[-2:] == ("quiet", "nowatchdog=0")
 
 
 def test_kaslr_stays_on_when_asked_for() -> None:
-    assert "nokaslr" not in guest.parameters(console="ttyS0", kaslr=True, append="")
+    assert "nokaslr" not in guest.parameters(by_name("x86_64"), kaslr=True, append="")
 
 
 @pytest.mark.parametrize(

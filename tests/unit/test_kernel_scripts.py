@@ -62,6 +62,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
 def kernel(directory: Path, **changes: Any) -> Kernel:
     vmlinux = kernelfiles.vmlinux(directory / "vmlinux")
     made = Kernel(
+        arch="x86_64",
         image=directory / "bzImage",
         origin="the image bzImage",
         build_id=kernelfiles.ID,

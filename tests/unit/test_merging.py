@@ -124,6 +124,6 @@ def test_each_fragment_begins_with_its_reason(path: Path) -> None:
 
 def test_the_builtin_fragments_do_not_contradict_each_other() -> None:
     seen: dict[str, str] = {}
-    for name in builtin.FRAGMENTS:
+    for name in builtin.default_fragments():
         for option, value in dotconfig.options(fragments.find(name).read_text()).items():
             assert seen.setdefault(option, value) == value, option

@@ -4,6 +4,7 @@ import pytest
 
 from tests.unit import kernelfiles
 from vmdebug import guest
+from vmdebug.arch import by_name
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
@@ -49,7 +50,7 @@ def test_a_tree_with_nothing_said(linux: Path) -> None:
         guest=str(linux),
         machine=OwnMachine(initrd=INITRD),
         kernel=tree.kernel(linux),
-        parameters=guest.parameters(console="ttyS0", kaslr=False, append=""),
+        parameters=guest.parameters(by_name("x86_64"), kaslr=False, append=""),
         memory=512,
         cpus=1,
     )
@@ -66,7 +67,7 @@ def test_everything_said_is_handed_on(linux: Path, tmp_path: Path) -> None:
         guest="fast",
         machine=OwnMachine(initrd=INITRD, disk=tmp_path / "disk.img"),
         kernel=tree.kernel(linux),
-        parameters=guest.parameters(console="ttyS0", kaslr=True, append="loglevel=7"),
+        parameters=guest.parameters(by_name("x86_64"), kaslr=True, append="loglevel=7"),
         halt=True,
         accel="tcg",
         memory=256,

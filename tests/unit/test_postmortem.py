@@ -50,7 +50,12 @@ class Vm:
         self.status = status
         self.refused: VmdebugError | None = None
         kernel = Kernel(
-            image=Path("bzImage"), origin="x", build_id="abcd", release="6.1", source=Path("/src")
+            arch="x86_64",
+            image=Path("bzImage"),
+            origin="x",
+            build_id="abcd",
+            release="6.1",
+            source=Path("/src"),
         )
         spec = LaunchSpec(name="it", guest="x", machine=OwnMachine(), kernel=kernel, parameters=("quiet",))
         self.state = SimpleNamespace(spec=spec, accel="tcg")

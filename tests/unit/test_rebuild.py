@@ -125,7 +125,7 @@ class TestWhatIsRemembered:
         monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
 
     def one(self, host: str, vmlinux: Path | None = None) -> Deployment:
-        kernel = Kernel(image=Path("/k/bzImage"), origin="a test", vmlinux=vmlinux)
+        kernel = Kernel(arch="x86_64", image=Path("/k/bzImage"), origin="a test", vmlinux=vmlinux)
         return Deployment(host=host, guest=".#box", toplevel=Path("/nix/store/x"), kernel=kernel)
 
     def test_the_only_machine_need_not_be_named(self) -> None:

@@ -85,7 +85,7 @@ def test_where_nothing_tells_it_is_a_note(runner: Path, kernel: Kernel) -> None:
     assert requirements.refuse(kernel, runner, SCRIPT, ".#base").startswith("nothing tells whether")
 
 
-@pytest.mark.parametrize("need", requirements.ALL, ids=lambda need: f"{need.purpose}-{need.option}")
+@pytest.mark.parametrize("need", requirements.all_(), ids=lambda need: f"{need.purpose}-{need.option}")
 def test_the_fragment_that_mends_a_need_has_it(need: requirements.Need) -> None:
     has = dotconfig.options((shipped.kconfigs() / f"{need.mends}.config").read_text())
     # DEBUG_INFO has no prompt: its choice sets it.
@@ -94,7 +94,7 @@ def test_the_fragment_that_mends_a_need_has_it(need: requirements.Need) -> None:
 
 
 class TestOfAConfiguration:
-    GOOD = "".join(f"CONFIG_{need.option}={'n' if need.off else 'y'}\n" for need in requirements.ALL)
+    GOOD = "".join(f"CONFIG_{need.option}={'n' if need.off else 'y'}\n" for need in requirements.all_())
 
     @pytest.mark.parametrize(
         ("text", "check", "nixos"),

@@ -5,13 +5,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vmdebug.arch import X86_64
+from vmdebug.arch import by_name
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, HostError
 from vmdebug.guest import Accel
 from vmdebug.progress import Step
 from vmdebug.vm import accel
 from vmdebug.vm.accel import Choice, Host, Subject
+
+X86_64 = by_name("x86_64")
 
 
 @pytest.fixture

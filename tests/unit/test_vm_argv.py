@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from vmdebug.arch import X86_64
+from vmdebug.arch import by_name
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.vm import argv, qemuargs
 from vmdebug.vm.features import Features
 from vmdebug.vm.rundir import RunDir
 
+X86_64 = by_name("x86_64")
 ALL = Features(version="7.2", pvpanic="pvpanic-pci", vmcoreinfo=True, rng=True, actions=True)
 RUNDIR = RunDir(Path("/run/vm"))
 QEMU = Path("/usr/bin/qemu-system-x86_64")
@@ -21,7 +22,7 @@ def spec(**changes: object) -> LaunchSpec:
         "name": "vm",
         "guest": "builtin",
         "machine": OwnMachine(initrd=Path("/i.cpio")),
-        "kernel": Kernel(image=Path("/bzImage"), origin="a test"),
+        "kernel": Kernel(arch="x86_64", image=Path("/bzImage"), origin="a test"),
         "parameters": ("console=ttyS0", "nokaslr"),
     }
     return LaunchSpec(**{**values, **changes})  # type: ignore[arg-type]
@@ -188,13 +189,13 @@ def test_a_disk_has_the_format_of_its_magic() -> None:
 )
 def test_arguments_that_would_undo_ours_are_refused(words: list[str], hint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        argv.check_extra(qemuargs.parse(words))
+        argv.check_extra(qemuargs.parse(words), qemu=X86_64.qemu)
     assert hint in caught.value.hint
 
 
 def test_other_arguments_are_the_users_business() -> None:
     words = ["-S", "-device", "s", "gdb", "-serial", "none", "-", "-append", "-s", "-machine", "acpi=off"]
-    argv.check_extra(qemuargs.parse(words))
+    argv.check_extra(qemuargs.parse(words), qemu=X86_64.qemu)
     assert own(spec(qemu_args=tuple(words)))[-len(words) :] == words
 
 

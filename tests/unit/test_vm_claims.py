@@ -47,7 +47,7 @@ def some_state(name: str, qemu: ProcessRef = GONE, owner: ProcessRef | None = No
             name=name,
             guest="builtin",
             machine=OwnMachine(),
-            kernel=Kernel(image=Path("/bzImage"), origin="a test"),
+            kernel=Kernel(arch="x86_64", image=Path("/bzImage"), origin="a test"),
         ),
         qemu=qemu,
         leader=qemu,

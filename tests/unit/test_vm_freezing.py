@@ -5,15 +5,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vmdebug.arch import X86_64
+from vmdebug.arch import by_name
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.vm.accel import Choice
 from vmdebug.vm.features import Features
 from vmdebug.vm.planning import Means
 from vmdebug.vm.saved import freezing, template
 
+X86_64 = by_name("x86_64")
 SPEC = LaunchSpec(
-    name="vm", guest="a test", machine=OwnMachine(), kernel=Kernel(image=Path("/bzImage"), origin="a test")
+    name="vm",
+    guest="a test",
+    machine=OwnMachine(),
+    kernel=Kernel(arch="x86_64", image=Path("/bzImage"), origin="a test"),
 )
 
 
@@ -57,7 +61,7 @@ def means(tmp_path: Path) -> Means:
 def test_a_template_is_told_by_all_that_makes_the_guest(means: Means, tmp_path: Path) -> None:
     image = tmp_path / "bzImage"
     image.write_bytes(b"one kernel")
-    spec = msgspec.structs.replace(SPEC, kernel=Kernel(image=image, origin="a test"))
+    spec = msgspec.structs.replace(SPEC, kernel=Kernel(arch="x86_64", image=image, origin="a test"))
     key = template.key(spec, means, None)
     for same in ({"name": "other"}, {"halt": True}, {"notes": ("a note",)}, {"guest": "by another name"}):
         assert template.key(msgspec.structs.replace(spec, **same), means, None) == key

@@ -40,7 +40,7 @@ def spec(tcp: int | None = None) -> LaunchSpec:
         name="vm",
         guest="a test",
         machine=OwnMachine(),
-        kernel=Kernel(image=Path("/b z"), origin="a test"),
+        kernel=Kernel(arch="x86_64", image=Path("/b z"), origin="a test"),
         accel="tcg",
         tcp=tcp,
     )

@@ -43,7 +43,7 @@ def plan(machine: OwnMachine | RunnerMachine, **changes: object) -> Plan:
         "name": "vm",
         "guest": "a test",
         "machine": machine,
-        "kernel": Kernel(image=Path("/bzImage"), origin="a test"),
+        "kernel": Kernel(arch="x86_64", image=Path("/bzImage"), origin="a test"),
         "accel": "tcg",
     }
     spec = LaunchSpec(**{**values, **changes})  # type: ignore[arg-type]

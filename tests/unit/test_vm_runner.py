@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from vmdebug.arch import by_name
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
 from vmdebug.vm import argv, runner
@@ -33,7 +34,7 @@ def spec(**changes: object) -> LaunchSpec:
         "name": "vm",
         "guest": ".#my-vm",
         "machine": MACHINE,
-        "kernel": Kernel(image=Path("/src/linux/bzImage"), origin="a test"),
+        "kernel": Kernel(arch="x86_64", image=Path("/src/linux/bzImage"), origin="a test"),
         "parameters": ("console=ttyS0", "nokaslr"),
     }
     return LaunchSpec(**{**values, **changes})  # type: ignore[arg-type]
@@ -43,7 +44,9 @@ def command(
     of: LaunchSpec, script: str = SCRIPT, accel: argv.RealAccel = "tcg", qemu_opts: str = ""
 ) -> list[str]:
     given = runner.options(script, inherited={"QEMU_OPTS": qemu_opts})
-    words = runner.command(of, MACHINE, given=given, accel=accel, rundir=RUNDIR, features=ALL)
+    words = runner.command(
+        of, MACHINE, given=given, accel=accel, arch=by_name("x86_64"), rundir=RUNDIR, features=ALL
+    )
     return list(words)
 
 
@@ -158,7 +161,7 @@ def test_the_kernels_variable_has_the_name_as_nixpkgs_writes_it(name: str, varia
 @pytest.mark.parametrize("image", ["/a b/bzImage", "/a*/bzImage", "/a$b/bzImage", "/a\tb"])
 def test_a_kernel_path_that_the_script_would_split_is_refused(image: str) -> None:
     machine = RunnerMachine(script=MACHINE.script, system_name="v", kernel_override=True)
-    changed = spec(kernel=Kernel(image=Path(image), origin="a test"))
+    changed = spec(kernel=Kernel(arch="x86_64", image=Path(image), origin="a test"))
     with pytest.raises(UsageError, match="cannot be handed to a runner script"):
         runner.environment(changed, machine, scratch=SCRATCH, inherited={})
 

@@ -23,7 +23,7 @@ def some_state(machine: OwnMachine | RunnerMachine) -> State:
             name="vm",
             guest=".#vm",
             machine=machine,
-            kernel=Kernel(image=Path("/bzImage"), origin="a test", vmlinux=Path("/vmlinux")),
+            kernel=Kernel(arch="x86_64", image=Path("/bzImage"), origin="a test", vmlinux=Path("/vmlinux")),
             parameters=("console=ttyS0",),
         ),
         qemu=QEMU,

@@ -58,7 +58,6 @@ class Program:
 
 KERNEL = "building the builtin kernel"
 PROGRAMS = (
-    Program("qemu-system-x86_64", "qemu-system-x86"),
     Program("qemu-img", "qemu-utils", "disks", required=False),
     Program("nix", "nix-bin", "guests from flakes", required=False),
     Program("make", "make", KERNEL),
@@ -108,6 +107,7 @@ def _line(check: Check) -> str:
 def everything() -> Iterator[Check]:
     """Look at all that a run needs, one thing after the other."""
     yield python()
+    yield emulator()
     for row in PROGRAMS:
         yield program(row)
     yield gdb()
@@ -125,6 +125,17 @@ def python() -> Check:
     return Check(
         "python", "", ok, True, platform.python_version(), "" if ok else "vmdebug needs 3.11 or newer"
     )
+
+
+def emulator() -> Check:
+    """Look for the QEMU that runs guests of this machine's architecture."""
+    from vmdebug import arch
+
+    try:
+        row = arch.native()
+    except HostError as error:
+        return Check("qemu", "", False, True, error.message, error.hint)
+    return program(Program(row.qemu, row.qemu_package))
 
 
 def program(row: Program) -> Check:

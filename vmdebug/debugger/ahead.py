@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
+from vmdebug import arch
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.guest import Kernel
@@ -30,7 +31,8 @@ class Ahead:
         """
         pool = ThreadPoolExecutor(1, thread_name_prefix="vmdebug-gdb")
         try:
-            return cls(pool.submit(Gdb.start, kernel.vmlinux, kernel.gdb_scripts, deadline=deadline))
+            row = arch.by_name(kernel.arch)
+            return cls(pool.submit(Gdb.start, kernel.vmlinux, kernel.gdb_scripts, deadline=deadline, row=row))
         finally:
             pool.shutdown(wait=False)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from vmdebug import process, shipped
+from vmdebug import arch, process, shipped
 from vmdebug.debugger import mangled, prelude
 from vmdebug.errors import HostError, StateError
 from vmdebug.guest import Kernel
@@ -184,7 +184,7 @@ def program(words: str) -> tuple[str, ...]:
 
 def _before(attachment: Attachment) -> tuple[str, ...]:
     return (
-        prelude.importing("vmd_load"),
+        prelude.importing("vmd_load", row=arch.by_name(attachment.kernel.arch)),
         "set debuginfod enabled off",
         "set index-cache enabled on",
         # It changes nothing at the prompt, and cannot be set later, should `vmd-share` be wanted.

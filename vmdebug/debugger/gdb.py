@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from vmdebug import process
+from vmdebug.arch import Arch
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import mangled, mi, prelude, transport
 from vmdebug.debugger.control import STOP_SECONDS
@@ -53,6 +54,7 @@ class Gdb(Planting):
         *,
         deadline: Deadline,
         program: str = "gdb",
+        row: Arch | None = None,
     ) -> Self:
         """Start GDB with a kernel's symbols, not yet connected to a guest.
 
@@ -62,6 +64,7 @@ class Gdb(Planting):
                 is put into `notes`.
             deadline: For loading the symbols: about a second for 100 MB.
             program: GDB's name or path.
+            row: The guest's architecture; None leaves it to GDB, which goes by its vmlinux.
 
         Raises:
             HostError: there is no GDB, or one that is too old or has no Python.
@@ -70,7 +73,7 @@ class Gdb(Planting):
         """
         # GDB's words are matched in places: they are to be English whatever the user speaks.
         env = {**os.environ, "LC_ALL": "C.UTF-8"}
-        beside = prelude.importing("vmd_mi", "vmd_scripts")
+        beside = prelude.importing("vmd_mi", "vmd_scripts", row=row)
         argv = [*transport.argv(process.find(program, package="gdb")), "-iex", beside]
         state = RunState()
         gdb = cls(Transport.start(argv, state, env=env), state)

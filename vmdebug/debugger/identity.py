@@ -22,12 +22,6 @@ from vmdebug.spelling import option
 Ask = Callable[[str], Mapping[str, Any]]
 """Has GDB carry out an MI command, and returns what the result carries."""
 
-PLACES = 512
-"""Where a kernel with KASLR can be: 2 MiB apart within 1 GiB; see `vmd_slide.py`."""
-
-_KERNEL_MAP = 0xFFFFFFFF80000000
-"""__START_KERNEL_map: what lies between a symbol of x86-64 and where it is in memory without KASLR."""
-
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What GDB found out about the kernel in guest memory; see `gdbinit/vmd_identity.py`.
@@ -122,15 +116,12 @@ class Identity:
         self.settle(ask)
         if self.verdict.state != "unmapped":
             return False
-        wanted = self._wanted
-        names = " ".join(mi.quote(name) for name in arch.by_name(wanted.kernel.arch).first_symbols)
-        places = PLACES if wanted.kaslr else 1
-        self.waiting = bool(ask(f"-vmd-await {wanted.accel} {places} {names}")["first"])
+        wanted, facts = self._wanted, arch.by_name(self._wanted.kernel.arch).debug
+        self.waiting = bool(ask(f"-vmd-await {wanted.accel} {wanted.kaslr:d}")["first"])
         if not self.waiting and wanted.kaslr and wanted.accel == "kvm" and planned:
-            held = arch.by_name(wanted.kernel.arch).hardware_breakpoints
             raise StateError(
-                f"breakpoints cannot wait for a kernel that KASLR puts in one of {PLACES} places:"
-                f" KVM has {held} hardware breakpoints",
+                f"breakpoints cannot wait for a kernel that KASLR puts in one of {facts.kaslr_places} places:"
+                f" KVM has {facts.hardware_breakpoints} hardware breakpoints",
                 hint=f"start it without {option('kaslr', True)}, or with {option('accel', 'tcg')};"
                 " or set them while it runs",
             )
@@ -149,17 +140,17 @@ class Identity:
             entry: What GDB says about it: MI's `bkpt={…}`.
             where: What was asked for.
         """
-        row = arch.by_name(self._wanted.kernel.arch)
+        facts = arch.by_name(self._wanted.kernel.arch).debug
         name = _function(ask, entry)
-        if name not in row.identity_mapped:
+        if name not in facts.identity_mapped:
             return None
         inside = "" if name == where else f"is in {name}, which "
-        at = int(str(entry["addr"]), 16) - self.verdict.slide - _KERNEL_MAP
+        at = int(str(entry["addr"]), 16) - self.verdict.slide - int(facts.kernel_map, 16)
         return UsageError(
             f"a breakpoint at {where} is never hit: it {inside}runs before the kernel is mapped, at another"
             " address than its symbol's",
-            hint=f"the first that can be reached: {row.first_symbols[0]}; its physical address without KASLR,"
-            f" {at:#x}, can be reached under TCG",
+            hint=f"the first that can be reached: {facts.first_symbols[0]}; under TCG also its physical"
+            f" address without KASLR, {at:#x}",
         )
 
 

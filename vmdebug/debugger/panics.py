@@ -13,7 +13,7 @@ from vmdebug.debugger.stop import OOPS, PANIC, WARNING
 _PLACES = (
     # panic() hands on to vpanic() where there is one, and so does what has its arguments in a va_list.
     (PANIC, ("vpanic", "panic")),
-    # die(), page faults and BUG() of every architecture: "oops_begin" is x86's own.
+    # die(), page faults and BUG() of every architecture come here; oops_begin() is one architecture's own.
     (OOPS, ("oops_enter",)),
     (WARNING, ("__warn",)),
 )

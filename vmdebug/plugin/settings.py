@@ -229,7 +229,7 @@ def _several(words: str | Sequence[str] | None, where: Path) -> tuple[Said, ...]
 def _ids(several: Sequence[Said | None]) -> list[str]:
     """Return a short word for each that tells it from the others; nothing for one alone.
 
-    Of paths that is the part in which they differ: `linux-a` of `linux-a/arch/x86/boot/bzImage`.
+    Of paths that is the part in which they differ: `linux-a` of `/src/linux-a/vmlinuz`.
     """
     if len(several) == 1:
         return [""]

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import guest, kimage, process
-from vmdebug.arch import X86_64
+from vmdebug import arch, guest, kimage, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError
 from vmdebug.guest import Kernel
@@ -31,10 +30,7 @@ from vmdebug.sources.kernels import tree
 NEEDED = 1.2e9
 """Bytes that a build needs while it runs; a third remains."""
 
-FRAGMENTS = ("base", "x86", "vm-boot", "debug", "gdb", "modules", "kgdb", "crash")
-"""The fragments of the builtin kernel."""
-
-TARGETS = ("bzImage", "modules", "scripts_gdb")
+_TARGETS = ("modules", "scripts_gdb")
 
 _RECORD = "complete.json"
 _OBJECTS = 929
@@ -94,18 +90,28 @@ class Plan:
     cc: str
 
 
-def built(source: Path | None = None, *, fragments: Sequence[str] = FRAGMENTS) -> BuiltKernel | None:
+def default_fragments() -> tuple[str, ...]:
+    """Return the names of the fragments of the builtin kernel.
+
+    Raises:
+        HostError: vmdebug does not support this machine's architecture.
+    """
+    return ("base", arch.native().fragment, "vm-boot", "debug", "gdb", "modules", "kgdb", "crash")
+
+
+def built(source: Path | None = None, *, fragments: Sequence[str] | None = None) -> BuiltKernel | None:
     """Return the kernel that was built last, without starting any program.
 
     Args:
         source: Only one built from this directory or tarball; None takes any.
-        fragments: The names of its fragments.
+        fragments: The names of its fragments; None takes `default_fragments`.
     """
+    names = default_fragments() if fragments is None else tuple(fragments)
     wanted = source.expanduser().resolve() if source else None
     records = cache.directory("kernel").glob(f"*/{_RECORD}")
     for path in sorted(records, key=cache.touched, reverse=True):
         found = _read(path)
-        if found and found.fragments == tuple(fragments) and wanted in (None, found.origin):
+        if found and found.fragments == names and wanted in (None, found.origin):
             return found
     return None
 
@@ -113,7 +119,7 @@ def built(source: Path | None = None, *, fragments: Sequence[str] = FRAGMENTS) -
 def build(
     source: Path | None = None,
     *,
-    fragments: Sequence[str] = FRAGMENTS,
+    fragments: Sequence[str] | None = None,
     jobs: int | None = None,
     report: Report = silent,
     deadline: Deadline,
@@ -122,7 +128,8 @@ def build(
 
     Args:
         source: Directory or tarball; None takes `default_source`.
-        fragments: Names of ours, or paths, applied in this order over `allnoconfig`.
+        fragments: Names of ours, or paths, applied in this order over `allnoconfig`; None takes
+            `default_fragments`.
         jobs: Compilers at once; None starts one a CPU.
         report: Told each object.
         deadline: When the build is given up; the next one goes on from there.
@@ -135,12 +142,13 @@ def build(
     """
     kbuild.check_tools()
     origin = kernel_source.look(source)
-    files = tuple(fragment_files.find(name) for name in fragments)
+    names = default_fragments() if fragments is None else tuple(fragments)
+    files = tuple(fragment_files.find(each) for each in names)
     name = key(origin.identity, [file.read_text() for file in files], compiler_version(deadline))
     plan = Plan(
         origin=origin,
         directory=cache.directory("kernel") / name,
-        fragments=tuple(fragments),
+        fragments=names,
         files=files,
         jobs=jobs or kbuild.jobs(),
         cc=kbuild.compiler_command(),
@@ -178,11 +186,12 @@ def kernel(*, force: bool = False) -> Kernel:
     if found is None:
         raise HostError("the builtin kernel is not built yet", hint="run `vmdebug kernel build`, once")
     kimage.check(found.image, found.vmlinux, force=force)
+    says = kimage.read_image(found.image)
     return Kernel(
         image=found.image,
         origin="the builtin kernel",
-        arch=X86_64.name,
-        build_id=kimage.read_image(found.image).build_id,
+        arch=says.arch,
+        build_id=says.build_id,
         release=found.release,
         vmlinux=found.vmlinux,
         gdb_scripts=tree.scripts(found.directory),
@@ -221,8 +230,8 @@ def prune(directory: Path, deadline: Deadline) -> None:
 
     Keep the host's programs (scripts/, tools/): building a module against the tree needs them. Remove from
     vmlinux the relocations that the linker keeps for RANDOMIZE_BASE. The boot image has its own copy of those
-    that it needs (arch/x86/tools/relocs.c); the others belong to debugging information. Newer kernels strip
-    them too (arch/x86/Makefile.postlink).
+    that it needs (the architecture's tools/relocs.c); the others belong to debugging information. Newer
+    kernels strip them too (the architecture's Makefile.postlink).
 
     Args:
         directory: The O= tree.
@@ -245,7 +254,7 @@ def strip_argv(vmlinux: Path, stripped: Path) -> tuple[str, ...]:
 
 
 def _make(plan: Plan, tree: Path, report: Report, deadline: Deadline) -> BuiltKernel:
-    before = _cpu_seconds()
+    before, row = _cpu_seconds(), arch.native()
     report(Step(kbuild.BUILDING, note="configuring"))
     make = ("make", f"CC={plan.cc}")
     unmet = merging.merge(
@@ -255,14 +264,14 @@ def _make(plan: Plan, tree: Path, report: Report, deadline: Deadline) -> BuiltKe
     wishes = {option for name in plan.fragments for option in fragment_files.load(name).wishes}
     merging.refuse([each for each in unmet if each.option not in wishes], tree)
     objects = kbuild.ObjectCounter(_compiled(plan.directory), _total(plan.fragments), report)
-    _run(plan, make_argv(plan, tree, *TARGETS), objects, deadline)
+    _run(plan, make_argv(plan, tree, row.image_target, *_TARGETS), objects, deadline)
     install = plan.directory / "install"
     shutil.rmtree(install, ignore_errors=True)
     _run(plan, make_argv(plan, tree, "modules_install", f"INSTALL_MOD_PATH={install}"), objects, deadline)
     release = (plan.directory / "include/config/kernel.release").read_text().strip()
     return BuiltKernel(
         directory=plan.directory,
-        image=plan.directory / X86_64.image,
+        image=plan.directory / row.image,
         vmlinux=plan.directory / "vmlinux",
         modules=install / "lib/modules" / release,
         config=plan.directory / ".config",
@@ -305,7 +314,7 @@ def _total(fragments: tuple[str, ...]) -> int | None:
     before = built(fragments=fragments)
     if before:
         return before.objects
-    return _OBJECTS if fragments == FRAGMENTS else None
+    return _OBJECTS if fragments == default_fragments() else None
 
 
 def _compiled(directory: Path) -> int:

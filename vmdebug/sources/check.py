@@ -9,7 +9,8 @@ from typing import Literal
 
 import msgspec
 
-from vmdebug import kimage
+from vmdebug import arch, kimage
+from vmdebug.arch import Arch
 from vmdebug.errors import MismatchError
 from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
 from vmdebug.paths import holds
@@ -67,7 +68,7 @@ def _rows(spec: LaunchSpec) -> Iterator[Row]:
         case RunnerMachine():
             yield Row("built-ins", "ok", "none needed", "the guest boots its own kernel and initrd")
         case _:
-            yield _own_needs(configuration)
+            yield _own_needs(configuration, arch.by_name(kernel.arch))
 
 
 def _image(kernel: Kernel) -> Row:
@@ -201,11 +202,12 @@ def _runner_needs(kernel: Kernel, script: Path) -> Row:
     )
 
 
-def _own_needs(configuration: Configuration | None) -> Row:
-    names = [need.option for need in requirements.OWN]
+def _own_needs(configuration: Configuration | None, row: Arch) -> Row:
+    needs = requirements.own(row)
+    names = [need.option for need in needs]
     if configuration is None:
         return _unknown(", ".join(names))
-    lacking = requirements.in_configuration(configuration, requirements.OWN)
+    lacking = requirements.in_configuration(configuration, needs)
     if not lacking:
         return Row("built-ins", "ok", ", ".join(names), f"according to {configuration.origin}")
     return Row(

@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from vmdebug import process
+from vmdebug import arch, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
 from vmdebug.sources import cache, cpio
@@ -45,7 +45,6 @@ _NODES = (
     cpio.node("dev/urandom", 1, 9, 0o666),
     cpio.node("dev/kmsg", 1, 11),
     cpio.node("dev/tty", 5, 0, 0o666),
-    cpio.node("dev/ttyS0", 4, 64),
 )
 
 
@@ -69,7 +68,7 @@ def build(*, modules: Path | None = None, release: str = "", deadline: Deadline)
     if cache.used(target):
         return target
     check_static(busybox)
-    entries = [*files, *_NODES, *map(cpio.directory, _DIRECTORIES)]
+    entries = [*files, *_nodes(), *map(cpio.directory, _DIRECTORIES)]
     entries += [cpio.file("bin/busybox", program, 0o755), *_applets(busybox, deadline)]
     cache.write(target, cpio.archive(entries))
     cache.keep_newest(target.parent, "*.cpio", _KEPT)
@@ -93,6 +92,11 @@ def check_static(busybox: Path) -> None:
         raise HostError(f"{busybox} is no ELF program: {error}", hint=hint) from error
     if dynamic:
         raise HostError(f"{busybox} needs shared libraries, which an initramfs does not have", hint=hint)
+
+
+def _nodes() -> tuple[cpio.Entry, ...]:
+    consoles = (cpio.node(f"dev/{row.console}", *row.console_device) for row in arch.rows())
+    return (*_NODES, *consoles)
 
 
 def _applets(busybox: Path, deadline: Deadline) -> list[cpio.Entry]:
@@ -123,7 +127,7 @@ def _modules(directory: Path | None, release: str) -> list[cpio.Entry]:
 
 
 def _key(program: bytes, files: Iterable[cpio.Entry]) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {_DIRECTORIES} {_NODES}".encode())
+    digest = hashlib.sha256(f"{_FORMAT} {_DIRECTORIES} {_nodes()}".encode())
     digest.update(hashlib.sha256(program).digest())
     digest.update(hashlib.sha256(cpio.archive(files)).digest())
     return digest.hexdigest()[:16]

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmdebug import process
+from vmdebug import arch, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.paths import holds
@@ -22,7 +22,6 @@ NEEDED = 1.7e9
 _DEBIAN = Path("/usr/src")
 _PATTERN = "linux-source-*.tar.xz"
 _MARKS = ("Kconfig", "Makefile", "scripts/kconfig/merge_config.sh")
-_CONFIGURED = (".config", "include/config", "arch/x86/include/generated")
 _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *=[ \t]*(\S*)", re.MULTILINE)
 _WHAT = "unpacking the kernel source"
 _REPORT_EVERY = 200
@@ -80,7 +79,7 @@ def look(path: Path | None) -> Source:
             f"{path} is not a kernel source: it has no {absent[0]}",
             hint="--source takes the directory with Kconfig and the top Makefile",
         )
-    for mark in _CONFIGURED:
+    for mark in (".config", "include/config", *(f"{row.source}/include/generated" for row in arch.rows())):
         if (path / mark).exists():
             raise UsageError(
                 f"{path} has been built in: {mark} is there, and kbuild then refuses to build elsewhere",

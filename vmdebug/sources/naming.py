@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import config, kimage
+from vmdebug import arch, config, kimage
 from vmdebug.errors import UsageError, VmdebugError
 from vmdebug.guest import Guest, GuestKind, GuestOptions
 from vmdebug.paths import absolute, holds
@@ -131,12 +131,13 @@ def _directory(words: str, path: Path) -> Guest:
         return Guest(kind="tree", words=words, location=str(path))
     if holds((path / "flake.nix").is_file):
         raise UsageError(f"{path} is a flake, and no system in it is named", hint=f"write {words}#NAME")
-    images = [name for name in ("bzImage", "vmlinuz") if holds((path / name).is_file)]
+    names = (*(Path(row.image).name for row in arch.rows()), "vmlinuz")
+    images = [name for name in names if holds((path / name).is_file)]
     raise UsageError(
         f"{path} is a directory, and no guest",
         hint=f"give the image in it: {path / images[0]}" if images else f"GUEST is {_FORMS}",
         detail=f"a NixOS VM runner: there is no {_RUNNER_DIRECTORY}/run-NAME-vm in it\n"
-        f"a kernel build tree: none of {', '.join(tree.MARKS)} is in it\n"
+        f"a kernel build tree: none of {', '.join(tree.marks())} is in it\n"
         "a flake: there is no flake.nix in it",
     )
 
@@ -150,13 +151,13 @@ def _file(words: str, path: Path) -> Guest:
     elif kimage.is_elf(path):
         raise UsageError(
             f"{path} is an ELF file, and no boot image",
-            hint=f"give the bzImage made from it, and this as {option('vmlinux', str(path))}",
+            hint=f"give the boot image made from it, and this as {option('vmlinux', str(path))}",
         )
     else:
         raise UsageError(
             f"{path} is no guest",
             hint=f"GUEST is {_FORMS}",
-            detail="a boot image: 'HdrS' is not at 0x202\n"
+            detail=f"a boot image: {kimage.unknown_format()}\n"
             "a NixOS VM runner: its name is not run-NAME-vm\n"
             "a vmlinux: not an ELF file",
         )

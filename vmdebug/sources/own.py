@@ -48,9 +48,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         guest=options.table or guest.words,
         machine=machine,
         kernel=kernel,
-        parameters=parameters(
-            console=arch.by_name(kernel.arch).console, kaslr=options.kaslr, append=options.append
-        ),
+        parameters=parameters(arch.by_name(kernel.arch), kaslr=options.kaslr, append=options.append),
         halt=options.halt,
         accel=options.accel,
         memory=options.memory or DEFAULT_MEMORY_MIB,

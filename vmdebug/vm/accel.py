@@ -16,8 +16,9 @@ from pathlib import Path
 
 import msgspec
 
+from vmdebug import arch as arches
 from vmdebug import process
-from vmdebug.arch import X86_64, Arch
+from vmdebug.arch import Arch
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
 from vmdebug.filecache import cached
@@ -55,6 +56,7 @@ class Host(msgspec.Struct, frozen=True):
     device: Path = Path("/dev/kvm")
     cpuinfo: Path = Path("/proc/cpuinfo")
     boot_id: Path = Path("/proc/sys/kernel/random/boot_id")
+    machine: str = os.uname().machine
 
 
 HOST = Host()
@@ -115,7 +117,7 @@ def kvm_state(host: Host = HOST) -> str:
     Raises:
         HostError: it cannot work; the hint says how it could.
     """
-    problem = obstacle(X86_64, host)
+    problem = obstacle(arches.native(), host)
     if problem is not None:
         raise problem
     return f"{host.device} opens and the CPU can; a kernel's first line is the proof, at the first start"
@@ -123,18 +125,25 @@ def kvm_state(host: Host = HOST) -> str:
 
 def obstacle(arch: Arch, host: Host = HOST) -> HostError | None:
     """Return what keeps KVM from working that can be seen without starting a guest."""
+    if arch.name != host.machine:
+        return HostError(
+            f"no KVM: the guest's kernel is {arch.name}, and this host is {host.machine}",
+            hint=f"run it on a host of its own architecture, {_instead()}",
+        )
     if not host.device.exists():
+        module = " (or ".join(arch.kvm_modules) + ")" * (len(arch.kvm_modules) - 1)
+        load = f"load the module: modprobe {module}; if that fails, " if module else ""
         return HostError(
             f"no KVM: {host.device} is not there",
-            hint="load the module: modprobe kvm_intel (or kvm_amd); if that fails, switch virtualisation"
-            f" on in the firmware, or nested virtualisation on in the host; {_instead()}",
+            hint=f"{load}switch virtualisation on in the firmware, or nested virtualisation on in the host;"
+            f" {_instead()}",
         )
     if not os.access(host.device, os.R_OK | os.W_OK):
         return HostError(
             f"no KVM: {host.device} may not be opened by this user",
             hint=f'join its group: sudo usermod -aG kvm "$USER", then log in anew; {_instead()}',
         )
-    if not _cpu_flags(host) & set(arch.kvm_flags):
+    if arch.kvm_flags and not _cpu_flags(host) & set(arch.kvm_flags):
         wanted = " nor ".join(arch.kvm_flags)
         return HostError(
             f"no KVM: {host.device} opens, but the CPU has neither {wanted}, so a guest would hang",

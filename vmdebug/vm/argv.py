@@ -28,9 +28,6 @@ GDB_CHARDEV = "gdb0"
 
 PROBE_MEMORY_MIB = 512
 
-RAM_BLOCK = "pc.ram"
-"""What QEMU calls a PC's RAM, `default-ram-id` of `query-machines`; a saved state finds its own by that."""
-
 _QCOW2_MAGIC = b"QFI\xfb"
 
 _REFUSED = {
@@ -69,7 +66,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 BOOT = Origin()
 
 
-def check_extra(given: Options) -> None:
+def check_extra(given: Options, *, qemu: str) -> None:
     """Refuse QEMU arguments of the user that would undo vmdebug's own, or start no guest.
 
     Raises:
@@ -89,7 +86,7 @@ def check_extra(given: Options) -> None:
             asked = " ".join((option.word, *(() if option.argument is None else (option.argument,))))
             raise UsageError(
                 f"the QEMU argument {asked} prints a list and starts no guest",
-                hint=f"run QEMU itself: qemu-system-x86_64 {asked}",
+                hint=f"run QEMU itself: {qemu} {asked}",
             )
         if "=" in option.name:
             name, _, argument = option.word.partition("=")
@@ -130,8 +127,8 @@ def own(
         *name(spec.name),
         *machine_type(arch, accel),
         *cpu(arch, accel),
-        *size(spec.memory or DEFAULT_MEMORY_MIB, spec.cpus or 1),
-        *memory(spec.memory or DEFAULT_MEMORY_MIB, origin),
+        *size(arch, spec.memory or DEFAULT_MEMORY_MIB, spec.cpus or 1),
+        *memory(arch, spec.memory or DEFAULT_MEMORY_MIB, origin),
         *boot(spec.kernel, machine.initrd, spec.parameters),
         *_disk(machine, disk_format),
         *entropy(features),
@@ -167,7 +164,7 @@ def harness(spec: LaunchSpec, *, rundir: RunDir, features: Features, given: Opti
 def probe(*, qemu: Path, arch: Arch, accel: RealAccel, image: Path) -> tuple[str, ...]:
     """Return the command line that boots a kernel to its first line, on stdout, and nothing more.
 
-    `earlyprintk` shows the line before the console's driver runs, where the kernel has it.
+    The early console shows the line before the console's driver runs, where the kernel has one.
     """
     return (
         str(qemu),
@@ -178,7 +175,7 @@ def probe(*, qemu: Path, arch: Arch, accel: RealAccel, image: Path) -> tuple[str
         "-kernel",
         str(image),
         "-append",
-        f"console={arch.console} earlyprintk={arch.console} panic=-1",
+        f"console={arch.console} {arch.early_console} panic=-1",
         *no_user_interface(),
         "-no-reboot",
         "-chardev",
@@ -203,12 +200,13 @@ def cpu(arch: Arch, accel: RealAccel) -> tuple[str, ...]:
     return ("-cpu", "host" if accel == "kvm" else arch.cpu)
 
 
-def size(memory_mib: int, cpus: int) -> tuple[str, ...]:
-    """Give RAM and CPUs, a socket each: a kernel without SCHED_MC knows no cores."""
-    return ("-m", str(memory_mib), "-smp", f"{cpus},sockets={cpus}")
+def size(arch: Arch, memory_mib: int, cpus: int) -> tuple[str, ...]:
+    """Set the size of the RAM and the number of CPUs."""
+    sockets = f",sockets={cpus}" if arch.cpu_per_socket else ""
+    return ("-m", str(memory_mib), "-smp", f"{cpus}{sockets}")
 
 
-def memory(memory_mib: int, origin: Origin) -> tuple[str, ...]:
+def memory(arch: Arch, memory_mib: int, origin: Origin) -> tuple[str, ...]:
     """Put the RAM into a file, where it is to be shared; of a shared one `x-ignore-shared` saves nothing.
 
     The block is called as QEMU calls its own, so that a state fits whichever way its RAM was had.
@@ -219,9 +217,9 @@ def memory(memory_mib: int, origin: Origin) -> tuple[str, ...]:
     file = f"size={memory_mib}M,mem-path=/proc/self/fd/{origin.ram},share={share}"
     return (
         "-object",
-        f"memory-backend-file,id={RAM_BLOCK},{file}",
+        f"memory-backend-file,id={arch.ram_id},{file}",
         "-machine",
-        f"memory-backend={RAM_BLOCK}",
+        f"memory-backend={arch.ram_id}",
     )
 
 

@@ -21,8 +21,6 @@ from vmdebug.vm.argv import BOOT, DiskFormat, Origin, RealAccel
 from vmdebug.vm.features import Features
 from vmdebug.vm.rundir import RunDir
 
-_PACKAGES = {"x86_64": "qemu-system-x86"}
-
 
 class Plan(msgspec.Struct, frozen=True):
     """How a VM is started.
@@ -84,14 +82,14 @@ def means(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Means:
         UsageError: the spec cannot be right.
         HostError: the machine lacks something.
     """
-    argv.check_extra(qemuargs.parse(spec.qemu_args))
     arch = arches.by_name(spec.kernel.arch)
+    argv.check_extra(qemuargs.parse(spec.qemu_args), qemu=arch.qemu)
     script, named = "", None
     if isinstance(spec.machine, RunnerMachine):
         script = _text(spec.machine.script)
         named = runner.qemu(script)
     known = named is not None and os.access(named, os.X_OK)
-    qemu = named if named and known else process.find(arch.qemu, package=_PACKAGES[arch.name])
+    qemu = named if named and known else process.find(arch.qemu, package=arch.qemu_package)
     subject = Subject(qemu, arch, spec.kernel.image)
     own = isinstance(spec.machine, OwnMachine)
     return Means(
@@ -135,6 +133,7 @@ def build(spec: LaunchSpec, found: Means, directory: RunDir, *, origin: Origin =
                 machine,
                 given=runner.options(found.script, inherited=os.environ),
                 accel=chosen.accel,
+                arch=found.arch,
                 rundir=directory,
                 features=found.features,
             )

@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.vm import argv, qemuargs
@@ -36,6 +37,7 @@ def command(
     *,
     given: Options,
     accel: RealAccel,
+    arch: Arch,
     rundir: RunDir,
     features: Features,
 ) -> tuple[str, ...]:
@@ -46,12 +48,13 @@ def command(
         machine: Its `machine`.
         given: The options that the script itself gives; see `options`.
         accel: The accelerator that was chosen.
+        arch: The kernel's architecture.
         rundir: Where its sockets and logs are.
         features: What its QEMU has.
     """
     return (
         str(machine.script),
-        *accelerator(given, accel),
+        *accelerator(given, arch, accel),
         *(("-m", str(spec.memory)) if spec.memory else ()),
         *(("-smp", str(spec.cpus)) if spec.cpus else ()),
         *argv.harness(spec, rundir=rundir, features=features, given=given + qemuargs.parse(spec.qemu_args)),
@@ -86,7 +89,7 @@ def _words(text: str) -> list[str]:
     return lines[0].split()
 
 
-def accelerator(given: Options, accel: RealAccel) -> tuple[str, ...]:
+def accelerator(given: Options, arch: Arch, accel: RealAccel) -> tuple[str, ...]:
     """Choose the accelerator, and a CPU that it has.
 
     QEMU takes `-machine accel=` together with the script's own `-machine`, but not with an `-accel`:
@@ -94,12 +97,13 @@ def accelerator(given: Options, accel: RealAccel) -> tuple[str, ...]:
 
     Args:
         given: The script's own options.
+        arch: The kernel's architecture.
         accel: The accelerator that was chosen.
     """
     if given.named("accel", "enable-kvm"):
         return ()
     hosts = given.values("model", "cpu")[-1:] == ("host",)
-    return ("-machine", f"accel={accel}", *(("-cpu", "max") if accel == "tcg" and hosts else ()))
+    return ("-machine", f"accel={accel}", *(("-cpu", arch.cpu) if accel == "tcg" and hosts else ()))
 
 
 def environment(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vmdebug import process
+from vmdebug import arch, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.paths import absolute, holds
@@ -152,7 +152,7 @@ def _target(
     if done.status == 0:
         return
     if re.search(r"No rule to make target|Can't find default configuration", done.stderr):
-        configs = sorted(path.name for path in source.glob("arch/x86/configs/*config"))
+        configs = sorted(path.name for path in source.glob(f"{arch.native().source}/configs/*config"))
         raise UsageError(
             f"--base {base.name}: {source} has no such configuration",
             hint=f"defconfig, tinyconfig, allnoconfig, or one of: {', '.join(configs)}",

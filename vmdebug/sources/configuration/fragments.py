@@ -3,7 +3,7 @@
 A fragment is what `scripts/kconfig/merge_config.sh` takes: lines of a .config. In the comment at the
 top of ours two lines are read as well::
 
-    # Needs: base x86       fragments that this one builds on, where nothing else brings their options
+    # Needs: base gdb       fragments that this one builds on, where nothing else brings their options
     # Wishes: PCI_QUIRKS    options that are a preference: that they cannot be had is told, and no failure
 """
 

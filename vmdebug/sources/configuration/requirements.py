@@ -16,6 +16,8 @@ from typing import Literal
 
 import msgspec
 
+from vmdebug import arch
+from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
 from vmdebug.paths import holds
@@ -52,14 +54,19 @@ class Need:
         return (configuration.value(self.option) == "y") != self.off
 
 
-OWN = (
-    Need("64BIT", "our shell", "busybox is a 64-bit program", "x86"),
+_OWN = (
     Need("BLK_DEV_INITRD", "our shell", "our first root file system", "base"),
     Need("BINFMT_ELF", "our shell", "programs", "base"),
     Need("PROC_FS", "our shell", "/proc", "base"),
     Need("SERIAL_8250_CONSOLE", "our shell", "the console", "vm-boot"),
     Need("TTY", "our shell", "the console", "base"),
 )
+
+
+def own(row: Arch) -> tuple[Need, ...]:
+    """Return what our shell needs of a kernel of an architecture."""
+    return (Need("64BIT", "our shell", "busybox is a 64-bit program", row.fragment), *_OWN)
+
 
 _DISK = (
     Need("VIRTIO_BLK", "NixOS VM", "its disk", "nixos-boot", "virtio_blk"),
@@ -119,7 +126,10 @@ DEBUG = (
 )
 
 
-ALL = (*OWN, *NIXOS, *DEBUG)
+def all_() -> tuple[Need, ...]:
+    """Return all that is looked at in a configuration for a guest of this machine's architecture."""
+    return (*own(arch.native()), *NIXOS, *DEBUG)
+
 
 HAS_TO: tuple[Purpose, ...] = ("our shell", "debugging")
 """What `kernel check` refuses a configuration for; a NixOS VM is not everybody's guest."""
@@ -295,7 +305,7 @@ def check(path: Path) -> tuple[Checked, ...]:
     if not holds(file.is_file):
         raise UsageError(f"there is no configuration {file}", hint="give a .config, or a tree that has one")
     configuration = Configuration(str(file), dotconfig.read(file))
-    return tuple(_checked(need, configuration) for need in ALL)
+    return tuple(_checked(need, configuration) for need in all_())
 
 
 def _checked(need: Need, configuration: Configuration) -> Checked:

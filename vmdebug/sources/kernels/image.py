@@ -43,7 +43,7 @@ def kernel(path: Path, *, search: bool = True, force: bool = False) -> Kernel:
         Kernel(
             image=image,
             origin=f"the image {path}",
-            arch=arch.X86_64.name,
+            arch=says.arch,
             build_id=says.build_id,
             release=says.release,
         ),
@@ -103,8 +103,9 @@ def beside(image: Path, release: str) -> Iterator[Path]:
     if _RELEASE.fullmatch(release):
         yield from _files([image.parent / f"vmlinux-{release}"])
     # The user named the image in a tree.
-    if image.as_posix().endswith(f"/{arch.X86_64.image}"):
-        yield from _files([image.parents[3] / "vmlinux"])
+    for row in arch.rows():
+        if image.as_posix().endswith(f"/{row.image}"):
+            yield from _files([image.parents[row.image.count("/")] / "vmlinux"])
 
 
 def elsewhere(release: str) -> Iterator[Path]:

@@ -45,7 +45,7 @@ def kernel(options: GuestOptions) -> Kernel | None:
     if not holds(path.exists):
         raise UsageError(
             f"{option('kernel', options.kernel)}: {path} does not exist",
-            hint="give a bzImage or a build tree",
+            hint="give a boot image or a build tree",
         )
     return image.kernel(path, search=options.vmlinux is None, force=options.force)
 

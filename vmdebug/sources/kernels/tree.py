@@ -15,15 +15,18 @@ from vmdebug.guest import Kernel
 from vmdebug.sources.kernels.dev_output import why_unusable
 from vmdebug.spelling import option
 
-MARKS = ("vmlinux", arch.X86_64.image, ".config", "init/Kconfig", "include/config/kernel.release")
-"""A directory with one of these files is a kernel tree, built or not."""
-
 _INCLUDED = re.compile(r"^(?:include|MAKEARGS := -C) (/\S+?)(?:/Makefile)?$", re.MULTILINE)
+
+
+def marks() -> tuple[str, ...]:
+    """Return the files that tell a kernel tree, built or not, from another directory."""
+    images = (row.image for row in arch.rows())
+    return ("vmlinux", *images, ".config", "init/Kconfig", "include/config/kernel.release")
 
 
 def is_tree(directory: Path) -> bool:
     """Whether a directory is a kernel tree; it need not be built."""
-    return any((directory / mark).is_file() for mark in MARKS)
+    return any((directory / mark).is_file() for mark in marks())
 
 
 def kernel(directory: Path, *, force: bool = False) -> Kernel:
@@ -40,7 +43,7 @@ def kernel(directory: Path, *, force: bool = False) -> Kernel:
     """
     if not is_tree(directory):
         raise UsageError(
-            f"{directory} is not a kernel tree: it has none of {', '.join(MARKS)}",
+            f"{directory} is not a kernel tree: it has none of {', '.join(marks())}",
             hint="give the directory in which `make` ran, or the one of `make O=`",
         )
     vmlinux = directory / "vmlinux"

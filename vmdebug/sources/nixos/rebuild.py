@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from vmdebug import process
+from vmdebug import kimage, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel
@@ -236,7 +236,8 @@ def find_program(target: flake.Target, *, report: Report, deadline: Deadline) ->
                 return output / "bin" / name
     raise HostError(
         f"there is no nixos-rebuild: not on PATH, nor as a package of {target.flake} or its nixpkgs",
-        hint="packages.x86_64-linux.nixos-rebuild = pkgs.nixos-rebuild-ng; in the flake gives it",
+        hint=f"packages.{os.uname().machine}-linux.nixos-rebuild = pkgs.nixos-rebuild-ng; in the flake gives"
+        " it",
         detail=why,
     )
 
@@ -270,6 +271,7 @@ def build(target: flake.Target, options: GuestOptions, *, report: Report, deadli
     modules = toplevel / "kernel-modules/lib/modules"
     bare = Kernel(
         image=image,
+        arch=kimage.read_image(image).arch,
         origin=f"the system {target.words}",
         modules=modules if modules.is_dir() else None,
     )

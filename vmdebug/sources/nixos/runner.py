@@ -192,7 +192,12 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         MismatchError: kernel and symbols do not belong together.
         HostError: a file may not be read.
     """
-    bare = Kernel(image=found.image, origin=found.origin, modules=found.modules)
+    bare = Kernel(
+        image=found.image,
+        arch=kimage.read_image(found.image).arch,
+        origin=found.origin,
+        modules=found.modules,
+    )
     own, why = with_symbols(bare, dev, force=options.force)
     kernel = replacements.apply(own, options)
     unsure = ""
@@ -212,9 +217,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
             disk=_disk(options),
         ),
         kernel=kernel,
-        parameters=parameters(
-            console=arch.by_name(kernel.arch).console, kaslr=options.kaslr, append=options.append
-        ),
+        parameters=parameters(arch.by_name(kernel.arch), kaslr=options.kaslr, append=options.append),
         halt=options.halt,
         accel=options.accel,
         memory=options.memory,
@@ -229,7 +232,7 @@ def with_symbols(bare: Kernel, dev: Path | str, *, force: bool) -> tuple[Kernel,
     """Return a kernel that Nix built with what its image says and its `dev` output has.
 
     Args:
-        bare: Its image, origin and modules.
+        bare: Its image, architecture, origin and modules.
         dev: What `dev_of` returned; "" where it was not asked.
         force: Whether an image and symbols of two builds will do.
 
@@ -241,9 +244,7 @@ def with_symbols(bare: Kernel, dev: Path | str, *, force: bool) -> tuple[Kernel,
         HostError: a file may not be read.
     """
     says = kimage.read_image(bare.image)
-    kernel = msgspec.structs.replace(
-        bare, arch=arch.X86_64.name, build_id=says.build_id, release=says.release
-    )
+    kernel = msgspec.structs.replace(bare, build_id=says.build_id, release=says.release)
     if isinstance(dev, str):
         return kernel, dev
     has = dev_output.read(dev)

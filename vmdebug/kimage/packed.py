@@ -1,7 +1,6 @@
-"""The x86 boot image: its setup header, and the kernel packed inside.
+"""A kernel packed inside a boot image, unpacked as far as it is read.
 
-Rests on Documentation/arch/x86/boot.rst ("Details of Header Fields") and, for how
-each compressor is called, on scripts/Makefile.lib of the kernel.
+How each compressor is called, and what it leaves behind its data, is in scripts/Makefile.lib of the kernel.
 """
 
 from __future__ import annotations
@@ -12,18 +11,11 @@ import io
 import lzma
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import IO
 
-SETUP_BYTES = 0x250
-"""How much of the file the setup header needs, up to the end of `payload_length`."""
+LARGEST_PACKED = 256 << 20
+"""The most bytes that a boot image may claim to have packed."""
 
-_BOOT_FLAG = (0x1FE, b"\x55\xaa")
-_MAGIC = (0x202, b"HdrS")
-_PAYLOAD_SINCE = 0x0208
-_VERSION_LENGTH = 512
-
-_LARGEST_PACKED = 256 << 20
 _LARGEST_UNPACKED = 512 << 20
 _CHUNK = 1 << 20
 
@@ -32,94 +24,11 @@ _LZ4_BLOCK = 8 << 20
 
 
 class BadImageError(ValueError):
-    """The file is no boot image, or a damaged one; the text says how, without its name."""
+    """The file is not a boot image, or is damaged; the text says how, without the file's name."""
 
 
 class UnpackError(ValueError):
-    """The payload cannot be unpacked, though the image may be a good one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the setup header says.
-
-    Args:
-        version: The kernel about itself: "RELEASE (WHO@WHERE) #N SMP DATE"; "" where it says nothing.
-        protocol: Boot protocol, 0x020f is 2.15.
-        payload: Offset and length of the packed kernel in the file; None before protocol 2.08.
-    """
-
-    version: str
-    protocol: int
-    payload: tuple[int, int] | None
-
-
-def is_image(start: bytes) -> bool:
-    """Whether a file that begins with `start` (at least `SETUP_BYTES` of it) has an x86 setup header."""
-    return all(start[at : at + len(magic)] == magic for at, magic in (_BOOT_FLAG, _MAGIC))
-
-
-def read_header(stream: IO[bytes]) -> Header:
-    """Return what the setup header of an image says.
-
-    Raises:
-        BadImageError: there is none, or it points outside the file.
-    """
-    size = stream.seek(0, io.SEEK_END)
-    stream.seek(0)
-    start = stream.read(SETUP_BYTES)
-    if not is_image(start):
-        raise BadImageError("no x86 boot image: 'HdrS' is not at 0x202")
-    if len(start) < SETUP_BYTES:
-        raise BadImageError(f"a boot image cut off after {size} bytes, inside its setup header")
-    (protocol,) = struct.unpack_from("<H", start, 0x206)
-    payload = _payload(start, size) if protocol >= _PAYLOAD_SINCE else None
-    return Header(version=_version(stream, start), protocol=protocol, payload=payload)
-
-
-def _payload(start: bytes, size: int) -> tuple[int, int]:
-    # "For backwards compatibility, if the setup_sects field contains 0, the real value is 4."
-    setup = (start[0x1F1] or 4) + 1
-    offset, length = struct.unpack_from("<II", start, 0x248)
-    begin = setup * 512 + offset
-    if begin + length > size:
-        raise BadImageError(
-            f"a boot image cut off after {size} bytes: its payload ends at byte {begin + length}"
-        )
-    return begin, length
-
-
-def _version(stream: IO[bytes], start: bytes) -> str:
-    (pointer,) = struct.unpack_from("<H", start, 0x20E)
-    if pointer == 0:
-        return ""
-    stream.seek(pointer + 0x200)
-    text = stream.read(_VERSION_LENGTH).split(b"\0")[0].decode("ascii", errors="replace")
-    return text if text.isprintable() else ""
-
-
-def unpack(stream: IO[bytes], header: Header) -> Unpacked:
-    """Return the kernel inside an image: an ELF file that is unpacked as far as it is read.
-
-    Raises:
-        UnpackError: its compression is not one that can be undone here.
-        BadImageError: the payload is too large to be true.
-    """
-    if header.payload is None:
-        raise UnpackError(
-            f"boot protocol {header.protocol >> 8}.{header.protocol & 255:02} does not say where"
-        )
-    offset, length = header.payload
-    if length > _LARGEST_PACKED:
-        raise BadImageError(f"a boot image whose payload claims {length} bytes")
-    stream.seek(offset)
-    packed = stream.read(length)
-    for magic, name, chunks in _FORMATS:
-        if packed.startswith(magic):
-            if chunks is None:
-                raise UnpackError(f"{name} cannot be unpacked here")
-            return Unpacked(name, chunks(packed))
-    raise UnpackError(f"compression unknown (it begins with {packed[:4].hex(' ')})")
+    """The packed kernel cannot be unpacked, though the image may be good."""
 
 
 class Unpacked(io.RawIOBase):
@@ -183,6 +92,20 @@ class Unpacked(io.RawIOBase):
                 raise BadImageError(
                     f"a boot image whose payload unpacks to over {_LARGEST_UNPACKED >> 20} MiB"
                 )
+
+
+def unpack(packed: bytes) -> Unpacked:
+    """Return the kernel in packed data.
+
+    Raises:
+        UnpackError: its compression is not one that can be undone here.
+    """
+    for magic, name, chunks in _FORMATS:
+        if packed.startswith(magic):
+            if chunks is None:
+                raise UnpackError(f"{name} cannot be unpacked here")
+            return Unpacked(name, chunks(packed))
+    raise UnpackError(f"compression unknown (it begins with {packed[:4].hex(' ')})")
 
 
 def _read_on(reader: io.BufferedIOBase | IO[bytes]) -> Iterator[bytes]:

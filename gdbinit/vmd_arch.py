@@ -1,0 +1,106 @@
+"""The facts about the guest's architecture: the only module here that knows where they come from.
+
+vmdebug hands them to a GDB that it starts: `use`. In any other GDB they are read from `arches/`, by what GDB
+calls the architecture of its vmlinux or its guest. Fields are described in `vmdebug/arch.py`, `Debug`.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gdb
+
+
+class Arch(NamedTuple):
+    """One architecture; numbers that JSON has as hexadecimal strings are numbers here."""
+
+    name: str
+    gdb_names: tuple[str, ...]
+    first_symbols: tuple[str, ...]
+    identity_mapped: tuple[str, ...]
+    hardware_breakpoints: int
+    breakpoint_kind: int
+    kernel_map: int
+    kaslr_step: int
+    kaslr_places: int
+    zero_based_below: int
+    per_cpu_register: str
+    paging_register: str
+    paging_bit: int
+    vectors: str
+    vector_bytes: int
+    vector_address: tuple[tuple[int, int], ...]
+    first_vector: str
+    pc: str
+    sp: str
+    result: str
+    arguments: tuple[str, ...]
+    return_address_bytes: int
+    calls: str
+    returns: str
+    jumps: str
+    return_thunks: tuple[str, ...]
+    exception_entry: str
+    pt_regs: tuple[str, ...]
+    unwound: tuple[str, ...]
+    mode_register: str
+    user_mode: int
+    switch_frame: str
+    switch_registers: dict[str, str]
+
+
+_HEXADECIMAL = ("kernel_map", "kaslr_step", "zero_based_below")
+
+_handed: Arch | None = None
+
+
+def use(facts: dict[str, Any]) -> None:
+    """Use these facts from now on, whatever GDB takes its guest for.
+
+    Args:
+        facts: The `debug` part of a row.
+    """
+    global _handed  # noqa: PLW0603 - one GDB, one guest
+    _handed = _row(facts)
+
+
+def current() -> Arch:
+    """Return the guest's architecture.
+
+    Raises:
+        gdb.GdbError: vmdebug does not support it.
+    """
+    row = known()
+    if row is None:
+        supported = ", ".join(each.name for each in _shipped())
+        raise gdb.GdbError(
+            f"no support for {_gdb_name()} kernels: supported are {supported}\nload vmlinux: file VMLINUX"
+        )
+    return row
+
+
+def known() -> Arch | None:
+    """Return the guest's architecture; None where vmdebug does not support it."""
+    return _handed or next((row for row in _shipped() if _gdb_name() in row.gdb_names), None)
+
+
+def _gdb_name() -> str:
+    return gdb.selected_inferior().architecture().name()
+
+
+@functools.cache
+def _shipped() -> tuple[Arch, ...]:
+    import json  # noqa: PLC0415 - imported where no row was handed over
+
+    files = sorted((Path(__file__).parent / "arches").glob("*.json"))
+    return tuple(_row(json.loads(file.read_text())["debug"]) for file in files)
+
+
+def _row(facts: dict[str, Any]) -> Arch:
+    plain: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
+    }
+    numbers = {name: int(facts[name], 16) for name in _HEXADECIMAL}
+    return Arch(**{**plain, **numbers})

@@ -1,0 +1,96 @@
+"""What a kernel's files say about themselves, and whether two of them are of one build.
+
+A vmlinux and the kernel packed inside a boot image carry the same GNU build-id note, because both come from
+one link (see `LDFLAGS_vmlinux` in the kernel's Makefile). Where one has no such note, their version strings
+are compared: linux_banner of init/version-timestamp.c in the vmlinux, and the one in the image's header.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from vmdebug.errors import MismatchError
+from vmdebug.kimage.formats import Image
+from vmdebug.kimage.image import is_image, read_image, unknown_format
+from vmdebug.kimage.vmlinux import Vmlinux, dwarf_version, is_elf, read_vmlinux
+from vmdebug.spelling import option
+
+__all__ = [
+    "Image",
+    "Proof",
+    "Vmlinux",
+    "build_id",
+    "check",
+    "dwarf_version",
+    "is_elf",
+    "is_image",
+    "read_image",
+    "read_vmlinux",
+    "unknown_format",
+]
+
+Proof = Literal["build-id", "banner", "release", "none"]
+"""What showed that two files belong together; "none": neither says anything to compare."""
+
+_COMPILER = re.compile(r"(\S+ \(\S+@\S+\)) \(.*\) (#\d.*)")
+
+
+def build_id(path: Path) -> str:
+    """Return the build-id of a vmlinux or a boot image, in hex; "" where it carries none.
+
+    Raises:
+        UsageError: it is neither, or damaged.
+        HostError: it may not be read.
+    """
+    return (read_vmlinux(path) if is_elf(path) else read_image(path)).build_id
+
+
+def check(image: Path, vmlinux: Path, *, force: bool = False) -> Proof:
+    """Make sure that a boot image and a vmlinux are of one build; return what proves it.
+
+    Args:
+        image: The boot image.
+        vmlinux: The ELF file with symbols.
+        force: Take files of different builds for such of which nothing is known.
+
+    Raises:
+        MismatchError: they are not.
+        UsageError: one of them is not what it should be.
+        HostError: one of them may not be read.
+    """
+    boots, symbols = read_image(image), read_vmlinux(vmlinux)
+    ours, theirs, proof = _comparable(boots, symbols)
+    if ours == theirs:
+        return proof
+    if force:
+        return "none"
+    raise MismatchError(
+        f"{image} and {vmlinux} are not of one build: {proof} {ours} against {theirs}",
+        hint=f"build both with one `make`, or give this image's own vmlinux: {option('vmlinux', 'FILE')};"
+        f" {option('force', True)} continues anyway",
+        detail=f"{_side(image, boots)}\n{_side(vmlinux, symbols)}",
+    )
+
+
+def _comparable(image: Image, vmlinux: Vmlinux) -> tuple[str, str, Proof]:
+    """Return what both sides say about the most telling thing that both know."""
+    if image.build_id and vmlinux.build_id:
+        return image.build_id, vmlinux.build_id, "build-id"
+    if not image.banner or not vmlinux.banner:
+        return "", "", "none"
+    whole = _COMPILER.fullmatch(vmlinux.banner)
+    if whole is None:
+        return image.release, vmlinux.release, "release"
+    # The image does not name its compiler.
+    return image.banner, f"{whole[1]} {whole[2]}", "banner"
+
+
+def _side(path: Path, says: Image | Vmlinux) -> str:
+    match says:
+        case Image(compression=packed, unread=unread):
+            where = unread or f"the kernel inside, {packed}"
+        case Vmlinux():
+            where = "its note"
+    return f"{path}\n  build-id {says.build_id or 'none'} ({where})\n  version  {says.banner or 'unknown'}"
