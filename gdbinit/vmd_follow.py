@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import gdb
 import vmd_arch
-import vmd_exits
 import vmd_frame
+import vmd_function_exits
 import vmd_guest
 import vmd_kgdb
 from vmd_registers import Registers, narrowed
@@ -64,7 +64,7 @@ class Following:
         caller = frame.older()
         if caller is None:
             raise gdb.GdbError("finish: this is the outermost frame, which returns to nobody")
-        self._kind = vmd_exits.return_type(vmd_exits.functions(frame.pc())[1])
+        self._kind = vmd_function_exits.return_type(vmd_function_exits.functions(frame.pc())[1])
         self._planted = [Back(caller.pc(), caller, but=None, silent=silent)]
         return True
 
@@ -104,7 +104,7 @@ def _returns(frame: gdb.Frame) -> Iterator[int]:
         return
     calls = vmd_arch.current().calls
     starts = {frame.pc(), *(each.pc for each in here.symtab.linetable().line(here.line) or ())}
-    around = vmd_exits.blocks(frame.pc())[-1:]
+    around = vmd_function_exits.blocks(frame.pc())[-1:]
     for start in starts:
         last = gdb.find_pc_line(start).last
         if last is None or not any(block.start <= start < block.end for block in around):

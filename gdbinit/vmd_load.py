@@ -9,6 +9,7 @@ import vmd_connect
 import vmd_dmesg
 import vmd_exceptions
 import vmd_finish
+import vmd_leftover_steps
 import vmd_modules
 import vmd_next
 import vmd_reconnect
@@ -17,7 +18,6 @@ import vmd_share
 import vmd_slide
 import vmd_source
 import vmd_status
-import vmd_steps
 import vmd_task
 import vmd_until
 
@@ -65,4 +65,4 @@ def load() -> None:
     vmd_exceptions.register()
     vmd_task.register()
     vmd_modules.register()
-    vmd_steps.let_go()
+    vmd_leftover_steps.let_go()

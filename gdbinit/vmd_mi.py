@@ -12,17 +12,17 @@ import json
 from collections.abc import Callable
 
 import gdb
+import vmd_breakpoint_hits
 import vmd_bt_all
 import vmd_dmesg
 import vmd_early
 import vmd_exceptions
 import vmd_follow
 import vmd_guest
-import vmd_hit
 import vmd_identity
+import vmd_leftover_steps
 import vmd_modules
 import vmd_percpu
-import vmd_steps
 import vmd_trace
 import vmd_value
 import vmd_variables
@@ -114,7 +114,7 @@ COMMANDS = (
     ("-vmd-string", string),
     ("-vmd-per-cpu", per_cpu),
     ("-vmd-per-cpu-ptr", per_cpu_ptr),
-    ("-vmd-hit", vmd_hit.hit),
+    ("-vmd-hit", vmd_breakpoint_hits.hit),
     ("-vmd-follow", vmd_follow.follow),
     ("-vmd-followed", vmd_follow.followed),
     ("-vmd-dmesg", dmesg),
@@ -122,7 +122,7 @@ COMMANDS = (
     ("-vmd-prove", vmd_identity.prove),
     ("-vmd-await", vmd_early.await_kernel),
     ("-vmd-awaited", vmd_early.awaited),
-    ("-vmd-steps", vmd_steps.next_),
+    ("-vmd-steps", vmd_leftover_steps.next_),
     ("-vmd-trace-start", vmd_trace.start),
     ("-vmd-trace-take", vmd_trace.take),
     ("-vmd-trace-end", vmd_trace.end),

@@ -11,8 +11,8 @@ import gdb
 import vmd_batch
 import vmd_guest
 import vmd_kgdb
-import vmd_ko
-import vmd_modlist
+import vmd_loaded_modules
+import vmd_module_files
 import vmd_slide
 from vmd_registers import WORD
 
@@ -43,7 +43,7 @@ class Symbols:
         self.path = ""
         self.own: list[str] = []
         self.files: dict[str, Path] | None = None
-        self.placed: dict[str, vmd_modlist.Module] = {}
+        self.placed: dict[str, vmd_loaded_modules.Module] = {}
         self.taken: dict[str, Path] = {}
         self.refused: dict[str, str] = {}
         self.behind = False
@@ -63,7 +63,7 @@ class Symbols:
             What changed, and what was refused for the first time, a line each.
         """
         self.behind = False
-        present = {module.name: module for module in vmd_modlist.loaded()}
+        present = {module.name: module for module in vmd_loaded_modules.loaded()}
         said = []
         anew = self.files is None
         for name, module in list(self.placed.items()):
@@ -81,7 +81,7 @@ class Symbols:
                 said.append(self._add(module))
         return [line for line in said if line]
 
-    def _add(self, module: vmd_modlist.Module) -> str:
+    def _add(self, module: vmd_loaded_modules.Module) -> str:
         try:
             packed = self._find(module)
             file = self._unpacked(packed, module)
@@ -100,17 +100,17 @@ class Symbols:
         self.taken[module.name] = packed
         return f"{module.name}: symbols at {module.address:#x} from {packed}"
 
-    def _places(self, module: vmd_modlist.Module, file: Path) -> Iterator[tuple[str, int]]:
+    def _places(self, module: vmd_loaded_modules.Module, file: Path) -> Iterator[tuple[str, int]]:
         # What the kernel does not keep, .modinfo and __versions for example, GDB would put at 0, and
         # find their symbols in user space.
         kept = {name: at for name, at in module.sections.items() if not module.lost(name)}
         for name in kept.keys() - {".text"}:
             yield name, kept[name]
-        away = [name for name in vmd_ko.allocated(file) if name not in kept and name != ".text"]
+        away = [name for name in vmd_module_files.allocated(file) if name not in kept and name != ".text"]
         for number, name in enumerate(away):
             yield name, NOWHERE + len(self.placed) * _NOWHERE_EACH + (number << 24)
 
-    def _remove(self, module: vmd_modlist.Module) -> str:
+    def _remove(self, module: vmd_loaded_modules.Module) -> str:
         del self.placed[module.name]
         try:
             with gdb.with_parameter("confirm", False):
@@ -119,7 +119,7 @@ class Symbols:
             return ""  # the user was quicker
         return f"{module.name}: unloaded"
 
-    def _find(self, module: vmd_modlist.Module) -> Path:
+    def _find(self, module: vmd_loaded_modules.Module) -> Path:
         packed = self._files().get(module.name)
         if packed is None:
             raise FileNotFoundError(f"no file of it under {self.path.replace(':', ', ')}")
@@ -127,18 +127,20 @@ class Symbols:
 
     def _files(self) -> dict[str, Path]:
         if self.files is None:
-            self.files = vmd_ko.index(Path(each).expanduser() for each in self.path.split(":") if each)
+            self.files = vmd_module_files.index(
+                Path(each).expanduser() for each in self.path.split(":") if each
+            )
         return self.files
 
-    def _unpacked(self, packed: Path, module: vmd_modlist.Module) -> Path:
+    def _unpacked(self, packed: Path, module: vmd_loaded_modules.Module) -> Path:
         if self._scratch is None:
             import shutil  # noqa: PLC0415 - slow to import, and many guests have no module
             import tempfile  # noqa: PLC0415
 
             self._scratch = Path(tempfile.mkdtemp(prefix="vmd-modules-"))
             atexit.register(shutil.rmtree, self._scratch, ignore_errors=True)
-        file = vmd_ko.unpacked(packed, self._scratch)
-        theirs, ours = module.build_id(), vmd_ko.build_id(file)
+        file = vmd_module_files.unpacked(packed, self._scratch)
+        theirs, ours = module.build_id(), vmd_module_files.build_id(file)
         if theirs and ours and theirs != ours:
             raise ValueError(f"{packed} is of another build: its build-id is {ours}, the guest's {theirs}")
         return file
@@ -260,10 +262,10 @@ def _follow() -> None:
 
 def _list() -> None:
     SYMBOLS.refused.clear()  # who asks is told the reasons again
-    modules: list[vmd_modlist.Module] = []
+    modules: list[vmd_loaded_modules.Module] = []
     if vmd_guest.kernel_runs():
         SYMBOLS.follow()
-        modules = vmd_modlist.loaded()
+        modules = vmd_loaded_modules.loaded()
     for line in SYMBOLS.refused.values():
         vmd_batch.say(line)
     for module in modules:

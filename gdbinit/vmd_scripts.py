@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gdb
 import vmd_batch
-import vmd_lx
+import vmd_script_errors
 
 LOADER = "vmlinux-gdb.py"
 
@@ -60,12 +60,12 @@ def _constants(file: Path, texts: dict[str, str]) -> bool:
         return True
     del texts["linux.constants"]
     try:
-        missing = vmd_lx.constants(file)
+        missing = vmd_script_errors.constants(file)
     except (OSError, ImportError, SyntaxError) as error:
         vmd_batch.say(f"kernel GDB scripts without linux.constants: {error}")
         return True
     for name, reason in missing.items():
-        users = [command for text in texts.values() for command in vmd_lx.users(name, text)]
+        users = [command for text in texts.values() for command in vmd_script_errors.users(name, text)]
         if users:
             vmd_batch.say(f"kernel GDB scripts: {', '.join(users)} may not work without {name}: {reason}")
     # vmlinux-gdb.py ends here as well.
@@ -89,8 +89,12 @@ def _failures(texts: dict[str, str]) -> dict[str, list[str]]:
             importlib.import_module(part)
         except Exception as error:  # noqa: BLE001 - theirs can fail in any way
             reason = " ".join(str(error).split()) or type(error).__name__
-            lost = [command for command in vmd_lx.commands(text).values() if not vmd_lx.exists(command)]
+            lost = [
+                command
+                for command in vmd_script_errors.commands(text).values()
+                if not vmd_script_errors.exists(command)
+            ]
             failures.setdefault(reason, []).extend(lost or [part])
         else:
-            vmd_lx.guard(sys.modules[part], text)
+            vmd_script_errors.guard(sys.modules[part], text)
     return failures

@@ -11,8 +11,8 @@ import vmd_arch
 import vmd_batch
 import vmd_elf
 import vmd_guest
+import vmd_kernel_scan
 import vmd_kgdb
-import vmd_search
 
 BANNER = "linux_banner"
 BANNER_SIZE = 64
@@ -135,17 +135,17 @@ def kernel_mapped() -> bool:
     return _inside() is not None
 
 
-def other_kernel() -> vmd_search.Kernel | None:
+def other_kernel() -> vmd_kernel_scan.Kernel | None:
     """Return what runs when `find` finds nothing; None when that cannot be said."""
     if vmd_kgdb.on():
         # A search through its memory would take hours at the speed of a serial line.
-        return vmd_search.Kernel(vmd_kgdb.banner(), "")
+        return vmd_kernel_scan.Kernel(vmd_kgdb.banner(), "")
     inside = _inside()
     if inside is None:
         return None
     # Behind the entry code, and failing that before it: the first handlers are linked behind all else.
-    for start in (inside, max(inside - vmd_search.REACH // 2, vmd_arch.current().kernel_map)):
-        kernel = vmd_search.kernel(vmd_guest.memory, start)
+    for start in (inside, max(inside - vmd_kernel_scan.REACH // 2, vmd_arch.current().kernel_map)):
+        kernel = vmd_kernel_scan.kernel(vmd_guest.memory, start)
         if kernel.banner:
             return kernel
     return None
@@ -181,7 +181,7 @@ def _inside() -> int | None:
     pc = vmd_guest.register("pc")
     if pc is None or pc < lowest:
         return None
-    return max(pc - vmd_search.REACH // 2, lowest)
+    return max(pc - vmd_kernel_scan.REACH // 2, lowest)
 
 
 def _by_idt(mark: Print | None) -> Found | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gdb
 import vmd_batch
-import vmd_paths
+import vmd_source_paths
 
 
 class Source(gdb.Command):
@@ -27,10 +27,10 @@ class Source(gdb.Command):
     def invoke(self, argument: str, _from_tty: bool) -> None:
         """Compare one recorded name with what is there."""
         directory = Path(argument).absolute()
-        symbol = next(filter(None, map(gdb.lookup_global_symbol, vmd_paths.KNOWN)), None)
+        symbol = next(filter(None, map(gdb.lookup_global_symbol, vmd_source_paths.KNOWN)), None)
         if symbol is None or Path(symbol.symtab.fullname()).is_file():
             return
-        found = vmd_paths.rule(symbol.symtab.filename, directory)
+        found = vmd_source_paths.rule(symbol.symtab.filename, directory)
         if found is None:
             vmd_batch.say(f"no sources: {directory} has no {symbol.symtab.filename}")
             return

@@ -17,11 +17,11 @@ from typing import Any
 
 import gdb
 import vmd_arch
-import vmd_exits
 import vmd_frame
-import vmd_twice
-from vmd_context import Context
+import vmd_function_exits
+import vmd_tcg_double_hit
 from vmd_expression import Expression
+from vmd_hit_context import HitContext
 from vmd_registers import WORD, Registers, narrowed
 
 DEPTH = 64
@@ -44,9 +44,9 @@ class Trace:
         self._seen = 0
         self._why = ""
         self._open: dict[int, list[Any]] = {}
-        self._context: Context | None = None
+        self._context: HitContext | None = None
         self._arch = vmd_arch.current()
-        self._twice = vmd_twice.Twice()
+        self._double_hits = vmd_tcg_double_hit.DoubleHits()
         self._probes: list[Probe] = []
         self._planted: list[gdb.Breakpoint] = []
         self.notes: list[str] = []
@@ -97,9 +97,9 @@ class Trace:
         """Plant what sees a function leave, wherever it has its code; return whether there is anything."""
         planted = len(self._planted)
         for sal in gdb.decode_line(where)[1] or ():
-            returned, elsewhere = vmd_exits.exits(sal.pc)
-            inlined, function = vmd_exits.functions(sal.pc)
-            kind = vmd_exits.return_type(function)
+            returned, elsewhere = vmd_function_exits.exits(sal.pc)
+            inlined, function = vmd_function_exits.functions(sal.pc)
+            kind = vmd_function_exits.return_type(function)
             name = re.findall(r"\w+", where)[-1:]
             if not returned and not elsewhere:
                 self.notes.append(f"{where}: no return instruction of {self._arch.name} is in its code")
@@ -112,8 +112,8 @@ class Trace:
                     f"{where} returns nothing that a register holds: its hits have no return value"
                 )
                 continue
-            self._planted += [Exit(self, vmd_exits.moving(address), kind) for address in returned]
-            self._planted += [Exit(self, vmd_exits.moving(address), None) for address in elsewhere]
+            self._planted += [Exit(self, vmd_function_exits.moving(address), kind) for address in returned]
+            self._planted += [Exit(self, vmd_function_exits.moving(address), None) for address in elsewhere]
             if elsewhere:
                 self.notes.append(
                     f"{where} also ends in {len(elsewhere)} jumps to other functions:"
@@ -137,10 +137,10 @@ class Trace:
         registers = Registers()
         thread = gdb.selected_thread()
         cpu = thread.num - 1 if thread is not None else 0
-        if self._twice.told(cpu, registers):
+        if self._double_hits.repeated(cpu, registers):
             return
         self._seen += 1
-        context = self._context = self._context or Context()
+        context = self._context = self._context or HitContext()
         noted = [
             index,
             now,

@@ -12,7 +12,7 @@ import vmd_batch
 import vmd_connect
 import vmd_guest
 import vmd_identity
-import vmd_near
+import vmd_similar_symbols
 import vmd_slide
 
 PANIC = "panic"
@@ -105,7 +105,7 @@ def _nearest(location: str) -> str:
     if not location.isidentifier():
         return ""
     listing = gdb.execute("maint print msymbols", to_string=True)
-    near = vmd_near.nearest(location, vmd_near.listed(listing))
+    near = vmd_similar_symbols.nearest(location, vmd_similar_symbols.listed(listing))
     return f"\nnearest: {', '.join(near)}" if near else ""
 
 

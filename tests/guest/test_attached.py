@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 import pexpect
 import pytest
-import vmd_ko
-import vmd_search
+import vmd_kernel_scan
+import vmd_module_files
 
 from vmdebug import guest, process, vm
 from vmdebug.channel.serial import shell
@@ -246,10 +246,12 @@ def test_a_task_that_is_not_one(start: Start, name: str, words: str) -> None:
 def packed(kernel: Kernel, tmp_path: Path) -> Path:
     """The kernel's brd module, packed, and nothing else."""
     assert kernel.modules is not None
-    found = vmd_ko.index([kernel.modules])["brd"]
+    found = vmd_module_files.index([kernel.modules])["brd"]
     directory = tmp_path / "modules"
     directory.mkdir()
-    (directory / "brd.ko.xz").write_bytes(lzma.compress(vmd_ko.unpacked(found, tmp_path).read_bytes()))
+    (directory / "brd.ko.xz").write_bytes(
+        lzma.compress(vmd_module_files.unpacked(found, tmp_path).read_bytes())
+    )
     return directory
 
 
@@ -333,7 +335,7 @@ def test_a_module_of_another_build_has_no_symbols(with_module: LaunchSpec, packe
 
 def _with_another_build_id(module: Path) -> bytes:
     plain = lzma.decompress(module.read_bytes())
-    at = plain.index(vmd_search.BUILD_ID) + len(vmd_search.BUILD_ID)
+    at = plain.index(vmd_kernel_scan.BUILD_ID) + len(vmd_kernel_scan.BUILD_ID)
     return plain[:at] + bytes(20) + plain[at + 20 :]
 
 

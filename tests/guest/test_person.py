@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import vmd_ko
+import vmd_module_files
 import zstandard
 
 from vmdebug import process, shipped, vm
@@ -47,7 +47,7 @@ def packed(kernel: Kernel, tmp_path: Path) -> Path:
     assert kernel.modules is not None
     directory = tmp_path / "modules"
     directory.mkdir()
-    found = vmd_ko.index([kernel.modules])
+    found = vmd_module_files.index([kernel.modules])
     for name, ending, pack in (
         ("brd", "xz", lzma.compress),
         ("lkdtm", "gz", gzip.compress),

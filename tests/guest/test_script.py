@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import vmd_ko
+import vmd_module_files
 
 from vmdebug import vm
 from vmdebug.channel.serial.command import Job
@@ -28,7 +28,7 @@ def session(builtin: LaunchSpec, tmp_path: Path) -> Iterator[DebugSession]:
     assert isinstance(builtin.machine, OwnMachine)
     assert builtin.machine.initrd is not None
     assert builtin.kernel.modules is not None
-    found = vmd_ko.index([builtin.kernel.modules])
+    found = vmd_module_files.index([builtin.kernel.modules])
     files = [cpio.file(f"{name}.ko", found[name].read_bytes()) for name in ("brd", "lkdtm")]
     initrd = tmp_path / "initrd"
     initrd.write_bytes(builtin.machine.initrd.read_bytes() + cpio.archive(files))
@@ -69,7 +69,7 @@ def test_a_module_of_ones_own_has_a_directory_of_its_own(session: DebugSession, 
     own, kernels = tmp_path / "own", tmp_path / "kernel's"
     for directory, name in ((own, "brd"), (kernels, "lkdtm")):
         directory.mkdir()
-        (directory / f"{name}.ko").write_bytes(vmd_ko.index([modules])[name].read_bytes())
+        (directory / f"{name}.ko").write_bytes(vmd_module_files.index([modules])[name].read_bytes())
     gdb = session.gdb
     gdb._modules = kernels
     gdb.load_modules(own)

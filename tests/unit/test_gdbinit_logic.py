@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 import vmd_elf
-import vmd_near
-import vmd_paths
-import vmd_search
+import vmd_kernel_scan
+import vmd_similar_symbols
+import vmd_source_paths
 
 from vmdebug.arch import Debug
 
@@ -83,10 +83,10 @@ Object file /k/vmlinux:
 
 
 def test_the_nearest_symbols() -> None:
-    names = vmd_near.listed(LISTING)
+    names = vmd_similar_symbols.listed(LISTING)
     assert names == {"fixed_percpu_data", "start_kernel", "x86_64_start_kernel", "startup_64"}
-    assert vmd_near.nearest("strat_kernel", names) == ["start_kernel"]
-    assert vmd_near.nearest("unlike_any_of_them", names) == []
+    assert vmd_similar_symbols.nearest("strat_kernel", names) == ["start_kernel"]
+    assert vmd_similar_symbols.nearest("unlike_any_of_them", names) == []
 
 
 START = 0xFFFFFFFF81000000
@@ -117,8 +117,8 @@ def test_which_kernel_runs_by_its_memory() -> None:
         at = address - START
         return b"" if at < hole.stop and at + size > hole.start else bytes(memory[at : at + size])
 
-    found = vmd_search.kernel(read, START + 0x10)
-    assert found == vmd_search.Kernel(BANNER.decode().strip(), BUILD_ID.hex())
+    found = vmd_kernel_scan.kernel(read, START + 0x10)
+    assert found == vmd_kernel_scan.Kernel(BANNER.decode().strip(), BUILD_ID.hex())
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_recorded_names_become_present_ones(
     (tmp_path / "tree/init/version.c").touch()
     (tmp_path / "tree/kernel/time").mkdir(parents=True)
     (tmp_path / "tree/kernel/time/hrtimer.c").touch()
-    found = vmd_paths.rule(recorded, tmp_path / given)
+    found = vmd_source_paths.rule(recorded, tmp_path / given)
     assert found == (None if expected is None else (expected[0], tmp_path / expected[1]))
 
 

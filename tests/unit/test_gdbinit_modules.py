@@ -7,7 +7,7 @@ import lzma
 from pathlib import Path
 
 import pytest
-import vmd_ko
+import vmd_module_files
 import zstandard
 
 from vmdebug import paths
@@ -28,14 +28,14 @@ ELF = b"\x7fELF and more"
     ],
 )
 def test_the_kernels_name_of_a_module(file: str, name: str | None) -> None:
-    assert vmd_ko.module_name(file) == name
+    assert vmd_module_files.module_name(file) == name
 
 
 def test_the_first_directory_wins_and_in_one_directory_the_plainest_file(tmp_path: Path) -> None:
     for file in ("a/deep/brd.ko.xz", "a/deep/brd.ko", "b/brd.ko.debug", "b/null-blk.ko.zst", "b/notes.txt"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
-    assert vmd_ko.index([tmp_path / "a", tmp_path / "b", tmp_path / "nowhere"]) == {
+    assert vmd_module_files.index([tmp_path / "a", tmp_path / "b", tmp_path / "nowhere"]) == {
         "brd": tmp_path / "a/deep/brd.ko",
         "null_blk": tmp_path / "b/null-blk.ko.zst",
     }
@@ -52,7 +52,7 @@ def test_links_to_directories_are_followed_but_not_to_what_it_was_built_from(tmp
     for name, target in links.items():
         (merged / name).symlink_to(tmp_path / target)
     expected = {"brd": merged / "kernel/drivers/brd.ko", "zfs": merged / "extra/zfs.ko"}
-    assert vmd_ko.index([merged]) == expected
+    assert vmd_module_files.index([merged]) == expected
     walked = [Path(top, file) for top, files in paths.walk(merged) for file in files]
     assert sorted(walked) == sorted(expected.values())
 
@@ -70,15 +70,15 @@ def test_unpacked(ending: str, packed: bytes, tmp_path: Path) -> None:
     file.write_bytes(packed)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    assert vmd_ko.unpacked(file, scratch) == scratch / "brd.ko"
+    assert vmd_module_files.unpacked(file, scratch) == scratch / "brd.ko"
     assert (scratch / "brd.ko").read_bytes() == ELF
     file.write_bytes(packed[: len(packed) // 2])
     with pytest.raises((ValueError, OSError)):
-        vmd_ko.unpacked(file, scratch)
+        vmd_module_files.unpacked(file, scratch)
 
 
 def test_what_is_not_packed_stays_where_it_is(tmp_path: Path) -> None:
-    assert vmd_ko.unpacked(tmp_path / "brd.ko", tmp_path) == tmp_path / "brd.ko"
+    assert vmd_module_files.unpacked(tmp_path / "brd.ko", tmp_path) == tmp_path / "brd.ko"
 
 
 def test_a_module_that_is_cut_off_is_called_damaged(tmp_path: Path) -> None:
@@ -86,10 +86,10 @@ def test_a_module_that_is_cut_off_is_called_damaged(tmp_path: Path) -> None:
     header = b"\x7fELF\x02\x01".ljust(40, b"\0") + (4096).to_bytes(8, "little") + bytes(16)
     file.write_bytes(header)
     with pytest.raises(ValueError, match=r"brd\.ko is damaged"):
-        vmd_ko.build_id(file)
+        vmd_module_files.build_id(file)
     whole = bytearray(gzip.compress(bytes(range(256)) * 64))
     whole[12:40] = b"\xff" * 28
     packed = tmp_path / "ext4.ko.gz"
     packed.write_bytes(whole)
     with pytest.raises(ValueError, match=r"ext4\.ko\.gz: "):
-        vmd_ko.unpacked(packed, tmp_path)
+        vmd_module_files.unpacked(packed, tmp_path)

@@ -90,7 +90,7 @@ def decode(packed: str, probes: Sequence[Probe]) -> tuple[Hit, ...]:
 class GdbCollector:
     """Collects one trace inside GDB: no hit is lost, and none costs a round trip.
 
-    A call that QEMU reports twice is one hit; see `gdbinit/vmd_twice.py`.
+    A call that QEMU reports twice is one hit; see `gdbinit/vmd_tcg_double_hit.py`.
 
     Args:
         host: Runs and stops the guest.

@@ -292,7 +292,7 @@ class Control(Inspection):
         """Step off the breakpoint at which the guest stands; return whether it is to be continued from there.
 
         GDB would do it within its continuing, and would take for a hit what is none: QEMU's emulator may end
-        a step before its instruction; see `gdbinit/vmd_twice.py`.
+        a step before its instruction; see `gdbinit/vmd_tcg_double_hit.py`.
         """
         there, state = self._latest, self._run_state
         if there is None or there.breakpoint is None or there.frame.run != state.runs:
@@ -309,7 +309,7 @@ class Control(Inspection):
     def _free_steps(self, deadline: Deadline) -> None:
         """Have QEMU forget steps that were cut short, before GDB lets go: they would halt the guest.
 
-        The guest runs for moments; see `gdbinit/vmd_steps.py`.
+        The guest runs for moments; see `gdbinit/vmd_leftover_steps.py`.
         """
         while self._payload("-vmd-steps")["cpu"]:
             self._execute(_CONTINUE, deadline)

@@ -222,4 +222,6 @@ def let_go() -> None:
     try:
         gdb.execute("show user hook-detach", to_string=True)  # the user's own stays
     except gdb.error:
-        gdb.execute("define hook-detach\npython import vmd_steps; vmd_steps.STEPS.settle()\nend")
+        gdb.execute(
+            "define hook-detach\npython import vmd_leftover_steps; vmd_leftover_steps.STEPS.settle()\nend"
+        )

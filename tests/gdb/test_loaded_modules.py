@@ -65,8 +65,8 @@ int main(void)
 """
 
 SHOW = """python
-import vmd_modlist
-for each in vmd_modlist.loaded():
+import vmd_loaded_modules
+for each in vmd_loaded_modules.loaded():
     print(each.name, hex(each.address), each.sections, each.freed, repr(each.build_id()))
 end
 """

@@ -9,7 +9,7 @@ import gdb
 import vmd_elf
 import vmd_guest
 import vmd_kernel
-import vmd_ko
+import vmd_module_files
 
 MODULE_STATE_UNFORMED = 3
 MODULE_STATE_COMING = 1
@@ -39,7 +39,7 @@ class Module(NamedTuple):
 
     def build_id(self) -> str:
         """Return its GNU build-id in hex, from guest memory; "" where it has none."""
-        note = self.sections.get(vmd_ko.NOTE)
+        note = self.sections.get(vmd_module_files.NOTE)
         return vmd_elf.build_id(vmd_guest.memory(note, _NOTE_SIZE)) if note is not None else ""
 
 

@@ -11,7 +11,7 @@ import importlib
 import signal
 
 
-def begin(*modules: str) -> None:
+def start(*modules: str) -> None:
     """Start to import modules that ask GDB nothing while they are imported.
 
     Who imports one of them meanwhile waits for it; one that cannot be imported is told to whoever wants it.

@@ -14,7 +14,7 @@ _COMM = 16
 """Bytes of a task's name: TASK_COMM_LEN of include/linux/sched.h."""
 
 
-class Context:
+class HitContext:
     """Where a hit's task and the guest's time lie; to be made at a hit, when the kernel is placed."""
 
     def __init__(self) -> None:
