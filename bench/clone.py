@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.figure import Figure, in_turn
 from vmdebug import sources
 from vmdebug.deadline import Deadline
-from vmdebug.debugger.ahead import Ahead
+from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.guest import GuestOptions, LaunchSpec
 from vmdebug.progress import silent
 from vmdebug.session import DebugSession
@@ -82,8 +82,8 @@ def _attached(spec: LaunchSpec, make: Callable[[], Vm]) -> float:
     """Time a VM and a GDB, which loads its symbols meanwhile, up to a breakpoint that is set."""
     begin = time.perf_counter()
     with (
-        Ahead.start(spec.kernel, deadline=_soon()) as ahead,
-        DebugSession(make(), owned=True, ahead=ahead) as session,
+        PreloadedGdb.start(spec.kernel) as preloaded,
+        DebugSession(make(), owned=True, preloaded=preloaded) as session,
     ):
         assert session.gdb.breakpoint(SYMBOL).number
         return time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""What a GDB/MI command costs: `Gdb.evaluate` against a bare pipe loop, and against pygdbmi's `write()`.
+"""What a GDB/MI command costs: `Connection.fetch` against a bare pipe loop, and against pygdbmi's `write()`.
 
 The bare loop writes `N-data-evaluate-expression 1` and reads lines until one begins with `N^`: no client
 can be quicker. Both loops run on GDBs with the same command line, in turn, in short rounds, and all on one
@@ -19,22 +19,24 @@ from pygdbmi.gdbcontroller import GdbController
 from bench.figure import Figure, in_turn
 from vmdebug import process
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import transport
-from vmdebug.debugger.gdb import Gdb
+from vmdebug.debugger import startup
+from vmdebug.debugger.connection import Connection
 
 GOAL = 1.5
 PYGDBMI_GOAL = 0.01
 COMMANDS = 200
 ROUNDS = 61
-EXPRESSION = "1"
-WORDS = f"-data-evaluate-expression {EXPRESSION}"
+WORDS = "-data-evaluate-expression 1"
 
 
 def figures() -> list[Figure]:
     """Time all three."""
-    with _one_cpu(), Gdb.start(None, deadline=Deadline.after(60)) as gdb:
-        mi = _against_bare_loop(gdb)
-        return [mi, _against_pygdbmi(gdb)]
+    with _one_cpu():
+        gdb = Connection.start(startup.mi_argv("gdb"), env=os.environ)
+        try:
+            return [_against_bare_loop(gdb), _against_pygdbmi(gdb)]
+        finally:
+            gdb.close(Deadline.after(10))
 
 
 @contextlib.contextmanager
@@ -48,8 +50,8 @@ def _one_cpu() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _against_bare_loop(gdb: Gdb) -> Figure:
-    child = process.start(transport.argv("gdb"), stdin=process.PIPE, stdout=process.PIPE)
+def _against_bare_loop(gdb: Connection) -> Figure:
+    child = process.start(startup.mi_argv("gdb"), stdin=process.PIPE, stdout=process.PIPE)
     stdin, stdout = child.stdin, child.stdout
     assert stdin is not None
     assert stdout is not None
@@ -75,8 +77,8 @@ def _against_bare_loop(gdb: Gdb) -> Figure:
     return Figure("mi", ours * 1e6, baseline * 1e6, GOAL, "µs", "a bare pipe loop on GDB")
 
 
-def _against_pygdbmi(gdb: Gdb) -> Figure:
-    controller = GdbController(transport.argv("gdb"))
+def _against_pygdbmi(gdb: Connection) -> Figure:
+    controller = GdbController(startup.mi_argv("gdb"))
     try:
         ours, baseline = in_turn(lambda: _ours(gdb), lambda: _write(controller), rounds=5)
     finally:
@@ -84,10 +86,10 @@ def _against_pygdbmi(gdb: Gdb) -> Figure:
     return Figure("mi-pygdbmi", ours * 1e6, baseline * 1e6, PYGDBMI_GOAL, "µs", "pygdbmi's write()")
 
 
-def _ours(gdb: Gdb) -> float:
+def _ours(gdb: Connection) -> float:
     begin = time.perf_counter()
     for _ in range(COMMANDS):
-        gdb.evaluate(EXPRESSION)
+        gdb.fetch(WORDS)
     return (time.perf_counter() - begin) / COMMANDS
 
 

@@ -18,7 +18,7 @@ from bench.figure import Figure
 from bench.packets import Loop
 from vmdebug.channel.serial import shell
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import transport
+from vmdebug.debugger import startup
 from vmdebug.session import DebugSession
 
 GOAL = 0.9
@@ -67,7 +67,7 @@ def _bare(session: DebugSession, address: int) -> float:
 
 
 def _connect(session: DebugSession) -> None:
-    session.gdb.connect(session.vm.state.gdb, deadline=Deadline.after(SECONDS), interrupter=session.vm.pause)
+    session.gdb.connect(session.vm.state.gdb, timeout=SECONDS, interrupter=session.vm.pause)
 
 
 def _workload(session: DebugSession) -> None:
@@ -83,7 +83,7 @@ def _rate(times: list[float]) -> float:
 
 def _pygdbmi(session: DebugSession) -> float:
     vmlinux = session.vm.state.spec.kernel.vmlinux
-    controller = GdbController([*transport.argv("gdb"), os.fspath(vmlinux or "")])
+    controller = GdbController([*startup.mi_argv("gdb"), os.fspath(vmlinux or "")])
     try:
         controller.write("-gdb-set mi-async on", timeout_sec=10)
         controller.write(f"-target-select remote {session.vm.state.gdb}", timeout_sec=10)

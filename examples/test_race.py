@@ -20,22 +20,21 @@ O_TRUNC = 0o1000
 def test_an_update_is_lost(session: DebugSession) -> None:
     session.exec("echo 0 >/tmp/n", check=True)
     gdb = session.gdb
-    cpu0, cpu1 = gdb.threads()
 
     # CPU 0 has read the number, and is about to open the file to write it: hold it there.
     writing = f'$_streq(filename, "/tmp/n") && how->flags & {O_TRUNC}'
-    held = gdb.breakpoint("do_sys_openat2", when=writing, thread=cpu0)
+    held = gdb.breakpoint("do_sys_openat2", when=writing, cpu=0)
     many = f"i=0; while [ $i -lt {UPDATES} ]; do {ADD}; i=$((i + 1)); done"
     session.console.sendline(f"taskset 2 sh -c 'until [ -e /tmp/go ]; do :; done; {many}' &")
     session.console.sendline(f"taskset 1 sh -c ': >/tmp/go; {ADD}'; wait; echo total $(cat /tmp/n)")
-    assert gdb.cont(timeout=60).thread == cpu0
+    assert gdb.cont(timeout=60).thread.cpu == 0
     held.delete()
 
     # Now CPU 1 goes on alone, until its program ends.
-    gdb.breakpoint("do_exit", thread=cpu1, temporary=True)
+    gdb.breakpoint("do_exit", cpu=1, temporary=True)
     gdb.console("set scheduler-locking on")
-    gdb.select(cpu1)
-    assert gdb.cont(timeout=60).thread == cpu1
+    gdb.select(cpu=1)
+    assert gdb.cont(timeout=60).thread.cpu == 1
     gdb.console("set scheduler-locking off")
 
     # CPU 0 writes what is long out of date.

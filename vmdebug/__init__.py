@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vmdebug.channel.serial.command import ExecResult, Job
     from vmdebug.channel.serial.console import Console
-    from vmdebug.debugger.breakpoints import Breakpoint
+    from vmdebug.debugger.breakpoint import Breakpoint
     from vmdebug.debugger.gdb import Gdb
     from vmdebug.debugger.stop import Frame, Stop, Thread
     from vmdebug.debugger.value import Value
@@ -48,7 +48,7 @@ _HOMES = {
     "vmdebug.trace.probe": ("Probe",),
     "vmdebug.trace.trace": ("Trace",),
     "vmdebug.debugger.gdb": ("Gdb",),
-    "vmdebug.debugger.breakpoints": ("Breakpoint",),
+    "vmdebug.debugger.breakpoint": ("Breakpoint",),
     "vmdebug.debugger.stop": ("Frame", "Stop", "Thread"),
     "vmdebug.debugger.value": ("Value",),
     "vmdebug.errors": (

@@ -8,7 +8,7 @@ import msgspec
 
 from vmdebug import sources, vm
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import attach as attaching
+from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import StateError
 from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
 from vmdebug.process import ProcessRef
@@ -80,7 +80,7 @@ def replace(machine: Vm, spec: LaunchSpec, *, report: Report, launch_seconds: fl
 def attached(machine: Vm) -> str:
     """Return who has a GDB attached, in words; "" for nobody."""
     try:
-        with attaching.exclusive(machine.rundir.attach_lock):
+        with VmOwner.claim(machine.rundir.attach_lock, machine.name):
             return ""
     except StateError as error:
         return error.message.rpartition(": ")[2]

@@ -15,18 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
-from vmdebug import arch, config, restarting, sources, vm
+from vmdebug import config, restarting, sources, vm
 from vmdebug.channel.serial import command as commands
 from vmdebug.channel.serial.command import ExecResult, Job
 from vmdebug.channel.serial.console import Console
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import attach as attaching
 from vmdebug.debugger import share
-from vmdebug.debugger.ahead import Ahead
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.identity import Wanted
+from vmdebug.debugger.ownership import VmOwner
+from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.debugger.runstate import State
-from vmdebug.errors import StateError, VmdebugError
+from vmdebug.errors import StateError
 from vmdebug.guest import StartOptions, changed
 from vmdebug.progress import Report, silent
 from vmdebug.sources import tree_build
@@ -43,6 +43,9 @@ ATTACH_SECONDS = 120.0
 
 STOP_SECONDS = 30.0
 """How long the end of a session may take."""
+
+_ATTACHED = "GDB to be attached"
+"""What a deadline of ours waits for."""
 
 _RESUME = {
     "halted": "set it running first: session.gdb.cont(wait=False)",
@@ -61,20 +64,19 @@ class DebugSession:
         machine: The running VM.
         owned: Whether the VM ends with the session.
         force: Whether to go on where the symbols are not those of the kernel that runs; `gdb.notes` says so.
-        ahead: A GDB with the guest's symbols, started before the VM was there; whoever started it ends it
-            if it was not needed.
+        preloaded: A GDB that loads the guest's symbols already. The caller closes it, in case nobody took it.
     """
 
     def __init__(
-        self, machine: vm.Vm, *, owned: bool, force: bool = False, ahead: Ahead | None = None
+        self, machine: vm.Vm, *, owned: bool, force: bool = False, preloaded: PreloadedGdb | None = None
     ) -> None:
         self.vm = machine
         self.restarted: Callable[[], None] | None = None
         """Called by `restart` once `vm` is the VM that was started anew."""
         self._owned = owned
         self._force = force
-        self._ahead = ahead
-        self._resources = contextlib.ExitStack()
+        self._preloaded = preloaded
+        self._console_held = contextlib.ExitStack()
         self._console: Console | None = None
         self._gdb: Gdb | None = None
 
@@ -93,8 +95,10 @@ class DebugSession:
             DeadlineError: QEMU did not end, not even by SIGKILL.
         """
         try:
-            self._let_go()
-            self._resources.close()
+            with self._console_held:
+                if self._gdb is not None:
+                    # A detached guest runs on, and one that has panicked would reboot.
+                    self._gdb.close(resume=self._owned or self.status != "panicked")
         finally:
             self._console = self._gdb = None
             if self.vm.executor == self.exec:
@@ -120,7 +124,7 @@ class DebugSession:
             StateError: somebody else has it; the message has their pid.
         """
         if self._console is None:
-            self._console = self._resources.enter_context(self.vm.console())
+            self._console = self._console_held.enter_context(self.vm.console())
             self.vm.executor = self.exec
         self._console.meanwhile = self._gdb
         return self._console
@@ -139,7 +143,7 @@ class DebugSession:
                 that comes from the call that runs the guest to there.
         """
         if self._gdb is None:
-            self._gdb = self._attach(Deadline.after(ATTACH_SECONDS))
+            self._gdb = self._attach(ATTACH_SECONDS)
             self.vm.executor = self.exec
             if self._console is not None:
                 self._console.meanwhile = self._gdb
@@ -175,14 +179,12 @@ class DebugSession:
                 yield self._gdb
             return
         was = self.status
-        with DebugSession(self.vm, owned=False, force=self._force, ahead=self._ahead) as asking:
-            gdb = asking._attach(Deadline.after(timeout))
-            try:
-                with gdb.held(timeout=timeout):
-                    yield gdb
-            finally:
-                if was != "running":
-                    _disconnect(gdb)
+        gdb = self._attach(timeout)
+        try:
+            with gdb.held(timeout=timeout):
+                yield gdb
+        finally:
+            gdb.close(resume=was == "running")
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -261,20 +263,6 @@ class DebugSession:
             if self._gdb is not None:
                 self._gdb.replaced()
 
-    def _let_go(self) -> None:
-        """Leave a guest that has panicked as it is: detached from, it would run on, into its reboot."""
-        if self._gdb is not None and not self._owned:
-            with contextlib.suppress(VmdebugError):
-                if self.status == "panicked":
-                    _disconnect(self._gdb)
-
-    def _new_gdb(self, deadline: Deadline) -> Gdb:
-        early = None if self._ahead is None else self._ahead.take()
-        kernel = self.vm.state.spec.kernel
-        return early or Gdb.start(
-            kernel.vmlinux, kernel.gdb_scripts, deadline=deadline, row=arch.by_name(kernel.arch)
-        )
-
     def _held(self) -> contextlib.AbstractContextManager[None]:
         """Hold the guest still by GDB, where one is attached.
 
@@ -317,9 +305,8 @@ class DebugSession:
         spec = restarting.resolve(
             self.vm, halt=None if gdb is None else True, report=report, deadline=deadline
         )
-        if self._console is not None:
-            self._console.__exit__(None, None, None)
-            self._console = None
+        self._console_held.close()
+        self._console = None
         if gdb is not None and gdb.state in (State.STOPPED, State.RUNNING):
             gdb.detach()
         self.vm = restarting.replace(self.vm, spec, report=report, launch_seconds=timeout)
@@ -332,16 +319,13 @@ class DebugSession:
     def _take_up(self, gdb: Gdb) -> None:
         """Connect the GDB that was attached before to the VM that was started anew."""
         deadline = Deadline.after(ATTACH_SECONDS)
-        # The lock of the old VM has gone with its directory, and is let go of with the rest.
-        self._resources.enter_context(attaching.exclusive(self.vm.rundir.attach_lock))
-        state = self.vm.state
-        kernel = state.spec.kernel
-        wanted = None
-        if kernel.vmlinux is not None:
-            gdb.reload(kernel.vmlinux, deadline=deadline)
-            kaslr = "nokaslr" not in state.spec.parameters
-            wanted = Wanted(kernel=kernel, accel=state.accel, kaslr=kaslr, force=self._force)
-        gdb.connect(state.gdb, deadline=deadline, interrupter=self.vm.pause, wanted=wanted)
+        vmlinux = self.vm.state.spec.kernel.vmlinux
+        with contextlib.ExitStack() as undo:
+            owner = undo.enter_context(VmOwner.claim(self.vm.rundir.attach_lock, self.name))
+            if vmlinux is not None:
+                gdb.reload(vmlinux, timeout=ATTACH_SECONDS)
+            self._connect(gdb, owner, deadline)
+            undo.pop_all()
 
     def _needs_running(self, call: str) -> None:
         if self._gdb is not None:
@@ -358,38 +342,50 @@ class DebugSession:
                 hint=_RESUME.get(status, "start a new one"),
             )
 
-    def _attach(self, deadline: Deadline) -> Gdb:
-        spec = self.vm.state.spec
-        kernel = spec.kernel
-        wanted = None
-        if kernel.vmlinux is not None:
-            wanted = Wanted(
-                kernel=kernel,
-                accel=self.vm.state.accel,
-                kaslr="nokaslr" not in spec.parameters,
-                force=self._force,
-            )
+    def _attach(self, timeout: float) -> Gdb:
+        """Return a GDB on the guest: that of a person who shares it, or one of our own."""
+        deadline = Deadline.after(timeout)
         lock = self.vm.rundir.attach_lock
-        lease = share.ask(lock, deadline)
-        with contextlib.ExitStack() as protected:
-            gdb: Gdb
-            if lease is not None:
-                gdb = share.SharedGdb.join(lease, deadline=deadline, interrupter=self.vm.pause, wanted=wanted)
-                protected.enter_context(gdb)
-            else:
-                protected.enter_context(attaching.exclusive(lock))
-                gdb = self._new_gdb(deadline)
-                protected.enter_context(gdb)
-                gdb.connect(self.vm.state.gdb, deadline=deadline, interrupter=self.vm.pause, wanted=wanted)
-            self._resources.push(protected.pop_all())
+        shared = share.ask(lock, timeout)
+        if shared is not None:
+            return Gdb.join(
+                shared,
+                timeout=deadline.left(_ATTACHED),
+                interrupter=self.vm.pause,
+                wanted=self._wanted(),
+            )
+        with contextlib.ExitStack() as undo:
+            owner = undo.enter_context(VmOwner.claim(lock, self.name))
+            gdb = undo.enter_context(self._new_gdb(deadline))
+            self._connect(gdb, owner, deadline)
+            undo.pop_all()
         return gdb
 
+    def _new_gdb(self, deadline: Deadline) -> Gdb:
+        preloaded = None if self._preloaded is None else self._preloaded.take()
+        kernel = self.vm.state.spec.kernel
+        return preloaded or Gdb.of(kernel, timeout=deadline.left(_ATTACHED))
 
-def _disconnect(gdb: Gdb) -> None:
-    """Have GDB go without a word, so that the guest stays as it is; one that a person shares stays theirs."""
-    if type(gdb) is Gdb:
-        with contextlib.suppress(VmdebugError):
-            gdb.console("disconnect")
+    def _connect(self, gdb: Gdb, owner: VmOwner, deadline: Deadline) -> None:
+        gdb.connect(
+            self.vm.state.gdb,
+            timeout=deadline.left(_ATTACHED),
+            owner=owner,
+            interrupter=self.vm.pause,
+            wanted=self._wanted(),
+        )
+
+    def _wanted(self) -> Wanted | None:
+        """Return the kernel that the guest should run; None without symbols to prove."""
+        spec = self.vm.state.spec
+        if spec.kernel.vmlinux is None:
+            return None
+        return Wanted(
+            kernel=spec.kernel,
+            accel=self.vm.state.accel,
+            kaslr="nokaslr" not in spec.parameters,
+            force=self._force,
+        )
 
 
 def start(

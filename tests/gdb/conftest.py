@@ -59,12 +59,12 @@ def bare(program: Path, directory: Path) -> Iterator[Bare]:
 @pytest.fixture
 def unconnected(program: Path) -> Iterator[Gdb]:
     """GDB with the program's symbols."""
-    with Gdb.start(program, deadline=soon()) as gdb:
+    with Gdb.start(program) as gdb:
         yield gdb
 
 
 @pytest.fixture
 def gdb(unconnected: Gdb, bare: Bare) -> Gdb:
     """GDB on the guest, which stands at its reset vector."""
-    unconnected.connect(bare.endpoint, deadline=soon())
+    unconnected.connect(bare.endpoint)
     return unconnected

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.gdb.bareguest import soon
 from tests.gdb.stub import Stub
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.runstate import State
@@ -24,7 +23,7 @@ def refusing(unconnected: Gdb, directory: Path, listener: socket.socket) -> Iter
 
     def connected(**answers: bytes) -> Gdb:
         stubs.append(Stub(listener, {packet.encode(): answer for packet, answer in answers.items()}))
-        unconnected.connect(directory / "stub", deadline=soon())
+        unconnected.connect(directory / "stub")
         return unconnected
 
     try:
@@ -58,6 +57,6 @@ def test_gdb_is_usable_after_a_refusal(refusing: Refusing) -> None:
 def test_a_breakpoint_where_nothing_is_mapped_yet(refusing: Refusing) -> None:
     gdb = refusing(Z0=b"E22", X=b"E14", M=b"E14")
     gdb.breakpoint("main")
-    with pytest.raises(GdbError, match="the guest has nothing mapped yet") as raised:
+    with pytest.raises(GdbError, match="the guest has not mapped the memory yet") as raised:
         gdb.cont(timeout=20)
     assert "hardware=True" in raised.value.hint

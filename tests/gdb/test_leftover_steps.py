@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from tests.gdb.bareguest import soon
 from tests.gdb.stub import Stub
 from vmdebug.debugger.gdb import Gdb
 
@@ -36,7 +35,7 @@ def test_the_guest_does_not_execute_that_byte_twice(
 ) -> None:
     stub = Stepped(listener)
     try:
-        unconnected.connect(directory / "stub", deadline=soon())
+        unconnected.connect(directory / "stub")
         with unconnected.breakpoint("main") as planted:
             assert unconnected.cont(timeout=20).breakpoint == planted
         assert stub.stops == [1, 0]

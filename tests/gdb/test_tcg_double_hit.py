@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.gdb.bareguest import soon
 from tests.gdb.stub import Stub
 from vmdebug.debugger.gdb import Gdb
 
@@ -56,7 +55,7 @@ def impatient(unconnected: Gdb, directory: Path, listener: socket.socket) -> Ite
     """The stub, with GDB connected to it."""
     stub = Impatient(listener)
     try:
-        unconnected.connect(directory / "stub", deadline=soon())
+        unconnected.connect(directory / "stub")
         yield stub
     finally:
         unconnected.close()

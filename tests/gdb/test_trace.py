@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import refused
+from vmdebug.debugger import gdb_errors
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import GdbError
 from vmdebug.trace.probe import Probe
@@ -23,17 +23,22 @@ def some(hits: Trace) -> None:
 @pytest.mark.parametrize(
     ("places", "when", "words", "hint"),
     [
-        ([Probe("nosuch")], "", 'Function "nosuch" not defined.', refused.NOT_YET),
-        ([Probe("step", ("nosuch",))], "", 'nosuch at step: No symbol "nosuch"', refused.IN_SCOPE),
+        ([Probe("nosuch")], "", 'Function "nosuch" not defined.', gdb_errors.UNKNOWN_PLACE_NOW),
+        ([Probe("step", ("nosuch",))], "", 'nosuch at step: No symbol "nosuch"', gdb_errors.IN_SCOPE),
         ([Probe("step", ("k +",))], "", "k [+] at step: A syntax error in expression", ""),
         (
             [Probe("step")],
             "nosuch > 1",
             'the condition nosuch > 1 at step: No symbol "nosuch"',
-            refused.IN_SCOPE,
+            gdb_errors.IN_SCOPE,
         ),
         ([Probe("step")], "k >", "the condition k > at step: A syntax error in expression", ""),
-        ([Probe("step"), Probe("main")], "gone > 1", 'the condition .* No symbol "gone"', refused.IN_SCOPE),
+        (
+            [Probe("step"), Probe("main")],
+            "gone > 1",
+            'the condition .* No symbol "gone"',
+            gdb_errors.IN_SCOPE,
+        ),
     ],
 )
 def test_what_is_known_at_no_hit_is_refused(

@@ -59,13 +59,13 @@ def test_a_whole_struct_as_python(gdb: Gdb, first: Value) -> None:
 
 def test_a_struct_costs_one_round_trip(gdb: Gdb, where: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[str] = []
-    ask = gdb._memory._ask
+    ask = gdb._inspection._memory._ask
 
     def counted(command: str, timeout: float) -> object:
         commands.append(command.partition(" ")[0])
         return ask(command, timeout)
 
-    monkeypatch.setattr(gdb._memory, "_ask", counted)
+    monkeypatch.setattr(gdb._inspection._memory, "_ask", counted)
     task = where.frame.arg("task")
     assert (int(task.pid), int(task.at[1].y), task.name.string_()) == (1, -4, "first")
     task.to_python_()

@@ -22,7 +22,8 @@ import vmd_module_files
 from vmdebug import guest, process, vm
 from vmdebug.channel.serial import shell
 from vmdebug.deadline import Deadline
-from vmdebug.debugger.attach import Attachment, Extra, argv, exclusive
+from vmdebug.debugger.interactive import Attachment, Extra, argv
+from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import StateError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import Completed
@@ -364,7 +365,7 @@ BECOME = """
 import sys
 from pathlib import Path
 from vmdebug import guest
-from vmdebug.debugger.attach import Attachment, attach
+from vmdebug.debugger.interactive import Attachment, attach
 kernel = guest.decode(Path(sys.argv[1]).read_bytes(), guest.Kernel)
 attach(Attachment(endpoint=sys.argv[2], kernel=kernel, init=False), lock=Path(sys.argv[3]), vm="vm")
 """
@@ -418,7 +419,7 @@ def test_a_second_one_is_refused_until_the_first_has_ended_even_by_kill_9(
 ) -> None:
     machine, gdb = terminal
     lock = machine.rundir.attach_lock
-    with pytest.raises(StateError, match=f"already: pid {gdb.pid} \\(gdb\\)"), exclusive(lock):
+    with pytest.raises(StateError, match=f"already: pid {gdb.pid} \\(gdb\\)"), VmOwner.claim(lock, "vm"):
         pass
     gdb.sendline("shell sleep 600 >/dev/null 2>&1 & echo $! =")
     gdb.expect(r"(\d+) =")
@@ -426,7 +427,7 @@ def test_a_second_one_is_refused_until_the_first_has_ended_even_by_kill_9(
     try:
         gdb.kill(signal.SIGKILL)
         gdb.wait()
-        with exclusive(lock):
+        with VmOwner.claim(lock, "vm"):
             pass
     finally:
         os.kill(left, signal.SIGKILL)

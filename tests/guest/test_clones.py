@@ -16,7 +16,7 @@ import pytest
 
 from vmdebug import guest, process
 from vmdebug.deadline import Deadline
-from vmdebug.debugger.ahead import Ahead
+from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.errors import HostError, StateError, VmError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.session import DebugSession
@@ -79,12 +79,12 @@ def test_a_clone_is_a_vm_like_any_other(frozen_guest: Template) -> None:
 
 
 def test_gdb_loads_its_symbols_while_a_clone_comes_up(frozen_guest: Template) -> None:
-    with Ahead.start(frozen_guest.spec.kernel, deadline=soon()) as ahead:
-        with DebugSession(frozen_guest.clone(deadline=soon()), owned=True, ahead=ahead) as session:
+    with PreloadedGdb.start(frozen_guest.spec.kernel) as preloaded:
+        with DebugSession(frozen_guest.clone(deadline=soon()), owned=True, preloaded=preloaded) as session:
             assert session.gdb.breakpoint("do_sys_openat2").number
             early = session.gdb.pid
-        assert ahead.take() is None
-    with Ahead.start(frozen_guest.spec.kernel, deadline=soon()) as unused:
+        assert preloaded.take() is None
+    with PreloadedGdb.start(frozen_guest.spec.kernel) as unused:
         pass
     assert unused.take() is None
     assert process.ProcessRef.of(early) is None

@@ -39,8 +39,8 @@ def machine(builtin: LaunchSpec) -> Iterator[Vm]:
 @pytest.fixture
 def gdb(machine: Vm, kernel: Kernel) -> Iterator[Gdb]:
     """GDB on it, with the VM's own way to interrupt."""
-    with Gdb.start(kernel.vmlinux, deadline=soon()) as started:
-        started.connect(machine.state.gdb, deadline=soon(), interrupter=machine.pause)
+    with Gdb.start(kernel.vmlinux) as started:
+        started.connect(machine.state.gdb, interrupter=machine.pause)
         yield started
 
 

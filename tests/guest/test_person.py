@@ -16,7 +16,7 @@ import zstandard
 
 from vmdebug import process, shipped, vm
 from vmdebug.deadline import Deadline
-from vmdebug.debugger.attach import Attachment, Extra, argv
+from vmdebug.debugger.interactive import Attachment, Extra, argv
 from vmdebug.guest import Kernel, LaunchSpec
 from vmdebug.process import Completed
 from vmdebug.vm import Vm

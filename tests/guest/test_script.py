@@ -71,7 +71,7 @@ def test_a_module_of_ones_own_has_a_directory_of_its_own(session: DebugSession, 
         directory.mkdir()
         (directory / f"{name}.ko").write_bytes(vmd_module_files.index([modules])[name].read_bytes())
     gdb = session.gdb
-    gdb._modules = kernels
+    gdb._modules.use(kernels)
     gdb.load_modules(own)
     for module, init in (("brd", "brd_init"), ("lkdtm", "lkdtm_module_init")):
         planted = gdb.breakpoint(init, pending=True)
@@ -219,7 +219,7 @@ def test_each_cpu_has_its_own(session: DebugSession) -> None:
         assert int(gdb.per_cpu("runqueues.cpu", cpu)) == cpu
         assert queue.idle.comm.string_() == f"swapper/{cpu}"
         assert int(gdb.per_cpu("current_task", cpu).pid) >= 0
-        assert gdb.backtrace(gdb.threads()[cpu])
+        assert gdb.backtrace(cpu)
     cache = gdb.evaluate("kmalloc_caches[0][6]")
     slab = getattr(cache, "cpu_slab", None)  # percpu memory that the kernel has allocated
     if slab is None:
@@ -246,7 +246,7 @@ def test_breakpoints_see_each_cpu_and_one_alone(session: DebugSession) -> None:
         job.result(timeout=SECONDS)
     gdb.delete_all()
     assert not gdb.stopped
-    gdb.breakpoint("do_sys_openat2", when='$_streq(filename, "/etc/nosuch")', thread=3)
+    gdb.breakpoint("do_sys_openat2", when='$_streq(filename, "/etc/nosuch")', cpu=2)
     job = session.exec("for cpu in 1 2 4; do taskset $cpu cat /etc/nosuch; done", wait=False)
     assert gdb.wait_stop(timeout=SECONDS).thread.cpu == 2
     gdb.cont(wait=False)

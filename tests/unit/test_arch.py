@@ -13,7 +13,7 @@ from tests.unit import kernelfiles
 from tests.unit.kernelfiles import ID, RELEASE, VERSION
 from vmdebug import arch, guest, kimage
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import attach
+from vmdebug.debugger import interactive
 from vmdebug.debugger.identity import Identity, Wanted
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import GuestOptions, Kernel, LaunchSpec
@@ -174,15 +174,16 @@ def test_an_emulator_that_is_not_there(linux: Path, runtime: Path, monkeypatch: 
 
 
 def test_gdb_gets_the_row(linux: Path) -> None:
-    words = attach.argv(attach.Attachment(endpoint="/gdb", kernel=resolve(linux).kernel))
+    words = interactive.argv(interactive.Attachment(endpoint="/gdb", kernel=resolve(linux).kernel))
     handed = next(word for word in words if "vmd_arch.use" in word)
     assert repr(arch.for_gdb(TOY)) in handed
 
 
 def test_a_breakpoint_that_is_never_hit(linux: Path) -> None:
-    asked = Identity(Wanted(kernel=resolve(linux).kernel), warn=lambda _text: None)
+    asked = Identity(lambda _command, _timeout: {}, warn=lambda _text: None)
+    asked.begin(Wanted(kernel=resolve(linux).kernel))
     entry = {"func": "toy_head", "addr": "0x1000040"}
-    error = asked.never_hit(lambda _command: {}, entry, "toy_head")
+    error = asked.never_hit(entry, "toy_head")
     assert error is not None
     assert "toy_start_kernel" in error.hint
     assert "0x40" in error.hint

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from vmdebug.debugger import breakpoints, mi, panics, refused, stop
-from vmdebug.debugger.breakpoints import Breakpoint, Catch
+from vmdebug.debugger import breakpoint as mi_breakpoint
+from vmdebug.debugger import breakpoints, gdb_errors, mi, stop
+from vmdebug.debugger.breakpoint import Breakpoint, Catch
 from vmdebug.debugger.stop import Thread
 from vmdebug.errors import GdbError
 
@@ -30,7 +31,7 @@ from vmdebug.errors import GdbError
     ],
 )
 def test_a_breakpoint(options: dict[str, Any], command: str) -> None:
-    assert breakpoints.insert("start_kernel", **options) == command
+    assert mi_breakpoint.insert("start_kernel", **options) == command
 
 
 @pytest.mark.parametrize(
@@ -42,12 +43,12 @@ def test_a_breakpoint(options: dict[str, Any], command: str) -> None:
     ],
 )
 def test_a_watchpoint(access: str, command: str) -> None:
-    assert breakpoints.watch("jiffies", access=access) == command
+    assert mi_breakpoint.watch("jiffies", access=access) == command
 
 
 def test_a_place_is_a_word_or_an_address() -> None:
-    assert breakpoints.location("init/main.c:914") == "init/main.c:914"
-    assert breakpoints.location(0xFFFFFFFF81000000) == "*0xffffffff81000000"
+    assert mi_breakpoint.location("init/main.c:914") == "init/main.c:914"
+    assert mi_breakpoint.location(0xFFFFFFFF81000000) == "*0xffffffff81000000"
 
 
 class Owner:
@@ -57,7 +58,7 @@ class Owner:
         self.deleted: list[int] = []
         self.commands: list[str] = []
 
-    def breakpoint_info(self, number: int) -> Mapping[str, Any]:
+    def info(self, number: int) -> Mapping[str, Any]:
         return {"number": str(number), "times": "3", "enabled": "y", "cond": "a == 1"}
 
     def change(self, command: str, where: str) -> None:
@@ -93,13 +94,13 @@ def payload(line: str) -> Mapping[str, Any]:
     ],
 )
 def test_what_gdb_made_of_it(answer: str, number: int, address: int, temporary: bool) -> None:
-    made = breakpoints.made(payload(answer), "there", Owner())
+    made = mi_breakpoint.made(payload(answer), "there", Owner())
     assert (made.number, made.where, made.address, made.temporary) == (number, "there", address, temporary)
 
 
 def test_a_breakpoint_counts_and_goes_at_the_end_of_its_block() -> None:
     owner = Owner()
-    with Breakpoint(4, "there", _owner=owner) as breakpoint_:
+    with Breakpoint(4, "there", owner=owner) as breakpoint_:
         assert breakpoint_.hits == 3
         assert owner.deleted == []
     assert owner.deleted == [4]
@@ -107,12 +108,12 @@ def test_a_breakpoint_counts_and_goes_at_the_end_of_its_block() -> None:
 
 def test_changes() -> None:
     owner = Owner()
-    breakpoint_ = Breakpoint(4, "there", _owner=owner)
+    breakpoint_ = Breakpoint(4, "there", owner=owner)
     assert (breakpoint_.enabled, breakpoint_.condition) == (True, "a == 1")
     breakpoint_.disable()
     breakpoint_.enable()
-    breakpoint_.when('a == "b"')
-    breakpoint_.when("")
+    breakpoint_.condition = 'a == "b"'
+    breakpoint_.condition = ""
     breakpoint_.ignore(3)
     assert owner.commands == [
         "-break-disable 4 # there",
@@ -125,7 +126,7 @@ def test_changes() -> None:
 
 def test_a_catch_goes_as_one() -> None:
     owner = Owner()
-    with Catch((Breakpoint(4, "panic", _owner=owner), Breakpoint(5, "oops_enter", _owner=owner))):
+    with Catch((Breakpoint(4, "panic", owner=owner), Breakpoint(5, "oops_enter", owner=owner))):
         assert owner.deleted == []
     assert owner.deleted == [4, 5]
 
@@ -139,7 +140,7 @@ def test_a_catch_goes_as_one() -> None:
     ],
 )
 def test_one_that_a_command_has_set(row: Mapping[str, Any], where: str, address: int) -> None:
-    found = breakpoints.listed(row, Owner())
+    found = mi_breakpoint.listed(row, Owner())
     assert (found.number, found.where, found.address) == (int(row["number"]), where, address)
 
 
@@ -152,7 +153,7 @@ def test_one_that_a_command_has_set(row: Mapping[str, Any], where: str, address:
     ],
 )
 def test_what_a_panic_catch_takes_in(oops: bool, warn: bool, reasons: list[str]) -> None:
-    found = list(panics.places(oops=oops, warn=warn))
+    found = list(breakpoints.panics(oops=oops, warn=warn))
     assert [reason for reason, _ in found] == reasons
     assert found[0][1] == ("vpanic", "panic")
 
@@ -178,7 +179,7 @@ def test_what_a_panic_catch_takes_in(oops: bool, warn: bool, reasons: list[str])
         ),
         (
             "Warning:\nCannot insert breakpoint 1.\nCannot access memory at address 0xffffffff82e0d7b7",
-            "here: the guest has nothing mapped yet where a breakpoint would be written",
+            "here: the guest has not mapped the memory yet that a breakpoint is written to",
             "hardware=True",
         ),
         ('Function "x" not defined.', 'here: Function "x" not defined.', "pending=True"),
@@ -186,29 +187,29 @@ def test_what_a_panic_catch_takes_in(oops: bool, warn: bool, reasons: list[str])
     ],
 )
 def test_what_a_refusal_means(words: str, message: str, hint: str) -> None:
-    error = refused.planting(GdbError("GDB refused it", command="-x", words=words), "here")
+    error = gdb_errors.breakpoint_refused(GdbError("GDB refused it", command="-x", words=words), "here")
     assert error.message == message
     assert hint in error.hint
     assert (error.command, error.words) == ("-x", words)
 
 
 @pytest.mark.parametrize(
-    ("when", "absent", "hint"),
+    ("when", "unknown", "hint"),
     [
-        ("count > x", refused.ABSENT, refused.IN_SCOPE),
-        ("count > xx", refused.ABSENT, refused.ABSENT),
-        ("", refused.HERE, refused.HERE),
+        ("count > x", gdb_errors.UNKNOWN_PLACE, gdb_errors.IN_SCOPE),
+        ("count > xx", gdb_errors.UNKNOWN_PLACE, gdb_errors.UNKNOWN_PLACE),
+        ("", gdb_errors.WATCHABLE, gdb_errors.WATCHABLE),
     ],
 )
-def test_what_to_do_about_a_name_depends_on_where_it_stands(when: str, absent: str, hint: str) -> None:
+def test_what_to_do_about_a_name_depends_on_where_it_stands(when: str, unknown: str, hint: str) -> None:
     error = GdbError("GDB refused it", command="-x", words='No symbol "x" in current context.')
-    assert refused.planting(error, "here", when=when, absent=absent).hint == hint
+    assert gdb_errors.breakpoint_refused(error, "here", when=when, unknown=unknown).hint == hint
 
 
 def test_the_end_of_gdb_is_no_refusal() -> None:
     ended = GdbError("GDB has ended")
-    assert refused.planting(ended, "here") is ended
-    assert refused.reworded(ended, "here") is ended
+    assert gdb_errors.breakpoint_refused(ended, "here") is ended
+    assert gdb_errors.renamed(ended, "here") is ended
 
 
 # Stops

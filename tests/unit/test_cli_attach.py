@@ -9,14 +9,16 @@ import pytest
 
 from tests.unit import cli_doubles
 from vmdebug import cli
-from vmdebug.debugger.attach import Attachment, Extra
+from vmdebug.debugger.interactive import Attachment, Extra
 
 
 @pytest.fixture
 def attached(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Attachment, dict[str, Any]]]:
     calls: list[tuple[Attachment, dict[str, Any]]] = []
     monkeypatch.setattr("vmdebug.vm.find", lambda name: cli_doubles.machine(name or "only"))
-    monkeypatch.setattr("vmdebug.debugger.attach.attach", lambda what, **where: calls.append((what, where)))
+    monkeypatch.setattr(
+        "vmdebug.debugger.interactive.attach", lambda what, **where: calls.append((what, where))
+    )
     return calls
 
 

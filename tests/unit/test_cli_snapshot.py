@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit import cli_doubles
 from vmdebug import cli, vm
-from vmdebug.debugger import attach
+from vmdebug.debugger.ownership import VmOwner
 from vmdebug.vm.saved import cloning
 from vmdebug.vm.saved.snapshot import Snapshot
 
@@ -67,7 +67,7 @@ def test_beside_a_gdb_it_is_refused(
     words: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with attach.exclusive(vm.find("one").rundir.attach_lock):
+    with VmOwner.claim(vm.find("one").rundir.attach_lock, "one"):
         assert cli.status_of(words) == 1
     assert "attached" in capsys.readouterr().err
     assert asked == []

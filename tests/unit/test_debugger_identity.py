@@ -40,39 +40,44 @@ class Gdb:
         self.answers = answers
         self.asked: list[str] = []
 
-    def __call__(self, command: str) -> Mapping[str, Any]:
+    def __call__(self, command: str, timeout: float) -> Mapping[str, Any]:
         self.asked.append(command)
         return self.answers[command.partition(" ")[0].removeprefix("-vmd-").lstrip("-").replace("-", "_")]
 
 
-def identity(warnings: list[str] | None = None, **wanted: Any) -> Identity:
-    return Identity(Wanted(kernel=KERNEL, **wanted), ([] if warnings is None else warnings).append)
+def identity(gdb: Gdb, warnings: list[str] | None = None, **wanted: Any) -> Identity:
+    asked = Identity(gdb, ([] if warnings is None else warnings).append)
+    asked.begin(Wanted(kernel=KERNEL, **wanted))
+    return asked
 
 
 def test_a_proven_kernel_is_asked_for_once() -> None:
-    gdb, asked = Gdb(prove=PROVEN), identity()
-    assert not asked.settle(gdb)
+    gdb = Gdb(prove=PROVEN)
+    asked = identity(gdb)
+    assert not asked.settle()
     assert not asked.open
+    assert not asked.settle()
     assert gdb.asked == ["-vmd-prove 0"]
 
 
 def test_the_slide_is_told() -> None:
-    asked = identity(kaslr=True)
-    assert asked.settle(Gdb(prove=SLID))
+    asked = identity(Gdb(prove=SLID), kaslr=True)
+    assert asked.settle()
+    assert asked.verdict is not None
     assert asked.verdict.slide == 241172480
 
 
 @pytest.mark.parametrize("state", ["unmapped", "placed", "unknown"])
 def test_what_is_not_proven_is_asked_again_at_the_next_stop(state: str) -> None:
-    asked = identity()
-    asked.settle(Gdb(prove=UNMAPPED | {"state": state}))
+    asked = identity(Gdb(prove=UNMAPPED | {"state": state}))
+    asked.settle()
     assert asked.open
 
 
 def test_another_build_names_both_sides_and_where_each_came_from() -> None:
-    asked = identity()
+    asked = identity(Gdb(prove=OTHER))
     with pytest.raises(MismatchError) as caught:
-        asked.settle(Gdb(prove=OTHER))
+        asked.settle()
     error = caught.value
     assert f"build-id {'11' * 20} against {'22' * 20}" in error.message
     assert "vmlinux=" in error.hint
@@ -85,8 +90,9 @@ def test_another_build_names_both_sides_and_where_each_came_from() -> None:
 
 def test_force_warns_and_asks_no_more() -> None:
     warnings: list[str] = []
-    gdb, asked = Gdb(prove=OTHER), identity(warnings, force=True)
-    asked.settle(gdb)
+    gdb = Gdb(prove=OTHER)
+    asked = identity(gdb, warnings, force=True)
+    asked.settle()
     assert gdb.asked == ["-vmd-prove 1"]
     assert not asked.open
     (warning,) = warnings
@@ -104,10 +110,10 @@ def test_force_warns_and_asks_no_more() -> None:
 )
 def test_a_kernel_that_is_not_mapped_is_waited_for(wanted: dict[str, Any], planted: str) -> None:
     gdb = Gdb(prove=UNMAPPED, **{"await": {"first": "x86_64_start_kernel"}}, awaited={"reached": "1"})
-    asked = identity(**wanted)
-    assert asked.wait(gdb, planned=True)
+    asked = identity(gdb, **wanted)
+    assert asked.wait(planned=True)
     assert asked.waiting
-    assert asked.arrived(gdb)
+    assert asked.arrived()
     assert not asked.waiting
     assert gdb.asked == ["-vmd-prove 0", planted, "-vmd-awaited"]
 
@@ -115,17 +121,17 @@ def test_a_kernel_that_is_not_mapped_is_waited_for(wanted: dict[str, Any], plant
 @pytest.mark.parametrize("answer", [PROVEN, PROVEN | {"state": "placed"}, PROVEN | {"state": "unknown"}])
 def test_a_kernel_that_runs_is_not_waited_for(answer: Mapping[str, Any]) -> None:
     gdb = Gdb(prove=answer)
-    assert not identity().wait(gdb, planned=True)
+    assert not identity(gdb).wait(planned=True)
     assert gdb.asked == ["-vmd-prove 0"]
 
 
 def test_kvm_and_kaslr_have_no_early_breakpoints_and_say_so() -> None:
     gdb = Gdb(prove=UNMAPPED, **{"await": {"first": ""}})
-    asked = identity(accel="kvm", kaslr=True)
+    asked = identity(gdb, accel="kvm", kaslr=True)
     with pytest.raises(StateError, match="one of 512 places: KVM has 4 hardware breakpoints") as caught:
-        asked.wait(gdb, planned=True)
+        asked.wait(planned=True)
     assert 'accel="tcg"' in caught.value.hint
-    assert not asked.wait(gdb, planned=False), "without breakpoints nothing is lost"
+    assert not asked.wait(planned=False), "without breakpoints nothing is lost"
 
 
 FUNCTION = {"number": "1", "addr": "0xffffffff81000123", "func": "__startup_64", "file": "head64.c"}
@@ -144,7 +150,7 @@ NAMED = {"value": "(void (*)(void)) 0xffffffff81000004 <startup_64+4>"}
 def test_a_breakpoint_that_is_never_hit_is_explained(
     entry: Mapping[str, Any], where: str, says: str, physical: str
 ) -> None:
-    error = identity().never_hit(Gdb(data_evaluate_expression=NAMED), entry, where)
+    error = identity(Gdb(data_evaluate_expression=NAMED)).never_hit(entry, where)
     assert error is not None
     assert says in error.message
     assert "x86_64_start_kernel" in error.hint
@@ -160,4 +166,4 @@ def test_a_breakpoint_that_is_never_hit_is_explained(
     ],
 )
 def test_any_other_breakpoint_is_fine(entry: Mapping[str, Any]) -> None:
-    assert identity().never_hit(Gdb(), entry, "x") is None
+    assert identity(Gdb()).never_hit(entry, "x") is None

@@ -14,8 +14,9 @@ import pytest
 
 from vmdebug import cli
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import kgdb, line
-from vmdebug.debugger.line import Line
+from vmdebug.debugger.kgdb import endpoint, stub
+from vmdebug.debugger.kgdb.endpoint import Endpoint
+from vmdebug.debugger.ownership import KgdbOwner
 from vmdebug.errors import DeadlineError, HostError, StateError, UsageError, VmError
 from vmdebug.progress import Step, silent
 
@@ -34,39 +35,39 @@ def pair() -> Iterator[tuple[int, int]]:
 
 class TestWhatItMayBe:
     def test_a_port_of_a_host(self) -> None:
-        assert line.parse("rack7:2001") == Line("tcp", "rack7:2001")
-        assert line.parse("[::1]:2001") == Line("tcp", "[::1]:2001")
+        assert endpoint.parse("rack7:2001") == Endpoint("tcp", "rack7:2001")
+        assert endpoint.parse("[::1]:2001") == Endpoint("tcp", "[::1]:2001")
 
     def test_a_device(self, pair: tuple[int, int]) -> None:
         name = os.ttyname(pair[1])
-        assert line.parse(name) == Line("device", name)
+        assert endpoint.parse(name) == Endpoint("device", name)
 
     def test_a_socket(self, tmp_path: Path) -> None:
         path = tmp_path / "cable"
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(path))
-        assert line.parse(str(path)) == Line("socket", str(path))
+        assert endpoint.parse(str(path)) == Endpoint("socket", str(path))
 
     def test_a_file_is_none(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(UsageError, match="neither a serial device nor a socket"):
-            line.parse(str(tmp_path / "file"))
+            endpoint.parse(str(tmp_path / "file"))
 
     def test_one_that_is_not_there(self) -> None:
         with pytest.raises(HostError, match="there is no /dev/ttyNONE9: No such file"):
-            line.parse("/dev/ttyNONE9")
+            endpoint.parse("/dev/ttyNONE9")
 
     def test_a_bare_name_is_told_its_path(self) -> None:
         with pytest.raises(UsageError) as caught:
-            line.parse("null")
+            endpoint.parse("null")
         assert caught.value.hint == "write /dev/null"
 
 
 class TestOpening:
     def test_what_is_no_serial_line(self) -> None:
         with (
-            pytest.raises(HostError, match="/dev/zero is no serial line"),
-            line.opened(Line("device", "/dev/zero"), 115200),
+            pytest.raises(HostError, match="/dev/zero is not a serial line"),
+            endpoint.opened(Endpoint("device", "/dev/zero"), 115200),
         ):
             pass
 
@@ -74,14 +75,14 @@ class TestOpening:
         name = os.ttyname(pair[1])
         with (
             pytest.raises(StateError, match=rf"{name} is in use: pid {os.getpid()} "),
-            line.opened(Line("device", name), 115200),
+            endpoint.opened(Endpoint("device", name), 115200),
         ):
             pass
 
     def test_a_speed_that_there_is_not(self) -> None:
         with (
             pytest.raises(UsageError, match="no speed of 12345 baud"),
-            line.opened(Line("device", "/dev/tty"), 12345),
+            endpoint.opened(Endpoint("device", "/dev/tty"), 12345),
         ):
             pass
 
@@ -91,17 +92,17 @@ class TestOpening:
             bound.bind(str(path))
         with (
             pytest.raises(HostError, match=r"cannot connect to .*: Connection refused"),
-            line.opened(Line("socket", str(path)), 0),
+            endpoint.opened(Endpoint("socket", str(path)), 0),
         ):
             pass
 
     def test_the_second_who_attaches_is_told_of_the_first(self) -> None:
-        where = Line("tcp", "rack7:2001")
-        held = line.hold(where)
-        with pytest.raises(StateError, match=rf"attached at rack7:2001 already: pid {os.getpid()}"):
-            line.hold(where)
-        os.close(held)
-        os.close(line.hold(where))
+        where = Endpoint("tcp", "rack7:2001")
+        already = rf"attached at rack7:2001 already: pid {os.getpid()}"
+        with KgdbOwner.claim(where), pytest.raises(StateError, match=already):
+            KgdbOwner.claim(where)
+        with KgdbOwner.claim(where):
+            pass
 
 
 class Stub:
@@ -137,29 +138,29 @@ class TestWaiting:
     @pytest.mark.parametrize("questions", [1, 3])
     def test_every_question_is_answered_before_gdb_comes(self, questions: int) -> None:
         told: list[Step] = []
-        with Stub(questions) as stub:
-            where = Line("socket", "/cable")
-            kgdb.wait(stub.ours.fileno(), where, deadline=Deadline.after(SECONDS), report=told.append)
-        assert stub.acknowledged == questions
+        with Stub(questions) as machine:
+            where = Endpoint("socket", "/cable")
+            stub.ask(machine.ours.fileno(), where, deadline=Deadline.after(SECONDS), report=told.append)
+        assert machine.acknowledged == questions
         note = "on the machine: echo g > /proc/sysrq-trigger"
         assert told == [Step("waiting for kgdb to answer at /cable", note=note)] * (questions - 1)
 
     def test_a_machine_that_does_not_stop(self) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs, pytest.raises(DeadlineError, match=r"waited 0\.1 s for kgdb to answer at /cable"):
-            kgdb.wait(ours.fileno(), Line("socket", "/cable"), deadline=Deadline.after(0.1), report=silent)
+            stub.ask(ours.fileno(), Endpoint("socket", "/cable"), deadline=Deadline.after(0.1), report=silent)
 
     def test_a_line_that_is_closed(self) -> None:
         ours, theirs = socket.socketpair()
         theirs.close()
         with ours, pytest.raises(VmError, match="the line /cable was closed"):
-            kgdb.wait(ours.fileno(), Line("socket", "/cable"), deadline=Deadline.after(9), report=silent)
+            stub.ask(ours.fileno(), Endpoint("socket", "/cable"), deadline=Deadline.after(9), report=silent)
 
 
 def test_what_gdb_is_told_first() -> None:
     before = ("set $vmd_kgdb = 1", "set remote interrupt-sequence BREAK-g")
-    assert kgdb.settings(Line("tcp", "rack7:2001"), 9600) == before
-    assert kgdb.settings(Line("device", "/dev/ttyS0"), 9600) == (*before, "set serial baud 9600")
+    assert stub.settings(Endpoint("tcp", "rack7:2001"), 9600) == before
+    assert stub.settings(Endpoint("device", "/dev/ttyS0"), 9600) == (*before, "set serial baud 9600")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_an_interrupt_is_told_from_other_stops() -> None:
 def test_a_lost_connection() -> None:
     state = told(ATTACHED, *RUNNING, *GONE)
     assert state.state is State.GONE
-    with pytest.raises(GuestDiedError, match="threads: the guest has exited, or QEMU was ended"):
+    with pytest.raises(GuestDiedError, match="threads: the guest has exited, or QEMU has ended"):
         state.need("threads", State.STOPPED)
 
 
@@ -75,7 +75,7 @@ def test_a_goodbye() -> None:
 
 def test_detaching_is_no_loss() -> None:
     state = told(ATTACHED)
-    with state.letting_go():
+    with state.detaching():
         tell(state, *GONE)
     assert state.state is State.DETACHED
 

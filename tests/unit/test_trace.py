@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vmdebug.debugger.breakpoints import Breakpoint
+from vmdebug.debugger.breakpoint_table import BreakpointTable
 from vmdebug.debugger.collector import GdbCollector, decode
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import Stop, Thread, frame
@@ -73,7 +73,7 @@ class Runner:
         self.did.append(command if "start" not in command else "start")
         return self._answers.pop(0)
 
-    def trace(self, planted: dict[int, Breakpoint]) -> Trace:
+    def trace(self, planted: BreakpointTable) -> Trace:
         return Trace(GdbCollector(self, self.ask, planted), Wanted((READ,)))
 
 
@@ -87,11 +87,11 @@ def test_a_batch_as_hits() -> None:
 
 def test_a_stopped_guest_runs_inside_the_block_only() -> None:
     runner = Runner(State.STOPPED, BEGUN, batch(NOTED), batch(NOTED, full=True))
-    planted: dict[int, Breakpoint] = {}
+    planted = BreakpointTable()
     with runner.trace(planted) as hits:
         assert hits.take() == [HIT]
         assert not hits.full
-        assert sorted(planted) == [-8, -7]
+        assert sorted(each.number for each in planted.all()) == [-8, -7]
         assert hits.notes == ("that is all",)
     assert runner.did == [
         "hold", "start", "let go", "resume",
@@ -100,12 +100,12 @@ def test_a_stopped_guest_runs_inside_the_block_only() -> None:
     ]  # fmt: skip
     assert list(hits) == [HIT, HIT]
     assert hits.full
-    assert planted == {}
+    assert not planted
 
 
 def test_a_running_guest_runs_on() -> None:
     runner = Runner(State.RUNNING, BEGUN, batch())
-    with runner.trace({}) as hits:
+    with runner.trace(BreakpointTable()) as hits:
         pass
     assert len(hits) == 0
     assert runner.did == ["hold", "start", "let go", "hold", "-vmd-trace-end 3 0", "let go"]
@@ -122,14 +122,14 @@ def test_hits_are_asked_for_again_while_gdb_is_busy_with_more() -> None:
             return super().ask(command)
 
     runner = Busy(State.RUNNING, BEGUN, batch(NOTED), batch())
-    with runner.trace({}) as hits:
+    with runner.trace(BreakpointTable()) as hits:
         assert hits.take() == [HIT]
     assert runner.did[3:] == ["-vmd-trace-take 3 0", "hold", "-vmd-trace-end 3 1", "let go"]
 
 
 def test_a_guest_that_died_leaves_what_it_gave() -> None:
     runner = Runner(State.RUNNING, BEGUN, batch(NOTED))
-    with runner.trace({}) as hits:
+    with runner.trace(BreakpointTable()) as hits:
         runner.state = State.GONE
     assert hits[:] == [HIT]
     assert runner.did[-1] == "-vmd-trace-end 3 0"
@@ -141,11 +141,11 @@ def test_a_guest_that_cannot_be_resumed_keeps_no_breakpoints() -> None:
             raise GdbError("it does not run")
 
     runner = Stuck(State.STOPPED, BEGUN, batch())
-    planted: dict[int, Breakpoint] = {}
+    planted = BreakpointTable()
     with pytest.raises(GdbError, match="does not run"), runner.trace(planted):
         pass
     assert runner.did[-2:] == ["-vmd-trace-end 3 0", "let go"]
-    assert planted == {}
+    assert not planted
 
 
 @pytest.mark.parametrize(

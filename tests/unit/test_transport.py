@@ -10,9 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import mi, transport
-from vmdebug.debugger.end import End
-from vmdebug.debugger.transport import Transport
+from vmdebug.debugger import mi, startup
+from vmdebug.debugger.transport import GdbProcess, Transport
 from vmdebug.errors import DeadlineError, GdbError
 
 
@@ -57,7 +56,7 @@ class FakeGdb:
         self.commands: list[str] = []
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._life = threading.Thread(target=self._live)
-        end = End(1, self.die, os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb"), stderr)
+        end = GdbProcess(1, self.die, os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb"), stderr)
         self.transport = Transport(end, self.listener)
         self.transport._idle.start()
 
@@ -111,7 +110,7 @@ def gdb(deaf_gdb: FakeGdb) -> FakeGdb:
 
 
 def test_the_command_line() -> None:
-    assert transport.argv("/usr/bin/gdb") == [
+    assert startup.mi_argv("/usr/bin/gdb") == [
         "/usr/bin/gdb",
         "-nx",
         "-q",

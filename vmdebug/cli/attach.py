@@ -13,7 +13,7 @@ from vmdebug.cli import options, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
-    from vmdebug.debugger.attach import Attachment, Extra
+    from vmdebug.debugger.interactive import Attachment, Extra
 
 ORDER = "vmdebug.order"
 """Key in a context's `meta` of the options' names in the order in which they were given."""
@@ -93,11 +93,11 @@ def attach(
     """
     from functools import partial
 
-    from vmdebug.debugger import attach as attaching
+    from vmdebug.debugger import interactive
 
     attachment = partial(
-        attaching.Attachment,
-        program=attaching.program(gdb),
+        interactive.Attachment,
+        program=interactive.program(gdb),
         extra=_in_order(context, {"x": x or [], "ex": ex or []}),
         batch=batch,
         until=until,
@@ -127,7 +127,7 @@ def _refuse(*, until: str | None, timeout: float | None, share: bool, batch: boo
 def _to_vm(name: str | None, attachment: Callable[..., Attachment]) -> NoReturn:
     """Become GDB on a VM; what has to do with it is added to the attachment."""
     from vmdebug import vm
-    from vmdebug.debugger import attach as attaching
+    from vmdebug.debugger import interactive
 
     machine = vm.find(name)
     state = machine.state
@@ -137,12 +137,12 @@ def _to_vm(name: str | None, attachment: Callable[..., Attachment]) -> NoReturn:
         accel=state.accel,
         kaslr="nokaslr" not in state.spec.parameters,
     )
-    attaching.attach(wanted, lock=machine.rundir.attach_lock, vm=machine.name)
+    interactive.attach(wanted, lock=machine.rundir.attach_lock, vm=machine.name)
 
 
 def _in_order(context: typer.Context, given: dict[str, list[str]]) -> tuple[Extra, ...]:
     """Return the values of `-x` and `-ex` as one list, in the order in which they were given."""
-    from vmdebug.debugger.attach import Extra
+    from vmdebug.debugger.interactive import Extra
 
     rest = {name: iter(values) for name, values in given.items()}
     return tuple(Extra(name, next(rest[name])) for name in context.meta[ORDER] if name in rest)

@@ -31,11 +31,11 @@ def clone(
     """
     from vmdebug import vm
     from vmdebug.deadline import Deadline
-    from vmdebug.debugger import attach as attaching
+    from vmdebug.debugger.ownership import VmOwner
     from vmdebug.vm.saved import cloning
 
     machine = vm.find(name)
-    with attaching.exclusive(machine.rundir.attach_lock), render.progress() as report:
+    with VmOwner.claim(machine.rundir.attach_lock, machine.name), render.progress() as report:
         clones = cloning.clone(machine, count, report=report, deadline=Deadline.after(timeout))
     if as_json:
         render.put_json([each.facts() for each in clones])

@@ -11,8 +11,8 @@ from vmdebug.cli import options, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
-    from vmdebug.debugger.attach import Attachment
-    from vmdebug.debugger.line import Line
+    from vmdebug.debugger.interactive import Attachment
+    from vmdebug.debugger.kgdb.endpoint import Endpoint
     from vmdebug.guest import Kernel
 
 Words = Annotated[
@@ -105,31 +105,32 @@ def attach(words: str, baud: int | None, attachment: Attachment) -> NoReturn:
         attachment: The rest; its endpoint is made here, and its time is for the machine to come into kgdb.
     """
     from vmdebug.cli import render
-    from vmdebug.deadline import Deadline
-    from vmdebug.debugger import attach as attaching
-    from vmdebug.debugger import kgdb, line
+    from vmdebug.debugger import interactive
+    from vmdebug.debugger.kgdb import endpoint, stub
+    from vmdebug.debugger.ownership import KgdbOwner
 
-    speed = kgdb.BAUD if baud is None else baud
-    where = line.parse(words)
+    speed = stub.BAUD if baud is None else baud
+    where = endpoint.parse(words)
     seconds = attachment.timeout or (BATCH_SECONDS if attachment.batch else FOR_EVER)
     full = dataclasses.replace(
-        attachment, endpoint=where.endpoint, before=kgdb.settings(where, speed), timeout=None
+        attachment, endpoint=where.address, before=stub.settings(where, speed), timeout=None
     )
-    attaching.find(attachment.program[0])
+    interactive.find(attachment.program[0])
     if not attachment.batch:
         _tell(full.kernel, where, speed)
-    with render.progress() as report:
-        held = kgdb.come(where, speed, deadline=Deadline.after(seconds), report=report)
-    attaching.become(full, held)
+    with KgdbOwner.claim(where) as owner:
+        with render.progress() as report:
+            stub.wait(where, speed, timeout=seconds, report=report)
+        interactive.become(full, owner)
 
 
-def _tell(kernel: Kernel, where: Line, baud: int) -> None:
+def _tell(kernel: Kernel, where: Endpoint, baud: int) -> None:
     from vmdebug.cli import render
 
     speed = f", {baud} baud" if where.kind == "device" else ""
     render.tell_facts(
         {
-            "kgdb": f"{where.endpoint}{speed}",
+            "kgdb": f"{where.address}{speed}",
             "kernel": f"{kernel.release or kernel.image}, of {kernel.origin}",
             "symbols": str(kernel.vmlinux or "none"),
             "": "The machine stands still while GDB has it; `detach` and `quit` let it run on.\n"

@@ -38,10 +38,10 @@ def save(
 ) -> None:
     """Take a snapshot; a guest that runs, runs on."""
     from vmdebug import vm
-    from vmdebug.debugger import attach as attaching
+    from vmdebug.debugger.ownership import VmOwner
 
     machine = vm.find(name)
-    with attaching.exclusive(machine.rundir.attach_lock):
+    with VmOwner.claim(machine.rundir.attach_lock, machine.name):
         called = tag or _free([each.tag for each in machine.snapshots()])
         machine.snapshot(called)
     render.tell(
@@ -55,10 +55,10 @@ def save(
 def load(name: Name, tag: Tag = None) -> None:
     """Go back to a snapshot; a guest that runs, or has panicked, runs on from there."""
     from vmdebug import vm
-    from vmdebug.debugger import attach as attaching
+    from vmdebug.debugger.ownership import VmOwner
 
     machine = vm.find(name)
-    with attaching.exclusive(machine.rundir.attach_lock):
+    with VmOwner.claim(machine.rundir.attach_lock, machine.name):
         called = tag or _newest(machine.name, machine.snapshots())
         machine.restore(called)
     render.tell(f"{machine.name}: back at {called}, {machine.status()}")

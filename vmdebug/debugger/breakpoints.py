@@ -1,245 +1,298 @@
-"""Breakpoints: how one is asked for, and the object that stands for one in GDB.
-
-With TCG all kinds are unlimited. With KVM a software breakpoint is written into
-guest memory, so it needs the kernel to be there, and hardware ones are few.
-"""
+"""Setting, listing and deleting breakpoints; GDB stops a running guest for each, and resumes it."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, SupportsIndex, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, SupportsIndex
 
-from vmdebug.debugger import mi
-from vmdebug.errors import UsageError
+from vmdebug.debugger import breakpoint as mi_breakpoint
+from vmdebug.debugger import gdb_errors
+from vmdebug.debugger.breakpoint import Breakpoint, Catch
+from vmdebug.debugger.breakpoint_table import BreakpointTable, Callback, Entry
+from vmdebug.debugger.connection import STANDING, Connection
+from vmdebug.debugger.control import STOP_SECONDS, RunControl
+from vmdebug.debugger.identity import Identity
+from vmdebug.debugger.inspection import Inspection
+from vmdebug.debugger.modules import ModuleSymbols
+from vmdebug.debugger.runstate import State
+from vmdebug.debugger.stop import OOPS, PANIC, WARNING, Thread
+from vmdebug.errors import GdbError, UsageError
 
-if TYPE_CHECKING:
-    from vmdebug.debugger.stop import Stop
-
-Callback: TypeAlias = "Callable[[Stop], bool | None]"
-"""Called at each hit, with the guest stopped; True stops there, anything else goes on."""
-
-
-class Owner(Protocol):
-    """What a breakpoint asks of GDB; `gdb.Gdb` answers."""
-
-    def breakpoint_info(self, number: int) -> Mapping[str, Any]:
-        """Return what GDB holds about it: `bkpt={…}`."""
-
-    def change(self, command: str, where: str) -> None:
-        """Carry out an MI command that changes it."""
-
-    def delete(self, breakpoint: Breakpoint) -> None:  # noqa: A002 - the word of the field
-        """Take it out."""
-
-
-class _Block:
-    """Gone at the end of its block."""
-
-    __slots__ = ()
-
-    def delete(self) -> None:
-        """Take it out."""
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.delete()
+_PANICS = (
+    # panic() calls vpanic() where there is one, as do callers that have the arguments in a va_list.
+    (PANIC, ("vpanic", "panic")),
+    # die(), page faults and BUG() of every architecture call it; oops_begin() is that of one architecture.
+    (OOPS, ("oops_enter",)),
+    (WARNING, ("__warn",)),
+)
+"""Each reason, and functions of which the kernel has one. All are in kernel/panic.c, and run before it
+prints."""
 
 
-@dataclass(frozen=True, slots=True)
-class Breakpoint(_Block):
-    """One breakpoint or watchpoint of GDB's; as a context manager it is gone at the end of the block.
-
-    What changes it stops a running guest, which then goes on.
+class Breakpoints:
+    """Sets breakpoints and watchpoints.
 
     Args:
-        number: GDB's number.
-        where: What was asked for: a symbol, file:line, *address, a watched expression.
-        address: Where it is; 0 while pending, and where it is in several places.
-        temporary: GDB deletes it when it is hit.
-        callback: Called at each hit.
-        reason: Why the guest stops there, where that is more than that a breakpoint was hit; see `stop.Stop`.
+        connection: The connection to GDB.
+        table: The breakpoints that were set.
+        control: Stops and resumes the guest.
+        identity: Knows places that are never hit.
+        inspection: Knows the CPUs.
+        modules: Loads symbols that a breakpoint waits for.
+        planted: Told the number of each breakpoint that was set.
     """
 
-    number: int
-    where: str
-    address: int = field(default=0, compare=False)
-    temporary: bool = field(default=False, compare=False)
-    callback: Callback | None = field(default=None, repr=False, compare=False)
-    reason: str = field(default="", repr=False, compare=False)
-    _owner: Owner | None = field(default=None, repr=False, compare=False)
+    def __init__(
+        self,
+        connection: Connection,
+        table: BreakpointTable,
+        *,
+        control: RunControl,
+        identity: Identity,
+        inspection: Inspection,
+        modules: ModuleSymbols,
+        planted: Callable[[int], None],
+    ) -> None:
+        self._connection = connection
+        self._table = table
+        self._control = control
+        self._identity = identity
+        self._inspection = inspection
+        self._modules = modules
+        self._planted = planted
 
-    @property
-    def hits(self) -> int:
-        """How often it was hit; GDB counts only where the condition held.
+    def set(
+        self,
+        where: str | SupportsIndex,
+        *,
+        when: str = "",
+        temporary: bool = False,
+        hardware: bool = False,
+        ignore: int = 0,
+        cpu: int | None = None,
+        pending: bool = False,
+        callback: Callback | None = None,
+    ) -> Breakpoint:
+        """Set a breakpoint; a running guest is stopped for that, and goes on.
 
-        Raises:
-            GdbError: it is no longer there.
-        """
-        return int(self._gdb.breakpoint_info(self.number).get("times", 0))
-
-    @property
-    def enabled(self) -> bool:
-        """Whether it stops the guest.
-
-        Raises:
-            GdbError: it is no longer there.
-        """
-        return self._gdb.breakpoint_info(self.number).get("enabled") == "y"
-
-    @property
-    def condition(self) -> str:
-        """When it stops the guest; "" is always.
-
-        Raises:
-            GdbError: it is no longer there.
-        """
-        return str(self._gdb.breakpoint_info(self.number).get("cond", ""))
-
-    def enable(self) -> None:
-        """Have it stop the guest again.
-
-        Raises:
-            GdbError: it is no longer there.
-        """
-        self._gdb.change(f"-break-enable {self.number}", self.where)
-
-    def disable(self) -> None:
-        """Leave it where it is, and have it stop nothing; raises as `enable` does."""
-        self._gdb.change(f"-break-disable {self.number}", self.where)
-
-    def when(self, condition: str) -> None:
-        """Have it stop the guest only where a condition holds.
+        GDB calls a callback with the `Stop` of each hit, inside the call that waits: `cont`, `wait_stop`,
+        `session.exec`. It may do all that a stopped guest allows: read values, step and finish, set and
+        delete breakpoints, also its own. If it returns True, the call that waits returns that stop; otherwise
+        the guest goes on. An exception that it raises comes out of that call, and the guest stays stopped. If
+        a hit interrupts a step, finish or until, that ends there, whatever the callback returns.
 
         Args:
-            condition: In the language of the place; "" is always.
+            where: A symbol, file:line, `*expression`, or an address, also the `Value` of a pointer.
+            when: Condition, in the language of the place.
+            temporary: Whether GDB deletes it at its first stop.
+            hardware: Whether it uses one of the CPU's debug registers. Under KVM, only such a breakpoint
+                works before the kernel has mapped itself.
+            ignore: How many hits to ignore.
+            cpu: Number of the only CPU that it is for.
+            pending: Whether `where` may name a symbol that is not there yet, of a module.
+            callback: Called at each hit.
 
         Raises:
-            GdbError: it cannot be evaluated there, and the old one stays; or it is no longer there.
+            UsageError: there is no such CPU, or the place is never hit.
+            GdbError: GDB refused it: no such symbol, a condition that it cannot evaluate.
         """
-        words = f" {mi.quote(condition)}" if condition else ""
-        self._gdb.change(f"-break-condition {self.number}{words}", self.where)
+        place = mi_breakpoint.location(where)
+        what = f"a breakpoint at {place}"
+        if cpu is not None:
+            self._need_cpu(cpu, what)
+        command = mi_breakpoint.insert(
+            place,
+            when=when,
+            temporary=temporary,
+            hardware=hardware,
+            ignore=ignore,
+            thread=None if cpu is None else Thread.of(cpu).id,
+            pending=pending,
+        )
+        refusal = partial(gdb_errors.breakpoint_refused, what=what, when=when)
+        return self._insert(command, place, refusal=refusal, callback=callback)
 
-    def ignore(self, count: int) -> None:
-        """Pass over so many hits from now on; raises as `enable` does."""
-        self._gdb.change(f"-break-after {self.number} {count}", self.where)
+    def watch(
+        self,
+        expression: str,
+        *,
+        access: Literal["write", "read", "access"] = "write",
+        callback: Callback | None = None,
+    ) -> Breakpoint:
+        """Set a watchpoint; a running guest is stopped for that, and goes on.
 
-    def delete(self) -> None:
-        """Take it out; nothing happens when GDB has it no more."""
-        self._gdb.delete(self)
+        Args:
+            expression: What to watch: a variable, `*(int *)0x…`.
+            access: "write" stops when the value changes, "read" when it is read, "access" at both.
+            callback: Called at each hit, as that of a breakpoint.
 
-    @property
-    def _gdb(self) -> Owner:
-        assert self._owner is not None, "a breakpoint without its GDB"  # noqa: S101 - made by hand, in a test
-        return self._owner
+        Raises:
+            GdbError: GDB refused it, or the expression is not in memory.
+        """
+        what = f"a watchpoint on {expression}"
+        refusal = partial(gdb_errors.breakpoint_refused, what=what, unknown=gdb_errors.WATCHABLE)
+        command = mi_breakpoint.watch(expression, access=access)
+        with self._control.held():
+            made = self._insert(command, expression, refusal=refusal, callback=callback)
+            # With a guest connected, GDB knows by now whether QEMU can watch it.
+            if self._connection.state is State.STOPPED and self.info(made.number)["type"] == "watchpoint":
+                made.delete()
+                raise GdbError(
+                    f"{what}: it is not in memory, and GDB would watch it by single steps, on one CPU only",
+                    command=command,
+                    hint="use a breakpoint with a condition for a value in a register",
+                )
+        return made
+
+    def catch_panic(
+        self, *, oops: bool = True, warn: bool = False, callback: Callback | None = None
+    ) -> Catch:
+        """Stop where the kernel panics, before it prints, reboots, or ends QEMU.
+
+        The `reason` of the stop is `stop.PANIC`, `stop.OOPS` or `stop.WARNING`; its backtrace shows the
+        cause. An oops that ends in a panic stops twice.
+
+        Args:
+            oops: Whether to stop at oopses too: BUG(), a fault in the kernel.
+            warn: Whether to stop at WARN() too.
+            callback: Called at each of them, as that of a breakpoint.
+
+        Returns:
+            A context manager that deletes the breakpoints at the end of the block.
+
+        Raises:
+            GdbError: the symbols have no such function.
+        """
+        caught: list[Breakpoint] = []
+        with self._control.held():
+            try:
+                for reason, symbols in panics(oops=oops, warn=warn):
+                    caught.append(self._catch(reason, symbols, callback))
+            except BaseException:
+                Catch(tuple(caught)).delete()
+                raise
+        return Catch(tuple(caught))
+
+    def list(self) -> tuple[Breakpoint, ...]:
+        """Return all breakpoints and watchpoints that GDB has, also those that GDB commands have set."""
+        body = self._connection.fetch("-break-list")["BreakpointTable"]["body"]
+        # A breakpoint with several addresses has a row "1.1" for each.
+        numbers = {int(row["number"]): row for row in body if row["number"].isdigit()}
+        numbers.pop(self._modules.own_breakpoint, None)
+        found = ((self._table.get(number), row) for number, row in numbers.items())
+        return tuple(
+            mi_breakpoint.listed(row, self) if entry is None else entry.breakpoint for entry, row in found
+        )
+
+    def delete_all(self) -> None:
+        """Delete all breakpoints and watchpoints that GDB has."""
+        with self._control.held():
+            for each in self.list():
+                each.delete()
+
+    def delete_own(self, timeout: float = STOP_SECONDS) -> None:
+        """Delete the breakpoints that this process has set."""
+        if self._table and self._connection.state in (State.STOPPED, State.RUNNING):
+            with self._control.held(timeout=timeout):
+                for each in self._table.all():
+                    self.delete(each)
+
+    def delete(self, breakpoint: Breakpoint) -> None:  # noqa: A002 - the word of the field
+        """Delete a breakpoint; nothing happens if GDB no longer has it, or has ended."""
+        self._table.remove(breakpoint.number)
+        if self._connection.state is State.ENDED:
+            return
+        with self._control.held():
+            self._connection.ask(f"-break-delete {breakpoint.number}")
+
+    def change(self, command: str, where: str) -> None:
+        """Execute an MI command that changes a breakpoint; see `Breakpoint`.
+
+        Args:
+            command: The MI command.
+            where: The place that the breakpoint was asked for with, for the error.
+
+        Raises:
+            GdbError: GDB refused it.
+        """
+        with self._control.held():
+            what = f"the breakpoint at {where}"
+            try:
+                answer = self._connection.ask(command)
+            except GdbError as error:
+                raise gdb_errors.breakpoint_refused(error, what, unknown=gdb_errors.IN_SCOPE) from error
+            if "No breakpoint number" in answer.console + answer.log:  # to GDB that is no error
+                raise GdbError(f"{what} has been deleted", command=command, words=answer.log)
+
+    def info(self, number: int) -> Mapping[str, Any]:
+        """Return GDB's description of a breakpoint: "times", "enabled", "addr".
+
+        Raises:
+            GdbError: it has none of that number.
+        """
+        command = f"-break-info {number}"
+        for row in self._connection.fetch(command)["BreakpointTable"]["body"]:
+            if row.get("number") == str(number):
+                return dict(row)
+        raise GdbError(f"GDB has no breakpoint {number}", command=command)
+
+    def _catch(self, reason: str, symbols: Sequence[str], callback: Callback | None) -> Breakpoint:
+        for symbol in symbols:
+            what = f"a breakpoint at {symbol}"
+            refusal = partial(gdb_errors.breakpoint_refused, what=what, unknown=gdb_errors.UNKNOWN_PLACE_NOW)
+            try:
+                command = mi_breakpoint.insert(symbol)
+                return self._insert(command, symbol, refusal=refusal, callback=callback, reason=reason)
+            except GdbError as error:
+                if symbol == symbols[-1] or "not defined" not in error.words:
+                    raise
+        raise AssertionError("no symbols to catch")
+
+    def _insert(
+        self,
+        command: str,
+        where: str,
+        *,
+        refusal: Callable[[GdbError], GdbError],
+        callback: Callback | None = None,
+        reason: str = "",
+    ) -> Breakpoint:
+        self._connection.need("a breakpoint", *STANDING, State.RUNNING)
+        with self._control.held():
+            try:
+                payload = self._connection.fetch(command)
+            except GdbError as error:
+                raise refusal(error) from error
+            made = mi_breakpoint.made(payload, where, self)
+            self._table.add(Entry(made, callback, reason))
+            entry = payload.get("bkpt", {})
+            self._modules.follow(self, pending="pending" in entry)
+            never = self._identity.never_hit(entry, where)
+            if never is not None:
+                self.delete(made)
+                raise never
+            self._planted(made.number)
+        return made
+
+    def _need_cpu(self, cpu: int, what: str) -> None:
+        """Refuse a CPU that the guest does not have: GDB would wait for it for ever."""
+        if self._connection.state not in (State.STOPPED, State.RUNNING):
+            return
+        with self._control.held():
+            there = [thread.cpu for thread in self._inspection.threads()]
+        if cpu not in there:
+            raise UsageError(
+                f"{what}: the guest has no CPU {cpu}", hint=f"its CPUs are {', '.join(map(str, there))}"
+            )
 
 
-def location(where: str | SupportsIndex) -> str:
-    """Return where a breakpoint goes as GDB writes it: an address, or a pointer's value, becomes `*0x…`."""
-    return where if isinstance(where, str) else f"*{operator.index(where):#x}"
-
-
-def insert(
-    where: str,
-    *,
-    when: str = "",
-    temporary: bool = False,
-    hardware: bool = False,
-    ignore: int = 0,
-    thread: int | None = None,
-    pending: bool = False,
-) -> str:
-    """Return the MI command for a breakpoint; see "GDB/MI Breakpoint Commands" in the GDB manual.
+def panics(*, oops: bool, warn: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Return what `catch_panic` stops at: the reason, and the functions of which the kernel has one.
 
     Args:
-        where: A symbol, file:line, `*expression`.
-        when: Condition, in the language of the place; GDB evaluates it at each hit.
-        temporary: Whether it goes with its first stop.
-        hardware: Whether it takes one of the CPU's debug registers.
-        ignore: How many hits to pass over.
-        thread: GDB's number of the one CPU that it is for.
-        pending: Whether it may name what isn't there yet: a module's symbol.
+        oops: Whether to stop at oopses and BUG(), which need not end in a panic.
+        warn: Whether to stop at WARN().
     """
-    words = ["-break-insert"]
-    words += ["-t"] * temporary + ["-h"] * hardware + ["-f"] * pending
-    words += ["-c", mi.quote(when)] if when else []
-    words += ["-i", str(ignore)] if ignore else []
-    words += ["-p", str(thread)] if thread is not None else []
-    return " ".join([*words, "--", mi.quote(where)])
-
-
-def watch(expression: str, *, access: str = "write") -> str:
-    """Return the MI command for a watchpoint.
-
-    Args:
-        expression: What is watched; `*(int *)0x…` for an address.
-        access: "write", "read" or "access", which is both.
-
-    Raises:
-        UsageError: another one.
-    """
-    options = {"write": [], "read": ["-r"], "access": ["-a"]}
-    if access not in options:
-        raise UsageError(f"a watchpoint for {access!r}", hint=f"it is for one of {', '.join(options)}")
-    return " ".join(["-break-watch", *options[access], mi.quote(expression)])
-
-
-@dataclass(frozen=True, slots=True)
-class Catch(_Block):
-    """Breakpoints that stand for one thing; as a context manager they are gone at the end of the block.
-
-    Args:
-        breakpoints: Those.
-    """
-
-    breakpoints: tuple[Breakpoint, ...]
-
-    def delete(self) -> None:
-        """Take them out; nothing happens when GDB has them no more."""
-        for each in self.breakpoints:
-            each.delete()
-
-
-def made(
-    payload: Mapping[str, Any],
-    where: str,
-    owner: Owner,
-    *,
-    callback: Callback | None = None,
-    reason: str = "",
-) -> Breakpoint:
-    """Return the breakpoint that GDB's answer to `insert` or `watch` describes."""
-    entry = next(value for value in payload.values() if isinstance(value, Mapping) and "number" in value)
-    return Breakpoint(
-        number=int(entry["number"]),
-        where=where,
-        address=_address(entry),
-        temporary=entry.get("disp") == "del",
-        callback=callback,
-        reason=reason,
-        _owner=owner,
-    )
-
-
-def listed(entry: Mapping[str, Any], owner: Owner) -> Breakpoint:
-    """Return the breakpoint that a row of `-break-list` describes, which a command has set."""
-    where = entry.get("original-location") or entry.get("what") or entry.get("type", "")
-    return Breakpoint(
-        number=int(entry["number"]),
-        where=str(where),
-        address=_address(entry),
-        temporary=entry.get("disp") == "del",
-        _owner=owner,
-    )
-
-
-def _address(entry: Mapping[str, Any]) -> int:
-    word = str(entry.get("addr", ""))
-    return int(word, 16) if word.startswith("0x") else 0
+    wanted = {PANIC: True, OOPS: oops, WARNING: warn}
+    return ((reason, symbols) for reason, symbols in _PANICS if wanted[reason])

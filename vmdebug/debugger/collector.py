@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import msgspec
 
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import refused
-from vmdebug.debugger.breakpoints import Breakpoint
+from vmdebug.debugger import gdb_errors
+from vmdebug.debugger.breakpoint import Breakpoint
+from vmdebug.debugger.breakpoint_table import BreakpointTable, Entry
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import Stop
 from vmdebug.errors import GdbError, VmdebugError
@@ -95,16 +96,16 @@ class GdbCollector:
     Args:
         host: Runs and stops the guest.
         ask: Has GDB carry out an MI command.
-        planted: GDB's breakpoints by number; the trace's are among them while it collects.
+        table: GDB's breakpoints; the trace's are among them while it collects.
     """
 
     name = "GDB"
     cannot: Mapping[Feature, str] = {}
 
-    def __init__(self, host: Host, ask: Ask, planted: dict[int, Breakpoint]) -> None:
+    def __init__(self, host: Host, ask: Ask, table: BreakpointTable) -> None:
         self._host = host
         self._ask = ask
-        self._planted = planted
+        self._table = table
         self._probes: tuple[Probe, ...] = ()
         self._numbers: tuple[int, ...] = ()
         self._trace = ""
@@ -126,12 +127,15 @@ class GdbCollector:
                 answer = self._ask(f"-vmd-trace-start {packed}")
             except GdbError as error:
                 expressions = " ".join(wanted.expressions)
-                raise refused.planting(error, "a trace", when=expressions, absent=refused.NOT_YET) from error
+                raise gdb_errors.breakpoint_refused(
+                    error, "a trace", when=expressions, unknown=gdb_errors.UNKNOWN_PLACE_NOW
+                ) from error
         self._probes = wanted.probes
         self._trace = answer["trace"]
         self._notes = _notes(answer)
         self._numbers = tuple(int(number) for number in answer["numbers"].split(","))
-        self._planted.update({number: Breakpoint(number, "a trace") for number in self._numbers})
+        for number in self._numbers:
+            self._table.add(Entry(Breakpoint(number, "a trace")))
         if self._stopped:
             try:
                 self._host.resume()
@@ -160,7 +164,7 @@ class GdbCollector:
                 return self._fetch("-vmd-trace-end")
         finally:
             for number in self._numbers:
-                self._planted.pop(number, None)
+                self._table.remove(number)
 
     def _fetch(self, command: str) -> Batch:
         answer = self._answer(f"{command} {self._trace} {self._taken}")

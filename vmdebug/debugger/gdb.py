@@ -1,89 +1,175 @@
-"""One GDB on one guest: how it is started, gets its symbols, and takes hold of the guest and lets go.
+"""One GDB on one guest: its start and end, and what it offers.
 
-What it can be asked is in `inspection`, running and stopping in `control`, breakpoints in `planting`.
-
-GDB runs the guest in all-stop mode with `mi-async`: one stop stops every CPU, and
-GDB answers while the guest runs, though most of what touches the guest needs it stopped.
+`Gdb` puts the parts together, each the only owner of its state: `connection` (commands, the run state),
+`identity` and `modules` (symbols), `inspection` (values and frames), `control` (running and stopping),
+`breakpoints`, and `ownership` (whose GDB and guest these are).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Concatenate, Literal, ParamSpec, Self, TypeVar, overload
 
-from vmdebug import process
+from vmdebug import arch, process
 from vmdebug.arch import Arch
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import mangled, mi, prelude, transport
-from vmdebug.debugger.control import STOP_SECONDS
+from vmdebug.debugger import demangle, mi, startup
+from vmdebug.debugger.breakpoint_table import BreakpointTable
+from vmdebug.debugger.breakpoints import Breakpoints
+from vmdebug.debugger.collector import GdbCollector
+from vmdebug.debugger.connection import Connection
+from vmdebug.debugger.control import RUN_SECONDS, STOP_SECONDS, RunControl
 from vmdebug.debugger.identity import Identity, Verdict, Wanted
-from vmdebug.debugger.planting import Planting
-from vmdebug.debugger.runstate import RunState, State
+from vmdebug.debugger.inspection import Inspection
+from vmdebug.debugger.modules import ModuleSymbols
+from vmdebug.debugger.ownership import UNCLAIMED, Owner, SharedOwner
+from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import Stop
-from vmdebug.debugger.transport import Transport
-from vmdebug.errors import DeadlineError, GdbError, HostError, UsageError, VmdebugError
+from vmdebug.errors import DeadlineError, GdbError, HostError, StateError, UsageError, VmdebugError
+from vmdebug.guest import Kernel
 from vmdebug.spelling import option
+from vmdebug.trace import probe
+from vmdebug.trace.probe import Probe
+from vmdebug.trace.trace import Trace
 
-REMOTE_SECONDS = 30
-"""How long GDB waits for one answer of QEMU's; its own 2 s are too few on a loaded host."""
+LOAD_SECONDS = 120.0
+"""How long GDB may take to load a kernel's symbols, or to connect: about a second for 100 MB."""
 
 _SETTINGS = (
-    "mi-async on",  # before connecting: without it GDB answers nothing at all while the guest runs
-    f"remotetimeout {REMOTE_SECONDS}",
-    "tcp auto-retry off",  # QEMU listens before it says that it has started: refused is refused
-    "dcache line-size 512",  # a frame's part of the stack in one read, where 64 bytes take several
+    "mi-async on",  # before connecting: without it GDB answers no command while the guest runs
+    f"remotetimeout {startup.REMOTE_SECONDS}",
+    "tcp auto-retry off",  # QEMU listens before vmdebug says that it has started
+    "dcache line-size 512",  # reads a frame's part of the stack at once; 64 bytes take several reads
 )
 
+_Part = TypeVar("_Part")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
-class Gdb(Planting):
-    """One GDB process; a context manager that detaches from the guest and ends GDB.
 
-    Made by `start`.
+def _of(
+    part: Callable[[Gdb], _Part], method: Callable[Concatenate[_Part, _Arguments], _Result]
+) -> Callable[Concatenate[Gdb, _Arguments], _Result]:
+    """Return a method of `Gdb` that calls a method of one of its parts, and has its documentation."""
+
+    @functools.wraps(method)
+    def call(gdb: Gdb, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        return method(part(gdb), *args, **kwargs)
+
+    return call
+
+
+class Gdb:
+    """One GDB; a context manager that lets go of the guest and ends GDB. Made by `start` or `join`.
+
+    A GDB that a person shares is only left at the end, and keeps its guest.
     """
+
+    def __init__(self, connection: Connection, owner: Owner = UNCLAIMED) -> None:
+        self.notes: list[str] = []
+        """Warnings: kernel scripts that fail, symbols of another build, modules without symbols."""
+        self._owner = owner
+        self._connection = connection
+        self._inspection = Inspection(connection)
+        self._table = BreakpointTable()
+        self._identity = Identity(connection.fetch, self.notes.append)
+        self._control = RunControl(connection, self._table, self._identity, self._inspection)
+        self._modules = ModuleSymbols(connection, self._table, self.notes.append)
+        self._breakpoints = Breakpoints(
+            connection,
+            self._table,
+            control=self._control,
+            identity=self._identity,
+            inspection=self._inspection,
+            modules=self._modules,
+            planted=self._planted,
+        )
 
     @classmethod
     def start(
         cls,
-        vmlinux: Path | None,
-        scripts: Path | None = None,
+        vmlinux: str | os.PathLike[str] | None,
+        scripts: str | os.PathLike[str] | None = None,
         *,
-        deadline: Deadline,
+        timeout: float = LOAD_SECONDS,
         program: str = "gdb",
         row: Arch | None = None,
     ) -> Self:
         """Start GDB with a kernel's symbols, not yet connected to a guest.
 
         Args:
-            vmlinux: The ELF file with symbols; None goes without.
-            scripts: Directory with `vmlinux-gdb.py` beside `scripts/gdb`, or None. When they fail, that
-                is put into `notes`.
-            deadline: For loading the symbols: about a second for 100 MB.
+            vmlinux: The ELF file with symbols; None for no symbols.
+            scripts: Directory with `vmlinux-gdb.py` beside `scripts/gdb`, or None. If the scripts fail,
+                `notes` has the reason.
+            timeout: Seconds that GDB may take to load the symbols.
             program: GDB's name or path.
-            row: The guest's architecture; None leaves it to GDB, which goes by its vmlinux.
+            row: The architecture of the guest; None has `gdbinit/` take it from vmlinux.
 
         Raises:
-            HostError: there is no GDB, or one that is too old or has no Python.
+            HostError: there is no GDB, or it is too old or has no Python.
             UsageError: GDB cannot read `vmlinux`; the message has its words.
             DeadlineError: it took too long.
         """
-        # GDB's words are matched in places: they are to be English whatever the user speaks.
+        deadline = Deadline.after(timeout)
+        # Messages of GDB are matched in places: they have to be English, whatever the user's locale.
         env = {**os.environ, "LC_ALL": "C.UTF-8"}
-        beside = prelude.importing("vmd_mi", "vmd_scripts", row=row)
-        argv = [*transport.argv(process.find(program, package="gdb")), "-iex", beside]
-        state = RunState()
-        gdb = cls(Transport.start(argv, state, env=env), state)
+        beside = startup.importing("vmd_mi", "vmd_scripts", row=row)
+        argv = [*startup.mi_argv(process.find(program, package="gdb")), "-iex", beside]
+        gdb = cls(Connection.start(argv, env=env))
         try:
             gdb._set_up(deadline)
             if vmlinux is not None:
-                gdb._load(vmlinux, deadline)
-            gdb._define(deadline)  # imported meanwhile
+                gdb._load(Path(vmlinux), deadline)
+            gdb._define(deadline)  # a thread has imported it meanwhile
             if scripts is not None:
-                gdb._source(scripts, deadline)
+                gdb._source(Path(scripts), deadline)
+        except BaseException:
+            gdb.close()
+            raise
+        return gdb
+
+    @classmethod
+    def of(cls, kernel: Kernel, *, timeout: float = LOAD_SECONDS) -> Self:
+        """Start GDB with the symbols, scripts and architecture of a kernel; raises as `start` does."""
+        row = arch.by_name(kernel.arch)
+        return cls.start(kernel.vmlinux, kernel.gdb_scripts, timeout=timeout, row=row)
+
+    @classmethod
+    def join(
+        cls,
+        owner: SharedOwner,
+        *,
+        timeout: float = LOAD_SECONDS,
+        interrupter: Callable[[], None] | None = None,
+        wanted: Wanted | None = None,
+    ) -> Self:
+        """Use the GDB that a person shares. Breakpoints that are set here go when it is left.
+
+        Args:
+            owner: Our place in it; see `share.ask`. It is given back at the end.
+            timeout: Seconds.
+            interrupter: See `connect`.
+            wanted: See `connect`.
+
+        Raises:
+            StateError: that GDB is connected to no guest.
+            MismatchError: its symbols are not those of the kernel in the guest.
+            GdbError: it refuses to talk.
+            DeadlineError: it does not answer.
+        """
+        gdb = cls(Connection.join(owner.pid, owner.terminal), owner)
+        try:
+            gdb._adopt(timeout)
+            gdb._control.begin(interrupter)
+            gdb._identity.begin(wanted)
+            if gdb.stopped:
+                gdb._identity.settle()
         except BaseException:
             gdb.close()
             raise
@@ -100,18 +186,29 @@ class Gdb(Planting):
     @property
     def pid(self) -> int:
         """GDB's process id."""
-        return self._transport.pid
+        return self._connection.pid
+
+    @property
+    def state(self) -> State:
+        """The present state of GDB and the guest."""
+        return self._connection.state
+
+    @property
+    def stopped(self) -> bool:
+        """Whether GDB holds the guest stopped."""
+        return self.state is State.STOPPED
 
     @property
     def identity(self) -> Verdict | None:
-        """What is known of the kernel in guest memory, and how far KASLR has moved it; None: nobody asked."""
-        return None if self._identity is None else self._identity.verdict
+        """What is known of the kernel in guest memory, and how far KASLR moved it; None if nobody asked."""
+        return self._identity.verdict
 
     def connect(
         self,
         endpoint: str | os.PathLike[str],
         *,
-        deadline: Deadline,
+        timeout: float = LOAD_SECONDS,
+        owner: Owner = UNCLAIMED,
         interrupter: Callable[[], None] | None = None,
         wanted: Wanted | None = None,
     ) -> Stop:
@@ -119,106 +216,254 @@ class Gdb(Planting):
 
         Args:
             endpoint: Path of QEMU's gdbstub socket, or HOST:PORT.
-            deadline: When to give up.
-            interrupter: Stops the running guest from outside, such as QMP's `stop`, which QEMU reports to
-                GDB as SIGINT; None has GDB itself do it.
-            wanted: What the symbols are to be proven for, now or, where the guest has not mapped its kernel
-                yet, as soon as it has; None proves nothing.
+            timeout: Seconds.
+            owner: The claim on that gdbstub. From here on it is this GDB's, which gives it back when it lets
+                go of the guest.
+            interrupter: Stops the running guest from outside, such as QMP's `stop`, which QEMU reports to GDB
+                as SIGINT; None has GDB interrupt it.
+            wanted: The kernel to prove, now or as soon as the guest has mapped it; None proves nothing.
 
         Returns:
-            Where the guest stood.
+            Where the guest was.
 
         Raises:
-            StateError: it is connected already.
-            MismatchError: the kernel in its memory is of another build.
+            StateError: GDB is connected already.
+            MismatchError: the kernel in guest memory is of another build.
             GdbError: nobody answers there.
             DeadlineError: it took too long.
         """
-        self._need("connect", State.UNCONNECTED, State.DETACHED, State.GONE)
-        self._interrupter = interrupter
-        self._identity = None if wanted is None else Identity(wanted, self.notes.append)
-        state = self._run_state
-        try:
-            self._execute(f"-target-select remote {mi.bare(os.fspath(endpoint))}", deadline)
-            self._transport.wait(lambda: state.unseen, deadline, f"the guest at {endpoint} to stop")
-        except DeadlineError as error:
-            hint = "QEMU serves one GDB at a time: is another one attached?"
-            raise DeadlineError(error.message, hint=hint, detail=error.detail) from error
-        state.need("connect", State.STOPPED)
-        where = self._taken_stop()
+        with contextlib.ExitStack() as undo:
+            undo.callback(owner.release)
+            self._need_ours("connect")
+            self._connection.need("connect", State.UNCONNECTED, State.DETACHED, State.GONE)
+            undo.pop_all()
+        self._owner.release()
+        self._owner = owner
+        self._control.begin(interrupter)
+        self._identity.begin(wanted)
+        self._select_target(endpoint, Deadline.after(timeout))
+        where = self._control.take()
         if wanted is not None:
-            self._modules = wanted.kernel.modules
-        if self._modules is not None and self._identity is not None and not self._identity.open:
-            self.load_modules()
+            self._modules.use(wanted.kernel.modules)
+            if wanted.kernel.modules is not None and not self._identity.open:
+                self._modules.load()
         return where
 
-    def reload(self, vmlinux: Path, *, deadline: Deadline) -> None:
-        """Load a kernel's symbols in the place of those there are, between two guests; breakpoints follow.
+    def reload(self, vmlinux: str | os.PathLike[str], *, timeout: float = LOAD_SECONDS) -> None:
+        """Load another kernel's symbols in place of the present ones, between two guests; breakpoints stay.
 
         Args:
             vmlinux: The ELF file with symbols.
-            deadline: For loading them.
+            timeout: Seconds.
 
         Raises:
-            StateError: a guest is connected.
-            UsageError: GDB cannot read it.
+            StateError: GDB is connected to a guest.
+            UsageError: GDB cannot read the file.
         """
-        self._need("reload", State.UNCONNECTED, State.DETACHED, State.GONE)
-        self._load(vmlinux, deadline)
+        self._need_ours("reload")
+        self._connection.need("reload", State.UNCONNECTED, State.DETACHED, State.GONE)
+        self._load(Path(vmlinux), Deadline.after(timeout))
 
     def detach(self, *, timeout: float = STOP_SECONDS) -> None:
-        """Let go of the guest: breakpoints come out, and it runs on.
+        """Let go of the guest: breakpoints are taken out of it, and it runs.
 
         Args:
             timeout: Seconds.
 
         Raises:
-            StateError: GDB isn't attached.
+            StateError: GDB is not attached, or a person shares it: its guest is that person's.
             DeadlineError: the guest did not stop for it.
         """
-        self._need("detach", State.STOPPED, State.RUNNING)
+        self._need_ours("detach")
+        self._connection.need("detach", State.STOPPED, State.RUNNING)
         deadline = Deadline.after(timeout)
-        if self.state is State.RUNNING:
-            self._interrupt(deadline)
-        self._free_steps(deadline)
-        with self._run_state.letting_go():
-            self._execute("-target-detach", deadline)
+        self._control.quiesce(deadline)
+        with self._connection.run.detaching():
+            self._connection.execute("-target-detach", deadline)
+        self._owner.release()
 
-    def close(self, *, timeout: float = STOP_SECONDS) -> None:
-        """Detach and end GDB, by force where it does not go; nothing happens the second time.
+    def close(self, *, resume: bool = True, timeout: float = STOP_SECONDS) -> None:
+        """Let go of the guest and end GDB, by force if needed; nothing happens the second time.
+
+        A GDB that a person shares keeps its guest as it is, and goes on without the breakpoints set here.
 
         Args:
-            timeout: Seconds until force.
+            resume: Whether the guest runs on; otherwise it stays as it is.
+            timeout: Seconds until GDB is ended by force.
         """
         deadline = Deadline.after(timeout)
         try:
-            if self.state in (State.STOPPED, State.RUNNING):
-                with contextlib.suppress(VmdebugError):
-                    self.detach(timeout=timeout / 2)
+            with contextlib.suppress(VmdebugError):
+                self._let_go(resume=resume, timeout=timeout / 2)
         finally:
-            self._transport.close(deadline)
-            if self._bell >= 0:
-                os.close(self._bell)
-                self._bell = -1
+            self._connection.close(deadline)
+            self._owner.release()
+            self._control.close()
+
+    def trace(
+        self,
+        where: str | Sequence[Probe],
+        *,
+        args: Sequence[str] = (),
+        when: str = "",
+        count: int | None = None,
+        backtrace: bool = False,
+        ret: bool = False,
+    ) -> Trace:
+        """Return a trace, collected inside GDB: a sequence of hits, and a context manager.
+
+        The guest runs inside the block, and is left as it was found.
+
+        Args:
+            where: A symbol, file:line, `*expression`; or several probes with their own expressions.
+            args: Expressions to collect at each hit, in the language of the place.
+            when: Condition of a hit, in the same language.
+            count: How many hits; later ones are ignored.
+            backtrace: Whether to collect the frames.
+            ret: Whether to collect the return value, which takes a second stop a hit.
+
+        Raises:
+            UsageError: there is no place.
+            GdbError: at the start of the block: there is no such place, or an expression or the condition can
+                be evaluated at no hit.
+            StateError: at the start of the block: GDB isn't attached.
+        """
+        wanted = probe.wanted(where, args=args, when=when, count=count, backtrace=backtrace, ret=ret)
+        return Trace(self.collector(), wanted)
+
+    def collector(self) -> GdbCollector:
+        """Return what collects one trace inside this GDB; `trace` is the short way to it."""
+        return GdbCollector(self, self._connection.fetch, self._table)
+
+    def exchanges(self) -> str:
+        """Return the last commands and answers, in GDB/MI, one in a line; long ones are cut."""
+        return "\n".join(self._connection.exchanges())
+
+    @overload
+    def cont(self, *, timeout: float = ..., wait: Literal[True] = ...) -> Stop: ...
+
+    @overload
+    def cont(self, *, timeout: float = ..., wait: Literal[False]) -> None: ...
+
+    def cont(self, *, timeout: float = RUN_SECONDS, wait: bool = True) -> Stop | None:
+        """Resume the guest, and return its next stop.
+
+        Args:
+            timeout: Seconds until it has to stop.
+            wait: Whether to wait for the stop; without, return None at once.
+
+        Raises:
+            StateError: it is not stopped.
+            GdbError: GDB could not insert a breakpoint.
+            GuestDiedError: the guest or QEMU ended.
+            DeadlineError: it still runs.
+        """
+        return self._control.cont(timeout=timeout, wait=wait)
+
+    def _running(self) -> RunControl:
+        return self._control
+
+    def _breaking(self) -> Breakpoints:
+        return self._breakpoints
+
+    def _reading(self) -> Inspection:
+        return self._inspection
+
+    def _linking(self) -> ModuleSymbols:
+        return self._modules
+
+    resume = _of(_running, RunControl.resume)
+    step = _of(_running, RunControl.step)
+    next = _of(_running, RunControl.next)
+    stepi = _of(_running, RunControl.stepi)
+    finish = _of(_running, RunControl.finish)
+    until = _of(_running, RunControl.until)
+    wait_stop = _of(_running, RunControl.wait_stop)
+    interrupt = _of(_running, RunControl.interrupt)
+    held = _of(_running, RunControl.held)
+    fileno = _of(_running, RunControl.fileno)
+    look = _of(_running, RunControl.look)
+
+    breakpoint = _of(_breaking, Breakpoints.set)
+    watchpoint = _of(_breaking, Breakpoints.watch)
+    catch_panic = _of(_breaking, Breakpoints.catch_panic)
+    breakpoints = _of(_breaking, Breakpoints.list)
+    delete_all = _of(_breaking, Breakpoints.delete_all)
+    load_modules = _of(_linking, ModuleSymbols.load)
+
+    evaluate = _of(_reading, Inspection.evaluate)
+    per_cpu = _of(_reading, Inspection.per_cpu)
+    console = _of(_reading, Inspection.console)
+    threads = _of(_reading, Inspection.threads)
+    frame = _of(_reading, Inspection.frame)
+    select = _of(_reading, Inspection.select)
+    backtrace = _of(_reading, Inspection.backtrace)
+    backtraces = _of(_reading, Inspection.backtraces)
+    dmesg = _of(_reading, Inspection.dmesg)
+    replaced = _of(_reading, Inspection.replaced)
+
+    def _need_ours(self, call: str) -> None:
+        """Raise if GDB and its guest are a person's."""
+        if not self._owner.exclusive:
+            raise StateError(
+                f"{call}: a person shares this GDB, pid {self.pid}, and its guest is theirs",
+                hint="close() leaves it; only that person detaches, by `detach` there",
+            )
+
+    def _planted(self, number: int) -> None:
+        command = self._owner.planted(number)
+        if command:
+            self._connection.ask(command)
+
+    def _let_go(self, *, resume: bool, timeout: float) -> None:
+        if self.state not in (State.STOPPED, State.RUNNING):
+            return
+        if not self._owner.exclusive:
+            self._breakpoints.delete_own(timeout)
+        elif resume:
+            self.detach(timeout=timeout)
+        else:
+            # By "disconnect" GDB closes the connection without a packet that would resume the guest.
+            self.console("disconnect", timeout=timeout)
+
+    def _select_target(self, endpoint: str | os.PathLike[str], deadline: Deadline) -> None:
+        run = self._connection.run
+        try:
+            self._connection.execute(f"-target-select remote {mi.bare(os.fspath(endpoint))}", deadline)
+            self._connection.wait(lambda: run.unseen, deadline, f"the guest at {endpoint} to stop")
+        except DeadlineError as error:
+            hint = "QEMU serves one GDB at a time: another one may be attached"
+            raise DeadlineError(error.message, hint=hint, detail=error.detail) from error
+        run.need("connect", State.STOPPED)
+
+    def _adopt(self, timeout: float) -> None:
+        """Ask for the state of GDB and the guest, which GDB does not report to a new MI terminal."""
+        stands = self._connection.fetch("-vmd-stands", timeout)["state"]
+        if stands == "unconnected":
+            raise StateError(
+                f"the GDB that is shared, pid {self.pid}, is connected to no guest",
+                hint="quit it, and attach again: vmdebug attach --share",
+            )
+        self._connection.run.adopt(State(stands))
 
     def _set_up(self, deadline: Deadline) -> None:
         with _usable():
             for setting in _SETTINGS:
-                self._execute(f"-gdb-set {setting}", deadline)
+                self._connection.execute(f"-gdb-set {setting}", deadline)
 
     def _define(self, deadline: Deadline) -> None:
         script = "python import vmd_mi; vmd_mi.define()"
         with _usable():
-            self._execute(f"-interpreter-exec console {mi.quote(script)}", deadline)
+            self._connection.execute(f"-interpreter-exec console {mi.quote(script)}", deadline)
 
     def _load(self, vmlinux: Path, deadline: Deadline) -> None:
-        # GDB splits at blanks and takes quotes away, as a shell does.
+        # GDB splits at blanks and removes quotes, as a shell does.
         quoted = re.sub(r"([\s\"'\\])", r"\\\1", str(vmlinux))
         try:
-            style = "auto" if mangled.found(vmlinux) else "none"
-            self._execute(f"-gdb-set {mangled.STYLE} {style}", deadline)
-            self._execute(f"-file-exec-and-symbols {quoted}", deadline)
-            self._execute(f"-gdb-set {mangled.STYLE} auto", deadline)  # for modules, and what a person loads
+            self._connection.execute(f"-gdb-set {demangle.STYLE} {demangle.style(vmlinux)}", deadline)
+            self._connection.execute(f"-file-exec-and-symbols {quoted}", deadline)
+            # GDB's default again, for modules and for files that a person loads.
+            self._connection.execute(f"-gdb-set {demangle.STYLE} auto", deadline)
         except GdbError as error:
             raise UsageError(
                 f"GDB cannot read the symbols in {vmlinux}: {error.words or error.message}",
@@ -228,13 +473,13 @@ class Gdb(Planting):
 
     def _source(self, scripts: Path, deadline: Deadline) -> None:
         for command in ("python import vmd_scripts; vmd_scripts.Scripts()", f"vmd-scripts {scripts}"):
-            answer = self._execute(f"-interpreter-exec console {mi.quote(command)}", deadline)
+            answer = self._connection.execute(f"-interpreter-exec console {mi.quote(command)}", deadline)
             self.notes.extend(answer.log.splitlines())
 
 
 @contextlib.contextmanager
 def _usable() -> Iterator[None]:
-    """Say of what GDB refuses in the block that it is not the GDB for us."""
+    """Report a command that GDB refuses in the block as a GDB that vmdebug cannot use."""
     try:
         yield
     except GdbError as error:

@@ -1,8 +1,8 @@
-"""Identity at attach: symbols are proven to be those of the kernel in guest memory, and put where that is.
+"""Whether the symbols are those of the kernel in guest memory, and where they have to be.
 
-Finding and placing is `gdbinit/`'s, called by its MI commands; this is when to call it, and what
-its verdict means. A guest that stands before its kernel's first instruction cannot be asked: it is once
-the kernel has mapped itself, where it first runs at the addresses of its symbols.
+`gdbinit/` finds the kernel and moves the symbols; this module decides when, and what the verdict means. A
+guest before its kernel's first instruction cannot be asked. It is asked where the kernel has mapped itself:
+there it first runs at the addresses of its symbols.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ from vmdebug.errors import MismatchError, StateError, UsageError
 from vmdebug.guest import Kernel
 from vmdebug.spelling import option
 
-Ask = Callable[[str], Mapping[str, Any]]
-"""Has GDB carry out an MI command, and returns what the result carries."""
+Fetch = Callable[[str, float], Mapping[str, Any]]
+"""Executes an MI command within that many seconds, and returns the values in its result."""
+
+SETTLE_SECONDS = 60.0
+"""How long GDB may take to find the kernel, and to load its symbols anew where KASLR has put it."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What GDB found out about the kernel in guest memory; see `gdbinit/vmd_identity.py`.
 
     Args:
-        state: "proven": it is that of the symbols. "placed": it lies where theirs would, its data cannot be
-            read here. "other": it is of another build. "unknown": it runs, and says nothing of itself
-            here. "unmapped": there is none yet.
-        slide: Bytes by which KASLR moved it, and the symbols with it.
+        state: "proven": it is the kernel of the symbols. "placed": it is where that kernel would be, but its
+            data cannot be read at this point. "other": it is of another build. "unknown": it runs, but cannot
+            be identified at this point. "unmapped": there is no kernel yet.
+        slide: Bytes by which KASLR moved the kernel, and the symbols with it.
         moved: Whether the symbols were moved just now.
-        how: What it was found by.
-        build_id: That of the symbols, in hex; "" where they have none or it is not needed.
-        theirs: That of a kernel of another build.
-        banner: Such a kernel's `linux_banner`.
+        how: How the kernel was found.
+        build_id: The build-id of the symbols, in hex; "" if they have none or it was not needed.
+        theirs: The build-id of a kernel of another build.
+        banner: The `linux_banner` of such a kernel.
     """
 
     state: Literal["proven", "placed", "other", "unknown", "unmapped"]
@@ -49,11 +52,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What the symbols are to be proven for.
+    """The kernel that the guest should run.
 
     Args:
-        kernel: What was started, with its symbols.
-        accel: What QEMU runs it with.
+        kernel: The kernel that was started, with its symbols.
+        accel: The accelerator of QEMU.
         kaslr: Whether the kernel chooses its own address.
         force: Whether to go on with symbols of another build.
     """
@@ -65,106 +68,131 @@ class Wanted:
 
 
 class Identity:
-    """The question whether the symbols are the guest's, until it is answered.
+    """Whether the symbols are those of the guest's kernel: the question, until it is answered.
 
     Args:
-        wanted: What was started, and how.
-        warn: Told what goes on by force.
+        fetch: Executes an MI command, and returns the values in its result.
+        warn: Told when symbols of another build are used because of `force`.
     """
 
-    def __init__(self, wanted: Wanted, warn: Callable[[str], None]) -> None:
-        self._wanted = wanted
+    def __init__(self, fetch: Fetch, warn: Callable[[str], None]) -> None:
+        self._fetch = fetch
         self._warn = warn
-        self.verdict = Verdict(state="unmapped")
-        self.open = True
-        """Whether it is still to be answered."""
-        self.waiting = False
-        """Whether something is planted that stops the guest where its kernel is mapped."""
+        self._wanted: Wanted | None = None
+        self._verdict = Verdict(state="unmapped")
+        self._open = False
+        self._waiting = False
 
-    def settle(self, ask: Ask) -> bool:
-        """Ask the stopped guest; put the symbols, and breakpoints with them, where its kernel is.
+    def begin(self, wanted: Wanted | None) -> None:
+        """Ask anew, for a guest that GDB connects to; None asks nothing."""
+        self._wanted = wanted
+        self._verdict = Verdict(state="unmapped")
+        self._open = wanted is not None
+        self._waiting = False
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What is known of the kernel in guest memory; None if nobody asked."""
+        return None if self._wanted is None else self._verdict
+
+    @property
+    def open(self) -> bool:
+        """Whether the question is still open."""
+        return self._open
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a breakpoint of our own will stop the guest when its kernel is mapped."""
+        return self._waiting
+
+    def settle(self) -> bool:
+        """Ask the stopped guest; move the symbols, and breakpoints with them, to where its kernel is.
 
         Returns:
             Whether the symbols have moved.
 
         Raises:
-            MismatchError: the kernel is of another build, and nobody has said to go on.
+            MismatchError: the kernel is of another build, and `force` is not set.
         """
-        answer = ask(f"-vmd-prove {self._wanted.force:d}")
-        self.verdict = msgspec.convert(answer, Verdict, strict=False)
-        if self.verdict.state == "other":
+        if self._wanted is None or not self._open:
+            return False
+        answer = self._fetch(f"-vmd-prove {self._wanted.force:d}", SETTLE_SECONDS)
+        self._verdict = msgspec.convert(answer, Verdict, strict=False)
+        if self._verdict.state == "other":
             if not self._wanted.force:
-                raise mismatch(self.verdict, self._wanted.kernel)
-            self._warn(f"going on with symbols of another build\n{_sides(self.verdict, self._wanted.kernel)}")
-        self.open = self.verdict.state not in ("proven", "other")
-        return self.verdict.moved
+                raise mismatch(self._verdict, self._wanted.kernel)
+            self._warn(f"using symbols of another build\n{_sides(self._verdict, self._wanted.kernel)}")
+        self._open = self._verdict.state not in ("proven", "other")
+        return self._verdict.moved
 
-    def wait(self, ask: Ask, *, planned: bool) -> bool:
-        """Have the guest stop where its kernel is mapped, if it is still on its way there.
+    def wait(self, *, planned: bool) -> bool:
+        """Have the guest stop where its kernel is first mapped, unless it is mapped already.
 
         Args:
-            ask: Asks GDB.
-            planned: Whether the user has set breakpoints.
+            planned: Whether there are breakpoints, which can be placed only then.
 
         Returns:
             Whether it will stop there.
 
         Raises:
-            StateError: breakpoints cannot be had that early.
+            StateError: breakpoints are not possible that early.
             MismatchError: as in `settle`.
         """
-        self.settle(ask)
-        if self.verdict.state != "unmapped":
+        self.settle()
+        wanted = self._wanted
+        if wanted is None or self._verdict.state != "unmapped":
             return False
-        wanted, facts = self._wanted, arch.by_name(self._wanted.kernel.arch).debug
-        self.waiting = bool(ask(f"-vmd-await {wanted.accel} {wanted.kaslr:d}")["first"])
-        if not self.waiting and wanted.kaslr and wanted.accel == "kvm" and planned:
+        command = f"-vmd-await {wanted.accel} {wanted.kaslr:d}"
+        self._waiting = bool(self._fetch(command, SETTLE_SECONDS)["first"])
+        if not self._waiting and wanted.kaslr and wanted.accel == "kvm" and planned:
+            facts = arch.by_name(wanted.kernel.arch).debug
             raise StateError(
                 f"breakpoints cannot wait for a kernel that KASLR puts in one of {facts.kaslr_places} places:"
                 f" KVM has {facts.hardware_breakpoints} hardware breakpoints",
                 hint=f"start it without {option('kaslr', True)}, or with {option('accel', 'tcg')};"
-                " or set them while it runs",
+                " or set the breakpoints while it runs",
             )
-        return self.waiting
+        return self._waiting
 
-    def arrived(self, ask: Ask) -> bool:
-        """Take out what `wait` planted; return whether the guest stands there."""
-        self.waiting = False
-        return bool(ask("-vmd-awaited")["reached"] == "1")
+    def arrived(self) -> bool:
+        """Take out what `wait` set; return whether the guest has stopped there."""
+        self._waiting = False
+        return bool(self._fetch("-vmd-awaited", SETTLE_SECONDS)["reached"] == "1")
 
-    def never_hit(self, ask: Ask, entry: Mapping[str, Any], where: str) -> UsageError | None:
-        """Return the error for a breakpoint where the kernel runs before it is mapped; None for any other.
+    def never_hit(self, entry: Mapping[str, Any], where: str) -> UsageError | None:
+        """Return the error for a breakpoint in code that runs before the kernel is mapped; None for others.
 
         Args:
-            ask: Asks GDB.
-            entry: What GDB says about it: MI's `bkpt={…}`.
-            where: What was asked for.
+            entry: GDB's description of it: MI's `bkpt={…}`.
+            where: The place that the caller asked for.
         """
+        if self._wanted is None:
+            return None
         facts = arch.by_name(self._wanted.kernel.arch).debug
-        name = _function(ask, entry)
+        name = self._function(entry)
         if name not in facts.identity_mapped:
             return None
         inside = "" if name == where else f"is in {name}, which "
-        at = int(str(entry["addr"]), 16) - self.verdict.slide - int(facts.kernel_map, 16)
+        at = int(str(entry["addr"]), 16) - self._verdict.slide - int(facts.kernel_map, 16)
         return UsageError(
             f"a breakpoint at {where} is never hit: it {inside}runs before the kernel is mapped, at another"
             " address than its symbol's",
-            hint=f"the first that can be reached: {facts.first_symbols[0]}; under TCG also its physical"
-            f" address without KASLR, {at:#x}",
+            hint=f"the first function that can be reached is {facts.first_symbols[0]}; under TCG the physical"
+            f" address without KASLR, {at:#x}, can be reached too",
         )
 
-
-def _function(ask: Ask, entry: Mapping[str, Any]) -> str:
-    """Return the function that a breakpoint is in; of assembly GDB has lines, and names no function."""
-    address = str(entry.get("addr", ""))
-    if "func" in entry or not address.startswith("0x"):
-        return str(entry.get("func", ""))
-    named = ask(f"-data-evaluate-expression {mi.quote(f'(void (*)(void)) {address}')}")["value"]
-    return str(named).rpartition("<")[2].rstrip(">").partition("+")[0]
+    def _function(self, entry: Mapping[str, Any]) -> str:
+        """Return the function that a breakpoint is in. For assembly, GDB names the line but no function."""
+        address = str(entry.get("addr", ""))
+        if "func" in entry or not address.startswith("0x"):
+            return str(entry.get("func", ""))
+        expression = mi.quote(f"(void (*)(void)) {address}")
+        named = self._fetch(f"-data-evaluate-expression {expression}", SETTLE_SECONDS)["value"]
+        return str(named).rpartition("<")[2].rstrip(">").partition("+")[0]
 
 
 def mismatch(verdict: Verdict, kernel: Kernel) -> MismatchError:
-    """Return the error for a guest whose kernel is not that of the symbols."""
+    """Return the error for a guest that runs another kernel than that of the symbols."""
     return MismatchError(
         f"the symbols are not those of the kernel that runs: build-id {verdict.build_id or 'none'}"
         f" against {verdict.theirs or 'an unknown one'}",

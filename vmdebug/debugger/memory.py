@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from vmdebug.debugger import mi, refused
+from vmdebug.debugger import gdb_errors, mi
 from vmdebug.debugger.layout import Layout, Layouts
 from vmdebug.errors import GdbError
 
@@ -67,7 +67,7 @@ class Memory:
         try:
             return self._read(f"-vmd-value{context}", mi.quote(expression), timeout)
         except GdbError as error:
-            raise refused.reworded(error, f"`{expression}` cannot be evaluated") from error
+            raise gdb_errors.renamed(error, f"`{expression}` cannot be evaluated") from error
 
     def variable(self, kind: str, name: str, context: str) -> Snapshot | Sequence[str]:
         """Return an argument or a local variable of a frame.
@@ -99,7 +99,7 @@ class Memory:
         try:
             return self._read("-vmd-per-cpu", f"{cpu} {mi.quote(variable)}")
         except GdbError as error:
-            raise refused.reworded(error, f"`{variable}` of CPU {cpu} cannot be read") from error
+            raise gdb_errors.renamed(error, f"`{variable}` of CPU {cpu} cannot be read") from error
 
     def per_cpu_element(self, number: int, address: int, cpu: int) -> Snapshot:
         """Return what a per-CPU pointer points to for a CPU.

@@ -1,7 +1,7 @@
-"""What the guest does, as GDB last said: the one place that knows.
+"""The run state: whether the guest runs, as GDB last reported it. Nothing else keeps that state.
 
-GDB's exec and notify records drive it; a call that the present state does not
-allow raises at once and names the state it needs.
+GDB's exec and notify records drive it. A call that the present state does not allow raises at once, and names
+the state that it needs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from vmdebug.errors import GdbError, GuestDiedError, StateError
 
 
 class State(enum.StrEnum):
-    """Where GDB and the guest stand."""
+    """The state of GDB and the guest."""
 
     UNCONNECTED = "not connected"
     STOPPED = "stopped"
     RUNNING = "running"
     DETACHED = "detached"
     GONE = "gone"
-    """The guest exited, or QEMU ended."""
+    """The guest has exited, or QEMU has ended."""
     ENDED = "ended"
-    """GDB itself has ended."""
+    """GDB has ended."""
 
 
 _HINTS = {
@@ -35,18 +35,17 @@ _HINTS = {
 
 
 class RunState:
-    """Takes what the transport reads; see `transport.Listener`.
+    """Follows the records that the transport reads; see `transport.Listener`.
 
-    A stop is kept until somebody takes it, so none is lost that comes before anybody waits.
+    It keeps a stop until somebody takes it, so that a stop before the wait for it is not lost.
     """
 
     def __init__(self) -> None:
         self.state = State.UNCONNECTED
         self.runs = 0
-        """How often the guest was set running; a frame of an earlier run is no longer there."""
-        self.on_stop: Callable[[], object] | None = None
-        """Called at each stop, and at the guest's end, by whichever thread reads; it must only take note."""
-        self._letting_go = False
+        """How often the guest was resumed or replaced; frames of an earlier run are invalid."""
+        self._on_stop: Callable[[], object] | None = None
+        self._detaching = False
         self._stop: Mapping[str, Any] | None = None
         self._failure = ""
 
@@ -60,26 +59,39 @@ class RunState:
         elif record.name == "stopped":
             self._stopped(record)
         elif record.name == "thread-group-exited" and self.state in (State.STOPPED, State.RUNNING):
-            self.state = State.DETACHED if self._letting_go else State.GONE
+            self.state = State.DETACHED if self._detaching else State.GONE
 
     def failed(self, words: str) -> None:
-        """Take it that the guest does not run after all."""
-        if self.state is State.RUNNING:  # else it is gone, which was the reason
+        """Note that GDB could not resume the guest after all."""
+        if self.state is State.RUNNING:  # otherwise the guest has gone, which was the reason
             self.state = State.STOPPED
             self._failure = words
 
     def ended(self) -> None:
-        """GDB has gone."""
+        """Note that GDB has ended."""
         self.state = State.ENDED
+
+    def adopt(self, state: State) -> None:
+        """Take over the state of a GDB that was connected before us, unless GDB has reported a newer one."""
+        if self.state is State.UNCONNECTED:
+            self.state = state
+
+    def replaced(self) -> None:
+        """Note that the stopped guest is in another state than before: its frames are invalid."""
+        self.runs += 1
+
+    def at_stop(self, call: Callable[[], object]) -> None:
+        """Call `call` at each stop and at the guest's end, in the thread that reads: it must be quick."""
+        self._on_stop = call
 
     @property
     def unseen(self) -> bool:
-        """Whether there is a stop, or a failure to run, that nobody has taken."""
+        """Whether there is a stop, or a failure to resume, that nobody has taken."""
         return self._stop is not None or bool(self._failure)
 
     @property
     def waiting(self) -> Mapping[str, Any]:
-        """The stop that nobody has taken, which stays; empty where there is none."""
+        """The stop that nobody has taken; empty if there is none. It stays."""
         return self._stop or {}
 
     @property
@@ -88,10 +100,10 @@ class RunState:
         return self._stop is not None and self._stop.get("signal-name") == "SIGINT"
 
     def take_stop(self) -> Mapping[str, Any] | None:
-        """Return the stop that nobody has taken yet, as MI's `*stopped` carries it.
+        """Return the stop that nobody has taken yet, as the values of MI's `*stopped`; None if there is none.
 
         Raises:
-            GdbError: GDB took back that it had resumed the guest.
+            GdbError: GDB could not resume the guest.
         """
         stop, self._stop = self._stop, None
         failure, self._failure = self._failure, ""
@@ -100,19 +112,19 @@ class RunState:
         return stop
 
     @contextlib.contextmanager
-    def letting_go(self) -> Iterator[None]:
-        """For the block, take the end of the inferior for what we asked for, not for a loss."""
-        self._letting_go = True
+    def detaching(self) -> Iterator[None]:
+        """Take the end of the inferior within the block for our detaching, not for the guest's end."""
+        self._detaching = True
         try:
             yield
         finally:
-            self._letting_go = False
+            self._detaching = False
 
     def need(self, call: str, *allowed: State) -> None:
         """Raise unless the state is one of `allowed`.
 
         Raises:
-            StateError: another state, which the message names with the one it needs.
+            StateError: it is another state; the message names both.
             GuestDiedError: the guest or QEMU has ended.
             GdbError: GDB has ended.
         """
@@ -128,33 +140,34 @@ class RunState:
         )
 
     def need_run(self, run: int, what: str) -> None:
-        """Raise unless the guest has stood still since its `run`.
+        """Raise unless the guest has been stopped since its `run`.
 
         Raises:
-            StateError: it has run since, or runs.
+            StateError: it runs, or has run since.
         """
         self.need(what, State.STOPPED)
         if run != self.runs:
             raise StateError(
-                f"{what}: the guest has run since that frame was taken", hint="take it from the newest stop"
+                f"{what}: the guest has run since that frame was taken",
+                hint="take the frame from the newest stop",
             )
 
     def died(self, call: str) -> GuestDiedError:
-        """Return the error that says so."""
+        """Return the error for a guest that has gone."""
         return GuestDiedError(
-            f"{call}: the guest has exited, or QEMU was ended",
-            hint="its last words are in the console log, QEMU's own in qemu.log",
+            f"{call}: the guest has exited, or QEMU has ended",
+            hint="the console log has the guest's last messages, qemu.log those of QEMU",
         )
 
     def _stopped(self, record: mi.Record) -> None:
         stop: Mapping[str, Any] = {}
-        with contextlib.suppress(GdbError):  # a stop that cannot be read is a stop all the same
+        with contextlib.suppress(GdbError):  # the guest has stopped, even if the record cannot be read
             stop = record.payload()
         if str(stop.get("reason", "")).startswith("exited"):
-            # When the guest powers off, QEMU says so, or just closes the connection: chance decides.
+            # When the guest powers off, QEMU reports it or just closes the connection; either can happen.
             self.state = State.GONE
         else:
             self.state = State.STOPPED
             self._stop = stop
-        if self.on_stop is not None:
-            self.on_stop()
+        if self._on_stop is not None:
+            self._on_stop()

@@ -1,16 +1,14 @@
-"""Where and why the guest stopped: frozen values, with the questions that one asks of them."""
+"""Where and why the guest stopped: frozen values, and the questions to ask of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from vmdebug.debugger.breakpoint import Breakpoint
 from vmdebug.debugger.memory import COMMAND_SECONDS
 from vmdebug.debugger.value import Value
-
-if TYPE_CHECKING:
-    from vmdebug.debugger.breakpoints import Breakpoint
 
 ATTACHED = "attached"
 BREAKPOINT = "breakpoint-hit"
@@ -25,7 +23,7 @@ OOPS = "oops"
 WARNING = "warning"
 
 FOLLOWED = "followed"
-"""MI's word, made by us, for a step whose task has come back on another CPU, where it goes on."""
+"""Our own word, beside MI's, for a step whose task has come back on another CPU; the step goes on there."""
 
 _REASONS = {
     FOLLOWED: STEPPED,
@@ -36,7 +34,7 @@ _REASONS = {
 
 
 class Inspector(Protocol):
-    """What frames and stops ask of GDB; `gdb.Gdb` answers."""
+    """What frames and stops ask of GDB; `inspection.Inspection` answers."""
 
     def evaluate(self, expression: str, *, frame: Frame, timeout: float) -> Value:
         """Return the value of an expression in a frame."""
@@ -44,17 +42,17 @@ class Inspector(Protocol):
     def variable(self, kind: Literal["argument", "local"], name: str, frame: Frame) -> Value:
         """Return an argument or a local variable of a frame."""
 
-    def backtrace(self, thread: Thread | None = None, *, limit: int | None = None) -> Backtrace:
-        """Return a thread's frames, the innermost first."""
+    def backtrace(self, cpu: int | None = None, *, limit: int | None = None) -> Backtrace:
+        """Return the frames of a CPU, the innermost first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """One CPU of the guest, which is a thread to GDB.
+    """One CPU of the guest, which to GDB is a thread.
 
     Args:
-        id: GDB's number.
-        name: What GDB or QEMU calls it: "CPU#0 [running]"; "" where it isn't known.
+        id: GDB's number of the thread.
+        name: GDB's or QEMU's name of it: "CPU#0 [running]"; "" if unknown.
     """
 
     id: int
@@ -62,22 +60,27 @@ class Thread:
 
     @property
     def cpu(self) -> int:
-        """The CPU's number, as QEMU and the kernel count; QEMU's gdbstub numbers threads from 1."""
+        """The number of the CPU, as QEMU and the kernel count; QEMU's gdbstub numbers threads from 1."""
         return self.id - 1
+
+    @classmethod
+    def of(cls, cpu: int) -> Thread:
+        """Return the thread of a CPU."""
+        return cls(cpu + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame of a stack, as it was at one stop; once the guest has run it answers no more.
+    """One frame of a stack at one stop. It is invalid once the guest has run.
 
     Args:
-        level: 0 is the innermost.
-        function: Its name; "" where there are no symbols.
-        file: Source file with its path, as DWARF has it; "" where there are no symbols.
-        line: Source line; 0 where there are no symbols.
+        level: 0 is the innermost frame.
+        function: Name of the function; "" without symbols.
+        file: Source file with its path, as DWARF has it; "" without symbols.
+        line: Source line; 0 without symbols.
         pc: Address of the next instruction.
-        thread: Whose stack it is on.
-        run: `RunState.runs` when it was taken.
+        thread: The CPU whose stack it is on.
+        run: `RunState.runs` when the frame was read.
     """
 
     level: int
@@ -126,12 +129,12 @@ class Frame:
 
     @property
     def _gdb(self) -> Inspector:
-        assert self._inspector is not None, "a frame without its GDB"  # noqa: S101 - made by hand, in a test
+        assert self._inspector is not None, "a frame without its GDB"  # noqa: S101 - only tests make one
         return self._inspector
 
 
 class Backtrace(tuple[Frame, ...]):
-    """Frames, the innermost first; printed a line each."""
+    """Frames, the innermost first; `str` has one line for each."""
 
     __slots__ = ()
 
@@ -144,13 +147,14 @@ class Stop:
     """One stop of the guest.
 
     Args:
-        reason: One of this module's constants, else GDB's word for it: `BREAKPOINT`, `PANIC`, …
+        reason: A constant of this module (`BREAKPOINT`, `PANIC`, …), or GDB's own word.
         thread: The CPU that stopped; all others stop with it.
         frame: Where it stopped.
         breakpoint: The breakpoint or watchpoint that was hit, or None.
-        signal: Name of the signal, "" where there was none. QEMU says SIGINT for an
-            interrupt and for QMP's `stop`, SIGTRAP for a breakpoint that isn't GDB's.
-        details: All that MI's `*stopped` record carries: a watchpoint's "value", old and new; "return-value".
+        signal: Name of the signal; "" for none. QEMU sends SIGINT for an interrupt and for QMP's `stop`,
+            SIGTRAP for a breakpoint that GDB did not set.
+        details: All values of MI's `*stopped` record, such as a watchpoint's old and new "value", or
+            "return-value".
     """
 
     reason: str
@@ -165,28 +169,28 @@ class Stop:
         """Return the frames of the CPU that stopped, the innermost first.
 
         Args:
-            limit: How many at most.
+            limit: Maximum number of frames.
 
         Raises:
             StateError: the guest has run since.
         """
-        assert self._inspector is not None, "a stop without its GDB"  # noqa: S101 - made by hand, in a test
-        return self._inspector.backtrace(self.thread, limit=limit)
+        assert self._inspector is not None, "a stop without its GDB"  # noqa: S101 - only tests make one
+        return self._inspector.backtrace(self.thread.cpu, limit=limit)
 
 
 def reason(payload: Mapping[str, Any]) -> str:
-    """Return why the guest stopped, of what `*stopped` carries."""
+    """Return the reason of a stop, from the values of `*stopped`."""
     word = str(payload.get("reason", ATTACHED))
     return _REASONS.get(word, word)
 
 
 def pc(payload: Mapping[str, Any]) -> int:
-    """Return where the guest stopped, of what `*stopped` carries; 0 where that is not known."""
+    """Return the PC of a stop, from the values of `*stopped`; 0 if unknown."""
     return _address(payload.get("frame", {}).get("addr"))
 
 
 def hit(payload: Mapping[str, Any]) -> int | None:
-    """Return the number of the breakpoint or watchpoint that `*stopped` names."""
+    """Return the number of the breakpoint or watchpoint that `*stopped` names; None for none."""
     if "bkptno" in payload:
         return int(payload["bkptno"])
     for key, inner in payload.items():
@@ -214,7 +218,7 @@ def frame(
 
 
 def _address(word: object) -> int:
-    # "<unavailable>" where the stack cannot be read.
+    # It is "<unavailable>" if the stack cannot be read.
     return int(word, 16) if isinstance(word, str) and word.startswith("0x") else 0
 
 

@@ -1,12 +1,12 @@
-"""Commands to one GDB, and what it says, over GDB/MI.
+"""Commands to one GDB and its answers, over GDB/MI.
 
-GDB answers commands in the order it got them, each answer under its command's token;
-between them it says at any time what happens to the guest.
+GDB answers commands in the order in which it reads them, each answer with the token of its command. Between
+answers it reports at any time what happens to the guest.
 
-Who reads the pipe: handing each answer from a reader thread to the caller costs two
-thread switches, half as much again as the command itself. So whoever waits reads, for
-all that wait; a thread reads only while nobody does, because a GDB whose pipe is full
-stops, and the guest with it (each hit of a breakpoint is a record of 400 bytes).
+Who reads the pipe: to pass each answer from a reader thread to the caller takes two thread switches, which
+cost half as much as the command itself. So a caller that waits reads, on behalf of all that wait. A thread
+reads only while no caller does, because GDB blocks when the pipe is full, and the guest with it (each
+breakpoint hit is a record of 400 bytes).
 """
 
 from __future__ import annotations
@@ -23,56 +23,40 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import msgspec
 
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import mi
-from vmdebug.debugger.end import End
 from vmdebug.errors import DeadlineError, GdbError
 
 IDLE_SECONDS = 0.05
-"""How long nobody reads before the thread does; a full pipe halts GDB no longer than this."""
+"""How long nobody reads before the thread does: the longest time for which a full pipe can block GDB."""
 
 _READ_BYTES = 1 << 16
 _ASIDE_RECORDS = 50
 
 
-def argv(gdb: str | os.PathLike[str]) -> list[str]:
-    """Return the command line of a GDB that speaks MI: no start-up files, no questions, no network."""
-    settings = (
-        "set debuginfod enabled off",
-        "set pagination off",
-        "set confirm off",
-        "set style enabled off",
-        "set index-cache enabled on",
-        # A fault of GDB's own would leave 60 MB in the user's working directory.
-        "maintenance set internal-error corefile no",
-    )
-    options = [word for setting in settings for word in ("-iex", setting)]
-    return [os.fspath(gdb), "-nx", "-q", "--interpreter=mi4", *options]
-
-
 class Listener(Protocol):
-    """Who is told what happens; called by whichever thread reads, so it must only take note."""
+    """Receives GDB's reports. Whichever thread reads calls it, so it must only store them."""
 
     def notice(self, record: mi.Record) -> None:
-        """Take an exec or notify record, or a result of class "running"."""
+        """Receive an exec or notify record, or a result of class "running"."""
 
     def failed(self, words: str) -> None:
-        """Take the late failure of a command that had already answered "running"."""
+        """Receive the failure of a command that GDB had already answered with "running"."""
 
     def ended(self) -> None:
-        """GDB has gone."""
+        """GDB has ended."""
 
 
 EXCHANGES = 40
-"""How many of the last commands, answers and events are kept, for whoever reports a failure."""
+"""How many of the last commands, answers and events are kept for the report of a failure."""
 
 _EXCHANGE_CHARACTERS = 400
-"""How much of each: an answer can be a megabyte."""
+"""How much of each is kept: an answer can be a megabyte."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -80,9 +64,9 @@ class Answer(msgspec.Struct, frozen=True):
 
     Args:
         kind: Result class: "done", "running", "connected", "exit".
-        payload: What the result carries.
-        console: What the command printed.
-        log: What GDB said about it besides: warnings, the errors of scripts.
+        payload: The values in the result.
+        console: The output of the command.
+        log: GDB's warnings, and the errors of scripts.
     """
 
     kind: str
@@ -93,7 +77,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Call:
-    """A command on its way; `result` is set once, by whoever reads."""
+    """A command in flight. The reader sets `result` once."""
 
     result: mi.Record | None = None
     streams: list[mi.Record] = field(default_factory=list)
@@ -105,11 +89,63 @@ class _Reader(enum.Enum):
     IDLE = enum.auto()
 
 
+class GdbProcess:
+    """GDB's process and pipes, and an eventfd that wakes the thread that reads while nobody else does.
+
+    Args:
+        pid: Its process id.
+        kill: Kills it; None for a GDB of somebody else.
+        stdin: GDB reads commands from it.
+        stdout: GDB writes answers to it.
+        stderr: GDB's other output, and that of scripts in it.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        kill: Callable[[], None] | None,
+        stdin: IO[bytes],
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+    ) -> None:
+        self.pid = pid
+        self.kill = kill
+        self.stdin = stdin
+        self.stdout = stdout
+        self._stderr = stderr
+        self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def wake_reader(self) -> None:
+        """Have the idle reader stop reading, so that a caller can."""
+        os.eventfd_write(self.wake, 1)
+
+    def woken(self) -> bool:
+        """Return whether `wake_reader` was called since the last time."""
+        try:
+            return os.eventfd_read(self.wake) > 0
+        except BlockingIOError:
+            return False
+
+    def stderr_text(self) -> str:
+        """Return what was written to stderr so far."""
+        if self._stderr.closed:
+            return ""
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace")
+
+    def close(self) -> None:
+        """Close the pipes and the eventfd."""
+        for stream in (self.stdin, self.stdout, self._stderr):
+            with contextlib.suppress(OSError):
+                stream.close()
+        os.close(self.wake)
+
+
 class Transport:
     """One GDB process; safe to use from several threads.
 
-    Made by `start` or `join`, ended by `close`. A GDB that was started dies with us: at the end
-    of its input it exits, also while the guest runs.
+    Made by `start` or `join`, ended by `close`. A GDB that `start` made dies with this process: it exits at
+    the end of its input, also while the guest runs.
     """
 
     @classmethod
@@ -123,16 +159,16 @@ class Transport:
         """Start GDB.
 
         Args:
-            command: See `argv`.
-            listener: Who is told what happens.
-            env: GDB's whole environment; None hands on ours.
+            command: See `startup.mi_argv`.
+            listener: Receives GDB's reports.
+            env: GDB's whole environment; None for that of this process.
 
         Raises:
             HostError: it cannot be started.
         """
-        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - GDB's own while it lives; `close` closes it
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         try:
-            # A session of its own: no terminal whose Ctrl-C or hangup reaches GDB instead of us.
+            # In a session of its own GDB has no terminal whose Ctrl-C or hangup would reach it instead of us.
             child = process.start(
                 command, env=env, stdin=process.PIPE, stdout=process.PIPE, stderr=stderr, session=True
             )
@@ -141,36 +177,36 @@ class Transport:
             raise
         assert child.stdin is not None  # noqa: S101 - for the type checker: both are pipes
         assert child.stdout is not None  # noqa: S101
-        end = End(child.pid, lambda: process.end_group(child), child.stdin, child.stdout, stderr)
-        transport = cls(end, listener)
+        gdb = GdbProcess(child.pid, lambda: process.end_group(child), child.stdin, child.stdout, stderr)
+        transport = cls(gdb, listener)
         transport._idle.start()
         return transport
 
     @classmethod
     def join(cls, pid: int, terminal: int, listener: Listener) -> Transport:
-        """Talk to a GDB that is somebody else's, and goes on after us.
+        """Talk to a GDB of somebody else, which `close` only leaves.
 
         Args:
-            pid: GDB's.
-            terminal: Our end of a terminal on which it speaks MI; it is ours to close.
-            listener: Who is told what happens.
+            pid: GDB's process id.
+            terminal: Our end of a terminal on which GDB speaks MI; `close` closes it.
+            listener: Receives GDB's reports.
         """
         stdin, stdout = os.fdopen(os.dup(terminal), "wb"), os.fdopen(terminal, "rb")
-        transport = cls(End(pid, None, stdin, stdout, io.BytesIO()), listener)
+        transport = cls(GdbProcess(pid, None, stdin, stdout, io.BytesIO()), listener)
         transport._idle.start()
         return transport
 
-    def __init__(self, end: End, listener: Listener) -> None:
-        self._end = end
-        self._stdin = end.stdin.fileno()
-        self._stdout = end.stdout.fileno()
+    def __init__(self, process_: GdbProcess, listener: Listener) -> None:
+        self._process = process_
+        self._stdin = process_.stdin.fileno()
+        self._stdout = process_.stdout.fileno()
         self._listener = listener
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._waiting = 0  # on `_changed`; spares the common case, nobody, its notify_all
+        self._waiting = 0  # callers on `_changed`: usually none, and notify_all costs time
         self._reader = _Reader.NOBODY
         self._tokens = itertools.count(1)
-        # In the order that GDB gets them; one whose deadline passed stays until it is answered.
+        # In the order of sending; a call whose deadline has passed stays until GDB answers it.
         self._calls: dict[int, _Call] = {}
         self._unsent = b""
         self._partial: list[bytes] = []
@@ -189,18 +225,18 @@ class Transport:
     @property
     def pid(self) -> int:
         """GDB's process id."""
-        return self._end.pid
+        return self._process.pid
 
     def execute(self, command: str, deadline: Deadline) -> Answer:
-        """Have GDB carry out one MI command.
+        """Execute one MI command.
 
         Args:
             command: The MI command, without token.
-            deadline: When to give up; the transport stays usable, the late answer is dropped.
+            deadline: When to give up. The transport stays usable; a late answer is dropped.
 
         Raises:
-            GdbError: GDB refused it, or has ended.
-            DeadlineError: it has not answered.
+            GdbError: GDB refused the command, or has ended.
+            DeadlineError: GDB has not answered.
         """
         call = self._send(command, deadline)
         self.wait(lambda: call.result is not None, deadline, f"GDB to answer `{command}`")
@@ -217,15 +253,15 @@ class Transport:
         return Answer(result.name, payload, _said(said, mi.CONSOLE), _said(said, mi.LOG))
 
     def wait(self, done: Callable[[], bool], deadline: Deadline, what: str) -> None:
-        """Return once `done()` or GDB has ended; until then take in what GDB says.
+        """Read GDB's output until `done()` returns true or GDB has ended.
 
         Args:
-            done: Looks at what the listener or an answer has noted; must be quick.
+            done: Looks at what the listener or an answer holds; must be quick.
             deadline: When to give up.
-            what: What is waited for, for the error.
+            what: What the caller waits for, for the error.
 
         Raises:
-            DeadlineError: it hasn't happened.
+            DeadlineError: the deadline passed first.
         """
         if not self._become_reader(done, deadline, what):
             return
@@ -236,15 +272,15 @@ class Transport:
             self._stop_reading()
 
     def exchanges(self) -> tuple[str, ...]:
-        """Return the last commands, answers and events, as they went over the line, the oldest first."""
+        """Return the last commands, answers and events as they were sent and received, the oldest first."""
         with self._lock:
             return tuple(self._exchanges)
 
     def refresh(self) -> None:
-        """Take in what GDB has said by now, without waiting."""
+        """Read what GDB has written by now, without waiting."""
         with self._lock:
             if self._ended or self._reader is not _Reader.NOBODY:
-                return  # whoever reads is not behind
+                return  # another thread reads, and is up to date
             self._reader = _Reader.CALLER
         try:
             while not self._ended and self._read(0):
@@ -253,14 +289,14 @@ class Transport:
             self._stop_reading()
 
     def close(self, deadline: Deadline) -> None:
-        """End GDB, by force when it has not gone at the deadline; nothing happens the second time.
+        """End GDB, by force if it has not exited at the deadline; nothing happens the second time.
 
-        One that is somebody else's is only left.
+        A GDB of somebody else goes on.
         """
         if self._closing.is_set():
             return
         try:
-            if self._end.kill is not None:
+            if self._process.kill is not None:
                 with contextlib.suppress(GdbError, DeadlineError):
                     self._send("-gdb-exit", deadline)
                     self.wait(lambda: False, deadline, "GDB to exit")
@@ -268,13 +304,13 @@ class Transport:
             self._closing.set()
             with self._lock:
                 self._finish()
-            self._end.give_way()
-            if self._end.kill is not None:
-                self._end.kill()
+            self._process.wake_reader()
+            if self._process.kill is not None:
+                self._process.kill()
             self._idle.join()
-            with self._lock:  # another thread of the user's may still read; the pipe's end lets it go
+            with self._lock:  # another thread of the user may still read, until the end of the pipe
                 self._changed.wait_for(lambda: self._reader is _Reader.NOBODY, process.TERM_SECONDS)
-            self._end.close()
+            self._process.close()
 
     def _send(self, command: str, deadline: Deadline) -> _Call:
         call = _Call()
@@ -286,33 +322,34 @@ class Transport:
             self._exchanges.append(f"{token}{command[:_EXCHANGE_CHARACTERS]}")
             sent = self._write(f"{token}{command}\n".encode(errors="surrogateescape"))
         while not sent:
-            # What a deadline leaves unsent goes out before the next command: no command is ever torn.
+            # The rest of a command whose deadline passes is sent before the next command, so none is ever
+            # cut.
             self._writable.poll(deadline.left("GDB to read its commands") * 1000)
             with self._lock:
                 sent = self._write()
         return call
 
     def _write(self, more: bytes = b"") -> bool:
-        """Write what GDB takes now, the rest of earlier commands first; return whether that was all."""
+        """Write what the pipe takes, the rest of earlier commands first; return whether that was all."""
         unsent = self._unsent + more if self._unsent else more
         try:
             unsent = unsent[os.write(self._stdin, unsent) :]
         except BlockingIOError:
             pass
         except OSError:  # EPIPE; of a terminal, EIO
-            unsent = b""  # it has gone; the end of its output says so
+            unsent = b""  # GDB has ended; the end of its output will tell
         self._unsent = unsent
         return not unsent
 
     def _become_reader(self, done: Callable[[], bool], deadline: Deadline, what: str) -> bool:
-        """Return whether we are to read now; False: it is done, somebody else has read it."""
+        """Become the reader and return True; return False if it is done, because another caller read it."""
         with self._lock:
             while not (done() or self._ended):
                 if self._reader is _Reader.NOBODY:
                     self._reader = _Reader.CALLER
                     return True
                 if self._reader is _Reader.IDLE:
-                    self._end.give_way()
+                    self._process.wake_reader()
                 self._waiting += 1
                 try:
                     self._changed.wait(deadline.left(what))
@@ -327,7 +364,7 @@ class Transport:
                 self._changed.notify_all()
 
     def _read(self, seconds: float) -> bool:
-        """Take in what comes next, within `seconds`; return whether anything came."""
+        """Read GDB's next output, within `seconds`; return whether there was any."""
         if not self._readable.poll(seconds * 1000):
             return False
         try:
@@ -343,10 +380,10 @@ class Transport:
         return True
 
     def _read_when_idle(self) -> None:
-        """Read while nobody else does, so that no full pipe stops GDB; the thread's whole life."""
+        """Read while no caller does, so that no full pipe blocks GDB. This is the thread's main function."""
         either = select.poll()
         either.register(self._stdout, select.POLLIN)
-        either.register(self._end.poke, select.POLLIN)
+        either.register(self._process.wake, select.POLLIN)
         while not self._closing.wait(IDLE_SECONDS):
             with self._lock:
                 if self._ended:
@@ -355,7 +392,7 @@ class Transport:
                     continue
                 self._reader = _Reader.IDLE
             try:
-                while not self._end.asked_to_give_way() and not self._ended:
+                while not self._process.woken() and not self._ended:
                     if any(fd == self._stdout for fd, _ in either.poll()):
                         self._read(0)
             finally:
@@ -363,7 +400,7 @@ class Transport:
 
     def _take(self, data: bytes) -> None:
         if not data:
-            self._finish()  # a line without its end is dropped: it may be cut anywhere
+            self._finish()  # a last line without its newline is dropped: it may be cut anywhere
         elif b"\n" not in data:
             self._partial.append(data)
         else:
@@ -385,7 +422,7 @@ class Transport:
         in_flight = next(iter(self._calls.values()), None)
         if record.sigil in (mi.EXEC, mi.NOTIFY):
             if record.name == "stopped" and in_flight is not None:
-                in_flight.streams.clear()  # the stop announced to a person, not the command's words
+                in_flight.streams.clear()  # they announced the stop to a person
             self._listener.notice(record)
         elif in_flight is not None:
             in_flight.streams.append(record)
@@ -401,7 +438,7 @@ class Transport:
                 self._aside.clear()
                 self._listener.notice(record)
         elif record.name == "error" and record.token == self._resumed:
-            # GDB says "running" before it inserts breakpoints, and takes it back when that fails.
+            # GDB answers "running" before it inserts breakpoints, and reports an error if that fails.
             self._listener.failed(mi.plain(_said(self._aside, mi.LOG)) or record.line)
 
     def _finish(self) -> None:
@@ -412,7 +449,9 @@ class Transport:
 
     def _gone(self, message: str, command: str) -> GdbError:
         said = _said(self._aside, mi.LOG)
-        return GdbError(message, command=command, detail=process.tail(f"{said}\n{self._end.stderr_text()}"))
+        return GdbError(
+            message, command=command, detail=process.tail(f"{said}\n{self._process.stderr_text()}")
+        )
 
 
 def _said(records: Sequence[mi.Record] | deque[mi.Record], sigil: str) -> str:

@@ -16,8 +16,8 @@ import reprlib
 from collections.abc import Iterator
 from typing import Any
 
+from vmdebug.debugger import gdb_errors
 from vmdebug.debugger import layout as layouts
-from vmdebug.debugger import refused
 from vmdebug.debugger.layout import Array, Enum, Field, Function, Layout, Other, Pointer, Struct, Void
 from vmdebug.debugger.memory import Memory, Snapshot
 from vmdebug.errors import GdbError
@@ -332,7 +332,7 @@ class Value:  # noqa: PLW1641 - it equals values of several kinds, which have di
             yield
         except GdbError as error:
             what = f"what `{self._expression_}` points to cannot be read {how}"
-            raise refused.reworded(error, what) from error
+            raise gdb_errors.renamed(error, what) from error
 
     def _member_(self, name: str) -> Value | None:
         if isinstance(self._plain_, Pointer):

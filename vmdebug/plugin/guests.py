@@ -14,7 +14,7 @@ import msgspec
 
 from vmdebug import sources, vm
 from vmdebug.deadline import Deadline
-from vmdebug.debugger.ahead import Ahead
+from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
 from vmdebug.plugin.beforehand import Beforehand
@@ -52,15 +52,15 @@ class Guest(NamedTuple):
     """A VM, and the GDB that loads its symbols meanwhile, where one is wanted."""
 
     vm: vm.Vm
-    ahead: Ahead | None
+    preloaded: PreloadedGdb | None
 
     def end(self) -> None:
         """End both."""
         try:
             self.vm.stop(force=True)
         finally:
-            if self.ahead is not None:
-                self.ahead.__exit__(None, None, None)
+            if self.preloaded is not None:
+                self.preloaded.close()
 
 
 class Guests:
@@ -161,15 +161,15 @@ class Guests:
         self, wanted: Wanted, *, report: Report, lost: Lost | None = None, spare: bool = False
     ) -> Guest:
         with contextlib.ExitStack() as protected:
-            ahead = None
+            preloaded = None
             if wanted.gdb:
-                ahead = Ahead.start(wanted.spec.kernel, deadline=Deadline.after(ATTACH_SECONDS))
-                protected.enter_context(ahead)
+                preloaded = PreloadedGdb.start(wanted.spec.kernel, timeout=ATTACH_SECONDS)
+                protected.enter_context(preloaded)
             if wanted.spec.halt:
                 made = self._halted(wanted, spare=spare, report=report)
             else:
                 made = self._booted(wanted, lost=lost, spare=spare, report=report)
-            guest = Guest(made, ahead)
+            guest = Guest(made, preloaded)
             protected.pop_all()
         return guest
 

@@ -79,9 +79,9 @@ class Lease:
             if found.how != "clone":
                 self.slow = f"{spec.guest}: each test's guest comes by {found.how}: {found.reason}"
         guest = self._guests.guest(self._wanted, lost=self._lost)
-        self._session = DebugSession(guest.vm, owned=False, ahead=guest.ahead)
-        if guest.ahead is not None:
-            self._held.push(guest.ahead)
+        self._session = DebugSession(guest.vm, owned=False, preloaded=guest.preloaded)
+        if guest.preloaded is not None:
+            self._held.push(guest.preloaded)
         self._held.callback(self._end)
         self._held.enter_context(self._watching)
         self._look_after(guest.vm)

@@ -1,7 +1,8 @@
-"""Whether the names of a kernel's symbols are mangled: those of Rust are, see rustc's symbol-mangling v0.
+"""Whether the symbols of a kernel need demangling, which costs GDB time when it loads them.
 
-GDB tries the manglings of eight languages on each symbol of a file that it loads, a tenth of the time to a
-breakpoint in a clone, and finds none in a kernel of C.
+Only the names of Rust code are mangled (rustc's symbol-mangling v0). GDB tries the manglings of eight
+languages on each symbol, which takes a tenth of the time from a clone to its first breakpoint, and finds none
+in a kernel of C.
 """
 
 from __future__ import annotations
@@ -11,32 +12,32 @@ import struct
 from pathlib import Path
 
 STYLE = "demangle-style"
-"""GDB's setting of it: `none` or `auto`."""
+"""GDB's setting: `none` or `auto`."""
 
 _RUST = b"\0_R"
 _ELF64_LITTLE = b"\x7fELF\2\1"
 _STRING_TABLE = 3
 _SECTION_HEADERS = 0x28
-"""Where an ELF64 header has e_shoff; e_shentsize and e_shnum are at `_SECTION_SIZES`. See elf(5)."""
+"""Offset of e_shoff in an ELF64 header; e_shentsize and e_shnum are at `_SECTION_SIZES`. See elf(5)."""
 _SECTION_SIZES = 0x3A
 _TYPE, _PLACE = 4, 0x18
-"""Where a section's header has sh_type; sh_offset and sh_size."""
+"""Offsets in a section header: of sh_type, and of sh_offset with sh_size."""
 
 
-def found(vmlinux: Path) -> bool:
-    """Say whether a file has mangled names; one that cannot be read may have some.
+def style(vmlinux: Path) -> str:
+    """Return the value of GDB's `demangle-style` to load a file with.
 
     Args:
-        vmlinux: The ELF file.
+        vmlinux: The ELF file. One that cannot be read here may have mangled names.
     """
     try:
         with vmlinux.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as image:
-            return _found(image)
+            return "auto" if _mangled(image) else "none"
     except (OSError, ValueError, OverflowError, struct.error):
-        return True
+        return "auto"
 
 
-def _found(image: mmap.mmap) -> bool:
+def _mangled(image: mmap.mmap) -> bool:
     if image[: len(_ELF64_LITTLE)] != _ELF64_LITTLE:
         return True
     (headers,) = struct.unpack_from("<Q", image, _SECTION_HEADERS)

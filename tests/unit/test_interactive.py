@@ -12,8 +12,9 @@ import pytest
 from vmdebug import process, shipped
 from vmdebug.arch import by_name
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import prelude, share
-from vmdebug.debugger.attach import Attachment, Extra, Holder, argv, exclusive, holder, program
+from vmdebug.debugger import share, startup
+from vmdebug.debugger.interactive import Attachment, Extra, argv, program
+from vmdebug.debugger.ownership import Holder, VmOwner, holder
 from vmdebug.errors import HostError, StateError
 from vmdebug.guest import Kernel
 
@@ -30,7 +31,7 @@ FULL = Kernel(
 VMDEBUG_GDB = str(shipped.gdbinit() / "vmdebug.gdb")
 
 BEFORE = (
-    *("-iex", prelude.importing("vmd_load", row=by_name("x86_64"))),
+    *("-iex", startup.importing("vmd_load", row=by_name("x86_64"))),
     *("-iex", "set debuginfod enabled off"),
     *("-iex", "set index-cache enabled on"),
     *("-iex", "set mi-async on"),
@@ -105,21 +106,22 @@ def test_a_program_may_bring_options_of_its_own() -> None:
 def test_a_second_one_is_told_who_the_first_is(tmp_path: Path) -> None:
     lock = tmp_path / "nixos" / "attach.lock"
     lock.parent.mkdir()
-    with exclusive(lock):
+    with VmOwner.claim(lock, "nixos"):
         assert lock.read_text() == f"{os.getpid()}\n"
-        with pytest.raises(StateError) as caught, exclusive(lock):
+        with pytest.raises(StateError) as caught, VmOwner.claim(lock, "nixos"):
             pass
     assert caught.value.message.startswith(f"a GDB is attached to nixos already: pid {os.getpid()} (")
     assert caught.value.hint == f"quit it there, or end it with: kill {os.getpid()}"
-    with exclusive(lock):
+    with VmOwner.claim(lock, "nixos"):
         pass
 
 
 BECOME = """
 import sys
 from pathlib import Path
+from vmdebug.arch import by_name
 from vmdebug.deadline import Deadline
-from vmdebug.debugger.attach import Attachment, attach
+from vmdebug.debugger.interactive import Attachment, attach
 from vmdebug.guest import Kernel
 attach(
     Attachment(endpoint="", kernel=Kernel(arch="x86_64", image=Path(), origin=""), program=(sys.argv[1],)),
@@ -137,11 +139,11 @@ def test_the_lock_goes_with_the_program_and_ends_with_it_even_by_kill_9(tmp_path
     with process.spawn(become, stdin=process.PIPE, stdout=process.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
-        with pytest.raises(StateError, match=f"already: pid {child.pid} "), exclusive(lock):
+        with pytest.raises(StateError, match=f"already: pid {child.pid} "), VmOwner.claim(lock, "nixos"):
             pass
         child.send_signal(signal.SIGKILL)
         child.wait()
-        with exclusive(lock):
+        with VmOwner.claim(lock, "nixos"):
             pass
 
 
@@ -156,11 +158,11 @@ def test_a_gdb_that_is_not_there(name: str, hint: str, tmp_path: Path) -> None:
 
 def test_a_persons_gdb_that_is_held_can_be_shared(tmp_path: Path) -> None:
     lock = tmp_path / "attach.lock"
-    with exclusive(lock):
+    with VmOwner.claim(lock, "nixos"):
         lock.write_text(f"{os.getpid()}\na person's")
-        with pytest.raises(StateError) as caught, exclusive(lock):
+        with pytest.raises(StateError) as caught, VmOwner.claim(lock, "nixos"):
             pass
-    assert caught.value.hint.startswith("share it by typing `vmd-share` there, or by `attach --share`; or ")
+    assert caught.value.hint.startswith("type `vmd-share` there to share it, or attach with `--share`; or ")
 
 
 def test_where_a_shared_gdb_lets_scripts_in(tmp_path: Path) -> None:
@@ -173,4 +175,4 @@ def test_where_a_shared_gdb_lets_scripts_in(tmp_path: Path) -> None:
 def test_a_shared_gdb_that_has_ended_is_not_shared(tmp_path: Path) -> None:
     lock = tmp_path / "attach.lock"
     lock.write_text("12\n@vmdebug-nobody-listens-here\n")
-    assert share.ask(lock, Deadline.after(20)) is None
+    assert share.ask(lock, 20) is None

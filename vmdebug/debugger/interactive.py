@@ -1,0 +1,201 @@
+"""An interactive GDB: its command line.
+
+GDB replaces this process. All that it needs of vmdebug is on its command line and in `gdbinit/`, which
+runs inside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from vmdebug import arch, process, shipped
+from vmdebug.debugger import demangle, startup
+from vmdebug.debugger.ownership import KgdbOwner, VmOwner
+from vmdebug.errors import HostError
+from vmdebug.guest import Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """One `-x FILE` or `-ex COMMAND` of the user.
+
+    Args:
+        kind: "x" or "ex".
+        text: The file, or the command.
+    """
+
+    kind: Literal["x", "ex"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """An interactive GDB on a guest.
+
+    Args:
+        endpoint: The gdbstub: the path of its socket, or HOST:PORT.
+        kernel: The kernel that runs, with its symbols, scripts, modules and sources.
+        accel: The accelerator; under KVM early breakpoints must be hardware breakpoints.
+        kaslr: Whether the kernel chooses its own address.
+        program: GDB, or a program that takes GDB's options, with options of its own.
+        extra: The user's files and commands, in the order given.
+        batch: Whether GDB runs them and exits; its status is 1 if one of them failed.
+        until: The symbol to run to before the user's commands.
+        timeout: Seconds that this may take; None for no limit.
+        init: Whether GDB reads the user's ~/.gdbinit.
+        force: Whether GDB goes on if the symbols are of another build than the kernel.
+        before: Further commands to run before ~/.gdbinit.
+        share: Whether scripts may use this GDB as well.
+        lock: The inherited descriptor of the claim on the gdbstub; `become` sets it.
+    """
+
+    endpoint: str
+    kernel: Kernel
+    accel: Literal["kvm", "tcg"] = "tcg"
+    kaslr: bool = False
+    program: tuple[str, ...] = ("gdb",)
+    extra: tuple[Extra, ...] = ()
+    batch: bool = False
+    until: str | None = None
+    timeout: float | None = None
+    init: bool = True
+    force: bool = False
+    before: tuple[str, ...] = ()
+    share: bool = False
+    lock: int | None = None
+
+
+def argv(attachment: Attachment) -> tuple[str, ...]:
+    """Return GDB's command line.
+
+    Settings come as `-iex`, before the user's ~/.gdbinit, which can still change them; see "Mode Options" and
+    "File Options" in GDB's manual.
+    """
+    words = [*attachment.program, "-q"]
+    if attachment.batch:
+        words.append("--batch")
+    if not attachment.init:
+        words.append("-nx")
+    for command in _before(attachment):
+        words += ["-iex", command]
+    vmlinux = attachment.kernel.vmlinux
+    if vmlinux is not None:
+        style = demangle.style(vmlinux)
+        words += ["-iex", f"set {demangle.STYLE} {style}"] * (style != "auto")
+        words.append(str(vmlinux))
+        # GDB's default again, for modules and for files that the user loads.
+        words += ["-ex", f"set {demangle.STYLE} auto"] * (style != "auto")
+    words += ["-ex", "set auto-load python-scripts on", "-ex", f"source {shipped.gdbinit() / 'vmdebug.gdb'}"]
+    # In batch mode GDB exits with the status of the last command, whatever failed before it.
+    run = "vmd-run " if attachment.batch else ""
+    for command in _ours(attachment):
+        words += ["-ex", f"{run}{command}"]
+    for extra in attachment.extra:
+        words += _batched(extra) if attachment.batch else (f"-{extra.kind}", extra.text)
+    return (*words, "-ex", "vmd-exit") if attachment.batch else tuple(words)
+
+
+def attach(attachment: Attachment, *, lock: Path, vm: str) -> NoReturn:
+    """Replace this process by a GDB on a VM.
+
+    Args:
+        attachment: What to attach to, and how.
+        lock: The VM's `attach.lock`.
+        vm: The VM's name, for the error.
+
+    Raises:
+        StateError: a GDB is attached already.
+        HostError: there is no GDB.
+    """
+    find(attachment.program[0])
+    with VmOwner.claim(lock, vm, interactive=True) as owner:
+        become(attachment, owner)
+
+
+def become(attachment: Attachment, owner: VmOwner | KgdbOwner) -> NoReturn:
+    """Replace this process by GDB, which inherits the claim on the gdbstub."""
+    # Python ignores these two signals, and execve(2) keeps ignored signals ignored.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.set_inheritable(owner.descriptor, True)
+    process.replace(argv(dataclasses.replace(attachment, lock=owner.descriptor)))
+
+
+def program(words: str) -> tuple[str, ...]:
+    """Return the program of `--gdb` and its options, which are quoted as in a shell."""
+    return tuple(shlex.split(words))
+
+
+def _before(attachment: Attachment) -> tuple[str, ...]:
+    return (
+        startup.importing("vmd_load", row=arch.by_name(attachment.kernel.arch)),
+        "set debuginfod enabled off",
+        "set index-cache enabled on",
+        # `vmd-share` needs it, and GDB refuses to set it once connected. It changes nothing at the prompt.
+        "set mi-async on",
+        f"set remotetimeout {startup.REMOTE_SECONDS}",
+        # `vmd-scripts` sources the kernel's scripts, whether or not auto-load safe-path has their directory.
+        "set auto-load python-scripts off",
+        f"set $vmd_batch = {attachment.batch:d}",
+        *attachment.before,
+    )
+
+
+def _ours(attachment: Attachment) -> tuple[str, ...]:
+    kernel = attachment.kernel
+    commands = [f"set $vmd_accel = {_quoted(attachment.accel)}"]
+    if attachment.kaslr:
+        commands.append("set $vmd_kaslr = 1")
+    if attachment.force:
+        commands.append("set $vmd_force = 1")
+    if attachment.lock is not None:
+        commands.append(f"set $vmd_lock = {attachment.lock}")
+    if attachment.share:
+        commands.append("vmd-share")
+    if kernel.modules is not None:
+        commands.append(f"set $vmd_modules_path = {_quoted(str(kernel.modules))}")
+    if kernel.gdb_scripts is not None:
+        commands.append(f"vmd-scripts {kernel.gdb_scripts}")
+    if kernel.source is not None:
+        commands.append(f"vmd-source {kernel.source}")
+    commands.append(f"vmd-connect {attachment.endpoint}")
+    if kernel.modules is not None:
+        commands.append("vmd-modules --watch")
+    if attachment.until is not None:
+        seconds = "" if attachment.timeout is None else f" {attachment.timeout:g}"
+        commands.append(f"vmd-until {attachment.until}{seconds}")
+    return tuple(commands)
+
+
+def _batched(extra: Extra) -> tuple[str, str]:
+    command = f"source {extra.text}" if extra.kind == "x" else extra.text
+    return "-ex", f"vmd-run {command}"
+
+
+def _quoted(text: str) -> str:
+    """Return a string as a C expression of GDB."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def find(name: str) -> None:
+    """Make sure that GDB can be run.
+
+    Args:
+        name: The program of `--gdb`.
+
+    Raises:
+        HostError: there is no such program.
+    """
+    try:
+        process.find(name, package="gdb")
+    except HostError as error:
+        if name == "gdb":
+            raise
+        raise HostError(error.message, hint="install it, or leave out --gdb") from None

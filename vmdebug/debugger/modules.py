@@ -1,0 +1,94 @@
+"""The symbols of the kernel's modules: loaded on request, or before a module's init function runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from vmdebug.debugger import breakpoint as mi_breakpoint
+from vmdebug.debugger import mi
+from vmdebug.debugger.breakpoint import BreakpointOwner
+from vmdebug.debugger.breakpoint_table import BreakpointTable, Entry
+from vmdebug.debugger.connection import Connection
+from vmdebug.debugger.runstate import State
+from vmdebug.debugger.stop import Stop
+from vmdebug.errors import GdbError
+
+_INIT = "do_init_module"
+"""The function in kernel/module that calls a module's init function; its symbols are loaded there."""
+
+
+class ModuleSymbols:
+    """Loads the symbols of modules.
+
+    Args:
+        connection: The connection to GDB.
+        table: Where its own breakpoint is entered.
+        note: Told of modules without symbols.
+    """
+
+    def __init__(self, connection: Connection, table: BreakpointTable, note: Callable[[str], None]) -> None:
+        self._connection = connection
+        self._table = table
+        self._note = note
+        self._directory: Path | None = None
+        self._loaded = False
+        self._following = False
+        self._breakpoint = 0
+
+    def use(self, directory: Path | None) -> None:
+        """Look for the files of modules in a directory; None for GDB's own choice."""
+        self._directory = directory
+
+    @property
+    def own_breakpoint(self) -> int:
+        """The number of its own breakpoint; 0 if it has none."""
+        return self._breakpoint
+
+    def load(self, directory: str | os.PathLike[str] | None = None) -> None:
+        """Load the symbols of the modules that are loaded now; `Gdb.notes` lists those without symbols.
+
+        A `pending` breakpoint loads a module's symbols by itself, before the module's init function runs.
+
+        Args:
+            directory: From now on, the directory for files that the kernel's own directory does not have. The
+                others are where the guest's kernel has them, beside vmlinux, or in /lib/modules.
+
+        Raises:
+            StateError: the guest runs.
+            GdbError: there is no such directory.
+        """
+        self._connection.need("load_modules", State.STOPPED)
+        commands = ["python import vmd_modules; vmd_modules.Modules()"]
+        if self._directory is not None:
+            commands.append(f"set $vmd_modules_path = {mi.quote(str(self._directory))}")
+        where = "" if directory is None else f" {shlex.quote(os.fspath(directory))}"
+        for command in (*commands, f"vmd-modules{where}"):
+            said = self._connection.ask(f"-interpreter-exec console {mi.quote(command)}")
+            for line in said.log.splitlines():
+                if "no symbols" in line:
+                    self._note(line)
+        self._loaded = "no module is loaded" not in said.console
+
+    def follow(self, owner: BreakpointOwner, *, pending: bool) -> None:
+        """If a breakpoint may need it, have each module's symbols loaded before its init function runs.
+
+        Args:
+            owner: Deletes the breakpoint that this sets.
+            pending: Whether a breakpoint waits for a module. One that does not may be in a module that will
+                be loaded again, at another address.
+        """
+        if self._following or not (pending or self._loaded):
+            return
+        self._following = True
+        with contextlib.suppress(GdbError):  # the kernel has no modules
+            answer = self._connection.fetch(mi_breakpoint.insert(_INIT))
+            made = mi_breakpoint.made(answer, _INIT, owner)
+            self._table.add(Entry(made, self._starts))
+            self._breakpoint = made.number
+
+    def _starts(self, _where: Stop) -> None:
+        self.load()

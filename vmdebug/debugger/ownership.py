@@ -1,0 +1,220 @@
+"""Whose a GDB and its guest are: the owner of a gdbstub.
+
+A gdbstub serves one GDB at a time. An owner is who may use it, and decides what a session may do with the
+GDB: `VmOwner` holds the stub of a VM and `KgdbOwner` the one of a machine in kgdb, each for a GDB of its own;
+`SharedOwner` is a guest in the GDB of a person. `UNCLAIMED` is for a stub that nobody else can know of.
+
+Each owner is made by a function that claims the stub, and keeps it until `release`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from vmdebug.debugger.kgdb.endpoint import Endpoint
+from vmdebug.errors import StateError
+
+INTERACTIVE = "a person's"
+"""The second line of `attach.lock` while a person types at the GDB; `gdbinit/vmd_share.py` writes another
+one."""
+
+
+class Owner(Protocol):
+    """The owner of a gdbstub."""
+
+    exclusive: bool
+    """Whether the session may let go of the guest, connect again, and end GDB."""
+
+    def planted(self, number: int) -> str:
+        """Return the MI command that tells GDB of a breakpoint that was set; "" for none."""
+
+    def release(self) -> None:
+        """Give the stub back; nothing happens the second time."""
+
+
+class _Claim:
+    """A claim that lasts as long as a descriptor is open, and so no longer than this process."""
+
+    exclusive = True
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        """A program that this process becomes inherits the claim with it, if it is made inheritable."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def planted(self, number: int) -> str:  # noqa: ARG002 - see Owner
+        """Return no command: the breakpoints go with GDB."""
+        return ""
+
+    def release(self) -> None:
+        """Give the stub back; nothing happens the second time."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class VmOwner(_Claim):
+    """The owner of a VM's gdbstub; a context manager that releases it. Made by `claim`."""
+
+    @classmethod
+    def claim(cls, lock: Path, vm: str, *, interactive: bool = False) -> Self:
+        """Claim the stub of a VM.
+
+        The lock belongs to the descriptor: it passes to GDB through execve(2), and ends with the last process
+        that has it open; see flock(2).
+
+        Args:
+            lock: The VM's `attach.lock`; it holds the pid of the owner.
+            vm: The VM's name, for the error.
+            interactive: Whether a person will type at the GDB.
+
+        Raises:
+            StateError: a GDB is attached already; the message has its pid.
+        """
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise _vm_taken(vm, holder(lock)) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n{INTERACTIVE if interactive else ''}".encode(), 0)
+        return cls(descriptor)
+
+
+class KgdbOwner(_Claim):
+    """The owner of the line to a machine in kgdb; a context manager that releases it. Made by `claim`."""
+
+    @classmethod
+    def claim(cls, endpoint: Endpoint) -> Self:
+        """Claim the line.
+
+        The claim is a socket in the abstract namespace (unix(7)): it leaves no file behind, and whoever
+        connects to it learns the pid of the owner.
+
+        Raises:
+            StateError: a GDB is attached already; the message has its pid.
+        """
+        address = endpoint.address if endpoint.kind == "tcp" else os.path.realpath(endpoint.address)
+        name = f"\0vmdebug-kgdb-{os.getuid()}-{hashlib.sha256(address.encode()).hexdigest()[:16]}"
+        with contextlib.ExitStack() as undo:
+            held = undo.enter_context(socket.socket(socket.AF_UNIX))
+            try:
+                held.bind(name)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                raise _line_taken(endpoint, _listener(name)) from None
+            held.listen(1)
+            undo.pop_all()
+        return cls(held.detach())
+
+
+@dataclass(frozen=True, slots=True)
+class SharedOwner:
+    """A guest in a person's GDB, until `line` is closed; made by `share.ask`.
+
+    Args:
+        pid: GDB's process id.
+        terminal: Descriptor of our end of the terminal on which that GDB speaks MI.
+        line: The connection; when it ends, GDB takes out the breakpoints that were set over the terminal.
+    """
+
+    pid: int
+    terminal: int
+    line: socket.socket
+
+    exclusive = False
+
+    def planted(self, number: int) -> str:
+        """Return the command that has GDB take the breakpoint out if this process is killed."""
+        return f"-vmd-own {number}"
+
+    def release(self) -> None:
+        """Leave the GDB; nothing happens the second time."""
+        self.line.close()
+
+
+class _Unclaimed:
+    exclusive = True
+
+    def planted(self, number: int) -> str:  # noqa: ARG002 - see Owner
+        return ""
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+UNCLAIMED: Owner = _Unclaimed()
+"""The owner of a stub that nobody else can know of; it holds nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that claimed a VM's stub last, as `attach.lock` names it.
+
+    Args:
+        pid: Its process id; 0 if unknown.
+        interactive: Whether it is a person's GDB that is not shared.
+        address: The abstract socket at which a shared GDB lets scripts in; "" if it is not shared.
+    """
+
+    pid: int = 0
+    interactive: bool = False
+    address: str = ""
+
+
+def holder(lock: Path) -> Holder:
+    """Return who wrote a VM's `attach.lock` last; it may have ended since."""
+    try:
+        pid, _, kind = lock.read_text().partition("\n")
+        kind = kind.strip()
+        return Holder(int(pid), kind == INTERACTIVE, kind[1:] if kind.startswith("@") else "")
+    except (OSError, ValueError):
+        return Holder()
+
+
+def _vm_taken(vm: str, by: Holder) -> StateError:
+    name = ""
+    with contextlib.suppress(OSError):
+        name = Path(f"/proc/{by.pid}/comm").read_text().strip()
+    who = f"pid {by.pid} ({name})" if name else f"pid {by.pid or 'unknown'}"
+    share = "type `vmd-share` there to share it, or attach with `--share`; or " if by.interactive else ""
+    return StateError(
+        f"a GDB is attached to {vm} already: {who}",
+        hint=f"{share}quit it there, or end it with: kill {by.pid}" if by.pid else "quit it first",
+    )
+
+
+def _line_taken(endpoint: Endpoint, pid: int) -> StateError:
+    return StateError(
+        f"a GDB is attached at {endpoint.address} already: pid {pid or 'unknown'}",
+        hint=f"quit it there, or end it with: kill {pid}" if pid else "quit it first",
+    )
+
+
+def _listener(name: str) -> int:
+    """Return the pid of the process that listens at an abstract socket, or 0; see SO_PEERCRED in unix(7)."""
+    with socket.socket(socket.AF_UNIX) as asking, contextlib.suppress(OSError):
+        asking.setblocking(False)
+        asking.connect(name)
+        pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return int(pid)
+    return 0

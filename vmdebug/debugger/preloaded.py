@@ -1,0 +1,57 @@
+"""A GDB that loads a kernel's symbols before its guest is there.
+
+Loading takes two or three times as long as a clone takes to its shell, and does not need the guest.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from vmdebug.debugger.gdb import LOAD_SECONDS, Gdb
+from vmdebug.guest import Kernel
+
+
+class PreloadedGdb:
+    """A GDB that a thread starts; a context manager that ends it if nobody took it. Made by `start`."""
+
+    def __init__(self, starting: Future[Gdb]) -> None:
+        self._starting: Future[Gdb] | None = starting
+
+    @classmethod
+    def start(cls, kernel: Kernel, *, timeout: float = LOAD_SECONDS) -> Self:
+        """Start one.
+
+        Args:
+            kernel: The kernel whose symbols it loads.
+            timeout: Seconds that loading may take.
+        """
+        pool = ThreadPoolExecutor(1, thread_name_prefix="vmdebug-gdb")
+        try:
+            return cls(pool.submit(Gdb.of, kernel, timeout=timeout))
+        finally:
+            pool.shutdown(wait=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def take(self) -> Gdb | None:
+        """Return the GDB once it has loaded the symbols; None if it was taken before.
+
+        Raises:
+            VmdebugError: as `Gdb.start`.
+        """
+        starting, self._starting = self._starting, None
+        return None if starting is None else starting.result()
+
+    def close(self) -> None:
+        """End the GDB unless it was taken; nothing happens the second time."""
+        starting, self._starting = self._starting, None
+        if starting is not None and starting.exception() is None:
+            starting.result().close()

@@ -1,0 +1,42 @@
+"""The command line of a GDB, and the start of our Python code in it."""
+
+from __future__ import annotations
+
+import os
+
+from vmdebug import arch, shipped
+
+REMOTE_SECONDS = 30
+"""How long GDB waits for one answer of the gdbstub. Its default of 2 s is too short on a loaded host."""
+
+
+def mi_argv(gdb: str | os.PathLike[str]) -> list[str]:
+    """Return the command line of a GDB that speaks MI: no start-up files, no questions, no network."""
+    settings = (
+        "set debuginfod enabled off",
+        "set pagination off",
+        "set confirm off",
+        "set style enabled off",
+        "set index-cache enabled on",
+        # An internal error of GDB would leave a core file of 60 MB in the user's working directory.
+        "maintenance set internal-error corefile no",
+    )
+    options = [word for setting in settings for word in ("-iex", setting)]
+    return [os.fspath(gdb), "-nx", "-q", "--interpreter=mi4", *options]
+
+
+def importing(*modules: str, row: arch.Arch | None = None) -> str:
+    """Return the GDB command that puts `gdbinit/` on Python's path and imports modules of it in a thread.
+
+    GDB reads symbols meanwhile; see `gdbinit/vmd_preload.py`.
+
+    Args:
+        modules: Names of the modules.
+        row: The architecture of the guest; None has `gdbinit/` take it from vmlinux.
+    """
+    wanted = ", ".join(map(repr, modules))
+    facts = f"import vmd_arch; vmd_arch.use({arch.for_gdb(row)!r}); " if row is not None else ""
+    return (
+        f"python import sys; sys.path.insert(0, {str(shipped.gdbinit())!r})"
+        f"; {facts}import vmd_preload; vmd_preload.start({wanted})"
+    )
