@@ -16,7 +16,7 @@ from vmdebug import cli
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.kgdb import endpoint, stub
 from vmdebug.debugger.kgdb.endpoint import Endpoint
-from vmdebug.debugger.ownership import KgdbOwner
+from vmdebug.debugger.kgdb.owner import KgdbOwner
 from vmdebug.errors import DeadlineError, HostError, StateError, UsageError, VmError
 from vmdebug.progress import Step, silent
 

@@ -107,7 +107,7 @@ def attach(words: str, baud: int | None, attachment: Attachment) -> NoReturn:
     from vmdebug.cli import render
     from vmdebug.debugger import interactive
     from vmdebug.debugger.kgdb import endpoint, stub
-    from vmdebug.debugger.ownership import KgdbOwner
+    from vmdebug.debugger.kgdb.owner import KgdbOwner
 
     speed = stub.BAUD if baud is None else baud
     where = endpoint.parse(words)

@@ -1,4 +1,5 @@
-"""The debugger: GDB/MI records and transport, the run state, breakpoints, values.
+"""The debugger: GDB over GDB/MI, and all that a session does with it.
 
-`gdb.Gdb` is what the layers above use; it knows nothing of QEMU but its gdbstub.
+`gdb.Gdb` is what the layers above use. It knows nothing of QEMU except its gdbstub. `interactive` is the GDB
+at which a person types.
 """

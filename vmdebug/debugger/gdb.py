@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Concatenate, Literal, ParamSpec, Self, TypeVar, overload
@@ -19,7 +18,7 @@ from typing import Concatenate, Literal, ParamSpec, Self, TypeVar, overload
 from vmdebug import arch, process
 from vmdebug.arch import Arch
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import demangle, mi, startup
+from vmdebug.debugger import loading, mi, startup
 from vmdebug.debugger.breakpoint_table import BreakpointTable
 from vmdebug.debugger.breakpoints import Breakpoints
 from vmdebug.debugger.collector import GdbCollector
@@ -28,25 +27,18 @@ from vmdebug.debugger.control import RUN_SECONDS, STOP_SECONDS, RunControl
 from vmdebug.debugger.identity import Identity, Verdict, Wanted
 from vmdebug.debugger.inspection import Inspection
 from vmdebug.debugger.modules import ModuleSymbols
-from vmdebug.debugger.ownership import UNCLAIMED, Owner, SharedOwner
+from vmdebug.debugger.ownership import UNCLAIMED, Owner
 from vmdebug.debugger.runstate import State
+from vmdebug.debugger.share import SharedOwner
 from vmdebug.debugger.stop import Stop
-from vmdebug.errors import DeadlineError, GdbError, HostError, StateError, UsageError, VmdebugError
+from vmdebug.errors import DeadlineError, StateError, VmdebugError
 from vmdebug.guest import Kernel
-from vmdebug.spelling import option
 from vmdebug.trace import probe
 from vmdebug.trace.probe import Probe
 from vmdebug.trace.trace import Trace
 
 LOAD_SECONDS = 120.0
 """How long GDB may take to load a kernel's symbols, or to connect: about a second for 100 MB."""
-
-_SETTINGS = (
-    "mi-async on",  # before connecting: without it GDB answers no command while the guest runs
-    f"remotetimeout {startup.REMOTE_SECONDS}",
-    "tcp auto-retry off",  # QEMU listens before vmdebug says that it has started
-    "dcache line-size 512",  # reads a frame's part of the stack at once; 64 bytes take several reads
-)
 
 _Part = TypeVar("_Part")
 _Arguments = ParamSpec("_Arguments")
@@ -123,12 +115,12 @@ class Gdb:
         argv = [*startup.mi_argv(process.find(program, package="gdb")), "-iex", beside]
         gdb = cls(Connection.start(argv, env=env))
         try:
-            gdb._set_up(deadline)
+            loading.settings(gdb._connection, deadline)
             if vmlinux is not None:
-                gdb._load(Path(vmlinux), deadline)
-            gdb._define(deadline)  # a thread has imported it meanwhile
+                loading.symbols(gdb._connection, Path(vmlinux), deadline)
+            loading.commands(gdb._connection, deadline)  # a thread in GDB has imported them meanwhile
             if scripts is not None:
-                gdb._source(Path(scripts), deadline)
+                gdb.notes += loading.scripts(gdb._connection, Path(scripts), deadline)
         except BaseException:
             gdb.close()
             raise
@@ -262,7 +254,7 @@ class Gdb:
         """
         self._need_ours("reload")
         self._connection.need("reload", State.UNCONNECTED, State.DETACHED, State.GONE)
-        self._load(Path(vmlinux), Deadline.after(timeout))
+        loading.symbols(self._connection, Path(vmlinux), Deadline.after(timeout))
 
     def detach(self, *, timeout: float = STOP_SECONDS) -> None:
         """Let go of the guest: breakpoints are taken out of it, and it runs.
@@ -445,46 +437,3 @@ class Gdb:
                 hint="quit it, and attach again: vmdebug attach --share",
             )
         self._connection.run.adopt(State(stands))
-
-    def _set_up(self, deadline: Deadline) -> None:
-        with _usable():
-            for setting in _SETTINGS:
-                self._connection.execute(f"-gdb-set {setting}", deadline)
-
-    def _define(self, deadline: Deadline) -> None:
-        script = "python import vmd_mi; vmd_mi.define()"
-        with _usable():
-            self._connection.execute(f"-interpreter-exec console {mi.quote(script)}", deadline)
-
-    def _load(self, vmlinux: Path, deadline: Deadline) -> None:
-        # GDB splits at blanks and removes quotes, as a shell does.
-        quoted = re.sub(r"([\s\"'\\])", r"\\\1", str(vmlinux))
-        try:
-            self._connection.execute(f"-gdb-set {demangle.STYLE} {demangle.style(vmlinux)}", deadline)
-            self._connection.execute(f"-file-exec-and-symbols {quoted}", deadline)
-            # GDB's default again, for modules and for files that a person loads.
-            self._connection.execute(f"-gdb-set {demangle.STYLE} auto", deadline)
-        except GdbError as error:
-            raise UsageError(
-                f"GDB cannot read the symbols in {vmlinux}: {error.words or error.message}",
-                hint="give the kernel's vmlinux, an ELF file with debug information:"
-                f" {option('vmlinux', 'FILE')}",
-            ) from error
-
-    def _source(self, scripts: Path, deadline: Deadline) -> None:
-        for command in ("python import vmd_scripts; vmd_scripts.Scripts()", f"vmd-scripts {scripts}"):
-            answer = self._connection.execute(f"-interpreter-exec console {mi.quote(command)}", deadline)
-            self.notes.extend(answer.log.splitlines())
-
-
-@contextlib.contextmanager
-def _usable() -> Iterator[None]:
-    """Report a command that GDB refuses in the block as a GDB that vmdebug cannot use."""
-    try:
-        yield
-    except GdbError as error:
-        raise HostError(
-            f"this GDB cannot be used: {error.words or error.message}",
-            hint="vmdebug needs GDB 12 or newer with Python: apt install gdb",
-            detail=error.detail,
-        ) from error

@@ -16,7 +16,7 @@ from typing import Literal, NoReturn
 
 from vmdebug import arch, process, shipped
 from vmdebug.debugger import demangle, startup
-from vmdebug.debugger.ownership import KgdbOwner, VmOwner
+from vmdebug.debugger.ownership import Claim, VmOwner
 from vmdebug.errors import HostError
 from vmdebug.guest import Kernel
 
@@ -118,7 +118,7 @@ def attach(attachment: Attachment, *, lock: Path, vm: str) -> NoReturn:
         become(attachment, owner)
 
 
-def become(attachment: Attachment, owner: VmOwner | KgdbOwner) -> NoReturn:
+def become(attachment: Attachment, owner: Claim) -> NoReturn:
     """Replace this process by GDB, which inherits the claim on the gdbstub."""
     # Python ignores these two signals, and execve(2) keeps ignored signals ignored.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):

@@ -10,18 +10,13 @@ Each owner is made by a function that claims the stub, and keeps it until `relea
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import hashlib
 import os
-import socket
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from vmdebug.debugger.kgdb.endpoint import Endpoint
 from vmdebug.errors import StateError
 
 INTERACTIVE = "a person's"
@@ -42,7 +37,7 @@ class Owner(Protocol):
         """Give the stub back; nothing happens the second time."""
 
 
-class _Claim:
+class Claim:
     """A claim that lasts as long as a descriptor is open, and so no longer than this process."""
 
     exclusive = True
@@ -70,7 +65,7 @@ class _Claim:
             os.close(descriptor)
 
 
-class VmOwner(_Claim):
+class VmOwner(Claim):
     """The owner of a VM's gdbstub; a context manager that releases it. Made by `claim`."""
 
     @classmethod
@@ -97,59 +92,6 @@ class VmOwner(_Claim):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n{INTERACTIVE if interactive else ''}".encode(), 0)
         return cls(descriptor)
-
-
-class KgdbOwner(_Claim):
-    """The owner of the line to a machine in kgdb; a context manager that releases it. Made by `claim`."""
-
-    @classmethod
-    def claim(cls, endpoint: Endpoint) -> Self:
-        """Claim the line.
-
-        The claim is a socket in the abstract namespace (unix(7)): it leaves no file behind, and whoever
-        connects to it learns the pid of the owner.
-
-        Raises:
-            StateError: a GDB is attached already; the message has its pid.
-        """
-        address = endpoint.address if endpoint.kind == "tcp" else os.path.realpath(endpoint.address)
-        name = f"\0vmdebug-kgdb-{os.getuid()}-{hashlib.sha256(address.encode()).hexdigest()[:16]}"
-        with contextlib.ExitStack() as undo:
-            held = undo.enter_context(socket.socket(socket.AF_UNIX))
-            try:
-                held.bind(name)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                raise _line_taken(endpoint, _listener(name)) from None
-            held.listen(1)
-            undo.pop_all()
-        return cls(held.detach())
-
-
-@dataclass(frozen=True, slots=True)
-class SharedOwner:
-    """A guest in a person's GDB, until `line` is closed; made by `share.ask`.
-
-    Args:
-        pid: GDB's process id.
-        terminal: Descriptor of our end of the terminal on which that GDB speaks MI.
-        line: The connection; when it ends, GDB takes out the breakpoints that were set over the terminal.
-    """
-
-    pid: int
-    terminal: int
-    line: socket.socket
-
-    exclusive = False
-
-    def planted(self, number: int) -> str:
-        """Return the command that has GDB take the breakpoint out if this process is killed."""
-        return f"-vmd-own {number}"
-
-    def release(self) -> None:
-        """Leave the GDB; nothing happens the second time."""
-        self.line.close()
 
 
 class _Unclaimed:
@@ -201,20 +143,3 @@ def _vm_taken(vm: str, by: Holder) -> StateError:
         f"a GDB is attached to {vm} already: {who}",
         hint=f"{share}quit it there, or end it with: kill {by.pid}" if by.pid else "quit it first",
     )
-
-
-def _line_taken(endpoint: Endpoint, pid: int) -> StateError:
-    return StateError(
-        f"a GDB is attached at {endpoint.address} already: pid {pid or 'unknown'}",
-        hint=f"quit it there, or end it with: kill {pid}" if pid else "quit it first",
-    )
-
-
-def _listener(name: str) -> int:
-    """Return the pid of the process that listens at an abstract socket, or 0; see SO_PEERCRED in unix(7)."""
-    with socket.socket(socket.AF_UNIX) as asking, contextlib.suppress(OSError):
-        asking.setblocking(False)
-        asking.connect(name)
-        pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return int(pid)
-    return 0

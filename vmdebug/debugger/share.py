@@ -7,13 +7,39 @@ speaks MI. The prompt stays the person's.
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmdebug.deadline import Deadline
-from vmdebug.debugger.ownership import SharedOwner, holder
+from vmdebug.debugger.ownership import holder
 from vmdebug.errors import DeadlineError, GdbError, StateError
 
 _WORD_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SharedOwner:
+    """A guest in a person's GDB, until `line` is closed; made by `ask`.
+
+    Args:
+        pid: GDB's process id.
+        terminal: Descriptor of our end of the terminal on which that GDB speaks MI.
+        line: The connection; when it ends, GDB takes out the breakpoints that were set over the terminal.
+    """
+
+    pid: int
+    terminal: int
+    line: socket.socket
+
+    exclusive = False
+
+    def planted(self, number: int) -> str:
+        """Return the command that has GDB take the breakpoint out if this process is killed."""
+        return f"-vmd-own {number}"
+
+    def release(self) -> None:
+        """Leave the GDB; nothing happens the second time."""
+        self.line.close()
 
 
 def ask(lock: Path, timeout: float) -> SharedOwner | None:
