@@ -20,8 +20,8 @@ from vmdebug.guest import GuestOptions, LaunchSpec
 from vmdebug.progress import silent
 from vmdebug.session import DebugSession
 from vmdebug.vm import Vm, launch, shellup
-from vmdebug.vm.saved import frozen
-from vmdebug.vm.saved.template import Template, template
+from vmdebug.vm.clones import saved_guest
+from vmdebug.vm.clones.template import Template, template
 
 READY_GOAL = 0.1
 GDB_GOAL = 0.2
@@ -46,7 +46,7 @@ def figures() -> list[Figure]:
             rounds=ROUNDS,
         )
         private = _private_mib(made)
-    ram = float(frozen.memory_mib(spec))
+    ram = float(saved_guest.memory_mib(spec))
     return [
         Figure("clone-ready", ready, boot, READY_GOAL, "s", "a boot to the shell"),
         Figure("clone-gdb", attached, boot_attached, GDB_GOAL, "s", "a boot, GDB the same way"),

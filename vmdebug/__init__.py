@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from vmdebug.trace.probe import Probe
     from vmdebug.trace.trace import Trace
     from vmdebug.vm.machine import Vm
-    from vmdebug.vm.saved.snapshot import Snapshot
+    from vmdebug.vm.snapshot import Snapshot
 
 _HOMES = {
     "vmdebug.session": ("DebugSession", "attach", "start"),
     "vmdebug.channel.serial.command": ("ExecResult", "Job"),
     "vmdebug.vm.machine": ("Vm",),
     "vmdebug.channel.serial.console": ("Console",),
-    "vmdebug.vm.saved.snapshot": ("Snapshot",),
+    "vmdebug.vm.snapshot": ("Snapshot",),
     "vmdebug.guest": ("GuestOptions", "StartOptions"),
     "vmdebug.trace.hit": ("Call", "Hit", "Task"),
     "vmdebug.trace.probe": ("Probe",),

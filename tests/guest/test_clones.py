@@ -20,9 +20,10 @@ from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.errors import HostError, StateError, VmError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, every, find, launch, rundir, shellup
-from vmdebug.vm.saved import cloning, frozen, holders, nameless
-from vmdebug.vm.saved.template import Template, template
+from vmdebug.vm import Vm, every, find, launch, memfd, rundir, shellup, template_registry
+from vmdebug.vm.clones import clone as cloning
+from vmdebug.vm.clones import saved_guest
+from vmdebug.vm.clones.template import Template, template
 
 MIB = 256
 
@@ -37,7 +38,7 @@ def small(builtin: LaunchSpec) -> LaunchSpec:
 
 
 @pytest.fixture
-def frozen_guest(small: LaunchSpec) -> Iterator[Template]:
+def made_template(small: LaunchSpec) -> Iterator[Template]:
     with template(small, deadline=soon()) as made:
         yield made
 
@@ -47,9 +48,9 @@ def nothing_is_left() -> bool:
     return not rundir.runtime().exists()
 
 
-def test_three_clones_at_once_have_live_shells_and_states_of_their_own(frozen_guest: Template) -> None:
-    assert frozen_guest.how == "clone"
-    vms = [frozen_guest.clone(deadline=soon()) for _ in range(3)]
+def test_three_clones_at_once_have_live_shells_and_states_of_their_own(made_template: Template) -> None:
+    assert made_template.how == "clone"
+    vms = [made_template.clone(deadline=soon()) for _ in range(3)]
     try:
         assert [vm.name for vm in vms] == ["vm", "vm-2", "vm-3"]
         assert {vm.status() for vm in vms} == {"running"}
@@ -64,11 +65,11 @@ def test_three_clones_at_once_have_live_shells_and_states_of_their_own(frozen_gu
             vm.stop(force=True)
 
 
-def test_a_clone_is_a_vm_like_any_other(frozen_guest: Template) -> None:
-    with frozen_guest.clone(name="copy", deadline=soon()) as vm:
+def test_a_clone_is_a_vm_like_any_other(made_template: Template) -> None:
+    with made_template.clone(name="copy", deadline=soon()) as vm:
         facts = find("copy").facts()
         assert (facts["status"], facts["clone_of"], facts["owner"]) == ("running", "vm", os.getpid())
-        # Its log begins with the boot that it was spared, and goes on with its own words.
+        # Its log begins with the template's boot and continues with its own output.
         vm.exec("echo cloned >/dev/console")
         log = vm.rundir.console_log.read_bytes()
         assert log.index(b"Linux version") < log.index(b"cloned")
@@ -78,20 +79,20 @@ def test_a_clone_is_a_vm_like_any_other(frozen_guest: Template) -> None:
             assert session.gdb.cont(timeout=60).frame.function == "do_sys_openat2"
 
 
-def test_gdb_loads_its_symbols_while_a_clone_comes_up(frozen_guest: Template) -> None:
-    with PreloadedGdb.start(frozen_guest.spec.kernel) as preloaded:
-        with DebugSession(frozen_guest.clone(deadline=soon()), owned=True, preloaded=preloaded) as session:
+def test_gdb_loads_its_symbols_while_a_clone_comes_up(made_template: Template) -> None:
+    with PreloadedGdb.start(made_template.spec.kernel) as preloaded:
+        with DebugSession(made_template.clone(deadline=soon()), owned=True, preloaded=preloaded) as session:
             assert session.gdb.breakpoint("do_sys_openat2").number
             early = session.gdb.pid
         assert preloaded.take() is None
-    with PreloadedGdb.start(frozen_guest.spec.kernel) as unused:
+    with PreloadedGdb.start(made_template.spec.kernel) as unused:
         pass
     assert unused.take() is None
     assert process.ProcessRef.of(early) is None
 
 
-def test_clones_share_the_memory_that_they_do_not_write_to(frozen_guest: Template) -> None:
-    with frozen_guest.clone(deadline=soon()) as vm:
+def test_clones_share_the_memory_that_they_do_not_write_to(made_template: Template) -> None:
+    with made_template.clone(deadline=soon()) as vm:
         assert private_mib(vm) < MIB / 4
 
 
@@ -103,7 +104,7 @@ def private_mib(vm: Vm) -> float:
 
 def test_a_template_is_gone_with_its_last_holder(small: LaunchSpec) -> None:
     with template(small, deadline=soon()) as first, template(small, deadline=soon()) as second:
-        assert len(list((rundir.runtime() / holders.DIRECTORY).iterdir())) == 1
+        assert len(list((rundir.runtime() / template_registry.DIRECTORY).iterdir())) == 1
         # The second one has joined: the guest has booted once.
         with first.clone(deadline=soon()) as one, second.clone(deadline=soon()) as other:
             assert boot(one) == boot(other)
@@ -121,7 +122,7 @@ from pathlib import Path
 from vmdebug import guest
 from vmdebug.deadline import Deadline
 from vmdebug.guest import LaunchSpec
-from vmdebug.vm.saved.template import template
+from vmdebug.vm.clones.template import template
 spec = guest.decode(Path(sys.argv[1]).read_bytes(), LaunchSpec)
 with template(spec, deadline=Deadline.after(120)) as made:
     vm = made.clone(deadline=Deadline.after(120))
@@ -170,12 +171,12 @@ def test_kill_9_of_every_user_leaves_nothing(user: list[str]) -> None:
 def test_where_there_is_no_room_the_state_is_saved_whole(
     small: LaunchSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(nameless, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memfd, "MEMINFO", tmp_path / "meminfo")
     (tmp_path / "meminfo").write_text("MemAvailable:     102400 kB\n")
     with template(small, deadline=soon()) as made:
         assert (made.how, made.reason) == (
-            "snapshot",
-            "the template of a guest with 256 MiB wants 320 MiB free, and memory has 100 MiB",
+            "load",
+            "the template of a guest with 256 MiB needs 320 MiB free, and memory has 100 MiB",
         )
         with made.clone(deadline=soon()) as one, made.clone(deadline=soon()) as other:
             one.exec("echo one >/tmp/x")
@@ -255,10 +256,10 @@ def test_a_vm_at_its_reset_vector_is_not_cloned(small: LaunchSpec) -> None:
         cloning.clone(vm, deadline=soon())
 
 
-def test_a_state_that_is_none_is_refused(frozen_guest: Template) -> None:
-    broken = frozen_guest._made.frozen
+def test_a_state_that_is_none_is_refused(made_template: Template) -> None:
+    broken = made_template._made.saved
     assert broken is not None
-    nameless.fill(broken.state, b"no state at all")
+    memfd.write(broken.state, b"no state at all")
     with pytest.raises(VmError, match="vm-x"):
-        frozen.start(broken, name="vm-x", bound=True, deadline=soon())
+        saved_guest.start(broken, name="vm-x", bound=True, deadline=soon())
     assert [vm.name for vm in every()] == []

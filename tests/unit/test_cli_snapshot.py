@@ -10,8 +10,8 @@ import pytest
 from tests.unit import cli_doubles
 from vmdebug import cli, vm
 from vmdebug.debugger.ownership import VmOwner
-from vmdebug.vm.saved import cloning
-from vmdebug.vm.saved.snapshot import Snapshot
+from vmdebug.vm.clones import clone as cloning
+from vmdebug.vm.snapshot import Snapshot
 
 TAKEN = (
     Snapshot(tag="1", bytes=34_000_000, time=100.0, guest_time=1.5),

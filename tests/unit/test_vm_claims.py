@@ -68,14 +68,14 @@ def put(
     there: State | None = None,
     guardian: ProcessRef = GONE,
     scratch: Path | None = None,
-    spare: bool = False,
+    prewarmed: bool = False,
 ) -> RunDir:
     """Make a run directory as a launch leaves it."""
     rundir.runtime().mkdir(mode=0o700, exist_ok=True)
     directory = RunDir(rundir.runtime() / name)
     directory.path.mkdir(mode=0o700)
     if launcher is not None:
-        who = Launching(launcher=launcher, guardian=guardian, scratch=scratch, spare=spare)
+        who = Launching(launcher=launcher, guardian=guardian, scratch=scratch, prewarmed=prewarmed)
         state.write(directory.launching, who)
     if there is not None:
         state.write(directory.state, there)
@@ -105,14 +105,14 @@ def test_a_claimed_directory_says_from_the_start_whose_it_is() -> None:
     assert claims.look(directory).tenancy == "launching"
 
 
-def test_a_spare_one_says_so_from_the_start() -> None:
-    directory = claims.claim("vm", exact=True, guardian=GONE, scratch=False, spare=True, deadline=soon())
-    assert claims.look(directory).spare
+def test_a_prewarmed_vm_is_marked_from_the_start() -> None:
+    directory = claims.claim("vm", exact=True, guardian=GONE, scratch=False, prewarmed=True, deadline=soon())
+    assert claims.look(directory).prewarmed
 
 
-def test_where_no_name_is_said_a_spare_vm_is_not_meant(qemu: ProcessRef) -> None:
+def test_without_a_name_a_prewarmed_vm_is_never_meant(qemu: ProcessRef) -> None:
     put("vm", there=some_state("vm", qemu))
-    put("spare", there=some_state("spare", qemu), spare=True)
+    put("prewarmed", there=some_state("prewarmed", qemu), prewarmed=True)
     assert registry.find().name == "vm"
 
 

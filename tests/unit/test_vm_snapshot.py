@@ -9,8 +9,8 @@ import pytest
 
 from vmdebug.channel.serial import death, trouble
 from vmdebug.errors import QmpError, VmError
+from vmdebug.vm import snapshot
 from vmdebug.vm.qmp import Qmp
-from vmdebug.vm.saved import snapshot
 
 PANIC = b"[    2.500000] Kernel panic - not syncing: sysrq triggered crash\r\n"
 WARNING = b"[    2.000000] WARNING: CPU: 0 PID: 1 at kernel/panic.c:1 f+0x1/0x2\r\n"

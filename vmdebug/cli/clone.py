@@ -32,7 +32,7 @@ def clone(
     from vmdebug import vm
     from vmdebug.deadline import Deadline
     from vmdebug.debugger.ownership import VmOwner
-    from vmdebug.vm.saved import cloning
+    from vmdebug.vm.clones import clone as cloning
 
     machine = vm.find(name)
     with VmOwner.claim(machine.rundir.attach_lock, machine.name), render.progress() as report:

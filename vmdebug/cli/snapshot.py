@@ -11,7 +11,7 @@ from vmdebug.cli import render, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
-    from vmdebug.vm.saved.snapshot import Snapshot
+    from vmdebug.vm.snapshot import Snapshot
 
 app = verb.new_app()
 

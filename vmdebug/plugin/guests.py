@@ -20,9 +20,9 @@ from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
 from vmdebug.plugin.beforehand import Beforehand
 from vmdebug.progress import Report, Step, silent
 from vmdebug.session import ATTACH_SECONDS, BUILD_SECONDS, LAUNCH_SECONDS
+from vmdebug.vm.clones import prewarmed
+from vmdebug.vm.clones.template import Template, template
 from vmdebug.vm.launching import Start
-from vmdebug.vm.saved import spares
-from vmdebug.vm.saved.template import Template, template
 
 _NAME_CHARACTERS = 20
 """Of a test's name that its VM's has: sockets' paths are short."""
@@ -81,7 +81,7 @@ class Guests:
         self._specs: dict[GuestOptions, LaunchSpec | VmdebugError] = {}
         self._templates: dict[LaunchSpec, Template | VmdebugError] = {}
         self._numbers = itertools.count(1)
-        self._beforehand: Beforehand[Wanted, Guest] = Beforehand(self._spare, end=Guest.end)
+        self._beforehand: Beforehand[Wanted, Guest] = Beforehand(self._prewarmed, end=Guest.end)
 
     def known(self, options: GuestOptions) -> LaunchSpec | None:
         """Return what `spec` has returned before; None where it was not asked, or raised."""
@@ -158,7 +158,7 @@ class Guests:
         return isinstance(found, Template) and found.how == "clone"
 
     def _made(
-        self, wanted: Wanted, *, report: Report, lost: Lost | None = None, spare: bool = False
+        self, wanted: Wanted, *, report: Report, lost: Lost | None = None, early: bool = False
     ) -> Guest:
         with contextlib.ExitStack() as protected:
             preloaded = None
@@ -166,17 +166,17 @@ class Guests:
                 preloaded = PreloadedGdb.start(wanted.spec.kernel, timeout=ATTACH_SECONDS)
                 protected.enter_context(preloaded)
             if wanted.spec.halt:
-                made = self._halted(wanted, spare=spare, report=report)
+                made = self._halted(wanted, early=early, report=report)
             else:
-                made = self._booted(wanted, lost=lost, spare=spare, report=report)
+                made = self._booted(wanted, lost=lost, early=early, report=report)
             guest = Guest(made, preloaded)
             protected.pop_all()
         return guest
 
-    def _spare(self, wanted: Wanted) -> Guest:
-        guest = self._made(wanted, report=silent, spare=True)
+    def _prewarmed(self, wanted: Wanted) -> Guest:
+        guest = self._made(wanted, report=silent, early=True)
         with _ended_by_errors(guest):
-            spares.hold(guest.vm, deadline=Deadline.after(_HOLD_SECONDS))
+            prewarmed.pause(guest.vm, deadline=Deadline.after(_HOLD_SECONDS))
         return guest
 
     def _taken(self, wanted: Wanted) -> Guest | None:
@@ -185,26 +185,26 @@ class Guests:
             guest = self._beforehand.take(wanted)
             if guest is not None:
                 with _ended_by_errors(guest):
-                    spares.take(guest.vm, deadline=Deadline.after(_HOLD_SECONDS))
+                    prewarmed.resume(guest.vm, deadline=Deadline.after(_HOLD_SECONDS))
             return guest
         return None
 
-    def _booted(self, wanted: Wanted, *, lost: Lost | None, spare: bool, report: Report) -> vm.Vm:
+    def _booted(self, wanted: Wanted, *, lost: Lost | None, early: bool, report: Report) -> vm.Vm:
         return self.template(wanted).clone(
             name=self._name(wanted.name),
-            spare=spare,
+            prewarmed=early,
             lost=lost,
             report=report,
             deadline=Deadline.after(self._boot_seconds),
         )
 
-    def _halted(self, wanted: Wanted, *, spare: bool, report: Report) -> vm.Vm:
+    def _halted(self, wanted: Wanted, *, early: bool, report: Report) -> vm.Vm:
         return vm.launch(
             msgspec.structs.replace(wanted.spec, name=self._name(wanted.name)),
             bound=True,
             report=report,
             deadline=Deadline.after(LAUNCH_SECONDS),
-            start=Start(spare=spare),
+            start=Start(prewarmed=early),
         )
 
     def _name(self, test: str) -> str:

@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vmdebug.vm.clones.template import Template, template
     from vmdebug.vm.launching import launch
     from vmdebug.vm.machine import Status, Vm
     from vmdebug.vm.planning import Plan, plan
     from vmdebug.vm.registry import Survey, every, find, names, sweep
-    from vmdebug.vm.saved.template import Template, template
 
 __all__ = [
     "Plan",
@@ -36,8 +36,8 @@ _HOME = {
     "Vm": "machine",
     "Plan": "planning",
     "plan": "planning",
-    "Template": "saved.template",
-    "template": "saved.template",
+    "Template": "clones.template",
+    "template": "clones.template",
 }
 
 

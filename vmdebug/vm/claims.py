@@ -62,9 +62,9 @@ class Tenant(msgspec.Struct, frozen=True):
     problem: VmdebugError | None = None
 
     @property
-    def spare(self) -> bool:
+    def prewarmed(self) -> bool:
         """Whether it waits for somebody to need it."""
-        return self.launching is not None and self.launching.spare
+        return self.launching is not None and self.launching.prewarmed
 
     def describe(self) -> str:
         """Say who it is, with the pid of the process to look at."""
@@ -100,7 +100,13 @@ def _tenancy(found: State) -> Tenancy:
 
 
 def claim(
-    name: str, *, exact: bool, guardian: ProcessRef, scratch: bool, spare: bool = False, deadline: Deadline
+    name: str,
+    *,
+    exact: bool,
+    guardian: ProcessRef,
+    scratch: bool,
+    prewarmed: bool = False,
+    deadline: Deadline,
 ) -> RunDir:
     """Make a run directory that is this process's from the first moment.
 
@@ -109,7 +115,7 @@ def claim(
         exact: Whether another name will not do; otherwise -2, -3, … is added to one that is taken.
         guardian: Told about later, recorded now.
         scratch: Whether the VM needs a scratch directory; it is made too.
-        spare: Whether nobody needs it yet.
+        prewarmed: Whether nobody needs it yet.
         deadline: Until when to wait for another vmdebug's launch or clearing.
 
     Raises:
@@ -121,7 +127,7 @@ def claim(
         for candidate in _candidates(name, exact=exact):
             directory = RunDir(runtime / candidate)
             if _vacant(directory, exact=exact):
-                _take(directory, guardian=guardian, scratch=scratch, spare=spare)
+                _take(directory, guardian=guardian, scratch=scratch, prewarmed=prewarmed)
                 return directory
     raise AssertionError  # the candidates never end, or the taken one was an error
 
@@ -148,13 +154,13 @@ def _vacant(directory: RunDir, *, exact: bool) -> bool:
     return False
 
 
-def _take(directory: RunDir, *, guardian: ProcessRef, scratch: bool, spare: bool) -> None:
+def _take(directory: RunDir, *, guardian: ProcessRef, scratch: bool, prewarmed: bool) -> None:
     launcher = ProcessRef.of(os.getpid())
     assert launcher is not None  # noqa: S101 - we are running
     place = directory.scratch if scratch else None
     rundir.make(directory)
     try:
-        who = Launching(launcher=launcher, guardian=guardian, scratch=place, spare=spare)
+        who = Launching(launcher=launcher, guardian=guardian, scratch=place, prewarmed=prewarmed)
         state.write(directory.launching, who)
         if place is not None:
             rundir.make_scratch(place)

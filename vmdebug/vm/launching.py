@@ -57,7 +57,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
         log: What its console's log begins with.
         means: What the host has for its spec, where that was found out before.
         clone_of: The VM whose memory it begins with, or "".
-        spare: Whether it is made before somebody needs it: see `vmdebug.vm.saved.spares`.
+        prewarmed: Whether it is made before somebody needs it: see `vmdebug.vm.clones.prewarmed`.
     """
 
     origin: Origin = BOOT
@@ -65,7 +65,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     log: bytes = b""
     means: Means | None = None
     clone_of: str = ""
-    spare: bool = False
+    prewarmed: bool = False
 
 
 FROM_BOOT = Start()
@@ -115,7 +115,7 @@ def launch(
             exact=exact_name,
             guardian=guardian.ref,
             scratch=isinstance(spec.machine, RunnerMachine),
-            spare=start.spare,
+            prewarmed=start.prewarmed,
             deadline=deadline,
         )
         guardian.remove(directory.path)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmdebug.channel.serial.command import ExecResult
     from vmdebug.channel.serial.console import Console
     from vmdebug.vm.qmp import Qmp
-    from vmdebug.vm.saved.snapshot import Snapshot
+    from vmdebug.vm.snapshot import Snapshot
 
 Status = Literal["halted", "running", "paused", "panicked", "exited"]
 """halted: at the reset vector. paused: stopped anywhere else, by GDB or by QEMU. exited: QEMU has gone."""
@@ -201,9 +201,9 @@ class Vm:
 
         Args:
             tag: What it is called.
-            timeout: Seconds until it has to be taken. What is raised: `vmdebug.vm.saved.snapshot.save`.
+            timeout: Seconds until it has to be taken. What is raised: `vmdebug.vm.snapshot.save`.
         """
-        from vmdebug.vm.saved import snapshot  # noqa: PLC0415 - where it is used
+        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
 
         with self.connected(timeout=timeout) as qmp:
             snapshot.save(qmp, tag, vm=self.name)
@@ -214,9 +214,9 @@ class Vm:
         Args:
             tag: Which one.
             run: Whether a guest that has panicked since is set running.
-            timeout: Seconds until it has to be loaded. What is raised: `vmdebug.vm.saved.snapshot.load`.
+            timeout: Seconds until it has to be loaded. What is raised: `vmdebug.vm.snapshot.load`.
         """
-        from vmdebug.vm.saved import snapshot  # noqa: PLC0415 - where it is used
+        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
 
         with self.connected(timeout=timeout) as qmp:
             snapshot.load(qmp, tag, vm=self.name, console_log=self.rundir.console_log, run=run)
@@ -230,7 +230,7 @@ class Vm:
         Raises:
             GuestDiedError: QEMU has ended.
         """
-        from vmdebug.vm.saved import snapshot  # noqa: PLC0415 - where it is used
+        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
 
         with self.connected(timeout=timeout) as qmp:
             return snapshot.every(qmp)
@@ -240,9 +240,9 @@ class Vm:
 
         Args:
             tag: Which one.
-            timeout: Seconds until it has to be gone. What is raised: `vmdebug.vm.saved.snapshot.delete`.
+            timeout: Seconds until it has to be gone. What is raised: `vmdebug.vm.snapshot.delete`.
         """
-        from vmdebug.vm.saved import snapshot  # noqa: PLC0415 - where it is used
+        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
 
         with self.connected(timeout=timeout) as qmp:
             snapshot.delete(qmp, tag, vm=self.name)

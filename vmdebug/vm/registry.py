@@ -11,11 +11,10 @@ import msgspec
 from vmdebug.channel.serial import panic
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
-from vmdebug.vm import claims, rundir
+from vmdebug.vm import claims, rundir, template_registry
 from vmdebug.vm.claims import Tenant
 from vmdebug.vm.machine import Status, Vm
 from vmdebug.vm.rundir import RunDir
-from vmdebug.vm.saved import holders
 
 SECONDS = 30.0
 """How long looking may take: another vmdebug may be clearing something just now."""
@@ -45,7 +44,7 @@ def every(*, deadline: Deadline | None = None) -> list[Vm]:
 
 def sweep(*, deadline: Deadline | None = None) -> Survey:
     """Clear what killed launches, owners and QEMUs left, and say what there is; see `every`."""
-    holders.sweep()
+    template_registry.sweep()
     vms: list[Vm] = []
     problems: list[VmdebugError] = []
     with _tenants(deadline) as tenants:
@@ -89,7 +88,7 @@ def find(name: str | None = None, *, deadline: Deadline | None = None) -> Vm:
     with _tenants(deadline) as found:
         tenants = [tenant for tenant in found if not _cleared(tenant)]
     if name is None:
-        return _only([tenant for tenant in tenants if not tenant.spare])
+        return _only([tenant for tenant in tenants if not tenant.prewarmed])
     for tenant in tenants:
         if tenant.rundir.name == name:
             return _vm(tenant)

@@ -25,13 +25,13 @@ class Launching(msgspec.Struct, frozen=True, kw_only=True):
         launcher: The process that starts it.
         guardian: The process that ends it with its owner; gone once a detached VM runs.
         scratch: Directory outside the run directory that goes with it, or None.
-        spare: Whether it is made before somebody needs it: see `vmdebug.vm.saved.spares`.
+        prewarmed: Whether it is made before somebody needs it: see `vmdebug.vm.clones.prewarmed`.
     """
 
     launcher: ProcessRef
     guardian: ProcessRef
     scratch: Path | None = None
-    spare: bool = False
+    prewarmed: bool = False
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):

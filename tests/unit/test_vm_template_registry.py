@@ -8,9 +8,8 @@ import pytest
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError
 from vmdebug.process import ProcessRef
-from vmdebug.vm import every, names, rundir
-from vmdebug.vm.saved import holders
-from vmdebug.vm.saved.holders import Entry, Held
+from vmdebug.vm import every, names, rundir, template_registry
+from vmdebug.vm.template_registry import Entry, Held
 
 GONE = Held(holder=ProcessRef(pid=1, started=-1))
 
@@ -30,19 +29,19 @@ def entry(*held: Held) -> Entry:
 
 
 def put(*held: Held) -> None:
-    with holders.slot("key", deadline=soon()) as slot:
+    with template_registry.slot("key", deadline=soon()) as slot:
         slot.write(entry(*held))
 
 
 def test_a_place_that_nothing_is_put_into_leaves_nothing(runtime: Path) -> None:
-    with holders.slot("key", deadline=soon()) as slot:
+    with template_registry.slot("key", deadline=soon()) as slot:
         assert slot.read() is None
     assert not rundir.runtime().exists()
 
 
 def test_who_has_gone_holds_nothing(runtime: Path) -> None:
     put(GONE, mine())
-    with holders.slot("key", deadline=soon()) as slot:
+    with template_registry.slot("key", deadline=soon()) as slot:
         assert slot.read() == entry(mine())
         slot.leave(mine())
     assert not rundir.runtime().exists()
@@ -50,7 +49,7 @@ def test_who_has_gone_holds_nothing(runtime: Path) -> None:
 
 def test_two_holds_of_one_process_are_two(runtime: Path) -> None:
     put(mine(), mine())
-    with holders.slot("key", deadline=soon()) as slot:
+    with template_registry.slot("key", deadline=soon()) as slot:
         slot.leave(mine())
         assert slot.read() == entry(mine())
         slot.leave(mine())
@@ -67,18 +66,18 @@ def test_what_nobody_holds_goes_with_the_next_look(runtime: Path) -> None:
 def test_a_look_leaves_what_is_held_or_in_use(runtime: Path) -> None:
     put(mine())
     every()
-    with holders.slot("key", deadline=soon()) as slot:
+    with template_registry.slot("key", deadline=soon()) as slot:
         slot.write(entry(GONE))
         every()
-        assert (rundir.runtime() / holders.DIRECTORY / "key.json").exists()
+        assert (rundir.runtime() / template_registry.DIRECTORY / "key.json").exists()
     every()
     assert not rundir.runtime().exists()
 
 
 def test_one_that_is_being_made_is_waited_for(runtime: Path) -> None:
     with (
-        holders.slot("key", deadline=soon()),
+        template_registry.slot("key", deadline=soon()),
         pytest.raises(DeadlineError, match="for another process to make the template"),
-        holders.slot("key", deadline=Deadline.after(0.05)),
+        template_registry.slot("key", deadline=Deadline.after(0.05)),
     ):
         pass

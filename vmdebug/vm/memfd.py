@@ -1,7 +1,8 @@
-"""Files without a name: memory and states that are gone with the last process that uses them.
+"""Unnamed files, for memory and states: the kernel frees them with the last process that uses them.
 
-A process keeps such a file by a descriptor or a mapping, and another process of the
-same user gets at it through /proc/PID/fd. Nothing is left to remove, whoever is killed.
+They are memory by memfd_create(2), or O_TMPFILE files of open(2). A process keeps one by a descriptor or a
+mapping, and another process of the same user opens it through /proc/PID/fd. Nothing has to be removed, even
+when a process is killed.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ import msgspec
 from vmdebug.errors import HostError
 from vmdebug.process import ProcessRef
 
-SPARE_MIB = 64
-"""What has to be free beside the memory itself, for QEMU and the rest of the machine."""
+MARGIN_MIB = 64
+"""MiB that have to be free beside the memory itself, for QEMU and the rest of the machine."""
 
 MEMINFO = Path("/proc/meminfo")
 
 _MIB = 1 << 20
 
 
-class Shared(msgspec.Struct, frozen=True):
-    """A nameless file as another process finds it.
+class SharedFile(msgspec.Struct, frozen=True):
+    """How another process opens an unnamed file.
 
     Args:
-        holder: Who has it open.
-        fd: Under which descriptor.
-        inode: Its number, which tells it apart from a later one under the same descriptor.
+        holder: The process that has it open.
+        fd: The descriptor there.
+        inode: Its number, which tells it apart from a later file under the same descriptor.
     """
 
     holder: ProcessRef
@@ -38,14 +39,14 @@ class Shared(msgspec.Struct, frozen=True):
     inode: int
 
     @classmethod
-    def of(cls, fd: int) -> Shared:
-        """Return how others find a descriptor of this process."""
+    def of(cls, fd: int) -> SharedFile:
+        """Return how others open a file of this process."""
         me = ProcessRef.of(os.getpid())
         assert me is not None  # noqa: S101 - we are running
         return cls(me, fd, os.fstat(fd).st_ino)
 
     def open(self) -> int | None:
-        """Return a descriptor of our own on it; None where its holder has let it go."""
+        """Return a descriptor of this process; None where the holder has closed the file."""
         if not self.holder.alive():
             return None
         try:
@@ -59,20 +60,20 @@ class Shared(msgspec.Struct, frozen=True):
 
 
 def path(fd: int) -> str:
-    """Return a path by which a program that somebody else starts opens a descriptor of this process."""
+    """Return a path by which another program opens a file of this process."""
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 
-def make(name: str, directory: Path | None = None) -> int:
-    """Return a descriptor of a new, empty, nameless file.
+def create(name: str, directory: Path | None = None) -> int:
+    """Return a descriptor of a new, empty, unnamed file.
 
     Args:
-        name: For people who look at /proc/PID/maps.
-        directory: The file system it is on; None is shared memory, and unlike /dev/shm that has no limit
-            of its own; see memfd_create(2).
+        name: Shown in /proc/PID/maps.
+        directory: The file system for it; None is shared memory, which unlike /dev/shm has no limit of its
+            own.
 
     Raises:
-        HostError: the directory cannot have one; see O_TMPFILE in open(2).
+        HostError: the directory cannot have unnamed files; see O_TMPFILE in open(2).
     """
     if directory is None:
         return os.memfd_create(f"vmdebug-{name}", os.MFD_CLOEXEC)
@@ -85,22 +86,22 @@ def make(name: str, directory: Path | None = None) -> int:
         ) from error
 
 
-def room(mib: int, directory: Path | None = None) -> str:
-    """Say why there is no room for an amount of memory; "" where there is.
+def shortage(mib: int, directory: Path | None = None) -> str:
+    """Return why there is no room for an amount of memory; "" where there is room.
 
     Args:
-        mib: How much may be needed at most, in MiB.
+        mib: The most that may be needed, in MiB.
         directory: Where; None is shared memory.
 
     Raises:
-        HostError: the directory is not there.
+        HostError: the directory does not exist.
     """
     free = _free_memory() if directory is None else _free_space(directory)
-    wanted = mib + SPARE_MIB
+    wanted = mib + MARGIN_MIB
     if free is None or free >= wanted:
         return ""
     where = "memory" if directory is None else str(directory)
-    return f"the template of a guest with {mib} MiB wants {wanted} MiB free, and {where} has {free} MiB"
+    return f"the template of a guest with {mib} MiB needs {wanted} MiB free, and {where} has {free} MiB"
 
 
 def _free_memory() -> int | None:
@@ -119,20 +120,20 @@ def _free_space(directory: Path) -> int | None:
         raise HostError(
             f"cannot keep a guest's memory in {directory}: {error.strerror}", hint="name another directory"
         ) from error
-    # No blocks at all: a file system that does not count them.
+    # A file system that does not count blocks has 0 of them.
     return free.f_bavail * free.f_frsize // _MIB if free.f_blocks else None
 
 
-def fill(fd: int, data: bytes) -> None:
-    """Put bytes into a nameless file, as all that is in it."""
+def write(fd: int, data: bytes) -> None:
+    """Replace a file's content."""
     os.ftruncate(fd, 0)
     written = 0
     while written < len(data):
         written += os.pwrite(fd, data[written:], written)
 
 
-def content(fd: int) -> bytes:
-    """Return all that is in a nameless file."""
+def read(fd: int) -> bytes:
+    """Return a file's content."""
     size = os.fstat(fd).st_size
     data = b""
     while len(data) < size:

@@ -8,9 +8,9 @@ import pytest
 from vmdebug.arch import by_name
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.vm.accel import Choice
+from vmdebug.vm.clones import build, template
 from vmdebug.vm.features import Features
 from vmdebug.vm.planning import Means
-from vmdebug.vm.saved import freezing, template
 
 X86_64 = by_name("x86_64")
 SPEC = LaunchSpec(
@@ -45,8 +45,8 @@ SPEC = LaunchSpec(
         ),
     ],
 )
-def test_what_cannot_be_frozen_is_named(changes: dict[str, object], reason: str) -> None:
-    found = freezing.unable(msgspec.structs.replace(SPEC, **changes))
+def test_what_keeps_a_guest_from_being_saved_is_named(changes: dict[str, object], reason: str) -> None:
+    found = build.obstacle(msgspec.structs.replace(SPEC, **changes))
     assert found.startswith(reason)
     assert bool(found) == bool(reason)
 

@@ -1,9 +1,9 @@
-"""A guest's memory and devices, frozen, and VMs that go on from there.
+"""A guest's memory and devices, saved in files, and VMs that continue from there.
 
-Its RAM lies in a file that each clone maps for itself: what one writes to gets a
-page of its own, all the rest is there once. The devices' state, a few hundred KB, is
-what `migrate` saves with `x-ignore-shared`; see docs/devel/migration of QEMU. Where
-RAM cannot be shared the whole state is saved, RAM included, and read by each VM.
+The RAM is a file that each clone maps privately: a page that a clone writes to is copied, all others exist
+once. The devices' state, a few hundred KB, is what `migrate` saves with `x-ignore-shared`; see
+docs/devel/migration of QEMU. Where the RAM cannot be shared, the state has the RAM as well, and each VM reads
+it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from vmdebug.errors import HostError, VmError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec
 from vmdebug.progress import Report, silent
 from vmdebug.spelling import option
-from vmdebug.vm import launching
+from vmdebug.vm import launching, memfd
 from vmdebug.vm.argv import Origin
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
 from vmdebug.vm.planning import Means
-from vmdebug.vm.saved import nameless
 
 if TYPE_CHECKING:
     from vmdebug.vm.qmp import Event, Qmp
@@ -37,16 +36,16 @@ _EVENTS = "events"
 _ANSWER = "QEMU to answer on QMP"
 
 
-class Frozen(msgspec.Struct, frozen=True, kw_only=True):
-    """A frozen guest; its descriptors are its owner's to close, by `close`.
+class SavedGuest(msgspec.Struct, frozen=True, kw_only=True):
+    """A saved guest; its owner calls `close`.
 
     Args:
         spec: What was started.
         means: What the host has for it.
-        ram: Descriptor of the file with its RAM; None where the state has that too.
+        ram: Descriptor of the file with its RAM; None where the state has the RAM as well.
         state: Descriptor of the file with its state.
         log: Descriptor of the file with what it had written to its console.
-        name: What the VM was called that was frozen.
+        name: Name of the VM that was saved.
     """
 
     spec: LaunchSpec
@@ -57,7 +56,7 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True):
     name: str
 
     def close(self) -> None:
-        """Let go of its memory, which is gone once no clone has it any more."""
+        """Close its files; the kernel frees the memory with the last clone that maps it."""
         os.close(self.state)
         os.close(self.log)
         if self.ram is not None:
@@ -65,7 +64,7 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def can_ignore_shared(vm: Vm, *, deadline: Deadline) -> bool:
-    """Say whether a VM's QEMU can save a state without the RAM that is shared."""
+    """Return whether a VM's QEMU can save a state without the RAM that is shared."""
     with vm.connected(timeout=deadline.left(_ANSWER)) as qmp:
         return _can_ignore_shared(qmp)
 
@@ -75,71 +74,71 @@ def save(vm: Vm, into: int, *, shared: bool, deadline: Deadline) -> None:
 
     Args:
         vm: The VM. It stays stopped.
-        into: Descriptor of a file.
-        shared: Whether its RAM is in a shared file, and stays out of the state.
-        deadline: Until when.
+        into: Descriptor of the file for the state.
+        shared: Whether its RAM is in a shared file, and not saved with the state.
+        deadline: When to give up.
 
     Raises:
-        QmpError: QEMU refused it: a device of the guest cannot be saved, such as a mounted 9p.
-        VmError: it could not be written.
+        QmpError: QEMU refused: a device of the guest cannot be saved, such as a mounted 9p share.
+        VmError: the state could not be written.
         GuestDiedError: QEMU has ended.
         DeadlineError: it took too long.
     """
     with vm.connected(timeout=deadline.left(_ANSWER)) as qmp, qmp.listen("MIGRATION") as events:
         qmp.execute("stop")
         _set_capabilities(qmp, shared=shared)
-        qmp.execute("migrate", {"uri": f"exec:cat >{nameless.path(into)}"})
+        qmp.execute("migrate", {"uri": f"exec:cat >{memfd.path(into)}"})
         events.next(_moved)
         moved = qmp.execute("query-migrate")
     if moved["status"] != "completed":
-        why = moved.get("error-desc", "it says no more")
+        why = moved.get("error-desc", "QEMU gives no reason")
         raise VmError(f"the state of {vm.name} could not be saved: {why}")
 
 
 def start(
-    frozen: Frozen,
+    saved: SavedGuest,
     *,
     name: str,
     bound: bool,
     exact_name: bool = False,
-    spare: bool = False,
+    prewarmed: bool = False,
     report: Report = silent,
     deadline: Deadline,
 ) -> Vm:
-    """Start a VM that goes on where a frozen one stood.
+    """Start a VM that continues from a saved guest.
 
     Args:
-        frozen: The frozen one.
-        name: What it is called.
-        bound: Whether it dies with this process; otherwise it stays.
-        exact_name: Whether the name is taken as it is; otherwise -2, -3, … is added to one that is taken.
-        spare: Whether it is made before somebody needs it: see `vmdebug.vm.saved.spares`.
-        report: Told what takes long.
-        deadline: Until when it has to run.
+        saved: The saved guest.
+        name: The VM's name.
+        bound: Whether it ends with this process.
+        exact_name: Whether the name must not change; otherwise -2, -3, … is added to one that is taken.
+        prewarmed: Whether it is made before it is needed: see `vmdebug.vm.clones.prewarmed`.
+        report: Called with each step that takes long.
+        deadline: When it has to run.
 
     Raises:
         LaunchError: QEMU ended.
         VmError: it cannot load the state.
         DeadlineError: it took too long. In all these cases nothing is left.
     """
-    origin = Origin(ram=frozen.ram, incoming=True)
+    origin = Origin(ram=saved.ram, incoming=True)
     vm = launching.launch(
-        msgspec.structs.replace(frozen.spec, name=name, halt=False),
+        msgspec.structs.replace(saved.spec, name=name, halt=False),
         bound=bound,
         report=report,
         deadline=deadline,
         exact_name=exact_name,
         start=Start(
             origin=origin,
-            fds=() if frozen.ram is None else (frozen.ram,),
-            log=nameless.content(frozen.log),
-            means=frozen.means,
-            clone_of=frozen.name,
-            spare=spare,
+            fds=() if saved.ram is None else (saved.ram,),
+            log=memfd.read(saved.log),
+            means=saved.means,
+            clone_of=saved.name,
+            prewarmed=prewarmed,
         ),
     )
     try:
-        load(vm, frozen.state, shared=frozen.ram is not None, deadline=deadline)
+        load(vm, saved.state, shared=saved.ram is not None, deadline=deadline)
     except BaseException:
         vm.stop(force=True)
         raise
@@ -147,30 +146,31 @@ def start(
 
 
 def load(vm: Vm, state: int, *, shared: bool, run: bool = True, deadline: Deadline) -> None:
-    """Have a VM that waits for a state load one.
+    """Load a state into a VM that was started with `-incoming`.
 
     Args:
         vm: The VM.
         state: Descriptor of the file with the state.
         shared: Whether the RAM is in a file, and not in the state.
-        run: Whether the guest runs on from there.
-        deadline: Until when.
+        run: Whether the guest is set running.
+        deadline: When to give up.
 
     Raises:
-        VmError: it cannot load it.
-        GuestDiedError: QEMU has ended, as it does when a state is not for it.
+        VmError: QEMU cannot load it.
+        GuestDiedError: QEMU has ended, as it does when the state is of another machine.
         DeadlineError: it took too long.
     """
     with vm.connected(timeout=deadline.left(_ANSWER)) as qmp, qmp.listen("MIGRATION") as events:
         _set_capabilities(qmp, shared=shared)
-        qmp.execute("migrate-incoming", {"uri": f"exec:cat <{nameless.path(state)}"})
+        qmp.execute("migrate-incoming", {"uri": f"exec:cat <{memfd.path(state)}"})
         if events.next(_moved).data["status"] != "completed":
             words = vm.rundir.qemu_log.read_text(errors="replace")
             raise VmError(
-                f"{vm.name} cannot load the state that it was to go on from", detail=process.tail(words)
+                f"{vm.name} cannot load the saved state that it was to continue from",
+                detail=process.tail(words),
             )
         if shared:
-            # What is saved of it later is to be whole again.
+            # A state that is saved later must have the RAM again.
             _set_capabilities(qmp, shared=False)
         if run:
             qmp.execute("cont")
@@ -187,11 +187,11 @@ def new_ram(spec: LaunchSpec, directory: Path | None) -> int:
     Raises:
         HostError: the directory cannot have one, or has no room.
     """
-    if missing := nameless.room(memory_mib(spec), directory):
+    if missing := memfd.shortage(memory_mib(spec), directory):
         raise HostError(
             missing, hint=f"give the guest less: {option('memory')}; or name a directory that has it"
         )
-    ram = nameless.make("ram", directory)
+    ram = memfd.create("ram", directory)
     os.ftruncate(ram, memory_mib(spec) << 20)
     return ram
 

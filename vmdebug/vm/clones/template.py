@@ -1,15 +1,16 @@
-"""A booted guest that any number of VMs go on from, each in a fraction of its boot.
+"""Templates: a guest is booted once, and any number of VMs continue from there.
 
-The best way that a guest allows is taken, and `Template.reason` has what the better ones lack:
+A VM of a template is made in the fastest way that the guest allows; `Template.reason` says why
+not in a faster one:
 
 clone
-    Its RAM is shared memory, of which each VM has a copy on write: `vmdebug.vm.saved.frozen`.
-snapshot
-    Its whole state is saved, RAM included, and loaded by each VM.
+    The RAM is shared memory, which each VM maps copy-on-write: `vmdebug.vm.clones.saved_guest`.
+load
+    The whole state is saved, RAM included, and each VM loads it.
 boot
     Each VM boots.
 
-Processes that want the same template share one: `vmdebug.vm.saved.holders`.
+Processes that need the same template share one: `vmdebug.vm.template_registry`.
 """
 
 from __future__ import annotations
@@ -27,89 +28,89 @@ from vmdebug.deadline import Deadline
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report, silent
-from vmdebug.vm import launching, planning, shellup
+from vmdebug.vm import launching, planning, shellup, template_registry
+from vmdebug.vm.clones import build, saved_guest
+from vmdebug.vm.clones.build import Built
+from vmdebug.vm.clones.saved_guest import SavedGuest
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
+from vmdebug.vm.memfd import SharedFile
 from vmdebug.vm.planning import Means
-from vmdebug.vm.saved import freezing, frozen, holders
-from vmdebug.vm.saved.freezing import Outcome
-from vmdebug.vm.saved.frozen import Frozen
-from vmdebug.vm.saved.holders import Entry, Held, How
-from vmdebug.vm.saved.nameless import Shared
+from vmdebug.vm.template_registry import Entry, Held, How
 
 LEAVE_SECONDS = 10.0
-"""How long letting a template go may wait for who joins it just now."""
+"""How long closing a template may wait for a process that opens it just now."""
 
 _FORMAT = 1
-"""Raised when a template made by an older vmdebug must not be joined."""
+"""Increased when a template made by an older vmdebug must not be used."""
 
 
 class Template:
-    """A template, held until `template`'s block ends.
+    """A template, which exists until the block of `template` ends.
 
     Args:
-        spec: What its VMs are.
+        spec: The guest of its VMs.
         means: What the host has for it.
-        made: What was made of it.
+        made: The saved guest, or why there is none.
     """
 
-    def __init__(self, spec: LaunchSpec, means: Means, made: Outcome) -> None:
+    def __init__(self, spec: LaunchSpec, means: Means, made: Built) -> None:
         self.spec = spec
         self._means = means
         self._made = made
 
     @property
     def how(self) -> How:
-        """Which way its VMs are made: "clone", "snapshot", "boot"."""
+        """How its VMs are made: "clone", "load", "boot"."""
         return self._made.how
 
     @property
     def reason(self) -> str:
-        """Why not a better way, in words."""
+        """Why its VMs are not made in a faster way, in words."""
         return self._made.reason
 
     def clone(
         self,
         *,
         name: str | None = None,
-        spare: bool = False,
+        prewarmed: bool = False,
         lost: Callable[[Vm], None] | None = None,
         report: Report = silent,
         deadline: Deadline,
     ) -> Vm:
-        """Return a new VM at its shell; it dies with this process.
+        """Return a new VM at its shell; it ends with this process.
 
         Args:
-            name: What it is called; None is the spec's name, with a number where that is taken.
-            spare: Whether it is made before somebody needs it: see `vmdebug.vm.saved.spares`.
-            lost: Told a VM that does not come to its shell, before that is ended; it may keep it.
-            report: Told what takes long.
-            deadline: Until when its shell has to answer.
+            name: Its name; None is the spec's name, with a number where that is taken.
+            prewarmed: Whether it is made before it is needed: see `vmdebug.vm.clones.prewarmed`.
+            lost: Called with a VM whose shell does not answer, before that VM is ended; may keep it.
+            report: Called with each step that takes long.
+            deadline: When its shell has to answer.
 
         Raises:
             UsageError: the name is taken.
             LaunchError: QEMU did not start.
-            VmError: it does not come to its shell.
+            VmError: its shell does not answer.
             DeadlineError: it took too long. In all these cases nothing is left.
         """
-        vm = self._started(name, spare=spare, report=report, deadline=deadline)
+        vm = self._started(name, prewarmed=prewarmed, report=report, deadline=deadline)
         try:
-            shellup.come(vm, copy=self._made.frozen is not None, lost=lost, deadline=deadline)
+            shellup.come(vm, copy=self._made.saved is not None, lost=lost, deadline=deadline)
         except BaseException:
             if vm.bound:
                 vm.stop(force=True)
             raise
         return vm
 
-    def _started(self, name: str | None, *, spare: bool, report: Report, deadline: Deadline) -> Vm:
+    def _started(self, name: str | None, *, prewarmed: bool, report: Report, deadline: Deadline) -> Vm:
         called, exact = name or self.spec.name, name is not None
-        if self._made.frozen is not None:
-            return frozen.start(
-                self._made.frozen,
+        if self._made.saved is not None:
+            return saved_guest.start(
+                self._made.saved,
                 name=called,
                 bound=True,
                 exact_name=exact,
-                spare=spare,
+                prewarmed=prewarmed,
                 report=report,
                 deadline=deadline,
             )
@@ -119,7 +120,7 @@ class Template:
             report=report,
             deadline=deadline,
             exact_name=exact,
-            start=Start(means=self._means, spare=spare),
+            start=Start(means=self._means, prewarmed=prewarmed),
         )
 
 
@@ -132,37 +133,37 @@ def template(
     report: Report = silent,
     deadline: Deadline,
 ) -> Iterator[Template]:
-    """Boot a guest to its shell and freeze it; or join a template that another process has made.
+    """Boot a guest to its shell and save it, or use the template of another process.
 
-    Its memory has no name: it is gone with the last process and the last VM that has it.
+    The memory is an unnamed file: the kernel frees it with the last process and the last VM that use it.
 
     Args:
-        spec: The guest; `halt` does not count.
+        spec: The guest; `halt` is ignored.
         directory: Where its memory is kept; None is shared memory.
-        lost: Told a VM that does not come to its shell, before that is ended; it may keep it.
-        report: Told what takes long.
-        deadline: Until when it has to be there.
+        lost: Called with a VM whose shell does not answer, before that VM is ended; may keep it.
+        report: Called with each step that takes long.
+        deadline: When the template has to be there.
 
     Raises:
-        UsageError: the spec cannot be right.
+        UsageError: the spec is wrong.
         HostError: the machine lacks something.
         LaunchError: QEMU did not start.
-        VmError: the guest does not come to its shell.
+        VmError: the guest's shell does not answer.
         DeadlineError: it took too long. In all these cases nothing is left.
     """
     spec = msgspec.structs.replace(spec, halt=False)
     means = planning.means(spec, report=report, deadline=deadline)
     place = key(spec, means, directory)
     with contextlib.ExitStack() as held:
-        with holders.slot(place, deadline=deadline) as slot:
+        with template_registry.slot(place, deadline=deadline) as slot:
             found = slot.read()
-            made = None if found is None else _joined(found, spec, means)
+            made = None if found is None else _shared(found, spec, means)
             if made is None:
-                made = freezing.freeze(
+                made = build.build(
                     spec, means, directory=directory, lost=lost, report=report, deadline=deadline
                 )
-            if made.frozen is not None:
-                held.callback(made.frozen.close)
+            if made.saved is not None:
+                held.callback(made.saved.close)
             mine = _mine(made)
             others = () if found is None else found.holders
             slot.write(Entry(how=made.how, reason=made.reason, holders=(*others, mine)))
@@ -171,23 +172,23 @@ def template(
 
 
 def key(spec: LaunchSpec, means: Means, directory: Path | None) -> str:
-    """Return what tells a template from every other one: the guest, its files, QEMU and vmdebug.
+    """Return a hash of all that makes a template: the guest, its files, QEMU and vmdebug.
 
     Args:
-        spec: The guest; its name, and what is said about it, do not count.
+        spec: The guest; its name and notes are ignored.
         means: What the host has for it.
         directory: Where its memory is kept.
     """
     anonymous = msgspec.structs.replace(spec, name="", guest="", notes=(), halt=False)
     initrd = None if isinstance(spec.machine, RunnerMachine) else spec.machine.initrd
-    # Not their times: a cache touches what it hands out.
+    # Their content and not their times: the cache touches a file when it returns it.
     files = [_digest(path) for path in (spec.kernel.image, initrd) if path is not None]
     words = [str(_FORMAT), means.choice.accel, str(directory), _stamp(means.qemu), *files]
     return hashlib.sha256(guest.encode(anonymous) + "\n".join(words).encode()).hexdigest()[:16]
 
 
 def _stamp(path: Path) -> str:
-    """Return what changes with a file; what is not there is the launch's to complain about."""
+    """Return text that changes with a file; that a file is missing is the launch's error to raise."""
     with contextlib.suppress(OSError):
         found = path.stat()
         return f"{path} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
@@ -195,24 +196,24 @@ def _stamp(path: Path) -> str:
 
 
 def _digest(path: Path) -> str:
-    """Return what changes with a file's content."""
+    """Return a hash of a file's content."""
     with contextlib.suppress(OSError), path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
     return str(path)
 
 
-def _joined(found: Entry, spec: LaunchSpec, means: Means) -> Outcome | None:
-    """Return a template that other processes have; None where they have let it go meanwhile."""
+def _shared(found: Entry, spec: LaunchSpec, means: Means) -> Built | None:
+    """Return the template of other processes; None where they have closed it meanwhile."""
     if found.how == "boot":
-        return Outcome("boot", found.reason)
+        return Built("boot", found.reason)
     for holder in found.holders:
-        whole = _opened(holder, spec, means)
+        whole = _open(holder, spec, means)
         if whole is not None:
-            return Outcome(found.how, found.reason, whole)
+            return Built(found.how, found.reason, whole)
     return None
 
 
-def _opened(holder: Held, spec: LaunchSpec, means: Means) -> Frozen | None:
+def _open(holder: Held, spec: LaunchSpec, means: Means) -> SavedGuest | None:
     with contextlib.ExitStack() as opened:
         fds = []
         for each in holder.files:
@@ -222,19 +223,21 @@ def _opened(holder: Held, spec: LaunchSpec, means: Means) -> Frozen | None:
             fds.append(fd)
         opened.pop_all()
     state, log, *ram = fds
-    return Frozen(spec=spec, means=means, ram=ram[0] if ram else None, state=state, log=log, name=spec.name)
+    return SavedGuest(
+        spec=spec, means=means, ram=ram[0] if ram else None, state=state, log=log, name=spec.name
+    )
 
 
-def _mine(made: Outcome) -> Held:
+def _mine(made: Built) -> Held:
     me = ProcessRef.of(os.getpid())
     assert me is not None  # noqa: S101 - we are running
-    if made.frozen is None:
+    if made.saved is None:
         return Held(holder=me)
-    state, log, ram = made.frozen.state, made.frozen.log, made.frozen.ram
+    state, log, ram = made.saved.state, made.saved.log, made.saved.ram
     fds = (state, log) if ram is None else (state, log, ram)
-    return Held(holder=me, files=tuple(map(Shared.of, fds)))
+    return Held(holder=me, files=tuple(map(SharedFile.of, fds)))
 
 
 def _leave(place: str, mine: Held) -> None:
-    with holders.slot(place, deadline=Deadline.after(LEAVE_SECONDS)) as slot:
+    with template_registry.slot(place, deadline=Deadline.after(LEAVE_SECONDS)) as slot:
         slot.leave(mine)

@@ -1,9 +1,8 @@
-"""Templates that several processes use: who has one, so that another can join.
+"""The templates that processes share: which process has which template's files open.
 
-RUNTIME/.templates/KEY.json names the processes that have the template's files open. Its
-lock is held while a template is looked for, made or let go, so that of four processes
-that want the same one, one boots it and three wait. The file is only where to look: the
-memory itself is the kernel's to free, with the last that has it.
+RUNTIME/.templates/KEY.json names the processes that have the template's files open. Its lock is held while a
+template is looked up, made or closed: of four processes that need the same one, one boots it and three wait.
+The file only says where to look; the kernel frees the memory with the last process that has it open.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import VmdebugError
 from vmdebug.process import ProcessRef
 from vmdebug.vm import lock, rundir
-from vmdebug.vm.saved.nameless import Shared
+from vmdebug.vm.memfd import SharedFile
 
 DIRECTORY = ".templates"
 """In RUNTIME; no VM's name begins with a dot."""
 
-How = Literal["clone", "snapshot", "boot"]
+How = Literal["clone", "load", "boot"]
 
 _TIDY_SECONDS = 1.0
 
@@ -34,25 +33,25 @@ WAITED_FOR = "another process to make the template"
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
-    """What one process has of a template.
+    """The files of a template that one process has open.
 
     Args:
         holder: The process.
-        files: Where its state, its console's log and, where that is apart, its RAM are; none where
-            each VM boots.
+        files: The state, the console's log and, where it is a file of its own, the RAM; none where each VM
+            boots.
     """
 
     holder: ProcessRef
-    files: tuple[Shared, ...] = ()
+    files: tuple[SharedFile, ...] = ()
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A template, by those who hold it.
+    """A template in the registry.
 
     Args:
-        how: Which way its VMs are made.
-        reason: Why not a better one.
-        holders: Who has it.
+        how: How its VMs are made.
+        reason: Why not in a faster way.
+        holders: The processes that have it open.
     """
 
     how: How
@@ -61,11 +60,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Slot:
-    """The place of one template while its lock is held; `slot` makes one.
+    """One template's file while its lock is held; made by `slot`.
 
     Args:
-        fd: Its locked file.
-        path: That file's path.
+        fd: The locked file.
+        path: Its path.
     """
 
     def __init__(self, fd: int, path: Path) -> None:
@@ -73,17 +72,17 @@ class Slot:
         self._path = path
 
     def read(self) -> Entry | None:
-        """Return the template with those of its holders that live; None where there is none."""
+        """Return the template with its living holders; None where it has none."""
         data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
         try:
             found = guest.decode(data, Entry)
         except msgspec.MsgspecError:
-            return None  # new, or of another vmdebug
+            return None  # the file is new, or of another vmdebug
         living = tuple(each for each in found.holders if each.holder.alive())
         return msgspec.structs.replace(found, holders=living) if living else None
 
     def write(self, entry: Entry) -> None:
-        """Write down who has it.
+        """Write the entry.
 
         Raises:
             HostError: there is no space.
@@ -95,7 +94,7 @@ class Slot:
             raise rundir.host_error(f"write {self._path}", error) from error
 
     def leave(self, mine: Held) -> None:
-        """Strike off one that was written down; with the last one the file goes."""
+        """Remove a holder; the last one's file is removed as well."""
         found = self.read()
         holders = [] if found is None else list(found.holders)
         if mine in holders:
@@ -108,22 +107,22 @@ class Slot:
 
 @contextlib.contextmanager
 def slot(key: str, *, deadline: Deadline) -> Iterator[Slot]:
-    """Hold the place of a template, which is made if it is not there.
+    """Lock a template's file, which is made if it does not exist.
 
     Args:
-        key: What tells it from others.
-        deadline: Until when to wait for who holds it.
+        key: The template's hash.
+        deadline: How long to wait for another process that has it locked.
 
     Raises:
         HostError: it cannot be made.
-        DeadlineError: somebody held it all the time.
+        DeadlineError: another process had it locked all the time.
     """
     path = rundir.runtime() / DIRECTORY / f"{key}.json"
     fd = _locked(path, deadline)
     try:
         yield Slot(fd, path)
     finally:
-        # Nothing in it: there was to be something, and then there was not.
+        # It is empty where the template could not be made.
         if not os.fstat(fd).st_size:
             path.unlink(missing_ok=True)
         os.close(fd)
@@ -131,7 +130,7 @@ def slot(key: str, *, deadline: Deadline) -> Iterator[Slot]:
 
 
 def sweep() -> None:
-    """Remove what names no living process any more; a place that is in use is left alone."""
+    """Remove the files that name no living process, except those that are locked."""
     directory = rundir.runtime() / DIRECTORY
     with contextlib.suppress(OSError):
         for path in list(directory.iterdir()):
@@ -154,7 +153,7 @@ def _locked(path: Path, deadline: Deadline) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # removed while we waited: what we locked has no name any more
+        os.close(fd)  # the file was removed while we waited, so this lock excludes nobody
 
 
 def _opened(path: Path, deadline: Deadline) -> int:
@@ -167,7 +166,7 @@ def _opened(path: Path, deadline: Deadline) -> int:
 
 
 def _tidy(directory: Path) -> None:
-    """Remove the directory if it is empty, and RUNTIME if it was all; who makes files in it holds RUNTIME."""
+    """Remove the directory if it is empty, then RUNTIME if that is; files are made with RUNTIME locked."""
     with contextlib.suppress(VmdebugError, FileNotFoundError):
         if directory.exists():
             with rundir.locked(Deadline.after(_TIDY_SECONDS)), contextlib.suppress(OSError):

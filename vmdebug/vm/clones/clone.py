@@ -1,9 +1,9 @@
-"""Clones of a VM that runs: it is held for a moment, and goes on beside them.
+"""Clones of a running VM: it is paused for a moment, and continues beside them.
 
-Its RAM is QEMU's own, so its whole state is saved first. A QEMU that never runs a guest
-loads that with its RAM in a shared file and saves the devices' state once more: then
-there is a frozen guest, and any number of clones map its memory; see `vmdebug.vm.saved.frozen`.
-Once they have, nobody else needs it: the memory has no name and is gone with the last of them.
+The VM's RAM is QEMU's own, so its whole state is saved first. A QEMU that never runs the guest loads that
+state into RAM in a shared file and saves the devices' state once more. Then any number of clones map that
+memory; see `vmdebug.vm.clones.saved_guest`. The memory is an unnamed file, which the kernel frees with the
+last clone.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from vmdebug.channel.serial import ready
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError
 from vmdebug.progress import Report, Step, silent
-from vmdebug.vm import launching, planning, registry, rundir, shellup
+from vmdebug.vm import launching, memfd, planning, registry, rundir, shellup
 from vmdebug.vm.argv import Origin
+from vmdebug.vm.clones import build, saved_guest
+from vmdebug.vm.clones.saved_guest import SavedGuest
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
-from vmdebug.vm.saved import freezing, frozen, nameless
-from vmdebug.vm.saved.frozen import Frozen
 
 
 def clone(vm: Vm, count: int = 1, *, report: Report = silent, deadline: Deadline) -> list[Vm]:
-    """Start clones of a VM, which outlive this process; it goes on, or stays stopped, as it was found.
+    """Start clones of a VM, which outlive this process; the VM is left running or stopped as it was found.
 
     Args:
-        vm: The VM; no GDB is attached to it, and none may be meanwhile.
+        vm: The VM; no GDB may be attached to it.
         count: How many.
-        report: Told what takes long.
-        deadline: Until when they have to run.
+        report: Called with each step that takes long.
+        deadline: When they have to run.
 
     Returns:
-        Them, named NAME-1, NAME-2, … where that is not taken.
+        The clones, named NAME-1, NAME-2, …; names that are taken are left out.
 
     Raises:
-        StateError: the VM is at its reset vector, has panicked or ended, or is of a kind that has no copies.
+        StateError: the VM is at its reset vector, has panicked or ended, or cannot be cloned.
         HostError: there is no room for its memory.
-        VmError: its state cannot be saved, or not be loaded. In all these cases no clone is left.
+        VmError: its state cannot be saved or loaded. In all these cases no clone is left.
         DeadlineError: it took too long.
     """
     with contextlib.ExitStack() as protected:
-        whole = _frozen(vm, report, deadline)
+        whole = _saved(vm, report, deadline)
         protected.callback(whole.close)
         made: list[Vm] = []
         with contextlib.ExitStack() as undone:
@@ -63,11 +63,11 @@ def clone(vm: Vm, count: int = 1, *, report: Report = silent, deadline: Deadline
     return made
 
 
-def _frozen(vm: Vm, report: Report, deadline: Deadline) -> Frozen:
+def _saved(vm: Vm, report: Report, deadline: Deadline) -> SavedGuest:
     asked = vm.state.spec
-    # A port has one listener: clones get free ones.
+    # Only one VM can listen on a port: each clone gets a free one.
     spec = msgspec.structs.replace(asked, halt=False, tcp=None if asked.tcp is None else 0)
-    if reason := freezing.unable(spec):
+    if reason := build.obstacle(spec):
         raise StateError(f"{vm.name} cannot be cloned: {reason}", hint="start another one: vmdebug start")
     status = vm.status()
     if status not in ("running", "paused"):
@@ -75,15 +75,15 @@ def _frozen(vm: Vm, report: Report, deadline: Deadline) -> Frozen:
     means = planning.means(spec, report=report, deadline=deadline)
     report(Step("saving its state", note=vm.name))
     with contextlib.ExitStack() as files:
-        ram = _kept(frozen.new_ram(spec, None), files)
-        state = _kept(nameless.make("state"), files)
-        log = _kept(nameless.make("log"), files)
-        whole = nameless.make("whole")
+        ram = _kept(saved_guest.new_ram(spec, None), files)
+        state = _kept(memfd.create("state"), files)
+        log = _kept(memfd.create("log"), files)
+        whole = memfd.create("whole")
         try:
             with _paused(vm, resume=status == "running"):
-                frozen.save(vm, whole, shared=False, deadline=deadline)
-                nameless.fill(log, vm.rundir.console_log.read_bytes())
-            result = Frozen(spec=spec, means=means, ram=ram, state=state, log=log, name=vm.name)
+                saved_guest.save(vm, whole, shared=False, deadline=deadline)
+                memfd.write(log, vm.rundir.console_log.read_bytes())
+            result = SavedGuest(spec=spec, means=means, ram=ram, state=state, log=log, name=vm.name)
             _split(whole, result, deadline)
         finally:
             os.close(whole)
@@ -91,19 +91,19 @@ def _frozen(vm: Vm, report: Report, deadline: Deadline) -> Frozen:
     return result
 
 
-def _split(whole: int, into: Frozen, deadline: Deadline) -> None:
-    """Bring a whole state to one of RAM in a file and devices apart, by a QEMU that never runs the guest."""
-    assert into.ram is not None  # noqa: S101 - `_frozen` made it
+def _split(whole: int, into: SavedGuest, deadline: Deadline) -> None:
+    """Split a whole state into RAM in a file and the devices' state, by a QEMU that never runs the guest."""
+    assert into.ram is not None  # noqa: S101 - `_saved` made it
     start = Start(origin=Origin(ram=into.ram, shared=True, incoming=True), fds=(into.ram,), means=into.means)
     named = msgspec.structs.replace(into.spec, name=f"{into.name[:50]}-template", tcp=None)
     with launching.launch(named, bound=True, exact_name=False, start=start, deadline=deadline) as vm:
-        frozen.load(vm, whole, shared=False, run=False, deadline=deadline)
-        frozen.save(vm, into.state, shared=True, deadline=deadline)
+        saved_guest.load(vm, whole, shared=False, run=False, deadline=deadline)
+        saved_guest.save(vm, into.state, shared=True, deadline=deadline)
 
 
 @contextlib.contextmanager
 def _paused(vm: Vm, *, resume: bool) -> Iterator[None]:
-    """Let the guest go on after the block, if it ran before: saving has stopped it."""
+    """Set the guest running after the block if it ran before: saving stops it."""
     try:
         yield
     finally:
@@ -111,7 +111,7 @@ def _paused(vm: Vm, *, resume: bool) -> Iterator[None]:
             vm.resume()
 
 
-def _next(name: str, whole: Frozen, deadline: Deadline) -> Vm:
+def _next(name: str, whole: SavedGuest, deadline: Deadline) -> Vm:
     """Start a clone under the first name that is free."""
     for number in itertools.count(1):
         called = f"{name}-{number}"
@@ -119,7 +119,7 @@ def _next(name: str, whole: Frozen, deadline: Deadline) -> Vm:
         if called in registry.names():
             continue
         try:
-            return frozen.start(whole, name=called, bound=True, exact_name=True, deadline=deadline)
+            return saved_guest.start(whole, name=called, bound=True, exact_name=True, deadline=deadline)
         except UsageError:
             if called not in registry.names():
                 raise
@@ -128,7 +128,7 @@ def _next(name: str, whole: Frozen, deadline: Deadline) -> Vm:
 
 
 def _at_shell(vm: Vm) -> bool:
-    """Say whether a prompt is the last that the guest wrote: nothing is typed into a program that runs."""
+    """Return whether the guest's last output is a prompt: nothing may be typed into a running program."""
     with vm.console() as console:
         return ready.look(console.logged(ready.KEPT)) is ready.Look.PROMPT
 

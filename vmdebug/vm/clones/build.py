@@ -1,4 +1,4 @@
-"""Freezing a guest at its shell, in the best way that it allows, and saying why not in a better one."""
+"""Booting a guest to its shell and saving it there, in the fastest way to continue from that it allows."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, VmError
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.progress import Report, Step
-from vmdebug.vm import argv, launching, qemuargs, shellup
+from vmdebug.vm import argv, launching, memfd, qemuargs, shellup
 from vmdebug.vm.argv import Origin
+from vmdebug.vm.clones import saved_guest
+from vmdebug.vm.clones.saved_guest import SavedGuest
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
 from vmdebug.vm.planning import Means
 from vmdebug.vm.qemuargs import Options
-from vmdebug.vm.saved import frozen, nameless
-from vmdebug.vm.saved.frozen import Frozen
-from vmdebug.vm.saved.holders import How
+from vmdebug.vm.template_registry import How
 
 PROOF_SECONDS = 20.0
-"""How long the first VM made of a template may take to its shell; 0.1 s is usual."""
+"""How long the first VM of a template may take to its shell; 0.1 s is usual."""
 
-CLONED = "its memory is shared, and each VM has a copy on write"
+CLONED = "its memory is shared, and each VM maps it copy-on-write"
 
 _OWN_MEMORY = ("m", "numa", "mem-path", "incoming", "loadvm")
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What was made.
+class Built(msgspec.Struct, frozen=True):
+    """What a template consists of.
 
     Args:
-        how: Which way VMs are made of it.
-        reason: Why not a better one.
-        frozen: The frozen guest; None where each VM boots.
+        how: How VMs are made of it.
+        reason: Why not in a faster way.
+        saved: The saved guest; None where each VM boots.
     """
 
     how: How
     reason: str
-    frozen: Frozen | None = None
+    saved: SavedGuest | None = None
 
 
-def freeze(
+def build(
     spec: LaunchSpec,
     means: Means,
     *,
@@ -53,65 +53,65 @@ def freeze(
     lost: Callable[[Vm], None] | None,
     report: Report,
     deadline: Deadline,
-) -> Outcome:
-    """Boot a guest to its shell and freeze it; its VM is gone afterwards.
+) -> Built:
+    """Boot a guest to its shell and save it; the VM that booted has ended afterwards.
 
     Args:
         spec: The guest.
         means: What the host has for it.
         directory: Where its memory is kept; None is shared memory.
         lost: See `shellup.come`.
-        report: Told what takes long.
-        deadline: Until when.
+        report: Called with each step that takes long.
+        deadline: When to give up.
 
     Raises:
-        UsageError: the spec cannot be right.
+        UsageError: the spec is wrong.
         HostError: the machine lacks something.
         LaunchError: QEMU did not start.
-        VmError: the guest does not come to its shell.
+        VmError: the guest's shell does not answer.
         DeadlineError: it took too long. In all these cases nothing is left.
     """
-    if reason := unable(spec):
-        return Outcome("boot", reason)
-    lacking = nameless.room(frozen.memory_mib(spec), directory)
+    if reason := obstacle(spec):
+        return Built("boot", reason)
+    lacking = memfd.shortage(saved_guest.memory_mib(spec), directory)
     with contextlib.ExitStack() as files:
-        file = ram = None if lacking else _kept(frozen.new_ram(spec, directory), files)
+        file = ram = None if lacking else _kept(saved_guest.new_ram(spec, directory), files)
         report(Step("booting the template", note=spec.name))
         try:
             with _booted(spec, means, ram, lost, deadline) as vm:
-                if ram is not None and not frozen.can_ignore_shared(vm, deadline=deadline):
-                    ram, lacking = None, f"this QEMU has no migration capability {frozen.IGNORE_SHARED}"
-                whole = Frozen(
+                if ram is not None and not saved_guest.can_ignore_shared(vm, deadline=deadline):
+                    ram, lacking = None, f"this QEMU has no migration capability {saved_guest.IGNORE_SHARED}"
+                whole = SavedGuest(
                     spec=spec,
                     means=means,
                     ram=ram,
-                    state=_kept(nameless.make("state", _place(directory, lacking)), files),
-                    log=_kept(nameless.make("log"), files),
+                    state=_kept(memfd.create("state", _place(directory, lacking)), files),
+                    log=_kept(memfd.create("log"), files),
                     name=spec.name,
                 )
                 _save(vm, whole, deadline)
-            outcome = Outcome("snapshot", lacking, whole) if lacking else Outcome("clone", CLONED, whole)
-            _prove(outcome, deadline)
+            built = Built("load", lacking, whole) if lacking else Built("clone", CLONED, whole)
+            _prove(built, deadline)
         except _RefusedError as refused:
-            return Outcome("boot", refused.message)
+            return Built("boot", refused.message)
         files.pop_all()
     if file is not None and ram is None:
         os.close(file)
-    return outcome
+    return built
 
 
-def unable(spec: LaunchSpec) -> str:
-    """Say why a guest's state would not be all of it, or cannot be had; "" where it may."""
+def obstacle(spec: LaunchSpec) -> str:
+    """Return why a guest cannot be saved as a whole; "" where nothing is known against it."""
     if isinstance(spec.machine, RunnerMachine):
         return "a runner's guest has a disk and mounted 9p shares, which no copy can have"
     if spec.machine.disk is not None and spec.machine.throwaway:
         return f"what it writes to the disk {spec.machine.disk} would not be copied with its memory"
     if spec.machine.disk is not None:
         return f"the disk {spec.machine.disk} has one writer at a time"
-    return _unable_for(qemuargs.parse(spec.qemu_args))
+    return _obstacle_in(qemuargs.parse(spec.qemu_args))
 
 
-def _unable_for(given: Options) -> str:
+def _obstacle_in(given: Options) -> str:
     for option in given.disks():
         return f"QEMU's argument {option.word} gives it a disk, which has one writer at a time"
     for option in given.named(*_OWN_MEMORY, *argv.MACHINE):
@@ -123,7 +123,7 @@ def _unable_for(given: Options) -> str:
 
 
 class _RefusedError(VmError):
-    """The guest runs, and cannot be frozen."""
+    """The guest runs, and QEMU cannot save or load its state."""
 
 
 @contextlib.contextmanager
@@ -138,36 +138,36 @@ def _booted(
         yield vm
 
 
-def _save(vm: Vm, whole: Frozen, deadline: Deadline) -> None:
+def _save(vm: Vm, whole: SavedGuest, deadline: Deadline) -> None:
     try:
-        frozen.save(vm, whole.state, shared=whole.ram is not None, deadline=deadline)
+        saved_guest.save(vm, whole.state, shared=whole.ram is not None, deadline=deadline)
     except GuestDiedError:
         raise
     except VmError as error:
         raise _RefusedError(f"its state cannot be saved: {error.message}") from error
-    nameless.fill(whole.log, vm.rundir.console_log.read_bytes())
+    memfd.write(whole.log, vm.rundir.console_log.read_bytes())
 
 
-def _prove(outcome: Outcome, deadline: Deadline) -> None:
-    """Make a first VM of it: not every device whose state can be saved can be loaded too."""
-    if outcome.frozen is None:
+def _prove(built: Built, deadline: Deadline) -> None:
+    """Start a first VM of it: QEMU saves the state of some devices that it cannot load."""
+    if built.saved is None:
         return
     until = deadline.at_most(PROOF_SECONDS)
-    name = _name(outcome.frozen.spec)
+    name = _name(built.saved.spec)
     try:
-        with frozen.start(outcome.frozen, name=name, bound=True, deadline=until) as vm:
+        with saved_guest.start(built.saved, name=name, bound=True, deadline=until) as vm:
             shellup.come(vm, copy=True, deadline=until)
     except VmError as error:
-        raise _RefusedError(f"its state can be saved, and not loaded: {error.message}") from error
+        raise _RefusedError(f"its state can be saved but not loaded: {error.message}") from error
 
 
 def _name(spec: LaunchSpec) -> str:
-    """Return what the VMs are called that make a template; a name has room for 63 letters."""
+    """Return the name of the VMs that make a template; a name has at most 63 characters."""
     return f"{spec.name[:50]}-template"
 
 
 def _place(directory: Path | None, lacking: str) -> Path | None:
-    """Return where the state goes; with the RAM in it, a disk is the place that may have room for it."""
+    """Return where the state is kept: with the RAM in it a disk, which may have room for that."""
     return Path(os.environ.get("TMPDIR") or "/var/tmp") if lacking else directory  # noqa: S108 - it has no name there
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from vmdebug.channel.serial import death
 from vmdebug.errors import HostError, QmpError, UsageError, VmError
-from vmdebug.vm.saved import nameless
+from vmdebug.vm import memfd
 
 if TYPE_CHECKING:
     from vmdebug.vm.qmp import Event, Qmp
@@ -202,7 +202,7 @@ def _make_room(qmp: Qmp) -> None:
         raise HostError(
             "this QEMU has no snapshot-save on QMP, which came with QEMU 6.0", hint="install a newer QEMU"
         )
-    fd = nameless.make("snapshots", Path(os.environ.get("TMPDIR") or "/var/tmp"))  # noqa: S108 - it has no name
+    fd = memfd.create("snapshots", Path(os.environ.get("TMPDIR") or "/var/tmp"))  # noqa: S108 - it has no name
     try:
         added = qmp.execute("add-fd", {}, fds=(fd,))
     finally:

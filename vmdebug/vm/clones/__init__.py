@@ -1,0 +1,1 @@
+"""Templates, and clones of a template or of a running VM."""
