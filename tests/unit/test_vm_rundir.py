@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from vmdebug import locks
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, HostError, UsageError
-from vmdebug.vm import lock, rundir
+from vmdebug.vm import rundir
 from vmdebug.vm.rundir import RunDir
 
 
@@ -190,10 +191,10 @@ def test_an_unknown_errno_has_its_words() -> None:
 def test_a_file_lock_is_made_and_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with (
-        lock.held(path, what="a turn", deadline=soon()),
+        locks.held(path, what="a turn", deadline=soon()),
         pytest.raises(DeadlineError, match="a turn"),
-        lock.held(path, what="a turn", deadline=Deadline.after(0.02)),
+        locks.held(path, what="a turn", deadline=Deadline.after(0.02)),
     ):
         pass
-    with lock.held(path, what="a turn", deadline=soon()):
+    with locks.held(path, what="a turn", deadline=soon()):
         assert path.stat().st_mode & 0o777 == 0o600

@@ -10,13 +10,13 @@ Each owner is made by a function that claims the stub, and keeps it until `relea
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from vmdebug import locks
 from vmdebug.errors import StateError
 
 INTERACTIVE = "a person's"
@@ -84,11 +84,9 @@ class VmOwner(Claim):
             StateError: a GDB is attached already; the message has its pid.
         """
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.try_lock(descriptor):
             os.close(descriptor)
-            raise _vm_taken(vm, holder(lock)) from None
+            raise _vm_taken(vm, holder(lock))
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n{INTERACTIVE if interactive else ''}".encode(), 0)
         return cls(descriptor)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import platformdirs
 
+from vmdebug import locks
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
 from vmdebug.paths import write_atomically
@@ -86,24 +87,18 @@ def lock(path: Path, what: str, report: Report, deadline: Deadline) -> Iterator[
         DeadlineError: the other process took too long.
         HostError: the cache is not writable.
     """
-    import filelock  # noqa: PLC0415 - takes 10 ms, and only builds need it
-
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(path.with_name(f"{path.name}.lock"))
-        try:
-            held.acquire(blocking=False)
-        except filelock.Timeout:
-            report(Step(what, note="waiting for another process that does it"))
-            waited = f"another process that is {what}"
-            try:
-                held.acquire(timeout=deadline.left(waited))
-            except filelock.Timeout:
-                raise deadline.error(waited) from None
-    try:
+    with contextlib.ExitStack() as held:
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(
+                locks.held(
+                    path.with_name(f"{path.name}.lock"),
+                    what=f"another process that is {what}",
+                    deadline=deadline,
+                    waiting=lambda: report(Step(what, note="waiting for another process that does it")),
+                )
+            )
         yield
-    finally:
-        held.release()
 
 
 @contextlib.contextmanager

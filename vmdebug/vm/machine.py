@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
+from vmdebug import locks
 from vmdebug.channel.serial import panic
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, VmdebugError
-from vmdebug.vm import children, claims, lock, state
+from vmdebug.vm import children, claims, state
 from vmdebug.vm.guardian import Guardian
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
@@ -181,7 +182,7 @@ class Vm:
         what = f"other commands to QEMU of {self.name} to end"
         try:
             with (
-                lock.held(self.rundir.control_lock, what=what, deadline=deadline),
+                locks.held(self.rundir.control_lock, what=what, deadline=deadline),
                 qmp.connect(self.rundir.control, process=self.state.qemu, deadline=deadline) as connection,
             ):
                 yield connection

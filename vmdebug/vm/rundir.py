@@ -19,10 +19,10 @@ from pathlib import Path
 
 import msgspec
 
+from vmdebug import locks
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError, VmdebugError
 from vmdebug.spelling import option
-from vmdebug.vm import lock
 
 LONGEST_SOCKET_PATH = 107
 """Bytes of a socket's path: `sun_path` less its final NUL; see unix(7)."""
@@ -271,7 +271,7 @@ def _lock_directory(path: Path, deadline: Deadline) -> int:
         except OSError as error:
             raise host_error(f"open {path}", error) from error
         try:
-            lock.take(fd, what="another vmdebug to finish starting or clearing a VM", deadline=deadline)
+            locks.lock(fd, what="another vmdebug to finish starting or clearing a VM", deadline=deadline)
             if same(fd, path):
                 return fd
         except BaseException:

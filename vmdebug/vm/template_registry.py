@@ -15,11 +15,11 @@ from typing import Literal
 
 import msgspec
 
-from vmdebug import guest
+from vmdebug import guest, locks
 from vmdebug.deadline import Deadline
 from vmdebug.errors import VmdebugError
 from vmdebug.process import ProcessRef
-from vmdebug.vm import lock, rundir
+from vmdebug.vm import rundir
 from vmdebug.vm.memfd import SharedFile
 
 DIRECTORY = ".templates"
@@ -136,7 +136,7 @@ def sweep() -> None:
         for path in list(directory.iterdir()):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                if lock.free(fd) and Slot(fd, path).read() is None:
+                if locks.try_lock(fd) and Slot(fd, path).read() is None:
                     path.unlink(missing_ok=True)
             finally:
                 os.close(fd)
@@ -147,7 +147,7 @@ def _locked(path: Path, deadline: Deadline) -> int:
     while True:
         fd = _opened(path, deadline)
         try:
-            lock.take(fd, what=WAITED_FOR, deadline=deadline)
+            locks.lock(fd, what=WAITED_FOR, deadline=deadline)
             if rundir.same(fd, path):
                 return fd
         except BaseException:

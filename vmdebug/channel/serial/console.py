@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import fcntl
 import os
 import re
 import select
@@ -23,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Self, cast
 import pexpect
 from pexpect.spawnbase import SpawnBase
 
-from vmdebug import process
+from vmdebug import locks, process
 from vmdebug.channel.serial import death, framing, ready
 from vmdebug.channel.serial.drain import CHUNK, Drain
 from vmdebug.channel.serial.meanwhile import Meanwhile, readable
@@ -312,14 +311,12 @@ class Console:
             raise self._gone() from error
         try:
             before = os.pread(fd, 64, 0).decode().split()
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not locks.try_lock(fd):
                 holder = before[0] if before else "of an unknown number"
                 raise StateError(
                     f"the console of {self.lock.parent.name} is in use by process {holder}",
                     hint="it has one client at a time: leave `vmdebug console` there with Ctrl-], or wait",
-                ) from None
+                )
             self.interrupted = before[1:] == [EXEC]
             yield fd
         finally:
