@@ -1,7 +1,7 @@
-"""A fresh booted guest for every test that asks for one: vmdebug's face to pytest.
+"""The pytest plugin: a fresh booted guest for every test that asks for one.
 
-All that stands here is cheap: a run that uses none of it pays for two dozen options and no import.
-What it does is in `vmdebug.plugin`, imported when the first test with a guest is collected.
+This module is cheap: a run without guests pays for some options and imports nothing else. The rest is in
+`vmdebug.plugin`, imported when the first test with a guest is collected.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vmdebug.plugin import FIXTURE
+
 if TYPE_CHECKING:
     from vmdebug.channel.serial.console import Console
     from vmdebug.debugger.gdb import Gdb
+    from vmdebug.plugin.fixture_guest import FixtureGuest
     from vmdebug.plugin.hooks import Run
-    from vmdebug.plugin.lease import Lease
     from vmdebug.session import DebugSession
     from vmdebug.vm.machine import Vm
-
-_FIXTURE = "vmdebug_guest"
 
 _DESTINATIONS = (
     "vmdebug_guest",
@@ -35,7 +35,7 @@ _RUN = pytest.StashKey["Run"]()
 
 _MARKER = (
     "vmdebug(guest=…, kernel=…, halt=…, append=…, kaslr=…, memory=…, cpus=…, allow=[KIND, …], timeout=…):"
-    " the guest of this test. KIND is trouble on the console that does not fail it: panic, oops, bug, warn,"
+    " the guest of this test. KIND is a kernel message that does not fail it: panic, oops, bug, warn,"
     " lockdep, kasan, hung_task, rcu_stall, …"
 )
 
@@ -52,84 +52,84 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option(
         "vmdebug-guest",
         "linelist",
-        "What tests run on, as `vmdebug start` takes it; repeated, each test runs on each.",
+        "Guest that tests run on, as `vmdebug start` takes it. Repeatable: each test runs on each guest.",
         metavar="GUEST",
         action="append",
     )
     option(
         "vmdebug-kernel",
         "linelist",
-        "Run it on this kernel instead of its own; repeated, each test runs on each.",
+        "Kernel to boot instead of the guest's own. Repeatable: each test runs on each kernel.",
         metavar="IMAGE|TREE",
         action="append",
     )
-    option("vmdebug-accel", "string", "Which accelerator.", metavar="auto|kvm|tcg")
+    option("vmdebug-accel", "string", "Accelerator to use.", metavar="auto|kvm|tcg")
     option(
         "vmdebug-artifacts",
         "string",
-        "Write each failure's report into a directory below this one.",
+        "Write the report of each failure to a directory of its own below DIR.",
         metavar="DIR",
     )
     option(
         "vmdebug-keep",
         "bool",
-        "Leave a failing test's VM running, for `vmdebug attach`.",
+        "Leave the VM of a failed test running, for `vmdebug attach`.",
         action="store_true",
     )
     option(
         "vmdebug-dump",
         "bool",
-        "Write a failing guest's memory as a vmcore, into its artifacts.",
+        "Also write a vmcore of a failed test's guest to its artifacts.",
         action="store_true",
     )
     option(
         "vmdebug-timeout",
         "string",
-        "Seconds that each of a test's setup, call and teardown may take; 0 is for ever. (300)",
+        "Limit for each of a test's setup, call and teardown, in seconds; 0 for none. (300)",
         metavar="S",
     )
     option(
-        "vmdebug-boot-timeout", "string", "Seconds until a guest's shell has to answer. (180)", metavar="S"
+        "vmdebug-boot-timeout", "string", "Seconds in which a guest's shell must answer. (180)", metavar="S"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known, and refuse options that cannot be right."""
+    """Register the marker, and refuse invalid options."""
     config.addinivalue_line("markers", _MARKER)
     if any(config.getoption(dest) for dest in _DESTINATIONS):
-        from vmdebug.plugin import settings  # noqa: PLC0415 - a run without them must not pay
+        from vmdebug.plugin import settings  # noqa: PLC0415 - a run without these options needs none of it
 
         settings.read(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test of each guest and kernel that it is to run on."""
-    if _FIXTURE not in metafunc.fixturenames:
+    """Make a test for each guest and kernel that it runs on."""
+    if FIXTURE not in metafunc.fixturenames:
         return
-    from vmdebug.errors import UsageError  # noqa: PLC0415 - as below
+    from vmdebug.errors import UsageError  # noqa: PLC0415 - a run without a guest needs none of it
 
     try:
         targets = _run(metafunc.config).targets(metafunc.definition)
     except (UsageError, pytest.UsageError):
-        return  # told once all is collected: raised here, it would be an error of the test's module
+        return  # reported after the collection: raised here, it would be an error of the module
     if len(targets) > 1:
-        metafunc.parametrize(_FIXTURE, list(targets.values()), ids=list(targets), indirect=True)
+        metafunc.parametrize(FIXTURE, list(targets.values()), ids=list(targets), indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse what cannot be right, before anything is started."""
+    """Refuse invalid markers before anything starts."""
     if hasattr(config, "workerinput"):
-        return  # pytest-xdist takes an error here for a crash; each test that it is about fails by it
+        return  # pytest-xdist takes an error here for a crash; each such test fails with it instead
     for item in items:
         marks = list(item.iter_markers("vmdebug"))
         if marks:
             _check(item, marks)
-        if _FIXTURE in getattr(item, "fixturenames", ()):
+        if FIXTURE in getattr(item, "fixturenames", ()):
             _run(config)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say which VMs were left, where tests could not have the quickest guests, and what xdist's ran on."""
+    """Print the VMs that were kept, why guests were slow to start, and what xdist's workers ran on."""
     headers: dict[str, None] = {}
     told: dict[str, None] = {}
     for reports in terminalreporter.stats.values():
@@ -147,37 +147,37 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 @pytest.fixture
-def vmdebug_guest(request: pytest.FixtureRequest) -> Lease:
-    """The test's guest as the plugin has it; the other fixtures stand on this one."""
-    return _run(request.config).lease(request)
+def vmdebug_guest(request: pytest.FixtureRequest) -> FixtureGuest:
+    """The test's guest; the other fixtures are built on this one."""
+    return _run(request.config).guest(request)
 
 
 @pytest.fixture
-def session(vmdebug_guest: Lease) -> DebugSession:
-    """A `vmdebug.DebugSession` on a fresh guest at its shell; its GDB is attached when it is touched."""
+def session(vmdebug_guest: FixtureGuest) -> DebugSession:
+    """A `vmdebug.DebugSession` on a fresh guest at its shell; the first use of its GDB attaches it."""
     return vmdebug_guest.session
 
 
 @pytest.fixture
-def vm(vmdebug_guest: Lease) -> Vm:
+def vm(vmdebug_guest: FixtureGuest) -> Vm:
     """A fresh VM, booted to its shell: `vm.exec("uname -r").stdout`, `vm.qmp("query-status")`."""
     return vmdebug_guest.session.vm
 
 
 @pytest.fixture
-def console(vmdebug_guest: Lease) -> Console:
+def console(vmdebug_guest: FixtureGuest) -> Console:
     """The serial console of the test's fresh guest: `sendline`, `expect`."""
     return vmdebug_guest.session.console
 
 
 @pytest.fixture
-def gdb(vmdebug_guest: Lease) -> Gdb:
+def gdb(vmdebug_guest: FixtureGuest) -> Gdb:
     """GDB, attached to the test's fresh guest, which it holds stopped."""
     return vmdebug_guest.attach()
 
 
 @pytest.fixture
-def halted_session(vmdebug_guest: Lease) -> DebugSession:
+def halted_session(vmdebug_guest: FixtureGuest) -> DebugSession:
     """A `vmdebug.DebugSession` on a guest stopped at the reset vector, GDB attached."""
     vmdebug_guest.attach(halted=True)
     return vmdebug_guest.session
@@ -186,7 +186,7 @@ def halted_session(vmdebug_guest: Lease) -> DebugSession:
 def _run(config: pytest.Config) -> Run:
     run = config.stash.get(_RUN, None)
     if run is None:
-        from vmdebug.plugin.hooks import NAME, Run  # noqa: PLC0415 - a run without a guest must not pay
+        from vmdebug.plugin.hooks import NAME, Run  # noqa: PLC0415 - as above
 
         run = config.stash[_RUN] = Run(config)
         config.pluginmanager.register(run, NAME)
@@ -194,10 +194,10 @@ def _run(config: pytest.Config) -> Run:
 
 
 def _check(item: pytest.Item, marks: list[pytest.Mark]) -> None:
-    from vmdebug.errors import UsageError  # noqa: PLC0415 - a run without a marker must not pay
+    from vmdebug.errors import UsageError  # noqa: PLC0415 - as above
     from vmdebug.plugin import settings  # noqa: PLC0415 - as above
 
     try:
-        settings.wish(marks)
+        settings.marker(marks)
     except UsageError as error:
         raise pytest.UsageError(f"{item.nodeid}: {error}") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
-from vmdebug import config, restarting, sources, vm
+from vmdebug import config, restart, sources, vm
 from vmdebug.channel.serial import command as commands
 from vmdebug.channel.serial.command import ExecResult, Job
 from vmdebug.channel.serial.console import Console
@@ -296,20 +296,18 @@ class DebugSession:
             BuildError: make failed.
             LaunchError: QEMU did not start; the VM is gone.
         """
-        options = restarting.asked(self.vm)
+        options = restart.options_of(self.vm)
         deadline = Deadline.after(BUILD_SECONDS)
         if build:
             tree = tree_build.tree_of(options)
             tree_build.build(tree, jobs=jobs, report=report, deadline=deadline)
         gdb = self._gdb
-        spec = restarting.resolve(
-            self.vm, halt=None if gdb is None else True, report=report, deadline=deadline
-        )
+        spec = restart.resolve(self.vm, halt=None if gdb is None else True, report=report, deadline=deadline)
         self._console_held.close()
         self._console = None
         if gdb is not None and gdb.state in (State.STOPPED, State.RUNNING):
             gdb.detach()
-        self.vm = restarting.replace(self.vm, spec, report=report, launch_seconds=timeout)
+        self.vm = restart.replace(self.vm, spec, report=report, launch_seconds=timeout)
         if self.restarted is not None:
             self.restarted()
         if gdb is not None:

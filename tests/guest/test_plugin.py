@@ -612,7 +612,7 @@ def test_each_test_has_the_disk_as_it_was(pytester: pytest.Pytester) -> None:
 
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
-        ["big: each test's guest comes by boot: what it writes to the disk * would not be*"]
+        ["big: each test starts its guest by boot: what it writes to the disk * would not be*"]
     )
     assert disk.read_bytes().startswith(b"mine")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vmdebug.errors import UsageError
-from vmdebug.plugin import hooks, lease, settings
-from vmdebug.plugin.settings import Asked, Said, Settings, Target, Wish
+from vmdebug.plugin import fixture_guest, hooks, settings
+from vmdebug.plugin.settings import MarkedTest, Marker, Named, Settings, Target
 
 pytest_plugins = ["pytester"]
 
@@ -16,12 +16,12 @@ HERE = Path("/suite")
 ROOT = Settings(guests=(), kernels=(), root=HERE)
 
 
-def wish(**keywords: object) -> Wish:
-    return settings.wish([pytest.mark.vmdebug(**keywords).mark])
+def marked(**keywords: object) -> Marker:
+    return settings.marker([pytest.mark.vmdebug(**keywords).mark])
 
 
-def said(*words: str) -> tuple[Said, ...]:
-    return tuple(Said(each, HERE) for each in words)
+def said(*words: str) -> tuple[Named, ...]:
+    return tuple(Named(each, HERE) for each in words)
 
 
 def test_a_run_that_uses_none_of_it_imports_none_of_it(pytester: pytest.Pytester) -> None:
@@ -30,8 +30,9 @@ def test_a_run_that_uses_none_of_it_imports_none_of_it(pytester: pytest.Pytester
         import sys
 
         def test_imports():
-            heavy = {"vmdebug.plugin", "vmdebug.session", "vmdebug.vm", "msgspec", "pexpect"}
+            heavy = {"vmdebug.session", "vmdebug.vm", "msgspec", "pexpect"}
             assert not heavy & set(sys.modules)
+            assert not [name for name in sys.modules if name.startswith("vmdebug.plugin.")]
         """
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
@@ -47,8 +48,8 @@ def test_a_run_that_uses_none_of_it_imports_none_of_it(pytester: pytest.Pytester
         ("allow=['panik']", "*no kind of trouble 'panik'*"),
         ("halt='yes'", "*vmdebug(halt=*"),
         ("memory='much'", "*'much' is no amount of memory*"),
-        ("timeout=-1", "*timeout=-1): no number of seconds*"),
-        ("timeout=float('nan')", "*timeout=nan): no number of seconds*"),
+        ("timeout=-1", "*timeout=-1): not a number of seconds*"),
+        ("timeout=float('nan')", "*timeout=nan): not a number of seconds*"),
         ("'builtin'", "*takes keywords only*"),
     ],
 )
@@ -101,17 +102,19 @@ def test_a_test_that_was_not_known_to_have_a_guest_is_not_run_on_one_of_several(
     )
 
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*to run on a, b, and is only one*", "mark it: @pytest.mark.usefixtures*"])
+    result.stdout.fnmatch_lines(
+        ["*would run on a, b, but pytest made only one test of it*", "mark it: @pytest.mark.usefixtures*"]
+    )
 
 
 def test_a_parameters_own_guest_goes_before_that_of_the_matrix() -> None:
     many = Settings(guests=(), kernels=said("/k/one", "/k/two"), root=HERE)
-    _, made_for = settings.targets(many, Asked(HERE / "test_a.py", Wish())).values()
-    asked = Asked(HERE / "test_a.py", Wish(guest="x"))
+    _, made_for = settings.targets(many, MarkedTest(HERE / "test_a.py", Marker())).values()
+    asked = MarkedTest(HERE / "test_a.py", Marker(guest="x"))
 
     found = hooks._fitting(made_for, settings.targets(many, asked))
 
-    assert found == Target(Said("x", HERE), Said("/k/two", HERE))
+    assert found == Target(Named("x", HERE), Named("/k/two", HERE))
 
 
 def test_a_dump_needs_a_place(pytester: pytest.Pytester) -> None:
@@ -128,7 +131,7 @@ def test_a_timeout_is_a_number_of_seconds(pytester: pytest.Pytester, words: str)
     result = pytester.runpytest_inprocess(f"--vmdebug-timeout={words}", "-p", "no:cacheprovider")
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"*'{words}' is no number of seconds*"])
+    result.stderr.fnmatch_lines([f"*'{words}' is not a number of seconds*"])
 
 
 def test_fixtures_and_marker_are_told(pytester: pytest.Pytester) -> None:
@@ -142,36 +145,38 @@ def test_the_closest_marker_goes_before() -> None:
     near = pytest.mark.vmdebug(append="near").mark
     far = pytest.mark.vmdebug(append="far", cpus=2).mark
 
-    assert settings.wish([near, far]) == Wish(append="near", cpus=2)
+    assert settings.marker([near, far]) == Marker(append="near", cpus=2)
 
 
 def test_one_kind_may_be_allowed_by_its_name_alone() -> None:
-    assert wish(allow="warn") == wish(allow=["warn"]) == Wish(allow=("warn",))
+    assert marked(allow="warn") == marked(allow=["warn"]) == Marker(allow=("warn",))
 
 
 def test_a_near_word_is_offered() -> None:
     with pytest.raises(UsageError) as raised:
-        wish(kernle="x")
+        marked(kernle="x")
     assert raised.value.hint == "did you mean 'kernel'?"
 
 
 def test_without_a_word_there_is_one_target_and_no_id() -> None:
-    assert settings.targets(ROOT, Asked(HERE / "test_a.py", Wish())) == {"": Target()}
+    assert settings.targets(ROOT, MarkedTest(HERE / "test_a.py", Marker())) == {"": Target()}
 
 
 def test_guests_and_kernels_make_a_matrix() -> None:
     many = Settings(guests=said("a", "b"), kernels=said("/k/one", "/k/two"), root=HERE)
 
-    found = settings.targets(many, Asked(HERE / "test_a.py", Wish()))
+    found = settings.targets(many, MarkedTest(HERE / "test_a.py", Marker()))
 
     assert list(found) == ["a-one", "a-two", "b-one", "b-two"]
-    assert found["b-one"] == Target(Said("b", HERE), Said("/k/one", HERE))
+    assert found["b-one"] == Target(Named("b", HERE), Named("/k/one", HERE))
 
 
 def test_paths_are_told_apart_by_the_part_that_differs() -> None:
     kernels = said("/src/linux-a/arch/x86/boot/bzImage", "/src/linux-b/arch/x86/boot/bzImage")
 
-    found = settings.targets(Settings(guests=(), kernels=kernels, root=HERE), Asked(HERE / "t.py", Wish()))
+    found = settings.targets(
+        Settings(guests=(), kernels=kernels, root=HERE), MarkedTest(HERE / "t.py", Marker())
+    )
 
     assert list(found) == ["linux-a", "linux-b"]
 
@@ -179,9 +184,9 @@ def test_paths_are_told_apart_by_the_part_that_differs() -> None:
 def test_a_tests_own_guest_goes_before_the_runs_and_starts_at_its_file() -> None:
     run = Settings(guests=said("a", "b"), kernels=(), root=HERE)
 
-    found = settings.targets(run, Asked(HERE / "sub" / "test_a.py", Wish(guest="./own")))
+    found = settings.targets(run, MarkedTest(HERE / "sub" / "test_a.py", Marker(guest="./own")))
 
-    assert found == {"": Target(Said("./own", HERE / "sub"))}
+    assert found == {"": Target(Named("./own", HERE / "sub"))}
 
 
 def test_what_a_test_says_is_added_to_what_its_guest_says(tmp_path: Path) -> None:
@@ -190,7 +195,7 @@ def test_what_a_test_says_is_added_to_what_its_guest_says(tmp_path: Path) -> Non
     )
     run = Settings(guests=(), kernels=(), root=tmp_path, accel="tcg")
 
-    found = settings.options(run, Wish(append="slub_debug", cpus=2), Target(), halted=True)
+    found = settings.options(run, Marker(append="slub_debug", cpus=2), Target(), halted=True)
 
     assert (found.append, found.memory, found.cpus) == ("quiet slub_debug", 1024, 2)
     assert (found.halt, found.accel, found.table) == (True, "tcg", "base")
@@ -204,20 +209,23 @@ def test_what_a_test_says_is_added_to_what_its_guest_says(tmp_path: Path) -> Non
     ],
 )
 def test_a_tests_folder_has_its_name(test: str, folder: str) -> None:
-    assert lease.folder_name(test) == folder
+    assert fixture_guest.folder_name(test) == folder
 
 
 def test_a_tests_folder_has_nothing_of_an_earlier_failure(tmp_path: Path) -> None:
     for name in ("kernel-panic.txt", "vmcore", "notes.md"):
         tmp_path.joinpath(name).touch(mode=0o400)
 
-    lease._empty(tmp_path)
+    fixture_guest._empty(tmp_path)
 
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
 
 def test_folders_of_tests_that_differ_in_odd_characters_differ() -> None:
-    odd = [lease.folder_name(f"test_a.py::test_x[{each}]") for each in ("a b", "a?b", "a" * 200, "a" * 201)]
+    odd = [
+        fixture_guest.folder_name(f"test_a.py::test_x[{each}]")
+        for each in ("a b", "a?b", "a" * 200, "a" * 201)
+    ]
 
     assert len(set(odd)) == 4
     assert all("/" not in each and len(each) < 140 for each in odd)

@@ -45,12 +45,13 @@ def restart(
     is there, and built, the VM runs on. A GDB that was attached takes up the new one with `vmd-reconnect`,
     its breakpoints with it.
     """
-    from vmdebug import restarting, vm
+    from vmdebug import restart as restarting
+    from vmdebug import vm
     from vmdebug.cli import facts
     from vmdebug.deadline import Deadline
 
     machine = vm.find(name)
-    wanted = restarting.asked(machine)
+    wanted = restarting.options_of(machine)
     with render.progress() as report:
         if build:
             from vmdebug.sources import tree_build

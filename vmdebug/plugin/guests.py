@@ -1,4 +1,4 @@
-"""The guests of a test run: resolved once, booted once, and then copied."""
+"""The guests of a test run: each is resolved once, booted once, and then cloned for each test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
-from vmdebug.plugin.beforehand import Beforehand
+from vmdebug.plugin.prewarm import Prewarmer
 from vmdebug.progress import Report, Step, silent
 from vmdebug.session import ATTACH_SECONDS, BUILD_SECONDS, LAUNCH_SECONDS
 from vmdebug.vm.clones import prewarmed
@@ -25,7 +25,7 @@ from vmdebug.vm.clones.template import Template, template
 from vmdebug.vm.launching import Start
 
 _NAME_CHARACTERS = 20
-"""Of a test's name that its VM's has: sockets' paths are short."""
+"""How much of a test's name its VM's name has: the paths of sockets are limited."""
 
 _HOLD_SECONDS = 10.0
 
@@ -37,7 +37,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         test: The test's node id.
-        name: What the VM is called after.
+        name: The test's name, for the VM's.
         spec: What to start.
         gdb: Whether one of its fixtures attaches GDB.
     """
@@ -49,7 +49,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Guest(NamedTuple):
-    """A VM, and the GDB that loads its symbols meanwhile, where one is wanted."""
+    """A VM, and the GDB that loads its symbols meanwhile, if the test needs one."""
 
     vm: vm.Vm
     preloaded: PreloadedGdb | None
@@ -64,14 +64,13 @@ class Guest(NamedTuple):
 
 
 class Guests:
-    """What one pytest process has of guests; `close` lets go of it.
+    """The guests of one pytest process; `close` ends them.
 
-    What fails once, fails for every test alike, and at once: a guest that never boots costs its timeout
-    one time.
+    A guest that failed once fails for every later test at once: one that never boots costs its timeout once.
 
     Args:
-        report: Told what takes long.
-        boot_seconds: How long a guest may take to its shell.
+        report: Called with each long step.
+        boot_seconds: How long a guest may take until its shell answers.
     """
 
     def __init__(self, report: Report, *, boot_seconds: float) -> None:
@@ -81,15 +80,15 @@ class Guests:
         self._specs: dict[GuestOptions, LaunchSpec | VmdebugError] = {}
         self._templates: dict[LaunchSpec, Template | VmdebugError] = {}
         self._numbers = itertools.count(1)
-        self._beforehand: Beforehand[Wanted, Guest] = Beforehand(self._prewarmed, end=Guest.end)
+        self._prewarmer: Prewarmer[Wanted, Guest] = Prewarmer(self._prewarmed, end=Guest.end)
 
     def known(self, options: GuestOptions) -> LaunchSpec | None:
-        """Return what `spec` has returned before; None where it was not asked, or raised."""
+        """Return what `spec` returned before; None if it was not called, or raised."""
         found = self._specs.get(options)
         return found if isinstance(found, LaunchSpec) else None
 
     def spec(self, options: GuestOptions) -> LaunchSpec:
-        """Return everything that is needed to start a guest, of which nothing stays.
+        """Return the spec of a guest that leaves nothing behind.
 
         Raises:
             VmdebugError: see `vmdebug.sources.resolve`.
@@ -103,18 +102,18 @@ class Guests:
         return _or_raise(self._specs[options])
 
     def template(self, wanted: Wanted, *, lost: Lost | None = None) -> Template:
-        """Return the frozen guest that a test's VM is a copy of, or what stands in for it.
+        """Return the template that a test's VM is a clone of, or what replaces a template.
 
         Args:
             wanted: The guest of the test.
-            lost: Told a VM that does not come to its shell, before that is ended.
+            lost: Called with a VM whose shell does not answer, before it is ended.
 
         Raises:
             VmdebugError: see `vmdebug.vm.template`.
         """
         spec = wanted.spec
         if spec not in self._templates:
-            self._report(Step("booting the guest that tests get copies of", note=spec.guest))
+            self._report(Step("booting the guest that tests get clones of", note=spec.guest))
             deadline = Deadline.after(self._boot_seconds)
             try:
                 self._templates[spec] = self._held.enter_context(
@@ -126,7 +125,7 @@ class Guests:
         return _or_raise(self._templates[spec])
 
     def guest(self, wanted: Wanted, *, lost: Lost | None = None) -> Guest:
-        """Return the guest of a test, booted to its shell or at the reset vector, as its spec says.
+        """Return the guest of a test, at its shell or at the reset vector, as its spec says.
 
         Args:
             wanted: The guest.
@@ -138,17 +137,17 @@ class Guests:
         return self._taken(wanted) or self._made(wanted, lost=lost, report=self._report)
 
     def begin(self, wanted: Wanted) -> None:
-        """Make the guest of a later test beforehand, where that is quick: of a template that is there.
+        """Start the guest of a later test beforehand, if that is quick: halted, or cloned from a template.
 
-        What was begun for another test is dropped.
+        One that was started for another test is ended.
         """
         if wanted.spec.halt or self._cloned(wanted.spec):
-            self._beforehand.begin(wanted)
+            self._prewarmer.begin(wanted)
 
     def close(self) -> None:
-        """Let go of the templates, and end what no test has come for."""
+        """End the templates, and a guest that no test took."""
         try:
-            self._beforehand.close()
+            self._prewarmer.close()
         finally:
             self._held.close()
             self._templates.clear()
@@ -180,9 +179,9 @@ class Guests:
         return guest
 
     def _taken(self, wanted: Wanted) -> Guest | None:
-        """Return the test's guest, where it was made beforehand; what failed then is tried again."""
+        """Return the test's guest if it was started beforehand; None if not, or if that failed."""
         with contextlib.suppress(VmdebugError):
-            guest = self._beforehand.take(wanted)
+            guest = self._prewarmer.take(wanted)
             if guest is not None:
                 with _ended_by_errors(guest):
                     prewarmed.resume(guest.vm, deadline=Deadline.after(_HOLD_SECONDS))
@@ -208,13 +207,13 @@ class Guests:
         )
 
     def _name(self, test: str) -> str:
-        # The pid tells runs and workers apart, the number tells one run's tests apart.
+        # The pid differs between runs and workers, the number between the tests of a run.
         plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", test)[:_NAME_CHARACTERS].strip(".-_") or "test"
         return f"{plain}-{os.getpid()}.{next(self._numbers)}"
 
 
 def _fresh(spec: LaunchSpec) -> LaunchSpec:
-    """Return a spec whose guests leave their disk as they found it: no test sees what another one wrote."""
+    """Return the spec with a throwaway disk: no test sees what another one wrote."""
     if not isinstance(spec.machine, OwnMachine) or spec.machine.disk is None:
         return spec
     return msgspec.structs.replace(spec, machine=msgspec.structs.replace(spec.machine, throwaway=True))
@@ -230,9 +229,9 @@ def _ended_by_errors(guest: Guest) -> Iterator[None]:
 
 
 def _again(error: VmdebugError, test: str) -> VmdebugError:
-    """Return an error for those that meet it after a first test."""
+    """Return the error for later tests, without the first one's details."""
     short = copy.copy(error)
-    short.hint, short.detail = f"it was started once; the report of {test} has more", ""
+    short.hint, short.detail = f"it was started once, for {test}, whose report has the details", ""
     return short
 
 
@@ -241,6 +240,6 @@ T = TypeVar("T")
 
 def _or_raise(found: T | VmdebugError) -> T:
     if isinstance(found, VmdebugError):
-        # A copy: each raising adds to its traceback.
+        # A copy: every raise adds to the traceback of an exception.
         raise copy.copy(found)
     return found

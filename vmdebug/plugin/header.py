@@ -1,55 +1,43 @@
-"""What the tests run on, in a few lines above them."""
+"""The lines above a test run that say what the tests run on."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-import pytest
+from collections.abc import Mapping
 
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import VmdebugError
+from vmdebug.guest import LaunchSpec
 from vmdebug.plugin import settings
-from vmdebug.plugin.settings import Target, Wish
+from vmdebug.plugin.guests import Guests
+from vmdebug.plugin.settings import Marker, Settings, Target
 from vmdebug.progress import silent
 from vmdebug.vm import planning
 from vmdebug.vm.planning import Means
-
-if TYPE_CHECKING:
-    from vmdebug.guest import LaunchSpec
-    from vmdebug.plugin.hooks import Run
-
-FIXTURE = "vmdebug_guest"
-"""The fixture that every other one stands on."""
 
 _PROGRAM_SECONDS = 20.0
 _MEANS_SECONDS = 300.0
 _ID_CHARACTERS = 12
 
 
-def lines(run: Run, items: Iterable[pytest.Item]) -> list[str]:
-    """Return the header of a run.
+def lines(targets: Mapping[Target, str], run: Settings, guests: Guests) -> list[str]:
+    """Return the header: QEMU, accelerator and GDB, then a line for each target.
 
     Args:
-        run: The run.
-        items: Its tests; where none of them has a guest, nothing is said.
+        targets: What the tests run on, each with its id in the tests' names.
+        run: The settings of the run.
+        guests: Resolves the targets; the tests use what it resolved.
     """
-    using = [item for item in items if FIXTURE in getattr(item, "fixturenames", ())]
-    try:
-        wanted = {target: name for item in using for name, target in run.targets(item).items()}
-    except VmdebugError:
-        return []  # a marker that cannot be right; pytest is about to end by it
     told: dict[str, None] = {}
     programs: dict[str, None] = {}
-    for target, name in wanted.items():
+    for target, name in targets.items():
         try:
-            spec = run.guests.spec(settings.options(run.settings, Wish(), target, halted=False))
+            spec = guests.spec(settings.options(run, Marker(), target, halted=False))
             means = planning.means(spec, report=silent, deadline=Deadline.after(_MEANS_SECONDS))
         except VmdebugError as error:
-            # The tests that want it fail by it; here it is only named.
+            # The tests that want this target fail with the whole error.
             told.setdefault(f"{_named(target)}: {error.message}")
             continue
         programs.setdefault(_programs(means))
@@ -81,6 +69,6 @@ def _version(name: str, program: str) -> str:
     except VmdebugError as error:
         return f"{name}: {error.message}"
     first = said.partition("\n")[0]
-    # QEMU puts its package behind it, in brackets; GDB before it.
+    # QEMU prints the distribution's package in brackets after its version, GDB before it.
     found = re.search(r"version (\d[\w.]*)", first) or re.search(r"(\d[\w.]*)$", first)
     return f"{name} {found[1] if found else 'of unknown version'}"

@@ -1,90 +1,88 @@
-"""What happens around each test that has a guest; registered when the first one is collected."""
+"""The hooks around each test that has a guest; registered when the first such test is collected."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from vmdebug.errors import GuestDiedError, UsageError, VmdebugError
-from vmdebug.plugin import header, settings, tracebacks
+from vmdebug.guest import GuestOptions, LaunchSpec
+from vmdebug.plugin import FIXTURE, header, settings, tracebacks
+from vmdebug.plugin.fixture_guest import FixtureGuest
 from vmdebug.plugin.guests import Guests, Wanted
-from vmdebug.plugin.lease import Lease
-from vmdebug.plugin.progress import Progress
-from vmdebug.plugin.settings import Asked, Target
-
-if TYPE_CHECKING:
-    from vmdebug.guest import GuestOptions, LaunchSpec
+from vmdebug.plugin.settings import MarkedTest, Target
+from vmdebug.plugin.status_line import StatusLine
 
 NAME = "vmdebug-run"
 
-_LEASE = pytest.StashKey[Lease]()
+_GUEST_KEY = pytest.StashKey[FixtureGuest]()
 
 _GDB = {"gdb", "halted_session"}
-"""The fixtures that attach GDB by themselves."""
+"""The fixtures that attach GDB."""
 
 
 class Run:
-    """One pytest process's run of tests on guests."""
+    """The tests on guests that one pytest process runs."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._progress = Progress(config)
-        self._lease: Lease | None = None
+        self._progress = StatusLine(config)
+        self._guest: FixtureGuest | None = None
         self._next: pytest.Item | None = None
-        self._unsaid = _Unsaid(self) if hasattr(config, "workerinput") else None
+        self._worker_header = _WorkerHeader(self) if hasattr(config, "workerinput") else None
         self.settings = settings.read(config)
-        config.pluginmanager.register(tracebacks.Shortener(lambda item: _lease(item) is not None))
+        config.pluginmanager.register(tracebacks.Shortener(lambda item: _guest_of(item) is not None))
         self.guests = Guests(self._progress, boot_seconds=self.settings.boot_timeout)
 
     def targets(self, item: pytest.Item) -> dict[str, Target]:
-        """Return what a test runs on.
+        """Return the targets of a test, each by its id.
 
         Raises:
-            UsageError: its marker cannot be right.
+            UsageError: its marker is invalid.
         """
         return settings.targets(self.settings, _asked(item))
 
-    def lease(self, request: pytest.FixtureRequest) -> Lease:
-        """Start the guest of a test; for the fixture that all others stand on."""
+    def guest(self, request: pytest.FixtureRequest) -> FixtureGuest:
+        """Start the guest of a test, for the fixture that all others are built on."""
         __tracebackhide__ = True
         item = request.node
         try:
             return self._started(request)
         except VmdebugError as error:
-            # Where in vmdebug it was raised is nobody's business.
+            # The traceback would show vmdebug only.
             raise pytest.fail.Exception(
                 f"the guest of {item.name}: {_words(item, error)}", pytrace=False
             ) from None
         finally:
             self._progress.clear()
 
-    def _started(self, request: pytest.FixtureRequest) -> Lease:
+    def _started(self, request: pytest.FixtureRequest) -> FixtureGuest:
         item = request.node
         wanted = _wanted(item, self.guests.spec(self._options(item)))
-        lease = Lease(wanted, settings=self.settings, wish=_asked(item).wish, guests=self.guests)
-        item.stash[_LEASE] = self._lease = lease
-        if self._unsaid is not None:
-            lease.header = self._unsaid.lines(item)
-        lease.start()
-        return lease
+        guest = FixtureGuest(wanted, settings=self.settings, marker=_asked(item).marker, guests=self.guests)
+        item.stash[_GUEST_KEY] = self._guest = guest
+        if self._worker_header is not None:
+            guest.header = self._worker_header.lines(item)
+        guest.start()
+        return guest
 
     def _options(self, item: pytest.Item) -> GuestOptions:
         asked = _asked(item)
         callspec = getattr(item, "callspec", None)
-        target = None if callspec is None else callspec.params.get(header.FIXTURE)
+        target = None if callspec is None else callspec.params.get(FIXTURE)
         target = _fitting(target, settings.targets(self.settings, asked))
-        halted = asked.wish.halt if asked.wish.halt is not None else _halting(item)
-        return settings.options(self.settings, asked.wish, target, halted=halted)
+        halted = asked.marker.halt if asked.marker.halt is not None else _halting(item)
+        return settings.options(self.settings, asked.marker, target, halted=halted)
 
     def _begin_next(self) -> None:
-        """Have the next test's guest made while this test runs, where that is known to be quick."""
+        """Start the next test's guest while this test runs, if it is known to be quick."""
         item = self._next
-        if item is None or header.FIXTURE not in _fixtures(item):
+        if item is None or FIXTURE not in _fixtures(item):
             return
-        with contextlib.suppress(VmdebugError, pytest.UsageError):  # told when its turn has come
+        with contextlib.suppress(VmdebugError, pytest.UsageError):  # the next test fails with it
             spec = self.guests.known(self._options(item))
             if spec is not None:
                 self.guests.begin(_wanted(item, spec))
@@ -93,20 +91,20 @@ class Run:
     def pytest_runtest_protocol(
         self, nextitem: pytest.Item | None
     ) -> Generator[None, bool | None, bool | None]:
-        """Note which test is the next."""
+        """Note which test is next."""
         self._next = nextitem
         return (yield)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """The guest is watched while other fixtures are set up on it."""
+        """Watch the guest while other fixtures are set up on it."""
         __tracebackhide__ = True
         with _watched(item):
             return (yield)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """The guest's failure ends the test."""
+        """Watch the guest while the test runs: its failure ends the test."""
         __tracebackhide__ = True
         self._begin_next()
         with _watched(item):
@@ -114,54 +112,59 @@ class Run:
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """The guest is watched while other fixtures are torn down, and then ended: they may still ask it."""
+        """Watch the guest while other fixtures are torn down, which may still use it; then end it."""
         __tracebackhide__ = True
         try:
             with _watched(item, last=True):
                 return (yield)
         finally:
-            if (lease := _lease(item)) is not None:
+            if (guest := _guest_of(item)) is not None:
                 _unhurried(item)
-                lease.close()
+                guest.close()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """A failure explains itself."""
+        """Add the guest's report to a failure."""
         report = yield
-        if (lease := _lease(item)) is not None:
+        if (guest := _guest_of(item)) is not None:
             if report.failed:
                 _unhurried(item)
-                report.sections.extend(lease.explain())
-            # Goes to the controller of pytest-xdist with the report, as everything in it does.
-            facts = {"header": lease.header, "slow": lease.slow, "kept": lease.kept}
+                report.sections.extend(guest.explain())
+            # pytest-xdist sends it to the controller as a part of the report.
+            facts = {"header": guest.header, "slow": guest.slow, "kept": guest.kept}
             report.vmdebug = facts  # type: ignore[attr-defined]
         return report
 
     def pytest_enter_pdb(self) -> None:
-        """A person looks at the test: nothing ends what they do."""
-        if self._lease is not None:
-            self._lease.disarm()
+        """Stop ending the test: a person debugs it."""
+        if self._guest is not None:
+            self._guest.disarm()
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
-        """Nothing of a template outlives the tests, nor does a guest whose test was interrupted."""
+        """End the templates, and the guest of an interrupted test."""
         try:
-            if self._lease is not None:
-                self._lease.close()
+            if self._guest is not None:
+                self._guest.close()
         finally:
             self.guests.close()
 
     def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
-        """Say what the tests will run on."""
+        """Return the header lines: what the tests run on."""
         if self._config.option.collectonly:
             return []
-        return header.lines(self, items)
+        try:
+            using = [item for item in items if FIXTURE in _fixtures(item)]
+            wanted = {target: name for item in using for name, target in self.targets(item).items()}
+        except VmdebugError:
+            return []  # a marker is invalid; pytest is about to end with that error
+        return header.lines(wanted, self.settings, self.guests)
 
 
-class _Unsaid:
-    """The header of a pytest-xdist worker's run, which has no terminal: told with its tests' reports.
+class _WorkerHeader:
+    """The header of a pytest-xdist worker, which has no terminal: it goes with the reports of its tests.
 
     Args:
         run: The worker's run.
@@ -172,63 +175,63 @@ class _Unsaid:
         self._seen: set[Target] = set()
 
     def lines(self, item: pytest.Item) -> list[str]:
-        """Return what has to be said of a test's guests for the first time."""
-        wanted = set(self._run.targets(item).values())
-        if wanted <= self._seen:
+        """Return the header lines about a test's targets that no earlier test had."""
+        wanted = {target: name for name, target in self._run.targets(item).items()}
+        if wanted.keys() <= self._seen:
             return []
-        self._seen |= wanted
-        return header.lines(self._run, [item])
+        self._seen |= wanted.keys()
+        return header.lines(wanted, self._run.settings, self._run.guests)
 
 
 @contextlib.contextmanager
 def _watched(item: pytest.Item, *, last: bool = False) -> Iterator[None]:
-    """Run a phase of a test, and fail it by what its guest does.
+    """Run a phase of a test, and fail it if its guest fails.
 
     Args:
-        item: The test; its guest may be made in the phase.
-        last: Whether it is the teardown: nothing keeps it from being run, and its failure has its report at
-            once, for the guest is ended then.
+        item: The test; its guest may be started in the phase.
+        last: Whether it is the teardown, which runs even after the guest has failed, and whose failure needs
+            its report at once, because the guest ends with it.
 
     Raises:
         GuestFailure: the guest has failed.
     """
     __tracebackhide__ = True
     try:
-        if (lease := _lease(item)) is not None:
-            lease.arm()
+        if (guest := _guest_of(item)) is not None:
+            guest.arm()
             if not last:
-                lease.check()
+                guest.check()
         yield
-        if (lease := _lease(item)) is not None:
-            lease.disarm()
-            lease.check()
+        if (guest := _guest_of(item)) is not None:
+            guest.disarm()
+            guest.check()
     except (KeyboardInterrupt, SystemExit, pytest.exit.Exception):
         raise
     except BaseException as error:
-        if (lease := _lease(item)) is None:
+        if (guest := _guest_of(item)) is None:
             raise
-        lease.disarm()
-        judged = tracebacks.plain(item, lease.judged(error))
+        guest.disarm()
+        judged = tracebacks.plain(item, guest.judged(error))
         if last:
             _unhurried(item)
-            lease.gather()
+            guest.gather()
         if judged is error:
             raise
         raise judged from None
     finally:
-        if (lease := _lease(item)) is not None:
-            lease.disarm()
+        if (guest := _guest_of(item)) is not None:
+            guest.disarm()
 
 
 def _fitting(made_for: Target | None, wanted: dict[str, Target]) -> Target:
-    """Return what a test runs on.
+    """Return the target of a test.
 
     Args:
-        made_for: The cell of the matrix that it was made for; None: it was not known to have a guest.
-        wanted: What it is to run on, by all its markers: its parameter's were not known then either.
+        made_for: The target that pytest made the test for; None if it was not known to have a guest then.
+        wanted: The targets by all its markers; those of its parameters were not known then.
 
     Raises:
-        UsageError: it is to run on several.
+        UsageError: it would have to run on several.
     """
     if made_for is not None:
         if made_for in wanted.values():
@@ -241,33 +244,33 @@ def _fitting(made_for: Target | None, wanted: dict[str, Target]) -> Target:
         wanted = near or wanted
     if len(wanted) > 1:
         raise UsageError(
-            f"this test is to run on {', '.join(wanted)}, and is only one: when tests were made of them it "
-            "was not known to have a guest",
-            hint='mark it: @pytest.mark.usefixtures("vm"); a marker of a parameter can name one guest only',
+            f"this test would run on {', '.join(wanted)}, but pytest made only one test of it: it was not"
+            " known to have a guest when the tests were collected",
+            hint='mark it: @pytest.mark.usefixtures("vm"); the marker of a parameter can name one guest only',
         )
     return next(iter(wanted.values()))
 
 
 def _unhurried(item: pytest.Item) -> None:
-    """Stop pytest-timeout's timer, as that does itself once a failure is reported.
+    """Stop pytest-timeout's timer, as pytest-timeout does once a failure is reported.
 
-    It raises where nothing of the test runs any more, in the middle of a report, which ends the whole run.
+    Otherwise it would raise while the report is made, which ends the whole run.
     """
     cancel = getattr(item.config.hook, "pytest_timeout_cancel_timer", None)
     if cancel is not None:
         cancel(item=item)
 
 
-def _lease(item: pytest.Item) -> Lease | None:
-    return item.stash.get(_LEASE, None)
+def _guest_of(item: pytest.Item) -> FixtureGuest | None:
+    return item.stash.get(_GUEST_KEY, None)
 
 
 def _words(item: pytest.Item, error: VmdebugError) -> str:
-    """Return what is said of a guest that could not be had; what its report shows better is left out."""
-    lease = _lease(item)
-    if lease is None or not lease.told:
+    """Return the message for a guest that did not start; its report shows the details."""
+    guest = _guest_of(item)
+    if guest is None or not guest.told:
         return str(error)
-    hint = "" if isinstance(error, GuestDiedError) else error.hint  # of a log that has gone
+    hint = "" if isinstance(error, GuestDiedError) else error.hint  # it names a log that is gone
     return "\n".join(part for part in (error.message, hint) if part)
 
 
@@ -276,8 +279,8 @@ def _wanted(item: pytest.Item, spec: LaunchSpec) -> Wanted:
     return Wanted(test=item.nodeid, name=name, spec=spec, gdb=not _GDB.isdisjoint(_fixtures(item)))
 
 
-def _asked(item: pytest.Item) -> Asked:
-    return Asked(item.path, settings.wish(item.iter_markers("vmdebug")))
+def _asked(item: pytest.Item) -> MarkedTest:
+    return MarkedTest(item.path, settings.marker(item.iter_markers("vmdebug")))
 
 
 def _halting(item: pytest.Item) -> bool:

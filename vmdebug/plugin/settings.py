@@ -1,4 +1,4 @@
-"""What a test run and a test say about their guests, as frozen values: options, ini, marker."""
+"""The settings of a test run and the marker of a test, as frozen values: options, ini file, marker."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from vmdebug.guest import Accel, GuestOptions, changed, memory_mib
 from vmdebug.paths import absolute
 
 DIED = "died"
-"""Beside the kinds of kernel trouble: somebody killed QEMU."""
+"""Beside the kinds of kernel trouble: QEMU was killed."""
 
 ALLOWED = (*KINDS, DIED)
-"""What a marker's `allow` can have."""
+"""The kinds that a marker's `allow` takes."""
 
 TIMEOUT_SECONDS = 300.0
-"""How long each of a test's setup, call and teardown may take, where nobody says."""
+"""How long each of a test's setup, call and teardown may take, by default."""
 
 BOOT_SECONDS = 180.0
-"""How long a guest may take to its shell, where nobody says."""
+"""How long a guest may take until its shell answers, by default."""
 
 
-class Said(msgspec.Struct, frozen=True):
-    """Words that name a guest or a kernel, and the directory where they were said."""
+class Named(msgspec.Struct, frozen=True):
+    """Words that name a guest or a kernel, and the directory that relative paths in them start from."""
 
     words: str
     where: Path
@@ -43,30 +43,30 @@ class Target(msgspec.Struct, frozen=True):
 
     Args:
         guest: GUEST; None is vmdebug.toml's default, else `builtin`.
-        kernel: Its kernel; None is its own.
+        kernel: Its kernel; None is the guest's own.
     """
 
-    guest: Said | None = None
-    kernel: Said | None = None
+    guest: Named | None = None
+    kernel: Named | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the run says.
+    """The settings of a test run.
 
     Args:
         guests: The guests that tests run on.
-        kernels: The kernels that they run on, each on each guest; none: the guests' own.
-        root: The root directory of the tests: where vmdebug.toml is looked for when no guest is named.
-        accel: Which accelerator; None leaves it to the guest.
-        artifacts: Where reports of failures go as files, or None.
-        keep: Whether a failing test's VM is left running.
-        dump: Whether a failing test's report has a vmcore.
-        timeout: Seconds for each phase of a test; 0 is for ever.
-        boot_timeout: Seconds until a guest's shell has to answer.
+        kernels: The kernels that they run on, each with each guest; empty for the guests' own.
+        root: The root directory of the tests; vmdebug.toml is looked for from there if no guest is named.
+        accel: The accelerator; None leaves it to the guest.
+        artifacts: Directory for the reports of failures as files, or None.
+        keep: Whether to leave a failed test's VM running.
+        dump: Whether to write a vmcore of a failed test's guest.
+        timeout: Seconds for each phase of a test; 0 for no limit.
+        boot_timeout: Seconds in which a guest's shell must answer.
     """
 
-    guests: tuple[Said, ...]
-    kernels: tuple[Said, ...]
+    guests: tuple[Named, ...]
+    kernels: tuple[Named, ...]
     root: Path
     accel: Accel | None = None
     artifacts: Path | None = None
@@ -76,19 +76,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     boot_timeout: float = BOOT_SECONDS
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `@pytest.mark.vmdebug(…)` says of one test.
+class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keywords of `@pytest.mark.vmdebug(…)`.
 
     Args:
-        guest: GUEST, or several, each of which the test runs on; relative to the test file.
-        kernel: Boot image or build tree, or several; relative to the test file.
-        halt: Stop at the reset vector; None leaves it to the fixtures.
+        guest: GUEST, or several: the test runs on each. Paths start at the test file.
+        kernel: Boot image or build tree, or several. Paths start at the test file.
+        halt: Whether to stop at the reset vector; None leaves it to the fixtures.
         append: Kernel parameters to add.
-        kaslr: Leave address randomisation on.
+        kaslr: Keep address randomisation.
         memory: Guest RAM, as `--memory` takes it, or in MiB.
         cpus: Number of CPUs.
         allow: Kinds of trouble on the console that do not fail the test.
-        timeout: Seconds for each phase of the test; 0 is for ever.
+        timeout: Seconds for each phase of the test; 0 for no limit.
     """
 
     guest: str | tuple[str, ...] | None = None
@@ -103,33 +103,33 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One test: where it is, and its wish."""
+class MarkedTest:
+    """One test: its file, and its marker."""
 
     path: Path
-    wish: Wish
+    marker: Marker
 
 
 def read(config: pytest.Config) -> Settings:
-    """Return what the command line and the ini file say.
+    """Return the settings of the command line and the ini file.
 
     Raises:
-        pytest.UsageError: one of it cannot be right.
+        pytest.UsageError: an option is invalid.
     """
     here = config.invocation_params.dir
     ini = config.inipath.parent if config.inipath is not None else config.rootpath
     accel = config.getoption("vmdebug_accel") or config.getini("vmdebug_accel") or None
     if accel not in (None, *get_args(Accel)):
-        raise pytest.UsageError(f"vmdebug_accel: {accel!r} is none of {', '.join(get_args(Accel))}")
+        raise pytest.UsageError(f"vmdebug_accel: {accel!r} is not one of {', '.join(get_args(Accel))}")
     artifacts = _path(config.getoption("vmdebug_artifacts"), here) or _path(
         config.getini("vmdebug_artifacts"), ini
     )
     dump = bool(config.getoption("vmdebug_dump") or config.getini("vmdebug_dump"))
     if dump and artifacts is None:
-        raise pytest.UsageError("--vmdebug-dump needs a place for the vmcores: --vmdebug-artifacts DIR")
+        raise pytest.UsageError("--vmdebug-dump needs a directory for the vmcores: --vmdebug-artifacts DIR")
     return Settings(
-        guests=_said(config, "vmdebug_guest", here, ini),
-        kernels=_said(config, "vmdebug_kernel", here, ini),
+        guests=_named(config, "vmdebug_guest", here, ini),
+        kernels=_named(config, "vmdebug_kernel", here, ini),
         root=config.rootpath,
         accel=accel,
         artifacts=artifacts,
@@ -140,18 +140,18 @@ def read(config: pytest.Config) -> Settings:
     )
 
 
-def wish(marks: Iterable[pytest.Mark]) -> Wish:
-    """Return what a test's markers say, the closest first.
+def marker(marks: Iterable[pytest.Mark]) -> Marker:
+    """Return what a test's markers say; the closest one wins.
 
     Raises:
-        UsageError: one of them cannot be right.
+        UsageError: a marker is invalid.
     """
     said: dict[str, Any] = {}
     for mark in marks:
         _check(mark)
         said = {**mark.kwargs, **said}
     try:
-        found = msgspec.convert(_tuples(said), Wish)
+        found = msgspec.convert(_tuples(said), Marker)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at `$.")
         raise UsageError(
@@ -164,21 +164,21 @@ def wish(marks: Iterable[pytest.Mark]) -> Wish:
                 hint=_near(kind, ALLOWED),
             )
     if found.timeout is not None and not found.timeout >= 0:
-        raise UsageError(f"@pytest.mark.vmdebug(timeout={found.timeout:g}): no number of seconds")
+        raise UsageError(f"@pytest.mark.vmdebug(timeout={found.timeout:g}): not a number of seconds")
     _memory(found)
     return found
 
 
-def targets(settings: Settings, asked: Asked) -> dict[str, Target]:
-    """Return what a test runs on, by the id that its name has for it; "" where there is one only.
+def targets(settings: Settings, asked: MarkedTest) -> dict[str, Target]:
+    """Return the targets of a test, each by the id in the test's name; "" if there is only one.
 
     Args:
-        settings: The run's.
-        asked: The test's, which goes before.
+        settings: Those of the run.
+        asked: The test; its marker overrides them.
     """
     here = asked.path.parent
-    guests = _several(asked.wish.guest, here) or settings.guests or (None,)
-    kernels = _several(asked.wish.kernel, here) or settings.kernels or (None,)
+    guests = _several(asked.marker.guest, here) or settings.guests or (None,)
+    kernels = _several(asked.marker.kernel, here) or settings.kernels or (None,)
     guest_ids, kernel_ids = _ids(guests), _ids(kernels)
     found = {}
     for (guest, first), (kernel, second) in itertools.product(
@@ -188,12 +188,12 @@ def targets(settings: Settings, asked: Asked) -> dict[str, Target]:
     return found
 
 
-def options(settings: Settings, asked: Wish, target: Target, *, halted: bool) -> GuestOptions:
-    """Return the guest that a test wants.
+def options(settings: Settings, marker: Marker, target: Target, *, halted: bool) -> GuestOptions:
+    """Return the options of a test's guest.
 
     Raises:
-        UsageError: vmdebug.toml or GUEST cannot be right.
-        HostError: vmdebug.toml may not be read.
+        UsageError: vmdebug.toml, GUEST or an option is invalid.
+        HostError: vmdebug.toml cannot be read.
     """
     if target.guest is None:
         base = toml.lookup(None, settings.root)
@@ -202,34 +202,34 @@ def options(settings: Settings, asked: Wish, target: Target, *, halted: bool) ->
     said: dict[str, Any] = {"halt": halted, "tcp": None}
     if target.kernel is not None:
         said["kernel"] = str(absolute(target.kernel.words, target.kernel.where))
-    if asked.append:
-        said["append"] = f"{base.append} {asked.append}".strip()
+    if marker.append:
+        said["append"] = f"{base.append} {marker.append}".strip()
     overrides = {
         "accel": settings.accel,
-        "kaslr": asked.kaslr,
-        "memory": _memory(asked),
-        "cpus": asked.cpus,
+        "kaslr": marker.kaslr,
+        "memory": _memory(marker),
+        "cpus": marker.cpus,
     }
     said |= {key: value for key, value in overrides.items() if value is not None}
     return changed(base, said)
 
 
-def _said(config: pytest.Config, name: str, here: Path, ini: Path) -> tuple[Said, ...]:
+def _named(config: pytest.Config, name: str, here: Path, ini: Path) -> tuple[Named, ...]:
     given = config.getoption(name)
     words, where = (given, here) if given else (config.getini(name), ini)
-    return tuple(Said(each, where) for each in dict.fromkeys(words))
+    return tuple(Named(each, where) for each in dict.fromkeys(words))
 
 
-def _several(words: str | Sequence[str] | None, where: Path) -> tuple[Said, ...]:
+def _several(words: str | Sequence[str] | None, where: Path) -> tuple[Named, ...]:
     if words is None:
         return ()
-    return tuple(Said(each, where) for each in ((words,) if isinstance(words, str) else words))
+    return tuple(Named(each, where) for each in ((words,) if isinstance(words, str) else words))
 
 
-def _ids(several: Sequence[Said | None]) -> list[str]:
-    """Return a short word for each that tells it from the others; nothing for one alone.
+def _ids(several: Sequence[Named | None]) -> list[str]:
+    """Return a short id for each that tells it from the others; "" for a single one.
 
-    Of paths that is the part in which they differ: `linux-a` of `/src/linux-a/vmlinuz`.
+    For paths it is the part in which they differ: `linux-a` of `/src/linux-a/vmlinuz`.
     """
     if len(several) == 1:
         return [""]
@@ -245,17 +245,17 @@ def _check(mark: pytest.Mark) -> None:
     if mark.args:
         raise UsageError(
             f"@pytest.mark.vmdebug takes keywords only, got {mark.args[0]!r}",
-            hint=f"say which: {_keywords()}",
+            hint=f"name it: {_keywords()}",
         )
     for key in mark.kwargs:
-        if key not in Wish.__struct_fields__:
+        if key not in Marker.__struct_fields__:
             raise UsageError(
-                f"@pytest.mark.vmdebug has no keyword {key!r}", hint=_near(key, Wish.__struct_fields__)
+                f"@pytest.mark.vmdebug has no keyword {key!r}", hint=_near(key, Marker.__struct_fields__)
             )
 
 
 def _keywords() -> str:
-    return ", ".join(Wish.__struct_fields__)
+    return ", ".join(Marker.__struct_fields__)
 
 
 def _near(word: str, words: Sequence[str]) -> str:
@@ -264,15 +264,15 @@ def _near(word: str, words: Sequence[str]) -> str:
 
 
 def _tuples(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords with each list as a tuple; a single `allow` is one of its kind."""
+    """Return the keywords with each list as a tuple, and a single `allow` as one of one."""
     plain = {key: tuple(value) if isinstance(value, (list, set)) else value for key, value in said.items()}
     if isinstance(plain.get("allow"), str):
         plain["allow"] = (plain["allow"],)
     return plain
 
 
-def _memory(asked: Wish) -> int | None:
-    return None if asked.memory is None else memory_mib(str(asked.memory))
+def _memory(marker: Marker) -> int | None:
+    return None if marker.memory is None else memory_mib(str(marker.memory))
 
 
 def _path(words: str | None, where: Path) -> Path | None:
@@ -288,5 +288,5 @@ def _seconds(config: pytest.Config, name: str, default: float) -> float:
     except ValueError:
         seconds = -1.0
     if not seconds >= 0:  # nor is nan
-        raise pytest.UsageError(f"{name}: {given!r} is no number of seconds")
+        raise pytest.UsageError(f"{name}: {given!r} is not a number of seconds")
     return seconds

@@ -1,4 +1,4 @@
-"""What a failure shows of where it was raised: the test's suite, and nothing of vmdebug."""
+"""Shortens the traceback of a failed test: it shows the test suite's lines and leaves out vmdebug's."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from types import TracebackType
 import pytest
 
 from vmdebug.errors import VmdebugError
-from vmdebug.plugin.watch import GuestFailure
+from vmdebug.plugin.failure_watch import GuestFailure
 
 OURS = str(Path(__file__).parent.parent)
 
 
 class Shortener:
-    """Leaves vmdebug out of failures' tracebacks.
+    """Leaves vmdebug's lines out of tracebacks.
 
-    No wrapper, so that its turn comes when pytest's unittest plugin has put in what a TestCase caught.
+    Its hook is no wrapper, so that it runs after pytest's unittest plugin has put in what a TestCase caught.
 
     Args:
         concerned: Whether a test has a guest.
@@ -28,13 +28,13 @@ class Shortener:
         self._concerned = concerned
 
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-        """Shorten what the report is made of."""
+        """Shorten the traceback that the report is made from."""
         if call.excinfo is not None and self._concerned(item) and not item.config.option.fulltrace:
             shorten(item, call.excinfo)
 
 
 def shorten(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-    """Leave out where in vmdebug, or below it, an error was raised: a test's reader wants the test."""
+    """Cut a traceback after the test suite's last line: its reader wants the test, not vmdebug."""
     steps = _steps(excinfo.tb)
     own = _last_of_suite(item, steps)
     if own is None:
@@ -43,11 +43,11 @@ def shorten(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> 
     elif any(_file(step).startswith(OURS) for step in steps[own:]):
         steps[own].tb_next = None
         if isinstance(excinfo.value, VmdebugError):
-            excinfo.value.__cause__ = None  # what it came of inside vmdebug, its message says
+            excinfo.value.__cause__ = None  # its message has the cause already
 
 
 def plain(item: pytest.Item, error: BaseException) -> BaseException:
-    """Return an error by its words alone, where it is ours and none of the suite's lines led to it."""
+    """Return a vmdebug error as its message alone if no line of the test suite led to it."""
     if not isinstance(error, VmdebugError) or _last_of_suite(item, _steps(error.__traceback__)) is not None:
         return error
     return pytest.fail.Exception(str(error), pytrace=False)
@@ -66,12 +66,12 @@ def _file(step: TracebackType) -> str:
 
 
 def _last_of_suite(item: pytest.Item, steps: list[TracebackType]) -> int | None:
-    """Return which step is the last one in the test's suite; None where none is."""
+    """Return the index of the last step in the test suite; None if there is none."""
     return max((at for at, step in enumerate(steps) if _suites(item, _file(step))), default=None)
 
 
 def _suites(item: pytest.Item, file: str) -> bool:
-    """Whether a file is of the test's suite: its own, a conftest.py, a module of helpers."""
+    """Whether a file belongs to the test suite: the test's own, a conftest.py, a module of helpers."""
     if file == str(item.path):
         return True
     installed = file.startswith((OURS, sys.prefix, sys.base_prefix))

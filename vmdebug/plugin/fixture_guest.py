@@ -1,4 +1,4 @@
-"""One test's guest, from its start to its report and its end."""
+"""The guest behind a test's fixtures: it is started, watched, reported on if the test fails, and ended."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from vmdebug.channel.serial.watcher import Watcher
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import UsageError, VmdebugError
+from vmdebug.plugin.failure_watch import SETTLE_SECONDS, FailureWatch, GuestFailure
 from vmdebug.plugin.guests import Guests, Wanted
-from vmdebug.plugin.interrupt import Interrupter
-from vmdebug.plugin.settings import Settings, Wish
-from vmdebug.plugin.watch import SETTLE_SECONDS, GuestFailure, Watch
+from vmdebug.plugin.main_thread import MainThreadInterrupt
+from vmdebug.plugin.settings import Marker, Settings
 from vmdebug.session import DebugSession
 from vmdebug.vm import Vm
 
 REPORT_SECONDS = 60.0
-"""How long a failure's report may take."""
+"""How long the report of a failure may take."""
 
 _FOLDER_CHARACTERS = 120
 
 
-class Lease:
+class FixtureGuest:
     """The guest of one test.
 
     Args:
-        wanted: The guest.
-        settings: The run's.
-        wish: The test's.
-        guests: Where guests come from.
+        wanted: The guest to start.
+        settings: Those of the test run.
+        marker: What the test's marker says.
+        guests: Starts guests.
     """
 
-    def __init__(self, wanted: Wanted, *, settings: Settings, wish: Wish, guests: Guests) -> None:
+    def __init__(self, wanted: Wanted, *, settings: Settings, marker: Marker, guests: Guests) -> None:
         self.header: list[str] = []
-        """What is to be said of its guest, where that could not be said above the tests."""
+        """Header lines about its guest, if they could not be printed before the tests."""
         self.slow = ""
-        """Why it is no copy of a frozen guest, for people; "" where it is one."""
+        """Why the guest is no clone of a template; "" if it is one."""
         self.kept = ""
-        """The name of the VM, where it has been left running."""
+        """The name of the VM if it was left running; else ""."""
         self._wanted = wanted
         self._settings = settings
-        self._wish = wish
+        self._marker = marker
         self._guests = guests
         self._held = contextlib.ExitStack()
-        self._interrupter = Interrupter()
+        self._interrupter = MainThreadInterrupt()
         self._session: DebugSession | None = None
-        self._watch: Watch | None = None
+        self._watch: FailureWatch | None = None
         self._watching = contextlib.ExitStack()
         self._until: Deadline | None = None
         self._failed = False
@@ -61,7 +61,7 @@ class Lease:
 
     @property
     def session(self) -> DebugSession:
-        """The session on the guest; neither its console nor its GDB is open before somebody asks."""
+        """The session on the guest; its console and its GDB are opened when they are first used."""
         if self._session is None:
             raise UsageError("the test's guest has ended")
         return self._session
@@ -70,14 +70,14 @@ class Lease:
         """Start the guest, and watch it.
 
         Raises:
-            VmdebugError: it does not start, or does not come to its shell.
+            VmdebugError: it does not start, or its shell does not answer.
         """
         self._held.enter_context(self._interrupter)
         spec = self._wanted.spec
         if not spec.halt:
             found = self._guests.template(self._wanted, lost=self._lost)
             if found.how != "clone":
-                self.slow = f"{spec.guest}: each test's guest comes by {found.how}: {found.reason}"
+                self.slow = f"{spec.guest}: each test starts its guest by {found.how}: {found.reason}"
         guest = self._guests.guest(self._wanted, lost=self._lost)
         self._session = DebugSession(guest.vm, owned=False, preloaded=guest.preloaded)
         if guest.preloaded is not None:
@@ -89,43 +89,43 @@ class Lease:
         self.arm()
 
     def arm(self) -> None:
-        """From here on the guest's failure ends what the test does, and so does its timeout."""
+        """End the test by the guest's failure, or by its timeout, from now on."""
         if self._watch is None:
             return
-        timeout = self._settings.timeout if self._wish.timeout is None else self._wish.timeout
+        timeout = self._settings.timeout if self._marker.timeout is None else self._marker.timeout
         self._until = Deadline.after(timeout) if timeout else None
         self._watch.until(self._until)
         self._interrupter.arm()
 
     def attach(self, *, halted: bool = False) -> Gdb:
-        """Return GDB, attached, which stops the guest unless that was done.
+        """Return GDB, attached: the first call stops the guest.
 
         Args:
-            halted: Whether the guest has to be at the reset vector.
+            halted: Whether the guest must be at the reset vector.
 
         Raises:
-            UsageError: it has booted.
+            UsageError: it has booted already.
             VmdebugError: see `DebugSession.gdb`.
         """
         if halted and not self._wanted.spec.halt:
             raise UsageError(
-                "halted_session wants a guest at the reset vector, and this test's has booted",
-                hint="name it among the test's arguments, or mark the test: @pytest.mark.vmdebug(halt=True)",
+                "halted_session needs a guest at the reset vector, and this test's has booted",
+                hint="make it an argument of the test, or mark the test: @pytest.mark.vmdebug(halt=True)",
             )
         return self.session.gdb
 
     def disarm(self) -> None:
-        """What the test does is not ended any more."""
+        """Stop ending the test by the guest's failure or by its timeout."""
         self._interrupter.disarm()
         self._until = None
         if self._watch is not None:
             self._watch.until(None)
 
     def check(self) -> None:
-        """Fail the test by what its guest has done, unless it has failed by that already.
+        """Fail the test if its guest has failed and the test has not failed by that yet.
 
         Raises:
-            GuestFailure: the guest has failed; also where the test has caught it.
+            GuestFailure: the guest has failed, even if the test caught the error.
         """
         __tracebackhide__ = True
         failure = None if self._watch is None else self._watch.failure()
@@ -133,38 +133,38 @@ class Lease:
             raise failure
 
     def judged(self, error: BaseException) -> BaseException:
-        """Return what a test fails by that an error has ended.
+        """Return the error to fail a test with, after an error has ended it.
 
-        That is its guest's failure in place of an error of ours that is its consequence, for it says more,
-        and in place of a skip; where the test stood it has from there.
+        The guest's failure replaces a vmdebug error, which is its consequence and says less, and a skip; it
+        keeps the traceback. If the error already reports the failure, the failure counts as settled.
 
         Args:
-            error: What was raised; where it tells of the guest's failure, that is settled.
+            error: The error that ended the test.
         """
         failure = None if self._watch is None else self._watch.failure()
         if self._watch is None or failure is None:
             return error
         told = _tells(error, failure) and not isinstance(error, pytest.skip.Exception)
         replaced = not told and isinstance(error, (VmdebugError, pytest.skip.Exception))
-        if told or replaced:  # else it is told at the test's end
+        if told or replaced:  # else it is reported at the end of the test
             self._watch.settled()
         return failure.with_traceback(error.__traceback__) if replaced else error
 
     @property
     def told(self) -> bool:
-        """Whether there is a report that no report of the test has so far."""
+        """Whether there are sections that no report of the test has yet."""
         return bool(self._sections)
 
     def explain(self) -> list[tuple[str, str]]:
-        """Return the sections of a failed test's report that none of its reports had so far."""
+        """Return the sections of a failed test's report that none of its reports has yet."""
         self.gather()
         found, self._sections = self._sections, []
         return found
 
     def gather(self) -> None:
-        """Collect a failed test's report while its guest is there; it is written to the artifacts too.
+        """Collect the report of a failed test while its guest is there, and write it to the artifacts.
 
-        What the test fails by later has a report only if the kernel has complained once more.
+        A later failure of the same test gets a report only if the kernel has printed another splat.
         """
         self._failed = True
         self.disarm()
@@ -176,16 +176,16 @@ class Lease:
             self._sections = self._collect(self._session, troubles)
 
     def close(self) -> None:
-        """End the guest, unless its test failed and it is to be kept."""
+        """End the guest, unless its test failed and `keep` is set."""
         self.disarm()
         self._held.close()
 
     def _look_after(self, vm: Vm) -> None:
-        watch = Watch(vm, allow=self._wish.allow, alarm=self._interrupter.interrupt)
+        watch = FailureWatch(vm, allow=self._marker.allow, alarm=self._interrupter.interrupt)
         self._watch = self._watching.enter_context(watch)
 
     def _restarted(self) -> None:
-        """Watch the VM that has taken the place of the test's."""
+        """FailureWatch the VM that replaced the test's."""
         self.check()
         self._watching.close()
         self._look_after(self.session.vm)
@@ -193,9 +193,9 @@ class Lease:
             self._watch.until(self._until)
 
     def _lost(self, vm: Vm) -> None:
-        """Collect the report about a guest that does not come to its shell, before it is ended."""
+        """Collect the report about a guest whose shell does not answer, before it is ended."""
         self._failed = True
-        with contextlib.suppress(VmdebugError, OSError):  # what led here is what the test fails by
+        with contextlib.suppress(VmdebugError, OSError):  # the test fails by the error that led here
             with Watcher(vm.rundir.console_log) as console:
                 troubles = console.settle(Deadline.after(SETTLE_SECONDS))
             self._sections = self._collect(DebugSession(vm, owned=False), troubles)
@@ -210,7 +210,7 @@ class Lease:
                 session.vm.stop(force=True)
 
     def _keep(self, vm: Vm) -> bool:
-        """Leave a failed test's VM running, where that is wished and it runs; say whether."""
+        """Leave a failed test's VM running if `keep` is set and it runs; return whether."""
         if not self._failed or not self._settings.keep or not vm.state.qemu.alive():
             return False
         vm.keep()
@@ -239,7 +239,7 @@ class Lease:
 
 
 def _tells(error: BaseException | None, failure: GuestFailure) -> bool:
-    """Whether an error is a failure, or was raised while that was on its way out of the test."""
+    """Whether an error is a failure, or was raised while the failure left the test."""
     if error is None or error is failure:
         return error is failure
     parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
@@ -247,19 +247,19 @@ def _tells(error: BaseException | None, failure: GuestFailure) -> bool:
 
 
 def _empty(folder: Path) -> None:
-    """Make a test's folder; what an earlier failure left in it is not of this one."""
+    """Make a test's directory, and remove the report of an earlier run from it."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in [*folder.glob("*.txt"), folder / "vmcore"]:
         path.unlink(missing_ok=True)
 
 
 def folder_name(test: str) -> str:
-    """Return a directory's name for a test; another one for each.
+    """Return the name of a test's directory, which no other test has.
 
     Args:
         test: Its node id.
     """
     plain = re.sub(r"[/\\]|::|\[", "-", test).removesuffix("]")
     name = re.sub(r"[^A-Za-z0-9_.+=,-]+", "_", plain)[:_FOLDER_CHARACTERS]
-    # What had to be changed may be another test's name: told apart by a sum.
+    # A changed name may be another test's: a checksum tells them apart.
     return name if name == plain else f"{name}-{zlib.crc32(test.encode()):08x}"

@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from vmdebug.plugin.beforehand import Beforehand
+from vmdebug.plugin.prewarm import Prewarmer
 
 
 class Maker:
@@ -34,18 +34,18 @@ def maker() -> Maker:
 
 
 @pytest.fixture
-def beforehand(maker: Maker) -> Iterator[Beforehand[int, str]]:
-    made = Beforehand(maker.make, end=maker.end)
+def beforehand(maker: Maker) -> Iterator[Prewarmer[int, str]]:
+    made = Prewarmer(maker.make, end=maker.end)
     with contextlib.closing(made):
         yield made
         maker.go.set()
 
 
-def test_nothing_was_begun(beforehand: Beforehand[int, str]) -> None:
+def test_nothing_was_begun(beforehand: Prewarmer[int, str]) -> None:
     assert beforehand.take(1) is None
 
 
-def test_what_was_begun_is_taken_once_and_not_ended(maker: Maker, beforehand: Beforehand[int, str]) -> None:
+def test_what_was_begun_is_taken_once_and_not_ended(maker: Maker, beforehand: Prewarmer[int, str]) -> None:
     maker.go.set()
     beforehand.begin(1)
     assert beforehand.take(1) == "1 of 100"
@@ -55,7 +55,7 @@ def test_what_was_begun_is_taken_once_and_not_ended(maker: Maker, beforehand: Be
 
 
 def test_what_is_not_wanted_stays_until_something_else_is_begun(
-    maker: Maker, beforehand: Beforehand[int, str]
+    maker: Maker, beforehand: Prewarmer[int, str]
 ) -> None:
     maker.go.set()
     beforehand.begin(1)
@@ -64,7 +64,7 @@ def test_what_is_not_wanted_stays_until_something_else_is_begun(
 
 
 def test_what_nobody_took_is_ended_even_if_it_comes_late(
-    maker: Maker, beforehand: Beforehand[int, str]
+    maker: Maker, beforehand: Prewarmer[int, str]
 ) -> None:
     beforehand.begin(1)
     beforehand.begin(2)
@@ -74,9 +74,7 @@ def test_what_nobody_took_is_ended_even_if_it_comes_late(
     assert maker.ended == ["1 of 100", "2 of 50", "4 of 25"]
 
 
-def test_what_cannot_be_made_says_so_where_it_is_taken(
-    maker: Maker, beforehand: Beforehand[int, str]
-) -> None:
+def test_what_cannot_be_made_says_so_where_it_is_taken(maker: Maker, beforehand: Prewarmer[int, str]) -> None:
     maker.go.set()
     beforehand.begin(0)
     with pytest.raises(ZeroDivisionError):
@@ -85,7 +83,7 @@ def test_what_cannot_be_made_says_so_where_it_is_taken(
 
 
 def test_what_an_interrupted_wait_was_for_is_ended_when_it_comes(
-    maker: Maker, beforehand: Beforehand[int, str]
+    maker: Maker, beforehand: Prewarmer[int, str]
 ) -> None:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The same VM once more, with its kernel as it is now: `vmdebug restart`, and `session.restart`."""
+"""Restarts a VM under its name with its kernel as it is now: `vmdebug restart` and `session.restart`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vmdebug.progress import Report
 from vmdebug.vm import Vm
 
 
-def asked(machine: Vm) -> GuestOptions:
-    """Return what the user of a VM asked for when it was started.
+def options_of(machine: Vm) -> GuestOptions:
+    """Return the options that a VM was started with.
 
     Raises:
-        StateError: that is not known, or it is not this process's to restart.
+        StateError: they are unknown, or another process owns the VM.
     """
     options = machine.state.spec.asked
     if options is None:
         raise StateError(
-            f"{machine.name} cannot be restarted: it does not say how it was asked for",
-            hint=f"an older vmdebug started it: vmdebug stop {machine.name}, and start it anew",
+            f"{machine.name} cannot be restarted: its state does not have the options it was started with",
+            hint=f"an older vmdebug started it; end it and start a new one: vmdebug stop {machine.name}",
         )
     owner = machine.state.owner
     if owner is not None and owner != ProcessRef.of(os.getpid()):
@@ -38,20 +38,20 @@ def asked(machine: Vm) -> GuestOptions:
 
 
 def resolve(machine: Vm, *, halt: bool | None = None, report: Report, deadline: Deadline) -> LaunchSpec:
-    """Return what starts the VM anew, its kernel looked at once more; the VM is left as it is.
+    """Return the spec that restarts a VM, with its kernel read anew; the VM runs on.
 
     Args:
         machine: The VM.
-        halt: Whether to stop at the reset vector; None as before.
-        report: Told about long steps.
-        deadline: When building the guest is given up.
+        halt: Whether to stop at the reset vector; None for the same as before.
+        report: Called with each long step.
+        deadline: Limit for building the guest.
 
     Raises:
-        StateError: as `asked`.
-        UsageError: what was asked for is no more.
-        MismatchError: kernel and symbols do not belong together.
+        StateError: see `options_of`.
+        UsageError: the guest no longer exists.
+        MismatchError: kernel and symbols are of different builds.
     """
-    options = asked(machine)
+    options = options_of(machine)
     spec = sources.resolve(options, report=report, deadline=deadline)
     wanted = options.halt if halt is None else halt
     made = spec.machine
@@ -61,13 +61,13 @@ def resolve(machine: Vm, *, halt: bool | None = None, report: Report, deadline: 
 
 
 def replace(machine: Vm, spec: LaunchSpec, *, report: Report, launch_seconds: float) -> Vm:
-    """End a VM and start what takes its place, by the same name.
+    """End a VM, and start another one under its name.
 
     Args:
         machine: The VM.
         spec: What `resolve` returned.
-        report: Told about long steps.
-        launch_seconds: How long QEMU may take to answer.
+        report: Called with each long step.
+        launch_seconds: Seconds in which QEMU must answer.
 
     Raises:
         LaunchError: QEMU did not start; the VM is gone.
@@ -78,7 +78,7 @@ def replace(machine: Vm, spec: LaunchSpec, *, report: Report, launch_seconds: fl
 
 
 def attached(machine: Vm) -> str:
-    """Return who has a GDB attached, in words; "" for nobody."""
+    """Return in words who has a GDB attached; "" if nobody has."""
     try:
         with VmOwner.claim(machine.rundir.attach_lock, machine.name):
             return ""

@@ -1,8 +1,8 @@
-"""Ending what the main thread does, whatever it waits in, from another thread.
+"""Raise an error in the main thread from another thread, whatever the main thread waits in.
 
-A signal is the one thing that wakes a thread from any system call: Python runs its handler
-in the main thread and lets what it raises out of `time.sleep`, a lock, a poll (PEP 475). The
-signal is SIGURG, which by default does nothing: one that comes late does no harm.
+Only a signal wakes a thread from every system call: Python runs the handler in the main thread, and an
+exception from it leaves `time.sleep`, a lock or a poll (PEP 475). The signal is SIGURG, which is ignored by
+default: one that arrives late does no harm.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Self
 NUMBER = signal.SIGURG
 
 
-class Interrupter:
-    """Raises in the main thread while armed; a context manager that has the signal meanwhile.
+class MainThreadInterrupt:
+    """Raises in the main thread while armed; a context manager that owns the signal for its block.
 
-    It raises once for each `arm`; what comes while it is not armed, it forgets.
-    pytest's main thread is where tests run; used from another one, nothing is ever raised.
+    It raises once for each `arm`, and ignores an interrupt while it is not armed. pytest runs tests in the
+    main thread; entered from another thread, it never raises.
     """
 
     def __init__(self) -> None:
@@ -40,29 +40,29 @@ class Interrupter:
     ) -> None:
         self.disarm()
         if self._installed:
-            # What is pending is handled, by us, before the handler changes: see signal.signal() in CPython.
+            # CPython runs our handler for a pending signal before it changes the handler.
             signal.signal(NUMBER, self._before or signal.SIG_DFL)
             self._installed = False
 
     @property
     def armed(self) -> bool:
-        """Whether an interrupt would be raised now."""
+        """Whether an interrupt raises now."""
         return self._armed
 
     def arm(self) -> None:
-        """Raise from here on."""
+        """Raise from now on."""
         self._error = None
         self._armed = self._installed
 
     def disarm(self) -> None:
-        """Raise no more.
+        """Stop raising.
 
-        The handler runs in this thread too: what it raises, it raises before this takes effect.
+        The handler runs in this thread too: it raises before this takes effect, or not at all.
         """
         self._armed = False
 
     def interrupt(self, error: BaseException) -> None:
-        """Have the main thread raise an error, if it is armed when it comes to it; from any thread."""
+        """Raise an error in the main thread, from any thread, if it is armed when the signal arrives."""
         self._error = error
         if self._installed and self._main.ident is not None:
             signal.pthread_kill(self._main.ident, NUMBER)

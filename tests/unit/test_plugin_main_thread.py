@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from vmdebug.plugin.interrupt import NUMBER, Interrupter
+from vmdebug.plugin.main_thread import NUMBER, MainThreadInterrupt
 
 FOR_EVER = 3600.0
 
@@ -21,7 +21,7 @@ class Trouble(BaseException):
     """What is raised."""
 
 
-def soon(interrupter: Interrupter) -> threading.Thread:
+def soon(interrupter: MainThreadInterrupt) -> threading.Thread:
     def act() -> None:
         interrupter.interrupt(Trouble())
 
@@ -40,7 +40,7 @@ def soon(interrupter: Interrupter) -> threading.Thread:
     ],
 )
 def test_whatever_the_main_thread_waits_in_ends(wait: Callable[[], object]) -> None:
-    with Interrupter() as interrupter:
+    with MainThreadInterrupt() as interrupter:
         interrupter.arm()
         thread = soon(interrupter)
         with pytest.raises(Trouble):
@@ -54,7 +54,7 @@ def deaf() -> None:
 
 
 def test_code_that_catches_every_exception_is_ended_by_a_base_exception() -> None:
-    with Interrupter() as interrupter:
+    with MainThreadInterrupt() as interrupter:
         interrupter.arm()
         thread = soon(interrupter)
         with pytest.raises(Trouble):
@@ -63,7 +63,7 @@ def test_code_that_catches_every_exception_is_ended_by_a_base_exception() -> Non
 
 
 def test_what_comes_while_it_is_not_armed_is_not_raised_then_nor_later() -> None:
-    with Interrupter() as interrupter:
+    with MainThreadInterrupt() as interrupter:
         interrupter.interrupt(Trouble())
         time.sleep(0)  # where a signal would be seen
         interrupter.arm()
@@ -72,7 +72,7 @@ def test_what_comes_while_it_is_not_armed_is_not_raised_then_nor_later() -> None
 
 
 def test_it_raises_once_for_each_arming() -> None:
-    with Interrupter() as interrupter:
+    with MainThreadInterrupt() as interrupter:
         interrupter.arm()
         with pytest.raises(Trouble):
             interrupter.interrupt(Trouble())
@@ -85,7 +85,7 @@ def test_the_handler_that_was_there_is_there_again() -> None:
 
     before = signal.signal(NUMBER, mine)
     try:
-        with Interrupter():
+        with MainThreadInterrupt():
             assert signal.getsignal(NUMBER) is not mine
         assert signal.getsignal(NUMBER) is mine
     finally:
@@ -93,7 +93,7 @@ def test_the_handler_that_was_there_is_there_again() -> None:
 
 
 def test_an_interrupt_after_the_end_does_nothing() -> None:
-    with Interrupter() as interrupter:
+    with MainThreadInterrupt() as interrupter:
         interrupter.arm()
     interrupter.interrupt(Trouble())
     assert signal.getsignal(NUMBER) is signal.SIG_DFL
@@ -103,7 +103,7 @@ def test_outside_the_main_thread_nothing_is_installed() -> None:
     seen: list[object] = []
 
     def run() -> None:
-        with Interrupter() as interrupter:
+        with MainThreadInterrupt() as interrupter:
             interrupter.arm()
             seen.extend([interrupter.armed, signal.getsignal(NUMBER)])
 

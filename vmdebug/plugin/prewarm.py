@@ -1,4 +1,4 @@
-"""One thing that is made by a thread before it is asked for."""
+"""A thread makes one thing before it is asked for."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Wanted = TypeVar("Wanted")
 Made = TypeVar("Made")
 
 
-class Beforehand(Generic[Wanted, Made]):
-    """Makes one thing at a time; `close` ends what nobody has taken.
+class Prewarmer(Generic[Wanted, Made]):
+    """Makes one thing at a time in a thread; `close` ends a thing that nobody took.
 
     Args:
-        make: Makes what is wanted; runs in a thread.
-        end: Ends what was made and not taken; runs there too.
+        make: Makes a thing; runs in the thread.
+        end: Ends a thing that nobody took; runs in the thread.
     """
 
     def __init__(self, make: Callable[[Wanted], Made], *, end: Callable[[Made], None]) -> None:
@@ -26,42 +26,42 @@ class Beforehand(Generic[Wanted, Made]):
         self._coming: Future[Made] | None = None
 
     def begin(self, wanted: Wanted) -> None:
-        """Begin to make something; what was begun before and not taken is ended."""
+        """Start to make a thing; an earlier one that nobody took is ended."""
         self.drop()
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="vmdebug-beforehand")
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="vmdebug-prewarm")
         self._wanted, self._coming = wanted, self._pool.submit(self._make, wanted)
 
     def take(self, wanted: Wanted) -> Made | None:
-        """Return what was begun, once it is made; None where something else was begun, or nothing.
+        """Return the thing that was started, once it is made; None if another one was started, or none.
 
         Raises:
-            Exception: what `make` raised.
+            Exception: `make` raised it.
         """
         if self._coming is None or self._wanted != wanted:
             return None
         try:
             made = self._coming.result()
         except BaseException:
-            self.drop()  # an interrupted wait leaves something that comes yet
+            self.drop()  # after an interrupted wait the thing is still being made
             raise
         self._coming = None
         return made
 
     def drop(self) -> None:
-        """Have what was begun and not taken ended, as soon as it is made; waits for nothing."""
+        """End the thing that nobody took, as soon as it is made; returns at once."""
         coming, self._coming = self._coming, None
         if coming is not None and self._pool is not None:
             self._pool.submit(self._dropped, coming)
 
     def close(self) -> None:
-        """End what was begun and not taken, and wait for that."""
+        """End the thing that nobody took, and wait until it is ended."""
         self.drop()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
 
     def _dropped(self, coming: Future[Made]) -> None:
-        # What fails here, nobody hears of: no test has asked for it.
+        # A failure to make it stays silent: no test asked for it.
         if coming.exception() is None:
             self._end(coming.result())

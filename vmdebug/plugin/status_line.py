@@ -1,4 +1,4 @@
-"""What takes long, said on a terminal behind the line that pytest is writing, and taken away again."""
+"""Shows a long step on the terminal after the line that pytest is writing, and removes it again."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from vmdebug.progress import Step
 
 _SAVE, _RESTORE, _CLEAR = "\0337", "\0338", "\033[K"
-"""DECSC, DECRC, EL: the cursor is put back to where pytest left it."""
+"""DECSC, DECRC, EL: save and restore the cursor, erase to the end of the line."""
 
 _LEAST_COLUMNS = 12
 
 
-class Progress:
-    """A `vmdebug.progress.Report` to the terminal that pytest writes to; silent where that is none."""
+class StatusLine:
+    """A `vmdebug.progress.Report` to the terminal that pytest writes to; silent if that is no terminal."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -28,7 +28,7 @@ class Progress:
         self._write(f" {step.what}{amount}{note} …")
 
     def clear(self) -> None:
-        """Take away what is shown."""
+        """Remove the step that is shown."""
         if self._shown:
             self._write("")
             self._shown = False
@@ -37,12 +37,12 @@ class Progress:
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None or not terminal.isatty or not terminal.hasmarkup:
             return
-        # pytest's own handle of the terminal: what tests print is captured, and this is not of a test.
-        writer = terminal._tw  # noqa: SLF001 - nothing public tells where in the line it is
+        # pytest's own handle of the terminal: output of tests is captured, and this is none.
+        writer = terminal._tw  # noqa: SLF001 - nothing public tells the column of the cursor
         room = writer.fullwidth - writer.width_of_current_line - 1
         if room < _LEAST_COLUMNS:
             return
-        file = writer._file  # noqa: SLF001 - its own `write` counts columns that are taken back
+        file = writer._file  # noqa: SLF001 - `write` would count columns that are removed again
         capture = self._config.pluginmanager.get_plugin("capturemanager")
         with contextlib.nullcontext() if capture is None else capture.global_and_fixture_disabled():
             file.write(f"{_SAVE}{_CLEAR}{text[:room]}{_RESTORE}")

@@ -1,6 +1,6 @@
-"""A thread beside a test that sees its guest fail: trouble on the console, a killed QEMU, a passed deadline.
+"""A thread that watches a test's guest fail: a kernel splat on the console, a killed QEMU, a passed deadline.
 
-It waits in poll(2) for whichever comes first, and does nothing meanwhile.
+It waits for all of them in one poll(2).
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from vmdebug.plugin.settings import DIED
 from vmdebug.vm import Vm, children
 
 SETTLE_SECONDS = 1.0
-"""How long the kernel may take to finish what it complains about, before the test is ended for it."""
+"""How long the kernel may take to print the rest of a splat, before the test is ended."""
 
 GATHER_MILLISECONDS = 20
-"""How long what the console says gathers before it is read."""
+"""How long console output gathers before it is read."""
 
 END_SECONDS = 1.0
-"""How long a test that kills its own QEMU may take to say so."""
+"""How long a test that kills its own QEMU may take to remove the run directory."""
 
 
 class GuestFailure(pytest.fail.Exception):  # type: ignore[name-defined,misc] # a class attribute of a function
-    """The test failed because of its guest; no `except Exception` of a test's keeps it from ending."""
+    """The test failed because of its guest; no `except Exception` in the test catches it."""
 
-    # As pytest's own outcomes have it: in reports it has no module in front.
+    # As pytest's own outcomes do: reports print no module before the name.
     __module__ = "builtins"
 
 
-class Watch:
+class FailureWatch:
     """Watches one VM, as a context manager.
 
     Args:
         vm: The VM.
         allow: Kinds of trouble that are no failure.
-        alarm: Told the failure, in the watching thread.
+        alarm: Called with the failure, in the watching thread.
     """
 
     def __init__(self, vm: Vm, *, allow: Collection[str], alarm: Callable[[GuestFailure], None]) -> None:
@@ -61,10 +61,10 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="vmdebug-watch", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin to watch.
+        """Start to watch.
 
         Raises:
-            FileNotFoundError: the VM has gone.
+            FileNotFoundError: the VM has ended.
         """
         self._console.__enter__()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -82,38 +82,38 @@ class Watch:
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
-        """All that the kernel has complained about, allowed or not, told as far as it goes."""
+        """All the kernel's splats so far, allowed or not, each as complete as it is by now."""
         with self._lock:
             return self._console.settle(Deadline.after(SETTLE_SECONDS))
 
     def until(self, deadline: Deadline | None) -> None:
-        """Raise the alarm at a deadline too; None: no more."""
+        """Also raise the alarm at a deadline; None removes it."""
         self._until = deadline
         os.eventfd_write(self._wake, 1)
 
     def failure(self) -> GuestFailure | None:
-        """Return what the guest has done by now that fails its test, and has not by `settled`."""
+        """Return the failure that is due: the guest has failed, and `settled` was not called since."""
         self._complaint()
         return self._due
 
     def settled(self) -> None:
-        """What was due has failed the test."""
+        """Note that the failure that was due has failed the test."""
         self._due = None
 
     def _complaint(self) -> GuestFailure | None:
-        """Return what the kernel has complained about since the last look."""
+        """Return the failure for the splats since the last look; None if all are allowed."""
         with self._lock:
             self._console.poll()
             if not self._refused():
                 return None
-            # The first lines are enough to know; its report is to have all of it.
+            # The first line is enough to fail the test; the report needs the whole splat.
             self._console.settle(Deadline.after(SETTLE_SECONDS))
             refused = self._refused()
             self._seen = len(self._console.troubles)
             return self._owed(_words(refused))
 
     def _owed(self, words: str) -> GuestFailure:
-        """Return a failure, which is due from here on, unless another one is."""
+        """Return a failure, which is due from now on unless an earlier one is."""
         failure = GuestFailure(words, pytrace=True)
         self._due = self._due or failure
         return failure
@@ -137,7 +137,7 @@ class Watch:
                     os.eventfd_read(self._wake)
                     continue
                 if self._console.fileno() in ready:
-                    # QEMU writes byte by byte: reading at each would take the test's CPU time, and its GIL.
+                    # QEMU writes byte by byte: reading each would take CPU time and the GIL from the test.
                     leaving.poll(GATHER_MILLISECONDS)
                 if qemu in ready:
                     poll.unregister(qemu)
@@ -166,12 +166,12 @@ class Watch:
             return None
 
     def _death(self) -> GuestFailure | None:
-        """Return the failure that a QEMU's death is; one that ended by itself, as at a reboot, is none."""
-        # Not by waitid(2): the start of the next test's guest, in another thread, may have reaped it.
+        """Return the failure for a killed QEMU; None if it exited by itself, as at a reboot."""
+        # Not by waitid(2): another thread, which starts the next test's guest, may have reaped it.
         status = children.status(self._vm.state.pid)
         if status is None or status >= 0 or DIED in self._allow:
             return None
-        # Our own `stop` reaps it; then it was killed on purpose.
+        # `Vm.stop` removes the run directory: then it was killed on purpose.
         if self._stopping():
             return None
         name = signal.Signals(-status).name
