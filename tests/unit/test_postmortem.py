@@ -60,7 +60,7 @@ class Vm:
         spec = LaunchSpec(name="it", guest="x", machine=OwnMachine(), kernel=kernel, parameters=("quiet",))
         self.state = SimpleNamespace(spec=spec, accel="tcg")
 
-    def qmp(self, command: str, /, *, deadline: Deadline, **arguments: Any) -> Any:
+    def qmp(self, command: str, /, *, timeout: float, **arguments: Any) -> Any:
         if command == "query-dump-guest-memory-capability":
             return {"formats": ["elf", "kdump-zlib"]}
         assert command == "dump-guest-memory"
