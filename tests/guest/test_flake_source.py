@@ -138,7 +138,7 @@ def test_an_attribute_that_does_not_exist_is_answered_with_those_that_do(flake: 
 def test_a_system_without_a_vm_and_a_derivation_that_is_none(flake: FixtureFlake) -> None:
     with pytest.raises(UsageError, match=r"has nixosConfigurations\.no-vm, but not "):
         resolve(flake, "no-vm")
-    with pytest.raises(UsageError, match="should hold one script bin/run-NAME-vm; found: none"):
+    with pytest.raises(UsageError, match="should have one script bin/run-NAME-vm; found: none"):
         resolve(flake, "not-a-vm")
 
 

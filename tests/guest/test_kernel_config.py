@@ -62,12 +62,12 @@ def test_the_configuration_that_was_there_is_kept(source: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--base hello -f ext4 -o o", "hello is no kernel configuration: it has no CONFIG_… line"),
+        ("--base hello -f ext4 -o o", "hello is not a kernel configuration: it has no CONFIG_… line"),
         (
             "--base defconfig -f 'a b.config' -o o",
-            "a b.config': the kernel's own tools take no name with a blank",
+            "a b.config': the kernel's build tools accept no path with a blank",
         ),
-        ("--base defconfig -f ext4 -o 'o o'", "o o': the kernel's own tools take no name with a blank"),
+        ("--base defconfig -f ext4 -o 'o o'", "o o': the kernel's build tools accept no path with a blank"),
     ],
 )
 def test_what_the_kernels_tools_would_stumble_over_is_refused(
@@ -118,7 +118,7 @@ def test_what_cannot_stick_is_named_with_what_stopped_it(
     assert without == "depends on NETWORK_FILESYSTEMS [=n] and NET_9P [=n]"
     assert nine["mends"] == "nixos-boot"
     (taken,) = dropped.keys() & {"CONFIG_HZ_100", "CONFIG_HZ_250"}
-    assert dropped[taken]["why"].startswith("its choice has taken HZ_")
+    assert dropped[taken]["why"].startswith("its choice is set to HZ_")
     assert "CONFIG_PRINTK" not in dropped
 
 
@@ -166,7 +166,7 @@ def test_modules_are_built_in_where_they_can_be(
     now = options(tmp_path / "o")
     assert (now["CONFIG_BLK_DEV_RAM"], now["CONFIG_TEST_LKM"]) == ("y", "m")
     dropped = {each["option"]: each for each in json.loads(capsys.readouterr().out)["dropped"]}
-    assert dropped["CONFIG_TEST_LKM"]["why"] == "depends on m: a module or nothing"
+    assert dropped["CONFIG_TEST_LKM"]["why"] == "depends on m: it can only be a module"
     assert dropped["CONFIG_TEST_LKM"]["fragment"] == "--builtin"
 
 

@@ -78,7 +78,7 @@ def test_what_is_no_system_is_refused_before_anybody_is_asked(
 ) -> None:
     ssh = StandIn(path, "ssh", "")
     assert cli.status_of(["deploy", "builtin", "--target-host", BOX]) == 2
-    assert "builtin is no NixOS system of a flake" in capsys.readouterr().err
+    assert "builtin is not a NixOS system of a flake" in capsys.readouterr().err
     assert ssh.calls == []
 
 

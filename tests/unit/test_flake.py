@@ -150,7 +150,7 @@ def test_what_fails_inside_of_an_attribute_is_nixs_to_tell(nix: Double) -> None:
 
 def test_a_derivation_that_is_no_vm(nix: Double, tmp_path: Path) -> None:
     nix.says("build", [{"drvPath": "/s/x.drv", "outputs": {"out": str(tmp_path)}}])
-    with pytest.raises(UsageError, match="should hold one script bin/run-NAME-vm; found: none"):
+    with pytest.raises(UsageError, match="should have one script bin/run-NAME-vm; found: none"):
         resolve("packages.x86_64-linux.hello")
 
 

@@ -80,7 +80,7 @@ def test_a_fragment_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_fragment_that_is_none() -> None:
-    with pytest.raises(UsageError, match="no fragment bsae") as caught:
+    with pytest.raises(UsageError, match="there is no fragment bsae") as caught:
         fragments.find("bsae")
     assert "base, " in caught.value.hint
 

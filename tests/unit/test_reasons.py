@@ -40,15 +40,15 @@ def test_the_facts() -> None:
         ),
         (Facts(limits={"EXPERT [=n]": "n"}), "n", "y", "it can only be changed with EXPERT [=n]"),
         (Facts(selected=["FOO [=y]"]), "n", "y", "selected by FOO [=y]"),
-        (Facts(chosen="SLOB"), "y", "n", "its choice has taken SLOB"),
-        (Facts(limits={"m [=m]": "m"}), "y", "m", "depends on m: a module or nothing"),
+        (Facts(chosen="SLOB"), "y", "n", "its choice is set to SLOB"),
+        (Facts(limits={"m [=m]": "m"}), "y", "m", "depends on m: it can only be a module"),
         (Facts(limits={"FOO [=m]": "m"}), "y", "m", "depends on FOO [=m]"),
         (Facts(promptless=True), "y", "n", "it has no prompt: only other options set it"),
         (
             None,
             "y",
             "n",
-            "something that it depends on, or that selects it, decides: see menuconfig's search, `/`",
+            "a dependency or a select decides: search for it in menuconfig with `/`",
         ),
     ],
 )

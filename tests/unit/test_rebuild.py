@@ -31,7 +31,7 @@ class TestWhatCanBeDeployed:
         assert rebuild.target_of(guest, ("--impure",)) == TARGET
 
     def test_no_other_guest(self) -> None:
-        with pytest.raises(UsageError, match="builtin is no NixOS system of a flake"):
+        with pytest.raises(UsageError, match="builtin is not a NixOS system of a flake"):
             rebuild.target_of(Guest(kind="builtin", words="builtin"))
 
     def test_no_package(self) -> None:
@@ -41,7 +41,7 @@ class TestWhatCanBeDeployed:
 
     @pytest.mark.parametrize("words", ["", "-oProxyCommand=evil", "a host"])
     def test_no_host_that_ssh_takes_for_something_else(self, words: str) -> None:
-        with pytest.raises(UsageError, match="is no host"):
+        with pytest.raises(UsageError, match="is not a host"):
             rebuild.host_of(words)
 
 
@@ -146,6 +146,6 @@ class TestWhatIsRemembered:
 
     def test_symbols_that_have_gone(self) -> None:
         deployments.remember(self.one(BOX, Path("/nix/store/gone/vmlinux")), deadline=soon())
-        with pytest.raises(UsageError, match="no longer there: /nix/store/gone/vmlinux") as caught:
+        with pytest.raises(UsageError, match="no longer exist: /nix/store/gone/vmlinux") as caught:
             deployments.find(BOX)
-        assert caught.value.hint == "get them back: --guest .#box"
+        assert caught.value.hint == "build them again: --guest .#box"

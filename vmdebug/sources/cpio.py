@@ -1,8 +1,8 @@
-"""The archive format of initial RAM file systems, as a pure function.
+"""Writes cpio archives, the format of initramfs.
 
-"newc" as the kernel reads it: Documentation/driver-api/early-userspace/buffer-format.rst
-and init/initramfs.c. Owner, times and order are fixed, so that equal contents make
-equal bytes, and device nodes need no root: they are only written down.
+The format is "newc" as the kernel reads it: Documentation/driver-api/early-userspace/buffer-format.rst and
+init/initramfs.c. Owner, times and order are fixed, so that equal contents give equal bytes. Device nodes need
+no root, since they are only entries in the archive.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _TRAILER = "TRAILER!!!"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of an archive, owned by root.
+    """A file in an archive, owned by root.
 
     Args:
         path: Its path without a leading slash: "bin/busybox".
         mode: Type and permission bits; see stat(2).
-        data: Contents of a file, target of a symbolic link, else empty.
-        device: Major and minor number of a device node.
+        data: The contents of a file, or the target of a symbolic link; otherwise empty.
+        device: The major and minor number of a device node.
     """
 
     path: str
@@ -53,10 +53,10 @@ def node(path: str, major: int, minor: int, permissions: int = 0o600) -> Entry:
 
 
 def archive(entries: Iterable[Entry]) -> bytes:
-    """Return a newc archive of `entries`, with the directories above them.
+    """Return a newc archive of `entries` and their parent directories.
 
     Args:
-        entries: In any order; a path may occur once.
+        entries: The files, in any order; each path may occur once.
 
     Raises:
         ValueError: a path occurs twice.
@@ -68,7 +68,7 @@ def archive(entries: Iterable[Entry]) -> bytes:
         by_path[entry.path] = entry
     for above in {above for path in by_path for above in _parents(path)}:
         by_path.setdefault(above, directory(above))
-    # Sorted, a directory comes before what is in it, as the kernel needs it.
+    # The kernel needs a directory before its contents: sorting does this.
     records = [_record(number, by_path[path]) for number, path in enumerate(sorted(by_path), start=1)]
     return b"".join([*records, _record(0, Entry(_TRAILER, 0))])
 
@@ -82,7 +82,7 @@ def _record(number: int, entry: Entry) -> bytes:
     name = entry.path.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     owner = time = 0
-    # The device that holds the file, and a checksum that newc does not have.
+    # The device with the file, and a checksum, which newc does not use.
     held_major = held_minor = check = 0
     before = (number, entry.mode, owner, owner, links, time, len(entry.data), held_major, held_minor)
     fields = (*before, *entry.device, len(name), check)

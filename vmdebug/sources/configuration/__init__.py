@@ -1,1 +1,1 @@
-"""What a kernel is configured with, and has to be."""
+"""Kernel configurations: reading, making and checking them."""

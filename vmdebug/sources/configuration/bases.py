@@ -1,4 +1,4 @@
-"""What a kernel configuration starts from, before fragments are merged onto it."""
+"""The base of a kernel configuration, onto which fragments are merged: `--base`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUNNING = "running"
 VNG = "vng"
 
 MINIMAL = ("allnoconfig", "tinyconfig")
-"""Targets of `make` that turn off what nobody asks for; what a fragment builds on has to be asked for too."""
+"""Targets of make that turn everything off, so that fragments need the fragments that they build on."""
 
 _TARGET = re.compile(r"(?:all\w+|tiny|\w*def|\w+_def)config")
 _VNG_PACKAGE = "pipx install virtme-ng"
@@ -29,13 +29,13 @@ _VNG_PACKAGE = "pipx install virtme-ng"
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a configuration starts from.
+    """The base of a configuration.
 
     Args:
-        kind: A target of `make`, a .config, or virtme-ng's own.
-        name: As its user wrote it.
-        path: The .config; None for what has to be made.
-        extra: Names of fragments that belong to it.
+        kind: A target of make, a .config, or virtme-ng's configuration.
+        name: As the user wrote it.
+        path: The .config; None for one that has to be made.
+        extra: The names of fragments that belong to it.
     """
 
     kind: Literal["target", "file", "vng"]
@@ -45,20 +45,20 @@ class Base:
 
     @property
     def minimal(self) -> bool:
-        """Whether what nobody asks for is off."""
+        """Whether it turns off everything that no fragment asks for."""
         return self.name in MINIMAL
 
 
 def parse(words: str, *, root: Path = Path("/")) -> Base:
-    """Return what `--base` names.
+    """Return the base that `--base` names.
 
     Args:
-        words: A target of `make`, a .config or a build tree, "running" or "vng".
-        root: Where the running system's configuration is looked for.
+        words: A target of make, a .config, a build tree, "running" or "vng".
+        root: The root of the running system.
 
     Raises:
-        UsageError: it is none of them, or not a configuration.
-        HostError: the running system does not tell its configuration.
+        UsageError: it is none of these, or not a configuration.
+        HostError: the configuration of the running system was not found.
     """
     if words == VNG:
         return Base("vng", words, extra=("ext4",))
@@ -71,7 +71,7 @@ def parse(words: str, *, root: Path = Path("/")) -> Base:
         path /= ".config"
     if not holds(path.is_file):
         raise UsageError(
-            f"--base {words}: no target of make, and no file {path}",
+            f"--base {words}: not a target of make, and there is no file {path}",
             hint=f"give defconfig, tinyconfig, allnoconfig, a .config, {RUNNING} or {VNG}",
         )
     dotconfig.read(path)
@@ -79,11 +79,11 @@ def parse(words: str, *, root: Path = Path("/")) -> Base:
 
 
 def running(root: Path = Path("/"), release: str = "") -> Path:
-    """Return the file that has the configuration of the running system's kernel.
+    """Return the file with the configuration of the running kernel.
 
     Args:
         root: The root of its file system.
-        release: Its `uname -r`; "" asks.
+        release: Its `uname -r`; "" uses the current one.
 
     Raises:
         HostError: there is none.
@@ -95,14 +95,14 @@ def running(root: Path = Path("/"), release: str = "") -> Path:
         root / f"lib/modules/{release}/config",
         root / f"lib/modules/{release}/build/.config",
         root / f"usr/lib/modules/{release}/config",
-        # NixOS: the kernel's package has none of the above.
+        # NixOS: its kernel package has none of the files above.
         root / "run/booted-system/kernel-modules/lib/modules" / release / "build/.config",
     )
     for path in places:
         if holds(path.is_file):
             return path
     raise HostError(
-        f"the running kernel, {release}, does not tell its configuration",
+        f"the configuration of the running kernel, {release}, was not found",
         hint="`modprobe configs` may make /proc/config.gz; or give the file: --base FILE",
         detail="\n".join(f"there is no {path}" for path in places),
     )
@@ -123,14 +123,14 @@ def make(
     Args:
         base: What `parse` returned.
         directory: The build directory; it exists.
-        make: make with all that goes before its target, for this source and directory.
+        make: The command line of make up to its target.
         source: The kernel's source.
-        env: The environment of what is run.
-        report: Told what is done.
-        deadline: When it is given up.
+        env: The environment of make and virtme-ng.
+        report: Receives the progress.
+        deadline: When to stop.
 
     Raises:
-        HostError: virtme-ng is wanted and not there.
+        HostError: virtme-ng is needed and not installed.
         BuildError: make or virtme-ng failed.
         DeadlineError: it took too long.
     """
@@ -164,17 +164,17 @@ def _target(
 
 
 def _vng(directory: Path, source: Path, env: Mapping[str, str], deadline: Deadline) -> None:
-    """Have virtme-ng write its configuration, as `vng --kconfig` does it.
+    """Have virtme-ng write its configuration, as with `vng --kconfig`.
 
-    `vng --kconfig` runs this program of the same package, which unlike itself takes a build directory.
+    `vng --kconfig` runs the program virtme-configkernel, which also accepts a build directory.
     """
     program = shutil.which("virtme-configkernel")
     if program is None:
         raise HostError(
-            "virtme-ng is not on PATH, whose configuration `vng` is",
+            "`vng` is the configuration of virtme-ng, which is not on PATH",
             hint=f"install it: {_VNG_PACKAGE}  (or apt install virtme-ng, Debian 13 and later)",
         )
-    # It goes on with a .config that is there.
+    # It would keep an existing .config.
     (directory / ".config").unlink(missing_ok=True)
     argv = [program, "--defconfig"]
     outside = directory != source
@@ -183,6 +183,6 @@ def _vng(directory: Path, source: Path, env: Mapping[str, str], deadline: Deadli
     )
     if done.status != 0 or not (directory / ".config").is_file():
         raise BuildError(
-            f"virtme-ng made no configuration: `{Path(program).name}` ended with status {done.status}",
+            f"virtme-ng wrote no configuration: `{Path(program).name}` ended with status {done.status}",
             detail=f"{process.shell_line(done.argv)}\n{process.tail(done.stderr or done.stdout)}",
         )

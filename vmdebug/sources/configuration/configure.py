@@ -1,7 +1,7 @@
-"""`kernel config`: fragments merged onto a base by the kernel's own tools, and the proof that they stuck.
+"""`kernel config`: merges fragments onto a base with the kernel's own tools, and checks the result.
 
-Kconfig drops without a word what it doesn't know and what depends on something that is off. So each option
-that a fragment asks for is compared with what came about, and Kconfig is asked about the others.
+Kconfig silently drops options that it does not know, and options whose dependencies are off. So this compares
+each option that a fragment asks for with the result, and asks Kconfig about those that differ.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _MODULE = "m"
 
 
 class Option(msgspec.Struct, frozen=True):
-    """An option that is not as it was asked for.
+    """An option that does not have the requested value.
 
     Args:
         option: Its name, with CONFIG_.
-        wanted: The value asked for, as in a .config; "n" where it was to be off.
-        found: The value that it has; "n" where it is off or absent.
-        fragment: Who asks: a fragment's name, or "--builtin".
-        why: What stopped it.
-        mends: A fragment of ours that brings what it depends on; "" where none is known.
-        wish: Whether its fragment calls it a preference, and it is no failure.
+        wanted: The requested value, as in a .config; "n" for off.
+        found: The value that it has; "n" if it is off or absent.
+        fragment: The fragment that asks for it, or "--builtin".
+        why: The reason.
+        mends: A fragment of vmdebug that enables what it depends on; "" if there is none.
+        wish: Whether it is only a preference of its fragment, and no failure.
     """
 
     option: str
@@ -57,19 +57,19 @@ class Option(msgspec.Struct, frozen=True):
 
 
 class Configured(msgspec.Struct, frozen=True, kw_only=True):
-    """A configuration that was made.
+    """The result of `configure`.
 
     Args:
         config: The .config.
         source: The kernel's source.
-        version: Its version, by the top Makefile.
-        base: What it started from.
-        fragments: What was merged, in this order, with what the wanted ones need.
-        added: Those of them that nobody named.
+        version: Its version, from the top Makefile.
+        base: The name of the base.
+        fragments: The merged fragments, in this order, including those that others need.
+        added: Those that the user did not name.
         asked: How many options the fragments ask for.
         modules: How many options are modules.
-        dropped: What is not as asked.
-        notes: What else its user should know.
+        dropped: The options that do not have the requested value.
+        notes: Further notes for the user.
         make: The command that builds it.
     """
 
@@ -87,13 +87,13 @@ class Configured(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed(self) -> tuple[Option, ...]:
-        """What is not as asked, and no mere wish."""
+        """The dropped options that are not only preferences."""
         return tuple(option for option in self.dropped if not option.wish)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A configuration to be made."""
+    """The inputs of `configure`."""
 
     base: Base
     source: Path
@@ -124,19 +124,19 @@ def configure(
     report: Report,
     deadline: Deadline,
 ) -> Configured:
-    """Write a configuration into a build directory, and prove that it has what was asked for.
+    """Write a configuration into a build directory, and check that it has the requested options.
 
     Args:
-        base: What it starts from; see `bases.parse`.
-        names: Fragments, ours by name or files, a later one over an earlier.
+        base: The base, see `bases.parse`.
+        names: Fragments, by name or path; a later one overrides an earlier one.
         source: The kernel's source, a directory or a tarball; None takes `kernel_source.default_source`.
         directory: Where `.config` goes, for `make O=`; the source itself for a build in-tree.
-        builtin: Whether what would be a module is to be built in.
-        report: Told what is done.
-        deadline: When it is given up.
+        builtin: Whether to build in what would be a module.
+        report: Receives the progress.
+        deadline: When to stop.
 
     Raises:
-        UsageError: base, fragments, source or directory cannot be right.
+        UsageError: base, fragments, source or directory is invalid.
         HostError: a program is missing.
         BuildError: make failed.
         DeadlineError: it took too long.
@@ -160,11 +160,11 @@ def configure(
 
 
 def _takeable(path: Path) -> None:
-    """Make sure that the kernel's Makefile and merge_config.sh can take a path."""
+    """Check that the kernel's Makefile and merge_config.sh accept a path."""
     if re.search(r"[\s:]", str(path)):
         raise UsageError(
-            f"{str(path)!r}: the kernel's own tools take no name with a blank or a colon",
-            hint="put it where no directory has one",
+            f"{str(path)!r}: the kernel's build tools accept no path with a blank or a colon",
+            hint="use a directory without them",
         )
 
 
@@ -183,9 +183,9 @@ def _source(source: Path | None, directory: Path, report: Report, deadline: Dead
 
 @contextlib.contextmanager
 def _claimed(directory: Path) -> Iterator[None]:
-    """Make the directory; what is its .config is its .config.old afterwards, as Kconfig does it.
+    """Make the directory, and keep its .config as .config.old.
 
-    Kconfig does it each time that it writes, and it writes several times here.
+    Kconfig renames the file itself, but each time that it writes, which happens several times here.
     """
     config, old = directory / ".config", directory / ".config.old"
     try:
@@ -205,9 +205,9 @@ def _claimed(directory: Path) -> Iterator[None]:
 
 
 def _merge(job: _Job) -> None:
-    """Have the kernel's own tools put base and fragments together."""
+    """Merge base and fragments with the kernel's own tools."""
     make = job.make()
-    # With `allnoconfig` the fragments are all there is; so it is for the builtin kernel.
+    # `allnoconfig` adds nothing to the fragments, so it needs no base file; the builtin kernel uses it.
     alone = job.base.name == "allnoconfig"
     if not alone:
         bases.make(
@@ -232,20 +232,20 @@ def _merge(job: _Job) -> None:
         )
     else:
         requested.write_text("")
-    # What nobody names: off for a minimal base, else as its Kconfig has it; as merge_config.sh's -n does it.
+    # Other options: off for a minimal base, or else their Kconfig default. merge_config.sh -n does the same.
     rest = "allnoconfig" if job.base.minimal else "alldefconfig"
     job.run(f"KCONFIG_ALLCONFIG={requested}", rest)
 
 
 def _without_modules(job: _Job) -> None:
-    """Turn what would be a module into a built-in, by the kernel's own target."""
+    """Build in what would be a module, with the kernel's own make target."""
     job.report(Step(_WHAT, note="building modules in"))
     try:
         job.run("mod2yesconfig")
     except BuildError as error:
         raise BuildError(
-            f"{job.source} cannot turn modules into built-ins: it has no `make mod2yesconfig`",
-            hint="kernels have it since 5.6",
+            f"{job.source} cannot build modules in: it has no `make mod2yesconfig`",
+            hint="Linux 5.6 and later have it",
             detail=error.detail,
         ) from error
 
@@ -257,7 +257,7 @@ def _result(job: _Job, named: Sequence[str]) -> Configured:
     dropped = {
         option: (_as_built(value, job.builtin), fragment.name, option in fragment.wishes)
         for option, (value, fragment) in asked.items()
-        # What is asked for as a module and cannot be built in is told below.
+        # Options that can only be modules are added below.
         if now.get(option, "n") not in (_as_built(value, job.builtin), *([value] if value == _MODULE else []))
     }
     if job.builtin:
@@ -305,7 +305,7 @@ def _dropped(
 
 
 def _mends(facts: reasons.Facts, merged: AbstractSet[Path]) -> str:
-    """Return the fragment of ours, not merged yet, that turns on all that is off; "" for expressions."""
+    """Return a fragment that is not merged and enables all missing dependencies; "" if there is none."""
     off = [re.fullmatch(r"(\w+) \[=n\]", text) for text, left in facts.limits.items() if left == "n"]
     names = {f"CONFIG_{each[1]}" for each in off if each}
     if not names or not all(off):
@@ -323,20 +323,20 @@ def _notes(job: _Job, now: dict[str, str]) -> Iterator[str]:
         for option, value in fragment.options.items():
             before = seen.get(option)
             if before is not None and before[0] != value:
-                yield f"{option}={value} of {fragment.name} counts, not {before[1]}'s {before[0]}"
+                yield f"{option}={value} of {fragment.name} overrides {before[0]} of {before[1]}"
             seen[option] = (value, fragment.name)
     if job.base.path is not None:
         have = dotconfig.read(job.base.path)
         lost = [name for name, value in have.items() if value in ("y", _MODULE) and name not in now]
         if lost:
             yield (
-                f"{len(lost)} options of {job.base.name} are on there and nowhere here, such as {lost[0]}:"
-                " of another version, or without what they depend on"
+                f"{len(lost)} options that {job.base.name} enables are missing, such as {lost[0]}:"
+                " they belong to another kernel version, or their dependencies are off"
             )
 
 
 def _sign(directory: Path, base: str, names: Sequence[str], *, builtin: bool) -> None:
-    """Write at the top of the .config how it was made; the next `make *config` drops it."""
+    """Write the command into the first line of the .config; the next `make *config` removes it."""
     config = directory / ".config"
     words = ["--base", base, *(word for name in names for word in ("-f", name))]
     words += ["--builtin"] if builtin else []

@@ -14,7 +14,7 @@ from vmdebug.guest import Kernel
 from vmdebug.paths import holds
 
 _START, _END = b"IKCFG_ST", b"IKCFG_ED"
-"""Around the packed .config of a kernel with CONFIG_IKCONFIG=y; see kernel/configs.c."""
+"""Markers around the compressed .config in a kernel with CONFIG_IKCONFIG=y; see kernel/configs.c."""
 
 _LARGEST = 4 << 20
 
@@ -26,39 +26,39 @@ class Configuration:
     """A kernel's options.
 
     Args:
-        origin: Where they were found, in words for messages.
-        options: Their values by name, with CONFIG_; one that is off may be "n" or absent.
+        origin: Where they were found, for messages.
+        options: Their values by name, with CONFIG_; an option that is off may be "n" or absent.
     """
 
     origin: str
     options: dict[str, str]
 
     def value(self, option: str) -> str:
-        """Return the value of an option, "n" where it is off."""
+        """Return the value of an option, without CONFIG_; "n" if it is off."""
         return self.options.get(f"CONFIG_{option}", "n")
 
 
 def options(text: str) -> dict[str, str]:
-    """Return the options that a .config or a fragment sets, "n" for those that it turns off."""
+    """Return the options in the text of a .config or fragment; "n" for those that it turns off."""
     return {name or off: value if name else "n" for name, value, off in _LINE.findall(text)}
 
 
 def read(path: Path) -> dict[str, str]:
-    """Return what a .config sets.
+    """Return the options of a .config.
 
     Raises:
-        UsageError: it is none, or cannot be read.
+        UsageError: it is not a configuration, or cannot be read.
     """
     found = options(text_of(path))
     if not found:
         raise UsageError(
-            f"{path} is no kernel configuration: it has no CONFIG_… line", hint="give a kernel's .config"
+            f"{path} is not a kernel configuration: it has no CONFIG_… line", hint="give a kernel's .config"
         )
     return found
 
 
 def text_of(path: Path) -> str:
-    """Return the text of a .config, packed by gzip or not.
+    """Return the text of a .config, compressed with gzip or not.
 
     Raises:
         UsageError: it cannot be read.
@@ -73,7 +73,7 @@ def text_of(path: Path) -> str:
 
 
 def find(words: str) -> Path | None:
-    """Return the .config that `kernel check` is asked about, or that of a tree which is not built yet."""
+    """Return the .config that a path names, or that of a tree which is not built yet; None otherwise."""
     path = Path(words).expanduser()
     if holds(path.is_file) and _is_config(path):
         return path
@@ -82,7 +82,7 @@ def find(words: str) -> Path | None:
 
 
 def of(kernel: Kernel) -> Configuration | None:
-    """Return what a kernel was configured with; None where nothing tells."""
+    """Return the configuration of a kernel; None if it is unknown."""
     for path in _files(kernel):
         if holds(path.is_file):
             return Configuration(str(path), options(path.read_text(errors="replace")))
@@ -91,7 +91,7 @@ def of(kernel: Kernel) -> Configuration | None:
 
 
 def inside(vmlinux: Path) -> bytes:
-    """Return the .config that kernel/configs.c put into a kernel; nothing where it has none."""
+    """Return the .config inside a kernel with CONFIG_IKCONFIG=y; empty if it has none."""
     with vmlinux.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = content.find(_START)
         end = content.find(_END, start)
@@ -106,7 +106,7 @@ def inside(vmlinux: Path) -> bytes:
 
 
 def built_in(kernel: Kernel) -> frozenset[str]:
-    """Return the names of the modules that a kernel has built in, by `modules.builtin`; none without it."""
+    """Return the names of the modules that a kernel has built in, from `modules.builtin`."""
     if kernel.modules is None:
         return frozenset()
     lists = (kernel.modules / "modules.builtin", *kernel.modules.glob("*/modules.builtin"))

@@ -1,10 +1,10 @@
-"""Fragments of kernel configuration: ours by name, anyone's by path, and what their heads say.
+"""Fragments of kernel configurations: vmdebug's by name, others by path.
 
-A fragment is what `scripts/kconfig/merge_config.sh` takes: lines of a .config. In the comment at the
-top of ours two lines are read as well::
+A fragment has lines of a .config, as `scripts/kconfig/merge_config.sh` takes them. Two lines in the comment
+at its top have a meaning::
 
-    # Needs: base gdb       fragments that this one builds on, where nothing else brings their options
-    # Wishes: PCI_QUIRKS    options that are a preference: that they cannot be had is told, and no failure
+    # Needs: base gdb       the fragments that this one builds on; merged too if the base is minimal
+    # Wishes: PCI_QUIRKS    options that are only preferences: not setting them is reported, but no failure
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Fragment:
     """A fragment.
 
     Args:
-        name: As its user wrote it: "vm-boot", "mine.config".
+        name: As the user wrote it: "vm-boot", "mine.config".
         path: Its file.
-        options: What it asks for, "n" for what it turns off, with CONFIG_.
-        needs: Names of fragments that it builds on.
-        wishes: Options that are a preference, with CONFIG_.
+        options: The options that it sets, with CONFIG_; "n" for those that it turns off.
+        needs: The names of fragments that it builds on.
+        wishes: The options that are only preferences, with CONFIG_.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Fragment:
 
 
 def find(name: str) -> Path:
-    """Return the file of a fragment: one of ours by its name, or a path.
+    """Return the file of a fragment, by its name or path.
 
     Raises:
-        UsageError: there is none; the hint has the names of ours.
+        UsageError: there is none; the hint lists the names.
     """
     directory = shipped.kconfigs()
     ours = directory / f"{name}.config"
@@ -53,16 +53,17 @@ def find(name: str) -> Path:
     if not found.is_file():
         names = ", ".join(sorted(path.stem for path in directory.glob("*.config")))
         raise UsageError(
-            f"no fragment {name}: neither {ours} nor a file of that name", hint=f"ours are: {names}"
+            f"there is no fragment {name}: neither {ours} nor a file with that name",
+            hint=f"the fragments of vmdebug are: {names}",
         )
     return found.absolute()
 
 
 def load(name: str) -> Fragment:
-    """Return a fragment: one of ours by its name, or a file.
+    """Read a fragment, by its name or path.
 
     Raises:
-        UsageError: there is none, it cannot be read, or asks for nothing.
+        UsageError: there is none, it cannot be read, or sets no option.
     """
     path = find(name)
     try:
@@ -72,8 +73,8 @@ def load(name: str) -> Fragment:
     options = dotconfig.options(text)
     if not options:
         raise UsageError(
-            f"the fragment {path} asks for nothing",
-            hint="write its lines as in a .config: CONFIG_NAME=y, # CONFIG_NAME is not set",
+            f"the fragment {path} sets no option",
+            hint="write lines as in a .config: CONFIG_NAME=y, # CONFIG_NAME is not set",
         )
     head = _HEAD.match(text)
     says = dict(_SAYS.findall(head[0] if head else ""))
@@ -87,7 +88,7 @@ def load(name: str) -> Fragment:
 
 
 def with_needs(wanted: Sequence[Fragment]) -> tuple[Fragment, ...]:
-    """Return fragments with those that they build on, each once, before the first that needs it."""
+    """Return the fragments and those that they need, each once, before the first that needs it."""
     found: dict[Path, Fragment] = {}
     by_path = {each.path: each for each in wanted}
 
@@ -105,5 +106,5 @@ def with_needs(wanted: Sequence[Fragment]) -> tuple[Fragment, ...]:
 
 
 def asked(fragments: Sequence[Fragment]) -> dict[str, tuple[str, Fragment]]:
-    """Return what fragments ask for together, a later one over an earlier, and which of them does."""
+    """Return the options that fragments set together, and the last fragment that sets each."""
     return {option: (value, fragment) for fragment in fragments for option, value in fragment.options.items()}

@@ -1,9 +1,9 @@
-"""Kernel configuration: merging fragments, and proving that what they ask for came about.
+"""Merges fragments to a configuration, and compares the result with what they ask for.
 
-Merging is the kernel's own: scripts/kconfig/merge_config.sh puts the fragments
-together, a later one over an earlier, and `make KCONFIG_ALLCONFIG=…` turns that into
-a configuration (Documentation/kbuild/kconfig.rst). Kconfig drops without a word what
-it doesn't know and what depends on something that is off, so the result is compared.
+The kernel's own tools merge: scripts/kconfig/merge_config.sh concatenates the fragments, a later one
+overriding an earlier one, and `make KCONFIG_ALLCONFIG=…` makes a configuration of them
+(Documentation/kbuild/kconfig.rst). Kconfig silently drops options that it does not know, and options whose
+dependencies are off.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from vmdebug.errors import BuildError
 from vmdebug.sources.configuration import dotconfig
 
 REQUESTED = "requested.config"
-"""The merged fragments, beside the `.config` made from them."""
+"""The file with the merged fragments, beside the `.config` made from them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unmet:
-    """An option that is not as a fragment asked.
+    """An option that does not have the value that a fragment asks for.
 
     Args:
         option: Its name, with CONFIG_.
-        wanted: The value asked for, as in a .config; "n" where it was to be off.
-        found: The value it has; "n" where it is off or absent.
-        known: Whether any Kconfig file of the tree defines it.
+        wanted: The requested value, as in a .config; "n" for off.
+        found: The value that it has; "n" if it is off or absent.
+        known: Whether a Kconfig file of the source defines it.
     """
 
     option: str
@@ -39,7 +39,7 @@ class Unmet:
     known: bool
 
     def __str__(self) -> str:
-        why = "something it depends on or is selected by decides" if self.known else "unknown to this tree"
+        why = "a dependency or a select decides" if self.known else "this kernel has no such option"
         return f"{self.option}: wanted {self.wanted}, is {self.found} ({why})"
 
 
@@ -53,28 +53,28 @@ def merge(
     env: Mapping[str, str] | None = None,
     deadline: Deadline,
 ) -> tuple[Unmet, ...]:
-    """Write `.config` into a build directory.
+    """Merge fragments to a `.config` in a build directory.
 
     Args:
         source: The kernel's source.
         directory: The O= directory; it exists.
-        fragments: Applied in this order.
-        defaults: What an option gets that no fragment names: `allnoconfig` turns it off,
-            `alldefconfig` gives it the default of its Kconfig.
-        make: make, with what belongs on its command line (CC=…).
+        fragments: The fragments, in this order.
+        defaults: The value of options that no fragment names: off with `allnoconfig`, the Kconfig default
+            with `alldefconfig`.
+        make: make and its variables (CC=…).
         env: The environment of both programs.
-        deadline: When they are given up.
+        deadline: When to stop them.
 
     Returns:
-        The options that are not as asked.
+        The options that do not have the requested value.
 
     Raises:
         BuildError: make failed.
         DeadlineError: it took too long.
     """
     requested = directory / REQUESTED
-    # `-m` only merges; the script's own call of make needs to be run in the source, where it also
-    # leaves files, and the source need not be ours to write.
+    # `-m` only merges. Otherwise the script runs make itself, which must be run in the source and writes
+    # files there; the source may be read-only.
     process.run(
         merge_argv(source, requested, fragments),
         env={**(env or {}), "KCONFIG_CONFIG": str(requested)},
@@ -93,12 +93,12 @@ def merge_argv(source: Path, requested: Path, fragments: Sequence[Path]) -> tupl
 
 
 def unmet(requested: str, final: str, source: Path) -> tuple[Unmet, ...]:
-    """Return the options of `requested` that `final` has otherwise.
+    """Return the options of `requested` that have another value in `final`.
 
     Args:
-        requested: Text of the merged fragments.
-        final: Text of the .config made from them.
-        source: The kernel's source, looked through only for options that are missing.
+        requested: The text of the merged fragments.
+        final: The text of the .config made from them.
+        source: The kernel's source, to search for the definitions of missing options.
     """
     is_now = dotconfig.options(final)
     missing = {
@@ -113,19 +113,18 @@ def unmet(requested: str, final: str, source: Path) -> tuple[Unmet, ...]:
 
 
 def refuse(unmet_options: Sequence[Unmet], source: Path) -> None:
-    """Make sure that nothing was dropped that the tree knows.
+    """Check that every option that this kernel has was set.
 
-    An option that no Kconfig file of the tree defines belongs to another version of
-    the kernel, and cannot be had.
+    An option that no Kconfig file of the source defines belongs to another version of the kernel.
 
     Raises:
-        BuildError: an option that the tree knows is not as asked.
+        BuildError: an option that this kernel has was not set.
     """
     dropped = [option for option in unmet_options if option.known]
     if dropped:
         raise BuildError(
             f"{len(dropped)} options of the fragments could not be set with the source {source}",
-            hint=f"see what {dropped[0].option} depends on: grep -rn 'config {dropped[0].option[7:]}' in it",
+            hint=f"find its dependencies: grep -rn 'config {dropped[0].option[7:]}' in the source",
             detail="\n".join(map(str, dropped)),
         )
 

@@ -1,9 +1,9 @@
-"""Why an option of a configuration is what it is, by the words of the kernel's own Kconfig.
+"""Why an option does not have the requested value, according to the kernel's own Kconfig.
 
-A small C program (`kconfigs/why/kconfig-why.c`) is linked with the parser that the kernel brings, the
-objects of scripts/kconfig: each kernel's Kconfig language is its own, and libraries that read it stand
-still (kconfiglib 14.1.0, the newest there is, fails at the first `modules` of 6.1). It runs where `make
-config` runs its program.
+This links a small C program (`kconfigs/why/kconfig-why.c`) with the kernel's own parser, the objects of
+scripts/kconfig, because the Kconfig language changes between kernels, and the libraries for it are no longer
+maintained (kconfiglib 14.1.0, the latest, fails at `modules` in Linux 6.1). make runs the program in place
+of its own.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _NAME = re.compile(r"\w+")
 
 @dataclass(slots=True)
 class Facts:
-    """What Kconfig has on one option.
+    """What Kconfig says about an option.
 
     Args:
-        known: Whether this kernel has it.
-        limits: What keeps it below y: the value that is left, "n" or "m", and the expression, as menuconfig
-            writes it: "NET_9P [=n]".
-        selected: What selects it.
-        chosen: The option that a choice has taken in its place; "" where it is in none.
-        promptless: Whether no one but other options can set it.
+        known: Whether this kernel has the option.
+        limits: The expressions that keep it below y, as in menuconfig ("NET_9P [=n]"), and the highest value
+            that each allows, "n" or "m".
+        selected: The expressions that select it.
+        chosen: The option that is set instead in its choice; "" if it is in no choice.
+        promptless: Whether only other options can set it.
     """
 
     known: bool = True
@@ -45,17 +45,17 @@ class Facts:
 def ask(
     options: Iterable[str], *, source: Path, directory: Path, env: Mapping[str, str], deadline: Deadline
 ) -> dict[str, Facts]:
-    """Return what the kernel's Kconfig has on options.
+    """Return what the kernel's Kconfig says about options.
 
     Args:
         options: Their names, with CONFIG_.
         source: The kernel's source.
         directory: The build directory, with a `.config` made by `make`.
         env: The environment of make.
-        deadline: When it is given up.
+        deadline: When to stop.
 
     Returns:
-        The facts by name; none where the program cannot be built with this kernel's parser.
+        The facts by name; empty if the program cannot be built with this kernel's parser.
 
     Raises:
         DeadlineError: it took too long.
@@ -78,21 +78,21 @@ def ask(
 
 
 def _in_place_of_its_own(source: Path, directory: Path) -> tuple[str, ...]:
-    """Return the words by which make runs our program where it would run one of its own."""
+    """Return the arguments that make make run our program in place of one of its own."""
     rules = (source / "scripts/kconfig/Makefile").read_text(errors="replace")
     if "config-prog" in rules:
         return (f"config-prog={_PROGRAM}", "config")
-    # Linux 5.10: of what its rules run, Python alone goes by a name that can be given.
+    # Linux 5.10: of the programs in its rules, only the name of Python is a variable.
     return (f"PYTHON3={directory / 'scripts/kconfig' / _PROGRAM}", "testconfig")
 
 
 def read(text: str) -> dict[str, Facts]:
-    """Return the facts that the program wrote."""
+    """Parse the output of the program."""
     found: dict[str, Facts] = {}
     for line in text.splitlines():
         name, kind, value = [*line.split("\t", 2), "", ""][:3]
         if not _NAME.fullmatch(name) or not kind:
-            continue  # make says something
+            continue  # a message of make
         facts = found.setdefault(f"CONFIG_{name}", Facts())
         match kind:
             case "unknown":
@@ -110,15 +110,15 @@ def read(text: str) -> dict[str, Facts]:
 
 
 def in_words(facts: Facts | None, wanted: str, found: str) -> str:
-    """Return why an option is not as wanted.
+    """Return why an option does not have the requested value.
 
     Args:
-        facts: What Kconfig has on it; None where it could not be asked.
-        wanted: The value wanted, as in a .config.
+        facts: What Kconfig says about it; None if that is unknown.
+        wanted: The requested value, as in a .config.
         found: The value that it has.
     """
     if facts is None:
-        return "something that it depends on, or that selects it, decides: see menuconfig's search, `/`"
+        return "a dependency or a select decides: search for it in menuconfig with `/`"
     if not facts.known:
         return "this kernel has no such option"
     if wanted == "n" and facts.selected:
@@ -127,7 +127,7 @@ def in_words(facts: Facts | None, wanted: str, found: str) -> str:
 
 
 def _limit(facts: Facts, wanted: str, found: str) -> str:
-    """Return the dependency that keeps an option from a value; "" where none does."""
+    """Return the dependency that prevents a value of an option; "" if there is none."""
     blocking = [_operand(text) for text, left in facts.limits.items() if left == "n"]
     if blocking:
         setter = "depends on" if found in ("n", "m") and wanted != "n" else "it can only be changed with"
@@ -136,15 +136,15 @@ def _limit(facts: Facts, wanted: str, found: str) -> str:
     if wanted != "y" or not halfway:
         return ""
     others = [_operand(text) for text in halfway if text not in ("m", "m [=m]")]
-    return f"depends on {' and '.join(others)}" if others else "depends on m: a module or nothing"
+    return f"depends on {' and '.join(others)}" if others else "depends on m: it can only be a module"
 
 
 def _choice(facts: Facts, wanted: str) -> str:
     if facts.chosen and wanted == "y":
-        return f"its choice has taken {facts.chosen}"
+        return f"its choice is set to {facts.chosen}"
     if facts.promptless:
         return "it has no prompt: only other options set it"
-    return "out of its range, or another option of its choice came later"
+    return "the value is out of range, or a later option of its choice overrides it"
 
 
 def _operand(expression: str) -> str:
@@ -155,7 +155,7 @@ def _link_argv(source: Path, directory: Path) -> tuple[str, ...]:
     made = directory / "scripts/kconfig"
     ours = {"conf.o", "mconf.o", "nconf.o", "nconf.gui.o", "gconf.o", "qconf.o", "qconf-moc.o", "images.o"}
     objects = sorted(path for path in made.glob("*.o") if path.name not in ours)
-    # scripts/include: lists and hashes, outside of scripts/kconfig since Linux 6.12.
+    # Linux 6.12 moved lists and hashes from scripts/kconfig to scripts/include.
     include = (source / "scripts/kconfig", source / "scripts/include", made)
     return (
         *("gcc", "-O1", "-w"),

@@ -1,7 +1,7 @@
 """The options that a guest's kernel must have built in, and whether a kernel or a .config has them.
 
-A NixOS guest's initrd has modules of its own kernel only, so what another kernel boots it with has to be
-built in. What that is, is read off the runner and the system it boots; see nixpkgs'
+A NixOS guest's initrd has only modules of its own kernel, so another kernel must have built in what the
+guest needs to boot. This reads the needs from the runner and the system that it boots; see nixpkgs'
 nixos/modules/virtualisation/qemu-vm.nix and nixos/modules/system/activation/top-level.nix.
 """
 
@@ -31,14 +31,14 @@ Purpose = Literal["our shell", "NixOS VM", "systemd", "debugging", "advice"]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """An option that has to be y.
+    """An option that has to be y, or off.
 
     Args:
         option: Its name, without CONFIG_.
-        purpose: Who wants it.
+        purpose: Who needs it.
         why: What it is for.
-        mends: The fragment of ours that has it.
-        module: Its name as a module; "" for what cannot be one.
+        mends: The fragment that sets it.
+        module: Its name as a module; "" if it cannot be a module.
         off: Whether it has to be off instead.
     """
 
@@ -50,7 +50,7 @@ class Need:
     off: bool = False
 
     def met(self, configuration: Configuration) -> bool:
-        """Whether a configuration has it so."""
+        """Whether a configuration meets it."""
         return (configuration.value(self.option) == "y") != self.off
 
 
@@ -107,10 +107,10 @@ SYSTEMD = tuple(
         *("UNIX", "SYSFS", "PROC_FS", "FHANDLE", "BINFMT_ELF", "BINFMT_SCRIPT"),
     )
 )
-"""What systemd's README requires, REQUIREMENTS; and the shell scripts of NixOS's first stage."""
+"""The section REQUIREMENTS of systemd's README, and what the scripts of NixOS's first stage need."""
 
 RUNNER = (_EXT4, *_DISK, *_SHARES, _OVERLAY, _INITRD)
-"""What a runner needs as qemu-vm.nix makes it where nothing is changed."""
+"""What the guest of a runner needs with the defaults of qemu-vm.nix."""
 
 NIXOS = (*RUNNER, _PACKED[b"\x28\xb5\x2f\xfd"], *_FILE_SYSTEMS["tmpfs"], *SYSTEMD)
 
@@ -132,20 +132,20 @@ def all_() -> tuple[Need, ...]:
 
 
 HAS_TO: tuple[Purpose, ...] = ("our shell", "debugging")
-"""What `kernel check` refuses a configuration for; a NixOS VM is not everybody's guest."""
+"""The purposes that `kernel check` requires; a NixOS VM is not one of them."""
 
 NIXOS_TOO: tuple[Purpose, ...] = (*HAS_TO, "NixOS VM", "systemd")
 
 
 def of_runner(script: Path, text: str | None = None) -> tuple[Need, ...]:
-    """Return what a runner's guest needs.
+    """Return what the guest of a runner needs.
 
     Args:
         script: The `run-NAME-vm` script, with `system` beside `bin`.
-        text: What it says; None reads it.
+        text: Its text; None reads it.
 
     Returns:
-        What its text, its fstab and its initrd tell; `RUNNER` where there is none to be read.
+        The needs according to its text, fstab and initrd; `RUNNER` if the script does not exist.
     """
     if text is None:
         if not holds(script.is_file):
@@ -183,11 +183,11 @@ def _unpacking(initrd: Path) -> Iterator[Need]:
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """What a kernel has not built in.
+    """A need that a kernel does not meet.
 
     Args:
-        need: What is wanted.
-        found: What it has instead: "n", "m", "not built in".
+        need: The need.
+        found: The value that it has instead: "n", "m", "not built in".
     """
 
     need: Need
@@ -198,10 +198,10 @@ class Lack:
 
 
 def lacking(kernel: Kernel, needs: Iterable[Need]) -> tuple[tuple[Lack, ...], str] | None:
-    """Return which of its needs a kernel has not built in, and where that was read.
+    """Return the needs that a kernel does not meet, and where that was read.
 
     Returns:
-        None where nothing tells.
+        None if the configuration is unknown.
     """
     configuration = dotconfig.of(kernel)
     if configuration is not None:
@@ -214,32 +214,32 @@ def lacking(kernel: Kernel, needs: Iterable[Need]) -> tuple[tuple[Lack, ...], st
 
 
 def in_configuration(configuration: Configuration, needs: Iterable[Need]) -> tuple[Lack, ...]:
-    """Return which needs a configuration does not meet."""
+    """Return the needs that a configuration does not meet."""
     return tuple(
         Lack(need, configuration.value(need.option)) for need in needs if not need.met(configuration)
     )
 
 
 def refuse(kernel: Kernel, script: Path, text: str, guest: str) -> str:
-    """Make sure that a kernel in the place of a runner's own can boot it.
+    """Check that a kernel which replaces a runner's own can boot its guest.
 
     Args:
         kernel: The kernel.
         script: The runner.
-        text: What it says.
-        guest: GUEST as its user wrote it.
+        text: Its text.
+        guest: GUEST as the user wrote it.
 
     Returns:
-        A note for the user where nothing tells; else "".
+        A note for the user if the configuration is unknown; otherwise "".
 
     Raises:
-        UsageError: something is not built in; the hint has the command that mends it.
+        UsageError: something is not built in; the hint has the command that fixes this.
     """
     needs = of_runner(script, text)
     seen = lacking(kernel, needs)
     if seen is None:
         names = ", ".join(need.option for need in needs)
-        return f"nothing tells whether {kernel.image} has built in what {guest} boots with: {names}"
+        return f"it is unknown whether {kernel.image} has built in what {guest} needs to boot: {names}"
     found, origin = seen
     if not found:
         return ""
@@ -248,13 +248,13 @@ def refuse(kernel: Kernel, script: Path, text: str, guest: str) -> str:
         f"{kernel.origin} cannot boot {guest}: not built in are {', '.join(map(str, found))}",
         hint=mending(kernel, found),
         detail="\n".join(f"{lack!s:<{width}}  {lack.need.why}" for lack in found)
-        + f"\nby {origin}; the guest's initrd has modules of its own kernel only"
+        + f"\naccording to {origin}; the guest's initrd has only modules of its own kernel"
         + f"\n{option('force', True)} starts it anyway",
     )
 
 
 def mending(kernel: Kernel, found: Iterable[Lack]) -> str:
-    """Return the command that makes a kernel's configuration one that has what it lacks."""
+    """Return the command that adds the missing options to a kernel's configuration."""
     names = sorted({lack.need.mends for lack in found} - {""})
     wanted = [word for name in names for word in ("-f", name)]
     directory = kernel.vmlinux.parent if kernel.vmlinux is not None else None
@@ -268,15 +268,15 @@ def mending(kernel: Kernel, found: Iterable[Lack]) -> str:
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """One option that was looked at.
+    """An option that was checked.
 
     Args:
         option: Its name, with CONFIG_.
-        wanted: The value that it should have.
-        found: The value that it has, "n" where it is off.
-        purpose: Who wants it.
+        wanted: The required value.
+        found: The value that it has; "n" if it is off.
+        purpose: Who needs it.
         why: What it is for.
-        mends: The fragment of ours that has it.
+        mends: The fragment that sets it.
     """
 
     option: str
@@ -288,18 +288,18 @@ class Checked(msgspec.Struct, frozen=True):
 
     @property
     def met(self) -> bool:
-        """Whether it has that value."""
+        """Whether it has the required value."""
         return self.wanted == self.found
 
 
 def check(path: Path) -> tuple[Checked, ...]:
-    """Return each option that matters, as a .config has it.
+    """Return all required options, with their values in a .config.
 
     Args:
-        path: The .config, packed by gzip or not; or the directory that it is in.
+        path: The .config, compressed with gzip or not, or its directory.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not a configuration.
     """
     file = path / ".config" if holds(path.is_dir) else path
     if not holds(file.is_file):

@@ -1,8 +1,8 @@
-"""What `vmdebug deploy` brought to which machine, so that its kernel can be debugged there later.
+"""Records what `vmdebug deploy` has deployed to each machine, to debug the machine's kernel later.
 
-A flake moves on; a machine runs what it was given. One small file a machine, below
-$XDG_DATA_HOME/vmdebug, else ~/.local/share/vmdebug, and roots of nix's garbage collector: a
-kernel's symbols are no part of the system, so that nothing else would keep them.
+The flake may change after the deployment. Each machine has a small file in $XDG_DATA_HOME/vmdebug, or else in
+~/.local/share/vmdebug, and garbage collector roots: the system does not refer to its kernel's symbols, so
+nix would delete them otherwise.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from vmdebug.sources import cache, nix
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
-    """A system on a machine.
+    """A system that was deployed to a machine.
 
     Args:
         host: USER@HOST.
-        guest: GUEST as its user wrote it.
+        guest: GUEST as the user wrote it.
         toplevel: The system's store path.
-        kernel: What it boots, with what belongs to it here.
+        kernel: The kernel that it boots, with symbols and scripts.
     """
 
     host: str
@@ -40,12 +40,12 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def remember(deployed: Deployment, *, deadline: Deadline) -> None:
-    """Write down what a machine has now, and keep what of it lies in a store.
+    """Record a deployment, and protect its files from nix's garbage collector.
 
     Raises:
-        HostError: the directory is not ours to write.
-        BuildError: nix could not keep it.
-        DeadlineError: that took too long.
+        HostError: the directory is not writable.
+        BuildError: nix failed.
+        DeadlineError: nix took too long.
     """
     cache.write(_file(deployed.host), guest.encode(deployed))
     roots = _directory() / "roots" / _name(deployed.host)
@@ -61,22 +61,22 @@ def remember(deployed: Deployment, *, deadline: Deadline) -> None:
 
 
 def find(host: str | None) -> Deployment:
-    """Return what was deployed to a host; to the only one, where None is given.
+    """Return the deployment to a host; None means the only one.
 
     Raises:
-        UsageError: there is none, there are several, or what it had is no longer here.
+        UsageError: there is none, there are several, or its symbols no longer exist.
     """
     known = _all()
     found = [each for each in known if host in (None, each.host)]
     names = ", ".join(each.host for each in known) or "none"
     if len(found) != 1:
-        what = f"nothing was deployed to {host}" if host else "it is not said which kernel the machine runs"
+        what = f"nothing was deployed to {host}" if host else "the kernel of the machine is unknown"
         raise UsageError(what, hint=f"give --guest GUEST, or --target-host; deployed to: {names}")
     vmlinux = found[0].kernel.vmlinux
     if vmlinux is not None and not vmlinux.is_file():
         raise UsageError(
-            f"the symbols of what {found[0].host} runs are no longer there: {vmlinux}",
-            hint=f"get them back: --guest {found[0].guest}",
+            f"the symbols of the kernel on {found[0].host} no longer exist: {vmlinux}",
+            hint=f"build them again: --guest {found[0].guest}",
         )
     return found[0]
 

@@ -1,9 +1,8 @@
-"""The source and the configuration of a kernel that Nix built.
+"""Gets the source and the configuration of a kernel that Nix built.
 
-Rests on nixpkgs' pkgs/os-specific/linux/kernel/build.nix: the derivation's `src` is a
-tarball or a directory, and the attributes `src` and `configfile` of the kernel package
-are those that it was built with. The derivation is asked first: it is that of the
-kernel that boots, and asking it evaluates nothing.
+See nixpkgs' pkgs/os-specific/linux/kernel/build.nix: the derivation's `src` is a tarball or a directory,
+and the kernel package's attributes `src` and `configfile` are those that it was built with. The derivation
+of the kernel that boots comes first, since reading it evaluates nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _WHAT = "getting the kernel's source"
 
 
 class _Attributes(msgspec.Struct, frozen=True):
-    """What is read of a derivation with `__structuredAttrs`."""
+    """The attributes to read of a derivation with `__structuredAttrs`."""
 
     src: str
 
@@ -34,14 +33,14 @@ class _Attributes(msgspec.Struct, frozen=True):
 def fetch(
     kernel: Kernel, guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline
 ) -> Fetch | None:
-    """Return what gets the source of a Nix kernel; None for another kernel.
+    """Return a function that gets the source of a Nix kernel; None for any other kernel.
 
     Args:
-        kernel: What boots.
+        kernel: The kernel that boots.
         guest: What GUEST names.
-        options: What its user said about it.
-        report: Told what nix does.
-        deadline: When nix is ended.
+        options: The options of its user.
+        report: Receives the progress of nix.
+        deadline: When to stop nix.
     """
     output = nix.store_path(kernel.image)
     if output is None:
@@ -51,14 +50,14 @@ def fetch(
         by_derivation = _of_derivation(output, report, deadline)
         if isinstance(by_derivation, Source):
             return by_derivation
-        by_attributes: Source | str = "it is not of a flake"
+        by_attributes: Source | str = "the guest is not from a flake"
         if guest.kind == "flake":
             target = flake.parse(guest, options.nix_args)
             by_attributes = _of_attributes(target, output, report, deadline)
         if isinstance(by_attributes, Source):
             return by_attributes
         raise UsageError(
-            f"nix does not give the source of {output}: {by_derivation}; {by_attributes}",
+            f"nix has no source for {output}: {by_derivation}; {by_attributes}",
             hint="give the kernel's source with --source",
         )
 
@@ -66,7 +65,7 @@ def fetch(
 
 
 def _of_derivation(output: Path, report: Report, deadline: Deadline) -> Source | str:
-    """Return the source by the derivation that made an image, or why there is none."""
+    """Return the source from the derivation of an image, or why there is none."""
     try:
         drv = nix.run(nix.deriver(output), what=_WHAT, report=report, deadline=deadline).strip()
         if not drv.endswith(".drv"):
@@ -80,10 +79,10 @@ def _of_derivation(output: Path, report: Report, deadline: Deadline) -> Source |
 
 
 def _src(drv: str, report: Report, deadline: Deadline) -> str:
-    """Return a derivation's `src`: a variable, or of `__structuredAttrs`, which nixpkgs' kernels have.
+    """Return a derivation's `src`: a variable, or in `__structuredAttrs`, which nixpkgs' kernels use.
 
     Raises:
-        BuildError: it has none, or nix does not say.
+        BuildError: it has none, or nix does not print it.
     """
 
     def ask(argv: list[str]) -> str:
@@ -94,16 +93,16 @@ def _src(drv: str, report: Report, deadline: Deadline) -> str:
     try:
         with contextlib.suppress(BuildError):
             return msgspec.json.decode(ask(nix.binding(drv, "__json")), type=_Attributes).src
-        # Newer ones (2.34) have them in no variable, and the derivations on a level of their own.
+        # Newer nix (2.34) has no variable for them, and prints derivations one level deeper.
         shown = msgspec.json.decode(ask(nix.show(drv)))
         (derivation,) = shown.get("derivations", shown).values()
         return msgspec.convert(derivation["structuredAttrs"], _Attributes).src
     except (AttributeError, LookupError, TypeError, ValueError, msgspec.MsgspecError) as error:
-        raise BuildError(f"nix does not say what {drv} is made of", detail=f"error: {error}") from error
+        raise BuildError(f"nix does not print the source of {drv}", detail=f"error: {error}") from error
 
 
 def _make(source: Path, drv: str, report: Report, deadline: Deadline) -> None:
-    """Build or fetch the source of a derivation: it is one of those that it is made of."""
+    """Build or fetch the source of a derivation, which is one of its inputs."""
     refers = nix.run(nix.references(drv), what=_WHAT, report=report, deadline=deadline).split()
     for each in (path for path in refers if path.endswith(".drv")):
         makes = nix.run(nix.outputs([each]), what=_WHAT, report=report, deadline=deadline).split()
@@ -113,7 +112,7 @@ def _make(source: Path, drv: str, report: Report, deadline: Deadline) -> None:
 
 
 def _of_attributes(target: flake.Target, output: Path, report: Report, deadline: Deadline) -> Source | str:
-    """Return `src` and `configfile` of the configuration's kernel that boots, or why there are none."""
+    """Return `src` and `configfile` of the kernel that boots, by the flake, or why there are none."""
     why = f"{target.words} is not one of its {flake.SYSTEMS}"
     for path in flake.KERNELS if target.system else ():
         kernel = (flake.SYSTEMS, target.system, *path)
@@ -132,14 +131,14 @@ def _of_attributes(target: flake.Target, output: Path, report: Report, deadline:
 
 
 def _attribute(target: flake.Target, path: tuple[str, ...], report: Report, deadline: Deadline) -> Path:
-    """Return the store path of an attribute: a derivation's, which is built, or a path's."""
+    """Return the store path of an attribute: a derivation, which this builds, or a path."""
     installable = target.installable(*path)
     argv = nix.build([installable], nix_args=target.nix_args)
     try:
         (built,) = nix.ask(argv, list[nix.Built], what=_WHAT, report=report, deadline=deadline)
         return Path(next(iter(built.outputs.values())))
     except BuildError:
-        # A source of the flake itself is a path, which nix takes for a value only.
+        # A source inside the flake is a path, which nix cannot build, but evaluate.
         plain = nix.evaluate(installable, nix_args=target.nix_args)
         found = Path(nix.ask(plain, str, what=_WHAT, report=report, deadline=deadline))
         if not found.exists():

@@ -1,8 +1,8 @@
-"""A guest that a Nix flake defines: `FLAKEREF#NAME`, or `FLAKEREF#` and the whole path of a VM derivation.
+"""A guest defined by a Nix flake: `FLAKEREF#NAME`, or `FLAKEREF#` and the path of a VM derivation.
 
-The evaluation of a NixOS system takes seconds, so it is asked for as seldom as can be: one
-`nix build` of the VM; the kernel's symbols are then found by the kernel that the VM has
-(`runner.dev_of`), without evaluating anything, and only where that fails by attributes.
+Evaluating a NixOS system takes seconds, so this evaluates it only once, to build the VM. It then finds the
+kernel's symbols from the kernel in the VM (`runner.dev_of`), without evaluating. Only if that fails it
+evaluates the attributes of the system's kernel.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SYSTEMS = "nixosConfigurations"
 _VM = ("config", "system", "build", "vm")
 
 KERNELS = (
-    # `config.system.build.vm` is the VM of this variant; where it changes the kernel, the
-    # configuration's own is the wrong one.
+    # `config.system.build.vm` is the VM of this variant, which may have another kernel than the
+    # configuration itself.
     ("config", "virtualisation", "vmVariant", "system", "build", "kernel"),
     ("config", "system", "build", "kernel"),
 )
@@ -32,14 +32,14 @@ KERNELS = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is built, and by which flake.
+    """A derivation of a flake.
 
     Args:
-        words: GUEST as its user wrote it.
-        flake: The flake reference, as nix gets it.
-        path: The attribute path of the VM derivation.
-        system: NAME of `nixosConfigurations.NAME`, where the path is inside one; "" otherwise.
-        nix_args: The user's own options for nix.
+        words: GUEST as the user wrote it.
+        flake: The flake reference for nix.
+        path: The attribute path of the derivation.
+        system: NAME, if the path is in `nixosConfigurations.NAME`; "" otherwise.
+        nix_args: The user's options for nix.
     """
 
     words: str
@@ -49,18 +49,18 @@ class Target:
     nix_args: tuple[str, ...] = ()
 
     def installable(self, *path: str) -> str:
-        """Return what nix takes for an attribute of the flake; without `path`, for the VM."""
+        """Return the installable of an attribute of the flake; without `path`, of the derivation."""
         return f"{self.flake}#{join(path or self.path)}"
 
 
 def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
-    """Build the VM of a flake, with its kernel's symbols; return what starts it.
+    """Build the VM of a flake and its kernel's symbols; return what starts it.
 
     Raises:
-        UsageError: the flake has no such attribute; the hint has those that it has.
+        UsageError: the flake has no such attribute; the hint lists those that it has.
         HostError: nix is not installed.
-        BuildError: nix failed; the detail has its own words.
-        MismatchError: the symbols are of another kernel.
+        BuildError: nix failed; the detail has its messages.
+        MismatchError: the symbols belong to another kernel.
         DeadlineError: nix took too long.
     """
     target = parse(guest, options.nix_args)
@@ -72,7 +72,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
 
 
 def parse(guest: Guest, nix_args: tuple[str, ...] = ()) -> Target:
-    """Return what GUEST names: `NAME`, `nixosConfigurations.NAME`, or a whole path.
+    """Return the target of GUEST: `NAME`, `nixosConfigurations.NAME`, or a whole attribute path.
 
     Raises:
         UsageError: nothing follows the `#`.
@@ -92,18 +92,18 @@ def parse(guest: Guest, nix_args: tuple[str, ...] = ()) -> Target:
 
 
 def split(path: str) -> tuple[str, ...]:
-    """Return the names of an attribute path; a name in double quotes may have dots. See nix3(1)."""
+    """Split an attribute path into names; a name in double quotes may contain dots. See nix3(1)."""
     found = re.findall(r'"([^"]*)"|([^."]+)', path)
     return tuple(quoted or plain for quoted, plain in found)
 
 
 def join(path: tuple[str, ...]) -> str:
-    """Return the attribute path of names."""
+    """Join names to an attribute path."""
     return ".".join(f'"{name}"' if "." in name else name for name in path)
 
 
 def build(target: Target, report: Report, deadline: Deadline) -> Path:
-    """Build what a target's path names; return its store path.
+    """Build a target, and return its store path.
 
     Raises:
         UsageError: the flake has no such attribute.
@@ -123,18 +123,18 @@ def build(target: Target, report: Report, deadline: Deadline) -> Path:
 
 
 def _only(built: list[nix.Built]) -> Path:
-    """Return the store path of an answer about one installable, which is one output."""
+    """Return the store path in an answer about one installable, which is one output."""
     return Path(next(iter(built[0].outputs.values())))
 
 
 def _unknown(target: Target, report: Report, deadline: Deadline) -> UsageError:
-    """Return the error for an attribute that does not exist; it names those that do, the nearest first."""
+    """Return the error for an attribute that does not exist; it lists those that do, most similar first."""
     names = _names(target, report, deadline)
     path = join(target.path)
     if not names:
         return UsageError(
             f"{target.flake} has no {path}, and no {SYSTEMS}",
-            hint="is it the right flake? `nix flake show` lists what it has",
+            hint="is it the right flake? `nix flake show` lists its outputs",
         )
     if target.system in names:
         return UsageError(
@@ -163,10 +163,10 @@ def _names(target: Target, report: Report, deadline: Deadline) -> list[str]:
 
 
 def dev_of(target: Target, image: Path, report: Report, deadline: Deadline) -> Path | str:
-    """Return the `dev` output of the kernel that the VM, or the system, boots, or why there is none.
+    """Return the `dev` output of the kernel that the VM or the system boots, or why there is none.
 
-    Where nix does not know the derivation, or it has no output `dev`, the configuration's
-    attributes are asked, and believed only if their kernel is the one that boots.
+    If nix does not know the derivation of the image, or it has no output `dev`, this evaluates the
+    configuration's kernels, and uses one only if it is the kernel that boots.
     """
     dev = runner.dev_of(image, report=report, deadline=deadline)
     if isinstance(dev, Path) or not target.system:
@@ -178,7 +178,7 @@ def dev_of(target: Target, image: Path, report: Report, deadline: Deadline) -> P
         symbols = nix.build([target.installable(*kernel, "dev")], nix_args=target.nix_args)
         try:
             output = nix.ask(outputs, str, what=what, report=report, deadline=deadline)
-            # Compared before it is built: the kernel of another configuration may take an hour.
+            # Compare before building: building another kernel may take an hour.
             if Path(output) == nix.store_path(image):
                 return _only(nix.ask(symbols, list[nix.Built], what=what, report=report, deadline=deadline))
         except BuildError as error:

@@ -1,8 +1,7 @@
-"""A NixOS system of a flake on a machine: nixos-rebuild's and ssh's command lines, and its kernel.
+"""Deploys a NixOS system of a flake to a machine: the command lines of nixos-rebuild and ssh.
 
-nixos-rebuild is not replaced: building, copying, activating and going back are its own, see
-nixos-rebuild(8). What is here builds its argv, and finds the kernel that a machine runs afterwards,
-which is the configuration's own and not that of its VM.
+nixos-rebuild(8) builds, copies and activates the system. This module builds its argv, and the kernel that
+the machine runs afterwards, which is that of the configuration itself, not that of its VM.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ from vmdebug.sources.nixos import flake, runner
 Action = Literal["switch", "boot", "test"]
 
 PROGRAMS = ("nixos-rebuild", "nixos-rebuild-ng")
-"""The program by both its names; what nixpkgs calls `-ng` has become the only one."""
+"""The names of the program; nixpkgs has replaced the first by the second."""
 
 PACKAGES = ("nixos-rebuild-ng", "nixos-rebuild")
 
 FACTS = ("nixos-generate-config", "--show-hardware-config")
-"""Prints what the installer writes into hardware-configuration.nix; see nixos-generate-config(8)."""
+"""Prints the contents of hardware-configuration.nix; see nixos-generate-config(8)."""
 
 BATCH = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
-"""ssh must not ask: it is run where nobody could answer."""
+"""ssh must not ask questions: nobody could answer."""
 
 _TOPLEVEL = ("config", "system", "build", "toplevel")
 _NO_NIXOS, _NO_SUDO, _SSH_FAILED = 90, 91, 255
@@ -48,12 +47,12 @@ _TARGET = re.compile(r"[^\s-]\S*")
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A NixOS system that is built.
+    """A built NixOS system.
 
     Args:
         toplevel: Its store path.
-        kernel: The one that it boots, with what belongs to it.
-        notes: What the user should be told about that.
+        kernel: The kernel that it boots, with symbols and scripts.
+        notes: Notes for the user.
     """
 
     toplevel: Path
@@ -65,11 +64,11 @@ def target_of(guest: Guest, nix_args: Sequence[str] = ()) -> flake.Target:
     """Return the system that GUEST names, as `nixosConfigurations.NAME.config.system.build.toplevel`.
 
     Raises:
-        UsageError: GUEST is not a system of a flake.
+        UsageError: GUEST is not a NixOS system of a flake.
     """
     if guest.kind != "flake":
         raise UsageError(
-            f"{guest.words} is no NixOS system of a flake, and nothing else can be deployed",
+            f"{guest.words} is not a NixOS system of a flake, and only these can be deployed",
             hint="write FLAKEREF#NAME for its nixosConfigurations.NAME",
         )
     found = flake.parse(guest, tuple(nix_args))
@@ -81,13 +80,13 @@ def target_of(guest: Guest, nix_args: Sequence[str] = ()) -> flake.Target:
 
 
 def host_of(words: str) -> str:
-    """Return a target host that ssh cannot take for one of its options.
+    """Check a target host, which ssh must not take for an option, and return it.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is invalid.
     """
     if not _TARGET.fullmatch(words):
-        raise UsageError(f"{words!r} is no host", hint="write USER@HOST, as for ssh")
+        raise UsageError(f"{words!r} is not a host", hint="write USER@HOST, as for ssh")
     return words
 
 
@@ -100,15 +99,16 @@ def argv(
     options: Sequence[str] = (),
     more: Sequence[str] = (),
 ) -> list[str]:
-    """Return the command line that brings a system onto a machine; see nixos-rebuild(8).
+    """Return the command line of nixos-rebuild that deploys a system; see nixos-rebuild(8).
 
     Args:
-        program: nixos-rebuild.
-        action: `switch` to it, now and at each boot; `boot` from the next boot on; `test` it until then.
+        program: The path of nixos-rebuild.
+        action: `switch` activates the system now and at each boot, `boot` from the next boot on, `test`
+            only now.
         target: The system.
         host: USER@HOST.
-        options: What `options_of` returned.
-        more: The user's own words.
+        options: The result of `options_of`.
+        more: The user's arguments.
     """
     return [
         str(program),
@@ -122,13 +122,13 @@ def argv(
 
 
 def environment(of: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return what is added to nixos-rebuild's environment: its ssh must not ask for passwords."""
+    """Return variables to add to nixos-rebuild's environment: its ssh must not ask for passwords."""
     own = (os.environ if of is None else of).get("NIX_SSHOPTS", "")
     return {"NIX_SSHOPTS": " ".join(filter(None, (own, *BATCH)))}
 
 
 def ssh(host: str, *words: str) -> list[str]:
-    """Return the command line that has a host run a command, by its shell: sshd(8), "Login process"."""
+    """Return the command line that runs a command on a host, in its shell: sshd(8), "Login process"."""
     return ["ssh", *BATCH, host, "--", shlex.join(words)]
 
 
@@ -137,13 +137,13 @@ def facts(host: str, *, sudo: bool) -> list[str]:
 
     Args:
         host: USER@HOST.
-        sudo: Whether it runs as root, who alone sees some file systems' details.
+        sudo: Whether it runs as root: only root sees the details of some file systems.
     """
     return ssh(host, *(("sudo", "-n") if sudo else ()), *FACTS)
 
 
 def preflight(host: str, *, sudo: bool) -> list[str]:
-    """Return the command line that says whether a host lets us in, is NixOS, and lets us be root."""
+    """Return the command line that checks that we can log in to a host, that it is NixOS, and sudo."""
     script = f"test -e /etc/NIXOS || exit {_NO_NIXOS}"
     if sudo:
         script += f"; sudo -n true || exit {_NO_SUDO}"
@@ -156,49 +156,49 @@ def booted(host: str) -> list[str]:
 
 
 def options_of(program: Path, usage: str, *, sudo: bool) -> tuple[str, ...]:
-    """Return a nixos-rebuild's own options for what we want of it.
+    """Return the options for a nixos-rebuild, which differ between versions.
 
     Args:
-        program: It.
-        usage: What its `--help` prints; nothing is said where its manual page is not found.
-        sudo: Whether it has to become root on the target. `--sudo` is nixos-rebuild-ng's word, before that
-            it was `--use-remote-sudo`.
+        program: Its path.
+        usage: The output of its `--help`; empty if its manual page is not found.
+        sudo: Whether it has to become root on the target. nixos-rebuild-ng has `--sudo`, the older one
+            `--use-remote-sudo`.
     """
     known = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", usage))
     ng = PROGRAMS[1] in str(program.resolve())
     root = "--sudo" if ng or "--sudo" in known else "--use-remote-sudo"
-    # By itself it goes on as the nixos-rebuild of the flake's own nixpkgs, which may know other options.
+    # By default it executes the nixos-rebuild of the flake's nixpkgs, which may have other options.
     stay = ("--no-reexec",) if "--no-reexec" in known else ()
     return (*((root,) if sudo else ()), *stay)
 
 
 def refused(host: str, done: process.Completed) -> HostError | BuildError:
-    """Return the error for a command line of `ssh`, or one that uses it, that failed."""
+    """Return the error for a failed command line of ssh, or one that uses it."""
     detail = f"{shlex.join(done.argv)}\n{process.tail(done.stderr or done.stdout)}"
     alone = host.rpartition("@")[2]
     match done.status:
         case 255 if "Permission denied" in done.stderr:
             what = f"{host} lets nobody in without a password"
-            hint = f"put your key there: ssh-copy-id {host}; one with a passphrase has to be in ssh-agent"
+            hint = f"copy your key to it: ssh-copy-id {host}; load a key with a passphrase into ssh-agent"
         case 255 if "Host key verification failed" in done.stderr:
-            what, hint = f"{host} is not known to ssh", f"look at its key, once by hand: ssh {host}"
+            what, hint = f"{host} is not known to ssh", f"check its key once: ssh {host}"
         case 255:
-            what, hint = f"ssh cannot connect to {host}", f"try by hand: ssh {host} true"
+            what, hint = f"ssh cannot connect to {host}", f"try: ssh {host} true"
         case 90:
-            what, hint = f"{host} does not run NixOS", "install it there, or write an image onto its disk"
+            what, hint = f"{host} does not run NixOS", "install NixOS, or write a disk image to its disk"
         case 91:
             what = f"sudo on {host} wants a password"
-            hint = f"deploy as root@{alone}, or set security.sudo.wheelNeedsPassword = false there"
+            hint = f"deploy as root@{alone}, or set security.sudo.wheelNeedsPassword = false on it"
         case status:
             return BuildError(f"a command on {host} ended with status {status}", detail=detail)
     return HostError(what, hint=hint, detail=detail)
 
 
 def ask(host: str, argv: Sequence[str], *, deadline: Deadline) -> str:
-    """Run a command line of `ssh`; return what it printed.
+    """Run a command line of ssh, and return its output.
 
     Raises:
-        HostError: ssh is not installed, or the host refuses.
+        HostError: ssh is not installed, or the host refuses the login.
         BuildError: the command failed.
         DeadlineError: it took too long.
     """
@@ -210,7 +210,7 @@ def ask(host: str, argv: Sequence[str], *, deadline: Deadline) -> str:
 
 
 def find_program(target: flake.Target, *, report: Report, deadline: Deadline) -> Path:
-    """Return nixos-rebuild: the one on PATH, else that of the target's flake or of its nixpkgs.
+    """Return nixos-rebuild: from PATH, or else from the target's flake or its nixpkgs.
 
     Raises:
         HostError: there is none.
@@ -235,35 +235,34 @@ def find_program(target: flake.Target, *, report: Report, deadline: Deadline) ->
             if (output / "bin" / name).is_file():
                 return output / "bin" / name
     raise HostError(
-        f"there is no nixos-rebuild: not on PATH, nor as a package of {target.flake} or its nixpkgs",
-        hint=f"packages.{os.uname().machine}-linux.nixos-rebuild = pkgs.nixos-rebuild-ng; in the flake gives"
-        " it",
+        f"there is no nixos-rebuild on PATH, and no such package in {target.flake} or its nixpkgs",
+        hint=f"add to the flake: packages.{os.uname().machine}-linux.nixos-rebuild = pkgs.nixos-rebuild-ng;",
         detail=why,
     )
 
 
 def packages(target: flake.Target) -> list[list[str]]:
-    """Return the command lines that build nixos-rebuild, the first one that works to be taken."""
+    """Return the command lines that build nixos-rebuild; the first that works is the one to use."""
     own = [nix.build([f"{target.flake}#nixos-rebuild"], nix_args=target.nix_args)]
-    # Nix takes no --override-input for the flake that inputs are from.
+    # nix does not accept --override-input for the flake of `--inputs-from`.
     inputs = ("--inputs-from", target.flake)
     return own + [nix.build([f"nixpkgs#{name}"], nix_args=inputs) for name in PACKAGES]
 
 
 def usage(program: Path, *, deadline: Deadline) -> str:
-    """Return what a nixos-rebuild says of its options: all of its manual page; "" where it can't."""
+    """Return the help of a nixos-rebuild, its manual page; "" if that is not found."""
     done = process.run([program, "--help"], deadline=deadline, check=False)
     return f"{done.stdout}{done.stderr}"
 
 
 def build(target: flake.Target, options: GuestOptions, *, report: Report, deadline: Deadline) -> System:
-    """Build a system here, with its kernel's symbols.
+    """Build a system on this machine, with its kernel's symbols.
 
     Raises:
         UsageError: the flake has no such system.
         HostError: nix is not installed.
         BuildError: nix failed.
-        MismatchError: the symbols are of another kernel.
+        MismatchError: the symbols belong to another kernel.
         DeadlineError: it took too long.
     """
     toplevel = flake.build(target, report, deadline)
@@ -286,17 +285,17 @@ def build(target: flake.Target, options: GuestOptions, *, report: Report, deadli
 
 
 def run(argv: Sequence[str | Path], host: str, *, what: str, report: Report, deadline: Deadline) -> None:
-    """Run nixos-rebuild, and tell what it says.
+    """Run nixos-rebuild, and report its output.
 
     Args:
-        argv: What `argv` returned.
+        argv: The result of `argv`.
         host: USER@HOST.
-        what: The step's name.
-        report: Told each line.
-        deadline: When it is ended.
+        what: The name of the step.
+        report: Receives each line.
+        deadline: When to stop it.
 
     Raises:
-        HostError: the host refuses.
+        HostError: the host refuses the login.
         BuildError: it failed.
         DeadlineError: it took too long.
     """
@@ -314,6 +313,6 @@ def run(argv: Sequence[str | Path], host: str, *, what: str, report: Report, dea
         raise refused(host, dataclasses.replace(done, status=_SSH_FAILED))
     raise BuildError(
         f"{what}: nixos-rebuild ended with status {done.status}",
-        hint="the machine goes on as it was, unless it says otherwise below",
+        hint="the machine is unchanged unless the output below says otherwise",
         detail=f"{shlex.join(done.argv)}\n{process.tail(done.stderr or done.stdout)}",
     )

@@ -1,9 +1,8 @@
-"""A guest that a NixOS VM runner starts: `bin/run-NAME-vm`, with the system it boots beside it.
+"""A guest of a NixOS VM runner, the script `bin/run-NAME-vm`.
 
-Rests on nixpkgs' nixos/modules/virtualisation/qemu-vm.nix. The package that
-holds the script has `system`, a link to the toplevel with `kernel`, `initrd` and
-`kernel-modules`. The script file itself is a store path of its own, which is
-always named `run-nixos-vm`: NAME is in the link to it, and in the script's text.
+See nixpkgs' nixos/modules/virtualisation/qemu-vm.nix. The package with the script also has `system`, a link
+to the toplevel with `kernel`, `initrd` and `kernel-modules`. The script itself is a store path of its own,
+which is always called `run-nixos-vm`: NAME is in the link to it, and in the script's text.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from vmdebug.spelling import option
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """A runner script, with what it boots.
+    """A runner script and what it boots.
 
     Args:
-        script: Its absolute path, by the name that carries NAME.
-        origin: Where it came from, in words for messages.
+        script: Its absolute path, with NAME.
+        origin: Where it comes from, for messages.
         system_name: NAME, the guest's `config.system.name`.
-        image: The kernel image that it boots, every link followed.
-        modules: Directory under which that kernel's `.ko` files are, or None.
-        text: What the script says.
+        image: The kernel image that it boots, with all links resolved.
+        modules: The directory with that kernel's modules, or None.
+        text: The text of the script.
     """
 
     script: Path
@@ -49,14 +48,14 @@ class Runner:
 
 
 def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
-    """Return what starts the guest of a runner script, or of a directory that holds `bin/run-NAME-vm`.
+    """Return what starts the guest of a runner script, or of a directory with `bin/run-NAME-vm`.
 
-    The symbols are in the kernel's `dev` output, which a runner does not refer to: nix is asked for it.
+    The symbols are in the kernel's `dev` output, to which the runner has no reference: nix finds it.
 
     Raises:
-        UsageError: there is no such script, it does not say what it boots, or an option cannot be right.
-        HostError: a file may not be read. That nix is not installed is no error, but a note.
-        MismatchError: kernel and symbols do not belong together.
+        UsageError: there is no such script, its kernel is unknown, or an option is invalid.
+        HostError: a file cannot be read. A missing nix only adds a note.
+        MismatchError: the symbols do not match the kernel.
         DeadlineError: nix took too long.
     """
     found = read(Path(guest.location), origin=f"the runner {guest.words}")
@@ -67,14 +66,14 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
 
 
 def read(location: Path, *, origin: str) -> Runner:
-    """Return the runner of a script, or of the directory that `bin/run-NAME-vm` is in.
+    """Return the runner of a script, or of a directory with `bin/run-NAME-vm`.
 
     Args:
         location: The script or the directory.
-        origin: Where it came from, in words for messages: "the flake .#base-nixos".
+        origin: Where it comes from, for messages: "the flake .#base-nixos".
 
     Raises:
-        UsageError: there is none, or it cannot be told what it boots.
+        UsageError: there is no runner, or its kernel is unknown.
     """
     script = _script(location)
     try:
@@ -82,7 +81,7 @@ def read(location: Path, *, origin: str) -> Runner:
     except OSError as error:
         raise UsageError(f"{script} cannot be read: {error.strerror}", hint="is the path right?") from error
     if not os.access(script, os.X_OK):
-        raise UsageError(f"{script} is not executable", hint=f"chmod +x {script}, if it is the runner")
+        raise UsageError(f"{script} is not executable", hint=f"if it is the runner: chmod +x {script}")
     system = _system(script, text)
     modules = system / "kernel-modules/lib/modules"
     return Runner(
@@ -101,12 +100,12 @@ def _script(location: Path) -> Path:
         if len(scripts) != 1:
             names = ", ".join(path.name for path in scripts) or "none"
             raise UsageError(
-                f"{location} should hold one script bin/run-NAME-vm; found: {names}",
+                f"{location} should have one script bin/run-NAME-vm; found: {names}",
                 hint="give the script itself, or build config.system.build.vm",
             )
         location = scripts[0]
-    # `result` is followed, since the next build points it elsewhere; the script's own link is not,
-    # since `system` lies beside it and its name holds NAME.
+    # Resolve `result`, since the next build changes it. Do not resolve the script's own link: `system` is
+    # beside the link, and NAME is in its name.
     return location.parent.resolve() / location.name
 
 
@@ -118,8 +117,8 @@ def _system_name(script: Path, text: str) -> str:
     found = _NAMED.fullmatch(script.name) or _SAYS_NAME.search(text)
     if found is None:
         raise UsageError(
-            f"cannot tell the system's name: {script.name} is not run-NAME-vm, and it has no `-name`",
-            hint="give bin/run-NAME-vm of what `nix build` made",
+            f"the system's name is unknown: {script.name} is not run-NAME-vm, and has no `-name`",
+            hint="give bin/run-NAME-vm in the result of `nix build`",
         )
     return found[1]
 
@@ -128,30 +127,30 @@ _SAYS_SYSTEM = re.compile(r"\$\{NIXPKGS_QEMU_KERNEL_\w+:-(/[^}\s]+)/kernel\}")
 
 
 def _system(script: Path, text: str) -> Path:
-    """Return the toplevel: the one beside the script, or the one that the script names."""
+    """Return the toplevel beside the script, or the one that the script names."""
     systems = [script.parent.parent / "system", *map(Path, _SAYS_SYSTEM.findall(text))]
     for system in systems:
         if (system / "kernel").exists():
             return system
     raise UsageError(
-        f"cannot tell which kernel {script} boots: there is no {systems[-1]}/kernel",
-        hint="give bin/run-NAME-vm where `nix build` made it, with `system` beside `bin`",
+        f"the kernel that {script} boots is unknown: there is no {systems[-1]}/kernel",
+        hint="give bin/run-NAME-vm in the result of `nix build`, with `system` beside `bin`",
     )
 
 
 def wants_symbols(options: GuestOptions) -> bool:
-    """Whether the runner's own kernel has to be asked for symbols: not where its user gives others."""
+    """Whether the symbols of the runner's own kernel are needed: not if the user gives others."""
     return options.kernel is None and options.vmlinux is None
 
 
 def dev_of(image: Path, *, report: Report, deadline: Deadline) -> Path | str:
     """Return the `dev` output of the derivation that made a kernel image.
 
-    Asked by what boots, and not by an attribute of a configuration, so it is the right one
-    even where `virtualisation.vmVariant` changes the kernel.
+    This starts from the image that boots, not from an attribute of a configuration, so it is right even if
+    `virtualisation.vmVariant` changes the kernel.
 
     Returns:
-        The store path, or why there is none.
+        The store path, or a text that says why there is none.
 
     Raises:
         DeadlineError: nix took too long.
@@ -162,7 +161,7 @@ def dev_of(image: Path, *, report: Report, deadline: Deadline) -> Path | str:
     try:
         drv = nix.run(
             nix.deriver(output),
-            what=f"asking which derivation made {image}",
+            what=f"finding the derivation of {image}",
             report=report,
             deadline=deadline,
         ).strip()
@@ -171,7 +170,7 @@ def dev_of(image: Path, *, report: Report, deadline: Deadline) -> Path | str:
         what = f"building the symbols of {nix.name(drv)}"
         made = nix.run(nix.realise(drv, "dev"), what=what, report=report, deadline=deadline)
     except HostError as error:
-        return f"{error.message}, and the kernel's `dev` output is found by it"
+        return f"{error.message}, and it is needed to find the kernel's `dev` output"
     except BuildError as error:
         return f"nix has no `dev` output for {output}: {nix.reason(error)}"
     return Path(made.strip())
@@ -182,15 +181,16 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
 
     Args:
         found: The runner.
-        dev: What `dev_of` returned; "" where it was not asked.
+        dev: The result of `dev_of`; "" if it was not called.
         guest: What GUEST names.
-        options: What its user said; `--kernel`, `--vmlinux` and `--gdb-scripts` are applied here.
+        options: The user's options; this applies `kernel`, `vmlinux` and `gdb_scripts`.
 
     Raises:
-        UsageError: an option cannot be right for a runner; or the kernel that replaces its own has not built
-            in what it boots with.
-        MismatchError: kernel and symbols do not belong together.
-        HostError: a file may not be read.
+        UsageError: an option is invalid for a runner; or the replacement kernel lacks built-in drivers that
+            the
+            guest needs to boot.
+        MismatchError: the symbols do not match the kernel.
+        HostError: a file cannot be read.
     """
     bare = Kernel(
         image=found.image,
@@ -224,24 +224,24 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         cpus=options.cpus,
         tcp=options.tcp,
         qemu_args=options.qemu_args,
-        notes=(*notes, *filter(None, [unsure]), *_deaf(found, options)),
+        notes=(*notes, *filter(None, [unsure]), *_ignored(found, options)),
     )
 
 
 def with_symbols(bare: Kernel, dev: Path | str, *, force: bool) -> tuple[Kernel, str]:
-    """Return a kernel that Nix built with what its image says and its `dev` output has.
+    """Return a kernel that Nix built, with the facts in its image and the files in its `dev` output.
 
     Args:
-        bare: Its image, architecture, origin and modules.
-        dev: What `dev_of` returned; "" where it was not asked.
-        force: Whether an image and symbols of two builds will do.
+        bare: The kernel with image, architecture, origin and modules.
+        dev: The result of `dev_of`; "" if it was not called.
+        force: Whether to accept symbols from another build.
 
     Returns:
-        The kernel, and why it has no symbols; "" where it has, or nobody asked.
+        The kernel, and why it has no symbols; "" if it has, or `dev_of` was not called.
 
     Raises:
-        MismatchError: image and symbols are of two builds.
-        HostError: a file may not be read.
+        MismatchError: image and symbols are from different builds.
+        HostError: a file cannot be read.
     """
     says = kimage.read_image(bare.image)
     kernel = msgspec.structs.replace(bare, build_id=says.build_id, release=says.release)
@@ -261,18 +261,18 @@ def _disk(options: GuestOptions) -> Path | None:
         return None
     disk = absolute(options.disk)
     if not disk.parent.is_dir():
-        # The script's readlink would fail, and it would go on without a disk.
+        # Otherwise the script's readlink fails, and it continues without a disk.
         raise UsageError(
-            f"{option('disk', options.disk)}: there is no directory {disk.parent}", hint="make it first"
+            f"{option('disk', options.disk)}: there is no directory {disk.parent}", hint="create it first"
         )
     return disk
 
 
-def _deaf(found: Runner, options: GuestOptions) -> tuple[str, ...]:
-    """Return notes about what the script does not take: one that starts a boot loader takes no kernel."""
-    unheard = []
+def _ignored(found: Runner, options: GuestOptions) -> tuple[str, ...]:
+    """Return notes about options that the script ignores: one that starts a boot loader takes no kernel."""
+    ignored = []
     if "QEMU_KERNEL_PARAMS" not in found.text:
-        unheard.append(f"kernel parameters may have no effect: {found.script} has no QEMU_KERNEL_PARAMS")
+        ignored.append(f"kernel parameters may have no effect: {found.script} has no QEMU_KERNEL_PARAMS")
     if options.kernel is not None and "NIXPKGS_QEMU_KERNEL_" not in found.text:
-        unheard.append(f"{option('kernel')} may have no effect: {found.script} has no NIXPKGS_QEMU_KERNEL_…")
-    return tuple(unheard)
+        ignored.append(f"{option('kernel')} may have no effect: {found.script} has no NIXPKGS_QEMU_KERNEL_…")
+    return tuple(ignored)
