@@ -85,7 +85,7 @@ def test_a_dev_output_against_which_modules_are_built(flake: FixtureFlake, kerne
     before = resolved(wanted)
     assert before.kernel.gdb_scripts is None
     assert before.notes[-1].startswith("no kernel scripts in GDB: ")
-    assert before.notes[-1].endswith("`vmdebug kernel scripts '.#base-nixos'` makes them")
+    assert before.notes[-1].endswith("run `vmdebug kernel scripts '.#base-nixos'`")
     scripts = made(wanted)
     assert "constants.py by the makefiles of" in scripts.how
     assert scripts.build_id == kernel.build_id
@@ -159,7 +159,7 @@ def test_the_source_of_another_version_is_refused(kernel: Kernel, tmp_path: Path
     other = tmp_path / "other"
     other.mkdir()
     (other / "Makefile").write_text("VERSION = 6\nPATCHLEVEL = 2\nSUBLEVEL = 0\nEXTRAVERSION =\n")
-    with pytest.raises(MismatchError, match=rf"are those of Linux 6\.2\.0, and .* is {kernel.release}"):
+    with pytest.raises(MismatchError, match=rf"belong to Linux 6\.2\.0, and .* is {kernel.release}"):
         prepare.make(bare, source=other, report=silent, deadline=Deadline.after(SECONDS))
 
 

@@ -143,7 +143,7 @@ def test_without_constants_a_note_says_what_makes_them(tmp_path: Path, place: st
     assert spec.kernel.gdb_scripts is None
     assert spec.notes[1] == (
         f"no kernel scripts in GDB: {tmp_path}/lib/modules/{V}/{place}/scripts/gdb lacks the generated"
-        " linux/constants.py; `vmdebug kernel scripts '.#a' --vmlinux '/my symbols/vmlinux'` makes them"
+        " linux/constants.py; run `vmdebug kernel scripts '.#a' --vmlinux '/my symbols/vmlinux'`"
     )
 
 
@@ -276,7 +276,7 @@ def test_a_source_is_the_kernels_by_its_version(
         script_parts.refuse_other(linux, wanted)
         return
     with pytest.raises(
-        MismatchError, match=rf"are those of Linux {'.'.join(version)}, and the image"
+        MismatchError, match=rf"belong to Linux {'.'.join(version)}, and the image"
     ) as caught:
         script_parts.refuse_other(linux, wanted)
     assert kernelfiles.ID in caught.value.detail
@@ -286,15 +286,15 @@ def test_an_o_tree_whose_source_moved_on_is_a_note_at_start(tmp_path: Path) -> N
     linux = source(tmp_path / "linux", ("6", "2", "0"))
     of = kernel(prepared(tmp_path / "o"))
     (tmp_path / "o/source").symlink_to(linux)
-    with pytest.raises(MismatchError, match=r"are those of Linux 6\.2\.0"):
+    with pytest.raises(MismatchError, match=r"belong to Linux 6\.2\.0"):
         make(of)
-    assert "are those of Linux 6.2.0" in filled(of).notes[1]
+    assert "belong to Linux 6.2.0" in filled(of).notes[1]
 
 
 def test_a_tree_of_another_build_is_refused(tmp_path: Path) -> None:
     other = prepared(scripts(tmp_path / "other", generated=True))
     kernelfiles.vmlinux(other / "vmlinux", kernelfiles.OTHER_ID)
-    with pytest.raises(MismatchError, match=f"{kernelfiles.OTHER_ID} against {kernelfiles.ID}"):
+    with pytest.raises(MismatchError, match=f"{kernelfiles.OTHER_ID} instead of {kernelfiles.ID}"):
         make(kernel(tmp_path / "ours"), source=other)
 
 
@@ -314,13 +314,13 @@ def test_reduced_debugging_information_is_refused(tmp_path: Path, said_by: str) 
     of = kernel(tmp_path)
     with pytest.raises(UsageError, match="CONFIG_DEBUG_INFO_REDUCED=y") as caught:
         make(of)
-    assert caught.value.hint == "switch DEBUG_INFO_REDUCED off and build it again"
+    assert caught.value.hint == "turn DEBUG_INFO_REDUCED off and rebuild the kernel"
     assert "CONFIG_DEBUG_INFO_REDUCED=y" in filled(of).notes[1]
 
 
 def test_without_symbols_or_types_there_is_no_use_for_them(tmp_path: Path) -> None:
     of = kernel(tmp_path)
-    with pytest.raises(UsageError, match="no symbols for the image bzImage"):
+    with pytest.raises(UsageError, match="the GDB scripts of the image bzImage need its symbols"):
         make(msgspec.structs.replace(of, vmlinux=None))
     kernelfiles.vmlinux(tmp_path / "vmlinux", dwarf=False)
     with pytest.raises(UsageError, match="has no debugging information"):
@@ -336,7 +336,7 @@ def test_where_there_is_nothing_the_user_can_say_where(tmp_path: Path) -> None:
 
 
 def test_a_source_without_a_configuration(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no configuration for"):
+    with pytest.raises(UsageError, match="constants.py depends on the configuration"):
         make(kernel(tmp_path / "k"), source=source(tmp_path / "linux"))
 
 
@@ -357,7 +357,7 @@ def test_usable_ones_are_left_alone(tmp_path: Path) -> None:
 def test_make_that_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "run", lambda argv, **_: Completed(tuple(argv), 0, "", ""))
     scripts(prepared(tmp_path), template=True)
-    with pytest.raises(VmdebugError, match=r"made no constants\.py"):
+    with pytest.raises(VmdebugError, match=r"generated no constants\.py"):
         constants.by_module_build(
             tmp_path / "scripts/gdb/linux/constants.py.in",
             tmp_path,

@@ -1,10 +1,9 @@
-"""The kernel's own GDB scripts (`lx-…`), as a directory that loads as it stands, kept by build-id.
+"""Prepares the kernel's own GDB scripts (`lx-…`) in a directory that GDB can load, cached by build-id.
 
-vmlinux-gdb.py wants `scripts/gdb` beside it, and every part of that imports
-`constants.py`, which make generates; see scripts/gdb/linux/Makefile and the target
-`scripts_gdb` of the top Makefile. What is missing is looked for beside the vmlinux:
-in its tree, in the source of that, in a Nix kernel's `dev` output. Scripts are
-copied, some 150 KB: a source moves on, a store is swept, and these stay those of their build.
+vmlinux-gdb.py needs `scripts/gdb` beside it, whose modules import `constants.py`, which make generates: see
+scripts/gdb/linux/Makefile and the target `scripts_gdb` of the top Makefile. This searches for missing parts
+beside the vmlinux: in its tree, in the source of the tree, and in a Nix kernel's `dev` output. It copies the
+scripts, about 150 KB, because a source may change and a store path may be deleted.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ WHAT = "making the kernel's GDB scripts"
 _RECORD = "complete.json"
 
 Fetch = Callable[[], Source]
-"""Gets a kernel's source, at some cost, when nothing else has helped; raises `VmdebugError` when it can't."""
+"""Gets a kernel's source, which is expensive; raises `VmdebugError` if it cannot."""
 
 
 class Scripts(msgspec.Struct, frozen=True, kw_only=True):
     """Kernel scripts that GDB can load.
 
     Args:
-        directory: It has `vmlinux-gdb.py` beside `scripts/gdb`.
-        how: Where they and their `constants.py` come from, in words.
+        directory: The directory with `vmlinux-gdb.py` and `scripts/gdb`.
+        how: Where they and their `constants.py` come from, for messages.
         release: The kernel's `uname -r`.
-        build_id: The kernel's, in hex; "" where it carries none.
+        build_id: The kernel's build-id, in hex; "" if it has none.
     """
 
     directory: Path
@@ -56,15 +55,15 @@ class Scripts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def filled(spec: LaunchSpec, options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
-    """Return the guest with the scripts that are at hand: made before, or only to be put together.
+    """Return the guest with its kernel's scripts, if they can be had without a build.
 
-    Nothing is built. A note says how to get those that are not at hand.
+    Otherwise add a note that says how to make them.
 
     Args:
-        spec: What a source resolved; scripts that it has are left alone.
-        options: What its user said, for the note.
-        report: Told if another process is at it.
-        deadline: When waiting for that one is given up.
+        spec: The resolved guest; scripts that it already has are kept.
+        options: Its options, for the note.
+        report: Receives a step if another process prepares them.
+        deadline: When to stop waiting for that process.
     """
     kernel = spec.kernel
     if kernel.vmlinux is None or kernel.gdb_scripts is not None:
@@ -78,17 +77,17 @@ def filled(spec: LaunchSpec, options: GuestOptions, *, report: Report, deadline:
             with_scripts = msgspec.structs.replace(kernel, gdb_scripts=made.directory)
             return msgspec.structs.replace(spec, kernel=with_scripts)
         why = why_unusable(kernel.vmlinux.parent)
-        note = f"no kernel scripts in GDB: {why}; `{_command(spec, options)}` makes them"
+        note = f"no kernel scripts in GDB: {why}; run `{_command(spec, options)}`"
     return msgspec.structs.replace(spec, notes=(*spec.notes, note))
 
 
 def at_hand(wanted: Wanted, *, report: Report, deadline: Deadline) -> Scripts | None:
-    """Return the scripts of a kernel if neither make nor nix is needed for them.
+    """Return the scripts of a kernel if that needs neither make nor nix; None otherwise.
 
     Raises:
-        MismatchError: those that lie beside its vmlinux are another kernel's.
+        MismatchError: the scripts beside its vmlinux belong to another kernel.
         UsageError: the kernel's debugging information is reduced.
-        HostError: the cache is not ours to write.
+        HostError: the cache is not writable.
         DeadlineError: another process took too long.
     """
     made = found(wanted)
@@ -109,26 +108,26 @@ def make(
     report: Report,
     deadline: Deadline,
 ) -> Scripts:
-    """Return the scripts of a kernel, made in the user's cache if they do not load as they stand.
+    """Return the scripts of a kernel; complete them in the user's cache if GDB cannot load them as they are.
 
     Args:
-        kernel: With its vmlinux.
-        source: The kernel's source, or the tree that it was built in, where none is found.
-        fetch: Gets the source, where `source` is None and what is found does not do.
-        report: Told about long steps.
-        deadline: When making is given up.
+        kernel: The kernel, with its vmlinux.
+        source: The kernel's source, or the tree that it was built in; None searches for it.
+        fetch: Gets the source if `source` is None and the search finds none.
+        report: Receives the progress of long steps.
+        deadline: When to stop.
 
     Raises:
-        UsageError: there is nothing to make them of; or the kernel's debugging information is
-            missing or reduced.
-        MismatchError: what there is belongs to another kernel.
-        HostError: a program or space is missing.
+        UsageError: the scripts' source is missing; or the kernel's debugging information is missing or
+            reduced.
+        MismatchError: the scripts belong to another kernel.
+        HostError: a program or disk space is missing.
         BuildError: make or nix failed.
         DeadlineError: it took too long.
     """
     wanted = _with_types(kernel)
     if kernel.gdb_scripts is not None:
-        return _scripts(wanted, kernel.gdb_scripts, "loads as it stands")
+        return _scripts(wanted, kernel.gdb_scripts, "loads as it is")
     made = found(wanted)
     if made is not None:
         return made
@@ -138,17 +137,17 @@ def make(
 
 
 def found(wanted: Wanted) -> Scripts | None:
-    """Return what was made before for this very kernel."""
+    """Return the scripts that were prepared before for this kernel; None if there are none."""
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         return guest.decode((directory(wanted) / _RECORD).read_bytes(), Scripts)
     return None
 
 
 def directory(wanted: Wanted) -> Path:
-    """Return where a kernel's scripts are kept: by its build-id.
+    """Return the directory of a kernel's scripts, named by its build-id.
 
-    Where it carries none, by the very file: version strings do not tell configurations apart, and
-    Nix's have no date.
+    For a vmlinux without build-id the name is derived from the file: the version does not identify the
+    configuration, and in Nix's kernels it has no date.
     """
     build_id = kimage.read_vmlinux(wanted.vmlinux).build_id
     if not build_id:
@@ -160,14 +159,14 @@ def directory(wanted: Wanted) -> Path:
 
 
 def _with_types(kernel: Kernel) -> Wanted:
-    """Return the kernel with its vmlinux, in which there are types.
+    """Return the kernel with its vmlinux, and check that it has type information.
 
     Raises:
-        UsageError: there aren't.
+        UsageError: it has none.
     """
     if kernel.vmlinux is None:
         raise UsageError(
-            f"no symbols for {kernel.origin}, and its GDB scripts need them",
+            f"the GDB scripts of {kernel.origin} need its symbols, and there are none",
             hint=f"give its vmlinux: {option('vmlinux', 'FILE')}",
         )
     if not kimage.read_vmlinux(kernel.vmlinux).has_dwarf:
@@ -187,7 +186,7 @@ def _make(
     report: Report,
     deadline: Deadline,
 ) -> Scripts:
-    """Make them in the way that costs least of those that work."""
+    """Prepare the scripts in the cheapest way that works."""
     if parts.python is not None and parts.constants is not None:
         return _put_together(wanted, parts.python, parts.constants)
     failed: BuildError | None = None
@@ -197,7 +196,7 @@ def _make(
                 parts.template, parts.build, what=WHAT, report=report, deadline=deadline
             )
         except BuildError as error:
-            # A tree that was cleaned, or another compiler. From its source it may still work.
+            # The tree was cleaned, or has another compiler. Its source may still work.
             failed = error
         else:
             how = f"{parts.python.directory}, constants.py by the makefiles of {parts.build}"
@@ -208,8 +207,8 @@ def _make(
     python = script_parts.of_source(tree)
     if python is None:
         raise UsageError(
-            f"there are no GDB scripts in {tree}: they came with Linux 4.0",
-            hint="go without: all else of `attach` works",
+            f"{tree} has no GDB scripts: Linux has them since 4.0",
+            hint="continue without them: everything else in `attach` works",
         )
     text = constants.by_source(tree, origin.config, what=WHAT, report=report, deadline=deadline)
     return _assemble(wanted, python, text, f"{python.directory}, constants.py by `make scripts_gdb`")
@@ -218,23 +217,23 @@ def _make(
 def _origin(
     wanted: Wanted, parts: Parts, source: Path | None, fetch: Fetch | None, failed: BuildError | None
 ) -> Source:
-    """Return the source to make everything of.
+    """Return the source to build everything from.
 
     Raises:
-        BuildError: there is none, and a tree had been tried.
+        BuildError: there is none, and the build in a tree failed.
         UsageError: there is none.
     """
     config = script_parts.config(wanted, parts)
     path = source or parts.source
     if path is None and fetch is not None:
         fetched = fetch()
-        # What the kernel was built with goes before what it was to be built with.
+        # The configuration that the kernel was built with has priority.
         return msgspec.structs.replace(fetched, config=config or fetched.config)
     if failed is not None and source is None:
         raise failed
     if path is None:
         raise UsageError(
-            f"no GDB scripts of {wanted.kernel.origin}: {why_unusable(wanted.vmlinux.parent)}",
+            f"there are no GDB scripts of {wanted.kernel.origin}: {why_unusable(wanted.vmlinux.parent)}",
             hint="give its source, or the tree that it was built in, with --source",
         )
     return Source(path=path, config=config)
@@ -245,7 +244,7 @@ def _put_together(wanted: Wanted, python: Python, generated: Path) -> Scripts:
 
 
 def _assemble(wanted: Wanted, python: Python, text: str, how: str) -> Scripts:
-    """Put a directory together beside its place, and move it there when it is whole."""
+    """Assemble a directory beside its final place, and move it when it is complete."""
     constants.refuse_reduced(text, wanted.kernel)
     target = directory(wanted)
     with cache.writing(target.parent):
@@ -254,13 +253,13 @@ def _assemble(wanted: Wanted, python: Python, text: str, how: str) -> Scripts:
             linux = partial / "scripts/gdb/linux"
             linux.mkdir(parents=True)
             for part in sorted((python.directory / "linux").glob("*.py")):
-                if part.is_file():  # an O= tree has links, which its source may have left behind
+                if part.is_file():  # an O= tree has links, which dangle if its source has moved
                     shutil.copyfile(part, linux / part.name)
             (linux / "constants.py").write_text(text)
             shutil.copyfile(python.loader, partial / LOADER)
             made = _scripts(wanted, target, how)
             (partial / _RECORD).write_bytes(guest.encode(made))
-            # A directory without its record is one that somebody has been deleting from.
+            # A directory without a record was partly deleted.
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
         except BaseException:
@@ -275,7 +274,7 @@ def _scripts(wanted: Wanted, where: Path, how: str) -> Scripts:
 
 
 def _command(spec: LaunchSpec, options: GuestOptions) -> str:
-    """Return the command that makes the scripts for what is to be started."""
+    """Return the command that prepares the scripts of a guest."""
     words = ["vmdebug", "kernel", "scripts", spec.guest]
     for word, value in (("--kernel", options.kernel), ("--vmlinux", options.vmlinux)):
         words += [word, value] if value is not None else []

@@ -1,4 +1,4 @@
-"""What there is of a kernel's GDB scripts, and whether it is that kernel's."""
+"""Finds the parts of a kernel's GDB scripts, and checks that they belong to that kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOADER = "vmlinux-gdb.py"
 
 _SCRIPTS = "scripts/gdb"
 _PREPARED = ("include/config/auto.conf", "include/generated/autoconf.h", "Makefile")
-"""What external modules need of a build tree: the check of `prepare` in the top Makefile, for M=."""
+"""The files in a build tree that external modules need: see `prepare` in the top Makefile, for M=."""
 
 _BOOT = Path("/boot")
 _REDUCED = re.compile(r"^CONFIG_DEBUG_INFO_REDUCED=y$", re.MULTILINE)
@@ -26,10 +26,10 @@ _REDUCED = re.compile(r"^CONFIG_DEBUG_INFO_REDUCED=y$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The kernel that scripts are wanted for.
+    """The kernel that needs scripts.
 
     Args:
-        kernel: It.
+        kernel: The kernel.
         vmlinux: Its ELF file with symbols.
     """
 
@@ -39,10 +39,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Python:
-    """The scripts themselves.
+    """The scripts.
 
     Args:
-        directory: `scripts/gdb`, with the parts in `linux`.
+        directory: `scripts/gdb`, with the modules in `linux`.
         loader: `vmlinux-gdb.py`, which imports them.
     """
 
@@ -52,15 +52,15 @@ class Python:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What was found, each in the first place that has it; all of one kernel.
+    """The parts that were found, all of the same kernel.
 
     Args:
         python: The scripts themselves, or None.
         constants: The generated `constants.py`, or None.
-        template: `constants.py.in`, with the Makefile of its rule beside it, or None.
+        template: `constants.py.in`, with its Makefile beside it, or None.
         build: A configured tree in which external modules can be built, or None.
         config: The `.config`, or None.
-        source: A source that can be built from elsewhere, or None.
+        source: A source to build in another directory, or None.
     """
 
     python: Python | None = None
@@ -72,7 +72,7 @@ class Parts:
 
 
 def look(wanted: Wanted, source: Path | None = None) -> Parts:
-    """Look for the parts of a kernel's GDB scripts beside its vmlinux.
+    """Search for the parts of a kernel's GDB scripts beside its vmlinux.
 
     Args:
         wanted: The kernel.
@@ -93,18 +93,18 @@ def look(wanted: Wanted, source: Path | None = None) -> Parts:
 
 
 def of_source(source: Path) -> Python | None:
-    """Return the scripts that a kernel's source has; None for one of before Linux 4.0."""
+    """Return the scripts in a kernel's source; None before Linux 4.0."""
     return _parts([source]).python
 
 
 def refuse_other(place: Path, wanted: Wanted) -> None:
-    """Make sure that a source or a tree is a kernel's own.
+    """Check that a source or a tree belongs to a kernel.
 
-    A tree says its whole release (include/config/kernel.release); a source its version (`KERNELVERSION`
-    in the top Makefile).
+    A tree has its whole release in include/config/kernel.release; a source has its version in the top
+    Makefile (`KERNELVERSION`).
 
     Raises:
-        MismatchError: it is of another version, or built into another kernel.
+        MismatchError: it has another version, or another build.
     """
     kernel = wanted.kernel
     _refuse_other_build(place, wanted)
@@ -115,19 +115,18 @@ def refuse_other(place: Path, wanted: Wanted) -> None:
         same = _made_from(theirs, kernel.release)
     if theirs and kernel.release and not same:
         raise MismatchError(
-            f"the GDB scripts in {place} are those of Linux {theirs}, "
-            f"and {kernel.origin} is {kernel.release}",
-            hint="give the source that it was built from with --source, or build it anew from this one",
+            f"the GDB scripts in {place} belong to Linux {theirs}, and {kernel.origin} is {kernel.release}",
+            hint="give the source of this kernel with --source, or build the kernel from this source",
             detail=f"{place}\n  version  {theirs}\n{kernel.image}\n  version  {kernel.release}"
             f"\n  build-id {kernel.build_id or 'none'}",
         )
 
 
 def _made_from(version: str, release: str) -> bool:
-    """Whether a kernel's release can be that of a source's version.
+    """Whether a kernel with this release can come from a source with this version.
 
-    It begins with it, and scripts/setlocalversion adds to that. Debian's and Ubuntu's do not follow a stable
-    series: 6.1.0-56-amd64 was made from 6.1.192.
+    The release starts with the version, and scripts/setlocalversion appends to it. Debian's and Ubuntu's
+    releases do not contain the stable version: 6.1.0-56-amd64 is 6.1.192.
     """
     if re.fullmatch(rf"{re.escape(version)}(?:[^0-9.].*)?", release):
         return True
@@ -136,20 +135,20 @@ def _made_from(version: str, release: str) -> bool:
 
 
 def _refuse_other_build(place: Path, wanted: Wanted) -> None:
-    """A tree that was built says more than its release: `constants.py` depends on the configuration."""
+    """Check the build-id of a built tree, since `constants.py` depends on the configuration."""
     built = place / "vmlinux"
     if not holds(built.is_file) or built.samefile(wanted.vmlinux):
         return
     ours, theirs = (kimage.read_vmlinux(each).build_id for each in (wanted.vmlinux, built))
     if ours != theirs:
         raise MismatchError(
-            f"{place} was built into another kernel than {wanted.vmlinux}: build-id {theirs} against {ours}",
-            hint="give a source without a build in it, or the tree that this kernel was built in",
+            f"{place} has another build than {wanted.vmlinux}: build-id {theirs} instead of {ours}",
+            hint="give a clean source, or the tree that this kernel was built in",
         )
 
 
 def config(wanted: Wanted, parts: Parts) -> bytes | None:
-    """Return a kernel's configuration: of its tree, inside of it (CONFIG_IKCONFIG), or of its package."""
+    """Return a kernel's configuration from its tree, its vmlinux (CONFIG_IKCONFIG) or its package."""
     if parts.config is not None:
         return parts.config.read_bytes()
     if inside := dotconfig.inside(wanted.vmlinux):
@@ -160,18 +159,18 @@ def config(wanted: Wanted, parts: Parts) -> bytes | None:
 
 
 def reduced(where: object) -> UsageError:
-    """Return the error for a kernel whose types are not all in its debugging information."""
+    """Return the error for a kernel with reduced debugging information."""
     return UsageError(
         f"the kernel was built with CONFIG_DEBUG_INFO_REDUCED=y ({where}): its debugging information"
         " lacks the types that its GDB scripts need",
-        hint="switch DEBUG_INFO_REDUCED off and build it again",
+        hint="turn DEBUG_INFO_REDUCED off and rebuild the kernel",
     )
 
 
 def _places(wanted: Wanted, source: Path | None) -> list[Path]:
     top = wanted.vmlinux.parent
     release = wanted.kernel.release
-    # `dev` may hold more than one kernel's modules; what is another's is not for this one.
+    # `dev` may have modules of several kernels; skip those of others.
     inside = [each for each in dev_output.inside(top) if not release or each.parent.name == release]
     tops = [top, *inside, *([source] if source is not None else [])]
     made_from = [tree.source(each) for each in tops]
