@@ -275,9 +275,7 @@ def test_a_source_is_the_kernels_by_its_version(
     if same:
         script_parts.refuse_other(linux, wanted)
         return
-    with pytest.raises(
-        MismatchError, match=rf"belong to Linux {'.'.join(version)}, and the image"
-    ) as caught:
+    with pytest.raises(MismatchError, match=rf"belong to Linux {'.'.join(version)}, and the image") as caught:
         script_parts.refuse_other(linux, wanted)
     assert kernelfiles.ID in caught.value.detail
 
@@ -336,7 +334,7 @@ def test_where_there_is_nothing_the_user_can_say_where(tmp_path: Path) -> None:
 
 
 def test_a_source_without_a_configuration(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="constants.py depends on the configuration"):
+    with pytest.raises(UsageError, match=r"constants\.py depends on the configuration"):
         make(kernel(tmp_path / "k"), source=source(tmp_path / "linux"))
 
 

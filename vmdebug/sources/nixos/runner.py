@@ -187,8 +187,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
 
     Raises:
         UsageError: an option is invalid for a runner; or the replacement kernel lacks built-in drivers that
-            the
-            guest needs to boot.
+            the guest needs to boot.
         MismatchError: the symbols do not match the kernel.
         HostError: a file cannot be read.
     """
