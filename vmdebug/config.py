@@ -18,7 +18,6 @@ The nearest one counts, from the current directory upward.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import msgspec
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import Accel, GuestOptions, StartOptions, memory_mib
 from vmdebug.paths import absolute, holds
+from vmdebug.spelling import nearest
 
 FILE = "vmdebug.toml"
 
@@ -165,9 +165,9 @@ def _known(table: Mapping[str, Any], keys: Iterable[str], where: str, *, tables:
     for key, value in table.items():
         if key in keys:
             continue
-        near = difflib.get_close_matches(key, keys, n=1)
+        near = nearest(key, keys)
         if near:
-            hint = f"did you mean {near[0]!r}?"
+            hint = f"did you mean {near!r}?"
         elif tables and isinstance(value, dict):
             hint = f"did you mean [guest.{key}]?"
         else:
@@ -238,7 +238,7 @@ def _default(config: Config) -> GuestOptions:
     if words in config.guests:
         return config.guests[words]
     if _NAME.fullmatch(words) and words != "builtin" and not holds((config.path.parent / words).exists):
-        near = difflib.get_close_matches(words, config.guests, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"its guests: {', '.join(config.guests) or 'none'}"
+        near = nearest(words, config.guests)
+        hint = f"did you mean {near!r}?" if near else f"its guests: {', '.join(config.guests) or 'none'}"
         raise UsageError(f"{config.path}: default: no [guest.{words}] in it", hint=hint)
     return GuestOptions(source=anchored(words, config.path.parent))

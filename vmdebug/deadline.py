@@ -9,6 +9,12 @@ from dataclasses import dataclass
 
 from vmdebug.errors import DeadlineError
 
+BUILD_SECONDS = 24 * 3600.0
+"""How long it may take to find a guest: nix or make may build a kernel, and Ctrl-C works."""
+
+LAUNCH_SECONDS = 120.0
+"""How long QEMU may take until it answers, including the test whether KVM works."""
+
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.05
 _GROWTH = 2

@@ -7,7 +7,6 @@ All of it goes through JSON and back unchanged: `encode`, `decode`.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -143,9 +142,9 @@ def changed(base: GuestOptions, said: Mapping[str, Any]) -> GuestOptions:
     """
     for name in said:
         if name not in StartOptions.__annotations__:
-            near = difflib.get_close_matches(name, StartOptions.__annotations__, n=1)
+            near = spelling.nearest(name, StartOptions.__annotations__)
             known = ", ".join(map(option, StartOptions.__annotations__))
-            hint = f"did you mean {option(near[0])}?" if near else f"the options are: {known}"
+            hint = f"did you mean {option(near)}?" if near else f"the options are: {known}"
             raise UsageError(f"there is no option {option(name)}", hint=hint)
     plain = {name: _plain(name, value) for name, value in said.items()}
     from_table = tuple(name for name in base.from_table if name not in said)

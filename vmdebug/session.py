@@ -19,7 +19,7 @@ from vmdebug import config, restart, sources, vm
 from vmdebug.channel.serial import command as commands
 from vmdebug.channel.serial.command import ExecResult, Job
 from vmdebug.channel.serial.console import Console
-from vmdebug.deadline import Deadline
+from vmdebug.deadline import BUILD_SECONDS, LAUNCH_SECONDS, Deadline
 from vmdebug.debugger import share
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.identity import Wanted
@@ -31,12 +31,6 @@ from vmdebug.guest import StartOptions, changed
 from vmdebug.progress import Report, silent
 from vmdebug.sources import tree_build
 from vmdebug.trace.collector import Collector
-
-BUILD_SECONDS = 24 * 3600.0
-"""How long finding a guest may take: nix may build a kernel on the way."""
-
-LAUNCH_SECONDS = 120.0
-"""How long QEMU may take to answer, the probe of an accelerator included."""
 
 ATTACH_SECONDS = 120.0
 """How long GDB may take to load a kernel's symbols and connect."""

@@ -1,4 +1,4 @@
-"""How messages spell an option, in the words of whoever reads them.
+"""How messages spell an option for their reader, and what a mistyped word probably means.
 
 The same hint says `--kernel TREE` on the command line, `kernel="TREE"` to a Python caller and
 `kernel = "TREE"` where vmdebug.toml is read: code writes `option("kernel", "TREE")`. Python is the default;
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 
 Value = str | int | bool | None
@@ -65,6 +65,13 @@ def spelled(spelling: Spelling) -> Iterator[None]:
         yield
     finally:
         _SPELLING.reset(token)
+
+
+def nearest(word: str, among: Iterable[str]) -> str:
+    """Return the word that a mistyped one probably means; "" if none is close."""
+    import difflib  # noqa: PLC0415 - most runs have no mistake
+
+    return next(iter(difflib.get_close_matches(word, list(among), n=1)), "")
 
 
 def _quoted(value: str | int | bool) -> str:

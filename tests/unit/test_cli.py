@@ -10,8 +10,8 @@ import sys
 import pytest
 import typer
 
-from vmdebug import cli, errors, process
-from vmdebug.cli import app, verb
+from vmdebug import cli, errors, process, spelling
+from vmdebug.cli import app
 from vmdebug.deadline import Deadline
 
 HEAVY = ("rich", "msgspec", "asyncio", "qemu.qmp", "pexpect", "pygdbmi", "elftools", "vmdebug.session")
@@ -133,8 +133,8 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 
 
 def test_nearest_word() -> None:
-    assert verb.nearest("consle", app.VERBS) == "console"
-    assert verb.nearest("xyzzy", app.VERBS) == ""
+    assert spelling.nearest("consle", app.VERBS) == "console"
+    assert spelling.nearest("xyzzy", app.VERBS) == ""
 
 
 def test_text_is_taken_as_it_is_typed() -> None:

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from vmdebug.cli import verb
 from vmdebug.errors import UsageError
+from vmdebug.spelling import nearest
 
 try:
     from typer import TyperException as ParseError
@@ -65,8 +66,8 @@ class Verbs(TyperGroup):
             UsageError: there is none of that name.
         """
         if args[0] not in VERBS and not ctx.resilient_parsing:
-            nearest = verb.nearest(args[0], VERBS)
-            hint = f"did you mean `vmdebug {nearest}`?" if nearest else "`vmdebug --help` lists the verbs"
+            near = nearest(args[0], VERBS)
+            hint = f"did you mean `vmdebug {near}`?" if near else "`vmdebug --help` lists the verbs"
             raise UsageError(f"there is no verb {args[0]!r}", hint=hint)
         return super().resolve_command(ctx, args)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vmdebug.cli import render, verb
+from vmdebug.deadline import LAUNCH_SECONDS, Deadline
 
 app = verb.new_app()
 
@@ -20,7 +21,7 @@ def clone(
     count: Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="How many.")] = 1,
     timeout: Annotated[
         float, typer.Option(metavar="S", min=0, help="Seconds until they have to run.")
-    ] = verb.LAUNCH_SECONDS,
+    ] = LAUNCH_SECONDS,
     as_json: verb.Json = False,
 ) -> None:
     """Start copies of a VM that go on from where it is.
@@ -30,7 +31,6 @@ def clone(
     Its clock and what its kernel had of random numbers are copied with it; see docs/clones.md.
     """
     from vmdebug import vm
-    from vmdebug.deadline import Deadline
     from vmdebug.debugger.ownership import VmOwner
     from vmdebug.vm.clones import clone as cloning
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmdebug.cli import options, render, verb
+from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,7 +95,6 @@ def deploy(
 
 def _facts(host: str, sudo: bool, output: Path | None, *, dry_run: bool) -> None:
     from vmdebug import process
-    from vmdebug.deadline import Deadline
     from vmdebug.errors import HostError
     from vmdebug.sources.nixos import rebuild
 
@@ -126,11 +126,10 @@ def _system(
     as_json: bool,
 ) -> None:
     from vmdebug import process, sources
-    from vmdebug.deadline import Deadline
     from vmdebug.sources.nixos import rebuild
 
     target = rebuild.target_of(sources.parse(wanted.source), wanted.nix_args)
-    deadline = Deadline.after(verb.BUILD_SECONDS)
+    deadline = Deadline.after(BUILD_SECONDS)
     with render.progress() as report:
         if not dry_run:
             asking = Deadline.after(SSH_SECONDS)
@@ -154,7 +153,6 @@ def _system(
 
 def _done(target: Target, action: Action, host: str, system: System, *, as_json: bool) -> None:
     """Remember what the machine has, and say so."""
-    from vmdebug.deadline import Deadline
     from vmdebug.sources.nixos import deployments, rebuild
 
     kernel = system.kernel

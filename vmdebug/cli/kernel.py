@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from vmdebug.cli import kernel_config, options, render, verb
+from vmdebug.deadline import BUILD_SECONDS, Deadline
 
 if TYPE_CHECKING:
     from vmdebug.sources.check import Row
@@ -53,11 +54,10 @@ def build(
     """
     import msgspec
 
-    from vmdebug.deadline import Deadline
     from vmdebug.sources import builtin
 
     with render.progress() as report:
-        built = builtin.build(source, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
+        built = builtin.build(source, jobs=jobs, report=report, deadline=Deadline.after(BUILD_SECONDS))
     if as_json:
         render.put_json(msgspec.structs.asdict(built))
     elif not quiet:
@@ -112,7 +112,6 @@ def scripts(
     import msgspec
 
     from vmdebug import sources
-    from vmdebug.deadline import Deadline
     from vmdebug.paths import absolute
 
     wanted = options.given(
@@ -126,7 +125,7 @@ def scripts(
             wanted,
             source=absolute(str(source)) if source is not None else None,
             report=report,
-            deadline=Deadline.after(verb.BUILD_SECONDS),
+            deadline=Deadline.after(BUILD_SECONDS),
         )
     if as_json:
         render.put_json(msgspec.structs.asdict(made))
@@ -171,7 +170,6 @@ def check(
     if configuration is not None:
         kernel_config.judge(configuration, requirements.HAS_TO, as_json=as_json)
         return
-    from vmdebug.deadline import Deadline
     from vmdebug.errors import MismatchError
     from vmdebug.sources import check as checking
 
@@ -184,7 +182,7 @@ def check(
         force=True,
     )
     with render.progress() as report:
-        spec = sources.resolve(wanted, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
+        spec = sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
         rows = checking.table(spec)
     if as_json:
         render.put_json({"guest": spec.guest, "rows": [msgspec.structs.asdict(row) for row in rows]})

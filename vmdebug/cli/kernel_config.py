@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmdebug.cli import render, verb
+from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.errors import BuildError, UsageError
 
 if TYPE_CHECKING:
@@ -80,7 +81,6 @@ def config(
         raise UsageError(
             "-o DIR is missing: where the configuration goes", hint="a directory for `make O=`, or TREE"
         )
-    from vmdebug.deadline import Deadline
     from vmdebug.sources.configuration import configure
 
     with render.progress() as report:
@@ -91,7 +91,7 @@ def config(
             directory=output.expanduser().resolve(),
             builtin=builtin,
             report=report,
-            deadline=Deadline.after(verb.BUILD_SECONDS),
+            deadline=Deadline.after(BUILD_SECONDS),
         )
     _tell(made, as_json=as_json)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from vmdebug.cli import options, verb
+from vmdebug.cli import options
+from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,7 +83,6 @@ def kernel_of(
 
     from vmdebug import sources
     from vmdebug.cli import render
-    from vmdebug.deadline import Deadline
     from vmdebug.sources.nixos import deployments
 
     if guest is None:
@@ -90,9 +90,7 @@ def kernel_of(
     else:
         wanted = options.given(guest, nix_args=nix_args)
         with render.progress() as report:
-            kernel = sources.installed_kernel(
-                wanted, report=report, deadline=Deadline.after(verb.BUILD_SECONDS)
-            )
+            kernel = sources.installed_kernel(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
     return kernel if modules else msgspec.structs.replace(kernel, modules=None)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmdebug.cli import render, verb
+from vmdebug.deadline import BUILD_SECONDS, LAUNCH_SECONDS, Deadline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +49,6 @@ def restart(
     from vmdebug import restart as restarting
     from vmdebug import vm
     from vmdebug.cli import facts
-    from vmdebug.deadline import Deadline
 
     machine = vm.find(name)
     wanted = restarting.options_of(machine)
@@ -57,10 +57,10 @@ def restart(
             from vmdebug.sources import tree_build
 
             make(tree_build.tree_of(wanted), jobs, report)
-        deadline = Deadline.after(verb.BUILD_SECONDS)
+        deadline = Deadline.after(BUILD_SECONDS)
         spec = restarting.resolve(machine, halt=halt, report=report, deadline=deadline)
         who = restarting.attached(machine)
-        fresh = restarting.replace(machine, spec, report=report, launch_seconds=verb.LAUNCH_SECONDS)
+        fresh = restarting.replace(machine, spec, report=report, launch_seconds=LAUNCH_SECONDS)
     found = fresh.facts("halted" if spec.halt else "running")
     if as_json:
         render.put_json({**found, "was_attached": who})
@@ -76,10 +76,9 @@ def make(tree: Path, jobs: int | None, report: Report) -> None:
     Raises:
         BuildError: the compiler failed.
     """
-    from vmdebug.deadline import Deadline
     from vmdebug.sources import tree_build
 
-    built = tree_build.build(tree, jobs=jobs, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
+    built = tree_build.build(tree, jobs=jobs, report=report, deadline=Deadline.after(BUILD_SECONDS))
     if built.warnings:
         render.tell(built.warnings)
     render.tell_facts(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmdebug.cli import options, render, restart, verb
+from vmdebug.deadline import BUILD_SECONDS, LAUNCH_SECONDS, Deadline
 
 if TYPE_CHECKING:
     from vmdebug.guest import GuestOptions, LaunchSpec
@@ -105,14 +106,12 @@ def start(
 
 def _resolve(wanted: GuestOptions, report: Report) -> LaunchSpec:
     from vmdebug import sources
-    from vmdebug.deadline import Deadline
 
-    return sources.resolve(wanted, report=report, deadline=Deadline.after(verb.BUILD_SECONDS))
+    return sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
 
 
 def _launch(wanted: GuestOptions, *, bound: bool) -> Vm:
     from vmdebug import vm
-    from vmdebug.deadline import Deadline
 
     with render.progress() as report:
         spec = _resolve(wanted, report)
@@ -120,18 +119,17 @@ def _launch(wanted: GuestOptions, *, bound: bool) -> Vm:
             spec,
             bound=bound,
             report=report,
-            deadline=Deadline.after(verb.LAUNCH_SECONDS),
+            deadline=Deadline.after(LAUNCH_SECONDS),
             exact_name=wanted.name is not None,
         )
 
 
 def _show_plan(wanted: GuestOptions, *, as_json: bool) -> None:
     from vmdebug import guest, vm
-    from vmdebug.deadline import Deadline
 
     with render.progress() as report:
         spec = _resolve(wanted, report)
-        plan = vm.plan(spec, report=report, deadline=Deadline.after(verb.LAUNCH_SECONDS))
+        plan = vm.plan(spec, report=report, deadline=Deadline.after(LAUNCH_SECONDS))
     if as_json:
         render.put(guest.encode(spec).decode())
         return

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import shlex
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from vmdebug.errors import UsageError, VmdebugError
-
-BUILD_SECONDS = 24 * 3600.0
-"""How long finding a guest may take: nix or make may build a kernel on the way, and Ctrl-C works."""
-
-LAUNCH_SECONDS = 120.0
-"""How long QEMU may take to answer, the probe of an accelerator included."""
 
 TAIL = "vmdebug.tail"
 """Key in a context's `meta` of the words after `--`; see `WithTail`."""
@@ -38,11 +30,6 @@ def examples(*lines: str) -> str:
     """Return the end of a help text, with commands as one types them."""
     # \b alone on a line keeps click from filling the paragraph.
     return "\b\n" + "\n".join(["Examples:", *(f"  {line}" for line in lines)])
-
-
-def nearest(word: str, among: Iterable[str]) -> str:
-    """Return the word that was probably meant; "" when none comes close."""
-    return next(iter(difflib.get_close_matches(word, list(among), n=1)), "")
 
 
 class WithTail(TyperCommand):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from vmdebug.channel.serial.trouble import KINDS
 from vmdebug.errors import UsageError
 from vmdebug.guest import Accel, GuestOptions, changed, memory_mib
 from vmdebug.paths import absolute
+from vmdebug.spelling import nearest
 
 DIED = "died"
 """Beside the kinds of kernel trouble: QEMU was killed."""
@@ -259,8 +259,8 @@ def _keywords() -> str:
 
 
 def _near(word: str, words: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, words, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(words)}"
+    near = nearest(word, words)
+    return f"did you mean {near!r}?" if near else f"there are: {', '.join(words)}"
 
 
 def _tuples(said: Mapping[str, Any]) -> dict[str, Any]:

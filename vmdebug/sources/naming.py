@@ -7,7 +7,6 @@ has already looked up names from vmdebug.toml.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from vmdebug.errors import UsageError, VmdebugError
 from vmdebug.guest import Guest, GuestKind, GuestOptions
 from vmdebug.paths import absolute, holds
 from vmdebug.sources.kernels import tree
-from vmdebug.spelling import option
+from vmdebug.spelling import nearest, option
 
 _FORMS = "FLAKEREF#NAME, a kernel build tree, a run-*-vm script, a bzImage, `builtin`, or a [guest.NAME]"
 
@@ -169,7 +168,7 @@ def _nothing(words: str, path: Path, cwd: Path) -> UsageError:
     # `vmdebug.config` has already reported errors in vmdebug.toml.
     with contextlib.suppress(VmdebugError):
         names = config.names(cwd)
-    near = difflib.get_close_matches(words, [*names, "builtin"], n=1)
+    near = nearest(words, [*names, "builtin"])
     file = config.find(cwd)
     missing = f"{path} does not exist"
     if holds(path.is_symlink):
@@ -178,7 +177,7 @@ def _nothing(words: str, path: Path, cwd: Path) -> UsageError:
         f"{file} has {', '.join(names) or 'none'}" if file else "there is no vmdebug.toml from here upward"
     )
     if near:
-        hint = f"did you mean {near[0]!r}?"
+        hint = f"did you mean {near!r}?"
     else:
         hint = f"write {words}#NAME" if _URL.match(words) else f"GUEST is {_FORMS}"
     return UsageError(
