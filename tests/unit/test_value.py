@@ -97,7 +97,7 @@ def test_arrays_with_missing_elements() -> None:
 
 
 def test_an_answer_of_another_version_says_so() -> None:
-    with pytest.raises(GdbError, match="another form"):
+    with pytest.raises(GdbError, match="unknown form"):
         Memory(Gdb({"about": "e30=", "data": ""})).evaluate("x")
 
 

@@ -1,7 +1,7 @@
-"""Source lines for the addresses in a kernel's splat, as scripts/decode_stacktrace.sh of the kernel has them.
+"""Source lines for the addresses in a kernel's messages, like scripts/decode_stacktrace.sh of the kernel.
 
-Through binutils rather than GDB: of inlined code GDB knows, without a live frame, no more than the innermost
-line, and addr2line answers for a whole trace in 0.15 s with a vmlinux of 80 MB.
+It uses binutils: without a live frame GDB only knows the innermost line of inlined code. addr2line takes 0.15
+s for a whole trace with a vmlinux of 80 MB.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _SYMBOL = re.compile(
     r"|\[<(?P<address>[0-9a-f]{8,16})>\](?! *(?:\? )?[A-Za-z_])"
 )
 _RETURNS = re.compile(r"(?:^|\] )\s*(?:\[<[0-9a-f]+>\]\s+)?(?:\? )?$|(?:\bat:|\bin|\bfrom|\blr :) $")
-"""What stands before an address that a call returns to: the call itself ends one byte before.
+"""Text before a return address: the call itself ends one byte before that address.
 
-Not before one that the CPU stood at: "RIP: 0010:", "pc : ", and the place of a WARN.
+It does not match before the address that the CPU was at: "RIP: 0010:", "pc : ", and the place of a WARN.
 """
 _OFFSET = re.compile(r"Kernel Offset: 0x([0-9a-f]+) from")
 
@@ -45,11 +45,11 @@ _UNPACK: dict[str, Callable[[bytes], bytes]] = {
 }
 
 _KNOWN = "start_kernel"
-"""A function whose file is known, init/main.c: what precedes that in the debug information is the tree."""
+"""A function in init/main.c: what precedes that name in the debug information is the kernel's tree."""
 
 
 class _Spot(NamedTuple):
-    """An address to look up: in a section of a module's file, or of vmlinux, where the section is ""."""
+    """An address to look up: in a section of a module's file, or in vmlinux, where the section is ""."""
 
     module: str
     section: str
@@ -58,7 +58,7 @@ class _Spot(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """One of the source lines that an address is at; there are several where functions are inlined."""
+    """One of the source lines of an address; an address in inlined functions has several."""
 
     function: str
     file: str
@@ -66,22 +66,23 @@ class _Line:
 
 
 def decode(text: str, kernel: Kernel, deadline: Deadline, *, slide: int | None = None) -> str:
-    """Return a kernel's text with the source lines of its addresses.
+    """Return a kernel's messages with the source lines of their addresses.
 
     Args:
-        text: A splat, or a whole log.
+        text: An oops or warning, or a whole log.
         kernel: The kernel that printed it.
         deadline: When to give up.
-        slide: How far KASLR has moved it, for addresses without names; None: as the text says, where it does.
+        slide: Bytes by which KASLR moved the kernel, for addresses without names; None takes them from the
+            text.
 
     Returns:
-        The text; behind each `symbol+0x12/0x34` and each bare `[<address>]` that could be found stands
-        `(FILE:LINE)`, with paths from the kernel's tree on; for inlined code, the innermost first,
-        `(FILE:LINE in FUNCTION, FILE:LINE)`.
+        The text, with `(FILE:LINE)` after each `symbol+0x12/0x34` and each bare `[<address>]` that was found.
+        Paths start in the kernel's tree. Inlined code, the innermost function first, becomes `(FILE:LINE in
+        FUNCTION, FILE:LINE)`.
 
     Raises:
         HostError: there is no vmlinux, or there are no binutils.
-        BuildError: they cannot read it.
+        BuildError: binutils cannot read a file.
         DeadlineError: it took too long.
     """
     if kernel.vmlinux is None or not _SYMBOL.search(text):
@@ -102,7 +103,7 @@ def decode(text: str, kernel: Kernel, deadline: Deadline, *, slide: int | None =
 
 
 def _spot(found: re.Match[str], binaries: _Binaries, slide: int) -> _Spot | None:
-    """Return where a match's address is in which file; None where that isn't known."""
+    """Return the file, section and address of a match; None if unknown."""
     before = found.string[found.string.rfind("\n", 0, found.start()) + 1 : found.start()]
     if found["address"]:
         return _Spot("", "", int(found["address"], 16) - slide - 1)
@@ -127,7 +128,7 @@ class _Symbol(NamedTuple):
 
 
 class _Symbols:
-    """A file's symbols, of what `objdump -t` prints about it. Few are looked at, of many."""
+    """A file's symbols, as `objdump -t` prints them. Only the rows that are asked for are parsed."""
 
     _ROW = re.compile(r"([0-9a-f]+) .{7} (\S+)\t[0-9a-f]+ ")
 
@@ -137,7 +138,7 @@ class _Symbols:
             self._rows[row[row.rfind(" ") + 1 :]].append(row)
 
     def find(self, name: str, size: int) -> _Symbol | None:
-        """Return the symbol of that name; of several the one of that size, as kallsyms counts it."""
+        """Return the symbol of a name. If there are several, return the one of that size in kallsyms."""
         named = self._parsed(self._rows.get(name, ()))
         if len(named) > 1:
             named = [each for each in named if self._size(each) == size] or named
@@ -148,7 +149,7 @@ class _Symbols:
         return [_Symbol(section, int(address, 16)) for address, section in (each.groups() for each in found)]
 
     def _size(self, symbol: _Symbol) -> int:
-        # kallsyms knows no sizes: a symbol reaches to the next one, see get_symbol_pos in kernel/kallsyms.c.
+        # kallsyms has no sizes: a symbol reaches to the next one; see get_symbol_pos in kernel/kallsyms.c.
         later = [each for each in self._addresses[symbol.section] if each > symbol.address]
         return min(later, default=symbol.address) - symbol.address
 
@@ -161,7 +162,7 @@ class _Symbols:
 
 
 class _Binaries:
-    """vmlinux and the modules' files, as a context manager for what is unpacked of them."""
+    """vmlinux and the modules' files; a context manager that removes the unpacked ones."""
 
     def __init__(self, vmlinux: Path, modules: Path | None, deadline: Deadline) -> None:
         self._vmlinux = vmlinux
@@ -179,14 +180,14 @@ class _Binaries:
         self._held.close()
 
     def symbols(self, module: str) -> _Symbols:
-        """Return the symbols of a module, of vmlinux for ""; none where its file isn't there."""
+        """Return the symbols of a module, or of vmlinux for ""; none if there is no file of it."""
         if module not in self._symbols:
             file = self._file(module)
             self._symbols[module] = _Symbols(self._ask("objdump", "-t", file) if file is not None else "")
         return self._symbols[module]
 
     def lines(self, spots: Iterable[_Spot]) -> dict[_Spot, list[_Line]]:
-        """Return the source lines of addresses; those without debug information are left out."""
+        """Return the source lines of the addresses that have debug information."""
         wanted: dict[tuple[str, str], list[_Spot]] = defaultdict(list)
         for spot in spots:
             wanted[spot.module, spot.section].append(spot)
@@ -242,7 +243,7 @@ def _module(file: Path) -> str:
 
 
 def _parsed(block: str) -> list[_Line]:
-    """Return what addr2line says of one address: a function and its place in turn, the innermost first."""
+    """Return the lines of one address in addr2line's answer: functions and places in turn."""
     words = block.splitlines()
     lines = []
     for function, place in zip(words[::2], words[1::2], strict=False):
@@ -254,7 +255,7 @@ def _parsed(block: str) -> list[_Line]:
 
 
 def _shortener(mark: list[_Line], vmlinux: Path) -> Callable[[_Line], _Line]:
-    """Return what makes paths short: they then start in the kernel's tree, as one writes them."""
+    """Return a function that makes a line's path relative to the kernel's tree."""
     tops = [f"{vmlinux.resolve().parent}/", f"{vmlinux.parent}/"]
     if mark and mark[-1].file.endswith("init/main.c"):
         tops.insert(0, mark[-1].file.removesuffix("init/main.c"))

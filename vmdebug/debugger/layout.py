@@ -1,7 +1,7 @@
-"""How the bytes of a C type are taken apart.
+"""The layout of C types, and the readers that make Python values of their bytes.
 
-`gdbinit/vmd_value.py` describes each type once, inside GDB; here the descriptions are
-decoded, and each becomes a function from bytes to Python.
+`gdbinit/vmd_value.py` describes each type once, inside GDB. This module decodes the descriptions, and makes a
+function from bytes to a Python value of each.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Missing = Sequence[tuple[int, int]]
 """Pieces, as (offset, size) in bytes, that the compiler has optimised out."""
 
 Reader = Callable[[bytes, int, Missing], Any]
-"""Takes a value out of bytes, at an offset; None where it is missing."""
+"""Reads a value from bytes at an offset; returns None if it is optimised out."""
 
 
 class Scalar(msgspec.Struct, frozen=True, tag_field="kind"):
-    """What all layouts have.
+    """The part that all layouts have.
 
     Args:
         name: The type as C writes it.
@@ -55,11 +55,11 @@ class Function(Scalar, frozen=True, tag="function"):
 
 
 class Void(Scalar, frozen=True, tag="void"):
-    """Nothing."""
+    """C's void."""
 
 
 class Other(Scalar, frozen=True, tag="other"):
-    """A type that only GDB understands; its bytes are all there is."""
+    """A type that only GDB understands; only its bytes are known."""
 
 
 class Enum(Scalar, frozen=True, tag="enum"):
@@ -67,14 +67,14 @@ class Enum(Scalar, frozen=True, tag="enum"):
 
     Args:
         signed: Whether it has negative values.
-        names: Its names with their values.
+        names: The enumerators, each with its value.
     """
 
     signed: bool
     names: tuple[tuple[str, int], ...]
 
     def named(self, value: int) -> str | None:
-        """Return the name of a value; flags are joined with `|`; None where it has none."""
+        """Return the enumerator of a value, flags joined with `|`; None if there is none."""
         for name, each in self.names:
             if each == value:
                 return name
@@ -86,26 +86,26 @@ class Enum(Scalar, frozen=True, tag="enum"):
 
 
 class Typedef(Scalar, frozen=True, tag="typedef"):
-    """Another name of a type."""
+    """A typedef of another type."""
 
     target: int
 
 
 class Array(Scalar, frozen=True, tag="array"):
-    """An array; a flexible one has a count of 0."""
+    """An array; a flexible array has a count of 0."""
 
     target: int
     count: int
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True):
-    """A member of a struct or union; without a name its own members count as the struct's.
+    """A member of a struct or union. The members of an unnamed one count as the outer struct's.
 
     Args:
-        name: "" for an unnamed struct or union.
+        name: Its name; "" for an unnamed struct or union.
         type: Number of its layout.
         position: Bits from the start of the struct.
-        bits: Size of a bit field; 0 when it is none.
+        bits: Size of a bit field; 0 for any other member.
     """
 
     name: str
@@ -124,7 +124,7 @@ Layout = Int | Bool | Float | Pointer | Function | Void | Other | Enum | Typedef
 
 
 class Layouts:
-    """The layouts known so far, by GDB's number of the type."""
+    """The layouts that are known, by the number of the type in GDB."""
 
     def __init__(self) -> None:
         self._layouts: list[Layout] = []
@@ -135,16 +135,16 @@ class Layouts:
         return len(self._layouts)
 
     def add(self, start: int, more: Sequence[Layout]) -> None:
-        """Take the layouts numbered from `start`; those that are known by now stay."""
+        """Add the layouts numbered from `start`, except those that are known by now."""
         with self._lock:
             self._layouts += more[len(self._layouts) - start :]
 
     def named(self, number: int) -> Layout:
-        """Return a layout as it is, typedef or not."""
+        """Return a layout, which may be a typedef."""
         return self._layouts[number]
 
     def plain(self, number: int) -> tuple[int, Layout]:
-        """Return what a layout is behind its typedefs, with its number."""
+        """Return the layout behind all typedefs, with its number."""
         layout = self._layouts[number]
         while isinstance(layout, Typedef):
             number = layout.target
@@ -152,7 +152,7 @@ class Layouts:
         return number, layout
 
     def member(self, number: int, name: str) -> tuple[Field, int] | None:
-        """Return a struct's member, also of an unnamed struct within, and its place in bits."""
+        """Return a struct's member, also one of an unnamed struct in it, and its position in bits."""
         layout = self.plain(number)[1]
         for field in layout.fields if isinstance(layout, Struct) else ():
             if field.name == name:
@@ -163,7 +163,7 @@ class Layouts:
         return None
 
     def members(self, number: int) -> list[str]:
-        """Return the names of a struct's members, those of unnamed structs within included."""
+        """Return the names of a struct's members, including those of unnamed structs in it."""
         layout = self.plain(number)[1]
         names: list[str] = []
         for field in layout.fields if isinstance(layout, Struct) else ():
@@ -171,7 +171,7 @@ class Layouts:
         return names
 
     def reader(self, number: int) -> Reader:
-        """Return the function that makes Python of the bytes; made once a type."""
+        """Return the reader of a type; it is made once."""
         reader = self._readers.get(number)
         if reader is None:
             reader = self._readers[number] = self._make(number)
@@ -228,7 +228,7 @@ class Layouts:
 
 
 def is_char(layout: Layout) -> bool:
-    """Whether arrays of it, and pointers to it, are text; C's `unsigned char` is a small number."""
+    """Whether arrays of the type and pointers to it are text; `unsigned char` counts as a number."""
     return (
         isinstance(layout, Int)
         and layout.size == 1
@@ -238,12 +238,12 @@ def is_char(layout: Layout) -> bool:
 
 
 def is_missing(offset: int, size: int, missing: Missing) -> bool:
-    """Whether any of these bytes is missing."""
+    """Whether the compiler has optimised out any of these bytes."""
     return any(at < offset + size and offset < at + length for at, length in missing)
 
 
 def bit_field(data: bytes, offset: int, field: Field, *, signed: bool) -> int:
-    """Return a bit field's value, of the struct at `offset`; little-endian, as all of `vmdebug.arch` is."""
+    """Return the value of a bit field of the struct at `offset`; little-endian, like all guests."""
     first, shift = divmod(field.position, 8)
     last = (field.position + field.bits + 7) // 8
     value = int.from_bytes(data[offset + first : offset + last], "little") >> shift & ((1 << field.bits) - 1)
@@ -251,7 +251,7 @@ def bit_field(data: bytes, offset: int, field: Field, *, signed: bool) -> int:
 
 
 def bits_reader(field: Field, layout: Layout) -> Reader:
-    """Return the function that takes a bit field out of the struct at an offset."""
+    """Return the reader of a bit field; its offset is that of the struct."""
     first, last = field.position // 8, (field.position + field.bits + 7) // 8
     signed = bool(getattr(layout, "signed", False))
 
@@ -316,7 +316,7 @@ def _text(count: int) -> Reader:
 
 
 def text(data: bytes) -> str:
-    """Return C's string in `data`: up to the first NUL; what is no UTF-8 comes escaped."""
+    """Return the C string in `data`, up to the first NUL; bytes that are not UTF-8 are escaped."""
     return data.split(b"\0", 1)[0].decode(errors="backslashreplace")
 
 
@@ -324,7 +324,7 @@ _CODES = {1: "b", 2: "h", 4: "i", 8: "q"}
 
 
 def _many(target: Layout, count: int) -> Reader | None:
-    """Return a reader for an array of plain numbers; None for other arrays."""
+    """Return a reader of an array of plain numbers; None for other arrays."""
     if not isinstance(target, Int | Pointer) or target.size not in _CODES:
         return None
     code = _CODES[target.size]

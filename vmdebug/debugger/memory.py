@@ -1,4 +1,4 @@
-"""What values are read with: the MI commands of `gdbinit/vmd_mi.py`, and the layouts learnt from them."""
+"""Reads objects for values: by the MI commands of `gdbinit/vmd_mi.py`, which also describe the types."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Ask = Callable[[str, float], Mapping[str, Any]]
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """The bytes of one object, as they were when they were read.
+    """The bytes of one object, at the time when they were read.
 
     Args:
         data: The bytes; none for a function.
         type: Number of its layout.
-        address: Where it is; None where it is not in memory.
-        missing: What the compiler has optimised out.
+        address: Its address; None if it is not in memory.
+        missing: The parts that the compiler has optimised out.
     """
 
     data: bytes
@@ -46,7 +46,7 @@ class Memory:
     """Reads objects, each in one round trip.
 
     Args:
-        ask: Has GDB carry out an MI command.
+        ask: Executes an MI command, and returns the values in its result.
     """
 
     def __init__(self, ask: Ask) -> None:
@@ -54,7 +54,7 @@ class Memory:
         self.layouts = Layouts()
 
     def evaluate(self, expression: str, context: str = "", timeout: float = COMMAND_SECONDS) -> Snapshot:
-        """Return what an expression is.
+        """Return the value of an expression.
 
         Args:
             expression: In the language of the frame.
@@ -91,7 +91,7 @@ class Memory:
 
         Args:
             variable: Its name, or a member of it.
-            cpu: Number of the CPU.
+            cpu: The kernel's number of the CPU.
 
         Raises:
             GdbError: there is no such variable, or no such CPU.
@@ -102,28 +102,28 @@ class Memory:
             raise gdb_errors.renamed(error, f"`{variable}` of CPU {cpu} cannot be read") from error
 
     def per_cpu_element(self, number: int, address: int, cpu: int) -> Snapshot:
-        """Return what a per-CPU pointer points to for a CPU.
+        """Return what a per-CPU pointer points to on a CPU.
 
         Args:
             number: Layout of the pointer.
-            address: What the pointer holds.
-            cpu: Number of the CPU.
+            address: The value of the pointer.
+            cpu: The kernel's number of the CPU.
 
         Raises:
-            GdbError: it cannot be read, or there is no such CPU.
+            GdbError: GDB cannot read it, or there is no such CPU.
         """
         return self._read("-vmd-per-cpu-ptr", f"{number} {address} {cpu}")
 
     def element(self, number: int, address: int, index: int) -> Snapshot:
-        """Return one of the things that a pointer points to, or that an array holds.
+        """Return an element of an array, or what a pointer points to at an index.
 
         Args:
             number: Layout of the pointer or array.
-            address: What the pointer holds, or where the array is.
-            index: Which one.
+            address: The value of the pointer, or the address of the array.
+            index: Index of the element.
 
         Raises:
-            GdbError: it cannot be read.
+            GdbError: GDB cannot read it.
         """
         return self._read("-vmd-element", f"{number} {address} {index}")
 
@@ -131,7 +131,7 @@ class Memory:
         """Return the bytes up to the first NUL, at most `limit`.
 
         Raises:
-            GdbError: they cannot be read.
+            GdbError: GDB cannot read them.
         """
         return base64.b64decode(self._ask(f"-vmd-string {address} {limit}", COMMAND_SECONDS)["data"])
 
@@ -145,7 +145,7 @@ class Memory:
             about = msgspec.json.decode(base64.b64decode(answer["about"]), type=_About)
         except (KeyError, ValueError, msgspec.MsgspecError) as error:
             raise GdbError(
-                "GDB's own part of vmdebug answers in another form", command=command, detail=str(error)
+                "the answer of vmdebug's part in GDB has an unknown form", command=command, detail=str(error)
             ) from error
         self.layouts.add(known, about.layouts)
         return Snapshot(base64.b64decode(answer["data"]), about.type, about.address, about.missing)

@@ -1,8 +1,7 @@
-"""GDB/MI lines as frozen records; the only module that knows pygdbmi.
+"""GDB/MI lines as frozen records; the only module that uses pygdbmi.
 
-Rests on "GDB/MI Output Syntax" in the GDB manual. A line is looked at twice: `read`
-says what it is, which is cheap and is all that routing needs; `payload` and `text`
-read what it carries, once, by whoever wants it.
+See "GDB/MI Output Syntax" in the GDB manual. A line is parsed in two steps: `read` finds out what it is,
+which is cheap and all that is needed to pass it on; `payload` and `text` parse the rest, for the receiver.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ CONSOLE, TARGET, LOG = "~", "@", "&"
 
 
 class Record(msgspec.Struct, frozen=True):
-    """One line of GDB's.
+    """One line of GDB.
 
     Args:
-        sigil: Which kind it is: `RESULT`, `EXEC`, `NOTIFY`, `CONSOLE`, `TARGET`, `LOG`.
-        token: Number of the command it answers; 0 where it answers none.
+        sigil: Its kind: `RESULT`, `EXEC`, `NOTIFY`, `CONSOLE`, `TARGET`, `LOG`.
+        token: Number of the command that it answers; 0 for none.
         name: Result class or async class: "done", "stopped"; "" for a stream.
-        line: The whole line, without its end.
+        line: The whole line, without the newline.
     """
 
     sigil: str
@@ -36,7 +35,7 @@ class Record(msgspec.Struct, frozen=True):
     line: str
 
     def payload(self) -> dict[str, Any]:
-        """Return what a result or async record carries: strings, lists and dicts.
+        """Return the values of a result or async record: strings, lists and dicts.
 
         Raises:
             GdbError: the line does not follow MI's grammar.
@@ -47,30 +46,30 @@ class Record(msgspec.Struct, frozen=True):
         if _PLAIN.fullmatch(self.line, start):
             items = _PLAIN_ITEM.findall(self.line, start)
             plain = dict(items)
-            if len(plain) == len(items):  # GDB repeats a name here and there; pygdbmi makes a list of those
+            if len(plain) == len(items):  # GDB sometimes repeats a name, of which pygdbmi makes a list
                 return plain
         if not _follows_grammar(self.line):
             raise GdbError("GDB wrote a line that is not MI", detail=self.line)
         return _parsed(self.line) or {}
 
     def text(self) -> str:
-        """Return what a stream record says; a string that is cut or badly escaped comes as it is."""
+        """Return the text of a stream record; a string that is cut or badly escaped is returned unparsed."""
         text = _parsed(self.line)
         return text if isinstance(text, str) else self.line[1:]
 
 
 PROMPT = b"(gdb) "
-"""What GDB writes after each answer and each event; it carries nothing."""
+"""GDB writes it after each answer and each event; it has no meaning."""
 
 _HEAD = re.compile(r"(\d*)(?:([\^*=])([\w-]+)(?=,|\s*$)|([~@&])(?=\"))")
 
 
 def read(raw: bytes) -> Record | None:
-    """Return the record that a whole line is; None for the prompt and for what isn't MI.
+    """Return the record of a whole line; None for the prompt and for a line that is not MI.
 
     Args:
-        raw: The line, with or without its end. GDB writes UTF-8, and its own escapes
-            for bytes that aren't; what slips through comes escaped.
+        raw: The line, with or without the newline. GDB writes UTF-8 and escapes other bytes; any that it does
+            not escape are escaped here.
     """
     line = raw.rstrip(b"\r\n").decode(errors="backslashreplace")
     head = _HEAD.match(line)
@@ -87,25 +86,25 @@ def quote(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """Return `text` for a command that takes all of its line as it is, as those made of CLI commands do."""
+    """Return `text` for a command that takes its rest unquoted, as those that are made of CLI commands do."""
     return " ".join(text.splitlines())
 
 
 def plain(text: str) -> str:
-    """Return `text` without the colours that GDB 18 gives to names in its errors, in MI as well."""
+    """Return `text` without the colours that GDB 18 puts into errors, also in MI."""
     return _COLOUR.sub("", text)
 
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
-# Most answers are one or two plain strings. Read by pygdbmi, `value="2"` alone takes a
-# fifth of what the command costs in all.
+# Most answers are one or two plain strings. To parse `value="2"`, pygdbmi takes a fifth of the time of the
+# command.
 _PLAIN_ITEM = re.compile(r',([\w-]+)="([^"\\]*)"')
 _PLAIN = re.compile(rf"(?:{_PLAIN_ITEM.pattern})*")
 
-# pygdbmi runs for ever on a record that is cut short, and guesses at others, so only
-# lines that follow the grammar reach it: strings become `"`, then each pass takes
-# the innermost brackets away, until nothing but `,name="` is left.
+# pygdbmi loops for ever on a record that is cut short, and misreads others, so it gets only lines that follow
+# the grammar. To check that, strings become `"`, and each pass removes the innermost brackets until only
+# `,name="` is left.
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 _ITEM = r'(?:[^\s"=,{}\[\]]+=)?"'
 _BRACKETS = re.compile(rf"\{{(?:{_ITEM}(?:,{_ITEM})*)?\}}|\[(?:{_ITEM}(?:,{_ITEM})*)?\]")
@@ -123,7 +122,7 @@ _ESCAPE = re.compile(r"\\(?:([0-3][0-7]{2}|['\"\\abefnrt])|(.?))")
 
 
 def _parsed(line: str) -> Any:
-    """Return pygdbmi's payload; where it refuses an escape, that escape is taken literally."""
+    """Return pygdbmi's payload; an escape that it refuses is taken literally."""
     with contextlib.suppress(ValueError):
         return _by_pygdbmi(line)
     literal = _ESCAPE.sub(lambda found: found[0] if found[1] else f"\\\\{found[2]}", line)
