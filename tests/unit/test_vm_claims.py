@@ -102,7 +102,7 @@ def _cleared(runtime: Path) -> Iterator[None]:
 def test_a_claimed_directory_says_from_the_start_whose_it_is() -> None:
     directory = claim("vm")
     assert state.read_launching(directory.launching) == Launching(launcher=me(), guardian=GONE)
-    assert claims.look(directory).tenancy == "launching"
+    assert claims.look(directory).use == "launching"
 
 
 def test_a_prewarmed_vm_is_marked_from_the_start() -> None:
@@ -318,7 +318,7 @@ def test_none_at_all() -> None:
 
 def test_one_that_is_being_started_is_not_there_yet() -> None:
     claim("vm")
-    with pytest.raises(StateError, match="is not there yet"):
+    with pytest.raises(StateError, match="has not started yet"):
         registry.find("vm")
     assert registry.every() == []
     assert (rundir.runtime() / "vm").is_dir()

@@ -70,13 +70,13 @@ def test_another_layout_is_said_to_be_one(tmp_path: Path) -> None:
     path.write_bytes(guest.encode(newer))
     with pytest.raises(VmdebugError) as caught:
         state.read(path)
-    assert f"is of layout {state.LAYOUT + 1}" in caught.value.message
+    assert f"has layout {state.LAYOUT + 1}" in caught.value.message
     assert str(tmp_path) in caught.value.hint
 
 
 def test_an_older_layout_without_todays_fields_is_said_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text('{"layout": 0, "pid": 7}')
-    with pytest.raises(VmdebugError, match="is of layout 0"):
+    with pytest.raises(VmdebugError, match="has layout 0"):
         state.read(tmp_path / "state.json")
 
 

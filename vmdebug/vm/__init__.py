@@ -1,6 +1,6 @@
-"""The running VM: its command line, accelerator, run directory, QMP, console and end.
+"""Running VMs: QEMU's command line, the accelerator, run directories, QMP, snapshots and clones.
 
-What stands here is imported when it is first used: to find a VM needs nothing of what starts one.
+The names of this package are imported when they are first used: finding a VM does not import what starts one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What this process started and left running: kept, so that it can be reaped when it ends.
+"""The children of this process that it leaves running: kept here until they have ended and are reaped.
 
-A QEMU that ends while the Python that started it lives on stays a zombie until it
-is waited for, and a `Popen` that is dropped before that complains.
+A QEMU that ends before the Python that started it stays a zombie until it is waited for, and a `Popen` that
+is deleted before that writes a warning.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def adopt(child: Child) -> None:
 
 
 def reap() -> None:
-    """Reap the children that have ended; waits for none."""
+    """Reap the children that have ended, without waiting for any."""
     with _lock:
         _ended.update({child.pid: child.returncode for child in _started if child.poll() is not None})
         _started[:] = [child for child in _started if child.returncode is None]
 
 
 def status(pid: int) -> int | None:
-    """Return how a child ended, negative: by a signal; None for one that runs, or was none of ours."""
+    """Return a child's exit status, negative for a signal; None where it runs or is not ours."""
     reap()
     with _lock:
         return _ended.get(pid)

@@ -1,7 +1,6 @@
-"""Who has a run directory: claiming one, looking at one, clearing one that nobody needs.
+"""Who uses a run directory: claims one, looks at one, and clears one that nobody uses.
 
-All of it happens with RUNTIME locked, so a launch that is going on is never
-taken for one that was cut short.
+All of this happens with RUNTIME locked, so a launch in progress is never mistaken for one that was killed.
 """
 
 from __future__ import annotations
@@ -23,52 +22,52 @@ from vmdebug.vm import children, rundir, state
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import Launching, State
 
-Tenancy = Literal["running", "launching", "ended", "held", "orphan", "unreadable"]
-"""What a run directory is.
+Use = Literal["running", "launching", "ended", "held", "orphan", "unreadable"]
+"""How a run directory is used.
 
-running: QEMU lives, and so does its owner if it has one.
-launching: somebody is starting it.
-ended: QEMU has gone, nobody has been told yet.
-held: QEMU has gone, and its owner may still read the logs.
-orphan: cut short in its launch, or its owner has gone; to be cleared.
-unreadable: another vmdebug's, and QEMU lives.
+running: QEMU runs, and so does its owner if it has one.
+launching: a process is starting it.
+ended: QEMU has ended, and no command has listed that yet.
+held: QEMU has ended, and its owner may still read the logs.
+orphan: its launch was killed, or its owner has ended; to be cleared.
+unreadable: another vmdebug made it, and QEMU runs.
 """
 
 GUARDIAN_SECONDS = 10.0
-"""How long a guardian may take over its work before it is done for it."""
+"""How long a guardian may take to end a VM before this process does that."""
 
 LEADER_SECONDS = 3.0
-"""How long a runner script may go on after its QEMU."""
+"""How long a runner script may run after its QEMU has ended."""
 
 KILL_SECONDS = 10.0
 """How long a killed QEMU may take to end: the kernel frees its memory first."""
 
 
-class Tenant(msgspec.Struct, frozen=True):
-    """Who has a run directory.
+class Entry(msgspec.Struct, frozen=True):
+    """A run directory and who uses it.
 
     Args:
         rundir: The directory.
-        tenancy: What it is.
-        state: Its VM's state, where there is one that can be read.
-        launching: Who makes it, where that was written.
+        use: How it is used.
+        state: Its VM's state, where that is there and can be read.
+        launching: The processes that make it, where that was written.
         problem: Why the state cannot be read.
     """
 
     rundir: RunDir
-    tenancy: Tenancy
+    use: Use
     state: State | None = None
     launching: Launching | None = None
     problem: VmdebugError | None = None
 
     @property
     def prewarmed(self) -> bool:
-        """Whether it waits for somebody to need it."""
+        """Whether it was made before it is needed: see `vmdebug.vm.clones.prewarmed`."""
         return self.launching is not None and self.launching.prewarmed
 
     def describe(self) -> str:
-        """Say who it is, with the pid of the process to look at."""
-        if self.state is not None and self.tenancy == "running":
+        """Return in words who uses it, with the pid of the process to look at."""
+        if self.state is not None and self.use == "running":
             return f"its QEMU has pid {self.state.pid}"
         if self.state is not None and self.state.owner is not None:
             return f"it has ended, and process {self.state.owner.pid} still holds it"
@@ -77,21 +76,21 @@ class Tenant(msgspec.Struct, frozen=True):
         return f"see {self.rundir.path}"
 
 
-def look(directory: RunDir) -> Tenant:
-    """Find out who has a directory that exists."""
+def look(directory: RunDir) -> Entry:
+    """Return who uses a directory that exists."""
     launching = state.read_launching(directory.launching)
     try:
         found = state.read(directory.state)
     except VmdebugError as problem:
         alive = _recorded_qemu(directory) is not None
-        return Tenant(directory, "unreadable" if alive else "orphan", None, launching, problem)
+        return Entry(directory, "unreadable" if alive else "orphan", None, launching, problem)
     if found is None:
         going_on = launching is not None and launching.launcher.alive()
-        return Tenant(directory, "launching" if going_on else "orphan", None, launching)
-    return Tenant(directory, _tenancy(found), found, launching)
+        return Entry(directory, "launching" if going_on else "orphan", None, launching)
+    return Entry(directory, _use(found), found, launching)
 
 
-def _tenancy(found: State) -> Tenancy:
+def _use(found: State) -> Use:
     if found.owner is not None and not found.owner.alive():
         return "orphan"
     if found.qemu.alive():
@@ -108,18 +107,18 @@ def claim(
     prewarmed: bool = False,
     deadline: Deadline,
 ) -> RunDir:
-    """Make a run directory that is this process's from the first moment.
+    """Make a run directory; it is recorded as this process's from its first moment.
 
     Args:
-        name: What the VM shall be called.
-        exact: Whether another name will not do; otherwise -2, -3, … is added to one that is taken.
-        guardian: Told about later, recorded now.
-        scratch: Whether the VM needs a scratch directory; it is made too.
-        prewarmed: Whether nobody needs it yet.
-        deadline: Until when to wait for another vmdebug's launch or clearing.
+        name: The VM's name.
+        exact: Whether the name must not change; otherwise -2, -3, … is added to one that is taken.
+        guardian: The process that removes the directory if this process ends; recorded in it.
+        scratch: Whether to make a scratch directory as well.
+        prewarmed: Whether the VM is made before it is needed.
+        deadline: How long to wait for another vmdebug that launches or clears a VM.
 
     Raises:
-        UsageError: the name cannot be one, or is taken.
+        UsageError: the name is invalid or taken.
         HostError: a directory cannot be made, is not private, or there is no space.
     """
     rundir.check_name(name)
@@ -139,16 +138,16 @@ def _candidates(name: str, *, exact: bool) -> Iterator[str]:
 
 
 def _vacant(directory: RunDir, *, exact: bool) -> bool:
-    """Say whether the directory may be made, after clearing what nobody needs; if it must be: UsageError."""
+    """Return whether the directory can be made; clear an unused one, and raise UsageError for a used one if `exact`."""
     if not os.path.lexists(directory.path):
         return True
-    tenant = look(directory)
-    if tenant.tenancy in ("ended", "orphan"):
-        clear(tenant)
+    entry = look(directory)
+    if entry.use in ("ended", "orphan"):
+        clear(entry)
         return True
     if exact:
         raise UsageError(
-            f"there is a VM named {directory.name} already: {tenant.describe()}",
+            f"there is a VM named {directory.name} already: {entry.describe()}",
             hint=f"end it: vmdebug stop {directory.name}  or give this one another name: {option('name')}",
         )
     return False
@@ -169,27 +168,27 @@ def _take(directory: RunDir, *, guardian: ProcessRef, scratch: bool, prewarmed: 
         raise
 
 
-def clear(tenant: Tenant) -> None:
-    """Kill what is left of a VM and remove its directories; RUNTIME is locked.
+def clear(entry: Entry) -> None:
+    """Kill a VM's remaining processes and remove its directories. RUNTIME has to be locked.
 
     Raises:
         HostError: a process does not end, or a directory cannot be removed.
     """
-    launching = tenant.launching
+    launching = entry.launching
     if launching is not None:
         _outwait(launching)
-    qemu = tenant.state.qemu if tenant.state is not None else _recorded_qemu(tenant.rundir)
-    leader = tenant.state.leader if tenant.state is not None else qemu
+    qemu = entry.state.qemu if entry.state is not None else _recorded_qemu(entry.rundir)
+    leader = entry.state.leader if entry.state is not None else qemu
     if qemu is not None and leader is not None:
         kill(qemu, leader)
     children.reap()
     if launching is not None and launching.scratch is not None:
         rundir.remove(launching.scratch)
-    rundir.remove(tenant.rundir.path)
+    rundir.remove(entry.rundir.path)
 
 
 def kill(qemu: ProcessRef, leader: ProcessRef) -> None:
-    """End what is left of a VM's processes, and wait for it.
+    """Kill a VM's remaining processes and wait until they have ended.
 
     Raises:
         HostError: QEMU does not end.
@@ -197,38 +196,38 @@ def kill(qemu: ProcessRef, leader: ProcessRef) -> None:
     qemu.signal(signal.SIGKILL)
     if not qemu.wait(KILL_SECONDS):
         raise HostError(
-            f"QEMU, process {qemu.pid}, does not end, not even by SIGKILL",
+            f"QEMU, process {qemu.pid}, does not end on SIGKILL",
             hint=f"it hangs in the host's kernel: see /proc/{qemu.pid}/stack",
         )
-    # A runner script that did not exec QEMU may tidy up; what it left in its session ends here.
+    # A runner script that did not exec QEMU may clean up first; then its session is killed.
     leader.wait(LEADER_SECONDS)
     leader.signal_group(signal.SIGKILL)
     leader.wait(KILL_SECONDS)
 
 
 def discard(directory: RunDir, ended: State) -> None:
-    """Clear the directory of a VM that has ended, unless a later VM has it by now.
+    """Clear the directory of a VM that has ended, unless a later VM uses it.
 
     Raises:
         HostError: see `clear`.
-        DeadlineError: another vmdebug held RUNTIME all the time.
+        DeadlineError: another vmdebug had RUNTIME locked all the time.
     """
     if not os.path.lexists(directory.path):
         return
     with rundir.locked(Deadline.after(KILL_SECONDS)):
         if not os.path.lexists(directory.path):
             return
-        tenant = look(directory)
-        if tenant.state == ended:
-            clear(tenant)
+        entry = look(directory)
+        if entry.state == ended:
+            clear(entry)
 
 
 def _outwait(launching: Launching) -> None:
-    """Wait until the guardian has ended: were it still at work, it could remove a later VM's directory."""
+    """Wait until the guardian has ended: it could still remove a later VM's directory."""
     guardian = launching.guardian
     if not guardian.alive():
         return
-    # With its owner gone it is about to end by itself; otherwise it waits for an end that is here already.
+    # If its owner has ended, it is ending the VM and then itself; otherwise it still waits for the owner.
     at_work = not launching.launcher.alive()
     if at_work and guardian.wait(GUARDIAN_SECONDS):
         return
@@ -240,7 +239,7 @@ def _outwait(launching: Launching) -> None:
 
 
 def _recorded_qemu(directory: RunDir) -> ProcessRef | None:
-    """Return the process of the pidfile, if it is this VM's QEMU: its command line names the pidfile."""
+    """Return the process of the pidfile if it is this VM's QEMU, whose command line names the pidfile."""
     try:
         pid = int(directory.pidfile.read_text())
         found = ProcessRef.of(pid)

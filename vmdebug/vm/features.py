@@ -1,6 +1,6 @@
-"""What a QEMU has, asked of itself and remembered while its file stays as it is.
+"""The features of a QEMU: what its own help lists, cached until its file changes.
 
-Versions are not compared: distributions leave devices out, and add some.
+Versions are not compared: distributions remove devices and add some.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ PROBE_SECONDS = 20.0
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
-    """What a QEMU has. The default is the least, for one that cannot be asked.
+    """The features of a QEMU. The defaults are the minimum, for a QEMU that cannot be asked.
 
     Args:
-        version: As it calls itself; "" where unknown.
-        pvpanic: The device by which a guest tells that it panics, or "".
-        vmcoreinfo: Whether there is the device by which a guest describes its memory for dumps.
-        rng: Whether there is virtio-rng-pci.
-        actions: Whether `-action` says what a panic leads to.
-        vmgenid: Whether there is the device by which a guest learns that it is a copy.
+        version: Its version; "" where unknown.
+        pvpanic: The device by which a guest reports a panic, or "".
+        vmcoreinfo: Whether it has the device by which a guest describes its memory for dumps.
+        rng: Whether it has virtio-rng-pci.
+        actions: Whether it has `-action panic=…`.
+        vmgenid: Whether it has the device by which a guest notices that it is a copy.
     """
 
     version: str = ""
@@ -40,7 +40,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(options: str, devices: str) -> Features:
-    """Return what QEMU's own help says.
+    """Return the features that QEMU's help lists.
 
     Args:
         options: What `-help` prints.
@@ -48,7 +48,7 @@ def parse(options: str, devices: str) -> Features:
     """
     known = set(re.findall(r'^name "([^"]+)"', devices, re.MULTILINE))
     version = re.search(r"version (\S+)", options)
-    # On the PCI bus a kernel finds it without ACPI tables; the ISA one is all that QEMU < 6.0 has.
+    # A kernel finds the PCI device without ACPI tables; QEMU < 6.0 has only the ISA device.
     panic = next((name for name in ("pvpanic-pci", "pvpanic") if name in known), "")
     return Features(
         version=version[1] if version else "",
@@ -61,7 +61,7 @@ def parse(options: str, devices: str) -> Features:
 
 
 def of(qemu: Path, *, deadline: Deadline) -> Features:
-    """Return what a QEMU has.
+    """Return the features of a QEMU.
 
     Raises:
         HostError: it does not run.
@@ -82,7 +82,7 @@ def _output(qemu: Path, words: str, deadline: Deadline) -> str:
     if done.status != 0:
         raise HostError(
             f"`{qemu.name} {words}` ended with status {done.status}",
-            hint="this QEMU does not run: install it anew, or put another first on PATH",
+            hint="reinstall it, or put another QEMU first on PATH",
             detail=process.tail(done.stderr or done.stdout),
         )
     return done.stdout

@@ -1,21 +1,17 @@
-"""The guardian: a small process that ends a VM when its owner is gone, however it went.
+"""The guardian: a small process that ends a VM when the VM's owner has ended, by SIGKILL as well.
 
-It reads orders from a pipe. A line says what to remove or whom to kill; the
-pipe's end, without `release` before it, is the order to do so. The kernel closes
-the owner's side of the pipe whatever happens to the owner, SIGKILL included.
+It reads orders from a pipe. Each line says what to remove or which group to kill; it does that at the pipe's
+end, unless it reads `release` before. The kernel closes the owner's end of the pipe however the owner ends.
 
-Two more properties rest on who holds which end of a pipe:
+Two more properties depend on which process has which end of a pipe open:
 
-- What is started says `group PID` itself, before it becomes QEMU, and holds the
-  orders' writing end until then: an owner killed in between leaves a guardian
-  that knows whom to kill.
-- Everything started inherits the writing end of a second pipe, the lifeline. Its
-  end tells the guardian that the last of them has gone, so that a pid is never
-  signalled after the kernel gave it away.
+- A started program writes `group PID` itself, before it becomes QEMU, and has the orders' writing end open
+  until then. If the owner is killed in between, the guardian still knows which group to kill.
+- Every started program inherits the writing end of a second pipe, the lifeline. Its end tells the guardian
+  that the last of them has ended, so that it never signals a pid that the kernel has reused.
 
-Every launch is guarded; a detached VM is released from its guardian once it runs.
-An owner that forks without exec hands its end to the child: then the VM lives
-until both are gone.
+Every launch has a guardian; a detached VM's guardian is released once the VM runs. An owner that forks
+without exec passes its end of the pipe to the child: then the VM runs until both have ended.
 """
 
 from __future__ import annotations
@@ -30,7 +26,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.process import Child, ProcessRef
 
 END_SECONDS = 15.0
-"""More than the guardian takes to end a VM and to remove its directory."""
+"""Longer than the guardian takes to end a VM and remove its directory."""
 
 _RELEASE_SECONDS = 5.0
 
@@ -57,7 +53,7 @@ _ANNOUNCE = 'echo "group $$" && exec "$@" >&2'
 
 
 class Guardian:
-    """One guardian, alive from `start` to `release` or `end`."""
+    """A guardian; it runs from `start` to `release` or `end`."""
 
     def __init__(self, child: Child, ref: ProcessRef, orders: int, lifeline: int) -> None:
         self.ref = ref
@@ -67,7 +63,7 @@ class Guardian:
 
     @classmethod
     def start(cls) -> Guardian:
-        """Start one; the VM is started through it.
+        """Start a guardian, through which the VM is started.
 
         Raises:
             HostError: there is no `sh`.
@@ -90,13 +86,13 @@ class Guardian:
         return cls(child, ref, orders, lifeline)
 
     def remove(self, path: Path) -> None:
-        """Have a directory removed when the owner is gone."""
+        """Order it to remove a directory when the owner has ended."""
         self._order(f"remove {path}")
 
     def spawn(
         self, argv: Sequence[str], *, env: Mapping[str, str], log: Path, pass_fds: Sequence[int] = ()
     ) -> Child:
-        """Start the VM's program in a session of its own, as one that ends with the owner.
+        """Start the VM's program in a session of its own; it ends with the owner.
 
         Args:
             argv: Program and arguments.
@@ -118,19 +114,19 @@ class Guardian:
             )
 
     def release(self) -> None:
-        """Dismiss it: the VM stays, or has ended and was cleared by others."""
+        """End the guardian without its work: the VM stays, or has ended and is cleared by others."""
         try:
             self._order("release")
         except BrokenPipeError:
-            pass  # somebody killed it: gone is gone
+            pass  # it was killed
         finally:
             self._leave()
 
     def end(self, deadline: Deadline) -> None:
-        """Have it end the VM and remove the directories, and wait until that is done.
+        """Make it end the VM and remove the directories, and wait for that.
 
         Raises:
-            DeadlineError: it is not done yet; the guardian goes on.
+            DeadlineError: it has not finished; it continues.
         """
         self._close_pipes()
         if not self.ref.wait(deadline.left("the VM to end")):

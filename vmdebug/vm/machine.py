@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Status = Literal["halted", "running", "paused", "panicked", "exited"]
 """halted: at the reset vector. paused: stopped anywhere else, by GDB or by QEMU. exited: QEMU has gone."""
 
-Rung = Literal["gone", "quit", "SIGTERM", "SIGKILL"]
+EndedBy = Literal["gone", "quit", "SIGTERM", "SIGKILL"]
 """What ended a VM: nothing, for it had gone; QMP's `quit`; or a signal."""
 
 QMP_SECONDS = 10.0
@@ -38,7 +38,7 @@ SNAPSHOT_SECONDS = 60.0
 """How long one snapshot may take; 0.1 s is usual for 256 MB."""
 
 QUIT_SECONDS = 5.0
-"""How long QEMU may take over each rung of its end before the next, harder one."""
+"""How long QEMU may take over each ended_by of its end before the next, harder one."""
 
 _RUNSTATES: dict[str, Status] = {
     "prelaunch": "halted",
@@ -313,7 +313,7 @@ class Vm:
         self._guardian.release()
         self._guardian = None
 
-    def stop(self, *, force: bool = False, timeout: float = 4 * QUIT_SECONDS) -> Rung:
+    def stop(self, *, force: bool = False, timeout: float = 4 * QUIT_SECONDS) -> EndedBy:
         """End it and leave nothing behind.
 
         Args:
@@ -326,7 +326,7 @@ class Vm:
         Raises:
             HostError: it does not end, not even by SIGKILL, or its directory cannot be removed.
         """
-        rung = self._descend(force=force, deadline=Deadline.after(timeout))
+        ended_by = self._end(force=force, deadline=Deadline.after(timeout))
         claims.kill(self.state.qemu, self.state.leader)
         if self._guardian is not None:
             self._guardian.release()
@@ -334,10 +334,10 @@ class Vm:
         self._ended = self._ended or self._end_status()
         claims.discard(self.rundir, self.state)
         children.reap()
-        return rung
+        return ended_by
 
-    def _descend(self, *, force: bool, deadline: Deadline) -> Rung:
-        """Ask QEMU to end, gently first; return the last rung where only SIGKILL is left."""
+    def _end(self, *, force: bool, deadline: Deadline) -> EndedBy:
+        """Ask QEMU to end, gently first; return the last ended_by where only SIGKILL is left."""
         qemu = self.state.qemu
         if not qemu.alive():
             return "gone"

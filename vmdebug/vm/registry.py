@@ -1,4 +1,4 @@
-"""The VMs of this user: found by name, listed, and cleared of what killed processes left."""
+"""The VMs of this user: finds them by name, lists them, and removes what killed processes left."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from vmdebug.channel.serial import panic
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
 from vmdebug.vm import claims, rundir, template_registry
-from vmdebug.vm.claims import Tenant
+from vmdebug.vm.claims import Entry
 from vmdebug.vm.machine import Status, Vm
 from vmdebug.vm.rundir import RunDir
 
 SECONDS = 30.0
-"""How long looking may take: another vmdebug may be clearing something just now."""
+"""How long a search may take: another vmdebug may be clearing a VM."""
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """What was found.
+    """The VMs of this user.
 
     Args:
-        vms: All VMs, by name; those that have ended are listed once, their directories are gone.
-        problems: Why others cannot be read.
+        vms: All VMs, sorted by name; one that has ended is listed once, and its directory is removed.
+        problems: Why the state of further VMs cannot be read.
     """
 
     vms: tuple[Vm, ...]
@@ -33,38 +33,38 @@ class Survey(msgspec.Struct, frozen=True):
 
 
 def every(*, deadline: Deadline | None = None) -> list[Vm]:
-    """Return all VMs of this user, by name; one that has ended is listed once, and its directory is removed.
+    """Return all VMs of this user, sorted by name; one that has ended is listed once and then removed.
 
     Raises:
         HostError: the runtime directory is not private, or something in it cannot be removed.
-        DeadlineError: another vmdebug held it all the time.
+        DeadlineError: another vmdebug had it locked all the time.
     """
     return list(sweep(deadline=deadline).vms)
 
 
 def sweep(*, deadline: Deadline | None = None) -> Survey:
-    """Clear what killed launches, owners and QEMUs left, and say what there is; see `every`."""
+    """Remove what killed launches, owners and QEMUs left, and return all VMs; see `every`."""
     template_registry.sweep()
     vms: list[Vm] = []
     problems: list[VmdebugError] = []
-    with _tenants(deadline) as tenants:
-        for tenant in tenants:
-            match tenant:
-                case Tenant(tenancy="running" | "held", state=state) if state is not None:
-                    vms.append(Vm(tenant.rundir, state))
-                case Tenant(tenancy="ended", state=state) if state is not None:
-                    ended: Status = "panicked" if panic.seen(tenant.rundir.console_log) else "exited"
-                    vms.append(Vm(tenant.rundir, state, ended=ended))
-                    claims.clear(tenant)
-                case Tenant(tenancy="orphan"):
-                    claims.clear(tenant)
-                case Tenant(problem=VmdebugError() as problem):
+    with _entries(deadline) as entries:
+        for entry in entries:
+            match entry:
+                case Entry(use="running" | "held", state=state) if state is not None:
+                    vms.append(Vm(entry.rundir, state))
+                case Entry(use="ended", state=state) if state is not None:
+                    ended: Status = "panicked" if panic.seen(entry.rundir.console_log) else "exited"
+                    vms.append(Vm(entry.rundir, state, ended=ended))
+                    claims.clear(entry)
+                case Entry(use="orphan"):
+                    claims.clear(entry)
+                case Entry(problem=VmdebugError() as problem):
                     problems.append(problem)
     return Survey(tuple(vms), tuple(problems))
 
 
 def names() -> list[str]:
-    """Return the names of what is there, changing nothing: for completion in a shell."""
+    """Return the names of all VMs without changing anything: for completion in a shell."""
     with contextlib.suppress(OSError):
         return sorted(entry.name for entry in os.scandir(rundir.runtime()) if _is_vm(entry))
     return []
@@ -74,30 +74,30 @@ def find(name: str | None = None, *, deadline: Deadline | None = None) -> Vm:
     """Return a VM by its name; one that has ended is found until `every` has listed it.
 
     Args:
-        name: Its name; None takes the only one that runs, or the only one that has ended. One that waits
-            for somebody to need it is not meant.
-        deadline: Until when to wait for another vmdebug.
+        name: Its name; None means the only one that runs, or the only one that has ended. Prewarmed VMs are
+            ignored then.
+        deadline: How long to wait for another vmdebug.
 
     Raises:
-        UsageError: there is none of that name, or several and no name; the hint has those there are.
+        UsageError: no VM has that name, or there are several and no name was given; the hint lists them.
         StateError: it is being started.
         VmdebugError: another vmdebug started it, and its state cannot be read.
     """
     if name is not None:
         rundir.check_name(name)
-    with _tenants(deadline) as found:
-        tenants = [tenant for tenant in found if not _cleared(tenant)]
+    with _entries(deadline) as found:
+        entries = [entry for entry in found if not _cleared(entry)]
     if name is None:
-        return _only([tenant for tenant in tenants if not tenant.prewarmed])
-    for tenant in tenants:
-        if tenant.rundir.name == name:
-            return _vm(tenant)
-    raise UsageError(f"there is no VM named {name}", hint=_known(tenants))
+        return _only([entry for entry in entries if not entry.prewarmed])
+    for entry in entries:
+        if entry.rundir.name == name:
+            return _vm(entry)
+    raise UsageError(f"there is no VM named {name}", hint=_known(entries))
 
 
 @contextlib.contextmanager
-def _tenants(deadline: Deadline | None) -> Iterator[list[Tenant]]:
-    """Hold RUNTIME, unless there is none, and tell who is in it."""
+def _entries(deadline: Deadline | None) -> Iterator[list[Entry]]:
+    """Lock RUNTIME, if it exists, and yield its entries."""
     if not os.path.lexists(rundir.runtime()):
         yield []
         return
@@ -111,16 +111,16 @@ def _is_vm(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
 
 
-def _cleared(tenant: Tenant) -> bool:
-    if tenant.tenancy == "orphan":
-        claims.clear(tenant)
+def _cleared(entry: Entry) -> bool:
+    if entry.use == "orphan":
+        claims.clear(entry)
         return True
     return False
 
 
-def _only(tenants: list[Tenant]) -> Vm:
-    live = [tenant for tenant in tenants if tenant.tenancy not in ("ended", "held")]
-    candidates = live or tenants
+def _only(entries: list[Entry]) -> Vm:
+    live = [entry for entry in entries if entry.use not in ("ended", "held")]
+    candidates = live or entries
     if not candidates:
         raise UsageError("no VM runs", hint="start one: vmdebug start")
     if len(candidates) > 1:
@@ -128,17 +128,17 @@ def _only(tenants: list[Tenant]) -> Vm:
     return _vm(candidates[0])
 
 
-def _vm(tenant: Tenant) -> Vm:
-    if tenant.problem is not None:
-        raise tenant.problem
-    if tenant.state is None:
+def _vm(entry: Entry) -> Vm:
+    if entry.problem is not None:
+        raise entry.problem
+    if entry.state is None:
         raise StateError(
-            f"{tenant.rundir.name} is not there yet: {tenant.describe()}",
+            f"{entry.rundir.name} has not started yet: {entry.describe()}",
             hint="wait for its `start` to return",
         )
-    return Vm(tenant.rundir, tenant.state)
+    return Vm(entry.rundir, entry.state)
 
 
-def _known(tenants: list[Tenant]) -> str:
-    there = ", ".join(tenant.rundir.name for tenant in tenants)
+def _known(entries: list[Entry]) -> str:
+    there = ", ".join(entry.rundir.name for entry in entries)
     return f"there is: {there}" if there else "start one: vmdebug start"

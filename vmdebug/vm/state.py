@@ -1,4 +1,4 @@
-"""What a run directory says about its VM, as frozen values in JSON."""
+"""A run directory's files about its VM: frozen values in JSON."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vmdebug.process import ProcessRef
 from vmdebug.vm import rundir
 
 LAYOUT = 1
-"""Raised with every change to `State` that an older reader would misread."""
+"""Increased with every change to `State` that an older vmdebug would misread."""
 
 
 class Launching(msgspec.Struct, frozen=True, kw_only=True):
-    """Who makes a VM; written before anything else, so that a launch cut short can be cleared.
+    """The processes that make a VM; written first, so that a launch that was killed can be cleared.
 
     Args:
-        launcher: The process that starts it.
-        guardian: The process that ends it with its owner; gone once a detached VM runs.
-        scratch: Directory outside the run directory that goes with it, or None.
-        prewarmed: Whether it is made before somebody needs it: see `vmdebug.vm.clones.prewarmed`.
+        launcher: The process that starts the VM.
+        guardian: The process that ends the VM with its owner; it ends itself once a detached VM runs.
+        scratch: Directory outside the run directory that is removed with it, or None.
+        prewarmed: Whether the VM is made before it is needed: see `vmdebug.vm.clones.prewarmed`.
     """
 
     launcher: ProcessRef
@@ -39,17 +39,17 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         layout: Of this file; see `LAYOUT`.
-        spec: What was to be started; its name is the VM's.
+        spec: What was started; its name is the VM's.
         qemu: QEMU's process.
-        leader: What was started: QEMU, or a runner script that did not `exec` it. It leads their session.
+        leader: The leader of QEMU's session: QEMU, or a runner script that did not `exec` it.
         accel: The accelerator that QEMU uses.
-        reason: Why that one, in words.
-        argv: The command as it was started.
-        env: What was added to its environment.
-        owner: The process that the VM dies with; None for a detached one.
-        gdb: What `target remote` takes: a socket's path, or 127.0.0.1:PORT.
-        started_at: When, in seconds since the epoch.
-        clone_of: The VM whose memory it began with, or "".
+        reason: Why that accelerator, in words.
+        argv: The command.
+        env: The variables added to its environment.
+        owner: The process that the VM ends with; None for a detached VM.
+        gdb: The argument of GDB's `target remote`: a socket's path, or 127.0.0.1:PORT.
+        started_at: When it was started, in seconds since the epoch.
+        clone_of: The VM that it was cloned from, or "".
     """
 
     layout: int = LAYOUT
@@ -67,7 +67,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """What the VM is called."""
+        """The VM's name."""
         return self.spec.name
 
     @property
@@ -84,10 +84,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def write(path: Path, value: State | Launching) -> None:
-    """Write a value so that a reader sees all of it or nothing.
+    """Write a value atomically.
 
     Raises:
-        HostError: there is no space, or it cannot be written; nothing is left.
+        HostError: there is no space, or it cannot be written; no file is left.
     """
     temporary = path.with_suffix(".new")
     try:
@@ -100,14 +100,14 @@ def write(path: Path, value: State | Launching) -> None:
 
 
 def read_launching(path: Path) -> Launching | None:
-    """Return who makes a VM; None where that was not written."""
+    """Return the processes that make a VM; None where that was not written."""
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         return guest.decode(path.read_bytes(), Launching)
     return None
 
 
 def read(path: Path) -> State | None:
-    """Return a VM's state; None while there is none.
+    """Return a VM's state; None before it is written.
 
     Raises:
         VmdebugError: the file is of another layout, or damaged.
@@ -125,6 +125,6 @@ def read(path: Path) -> State | None:
             f"{path} is damaged: {error}", hint=f"end its QEMU if it runs, then remove {path.parent}"
         ) from error
     raise VmdebugError(
-        f"{path} is of layout {layout}, and this vmdebug reads layout {LAYOUT}",
+        f"{path} has layout {layout}, and this vmdebug reads layout {LAYOUT}",
         hint=f"use the vmdebug that started the VM; or end its QEMU and remove {path.parent}",
     )
