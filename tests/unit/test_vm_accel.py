@@ -60,7 +60,7 @@ def test_tcg_is_not_questioned(tmp_path: Path, host: Host) -> None:
 def test_a_kernel_that_speaks_is_the_proof(tmp_path: Path, host: Host, asked: Accel) -> None:
     choice = choose(asked, subject(tmp_path, LINE), host)
     assert choice.accel == "kvm"
-    assert choice.reason.startswith("the kernel's first line came after ")
+    assert choice.reason.startswith("the kernel wrote its first line after ")
 
 
 def test_the_proof_is_remembered_for_this_boot(tmp_path: Path, host: Host) -> None:
@@ -81,7 +81,9 @@ def test_a_silent_kernel_means_tcg_and_is_remembered(
     monkeypatch.setattr(accel, "BOOT_SECONDS", 0.3)
     of = subject(tmp_path, SILENT)
     for _ in range(2):
-        assert choose("auto", of, host) == Choice("tcg", "no KVM: the kernel said nothing for 0.3 s under it")
+        assert choose("auto", of, host) == Choice(
+            "tcg", "no KVM: the kernel wrote nothing for 0.3 s under it"
+        )
     assert boots(tmp_path) == 1
     with pytest.raises(HostError) as caught:
         choose("kvm", of, host)
@@ -148,7 +150,7 @@ def test_no_cpuinfo_is_no_flag(host: Host) -> None:
 
 
 def test_the_state_in_words_for_doctor(host: Host) -> None:
-    assert "opens and the CPU can" in accel.kvm_state(host)
+    assert "opens and the CPU supports it" in accel.kvm_state(host)
     with pytest.raises(HostError, match="is not there"):
         accel.kvm_state(msgspec.structs.replace(host, device=Path("/nowhere")))
 

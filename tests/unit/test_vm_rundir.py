@@ -107,7 +107,7 @@ def test_a_missing_xdg_runtime_dir_says_so(runtime: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime / "nowhere"))
     with pytest.raises(HostError) as caught, rundir.locked(soon()):
         pass
-    assert "names a directory that is not there" in caught.value.hint
+    assert "names a directory that does not exist" in caught.value.hint
     with pytest.raises(HostError):
         rundir.root()
 
@@ -131,7 +131,7 @@ def test_a_socket_path_may_have_107_bytes_and_not_108() -> None:
     longest.check()
     with pytest.raises(HostError) as caught:
         RunDir(Path(fits + "r")).check()
-    assert ".sock has a path of 108 bytes" in caught.value.message
+    assert ".sock has 108 bytes, and must not exceed 107" in caught.value.message
     assert "XDG_RUNTIME_DIR" in caught.value.hint
     assert "name=" in caught.value.hint
 

@@ -162,7 +162,7 @@ def test_the_kernels_variable_has_the_name_as_nixpkgs_writes_it(name: str, varia
 def test_a_kernel_path_that_the_script_would_split_is_refused(image: str) -> None:
     machine = RunnerMachine(script=MACHINE.script, system_name="v", kernel_override=True)
     changed = spec(kernel=Kernel(arch="x86_64", image=Path(image), origin="a test"))
-    with pytest.raises(UsageError, match="cannot be handed to a runner script"):
+    with pytest.raises(UsageError, match="cannot be passed to a runner script"):
         runner.environment(changed, machine, scratch=SCRATCH, inherited={})
 
 

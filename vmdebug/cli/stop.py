@@ -17,7 +17,7 @@ ENDED = {
     "SIGTERM": "stopped, by SIGTERM: QEMU did not answer",
     "SIGKILL": "killed",
 }
-"""What is said of each way in which a VM can end; see `vmdebug.vm.machine.EndedBy`."""
+"""The message for each way in which a VM ended; see `vmdebug.vm.machine.EndedBy`."""
 
 
 @app.command(

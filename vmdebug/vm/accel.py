@@ -1,9 +1,8 @@
-"""Which accelerator a VM gets, and why.
+"""Chooses a VM's accelerator, and says why.
 
-That /dev/kvm opens and makes virtual machines proves nothing: under a nested
-hypervisor without VMX or SVM a Linux guest can hang for ever before its first
-message, while QMP and the gdbstub answer as usual. So the kernel itself is
-booted to its first line, once for each boot of the host, QEMU and kernel.
+A /dev/kvm that opens and creates virtual machines does not prove that KVM works: under a nested hypervisor
+without VMX or SVM a Linux guest can hang before its first message, while QMP and the gdbstub answer as
+usual. So the kernel itself is booted to its first line, once for each boot of the host, QEMU and kernel.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ BOOT_SECONDS = 10.0
 """How long a kernel may take to its first line under KVM; 0.2 s is usual."""
 
 FIRST_LINE = b"Linux version "
-"""How a kernel begins; see linux_banner in its init/version.c."""
+"""The start of a kernel's first line; see linux_banner in its init/version.c."""
 
 
 def _instead() -> str:
@@ -51,7 +50,7 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Host(msgspec.Struct, frozen=True):
-    """Where the host tells about KVM; tests put other files there."""
+    """Where the host describes KVM; tests use other files."""
 
     device: Path = Path("/dev/kvm")
     cpuinfo: Path = Path("/proc/cpuinfo")
@@ -63,17 +62,17 @@ HOST = Host()
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
-    """How a kernel's boot to its first line went.
+    """The result of booting a kernel to its first line.
 
     Args:
-        seconds: How long it took; None when the line did not come.
+        seconds: How long it took; None where the line did not come.
     """
 
     seconds: float | None
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """What is to be accelerated.
+    """What to accelerate.
 
     Args:
         qemu: The emulator.
@@ -92,14 +91,14 @@ def choose(
     """Choose an accelerator.
 
     Args:
-        asked: What the user wants; `auto` takes KVM where a guest is seen to run.
-        subject: What is to be accelerated.
-        report: Told when a kernel is booted to find out.
-        deadline: For that boot, which takes `BOOT_SECONDS` at most.
-        host: Where to look.
+        asked: The user's choice; `auto` is KVM where a kernel boots under it, else TCG.
+        subject: What to accelerate.
+        report: Called when a kernel is booted to find out.
+        deadline: When to give up that boot, which takes `BOOT_SECONDS` at most.
+        host: Where the host describes KVM.
 
     Raises:
-        HostError: KVM was asked for and does not work here; the hint says how it could.
+        HostError: KVM was asked for and does not work here; the hint says how to make it work.
     """
     if asked == "tcg":
         return Choice("tcg", "asked for")
@@ -112,19 +111,19 @@ def choose(
 
 
 def kvm_state(host: Host = HOST) -> str:
-    """Return in words what speaks for KVM here, short of booting a kernel.
+    """Return in words why KVM may work here, without booting a kernel.
 
     Raises:
-        HostError: it cannot work; the hint says how it could.
+        HostError: it cannot work; the hint says how to make it work.
     """
     problem = obstacle(arches.native(), host)
     if problem is not None:
         raise problem
-    return f"{host.device} opens and the CPU can; a kernel's first line is the proof, at the first start"
+    return f"{host.device} opens and the CPU supports it; the first start proves it by booting a kernel"
 
 
 def obstacle(arch: Arch, host: Host = HOST) -> HostError | None:
-    """Return what keeps KVM from working that can be seen without starting a guest."""
+    """Return why KVM cannot work, as far as that shows without starting a guest."""
     if arch.name != host.machine:
         return HostError(
             f"no KVM: the guest's kernel is {arch.name}, and this host is {host.machine}",
@@ -153,14 +152,15 @@ def obstacle(arch: Arch, host: Host = HOST) -> HostError | None:
 
 
 def boot(command: Sequence[str], deadline: Deadline) -> Boot:
-    """Run a command until a kernel's first line comes from its stdout.
+    """Run a command until it writes a kernel's first line to stdout.
 
     Args:
-        command: As of `argv.probe`; it is ended on the way out.
+        command: The command line of `argv.probe`; it is ended in any case.
         deadline: When to give up.
 
     Raises:
-        HostError: it ended without that line; not remembered, for another hypervisor may have the CPU.
+        HostError: it ended without that line. The result is not cached: another hypervisor may use the CPU
+            just now.
     """
     started = time.monotonic()
     reading, writing = os.pipe()
@@ -182,13 +182,13 @@ def boot(command: Sequence[str], deadline: Deadline) -> Boot:
 
 
 def _proof(subject: Subject, report: Report, deadline: Deadline, host: Host) -> str:
-    """Return in words why KVM works, by booting the kernel under it or remembering how that went."""
+    """Return in words why KVM works, by booting the kernel under it or by the cached result of that."""
 
     def booting() -> Boot:
         report(Step("trying KVM", note=f"up to {BOOT_SECONDS:g} s"))
         command = argv.probe(qemu=subject.qemu, arch=subject.arch, accel="kvm", image=subject.image)
         found = boot(command, deadline.at_most(BOOT_SECONDS))
-        deadline.left("a kernel's first line under KVM")  # cut short says nothing about KVM
+        deadline.left("a kernel's first line under KVM")  # a boot that was cut short proves nothing
         return found
 
     problem = obstacle(subject.arch, host)
@@ -196,12 +196,12 @@ def _proof(subject: Subject, report: Report, deadline: Deadline, host: Host) -> 
         raise problem
     seconds = _remembered(subject, host, booting).seconds
     if seconds is None:
-        raise HostError(f"no KVM: the kernel said nothing for {BOOT_SECONDS:g} s under it", hint=_look())
-    return f"the kernel's first line came after {seconds:g} s under it"
+        raise HostError(f"no KVM: the kernel wrote nothing for {BOOT_SECONDS:g} s under it", hint=_look())
+    return f"the kernel wrote its first line after {seconds:g} s under it"
 
 
 def _remembered(subject: Subject, host: Host, booting: Callable[[], Boot]) -> Boot:
-    """Return how the boot goes with this kernel, this QEMU and this boot of the host."""
+    """Return the result of the boot for this kernel, this QEMU and this boot of the host."""
     try:
         changed = subject.qemu.stat().st_mtime_ns
         this_boot = host.boot_id.read_text().strip()
@@ -222,7 +222,7 @@ def _cpu_flags(host: Host) -> set[str]:
 
 
 def _read_until(fd: int, wanted: bytes, deadline: Deadline) -> bytes:
-    """Read until the bytes are there, nobody writes any more, or the deadline passes."""
+    """Read until the wanted bytes or the end of the file has come, or the deadline has passed."""
     said = b""
     while wanted not in said and not deadline.passed:
         readable, _, _ = select.select([fd], [], [], max(0.0, deadline.at - time.monotonic()))

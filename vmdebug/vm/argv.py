@@ -24,7 +24,7 @@ RealAccel = Literal["kvm", "tcg"]
 DiskFormat = Literal["qcow2", "raw"]
 
 GDB_CHARDEV = "gdb0"
-"""Id of the gdbstub's chardev; `query-chardev` tells its port."""
+"""Id of the gdbstub's chardev; `query-chardev` returns its port."""
 
 PROBE_MEMORY_MIB = 512
 
@@ -47,14 +47,12 @@ MACHINE = ("machine", "M")
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a guest's memory and state come from, where not from a boot.
-
-    Descriptors that QEMU inherits stand for files: what has no name is gone with its last user.
+    """Where a guest's memory and state come from, if not from a boot.
 
     Args:
-        ram: The file that holds the guest's RAM; None: QEMU's own memory.
-        shared: Whether what the guest writes goes into that file; otherwise it gets a page of its own
-            for each one that it writes to.
+        ram: Descriptor of the file with the guest's RAM, which QEMU inherits; None is QEMU's own memory.
+        shared: Whether the guest writes to that file; otherwise it gets a copy of each page that it writes
+            to.
         incoming: Whether QEMU waits, stopped, for a state to be loaded, instead of booting.
     """
 
@@ -67,7 +65,7 @@ BOOT = Origin()
 
 
 def check_extra(given: Options, *, qemu: str) -> None:
-    """Refuse QEMU arguments of the user that would undo vmdebug's own, or start no guest.
+    """Refuse QEMU arguments of the user that conflict with vmdebug's own, or start no guest.
 
     Raises:
         UsageError: the message names the argument, the hint says what to use instead.
@@ -115,10 +113,10 @@ def own(
         machine: Its `machine`.
         qemu: The emulator.
         arch: The kernel's architecture.
-        accel: The accelerator that was chosen.
+        accel: The chosen accelerator.
         rundir: Where its sockets and logs are.
-        features: What this QEMU has.
-        disk_format: Of `machine.disk`; None without a disk.
+        features: This QEMU's features.
+        disk_format: The format of `machine.disk`; None without a disk.
         origin: Where its memory and state come from.
     """
     given = qemuargs.parse(spec.qemu_args)
@@ -140,12 +138,12 @@ def own(
 
 
 def harness(spec: LaunchSpec, *, rundir: RunDir, features: Features, given: Options) -> tuple[str, ...]:
-    """Return what vmdebug adds to every guest: its lines to the VM, and how it ends.
+    """Return what vmdebug adds to every guest: console, monitors, gdbstub, debug devices, and how it ends.
 
     Args:
         spec: What to start.
         rundir: Where its sockets and logs are.
-        features: What this QEMU has.
+        features: This QEMU's features.
         given: The options of the user and of a runner; their devices are not added a second time.
     """
     return (
@@ -162,7 +160,7 @@ def harness(spec: LaunchSpec, *, rundir: RunDir, features: Features, given: Opti
 
 
 def probe(*, qemu: Path, arch: Arch, accel: RealAccel, image: Path) -> tuple[str, ...]:
-    """Return the command line that boots a kernel to its first line, on stdout, and nothing more.
+    """Return the command line that boots a kernel to its first line, which QEMU writes to stdout.
 
     The early console shows the line before the console's driver runs, where the kernel has one.
     """
@@ -191,12 +189,12 @@ def name(vm: str) -> tuple[str, ...]:
 
 
 def machine_type(arch: Arch, accel: RealAccel) -> tuple[str, ...]:
-    """Choose the machine, without the devices that QEMU adds when nobody asks."""
+    """Choose the machine, without QEMU's default devices."""
     return ("-nodefaults", "-no-user-config", "-machine", f"{arch.machine},accel={accel}")
 
 
 def cpu(arch: Arch, accel: RealAccel) -> tuple[str, ...]:
-    """Choose the CPU: under KVM the host's own, under TCG all that it can emulate."""
+    """Choose the CPU: under KVM the host's, under TCG one with all features that QEMU emulates."""
     return ("-cpu", "host" if accel == "kvm" else arch.cpu)
 
 
@@ -224,7 +222,7 @@ def memory(arch: Arch, memory_mib: int, origin: Origin) -> tuple[str, ...]:
 
 
 def incoming(origin: Origin) -> tuple[str, ...]:
-    """Have QEMU wait for a state; `migrate-incoming` of QMP says where it is."""
+    """Make QEMU wait for a state; QMP's `migrate-incoming` says where it is."""
     return ("-S", "-incoming", "defer") if origin.incoming else ()
 
 
@@ -245,7 +243,7 @@ def _disk(machine: OwnMachine, disk_format: DiskFormat | None) -> tuple[str, ...
 
 
 def disk(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
-    """Attach a disk image as the first virtio block device; what the guest writes stays in it."""
+    """Attach a disk image as the first virtio block device; the guest writes to it."""
     return (
         "-blockdev",
         f"driver=file,node-name=file0,filename={value(path)}",
@@ -257,9 +255,9 @@ def disk(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
 
 
 def throwaway(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
-    """Attach a disk image that stays as it is: what is written goes into a file in $TMPDIR, without a name.
+    """Attach a disk image that does not change: what the guest writes goes into an unnamed file in $TMPDIR.
 
-    See `snapshot` of `-drive` in QEMU's manual; `-blockdev` has no such thing.
+    See `snapshot` of `-drive` in QEMU's manual; `-blockdev` has no such option.
     """
     return (
         "-drive",
@@ -270,36 +268,37 @@ def throwaway(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
 
 
 def disk_format(head: bytes) -> DiskFormat:
-    """Tell a disk image's format by its first bytes.
+    """Return a disk image's format, by its first bytes.
 
-    The magic decides and not QEMU's own guess, which a guest can change by what it writes to a raw disk.
+    QEMU's own guess is not used: a guest can change that by what it writes to a raw disk.
     """
     return "qcow2" if head.startswith(_QCOW2_MAGIC) else "raw"
 
 
 def entropy(features: Features) -> tuple[str, ...]:
-    """Give the guest random numbers, so that nothing in it waits for them."""
+    """Give the guest a source of random numbers, so that no program in it waits for them."""
     return ("-device", "virtio-rng-pci") if features.rng else ()
 
 
 def generation(features: Features, given: Options) -> tuple[str, ...]:
-    """Let a kernel with CONFIG_VMGENID know that it is a copy, so that it draws new random numbers.
+    """Tell a kernel with CONFIG_VMGENID when it is a copy, so that it reseeds its random numbers.
 
-    See docs/specs/vmgenid.txt of QEMU; each QEMU has an id of its own, and says so after a load.
+    See docs/specs/vmgenid.txt of QEMU: each QEMU has an id of its own, and notifies the guest after a load.
     """
     wanted = features.vmgenid and "vmgenid" not in given.devices()
     return ("-device", "vmgenid,guid=auto") if wanted else ()
 
 
 def no_user_interface() -> tuple[str, ...]:
-    """Open no window and put no monitor where the serial port may be."""
+    """Open no window, and no monitor beside the serial port."""
     return ("-display", "none", "-monitor", "none")
 
 
 def console(rundir: RunDir) -> tuple[str, ...]:
-    """Put the first serial port on a socket, and all that the guest writes to it into a log as well.
+    """Put the first serial port on a socket, and log all that the guest writes to it.
 
-    What is in the log already stays: a clone's begins with its template's, and a restored snapshot is noted.
+    QEMU appends to the log: a clone's begins with its template's log, and loading a snapshot leaves a mark
+    in it.
     """
     line = f"socket,id=console0,path={value(rundir.console)},server=on,wait=off"
     log = f"logfile={value(rundir.console_log)},logappend=on"
@@ -309,7 +308,7 @@ def console(rundir: RunDir) -> tuple[str, ...]:
 def monitors(rundir: RunDir) -> tuple[str, ...]:
     """Open two QMP sockets, one for people and one for vmdebug: each serves one client at a time.
 
-    By `-qmp`, which every QEMU takes without a word: 11.1 warns that `-mon` is deprecated.
+    `-qmp` works in every QEMU; 11.1 warns that `-mon` is deprecated.
     """
     words: list[str] = []
     for number, path in enumerate((rundir.qmp, rundir.control)):
@@ -325,7 +324,7 @@ def monitors(rundir: RunDir) -> tuple[str, ...]:
 def gdbstub(rundir: RunDir, port: int | None) -> tuple[str, ...]:
     """Open the gdbstub, on a socket or on 127.0.0.1.
 
-    Never a bare `-s`: that listens on every interface, and who reaches it can run programs as the user.
+    Never a bare `-s`: that listens on every interface, and whoever connects can run programs as the user.
     """
     where = f"path={value(rundir.gdb)}" if port is None else f"host=127.0.0.1,port={port}"
     return (
@@ -337,10 +336,10 @@ def gdbstub(rundir: RunDir, port: int | None) -> tuple[str, ...]:
 
 
 def debug_devices(features: Features, given: Options) -> tuple[str, ...]:
-    """Add the devices by which a kernel tells that it panics, and where its memory dump is described.
+    """Add the devices by which a kernel reports a panic and describes its memory for dumps.
 
     Args:
-        features: What this QEMU has.
+        features: This QEMU's features.
         given: The options of the user and of a runner; QEMU allows one device of each kind.
     """
     there = given.devices()
@@ -350,7 +349,7 @@ def debug_devices(features: Features, given: Options) -> tuple[str, ...]:
 
 
 def ends(features: Features) -> tuple[str, ...]:
-    """Let a reboot end QEMU, and a panic stop the guest where it can be looked at."""
+    """Make a reboot end QEMU, and a panic stop the guest so that it can be examined."""
     return ("-no-reboot", *(("-action", "panic=pause") if features.actions else ()))
 
 

@@ -138,7 +138,7 @@ def _candidates(name: str, *, exact: bool) -> Iterator[str]:
 
 
 def _vacant(directory: RunDir, *, exact: bool) -> bool:
-    """Return whether the directory can be made; clear an unused one, and raise UsageError for a used one if `exact`."""
+    """Clear the directory if it is unused; return whether it can be made, or if `exact` raise UsageError."""
     if not os.path.lexists(directory.path):
         return True
     entry = look(directory)

@@ -1,4 +1,4 @@
-"""Starting a VM: from a frozen spec to a QEMU that answers, or to nothing at all."""
+"""Starts a VM: a spec becomes a QEMU that answers, or an error and nothing is left."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ _HINTS = (
     ),
     (r"annot set up guest memory|annot allocate memory", "give the guest less: {memory}"),
 )
-"""What QEMU says in its log, and what to do about it."""
+"""Messages in QEMU's log, and what to do about each."""
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """How a VM begins, where not by a boot of its own.
+    """How a VM starts, if not by a boot of its own.
 
     Args:
         origin: Where its memory and state come from.
-        fds: The descriptors that QEMU inherits for it.
-        log: What its console's log begins with.
-        means: What the host has for its spec, where that was found out before.
-        clone_of: The VM whose memory it begins with, or "".
-        prewarmed: Whether it is made before somebody needs it: see `vmdebug.vm.clones.prewarmed`.
+        fds: Descriptors that QEMU inherits.
+        log: The first bytes of its console's log.
+        means: What the host has for its spec, where that is known already.
+        clone_of: The VM that it is cloned from, or "".
+        prewarmed: Whether it is made before it is needed: see `vmdebug.vm.clones.prewarmed`.
     """
 
     origin: Origin = BOOT
@@ -72,7 +72,7 @@ FROM_BOOT = Start()
 
 
 class _Attempt(msgspec.Struct, frozen=True):
-    """One launch under way: what is started, where, and what became of it."""
+    """A launch in progress."""
 
     spec: LaunchSpec
     plan: Plan
@@ -94,17 +94,16 @@ def launch(
 
     Args:
         spec: What to start.
-        bound: Whether it dies with this process, even by SIGKILL; otherwise it stays.
-        report: Told what takes long.
-        deadline: Until when QEMU has to answer.
-        exact_name: Whether the spec's name is taken as it is; otherwise -2, -3, … is added to one that is
-            taken.
-        start: How it begins, where not by a boot of its own.
+        bound: Whether it ends with this process, even if that is killed.
+        report: Called with each step that takes long.
+        deadline: When QEMU has to answer.
+        exact_name: Whether the name must not change; otherwise -2, -3, … is added to one that is taken.
+        start: How it starts, if not by a boot of its own.
 
     Raises:
-        UsageError: the spec cannot be right, its name or its port is taken.
+        UsageError: the spec is wrong, or its name or port is taken.
         HostError: the machine lacks something: QEMU, KVM, space, a private runtime directory.
-        LaunchError: QEMU ended; the detail has its command line and its last words.
+        LaunchError: QEMU ended; the detail has its command line and the end of its log.
         DeadlineError: QEMU does not answer. In all these cases nothing is left.
     """
     found = start.means or planning.means(spec, report=report, deadline=deadline)
@@ -131,7 +130,7 @@ def launch(
         started = msgspec.structs.replace(settled, clone_of=start.clone_of)
         state.write(directory.state, started)
     except BaseException:
-        # Whatever was made by now goes: the guardian kills and removes what it was told of.
+        # The guardian kills and removes all that was made so far.
         guardian.end(Deadline.after(END_SECONDS))
         children.reap()
         rundir.tidy()
@@ -171,7 +170,7 @@ def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
     try:
         qemu = ProcessRef.of(int(attempt.rundir.pidfile.read_text()))
     except (OSError, ValueError):
-        qemu = None  # it took its pidfile with it: it ended right after it had answered
+        qemu = None  # QEMU has removed its pidfile: it ended right after it had answered
     if qemu is None:
         raise _failure(attempt)
     return State(
@@ -190,7 +189,7 @@ def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
 
 @contextlib.contextmanager
 def _connected(attempt: _Attempt, deadline: Deadline) -> Iterator[Qmp]:
-    """Connect to QEMU as soon as it has come up.
+    """Connect to QEMU as soon as it listens.
 
     Raises:
         LaunchError: it ended instead.
@@ -207,7 +206,7 @@ def _connected(attempt: _Attempt, deadline: Deadline) -> Iterator[Qmp]:
                         qmp.connect(attempt.rundir.control, process=attempt.leader, deadline=deadline)
                     )
                     break
-                # The socket appears when QEMU has read its options; that QEMU ends instead shows at once.
+                # QEMU makes the socket once it has read its options. A QEMU that ends is noticed at once.
                 if attempt.leader.wait(pause):
                     raise _failure(attempt)
             yield found
@@ -227,12 +226,12 @@ def _port(qmp: Qmp) -> int:
         if chardev["label"] == argv.GDB_CHARDEV and found:
             return int(found[1])
     raise LaunchError(
-        "QEMU does not tell the port of its gdbstub", hint=f"choose one: {option('tcp', 'PORT')}"
+        "QEMU does not say which port its gdbstub has", hint=f"choose one: {option('tcp', 'PORT')}"
     )
 
 
 def _as_decided(how: Plan, qmp: Qmp) -> Plan:
-    """Return the plan with the accelerator that a runner's QEMU has: its script may insist on one."""
+    """Return the plan with the accelerator that a runner's QEMU uses: its script may choose one itself."""
     real: argv.RealAccel = "kvm" if qmp.execute("query-kvm")["enabled"] else "tcg"
     if real == how.accel:
         return how

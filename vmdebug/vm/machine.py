@@ -1,4 +1,4 @@
-"""A VM that was started: its state, its QMP, its end."""
+"""A VM that was started: its status, QMP, snapshots, and how it ends."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from vmdebug.vm.snapshot import Snapshot
 
 Status = Literal["halted", "running", "paused", "panicked", "exited"]
-"""halted: at the reset vector. paused: stopped anywhere else, by GDB or by QEMU. exited: QEMU has gone."""
+"""halted: stopped at the reset vector. paused: stopped elsewhere, by GDB or QEMU. exited: QEMU has ended."""
 
 EndedBy = Literal["gone", "quit", "SIGTERM", "SIGKILL"]
-"""What ended a VM: nothing, for it had gone; QMP's `quit`; or a signal."""
+"""What ended a VM. "gone": it had ended before; "quit": QMP's command."""
 
 QMP_SECONDS = 10.0
-"""How long a short QMP command may take, the wait for its turn included."""
+"""How long a short QMP command may take, the wait for other commands included."""
 
 SNAPSHOT_SECONDS = 60.0
 """How long one snapshot may take; 0.1 s is usual for 256 MB."""
@@ -49,13 +49,13 @@ _RUNSTATES: dict[str, Status] = {
 
 
 class Vm:
-    """A VM; `launch` and `find` make one. As a context manager it ends a VM that dies with its owner.
+    """A VM, returned by `launch` and `find`. As a context manager it ends a VM that is bound to this process.
 
     Args:
         rundir: Its run directory.
         state: What was started, and how.
-        guardian: Its guardian, where this process is its owner.
-        ended: How it ended, for one whose directory is gone.
+        guardian: Its guardian, if this process is its owner.
+        ended: Its last status, if its directory is removed already.
     """
 
     def __init__(
@@ -86,16 +86,16 @@ class Vm:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name."""
         return self.state.name
 
     @property
     def bound(self) -> bool:
-        """Whether it is this process's, and ends with it."""
+        """Whether it ends with this process."""
         return self._guardian is not None
 
     def status(self) -> Status:
-        """Return what it does now.
+        """Return its present status.
 
         Raises:
             DeadlineError: QEMU does not answer.
@@ -109,16 +109,16 @@ class Vm:
         except GuestDiedError:
             return self._end_status()
         status = _RUNSTATES.get(runstate, "paused")
-        # Without a pvpanic driver only the console tells; a panicked kernel spins for ever, unless GDB has
-        # stopped it, as it may also have before that driver was called.
+        # A kernel without a pvpanic driver reports its panic on the console only, and then loops. GDB
+        # may have stopped it there, or before the driver was called.
         told = status in ("running", "paused") and panic.seen(self.rundir.console_log)
         return "panicked" if told else status
 
     def facts(self, status: Status | None = None) -> dict[str, Any]:
-        """Return what `status --json` tells about it.
+        """Return the object of `status --json`.
 
         Args:
-            status: What it does, where that is known; otherwise QEMU is asked.
+            status: Its status, if that is known; otherwise QEMU is asked.
 
         Raises:
             DeadlineError: QEMU does not answer.
@@ -249,7 +249,7 @@ class Vm:
             snapshot.delete(qmp, tag, vm=self.name)
 
     def pause(self) -> None:
-        """Stop the guest; an attached GDB sees a clean SIGINT stop.
+        """Pause the guest; an attached GDB reports a SIGINT stop.
 
         Raises:
             GuestDiedError: QEMU has ended.
@@ -257,7 +257,7 @@ class Vm:
         self.qmp("stop")
 
     def resume(self) -> None:
-        """Let the guest run. Not while a GDB is attached: it would lose packets.
+        """Set the guest running. Do not use it while a GDB is attached: GDB would lose packets.
 
         Raises:
             GuestDiedError: QEMU has ended.
@@ -299,32 +299,32 @@ class Vm:
             return commands.run(console, command, deadline=Deadline.after(timeout), check=check)
 
     def keep(self) -> None:
-        """Let it outlive this process, as `vmdebug start` does; nothing happens where it does already.
+        """Make it outlive this process, as a VM of `vmdebug start` does.
 
         Raises:
-            HostError: that cannot be written down.
+            HostError: its directory cannot be written.
         """
         if self._guardian is None:
             return
         kept = msgspec.structs.replace(self.state, owner=None)
-        # First the state: a process that dies in between leaves a VM that its guardian ends.
+        # The state comes first: if this process is killed in between, the guardian ends the VM.
         state.write(self.rundir.state, kept)
         self.state = kept
         self._guardian.release()
         self._guardian = None
 
     def stop(self, *, force: bool = False, timeout: float = 4 * QUIT_SECONDS) -> EndedBy:
-        """End it and leave nothing behind.
+        """End it and remove its directory.
 
         Args:
-            force: Kill it at once, instead of asking it first.
+            force: Whether to send SIGKILL at once.
             timeout: Seconds that QEMU has to end by itself or by SIGTERM; then it gets SIGKILL.
 
         Returns:
-            What it took.
+            What ended it.
 
         Raises:
-            HostError: it does not end, not even by SIGKILL, or its directory cannot be removed.
+            HostError: it does not end on SIGKILL, or its directory cannot be removed.
         """
         ended_by = self._end(force=force, deadline=Deadline.after(timeout))
         claims.kill(self.state.qemu, self.state.leader)
@@ -337,7 +337,7 @@ class Vm:
         return ended_by
 
     def _end(self, *, force: bool, deadline: Deadline) -> EndedBy:
-        """Ask QEMU to end, gently first; return the last ended_by where only SIGKILL is left."""
+        """End QEMU by `quit`, then by SIGTERM; return "SIGKILL" if only that is left."""
         qemu = self.state.qemu
         if not qemu.alive():
             return "gone"

@@ -1,4 +1,4 @@
-"""What will be started for a spec: found out and decided before anything is made."""
+"""Plans a launch: what the host has for a spec, and the command that follows; makes nothing."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Plan(msgspec.Struct, frozen=True):
 
     Args:
         argv: The command.
-        env: What is added to its environment.
+        env: The variables added to its environment.
         accel: The accelerator.
-        reason: Why that one, in words.
+        reason: Why that accelerator, in words.
     """
 
     argv: tuple[str, ...]
@@ -38,7 +38,7 @@ class Plan(msgspec.Struct, frozen=True):
     reason: str
 
     def line(self) -> str:
-        """Return the command as one can paste it into a shell."""
+        """Return the command as a line for a shell."""
         return process.shell_line(self.argv, self.env)
 
 
@@ -46,12 +46,12 @@ class Means(msgspec.Struct, frozen=True):
     """What the host has for a spec.
 
     Args:
-        qemu: The emulator; for a runner that names none, the one on PATH, of which it may not know.
+        qemu: The emulator; for a runner that names none, the one on PATH, which it may not use.
         arch: The kernel's architecture.
         choice: The accelerator.
-        features: What the emulator has.
+        features: The emulator's features.
         script: A runner's text, or "".
-        disk_format: Of a disk of our own command line.
+        disk_format: The format of `OwnMachine.disk`.
     """
 
     qemu: Path
@@ -63,10 +63,10 @@ class Means(msgspec.Struct, frozen=True):
 
 
 def plan(spec: LaunchSpec, *, report: Report = silent, deadline: Deadline) -> Plan:
-    """Return how a VM would be started; makes nothing, but may boot the kernel once to see whether KVM works.
+    """Return how a VM would be started; may boot the kernel once to find out whether KVM works.
 
     Raises:
-        UsageError: the spec cannot be right.
+        UsageError: the spec is wrong.
         HostError: the machine lacks something.
     """
     rundir.check_name(spec.name)
@@ -76,10 +76,10 @@ def plan(spec: LaunchSpec, *, report: Report = silent, deadline: Deadline) -> Pl
 
 
 def means(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Means:
-    """Find out what the host has for a spec.
+    """Return what the host has for a spec.
 
     Raises:
-        UsageError: the spec cannot be right.
+        UsageError: the spec is wrong.
         HostError: the machine lacks something.
     """
     arch = arches.by_name(spec.kernel.arch)
@@ -96,7 +96,7 @@ def means(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Means:
         qemu=qemu,
         arch=arch,
         choice=accel.choose(spec.accel, subject, report=report, deadline=deadline),
-        # Of a runner's QEMU that cannot be asked the least is expected.
+        # A runner's QEMU that cannot be asked gets the minimum.
         features=features.of(qemu, deadline=deadline) if own or known else Features(),
         script=script,
         disk_format=_disk_format(spec.machine),
@@ -110,7 +110,7 @@ def build(spec: LaunchSpec, found: Means, directory: RunDir, *, origin: Origin =
         spec: What to start.
         found: What the host has for it.
         directory: Where its sockets and logs will be.
-        origin: Where its memory and state come from; a runner boots always.
+        origin: Where its memory and state come from; a runner always boots.
     """
     chosen = found.choice
     match spec.machine:
@@ -151,7 +151,7 @@ def _text(script: Path) -> str:
 
 
 def _disk_format(machine: OwnMachine | RunnerMachine) -> DiskFormat | None:
-    """Return the format of a disk of our own command line; a runner knows its own."""
+    """Return the format of `OwnMachine.disk`."""
     if isinstance(machine, RunnerMachine) or machine.disk is None:
         return None
     try:

@@ -1,8 +1,8 @@
-"""Where a running VM keeps its sockets, logs and state: RUNTIME/NAME/, open to its owner only.
+"""Run directories: RUNTIME/NAME/ has a VM's sockets, logs and state, accessible to its user only.
 
-RUNTIME is $XDG_RUNTIME_DIR/vmdebug, or /tmp/vmdebug-UID where that is not set.
-Whoever may connect to a gdbstub or to QMP owns the guest and can run programs as
-the user, so a directory that anybody else could have made or can enter is refused.
+RUNTIME is $XDG_RUNTIME_DIR/vmdebug, or /tmp/vmdebug-UID where that variable is not set. Whoever can connect
+to a gdbstub or to QMP controls the guest and can run programs as the user, so a directory that another user
+could have made or can enter is refused.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from vmdebug.errors import HostError, UsageError, VmdebugError
 from vmdebug.spelling import option
 
 LONGEST_SOCKET_PATH = 107
-"""Bytes of a socket's path: `sun_path` less its final NUL; see unix(7)."""
+"""Longest path of a socket in bytes: `sun_path` without its final NUL; see unix(7)."""
 
 SPACE = 1 << 20
-"""Bytes that have to be free for a VM's logs and state."""
+"""Bytes that must be free for a VM's logs and state."""
 
 _TIDY_SECONDS = 1.0
 
@@ -40,127 +40,127 @@ _HINTS = {
     errno.EACCES: "set XDG_RUNTIME_DIR to a directory that you may write to",
     errno.EPERM: "set XDG_RUNTIME_DIR to a directory that you may write to",
     errno.EROFS: "set XDG_RUNTIME_DIR to a directory that you may write to",
-    errno.ENOENT: "XDG_RUNTIME_DIR names a directory that is not there: make it, or unset the variable",
+    errno.ENOENT: "XDG_RUNTIME_DIR names a directory that does not exist: make it, or unset the variable",
     errno.ENOTDIR: "XDG_RUNTIME_DIR names a file: set it to a directory, or unset it",
 }
 
 
 class RunDir(msgspec.Struct, frozen=True):
-    """One VM's run directory: the paths of what is in it. Making one does no I/O."""
+    """The paths in one VM's run directory; no I/O."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """What the VM is called."""
+        """The VM's name."""
         return self.path.name
 
     @property
     def state(self) -> Path:
-        """What was started and how; see `vmdebug.vm.state.State`."""
+        """What was started, and how; see `vmdebug.vm.state.State`."""
         return self.path / "state.json"
 
     @property
     def launching(self) -> Path:
-        """Who starts it; there from the directory's first moment on."""
+        """Which processes start it; written when the directory is made."""
         return self.path / "launch.json"
 
     @property
     def qmp(self) -> Path:
-        """QMP for people and other programs."""
+        """QMP socket for people and other programs."""
         return self.path / "qmp.sock"
 
     @property
     def control(self) -> Path:
-        """QMP for vmdebug itself: one connection at a time, under `control_lock`."""
+        """QMP socket for vmdebug itself: one connection at a time, under `control_lock`."""
         return self.path / "control.sock"
 
     @property
     def control_lock(self) -> Path:
-        """Held while `control` is in use."""
+        """Locked while `control` is in use."""
         return self.path / "control.lock"
 
     @property
     def gdb(self) -> Path:
-        """The gdbstub, unless it is on a TCP port."""
+        """The gdbstub's socket, unless it is on a TCP port."""
         return self.path / "gdb.sock"
 
     @property
     def attach_lock(self) -> Path:
-        """Held by the attached GDB; its text is that GDB's pid."""
+        """Locked by the attached GDB; has that GDB's pid."""
         return self.path / "attach.lock"
 
     @property
     def console(self) -> Path:
-        """The guest's first serial port."""
+        """Socket of the guest's first serial port."""
         return self.path / "console.sock"
 
     @property
     def console_lock(self) -> Path:
-        """Held by the console's one client."""
+        """Locked by the client of `console`."""
         return self.path / "console.lock"
 
     @property
     def console_log(self) -> Path:
-        """Everything that the guest wrote to its first serial port."""
+        """All output of the guest's first serial port."""
         return self.path / "console.log"
 
     @property
     def qemu_log(self) -> Path:
-        """What QEMU, or the runner script, wrote to stdout and stderr."""
+        """The output of QEMU or the runner script, stdout and stderr."""
         return self.path / "qemu.log"
 
     @property
     def pidfile(self) -> Path:
-        """QEMU's pid, there while it runs."""
+        """Has QEMU's pid, and exists while QEMU runs."""
         return self.path / "qemu.pid"
 
     @property
     def scratch(self) -> Path:
-        """Where a runner script puts its disk: too big for the RAM that XDG_RUNTIME_DIR is.
+        """The directory for a runner script's disk, which is too big for XDG_RUNTIME_DIR: that is RAM.
 
-        The name tells apart VMs of one name under different RUNTIMEs.
+        Its name differs between VMs of the same name under different RUNTIMEs.
         """
         base = Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - made 0700, refused when it is there
         place = f"{zlib.crc32(os.fsencode(self.path.parent)):08x}"
         return base.absolute() / f"vmdebug-{os.geteuid()}-{self.name}-{place}"
 
     def check(self) -> None:
-        """Refuse a directory whose sockets could not be bound.
+        """Refuse a directory in which sockets cannot be bound.
 
         Raises:
-            HostError: a path is too long or cannot be written into a line.
+            HostError: a path is too long, or has a newline.
         """
         longest = max((self.control, self.console), key=lambda path: len(os.fsencode(path)))
         length = len(os.fsencode(longest))
         if length > LONGEST_SOCKET_PATH:
             raise HostError(
-                f"the socket {longest} has a path of {length} bytes, and a socket's must not exceed"
+                f"the path of the socket {longest} has {length} bytes, and must not exceed"
                 f" {LONGEST_SOCKET_PATH}",
                 hint=f"set XDG_RUNTIME_DIR to a shorter path, or choose a shorter name: {option('name')}",
             )
         if "\n" in str(self.path):
             raise HostError(
-                f"the run directory {str(self.path)!r} has a newline in its path",
-                hint="set XDG_RUNTIME_DIR to a plain path",
+                f"the path of the run directory {str(self.path)!r} has a newline",
+                hint="set XDG_RUNTIME_DIR to a path without one",
             )
 
 
 def check_name(name: str) -> None:
-    """Refuse what cannot be a VM's name.
+    """Refuse an invalid name of a VM.
 
     Raises:
-        UsageError: it is not one.
+        UsageError: it is invalid.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be a VM's name",
-            hint="up to 63 letters, digits and _ . - of ASCII, the first a letter or a digit",
+            hint="use up to 63 ASCII letters, digits and _ . - that begin with a letter or a digit",
         )
 
 
 def runtime() -> Path:
-    """Return RUNTIME's path; it need not exist."""
+    """Return RUNTIME's path, whether it exists or not."""
     given = os.environ.get("XDG_RUNTIME_DIR")
     if given:
         return Path(given).absolute() / "vmdebug"
@@ -168,7 +168,7 @@ def runtime() -> Path:
 
 
 def root() -> Path:
-    """Return RUNTIME's path, or say why VMs cannot be kept there.
+    """Return RUNTIME's path after checking that VMs can be kept there.
 
     Raises:
         HostError: it is not private, cannot be made, or has no space.
@@ -185,14 +185,14 @@ def root() -> Path:
 
 @contextlib.contextmanager
 def locked(deadline: Deadline) -> Iterator[Path]:
-    """Hold RUNTIME, so that what is in it is changed by one process at a time; made if needed.
+    """Lock RUNTIME, which is made if needed: one process at a time changes it.
 
-    The lock is on the directory itself, and the directory goes when it is empty at the end: nothing
-    of vmdebug is left where no VM is.
+    The lock is on the directory itself, which is removed at the end if it is empty: where no VM is, vmdebug
+    leaves nothing.
 
     Raises:
         HostError: it cannot be made or is not private.
-        DeadlineError: another vmdebug held it all the time.
+        DeadlineError: another vmdebug had it locked all the time.
     """
     path = runtime()
     fd = _lock_directory(path, deadline)
@@ -205,14 +205,14 @@ def locked(deadline: Deadline) -> Iterator[Path]:
 
 
 def tidy() -> None:
-    """Remove RUNTIME if there is no VM in it; somebody else's concern if it is in use."""
+    """Remove RUNTIME if no VM is in it and no other process has it locked."""
     if _exists(runtime()):
         with contextlib.suppress(VmdebugError), locked(Deadline.after(_TIDY_SECONDS)):
             pass
 
 
 def make(rundir: RunDir) -> None:
-    """Make a VM's directory; RUNTIME is locked.
+    """Make a VM's directory. RUNTIME has to be locked.
 
     Raises:
         HostError: it cannot be made.
@@ -223,10 +223,10 @@ def make(rundir: RunDir) -> None:
 
 
 def make_scratch(path: Path) -> None:
-    """Make a runner's scratch directory, in place of one that a VM of the same name left.
+    """Make a runner's scratch directory; one that a VM of the same name left is removed.
 
     Raises:
-        HostError: it cannot be made, or belongs to somebody else.
+        HostError: it cannot be made, or belongs to another user.
     """
     if _exists(path):
         _refuse_unless_private(path)
@@ -235,7 +235,7 @@ def make_scratch(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a directory of ours with all that is in it; nothing happens when it is gone.
+    """Remove a directory with all that is in it, if it exists.
 
     Raises:
         HostError: something in it cannot be removed.
@@ -243,7 +243,7 @@ def remove(path: Path) -> None:
     try:
         shutil.rmtree(path)
     except FileNotFoundError:
-        # Itself, or a socket in it that QEMU removed meanwhile: look again.
+        # The directory does not exist, or QEMU has removed a socket in it just now: look again.
         if _exists(path):
             remove(path)
     except OSError as error:
@@ -251,11 +251,11 @@ def remove(path: Path) -> None:
 
 
 def host_error(what: str, error: OSError) -> HostError:
-    """Return the error for a system call's failure under RUNTIME.
+    """Return the error for a failed system call under RUNTIME.
 
     Args:
         what: What was tried: "make /run/user/1000/vmdebug".
-        error: How it failed.
+        error: The system's error.
     """
     number = error.errno or 0
     return HostError(f"cannot {what}: {os.strerror(number)}", hint=_HINTS.get(number, ""))
@@ -267,7 +267,7 @@ def _lock_directory(path: Path, deadline: Deadline) -> int:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            continue  # the last one out removed it between our two calls
+            continue  # another process removed it between our two calls
         except OSError as error:
             raise host_error(f"open {path}", error) from error
         try:
@@ -277,7 +277,7 @@ def _lock_directory(path: Path, deadline: Deadline) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # removed while we waited: what we locked has no name any more
+        os.close(fd)  # the directory was removed while we waited, so this lock excludes nobody
 
 
 def _mkdir(path: Path, *, exist_ok: bool = False) -> None:
@@ -292,7 +292,7 @@ def _mkdir(path: Path, *, exist_ok: bool = False) -> None:
 
 
 def same(fd: int, path: Path) -> bool:
-    """Say whether a path still names an open file or directory."""
+    """Return whether a path still names an open file or directory."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(fd), path.lstat())
     return False
@@ -303,7 +303,7 @@ def _exists(path: Path) -> bool:
 
 
 def _refuse_unless_private(path: Path) -> None:
-    """Raise HostError unless the directory is ours alone. It may vanish meanwhile: then it is not there."""
+    """Raise HostError unless the directory is this user's alone, or does not exist any more."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -329,6 +329,6 @@ def _refuse_full(path: Path) -> None:
         free = os.statvfs(path)
     except FileNotFoundError:
         return
-    # No blocks at all: a file system that does not count them.
+    # A file system that does not count blocks has 0 of them.
     if free.f_blocks and free.f_bavail * free.f_frsize < SPACE:
         raise host_error(f"keep a VM's logs and state in {path}", OSError(errno.ENOSPC, ""))

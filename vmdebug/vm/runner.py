@@ -1,8 +1,8 @@
-"""Starting a NixOS VM runner: what is handed over, and what its script tells beforehand; all pure.
+"""The command and environment of a NixOS VM runner, and what its script says beforehand; all pure.
 
-Rests on nixpkgs' nixos/modules/virtualisation/qemu-vm.nix. The script's command
-line ends in `$QEMU_OPTS "$@"`: the variable is split at blanks and globbed, the
-arguments are not, so ours are arguments and the variable stays its user's.
+Rests on nixpkgs' nixos/modules/virtualisation/qemu-vm.nix. The script's command line ends in `$QEMU_OPTS
+"$@"`: the shell splits the variable at blanks and globs it, but not the arguments. So vmdebug passes
+arguments and leaves the variable to the user.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vmdebug.vm.qemuargs import Options
 from vmdebug.vm.rundir import RunDir
 
 DISK = "disk.qcow2"
-"""The fresh disk of a run, in its scratch directory; the script makes it."""
+"""A run's new disk, in its scratch directory; the script makes it."""
 
 _QEMU = re.compile(r"(?<![^\s\"'=])/\S*?/qemu-(?:system-\w+|kvm)\b")
 _COMMAND = re.compile(r"(?<![^\s\"'=/])qemu-(?:system-\w+|kvm)\b[\"']?")
@@ -47,7 +47,7 @@ def command(
         spec: What to start.
         machine: Its `machine`.
         given: The options that the script itself gives; see `options`.
-        accel: The accelerator that was chosen.
+        accel: The chosen accelerator.
         arch: The kernel's architecture.
         rundir: Where its sockets and logs are.
         features: What its QEMU has.
@@ -63,13 +63,13 @@ def command(
 
 
 def options(script: str, *, inherited: Mapping[str, str]) -> Options:
-    """Return the QEMU options that a script gives by itself, those of the user's QEMU_OPTS among them.
+    """Return the QEMU options of a script and of the user's QEMU_OPTS.
 
-    What the shell fills in is not known: of `file="$NIX_DISK_IMAGE"` the name stays as it is written.
+    Shell variables are not expanded: `file="$NIX_DISK_IMAGE"` stays as it is written.
 
     Args:
-        script: Its text.
-        inherited: The environment that it gets.
+        script: The script's text.
+        inherited: The script's environment.
     """
     found = list(_COMMAND.finditer(script))
     words: list[str] = []
@@ -90,15 +90,15 @@ def _words(text: str) -> list[str]:
 
 
 def accelerator(given: Options, arch: Arch, accel: RealAccel) -> tuple[str, ...]:
-    """Choose the accelerator, and a CPU that it has.
+    """Choose the accelerator, and a CPU that works with it.
 
-    QEMU takes `-machine accel=` together with the script's own `-machine`, but not with an `-accel`:
-    a script that has one keeps it.
+    QEMU accepts `-machine accel=` together with the script's own `-machine`, but not with an `-accel`: a
+    script that has one keeps it.
 
     Args:
         given: The script's own options.
         arch: The kernel's architecture.
-        accel: The accelerator that was chosen.
+        accel: The chosen accelerator.
     """
     if given.named("accel", "enable-kvm"):
         return ()
@@ -109,20 +109,20 @@ def accelerator(given: Options, arch: Arch, accel: RealAccel) -> tuple[str, ...]
 def environment(
     spec: LaunchSpec, machine: RunnerMachine, *, scratch: Path, inherited: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the variables that the runner gets beside those it inherits.
+    """Return the variables that the runner gets beside those that it inherits.
 
     Args:
         spec: What to start.
         machine: Its `machine`.
-        scratch: The run's own directory, there before the script starts.
-        inherited: The environment as it is; the user's kernel parameters come after ours, and win.
+        scratch: The run's own directory, which exists before the script starts.
+        inherited: The inherited variables; the user's kernel parameters come last, so that they win.
 
     Raises:
-        UsageError: a path has blanks, which the script would split.
+        UsageError: a path has blanks, at which the script would split it.
     """
     variables = {
         "NIX_DISK_IMAGE": str(machine.disk or scratch / DISK),
-        # Both must be set for the script to take its state directory from here.
+        # The script takes its state directory from here if both are set.
         "TMPDIR": str(scratch),
         "USE_TMPDIR": "1",
     }
@@ -135,22 +135,22 @@ def environment(
 
 
 def kernel_variable(system_name: str) -> str:
-    """Return the variable by which a runner takes another kernel image."""
+    """Return the name of the variable that sets another kernel image."""
     return "NIXPKGS_QEMU_KERNEL_" + re.sub(r"[^a-zA-Z0-9]", "_", system_name)
 
 
 def qemu(script: str) -> Path | None:
-    """Return the QEMU that a script starts, by its absolute path there; None where it names none."""
+    """Return the absolute path of the QEMU that a script starts; None where it has none."""
     found = _QEMU.findall(script)
     return Path(found[-1]) if found else None
 
 
 def _unquoted(path: Path) -> str:
-    """Return a path as it may stand unquoted in a shell, as the script has it."""
+    """Return a path that a shell does not change where it is not quoted, as in the script."""
     if not re.fullmatch(r"/[\w./+@%:,=^~-]*", str(path)):
         raise UsageError(
-            f"the kernel image {path} cannot be handed to a runner script: its path has blanks or"
-            " characters that a shell takes for patterns",
-            hint="put it, or a link to it, where the path has none",
+            f"the kernel image {path} cannot be passed to a runner script: its path has blanks or"
+            " characters that a shell expands",
+            hint="move it, or make a link to it, where the path has none",
         )
     return str(path)

@@ -1,8 +1,8 @@
-"""Snapshots of a running VM: memory, devices and disks under a tag, to go back to in a tenth of a second.
+"""Snapshots of a VM: memory, devices and disks under a tag; loading one takes a tenth of a second.
 
-QEMU keeps them inside qcow2 images, by its jobs `snapshot-save`, `-load` and `-delete`; see
-qapi/migration.json. A guest without such a disk gets an image that no device uses, when its
-first snapshot is taken: a file without a name, which is gone with QEMU.
+QEMU keeps snapshots in qcow2 images; its jobs `snapshot-save`, `-load` and `-delete` manage them, see
+qapi/migration.json. For the memory a guest gets an image that no device uses, when its first snapshot is
+taken: an unnamed file, which the kernel frees when QEMU ends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _JOB = "vmdebug-snapshot"
 
 _IMAGE_BYTES = 1 << 20
-"""How large a disk the image is; what it holds of snapshots lies behind that."""
+"""Size of the image as a disk; the snapshots lie behind that."""
 
 _HINTS = (
     (r"VirtFS|9p", "unmount the 9p shares in the guest first: umount -a -t 9p"),
@@ -45,17 +45,17 @@ _HINTS = (
     ),
     (r"non-migratable|not migratable", "leave that device out of the guest"),
 )
-"""What QEMU says of a snapshot that it cannot take, and what to do about it."""
+"""QEMU's messages about snapshots that it cannot take, and what to do about each."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """One that there is.
+    """A snapshot.
 
     Args:
         tag: Its name.
-        bytes: What it takes of memory, without disks.
+        bytes: The size of its memory and devices, without disks.
         time: When it was taken, in seconds since the epoch.
-        guest_time: How long the guest had run then, in seconds.
+        guest_time: How long the guest had run by then, in seconds.
     """
 
     tag: str
@@ -69,11 +69,11 @@ def save(qmp: Qmp, tag: str, *, vm: str) -> None:
 
     Args:
         qmp: A connection to QEMU; its deadline counts.
-        tag: What the snapshot is called.
+        tag: The snapshot's name.
         vm: The VM's name, for messages.
 
     Raises:
-        UsageError: the tag cannot be one, or is taken.
+        UsageError: the tag is invalid or taken.
         HostError: this QEMU cannot take snapshots.
         VmError: this guest cannot be saved: a 9p share is mounted, a disk is not qcow2.
         GuestDiedError: QEMU has ended.
@@ -152,7 +152,7 @@ def _check(tag: str) -> None:
     if not _TAG.fullmatch(tag):
         raise UsageError(
             f"{tag!r} cannot be a snapshot's tag",
-            hint="up to 63 letters, digits and _ . - of ASCII, the first a letter or a digit",
+            hint="use up to 63 ASCII letters, digits and _ . - that begin with a letter or a digit",
         )
 
 
@@ -166,7 +166,7 @@ def _known(qmp: Qmp, tag: str, vm: str) -> Mapping[str, Any]:
 
 
 def _nodes(qmp: Qmp) -> Mapping[str, Any]:
-    """Return what snapshots are kept in, by node names: the guest's writable disks, and ours."""
+    """Return the block nodes that keep snapshots, by name: the guest's writable disks, and our image."""
     found = {}
     for device in qmp.execute("query-block"):
         inserted = device.get("inserted")
@@ -192,10 +192,10 @@ def _tags(nodes: Mapping[str, Any]) -> dict[str, Snapshot]:
 
 
 def _make_room(qmp: Qmp) -> None:
-    """Give QEMU an image for snapshots, in a file without a name.
+    """Give QEMU an image for snapshots, in an unnamed file.
 
     Raises:
-        HostError: this QEMU takes no snapshots by QMP; the file cannot be made.
+        HostError: this QEMU has no snapshots by QMP, or the file cannot be made.
     """
     known = {each["name"] for each in qmp.execute("query-commands")}
     if "snapshot-save" not in known:
@@ -223,10 +223,10 @@ def _run_on(qmp: Qmp, failure: str, command: str, tag: str, nodes: Mapping[str, 
 
 
 def _run(qmp: Qmp, failure: str, command: str, arguments: Mapping[str, object]) -> None:
-    """Run a job to its end, and dismiss it.
+    """Run a job until it ends, and dismiss it.
 
     Raises:
-        VmError: it failed; the message says how.
+        VmError: it failed; the message has QEMU's reason.
     """
     try:
         with qmp.listen("JOB_STATUS_CHANGE") as events:
