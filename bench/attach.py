@@ -1,8 +1,8 @@
-"""`vmdebug attach` against plain `gdb vmlinux` and `target remote`, both up to the first prompt.
+"""`vmdebug attach` against plain `gdb vmlinux` and `target remote`, both until the first prompt.
 
-Ours proves the symbols, sources the kernel's scripts and brings our commands; plain GDB does none of it, and
-reads the symbols without an index cache, which is off by default. The builtin kernel is as small as a kernel
-with debug information can be; $VMDEBUG_BENCH_GUEST names another guest, in the words of `vmdebug start`.
+`attach` checks the build-id, loads the kernel's scripts and adds commands. Plain GDB does none of this, and
+reads the symbols without an index cache, which is off by default. The builtin kernel is very small; to
+measure another guest, set $VMDEBUG_BENCH_GUEST to arguments of `vmdebug start`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAME = "bench-attach"
 
 
 def figures() -> list[Figure]:
-    """Time both on one running guest; each lets go of it at its end."""
+    """Time both on one running guest; each detaches at its end."""
     guest = shlex.split(os.environ.get("VMDEBUG_BENCH_GUEST", "builtin"))
     _run(VMDEBUG, "start", *guest, "--name", NAME)
     try:

@@ -1,8 +1,8 @@
-"""Clones against boots of the same guest: ready at its shell, under GDB at a breakpoint, and in memory.
+"""Clones against boots of the same guest: time to the shell, time to a breakpoint in GDB, and memory.
 
-A boot is `launch` to the first answer of the shell, and a clone is `Template.clone` to the same; making the
-template, once a test run, is not in it. Both end outside the time. The memory is `Private_*` of
-/proc/PID/smaps_rollup while two clones live, less what each QEMU has of its program by itself.
+A boot is timed from `launch`, and a clone from `Template.clone`, until the shell answers. Making the
+template, which happens once in a test run, and stopping the VMs are not timed. The memory is the sum of
+`Private_*` in /proc/PID/smaps_rollup of one of two clones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SYMBOL = "do_sys_openat2"
 
 
 def figures() -> list[Figure]:
-    """Time clones and boots in turn, under TCG as everywhere here."""
+    """Time clones and boots alternately, under TCG."""
     spec = sources.resolve(GuestOptions(source="builtin", accel="tcg"), report=silent, deadline=_soon())
     with template(spec, deadline=_soon()) as made:
         assert made.how == "clone", made.reason
@@ -75,11 +75,11 @@ def _boot(spec: LaunchSpec) -> Vm:
 
 
 def _leave(vm: Vm) -> None:
-    """Nothing: it has come to its shell."""
+    """Do nothing: the shell has already answered."""
 
 
 def _attached(spec: LaunchSpec, make: Callable[[], Vm]) -> float:
-    """Time a VM and a GDB, which loads its symbols meanwhile, up to a breakpoint that is set."""
+    """Time the start of a VM, and of a GDB that loads symbols meanwhile, until a breakpoint is set."""
     begin = time.perf_counter()
     with (
         PreloadedGdb.start(spec.kernel) as preloaded,

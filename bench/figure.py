@@ -1,4 +1,4 @@
-"""One figure of a benchmark, and how two ways of doing a thing are timed against each other."""
+"""A figure of a benchmark, and the function that times two ways of doing something."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from vmdebug import process
 
 VMDEBUG = process.find("vmdebug", package="vmdebug")
-"""The program as it is installed."""
+"""The installed program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What a benchmark found.
+    """The result of a benchmark.
 
     Args:
-        name: Key in latest.json.
-        ours: What vmdebug takes, in `unit`.
-        baseline: What the other way takes, in the same run, in `unit`.
-        goal: The ratio ours / baseline that is aimed at.
-        unit: Of both: "s", "ms".
-        against: What the baseline is, for the table.
-        more: Whether more is better, as of a rate: then the ratio is to be at least the goal, else at most.
+        name: Its key in latest.json.
+        ours: The value for vmdebug, in `unit`.
+        baseline: The value for the baseline in the same run, in `unit`.
+        goal: The goal for the ratio ours / baseline.
+        unit: The unit of both: "s", "ms".
+        against: The name of the baseline, for the table.
+        more: Whether more is better, as for a rate: the ratio must then be at least the goal, otherwise at
+            most.
     """
 
     name: str
@@ -37,25 +38,25 @@ class Figure:
 
     @property
     def ratio(self) -> float:
-        """Ours over the baseline."""
+        """The ratio ours / baseline."""
         return self.ours / self.baseline
 
     @property
     def met(self) -> bool:
-        """Whether the goal is reached."""
+        """Whether the goal is met."""
         return self.ratio >= self.goal if self.more else self.ratio <= self.goal
 
 
 def in_turn(
     ours: Callable[[], float | None], baseline: Callable[[], float | None], *, rounds: int, warm_up: int = 1
 ) -> tuple[float, float]:
-    """Return the median seconds of two ways, run A B A B so that a drifting machine is fair to both.
+    """Return the median seconds of two functions, run alternately so that drift affects both the same.
 
     Args:
-        ours: Does it our way; may return the seconds itself, where not all of the call counts.
+        ours: Does it with vmdebug; may return the seconds if not the whole call counts.
         baseline: Does it the other way.
-        rounds: Counted runs of each.
-        warm_up: Runs of each that are not counted.
+        rounds: How many runs of each to count.
+        warm_up: How many runs of each to do before, not counted.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for each in range(warm_up + rounds):

@@ -1,4 +1,4 @@
-"""`vmdebug --help` against `import typer`: what the command line costs before it does anything."""
+"""`vmdebug --help` against `import typer`: the start-up time of the command line."""
 
 from __future__ import annotations
 

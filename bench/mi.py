@@ -1,9 +1,9 @@
-"""What a GDB/MI command costs: `Connection.fetch` against a bare pipe loop, and against pygdbmi's `write()`.
+"""The cost of a GDB/MI command: `Connection.fetch` against a bare pipe loop, and against pygdbmi's `write()`.
 
-The bare loop writes `N-data-evaluate-expression 1` and reads lines until one begins with `N^`: no client
-can be quicker. Both loops run on GDBs with the same command line, in turn, in short rounds, and all on one
-CPU: on two, a loop is half as fast again or not as the scheduler wakes the other side here or there, and that
-is what one would measure. On one CPU the ratio is that of all the work done, none of it hidden behind GDB's.
+The bare loop writes `N-data-evaluate-expression 1` and reads lines until one starts with `N^`: no client can
+be faster. The loops run on GDBs with the same command line, alternately, in short rounds, and everything on
+one CPU. On two CPUs the result would depend by half on where the scheduler wakes the other side; on one CPU
+the ratio is that of all work done.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def figures() -> list[Figure]:
 
 @contextlib.contextmanager
 def _one_cpu() -> Iterator[None]:
-    """Keep us, and what we start, on one CPU."""
+    """Run this process, and those that it starts, on one CPU."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})
     try:

@@ -1,4 +1,4 @@
-"""The least that anybody can do over QEMU's gdbstub for a breakpoint that lets the guest run on."""
+"""The minimal packet loop over QEMU's gdbstub for a breakpoint after which the guest continues."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SECONDS = 60.0
 
 
 class Loop:
-    """Counts the hits of one breakpoint: `g`, `z0`, `s`, `Z0`, `c` at each, and no more.
+    """Counts the hits of one breakpoint, with only `g`, `z0`, `s`, `Z0`, `c` at each.
 
     Args:
         endpoint: The gdbstub's socket.
-        address: Where the breakpoint is.
+        address: The address of the breakpoint.
     """
 
     def __init__(self, endpoint: str | os.PathLike[str], address: int) -> None:
@@ -30,10 +30,10 @@ class Loop:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Run the guest for the block, and count in a thread of its own."""
+        """Run the guest during the block, and count in another thread."""
         with self._socket:
             self._socket.connect(self._endpoint)
-            # To a client that is not its first QEMU also tells, unasked, that the guest has stopped for it.
+            # QEMU sends every client except the first an unsolicited stop reply.
             self._send(b"qC")
             while not self._receive().startswith(b"QC"):
                 pass
@@ -50,7 +50,7 @@ class Loop:
                 self._ask(b"D")
 
     def _count(self) -> None:
-        while not (stopped := self._receive()).startswith(b"T02"):  # SIGINT: the block is at its end
+        while not (stopped := self._receive()).startswith(b"T02"):  # SIGINT: the end of the block
             assert stopped.startswith(b"T05"), stopped
             self.times.append(time.perf_counter())
             self._ask(b"g")

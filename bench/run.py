@@ -1,6 +1,6 @@
-"""Run the benchmarks: a table for people, bench/out/latest.json for machines.
+"""Run the benchmarks, print a table, and write bench/out/latest.json.
 
-`python -m bench.run [NAME]`; a benchmark is a module here with `figures()`.
+Use `python -m bench.run [NAME]`. A benchmark is a module in this directory with a function `figures()`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ OUT = Path(__file__).parent / "out" / "latest.json"
 
 
 def main(names: list[str]) -> int:
-    """Run the named benchmarks, or all."""
+    """Run the named benchmarks; all without names."""
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
         print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
-    # An installed program has its bytecode; a checkout where Python may not write any would never have it,
-    # and neither would what GDB's Python loads. The warm-up runs write it.
+    # An installed program has bytecode. In a checkout the warm-up runs write it, for GDB's Python too, unless
+    # this variable forbids it.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     found: list[Figure] = []
     for name in names or BENCHMARKS:

@@ -1,8 +1,8 @@
-"""`start --halt` and `attach --until start_kernel` against the same by hand: `qemu -S` and `gdb -ex`.
+"""`start --halt` and `attach --until start_kernel` against `qemu -S` and `gdb -ex` by hand.
 
-By hand is what one types without vmdebug: the same QEMU, machine, kernel, initramfs and parameters, and a
-plain GDB. Ours does more within its time (identity check, run directory, QMP, kernel scripts); it has GDB's
-index cache, which is off by default and which `attach` turns on: the warm-up run fills it.
+The baseline uses the same QEMU, machine, kernel, initramfs and parameters, and a plain GDB. vmdebug does
+more in its time (build-id check, run directory, QMP, kernel scripts). It uses GDB's index cache, which is
+off by default and which `attach` turns on; the warm-up run fills it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SYMBOL = "start_kernel"
 
 
 def figures() -> list[Figure]:
-    """Time both, under TCG: KVM would need another breakpoint by hand than by us."""
+    """Time both under TCG: under KVM the baseline would need another kind of breakpoint."""
     spec = json.loads(_run(VMDEBUG, "start", "builtin", "--accel", "tcg", "--dry-run", "--json"))
     ours, baseline = in_turn(_ours, lambda: _by_hand(spec), rounds=ROUNDS)
     return [Figure("start", ours, baseline, GOAL, "s", "qemu -S, gdb -ex")]
@@ -47,7 +47,7 @@ def _by_hand(spec: dict[str, object]) -> float:
     with tempfile.TemporaryDirectory(prefix="vmd-") as directory:
         socket = f"{directory}/gdb.sock"
         begin = time.perf_counter()
-        # `-daemonize` returns once QEMU listens: what a person sees as a prompt that came back.
+        # With `-daemonize` the command returns when QEMU listens, as at a shell prompt.
         _run(*_qemu(spec, socket), "-daemonize", "-pidfile", f"{directory}/pid")
         try:
             trace = _run(*_gdb(spec, socket))

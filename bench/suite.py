@@ -1,7 +1,7 @@
-"""100 tests that each take `vm` and run one command, against the same tests that each boot a guest.
+"""100 tests that each use `vm` and run one command, against the same tests that each boot a guest.
 
-Both are one pytest run. Of the booting one 20 tests are timed and reckoned up to 100, its own start not:
-all of them would take minutes and say the same.
+Each is one pytest run. Of the booting tests only 20 are timed, and extrapolated to 100 without pytest's own
+start: all of them would take minutes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def vm():
 
 
 def figures() -> list[Figure]:
-    """Time both; a run of no test first, so that everything is in the page cache."""
+    """Time both, after a run without tests that fills the page cache."""
     start = _seconds(tests=0)
     ours = _seconds(tests=TESTS)
     booting = start + (_seconds(tests=BOOTED, conftest=_BOOTING) - start) * TESTS / BOOTED
@@ -60,6 +60,6 @@ def _seconds(*, tests: int, conftest: str = "") -> float:
         begin = time.perf_counter()
         done = process.run(words, cwd=directory, deadline=Deadline.after(SECONDS), check=tests > 0)
         took = time.perf_counter() - begin
-    # With no parameter left pytest skips the test, and says so.
+    # Without parameters pytest skips the test.
     assert f"{tests} passed" in done.stdout or not tests, done.stdout
     return took

@@ -1,8 +1,8 @@
-"""Traced hits a second on a `dd bs=1` loop: `gdb.trace` against a bare packet loop, and against pygdbmi.
+"""Traced hits per second in a `dd bs=1` loop: `gdb.trace` against a bare packet loop, and against pygdbmi.
 
-All three on one guest and one workload, in turn. The packet loop reads the registers and goes on, where
-ours also notes an argument, the task and the guest's time. The loop through pygdbmi's own controller is what
-a script without a harness does: continue, wait until it stops, evaluate the argument.
+All run on the same guest and workload, alternately. The packet loop only reads the registers and continues,
+while `gdb.trace` also records an argument, the task and the guest's time. The pygdbmi loop does what a
+script without vmdebug does: continue, wait for the stop, evaluate the argument.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _connect(session: DebugSession) -> None:
 
 
 def _workload(session: DebugSession) -> None:
-    # Not through the session, which asks its own GDB whether the guest runs.
+    # Not with session.exec, which asks its own GDB whether the guest runs.
     line = f"dd if=/dev/zero of=/dev/null bs=1 count={READS}"
     done = shell.execute(session.console, line, deadline=Deadline.after(SECONDS))
     assert done.status == 0, done.stderr

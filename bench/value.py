@@ -1,6 +1,6 @@
-"""A whole `task_struct` as a Python value, against GDB's own `print` of it.
+"""A whole `task_struct` as a Python value, against GDB's `print` of it.
 
-Ours is one round trip for the bytes, decoded here with a type that GDB described once.
+vmdebug reads the bytes in one round trip, and decodes them with a type that GDB has described once.
 """
 
 from __future__ import annotations

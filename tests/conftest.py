@@ -1,4 +1,4 @@
-"""What every test gets: a runtime directory of its own, checked for leavings."""
+"""A private runtime directory for each test, which must be empty at its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GUARDIAN_SECONDS = 5.0
 
 
 def pytest_configure() -> None:
-    """Undo what `make test &` in a script does, and `nohup`: what is ignored, tests would hand on."""
+    """Restore signals that `make test &` in a script, or `nohup`, ignores: child processes would inherit this."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,12 +25,12 @@ def pytest_configure() -> None:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A private $XDG_RUNTIME_DIR, short enough for sockets; at the end no VM is left in it."""
+    """A private $XDG_RUNTIME_DIR with a short path, for sockets; fails the test if a VM is left in it."""
     directory = Path(tempfile.mkdtemp(prefix="vmd-", dir="/tmp"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
     try:
         yield directory
-        # After a kill -9 the guardian clears up by itself; it may be at its last step.
+        # After a kill -9 the guardian cleans up; give it time to finish.
         processes = [line for ref, line in _started_from(directory) if not ref.wait(GUARDIAN_SECONDS)]
         left = [str(path) for path in (directory / "vmdebug").glob("*/*")]
     finally:
@@ -40,7 +40,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _started_from(directory: Path) -> list[tuple[ProcessRef, str]]:
-    """Return the processes whose command line names the directory, as each VM's QEMU and GDB does."""
+    """Return the processes with the directory in their command line, such as the QEMU and GDB of a VM."""
     found = []
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         try:

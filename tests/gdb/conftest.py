@@ -1,4 +1,4 @@
-"""What the tests of GDB share: the guest without a kernel, and GDB on it."""
+"""Fixtures for the GDB tests: a guest without a kernel, and a GDB on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vmdebug.debugger.gdb import Gdb
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, an ELF file with debug information."""
+    """The program of the bare guest, an ELF file with debugging information."""
     built = tmp_path_factory.mktemp("bare") / "bare.elf"
     sources = sorted((Path(__file__).parent / "bare").glob("*.[cS]"))
     bare = ("-ffreestanding", "-nostdlib", "-static", "-fno-pic", "-no-pie")
@@ -29,7 +29,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory whose name is short enough for sockets."""
+    """A directory with a short path, for sockets."""
     made = Path(tempfile.mkdtemp(prefix="vmd-", dir="/tmp"))
     try:
         yield made
@@ -39,7 +39,7 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture
 def listener(directory: Path) -> Iterator[socket.socket]:
-    """Where a stub waits for GDB: the directory's `stub`."""
+    """The socket on which a stub waits for GDB, `stub` in the directory."""
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(os.fspath(directory / "stub"))
         listening.listen()
@@ -48,7 +48,7 @@ def listener(directory: Path) -> Iterator[socket.socket]:
 
 @pytest.fixture
 def bare(program: Path, directory: Path) -> Iterator[Bare]:
-    """The guest, halted."""
+    """The bare guest, halted."""
     guest = Bare(program, directory)
     try:
         yield guest
@@ -58,13 +58,13 @@ def bare(program: Path, directory: Path) -> Iterator[Bare]:
 
 @pytest.fixture
 def unconnected(program: Path) -> Iterator[Gdb]:
-    """GDB with the program's symbols."""
+    """A GDB with the program's symbols."""
     with Gdb.start(program) as gdb:
         yield gdb
 
 
 @pytest.fixture
 def gdb(unconnected: Gdb, bare: Bare) -> Gdb:
-    """GDB on the guest, which stands at its reset vector."""
+    """A GDB connected to the guest, which is halted at its reset vector."""
     unconnected.connect(bare.endpoint)
     return unconnected

@@ -1,4 +1,4 @@
-"""Real kernels: built once into the user's cache, booted under QEMU."""
+"""Fixtures for tests with real kernels, which are built once in the user's cache and boot under QEMU."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vmdebug.progress import silent
 
 @pytest.fixture(autouse=True)
 def _private_runtime(runtime: Path) -> None:
-    """Every guest test runs its VMs in a runtime directory of its own."""
+    """Run the VMs of each test in a private runtime directory."""
 
 
 @pytest.fixture(scope="session")
 def builtin() -> LaunchSpec:
-    """The builtin guest; `make test` has built its kernel."""
+    """The builtin guest; `make test` builds its kernel first."""
     return sources.resolve(
         GuestOptions(source="builtin", accel="tcg"), report=silent, deadline=Deadline.after(60)
     )
@@ -30,13 +30,13 @@ def builtin() -> LaunchSpec:
 
 @pytest.fixture(scope="session")
 def kernel(builtin: LaunchSpec) -> Kernel:
-    """The builtin guest's kernel, with all that belongs to it."""
+    """The kernel of the builtin guest."""
     return builtin.kernel
 
 
 @pytest.fixture(scope="session")
 def initrd(builtin: LaunchSpec) -> Path:
-    """Our busybox initramfs."""
+    """The busybox initramfs."""
     assert isinstance(builtin.machine, OwnMachine)
     assert builtin.machine.initrd is not None
     return builtin.machine.initrd
@@ -46,17 +46,17 @@ def initrd(builtin: LaunchSpec) -> Path:
 def assembled(
     kernel: Kernel, initrd: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[FixtureFlake]:
-    """The flake with the builtin kernel in it; one store for all, so that what is built is built once."""
+    """The fixture flake with the builtin kernel; all tests share its store, so each derivation is built once."""
     directory = tmp_path_factory.mktemp("flake")
     yield fixture_flake(kernel, initrd, directory)
-    # What is in a store is read-only, directories too.
+    # Files and directories in a store are read-only.
     process.run(["chmod", "-R", "u+w", directory], deadline=Deadline.after(60))
     shutil.rmtree(directory)
 
 
 @pytest.fixture
 def flake(assembled: FixtureFlake, monkeypatch: pytest.MonkeyPatch) -> FixtureFlake:
-    """The flake, from inside its directory and with its store."""
+    """The fixture flake, as the current directory, and with its store."""
     for name, value in assembled.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(assembled.url)

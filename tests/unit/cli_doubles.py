@@ -1,4 +1,4 @@
-"""A VM that was never started, for the verbs' tests: its values are real, nothing runs."""
+"""A VM for the tests of the command line: its values are real, but it was never started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernel files small enough to make in a test: a vmlinux by gcc, a boot image around it, a build tree."""
+"""Makes small kernel files for tests: a vmlinux with gcc, a boot image with it, a build tree."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ void _start(void) { start_kernel(); }
 def vmlinux(
     path: Path, build_id: str = ID, *, banner: str = BANNER, dwarf: bool = True, options: tuple[str, ...] = ()
 ) -> Path:
-    """An ELF file that says of itself what a kernel says; `build_id` "" leaves the note out."""
+    """Make an ELF file with the banner and build-id of a kernel; no build-id note if `build_id` is ""."""
     path.parent.mkdir(parents=True, exist_ok=True)
     note = f"0x{build_id}" if build_id else "none"
     said = f"Linux version {banner}\\n" if banner else ""
@@ -67,7 +67,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def bzimage(kernel: bytes, *, packer: str = "gzip", version: str = VERSION, protocol: int = 0x020F) -> bytes:
-    """A boot image: one setup sector and a few more, the version string, the packed kernel."""
+    """Return a boot image: setup sectors, version string, compressed kernel."""
     packed = PACKERS[packer](kernel)
     if packer not in ("gzip", "uncompressed"):
         packed += struct.pack("<I", len(kernel))  # size_append of scripts/Makefile.lib
@@ -75,7 +75,7 @@ def bzimage(kernel: bytes, *, packer: str = "gzip", version: str = VERSION, prot
 
 
 def raw_bzimage(packed: bytes, *, version: str = VERSION, protocol: int = 0x020F) -> bytes:
-    """A boot image whose payload is given as it stands in the file."""
+    """Return a boot image with a given payload."""
     sectors, text, gap = 3, 0x300, 64
     setup = bytearray((sectors + 1) * 512)
     setup[0x1F1] = sectors
@@ -89,14 +89,14 @@ def raw_bzimage(packed: bytes, *, version: str = VERSION, protocol: int = 0x020F
 
 
 def image(path: Path, kernel: Path, *, packer: str = "gzip", version: str = VERSION) -> Path:
-    """A boot image around a vmlinux."""
+    """Make a boot image with a vmlinux."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bzimage(kernel.read_bytes(), packer=packer, version=version))
     return path
 
 
 def tree(directory: Path, build_id: str = ID, *, source: Path | None = None, scripts: bool = True) -> Path:
-    """A built kernel, as `make` leaves it; with `source`, as `make O=` run there does."""
+    """Make a build tree like that of `make`; with `source`, like that of `make O=`."""
     kernel = vmlinux(directory / "vmlinux", build_id)
     image(directory / "arch/x86/boot/bzImage", kernel)
     (directory / "include/config").mkdir(parents=True)
@@ -113,7 +113,7 @@ def tree(directory: Path, build_id: str = ID, *, source: Path | None = None, scr
 
 
 def gdb_scripts(directory: Path) -> Path:
-    """The kernel's GDB scripts, as `make scripts_gdb` leaves them."""
+    """Make the kernel's GDB scripts, like `make scripts_gdb`."""
     generated = directory / "scripts/gdb/linux"
     generated.mkdir(parents=True)
     (generated / "constants.py").write_text("")
