@@ -16,7 +16,7 @@ GUARDIAN_SECONDS = 5.0
 
 
 def pytest_configure() -> None:
-    """Restore the signals that `nohup`, or `make test &` in a script, ignores: child processes inherit this."""
+    """Restore signals that `nohup`, or `make test &` in a script, ignores: children inherit this."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

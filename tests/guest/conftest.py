@@ -46,7 +46,7 @@ def initrd(builtin: LaunchSpec) -> Path:
 def assembled(
     kernel: Kernel, initrd: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[FixtureFlake]:
-    """The fixture flake with the builtin kernel, in one store for all tests: each derivation is built once."""
+    """The fixture flake with the builtin kernel; tests share its store, so nothing is built twice."""
     directory = tmp_path_factory.mktemp("flake")
     yield fixture_flake(kernel, initrd, directory)
     # Files and directories in a store are read-only.
