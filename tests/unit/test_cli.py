@@ -80,7 +80,7 @@ def test_debug_after_the_verb_belongs_to_others(monkeypatch: pytest.MonkeyPatch)
         (["start", "--cpus", "none"], "--cpus", "`vmdebug start --help`"),
         (["kernel"], "missing command", "`vmdebug kernel --help`"),
         (["exec"], "no command to run", "vmdebug exec NAME -- uname -a"),
-        (["stop", "--all", "one"], "--all and names", "leave one"),
+        (["stop", "--all", "one"], "--all takes no names", "give either"),
     ],
 )
 def test_a_mistake_in_the_words_ends_with_2(

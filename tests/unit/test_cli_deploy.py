@@ -116,8 +116,8 @@ class TestFacts:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--boot", "--test"], "--boot and --test cannot both be given"),
-        (["-o", "file"], "-o is for --facts"),
+        (["--boot", "--test"], "--boot and --test exclude each other"),
+        (["-o", "file"], "-o needs --facts"),
     ],
 )
 def test_words_that_do_not_go_together(

@@ -25,7 +25,7 @@ def test_before_its_first_instruction_a_guest_has_no_log(
 ) -> None:
     runs(monkeypatch, tmp_path, "halted")
     assert cli.status_of(["dmesg"]) == StateError.exit_status
-    assert "no kernel yet" in capsys.readouterr().err
+    assert "no log yet" in capsys.readouterr().err
 
 
 def test_a_log_is_decoded_by_its_own_kernel(

@@ -77,7 +77,7 @@ def test_status_of_one(vms: list[vm.Vm], capsys: pytest.CaptureFixture[str]) -> 
     [
         ("build-id", "match the kernel: build-id ab12"),
         ("banner", "match the kernel: its version and build date"),
-        ("none", "nothing tells whether they match the kernel"),
+        ("none", "it is unknown whether they match the kernel"),
     ],
 )
 def test_it_says_what_proves_the_symbols(proof: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_nothing_runs_is_no_error(vms: list[vm.Vm], capsys: pytest.CaptureFixtur
     assert cli.status_of(["stop", "--all"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert "no VM runs" in err
+    assert "no VM is running" in err
 
 
 def test_nothing_runs_as_json(vms: list[vm.Vm], capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,5 +199,5 @@ def test_exec_without_the_dashes_says_where_they_go(capsys: pytest.CaptureFixtur
     assert cli.status_of(["exec", "one", "uname", "kernel"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "vmdebug: vmdebug exec does not take: uname kernel",
-        "   hint: CMD [ARGS] would follow two dashes: vmdebug exec … -- uname kernel",
+        "   hint: CMD [ARGS] follow two dashes: vmdebug exec … -- uname kernel",
     ]

@@ -166,11 +166,11 @@ def test_what_gdb_is_told_first() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["vm", "--kgdb", "h:1"], "--kgdb is for a machine, and vm names a VM"),
-        (["--kgdb", "h:1", "--until", "panic", "--timeout", "3"], "nobody can stop a machine"),
-        (["--kgdb", "h:1", "--share"], "--share is for a VM"),
-        (["--baud", "9600"], "--baud is for --kgdb"),
-        (["--guest", "builtin"], "--guest is for --kgdb"),
+        (["vm", "--kgdb", "h:1"], "--kgdb debugs a machine, and vm is a VM"),
+        (["--kgdb", "h:1", "--until", "panic", "--timeout", "3"], "--until has no timeout with --kgdb"),
+        (["--kgdb", "h:1", "--share"], "--share works with VMs only"),
+        (["--baud", "9600"], "--baud needs --kgdb"),
+        (["--guest", "builtin"], "--guest needs --kgdb"),
     ],
 )
 def test_words_that_do_not_go_together(

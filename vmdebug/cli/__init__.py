@@ -1,8 +1,8 @@
-"""The command line: a file a verb, and `render` for all that people see.
+"""The command line: a module for each verb, and `render` for all output.
 
-`main` is the console script. Whatever a verb raises becomes here one line of
-what was wanted and found, one line of what to do, the evidence, and the exit
-status of `vmdebug.errors`; a traceback only for those who asked for one.
+`main` is the console script. It prints an error of a verb as one line with what was wanted and found, one
+line with what to do, and the evidence, and exits with the status from `vmdebug.errors`. Tracebacks need
+`--debug`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from vmdebug import spelling
 from vmdebug.errors import HostError, VmdebugError
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as a shell gives it: 128 + SIGINT."""
+"""Exit status after Ctrl-C, as in a shell: 128 + SIGINT."""
 
 PIPE_CLOSED = 1
-"""Exit status when the reader of our output has gone; typer's own choice as well."""
+"""Exit status when the reader of our output has closed it; typer uses the same."""
 
 _HINTS = {
     errno.ENOSPC: "make room there; `vmdebug doctor` shows which directories vmdebug writes to",
@@ -51,7 +51,7 @@ def status_of(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # What is still buffered must not fail once more when Python exits.
+        # Otherwise Python would fail again at exit, when it flushes the buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except Exception as error:
@@ -62,9 +62,9 @@ def status_of(words: Sequence[str]) -> int:
 
 
 def _wants_traceback(words: Sequence[str]) -> bool:
-    """Whether `--debug` stands before the verb, or VMDEBUG_DEBUG is set.
+    """Whether `--debug` precedes the verb, or VMDEBUG_DEBUG is set.
 
-    Looked for by hand, because it must hold for words that cannot be parsed.
+    Not parsed by typer: it must also work for words that typer cannot parse.
     """
     for word in words:
         if word == "--debug":
@@ -81,8 +81,8 @@ def _as_ours(error: Exception) -> VmdebugError:
         where = f": {error.filename}" if error.filename else ""
         return HostError(f"{error.strerror}{where}", hint=_HINTS.get(error.errno or 0, ""))
     return VmdebugError(
-        f"a fault of vmdebug's own: {type(error).__name__}: {error}",
-        hint="`vmdebug --debug …` shows where it happened; please report it with that",
+        f"internal error: {type(error).__name__}: {error}",
+        hint="run it again as `vmdebug --debug …`, and report the traceback",
     )
 
 

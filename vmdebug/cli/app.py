@@ -1,4 +1,4 @@
-"""The verbs by name; each one's module is imported when it is called."""
+"""The table of verbs; the module of a verb is imported when it is called."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ except ImportError:  # before 0.28 typer raised click's own
 
 VERBS = {
     "start": "Start a guest and leave it running.",
-    "attach": "Become a GDB on a running VM, with everything loaded.",
-    "status": "Show what runs.",
-    "stop": "End VMs and leave nothing behind.",
-    "restart": "Start a VM anew under its name, with the options that it was started with.",
+    "attach": "Run GDB on a VM, with symbols, sources and scripts loaded.",
+    "status": "Show running VMs.",
+    "stop": "Stop VMs and remove their files.",
+    "restart": "Restart a VM with the same options and its kernel as it is now.",
     "log": "Print a VM's serial log.",
-    "dmesg": "Print the kernel's log, read out of guest memory.",
-    "console": "Talk to a VM's serial line; Ctrl-] leaves.",
+    "dmesg": "Print the kernel log, read from guest memory.",
+    "console": "Connect to a VM's serial console; Ctrl-] leaves.",
     "exec": "Run a command in a guest's shell.",
-    "trace": "Print what kernel functions are called with, while the guest runs.",
-    "snapshot": "Save a VM's state and go back to it.",
-    "clone": "Start copies of a VM that go on from where it is.",
-    "run": "Run a script's main(session) on a guest.",
-    "deploy": "Bring a flake's NixOS system onto a machine, by nixos-rebuild.",
-    "kernel": "Build the builtin kernel; make GDB scripts for any kernel.",
-    "doctor": "Say what this machine lacks, and how to get it.",
+    "trace": "Print calls of kernel functions, with arguments, while the guest runs.",
+    "snapshot": "Save and restore the state of a VM.",
+    "clone": "Start copies of a running VM.",
+    "run": "Run a Python script on a guest.",
+    "deploy": "Install a flake's NixOS system on a machine with nixos-rebuild.",
+    "kernel": "Build, configure and check kernels; make their GDB scripts.",
+    "doctor": "Check what this machine needs, and how to get it.",
 }
-"""Every verb and the first line of its help, so that `--help` imports none of them."""
+"""Every verb with the first line of its help, so that `--help` imports none of them."""
 
 
 class Verbs(TyperGroup):
@@ -47,7 +47,7 @@ class Verbs(TyperGroup):
         return list(VERBS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - typer's signature
-        """Return the verb's command; None when there is no such verb."""
+        """Return the command of a verb; None if there is no such verb."""
         if cmd_name not in VERBS:
             return None
         command = typer.main.get_command(importlib.import_module(f"vmdebug.cli.{cmd_name}").app)
@@ -63,7 +63,7 @@ class Verbs(TyperGroup):
         """Find the verb that the words begin with.
 
         Raises:
-            UsageError: there is none of that name.
+            UsageError: there is no such verb.
         """
         if args[0] not in VERBS and not ctx.resilient_parsing:
             near = nearest(args[0], VERBS)
@@ -77,7 +77,7 @@ app = verb.new_app(
     add_completion=True,
     epilog=verb.examples(
         "vmdebug start --halt       # the builtin guest, stopped at the reset vector",
-        "vmdebug attach             # GDB on it; symbols, scripts and sources loaded",
+        "vmdebug attach             # GDB, with symbols, scripts and sources loaded",
         "vmdebug stop --all",
     ),
 )
@@ -96,13 +96,13 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def everything(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show Python tracebacks; VMDEBUG_DEBUG=1 does it too.")
+        bool, typer.Option("--debug", help="Show Python tracebacks, as VMDEBUG_DEBUG=1 does.")
     ] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Start a Linux guest in QEMU under GDB's control, with symbols that match its kernel.
+    """Debug a Linux kernel: start a guest in QEMU, and attach GDB with symbols that match its kernel.
 
     GUEST is FLAKEREF#NAME, a kernel build tree, a NixOS run-*-vm script, a bzImage, `builtin`,
     or a [guest.NAME] of the nearest vmdebug.toml.
@@ -114,11 +114,11 @@ def run(words: Sequence[str]) -> int:
 
     Raises:
         UsageError: the words cannot be parsed.
-        Exception: whatever the verb raises.
+        Exception: any error of the verb.
     """
     command = typer.main.get_command(app)
     try:
-        # Not standalone: the errors are ours to show, all in one form.
+        # Not standalone: all errors are printed in one form, by `cli.main`.
         status = command.main(list(words) or ["--help"], prog_name="vmdebug", standalone_mode=False)
     except ParseError as error:
         # For an option without its value typer does not say which verb it belongs to.

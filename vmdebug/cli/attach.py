@@ -1,4 +1,4 @@
-"""`vmdebug attach`: a person's GDB on a running VM."""
+"""`vmdebug attach`: runs an interactive GDB on a VM."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from vmdebug.debugger.interactive import Attachment, Extra
 
 ORDER = "vmdebug.order"
-"""Key in a context's `meta` of the options' names in the order in which they were given."""
+"""The key of the options' names, in the order given, in a context's `meta`."""
 
 
 class Attach(TyperCommand):
-    """`attach`, which knows in which order its `-x` and `-ex` came, as GDB does."""
+    """`attach`, which keeps the order of `-x` and `-ex`, as GDB does."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words, and keep the order that typer does not hand on."""
+        """Parse the words, and keep the order of the options, which typer does not pass on."""
         args = options.rewritten(args)
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         ctx.meta[ORDER] = tuple(option.name for option in order)
@@ -40,7 +40,7 @@ app = verb.new_app()
         "vmdebug attach base-nixos --until start_kernel --timeout 60",
         "vmdebug attach --batch --until start_kernel -ex bt -ex 'info locals'",
         "vmdebug attach --gdb pwndbg -x ~/breakpoints.gdb",
-        "vmdebug attach --kgdb /dev/ttyUSB0 --guest .#aethelred    # a real machine, by its serial line",
+        "vmdebug attach --kgdb /dev/ttyUSB0 --guest .#aethelred    # a machine, over its serial line",
         "vmdebug attach --share    # and elsewhere: vmdebug trace vfs_read:count",
     ),
 )
@@ -48,31 +48,33 @@ def attach(
     context: typer.Context,
     name: verb.VmName = None,
     *,
-    until: Annotated[
-        str | None, typer.Option(metavar="SYMBOL", help="Run to there before anything else.")
-    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="SYMBOL", help="Run to SYMBOL first.")] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(metavar="S", min=0, help="End with status 5 when --until, or --kgdb, takes longer."),
+        typer.Option(metavar="S", min=0, help="Exit with status 5 if --until or --kgdb takes longer."),
     ] = None,
     gdb: Annotated[
-        str, typer.Option(metavar="PROG", help="GDB, or a program that takes its options; may have options.")
+        str,
+        typer.Option(
+            metavar="PROG", help="GDB, or a program that takes GDB's options; may include options of its own."
+        ),
     ] = "gdb",
     x: Annotated[
-        list[str] | None, typer.Option("-x", metavar="F", help="Run GDB commands from a file. Repeatable.")
+        list[str] | None, typer.Option("-x", metavar="F", help="Run GDB commands from file F. Repeatable.")
     ] = None,
     ex: Annotated[
         list[str] | None, typer.Option("-ex", metavar="CMD", help="Run a GDB command. Repeatable.")
     ] = None,
-    nx: Annotated[bool, typer.Option("-nx", help="Leave ~/.gdbinit out.")] = False,
+    nx: Annotated[bool, typer.Option("-nx", help="Do not read ~/.gdbinit.")] = False,
     batch: Annotated[
-        bool, typer.Option("--batch", help="Run the commands and end; status 1 when one of them failed.")
+        bool, typer.Option("--batch", help="Run the commands and exit, with status 1 if one failed.")
     ] = False,
     share: Annotated[
-        bool, typer.Option("--share", help="Let `trace` and `run --name` use this GDB meanwhile.")
+        bool, typer.Option("--share", help="Let `trace` and `run --name` use this GDB too.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Go on when the symbols are not those of the kernel that runs.")
+        bool,
+        typer.Option("--force", help="Warn and continue if the symbols are not those of the running kernel."),
     ] = False,
     kgdb: kgdb_line.Words = None,
     baud: kgdb_line.Baud = None,
@@ -83,13 +85,13 @@ def attach(
     impure: options.Impure = False,
     nix_arg: options.NixArg = None,
 ) -> None:
-    """Become a GDB on a running VM, with everything loaded.
+    """Run GDB on a VM, with symbols, sources and scripts loaded.
 
-    That is vmlinux where the kernel runs, its sources, its GDB scripts, and -x and -ex in the order
-    given. Attaching stops the guest; quitting or `detach` lets it run on.
+    GDB loads vmlinux at the kernel's runtime address, finds the sources, loads the kernel's GDB scripts,
+    and runs -x and -ex in the order given. Attaching stops the guest; `quit` and `detach` let it run.
 
-    With --kgdb it is a machine that is no VM, whose kernel is that of GUEST, or what `vmdebug deploy`
-    brought there.
+    With --kgdb GDB debugs a physical machine over its serial line. The kernel is that of --guest, or the
+    one that `vmdebug deploy` installed.
     """
     from functools import partial
 
@@ -119,13 +121,18 @@ def attach(
 
 def _refuse(*, until: str | None, timeout: float | None, share: bool, batch: bool) -> None:
     if timeout is not None and until is None:
-        raise UsageError("--timeout is for --until", hint="say where to run to: --until start_kernel")
+        raise UsageError("--timeout needs --until", hint="name the symbol to run to: --until start_kernel")
     if share and batch:
         raise UsageError("--share and --batch cannot both be given", hint="leave --share out")
 
 
 def _to_vm(name: str | None, attachment: Callable[..., Attachment]) -> NoReturn:
-    """Become GDB on a VM; what has to do with it is added to the attachment."""
+    """Run GDB on a VM, in place of this process.
+
+    Args:
+        name: The VM; None for the only one.
+        attachment: Makes the attachment, given what belongs to the VM.
+    """
     from vmdebug import vm
     from vmdebug.debugger import interactive
 
@@ -141,7 +148,7 @@ def _to_vm(name: str | None, attachment: Callable[..., Attachment]) -> NoReturn:
 
 
 def _in_order(context: typer.Context, given: dict[str, list[str]]) -> tuple[Extra, ...]:
-    """Return the values of `-x` and `-ex` as one list, in the order in which they were given."""
+    """Return the values of `-x` and `-ex` as one list, in the order given."""
     from vmdebug.debugger.interactive import Extra
 
     rest = {name: iter(values) for name, values in given.items()}

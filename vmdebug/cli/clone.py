@@ -1,4 +1,4 @@
-"""`vmdebug clone`: copies of a VM that runs, in a fraction of its boot."""
+"""`vmdebug clone`: copies of a running VM, in a fraction of the time that it takes to boot."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ app = verb.new_app()
 def clone(
     name: verb.VmName = None,
     *,
-    count: Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="How many.")] = 1,
+    count: Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="Number of copies.")] = 1,
     timeout: Annotated[
-        float, typer.Option(metavar="S", min=0, help="Seconds until they have to run.")
+        float, typer.Option(metavar="S", min=0, help="Seconds in which the copies must run.")
     ] = LAUNCH_SECONDS,
     as_json: verb.Json = False,
 ) -> None:
-    """Start copies of a VM that go on from where it is.
+    """Start copies of a running VM.
 
-    They are named NAME-1, NAME-2, … and share its memory as it is now, each with a copy of the pages
-    that it writes to; sockets and log are their own. NAME itself is held for a moment and goes on.
-    Its clock and what its kernel had of random numbers are copied with it; see docs/clones.md.
+    The copies are named NAME-1, NAME-2, …, and continue from NAME's present state. They share its memory,
+    copy-on-write; sockets and log are their own. NAME pauses for a moment. The copies start with
+    the same clock and the same random number state; see docs/clones.md.
     """
     from vmdebug import vm
     from vmdebug.debugger.ownership import VmOwner

@@ -21,7 +21,7 @@ app = verb.new_app()
     epilog=verb.examples("vmdebug console", "vmdebug console base-nixos", "echo uptime | vmdebug console"),
 )
 def console(name: verb.VmName = None) -> None:
-    """Talk to a VM's serial line; Ctrl-] leaves.
+    """Connect to a VM's serial console; Ctrl-] leaves.
 
     Everything typed goes to the guest, Ctrl-C too. When stdin is no terminal its bytes are typed, and
     the guest's words are shown until it ends.

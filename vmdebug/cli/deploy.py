@@ -1,10 +1,10 @@
-"""`vmdebug deploy`: a NixOS system on a machine that is no VM."""
+"""`vmdebug deploy`: installs a NixOS system on a physical machine."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,21 +18,20 @@ if TYPE_CHECKING:
     from vmdebug.sources.nixos.rebuild import Action, System
 
 SSH_SECONDS = 60.0
-"""How long one question to the machine may take."""
+"""How long one ssh command may take."""
 
 KEEP_SECONDS = 60.0
-"""How long nix may take to note what must not be collected."""
+"""How long nix may take to register a garbage collector root."""
 
 
 class Deploy(verb.WithTail):
-    """`deploy`, with the options that typer cannot parse as they are written."""
+    """`deploy`, with options that typer cannot parse."""
 
     tail_metavar = "NIXOS-REBUILD ARGS"
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what `options.rewritten` makes of the words."""
-        end = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [*options.rewritten(args[:end]), *args[end:]])
+    def rewritten(self, words: list[str]) -> list[str]:
+        """Rewrite the options that typer cannot parse."""
+        return options.rewritten(words)
 
 
 app = verb.new_app()
@@ -51,19 +50,19 @@ def deploy(
     context: typer.Context,
     guest: options.Guest = None,
     *,
-    target_host: Annotated[str, typer.Option(metavar="USER@HOST", help="The machine, as for ssh.")],
-    boot: Annotated[bool, typer.Option("--boot", help="From the next boot on, not now.")] = False,
-    test: Annotated[bool, typer.Option("--test", help="Now, but not at the next boot.")] = False,
+    target_host: Annotated[str, typer.Option(metavar="USER@HOST", help="The machine, as ssh takes it.")],
+    boot: Annotated[bool, typer.Option("--boot", help="Activate it at the next boot, not now.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Activate it now, but not at the next boot.")] = False,
     sudo: Annotated[
         bool | None,
-        typer.Option("--sudo/--no-sudo", help="Become root there by sudo; the default unless USER is root."),
+        typer.Option("--sudo/--no-sudo", help="Use sudo on the machine; the default unless USER is root."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands; run none of them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands; run nothing.")] = False,
     facts: Annotated[
-        bool, typer.Option("--facts", help="Only fetch the machine's hardware configuration.")
+        bool, typer.Option("--facts", help="Fetch the machine's hardware configuration only.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", metavar="FILE", help="--facts: write it there, not to stdout.")
+        Path | None, typer.Option("-o", metavar="FILE", help="--facts: write to FILE instead of stdout.")
     ] = None,
     override_input: options.OverrideInput = None,
     impure: options.Impure = False,
@@ -71,17 +70,17 @@ def deploy(
     force: options.Force = False,
     as_json: verb.Json = False,
 ) -> None:
-    """Bring a flake's NixOS system onto a machine, by nixos-rebuild.
+    """Install a flake's NixOS system on a machine with nixos-rebuild.
 
-    It is built here, copied by ssh, and switched to. Nothing asks for a password: ssh and sudo have to
-    let you in without one. Which kernel the machine has then is remembered for `vmdebug attach --kgdb`.
+    Builds the system here, copies it over ssh, and activates it. ssh and sudo must work without a
+    password. Records the machine's new kernel for `vmdebug attach --kgdb`.
     """
     from vmdebug.sources.nixos import rebuild
 
     if boot and test:
-        raise UsageError("--boot and --test cannot both be given", hint="leave both out for now and later")
+        raise UsageError("--boot and --test exclude each other", hint="give neither: now and at each boot")
     if output is not None and not facts:
-        raise UsageError("-o is for --facts", hint="leave it out")
+        raise UsageError("-o needs --facts", hint="leave it out, or add --facts")
     host = rebuild.host_of(target_host)
     root = not host.startswith("root@") if sudo is None else sudo
     if facts:
@@ -111,8 +110,10 @@ def _facts(host: str, sudo: bool, output: Path | None, *, dry_run: bool) -> None
         output.write_text(made)
     except OSError as error:
         raise HostError(f"cannot write {output}: {error.strerror}") from error
-    render.tell(f"{output}: the hardware of {host}, by `{shlex.join(rebuild.FACTS)}` there")
-    render.tell(f"import it into that machine's configuration: imports = [ ./{output.name} ];")
+    render.tell(
+        f"{output}: the hardware configuration of {host}, made by `{shlex.join(rebuild.FACTS)}` there"
+    )
+    render.tell(f"import it in the machine's configuration: imports = [ ./{output.name} ];")
 
 
 def _system(
@@ -152,7 +153,7 @@ def _system(
 
 
 def _done(target: Target, action: Action, host: str, system: System, *, as_json: bool) -> None:
-    """Remember what the machine has, and say so."""
+    """Record what the machine has now, and print it."""
     from vmdebug.sources.nixos import deployments, rebuild
 
     kernel = system.kernel
@@ -182,5 +183,5 @@ def _done(target: Target, action: Action, host: str, system: System, *, as_json:
 
 def _reboot(host: str, action: Action) -> str:
     if action == "test":
-        return "note: a kernel comes with a boot, and --test is not for the next one: take --boot"
+        return "note: a new kernel needs a reboot, and --test does not last until then: use --boot"
     return f"note: the new kernel runs after a reboot: ssh {host} sudo reboot"

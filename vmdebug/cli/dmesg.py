@@ -1,4 +1,4 @@
-"""`vmdebug dmesg`: the kernel's log out of guest memory."""
+"""`vmdebug dmesg`: prints the kernel log from guest memory."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def dmesg(
     name: verb.VmName = None,
     *,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", metavar="N", min=1, help="How many lines, the last ones.")
+        int, typer.Option("--lines", "-n", metavar="N", min=1, help="Print only the last N lines.")
     ] = 100_000,
     force: options.Force = False,
 ) -> None:
-    """Print the kernel's log, read out of guest memory.
+    """Print the kernel log, read from guest memory.
 
-    It works when the console and the whole guest are dead, and before the console is up. GDB is
-    attached for it; the guest stands still meanwhile, and then is as it was.
+    Works when the guest has crashed or hangs, and before the console is up. Attaches GDB, which stops
+    the guest for the time, and leaves the guest as it was.
     """
     from vmdebug import session
 
     with session.attach(name, force=force) as attached:
         if attached.status == "halted":
             raise StateError(
-                f"{attached.name} is halted at the reset vector: there is no kernel yet, and no log",
-                hint=f"let it boot: vmdebug attach {attached.name} --batch",
+                f"{attached.name} is halted at the reset vector: the kernel has no log yet",
+                hint=f"let it run: vmdebug attach {attached.name} --batch",
             )
         with contextlib.ExitStack() as examined:
             with render.step(render.SYMBOLS):

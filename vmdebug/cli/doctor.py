@@ -1,4 +1,4 @@
-"""`vmdebug doctor`: what a run needs, what of it is here, and how to get the rest."""
+"""`vmdebug doctor`: checks what vmdebug needs on this machine, and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, VmdebugError
 
 PROGRAM_SECONDS = 20.0
-"""How long a program may take to say its version."""
+"""How long a program may take to print its version."""
 
 CACHE_GB = 3
 """Room for a kernel source, one build of it and the compiler's cache."""
@@ -26,15 +26,15 @@ CACHE_GB = 3
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at.
+    """The result of one check.
 
     Args:
-        name: What it is.
-        use: What it is for, where it is not needed always; "" where it is.
-        ok: Whether it is as it should be.
+        name: What was checked.
+        use: What it is needed for; "" if it is always needed.
+        ok: Whether it is usable.
         required: Whether doctor fails without it.
         found: What was found, in one line.
-        hint: How to get it; "" when it is here.
+        hint: How to get it; "" if it is usable.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program that is looked for on PATH and asked for its version."""
+    """A program to look for on PATH and ask for its version."""
 
     name: str
     package: str
@@ -78,12 +78,14 @@ app = verb.new_app()
 )
 def doctor(
     *,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is missing.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only what is missing and required.")
+    ] = False,
     as_json: verb.Json = False,
 ) -> None:
-    """Say what this machine lacks, and how to get it.
+    """Check what this machine needs, and how to get it.
 
-    Exit status 3 when something is missing that vmdebug cannot do without.
+    Exits with status 3 if something required is missing.
     """
     checks = list(everything())
     if as_json:
@@ -105,7 +107,7 @@ def _line(check: Check) -> str:
 
 
 def everything() -> Iterator[Check]:
-    """Look at all that a run needs, one thing after the other."""
+    """Run all checks, one after the other."""
     yield python()
     yield emulator()
     for row in PROGRAMS:
@@ -120,7 +122,7 @@ def everything() -> Iterator[Check]:
 
 
 def python() -> Check:
-    """Look at the Python that runs this."""
+    """Check the version of Python."""
     ok = sys.version_info >= (3, 11)
     return Check(
         "python", "", ok, True, platform.python_version(), "" if ok else "vmdebug needs 3.11 or newer"
@@ -140,7 +142,7 @@ def emulator() -> Check:
 
 def program(row: Program) -> Check:
     """Look for a program on PATH."""
-    # depmod is where only root looks.
+    # depmod is in a directory that only root has on PATH.
     path = shutil.which(row.name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if path is None:
         return Check(row.name, row.use, False, row.required, "not on PATH", _apt(row.package))
@@ -152,7 +154,7 @@ def program(row: Program) -> Check:
 
 
 def gdb() -> Check:
-    """Look at GDB, and whether it can do what vmdebug asks of it: Python, MI commands of our own."""
+    """Check that GDB has Python and can define MI commands."""
     path = shutil.which("gdb")
     if path is None:
         return Check("gdb", "", False, True, "not on PATH", _apt("gdb"))
@@ -163,7 +165,7 @@ def gdb() -> Check:
         return Check("gdb", "", False, True, f"{path}: {error.message}", _apt("gdb"))
     if not said.startswith("GDB "):
         hint = "vmdebug needs GDB 12 or newer, built with Python"
-        return Check("gdb", "", False, True, f"{path} has no Python, or an old one", hint)
+        return Check("gdb", "", False, True, f"{path} has no Python, or is too old", hint)
     return Check("gdb", "", True, True, f"{said.strip()}  {path}")
 
 
@@ -182,18 +184,18 @@ def busybox() -> Check:
 
 
 def kernel_source() -> Check:
-    """Look for the source that the builtin kernel is made from."""
+    """Look for the source of the builtin kernel."""
     from vmdebug.sources.kernel_source import default_source
 
     return _from("kernel source", KERNEL, lambda: str(default_source()))
 
 
 def headers() -> Iterator[Check]:
-    """Look for the libraries that the kernel's own tools are compiled with."""
+    """Look for the headers that the kernel's build tools need."""
     compiler = shutil.which("gcc")
     for header, package in (("gelf.h", "libelf-dev"), ("openssl/opensslv.h", "libssl-dev")):
         if compiler is None:
-            found = "no gcc to look with"
+            found = "gcc is needed to look for it"
         else:
             try:
                 _output(compiler, "-fsyntax-only", "-include", header, "-x", "c", os.devnull)
@@ -206,21 +208,21 @@ def headers() -> Iterator[Check]:
 
 
 def kvm() -> Check:
-    """Say whether KVM can work here, and if not the true reason."""
+    """Check whether KVM works here, and if not, why."""
     from vmdebug.vm import accel
 
     return _from("kvm", "speed", accel.kvm_state, required=False)
 
 
 def runtime() -> Check:
-    """Look at the directory that VMs' sockets are in."""
+    """Check the directory for the sockets of VMs."""
     from vmdebug.vm import rundir
 
     return _from("runtime directory", "", lambda: str(rundir.root()))
 
 
 def cache() -> Check:
-    """Look at the room where kernels are built."""
+    """Check the space for kernel builds."""
     from vmdebug.sources import cache as place
 
     directory = place.directory("")
@@ -228,8 +230,8 @@ def cache() -> Check:
     free = shutil.disk_usage(nearest).free / 1e9
     found = f"{free:.1f} GB free  {directory}"
     if not os.access(nearest, os.W_OK):
-        hint = "set XDG_CACHE_HOME to a directory of yours"
-        return Check("cache", "", False, True, f"not ours to write: {nearest}", hint)
+        hint = "set XDG_CACHE_HOME to a directory that you can write to"
+        return Check("cache", "", False, True, f"cannot write to {nearest}", hint)
     if free < CACHE_GB:
         hint = f"a kernel build takes about {CACHE_GB} GB: free some, or set XDG_CACHE_HOME"
         return Check("cache", KERNEL, False, False, found, hint)
@@ -237,7 +239,7 @@ def cache() -> Check:
 
 
 def _from(name: str, use: str, look: Callable[[], str], *, required: bool = True) -> Check:
-    """Return what a look at something found; its error says what is missing."""
+    """Return the result of a check that returns what it found, or raises what is missing."""
     try:
         return Check(name, use, True, required, look())
     except VmdebugError as error:

@@ -1,4 +1,4 @@
-"""The VMs there are, and what people are told about one by `start` and by `status`."""
+"""The VMs of the user, and the facts that `start` and `status` print about one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PROOFS = {
     "build-id": "match the kernel: build-id {build_id}",
     "banner": "match the kernel: its version and build date",
     "release": "match the kernel by its release alone",
-    "none": "nothing tells whether they match the kernel",
+    "none": "it is unknown whether they match the kernel",
 }
-"""What is said of each `kimage.Proof`."""
+"""The words for each `kimage.Proof`."""
 
 
 def every_vm() -> list[Vm]:
-    """Return all VMs; one whose state cannot be read is told of, and does not hide the others."""
+    """Return all VMs; print an error for one whose state cannot be read."""
     from vmdebug import vm
 
     survey = vm.sweep()
@@ -34,7 +34,7 @@ def every_vm() -> list[Vm]:
 
 
 def for_people(vm: Vm, facts: dict[str, Any]) -> dict[str, str]:
-    """Return a VM's facts in words, the few that one looks for.
+    """Return the most important facts about a VM, in words.
 
     Args:
         vm: The VM.
@@ -56,19 +56,19 @@ def for_people(vm: Vm, facts: dict[str, Any]) -> dict[str, str]:
 
 
 def symbols(kernel: Kernel) -> str:
-    """Return in words where the symbols are, and what proves that they belong to the kernel."""
+    """Return in words where the symbols are, and how they are known to match the kernel."""
     from vmdebug import kimage
 
     if kernel.vmlinux is None:
         return f"none: GDB will know addresses only; give them: {option('vmlinux', 'FILE')}"
     try:
         proof = kimage.check(kernel.image, kernel.vmlinux)
-    except VmdebugError as error:  # since the start: built anew, or removed
+    except VmdebugError as error:  # rebuilt or removed since the start
         return f"{_short(kernel.vmlinux)}\n{error.message}"
     return f"{_short(kernel.vmlinux)}\n{PROOFS[proof].format(build_id=kernel.build_id)}"
 
 
 def _short(path: Path) -> str:
-    """Return a path as one would type it."""
+    """Return a path with ~ for the home directory."""
     home = Path.home()
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

@@ -1,4 +1,4 @@
-"""`vmdebug kernel`: the builtin guest's kernel."""
+"""`vmdebug kernel`: builds, configures and checks kernels, and makes their GDB scripts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ app = verb.new_app()
 
 @app.callback()
 def kernel() -> None:
-    """Build the builtin kernel; make GDB scripts for any kernel."""
+    """Build, configure and check kernels; make their GDB scripts."""
 
 
 app.command(epilog=kernel_config.EPILOG)(kernel_config.config)
@@ -35,22 +35,24 @@ def build(
     source: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Kernel source, or a tarball of it; else Debian's linux-source package."
+            metavar="DIR", help="Kernel source tree or tarball; by default Debian's linux-source package."
         ),
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", "-j", metavar="N", min=1, help="Compilers at once; one a CPU."),
+        typer.Option(
+            "--jobs", "-j", metavar="N", min=1, help="Number of parallel jobs; by default one for each CPU."
+        ),
     ] = None,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show progress, and nothing of what is there at the end.")
+        bool, typer.Option("--quiet", "-q", help="Print progress only, not the result.")
     ] = False,
     as_json: verb.Json = False,
 ) -> None:
     """Build the small debuggable kernel of the guest `builtin`.
 
-    Built out of tree, in the user's cache, once for a source, a configuration and a compiler; an
-    interrupted build goes on where it was.
+    Builds out of tree in the user's cache, once for each source, configuration and compiler. An
+    interrupted build continues where it stopped.
     """
     import msgspec
 
@@ -72,10 +74,10 @@ def build(
 
 
 class Scripts(TyperCommand):
-    """`scripts`, with the options for nix that typer cannot parse as they are written."""
+    """A command with options for nix that typer cannot parse."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what `options.rewritten` makes of the words."""
+        """Parse the words after `options.rewritten`."""
         return super().parse_args(ctx, options.rewritten(args))
 
 
@@ -94,20 +96,18 @@ def scripts(
     vmlinux: options.Vmlinux = None,
     source: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="The kernel's source, or the tree that it was built in, where none is found."
-        ),
+        typer.Option(metavar="DIR", help="Kernel source or build tree, if none is found automatically."),
     ] = None,
     override_input: options.OverrideInput = None,
     impure: options.Impure = False,
     nix_arg: options.NixArg = None,
     as_json: verb.Json = False,
 ) -> None:
-    """Make the kernel's own GDB scripts (lx-…) loadable, whatever built the kernel.
+    """Make the GDB scripts (lx-…) of any kernel loadable.
 
-    They are kept in the user's cache by the kernel's build-id, and every `start` of that kernel
-    finds them there. What make generates of them is made by the kernel's own makefiles: in a moment
-    where the kernel's tree is there, in a minute from its source.
+    Keeps them in the user's cache by the kernel's build-id, where every `start` of that kernel finds
+    them. The kernel's makefiles generate the missing parts: in a moment if the build tree exists, in a
+    minute from the source.
     """
     import msgspec
 
@@ -156,10 +156,10 @@ def check(
     nix_arg: options.NixArg = None,
     as_json: verb.Json = False,
 ) -> None:
-    """Say whether image, vmlinux, scripts and modules belong together; nothing is started.
+    """Check that image, vmlinux, scripts and modules match, without starting anything.
 
-    Status 4 when something does not. Of a .config, or a tree that is not built yet: whether its kernel
-    could boot our shell and be debugged; status 1 when not.
+    Exits with status 4 if they do not. For a .config, or a tree that is not built yet, checks whether the
+    kernel could boot to our shell and be debugged; exits with status 1 if not.
     """
     import msgspec
 
@@ -193,6 +193,6 @@ def check(
 
 
 def _in_words(row: Row) -> str:
-    """Return a row's state and what was found, and below it the reason."""
+    """Return the state of a row and what was found, with the reason on the next line."""
     first = f"{row.state:<{_STATE_WIDTH}}{row.found}"
     return f"{first}\n{'':{_STATE_WIDTH}}{row.reason}" if row.reason else first

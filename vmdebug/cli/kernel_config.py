@@ -1,4 +1,4 @@
-"""`vmdebug kernel config`: a configuration, merged of fragments, that is proven to be as asked."""
+"""`vmdebug kernel config`: merges configuration fragments and checks the result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def config(
     source: Annotated[
         Path | None,
         typer.Option(
-            metavar="TREE", help="Kernel source, or a tarball of it; else Debian's linux-source package."
+            metavar="TREE", help="Kernel source tree or tarball; by default Debian's linux-source package."
         ),
     ] = None,
     base: Annotated[
@@ -37,8 +37,8 @@ def config(
             "--base",
             "--from",
             metavar="NAME|FILE",
-            help="What it starts from: a target of make (defconfig, tinyconfig, allnoconfig), a .config,"
-            " `running`, or `vng`, which is virtme-ng's with ext4.",
+            help="Base configuration: a make target (defconfig, tinyconfig, allnoconfig), a .config,"
+            " `running`, or `vng` for virtme-ng's with ext4.",
         ),
     ] = "allnoconfig",
     fragment: Annotated[
@@ -47,30 +47,32 @@ def config(
             "--fragment",
             "-f",
             metavar="FRAGMENT|FILE",
-            help="Options on top, by the name of one of ours or a file; a later one counts. Repeatable.",
+            help="Fragment to merge: one of vmdebug's by name, or a file. Repeatable; the last one wins.",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Where .config goes: for `make O=DIR`, or TREE."),
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Directory for .config: one for `make O=DIR`, or TREE."
+        ),
     ] = None,
     builtin: Annotated[
-        bool, typer.Option("--builtin", help="Build in what would be a module; say what cannot be.")
+        bool, typer.Option("--builtin", help="Turn modules into built-ins; list those that cannot be.")
     ] = False,
     check: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE|DIR",
-            help="Change nothing; say whether a .config can boot a NixOS VM and be debugged.",
+            help="Check whether a .config can boot a NixOS VM and be debugged; change nothing.",
         ),
     ] = None,
     as_json: verb.Json = False,
 ) -> None:
-    """Merge fragments of configuration, and prove that what they ask for came about.
+    """Merge configuration fragments, and check that every option they ask for is set.
 
-    The kernel's own tools merge; what they dropped is listed with what stopped it, and the status is
-    then 1. Where the base turns off what nobody asks for (allnoconfig, tinyconfig), fragments that the
-    wanted ones build on come along.
+    The kernel's own tools merge them. Lists the options that could not be set, and why; then the exit
+    status is 1. On a base that turns off everything (allnoconfig, tinyconfig) the fragments that the
+    wanted ones depend on are added.
     """
     if check is not None:
         from vmdebug.sources.configuration import requirements
@@ -79,7 +81,7 @@ def config(
         return
     if output is None:
         raise UsageError(
-            "-o DIR is missing: where the configuration goes", hint="a directory for `make O=`, or TREE"
+            "the directory for the configuration is missing", hint="give one for `make O=`, or TREE: -o DIR"
         )
     from vmdebug.sources.configuration import configure
 
@@ -119,34 +121,34 @@ def _put_json(made: Configured) -> None:
 
 
 def _show(made: Configured) -> None:
-    added = f"\nof them for what the others build on: {' '.join(made.added)}" if made.added else ""
+    added = f"\nadded, because the others depend on them: {' '.join(made.added)}" if made.added else ""
     stuck = made.asked - len([each for each in made.dropped if each.fragment != "--builtin"])
     facts = {
         "config": str(made.config),
         "source": f"{made.source}  {made.version}",
         "base": made.base,
         "fragments": f"{' '.join(made.fragments) or 'none'}{added}",
-        "options": f"{stuck} of {made.asked} as asked; {made.modules} modules",
+        "options": f"{stuck} of {made.asked} set as wanted; {made.modules} modules",
     }
     wishes = [str(option) for option in made.dropped if option.wish]
     if wishes:
-        facts["not had"] = "\n".join(wishes)
+        facts["not set"] = "\n".join(wishes)
     if made.notes:
         facts["note"] = "\n".join(made.notes)
     render.tell_facts(facts | {"next": made.make})
 
 
 def judge(path: Path, purposes: tuple[str, ...], *, as_json: bool) -> None:
-    """Print whether a .config is one for a guest.
+    """Print whether a .config is suitable for a guest.
 
     Args:
         path: The .config.
-        purposes: For whom it has to be.
+        purposes: What it must be suitable for.
         as_json: Whether to print it as JSON.
 
     Raises:
-        UsageError: it is none.
-        typer.Exit: with 1, it is not one for all of them.
+        UsageError: it is no .config.
+        typer.Exit: with status 1, if it is not suitable for all of them.
     """
     import msgspec
 
@@ -180,4 +182,4 @@ def _verdict(purpose: str, lines: tuple[Checked, ...]) -> str:
         return f"ok: {len(own)} options"
     fragments = dict.fromkeys(line.mends for line in lacking if line.mends)
     wanted = " ".join(f"-f {name}" for name in fragments)
-    return f"{len(lacking)} of {len(own)} options lacking; vmdebug kernel config … {wanted}"
+    return f"{len(lacking)} of {len(own)} options missing; vmdebug kernel config … {wanted}"

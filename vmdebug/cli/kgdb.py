@@ -1,4 +1,4 @@
-"""What `vmdebug attach --kgdb` does: a GDB on a machine that is no VM."""
+"""`vmdebug attach --kgdb`: runs GDB on a physical machine."""
 
 from __future__ import annotations
 
@@ -19,65 +19,73 @@ if TYPE_CHECKING:
 Words = Annotated[
     str | None,
     typer.Option(
-        "--kgdb", metavar="DEVICE|HOST:PORT|SOCKET", help="A machine that is no VM: its serial line."
+        "--kgdb", metavar="DEVICE|HOST:PORT|SOCKET", help="Debug a physical machine over this serial line."
     ),
 ]
-Baud = Annotated[int | None, typer.Option(metavar="N", min=1, help="--kgdb: a device's speed, else 115200.")]
+Baud = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="--kgdb: speed of the device; 115200 by default.")
+]
 Guest = Annotated[
-    str | None, typer.Option(metavar="GUEST", help="--kgdb: what the machine runs, as `start` takes it.")
+    str | None,
+    typer.Option(
+        metavar="GUEST", help="--kgdb: the guest whose kernel the machine runs, as `start` takes it."
+    ),
 ]
 TargetHost = Annotated[
-    str | None, typer.Option(metavar="USER@HOST", help="--kgdb: what `deploy` brought there, instead.")
+    str | None, typer.Option(metavar="USER@HOST", help="--kgdb: the machine that `deploy` installed.")
 ]
 Modules = Annotated[
     bool,
-    typer.Option("--modules/--no-modules", help="--kgdb: read the modules, some 4 KB each over the line."),
+    typer.Option(
+        "--modules/--no-modules",
+        help="--kgdb: load the symbols of modules; reads 4 KB a module over the line.",
+    ),
 ]
 
 BATCH_SECONDS = 60.0
-"""How long a batch waits for the machine to come into kgdb, unless --timeout says otherwise."""
+"""How long a batch waits until the machine enters kgdb, unless --timeout is given."""
 
 FOR_EVER = 1e9
-"""Seconds that a person may wait; they have Ctrl-C."""
+"""Seconds without a limit: an interactive user has Ctrl-C."""
 
 
 def refuse(*, name: str | None, until: str | None, timeout: float | None, share: bool) -> None:
-    """Make sure that nothing is asked of kgdb that it cannot do.
+    """Refuse options that kgdb does not support.
 
     Raises:
-        UsageError: it is.
+        UsageError: one is given.
     """
     if name is not None:
-        raise UsageError(f"--kgdb is for a machine, and {name} names a VM", hint="leave one of them out")
+        raise UsageError(f"--kgdb debugs a machine, and {name} is a VM", hint="give only one of them")
     if share:
-        raise UsageError("--share is for a VM, and --kgdb for a machine", hint="leave one of them out")
+        raise UsageError("--share works with VMs only, and --kgdb debugs a machine", hint="leave out --share")
     if until is not None and timeout is not None:
-        hint = "leave one of them out: with --kgdb, --timeout is for the machine to come into kgdb"
+        hint = "give only one of them; with --kgdb, --timeout limits the wait for the machine to enter kgdb"
         raise UsageError(
-            "nobody can stop a machine that kgdb has let run, after --timeout or ever", hint=hint
+            "--until has no timeout with --kgdb: GDB cannot stop a machine that kgdb has resumed", hint=hint
         )
 
 
 def refuse_without(*, baud: int | None, guest: str | None, target_host: str | None) -> None:
-    """Make sure that nothing is said about a machine without --kgdb.
+    """Refuse options that only work with --kgdb.
 
     Raises:
-        UsageError: it is.
+        UsageError: one is given.
     """
     given = {"--baud": baud, "--guest": guest, "--target-host": target_host}
     for option, value in given.items():
         if value is not None:
-            raise UsageError(f"{option} is for --kgdb", hint="`vmdebug attach NAME` takes a VM by its name")
+            raise UsageError(f"{option} needs --kgdb", hint="`vmdebug attach NAME` attaches to a VM")
 
 
 def kernel_of(
     guest: str | None, target_host: str | None, nix_args: tuple[str, ...] | None, *, modules: bool
 ) -> Kernel:
-    """Return the kernel that the machine runs: that of GUEST, or the one that `deploy` brought there.
+    """Return the kernel that the machine runs: that of GUEST, or the one that `deploy` installed.
 
     Raises:
         UsageError: neither is known.
-        VmdebugError: what resolving a guest raises.
+        VmdebugError: the guest cannot be resolved.
     """
     import msgspec
 
@@ -95,12 +103,12 @@ def kernel_of(
 
 
 def attach(words: str, baud: int | None, attachment: Attachment) -> NoReturn:
-    """Become GDB on the machine at the end of a line.
+    """Run GDB, in place of this process, on the machine at the end of a line.
 
     Args:
         words: DEVICE, SOCKET or HOST:PORT.
-        baud: Of a device; None takes the usual.
-        attachment: The rest; its endpoint is made here, and its time is for the machine to come into kgdb.
+        baud: Speed of a device; None takes the default.
+        attachment: The rest. Its endpoint is set here; its timeout limits the wait for kgdb.
     """
     from vmdebug.cli import render
     from vmdebug.debugger import interactive
@@ -131,8 +139,8 @@ def _tell(kernel: Kernel, where: Endpoint, baud: int) -> None:
             "kgdb": f"{where.address}{speed}",
             "kernel": f"{kernel.release or kernel.image}, of {kernel.origin}",
             "symbols": str(kernel.vmlinux or "none"),
-            "": "The machine stands still while GDB has it; `detach` and `quit` let it run on.\n"
-            "Ctrl-C does not reach a kernel that runs, unless the line is its console. To stop it, on the\n"
-            "machine: echo g > /proc/sysrq-trigger",
+            "": "The machine is stopped while GDB is attached; `detach` and `quit` resume it.\n"
+            "Ctrl-C stops a running kernel only if the line is its console. Otherwise type on the machine:\n"
+            "echo g > /proc/sysrq-trigger",
         }
     )

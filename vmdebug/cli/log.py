@@ -1,4 +1,4 @@
-"""`vmdebug log`: what the guest wrote to its serial line."""
+"""`vmdebug log`: prints what the guest wrote to its serial console."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vmdebug.guest import Kernel
 
 DECODE_SECONDS = 60.0
-"""How long finding source lines may take: half a second for a kernel of 80 MB, more for a distribution's."""
+"""How long it may take to find source lines: half a second for a kernel of 80 MB, longer for larger ones."""
 
 app = verb.new_app()
 

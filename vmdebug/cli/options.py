@@ -1,4 +1,4 @@
-"""The options that say what a guest is, and how they become `GuestOptions`."""
+"""The options that describe a guest, and how they become `GuestOptions`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ OVERRIDE = "--override-input"
 def rewritten(words: list[str]) -> list[str]:
     """Return the words in a form that typer can parse.
 
-    It knows no option whose value may be missing, and no repeatable one that takes two:
-    `--tcp` without a port becomes `--tcp=0`, `--override-input NAME URL` one value.
+    typer has no option with an optional value, and no repeatable one with two values: `--tcp` without a
+    port becomes `--tcp=0`, and `--override-input NAME URL` gets one value.
     """
     done: list[str] = []
     rest = list(words)
@@ -34,14 +34,14 @@ def rewritten(words: list[str]) -> list[str]:
 
 
 def given(guest: str | None, **options: Any) -> GuestOptions:
-    """Return the guest that is meant: what vmdebug.toml says of it, overridden by the options given.
+    """Return the options of a guest: those of vmdebug.toml, overridden by those of the command line.
 
     Args:
         guest: GUEST, or None for the default one.
         options: Fields of `StartOptions`; None if the user did not give it.
 
     Raises:
-        UsageError: the name or vmdebug.toml cannot be right.
+        UsageError: GUEST, an option or vmdebug.toml is invalid.
     """
     from vmdebug import config
     from vmdebug.guest import changed
@@ -52,7 +52,7 @@ def given(guest: str | None, **options: Any) -> GuestOptions:
 def nix_words(
     override_input: list[str] | None, impure: bool, nix_arg: list[str] | None
 ) -> tuple[str, ...] | None:
-    """Return what is handed to nix; None when the user said nothing about it."""
+    """Return the arguments for nix; None if the user gave none."""
     words = [part for pair in override_input or () for part in (OVERRIDE, *pair.split(maxsplit=1))]
     words += ["--impure"] if impure else []
     words += nix_arg or ()
@@ -63,34 +63,37 @@ Guest = Annotated[
     str | None,
     typer.Argument(
         metavar="GUEST",
-        help="FLAKEREF#NAME, a build tree, a run-*-vm script, a bzImage, `builtin`, or a [guest.NAME] of"
-        " vmdebug.toml; without it vmdebug.toml's default, else `builtin`.",
+        help="FLAKEREF#NAME, a kernel build tree, a run-*-vm script, a bzImage, `builtin`, or a [guest.NAME]"
+        " of vmdebug.toml. Default: vmdebug.toml's default, else `builtin`.",
         autocompletion=verb.complete_guest,
     ),
 ]
 Halt = Annotated[
     bool | None,
-    typer.Option("--halt/--no-halt", "-S", help="Stop at the reset vector, before the first instruction."),
+    typer.Option("--halt/--no-halt", "-S", help="Stop before the first instruction, at the reset vector."),
 ]
-Name = Annotated[str | None, typer.Option(metavar="N", help="What to call the VM; else made from GUEST.")]
+Name = Annotated[str | None, typer.Option(metavar="N", help="Name of the VM; by default made from GUEST.")]
 Kernel = Annotated[
     str | None, typer.Option(metavar="IMAGE|TREE", help="Boot this kernel instead of the guest's own.")
 ]
 Vmlinux = Annotated[
-    str | None, typer.Option(metavar="F", help="Symbols, where they do not lie where they are looked for.")
+    str | None, typer.Option(metavar="F", help="vmlinux to use when it is not found automatically.")
 ]
 GdbScripts = Annotated[
-    str | None, typer.Option(metavar="DIR", help="Directory with vmlinux-gdb.py beside scripts/gdb.")
+    str | None, typer.Option(metavar="DIR", help="Directory with vmlinux-gdb.py and scripts/gdb.")
 ]
 Append = Annotated[str | None, typer.Option(metavar="S", help="Kernel parameters to add.")]
-Kaslr = Annotated[bool | None, typer.Option("--kaslr/--no-kaslr", help="Leave address randomisation on.")]
+Kaslr = Annotated[
+    bool | None, typer.Option("--kaslr/--no-kaslr", help="Keep address randomisation; off by default.")
+]
 Accel = Annotated[
-    str | None, typer.Option(metavar="auto|kvm|tcg", help="auto takes KVM where it is seen to work.")
+    str | None, typer.Option(metavar="auto|kvm|tcg", help="Accelerator; auto takes KVM if it works here.")
 ]
 Memory = Annotated[str | None, typer.Option(metavar="M", help="Guest RAM: 512 (MiB), 512M, 2G.")]
 Cpus = Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of CPUs.")]
 Disk = Annotated[
-    str | None, typer.Option(metavar="F", help="Disk image to use and keep; else each run has a fresh one.")
+    str | None,
+    typer.Option(metavar="F", help="Disk image to use and keep; by default each run has a fresh one."),
 ]
 Tcp = Annotated[
     int | None,
@@ -98,16 +101,16 @@ Tcp = Annotated[
         metavar="[PORT]",
         min=0,
         max=65535,
-        help="GDB on 127.0.0.1, not a socket; a free port unless given.",
+        help="Put the gdbstub on 127.0.0.1 instead of a socket; without PORT a free one.",
     ),
 ]
 OverrideInput = Annotated[
-    list[str] | None, typer.Option(metavar="NAME URL", help="nix: take this for a flake's input. Repeatable.")
+    list[str] | None, typer.Option(metavar="NAME URL", help="nix: replace an input of the flake. Repeatable.")
 ]
-Impure = Annotated[bool, typer.Option("--impure", help="nix: let the flake see the machine.")]
+Impure = Annotated[bool, typer.Option("--impure", help="nix: let the flake read the environment.")]
 NixArg = Annotated[
-    list[str] | None, typer.Option(metavar="WORD", help="Hand a word to nix as it is. Repeatable.")
+    list[str] | None, typer.Option(metavar="WORD", help="nix: pass an argument unchanged. Repeatable.")
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Go on, with a warning, where symbols and kernel are of two builds.")
+    bool, typer.Option("--force", help="Warn and continue if symbols and kernel are of different builds.")
 ]

@@ -1,8 +1,7 @@
-"""All that people see: errors, facts, tables, progress.
+"""All output: errors, facts, tables, progress.
 
-Data goes to stdout, everything that is said to people goes to stderr, so that
-`$(vmdebug …)` and `| jq` get the data alone. rich is imported only where a
-terminal shows its work.
+Data goes to stdout and messages to stderr, so that `$(vmdebug …)` and `| jq` get the data only. rich is
+imported only if stderr is a terminal.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from vmdebug.errors import VmdebugError
 from vmdebug.progress import Report, Step
 
 PLAIN_SECONDS = 5.0
-"""Where there is no terminal, a step that goes on says so at most this often."""
+"""Without a terminal, how often a step that continues is printed again."""
 
 _BOLD, _RED, _DIM, _OFF = "1", "1;31", "2", "0"
 
@@ -31,7 +30,7 @@ def put(text: str) -> None:
 
 
 def put_bytes(data: bytes) -> None:
-    """Print data as it is."""
+    """Print data unchanged."""
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
@@ -43,20 +42,20 @@ def put_json(facts: Any) -> None:
 
 
 def tell(text: str) -> None:
-    """Say something to people."""
+    """Print a message to stderr."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
 def tell_bytes(data: bytes) -> None:
-    """Hand on what a program wrote to its standard error, as it is."""
+    """Print a program's standard error unchanged."""
     sys.stderr.flush()
     sys.stderr.buffer.write(data)
     sys.stderr.buffer.flush()
 
 
 def error(failure: VmdebugError) -> None:
-    """Show a failure: a line of what, a line of what to do, the evidence."""
+    """Print an error: what was wanted and found, what to do, the evidence."""
     lines = [f"{_style('vmdebug:', _RED)} {failure.message}"]
     if failure.hint:
         lines.append(f"{_style('   hint:', _BOLD)} {failure.hint}")
@@ -65,12 +64,12 @@ def error(failure: VmdebugError) -> None:
 
 
 def tell_facts(facts: Mapping[str, str]) -> None:
-    """Show facts to people, a line each; a value of several lines hangs below its name."""
+    """Print facts to stderr, one a line; a value of several lines is indented."""
     tell(_facts(facts, sys.stderr))
 
 
 def put_facts(facts: Mapping[str, str]) -> None:
-    """Print facts as a verb's own output, a line each."""
+    """Print facts to stdout, one a line."""
     put(_facts(facts, sys.stdout))
 
 
@@ -85,7 +84,7 @@ def _facts(facts: Mapping[str, str], stream: IO[str]) -> str:
 
 
 def put_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under a head; nothing is cut off, so that it can be copied."""
+    """Print rows under a head; no cell is truncated, so that each can be copied."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         line = "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -98,16 +97,12 @@ def _style(text: str, code: str, stream: IO[str] | None = None) -> str:
 
 
 SYMBOLS = "reading the kernel's symbols"
-"""What a GDB does first, for seconds where the kernel is a distribution's."""
+"""The first step of a GDB, which takes seconds for a distribution's kernel."""
 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Report]:
-    """Show the steps of a long piece of work on stderr while the block runs.
-
-    A bar on a terminal; elsewhere, in a log or under CI, a plain line when a step
-    begins and then now and again.
-    """
+    """Show the long steps of the block on stderr: a bar on a terminal, else plain lines."""
     if sys.stderr.isatty():
         with _bars() as report:
             yield report
@@ -117,14 +112,14 @@ def progress() -> Iterator[Report]:
 
 @contextlib.contextmanager
 def step(what: str) -> Iterator[None]:
-    """Show that one thing is being done while the block runs."""
+    """Show one step while the block runs."""
     with progress() as report:
         report(Step(what))
         yield
 
 
 class PlainReport:
-    """Writes steps as lines, not too many of them."""
+    """Writes steps as lines, and one that continues every few seconds."""
 
     def __init__(self, stream: IO[str], every: float = PLAIN_SECONDS) -> None:
         self._stream = stream
@@ -134,7 +129,7 @@ class PlainReport:
         self._lock = threading.Lock()
 
     def __call__(self, step: Step) -> None:
-        """Write the step, unless the same one was written just now."""
+        """Write the step, unless the same one was written a moment ago."""
         with self._lock:
             now = time.monotonic()
             if step.what == self._what and now < self._next:
@@ -169,7 +164,7 @@ def _bars() -> Iterator[Report]:
     )
     tasks: dict[str, TaskID] = {}
     lock = threading.Lock()
-    # transient: when the work is done, what came of it is what should be seen.
+    # transient: when the work is done, only its result should remain on the screen.
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
 
         def report(step: Step) -> None:

@@ -1,4 +1,4 @@
-"""`vmdebug restart`: the same VM with its kernel as it is now."""
+"""`vmdebug restart`: restarts a VM with its kernel as it is now."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 
 app = verb.new_app()
 
-Build = Annotated[bool, typer.Option("--build", help="Run make in the kernel's tree first.")]
+Build = Annotated[bool, typer.Option("--build", help="Run make in the kernel's build tree first.")]
 Jobs = Annotated[
     int | None,
-    typer.Option("--jobs", "-j", metavar="N", min=1, help="With --build: compilers at once; one a CPU."),
+    typer.Option(
+        "--jobs",
+        "-j",
+        metavar="N",
+        min=1,
+        help="With --build: number of parallel jobs; by default one for each CPU.",
+    ),
 ]
 
 
@@ -36,15 +42,14 @@ def restart(
     jobs: Jobs = None,
     halt: Annotated[
         bool | None,
-        typer.Option("--halt/--no-halt", "-S", help="Stop at the reset vector; else as it was started."),
+        typer.Option("--halt/--no-halt", "-S", help="Stop at the reset vector; by default as before."),
     ] = None,
     as_json: verb.Json = False,
 ) -> None:
-    """Start a VM anew under its name, with the options that it was started with.
+    """Restart a VM with the same options and its kernel as it is now.
 
-    Its guest is looked at once more: image, symbols, scripts and build-id are those of now. Until all that
-    is there, and built, the VM runs on. A GDB that was attached takes up the new one with `vmd-reconnect`,
-    its breakpoints with it.
+    Image, symbols, scripts and build-id are read anew. The VM runs until everything is found and built.
+    A GDB that was attached connects to the new VM with `vmd-reconnect`, and keeps its breakpoints.
     """
     from vmdebug import restart as restarting
     from vmdebug import vm
@@ -67,14 +72,14 @@ def restart(
         return
     render.tell_facts(facts.for_people(fresh, found) | _before(machine, fresh))
     if who:
-        render.tell(f"\nGDB of {who} has lost its guest; in it, type: vmd-reconnect")
+        render.tell(f"\nthe GDB of {who} has lost its guest; to reconnect, type there: vmd-reconnect")
 
 
 def make(tree: Path, jobs: int | None, report: Report) -> None:
-    """Run make in a tree, and say what came of it.
+    """Run make in a tree, and print the result.
 
     Raises:
-        BuildError: the compiler failed.
+        BuildError: the build failed.
     """
     from vmdebug.sources import tree_build
 

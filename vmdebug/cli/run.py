@@ -1,4 +1,4 @@
-"""`vmdebug run`: a script's `main(session)` on a guest."""
+"""`vmdebug run`: calls a script's `main(session)` on a guest."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from vmdebug.session import DebugSession
 
 BISECT_SKIP = 125
-"""Exit status by which `git bisect run` leaves a commit out; see git-bisect(1)."""
+"""Exit status with which `git bisect run` skips a commit; see git-bisect(1)."""
 
 BOOT_SECONDS = 180.0
-"""How long a guest under test may take to its shell before it counts as one that never boots."""
+"""How long a guest may take until its shell answers, before it counts as one that never boots."""
 
 
 class Run(verb.WithTail):
-    """`run`, whose script gets what follows `--`."""
+    """`run`: the words after `--` are for the script."""
 
     tail_metavar = "ARGS"
 
@@ -50,37 +50,41 @@ app = verb.new_app()
 )
 def run(
     context: typer.Context,
-    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="Python file with main(session).")],
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="Python file that defines main(session).")],
     *,
     guest: Annotated[
         str | None,
         typer.Option(
-            metavar="G", help="Start this guest for it, as `start` does.", autocompletion=verb.complete_guest
+            metavar="G",
+            help="Start this guest for the script, as `start` does.",
+            autocompletion=verb.complete_guest,
         ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Use this running VM instead.", autocompletion=verb.complete_vm),
+        typer.Option(metavar="N", help="Use this running VM.", autocompletion=verb.complete_vm),
     ] = None,
     halt: options.Halt = None,
     force: options.Force = False,
     timeout: Annotated[
-        float | None, typer.Option(metavar="S", min=0, help="End with status 5 after so many seconds.")
+        float | None, typer.Option(metavar="S", min=0, help="Exit with status 5 after S seconds.")
     ] = None,
     bisect: Annotated[
         bool,
-        typer.Option("--bisect", help="Status 125 where the guest cannot be judged, for `git bisect run`."),
+        typer.Option(
+            "--bisect", help="Exit with status 125 if the commit cannot be tested, for `git bisect run`."
+        ),
     ] = False,
 ) -> None:
-    """Run a script's main(session) on a guest.
+    """Run a Python script on a guest.
 
-    With `-- ARGS` it is main(session, args). Without --guest and --name the guest is vmdebug.toml's
-    default, else `builtin`. A guest started for the script ends with it. Status 1 when the script
-    raises; of vmdebug's own errors, theirs.
+    Calls the script's main(session), or main(session, args) with `-- ARGS`. Without --guest and --name
+    the guest is vmdebug.toml's default, else `builtin`. A guest that was started for the script ends with
+    it. Exits with status 1 if the script raises, or with the status of vmdebug's error.
     """
     if guest is not None and name is not None:
         raise UsageError(
-            "--guest and --name cannot both be given", hint="--guest starts one, --name takes one"
+            "--guest and --name exclude each other", hint="--guest starts a VM, --name takes a running one"
         )
     arguments = list(verb.tail(context))
     try:
@@ -97,25 +101,25 @@ def run(
 
 
 class NeverBootedError(VmdebugError):
-    """The guest did not come to its shell, so nothing can be said about it."""
+    """The guest's shell did not answer, so the commit cannot be tested."""
 
 
 CANNOT_JUDGE = (HostError, MismatchError, LaunchError, NeverBootedError)
-"""Errors that say nothing about the commit under test."""
+"""Errors after which the commit cannot be tested."""
 
 
 @contextlib.contextmanager
 def _session(
     guest: str | None, name: str | None, halt: bool | None, *, force: bool, settle: bool
 ) -> Iterator[DebugSession]:
-    """Give the session that the script works on.
+    """Open the session of the script.
 
     Args:
-        guest: Started for the script, unless there is a `name`.
+        guest: The guest to start, unless there is a `name`.
         name: A running VM.
         halt: Whether to stop at the reset vector; None leaves it to vmdebug.toml.
-        force: Whether to go on with symbols that are not the kernel's.
-        settle: Wait for the guest's shell, where the guest was not to be halted.
+        force: Whether to continue with symbols of another kernel.
+        settle: Whether to wait for the guest's shell, unless it is halted.
     """
     from vmdebug import session as sessions
 
@@ -147,7 +151,7 @@ def _wait_for_shell(session: DebugSession) -> None:
 
 @contextlib.contextmanager
 def _alarm(seconds: float | None) -> Iterator[None]:
-    """Raise DeadlineError in the block when so many seconds have passed."""
+    """Raise DeadlineError in the block after so many seconds."""
     if not seconds:
         yield
         return
@@ -170,10 +174,10 @@ def _run(
     arguments: list[str],
     timeout: float | None,
 ) -> int:
-    """Run the script and return the exit status that came of it.
+    """Run the script and return the exit status.
 
     Args:
-        script: Loaded before the session is opened: a mistake in it must not cost a boot.
+        script: The script; loaded before the session is opened, so that a mistake in it costs no boot.
         opening: Opens the session.
         arguments: For the script.
         timeout: Seconds for the script itself.
@@ -191,7 +195,7 @@ def _run(
                 main(session, arguments)
             else:
                 main(session)
-        except Exception as error:  # noqa: BLE001 - whatever a script raises is shown
+        except Exception as error:  # noqa: BLE001 - any error of the script is shown
             return _failed(script, error)
         finally:
             for note in session.notes:
@@ -200,7 +204,7 @@ def _run(
 
 
 def _failed(script: Path, error: Exception) -> int:
-    """Show a script's error and return the exit status that it becomes."""
+    """Print a script's error, and return its exit status."""
     render.tell(_own_traceback(script, error))
     if not isinstance(error, VmdebugError):
         return VmdebugError.exit_status
@@ -210,8 +214,8 @@ def _failed(script: Path, error: Exception) -> int:
 
 def _main_of(script: Path, *, with_arguments: bool) -> Callable[..., object]:
     if not script.is_file():
-        raise UsageError(f"there is no script {script}", hint="name a Python file that has main(session)")
-    # As under `python SCRIPT`: what lies beside it can be imported.
+        raise UsageError(f"there is no script {script}", hint="give a Python file that defines main(session)")
+    # As with `python SCRIPT`: it can import modules beside it.
     sys.path.insert(0, str(script.resolve().parent))
     main = runpy.run_path(str(script), run_name="vmdebug_script").get("main")
     if not callable(main):
@@ -233,7 +237,7 @@ def _takes(function: Callable[..., object], count: int) -> bool:
 
 
 def _below(script: Path, error: BaseException) -> TracebackType | None:
-    """Return the part of a traceback that begins in the script; None when the script has no part in it."""
+    """Return the part of a traceback that begins in the script; None if it has none."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != str(script):
         trace = trace.tb_next
@@ -241,9 +245,9 @@ def _below(script: Path, error: BaseException) -> TracebackType | None:
 
 
 def _own_traceback(script: Path, error: Exception) -> str:
-    """Return a traceback as the script's author wants it: from the script on, without our insides."""
+    """Return a traceback without the frames of vmdebug: from the script on."""
     if isinstance(error, VmdebugError):
-        # What it says is shown by itself; where in vmdebug it was raised is nobody's business.
+        # The message is printed separately; frames inside vmdebug do not help the author.
         frames = traceback.extract_tb(_below(script, error))
         ours = str(Path(__file__).parent.parent)
         theirs = [frame for frame in frames if not frame.filename.startswith(ours)]

@@ -1,4 +1,4 @@
-"""`vmdebug snapshot`: a VM's state under a tag, to go back to."""
+"""`vmdebug snapshot`: saves the state of a VM under a tag, and restores it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 app = verb.new_app()
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Which VM.", autocompletion=verb.complete_vm)]
-Tag = Annotated[str | None, typer.Argument(metavar="TAG", help="Which snapshot; the newest if not said.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The VM.", autocompletion=verb.complete_vm)]
+Tag = Annotated[str | None, typer.Argument(metavar="TAG", help="The snapshot; by default the newest.")]
 
 
 @app.callback()
 def snapshot() -> None:
-    """Save a VM's state and go back to it.
+    """Save and restore the state of a VM.
 
-    Memory, devices and qcow2 disks are saved, in a tenth of a second. Snapshots last as long as the VM.
+    A snapshot has memory, devices and qcow2 disks, and takes a tenth of a second. It ends with the VM.
     """
 
 
@@ -33,10 +33,10 @@ def snapshot() -> None:
 def save(
     name: Name,
     tag: Annotated[
-        str | None, typer.Argument(metavar="TAG", help="What it is called; a number if not said.")
+        str | None, typer.Argument(metavar="TAG", help="Name of the snapshot; by default a number.")
     ] = None,
 ) -> None:
-    """Take a snapshot; a guest that runs, runs on."""
+    """Save a snapshot; a running guest continues."""
     from vmdebug import vm
     from vmdebug.debugger.ownership import VmOwner
 
@@ -44,16 +44,14 @@ def save(
     with VmOwner.claim(machine.rundir.attach_lock, machine.name):
         called = tag or _free([each.tag for each in machine.snapshots()])
         machine.snapshot(called)
-    render.tell(
-        f"{machine.name}: saved {called}; go back to it: vmdebug snapshot load {machine.name} {called}"
-    )
+    render.tell(f"{machine.name}: saved {called}; restore it: vmdebug snapshot load {machine.name} {called}")
 
 
 @app.command(
     epilog=verb.examples("vmdebug snapshot load base", "vmdebug snapshot load base before-the-crash"),
 )
 def load(name: Name, tag: Tag = None) -> None:
-    """Go back to a snapshot; a guest that runs, or has panicked, runs on from there."""
+    """Restore a snapshot; a guest that runs or has panicked runs from there."""
     from vmdebug import vm
     from vmdebug.debugger.ownership import VmOwner
 
@@ -61,12 +59,12 @@ def load(name: Name, tag: Tag = None) -> None:
     with VmOwner.claim(machine.rundir.attach_lock, machine.name):
         called = tag or _newest(machine.name, machine.snapshots())
         machine.restore(called)
-    render.tell(f"{machine.name}: back at {called}, {machine.status()}")
+    render.tell(f"{machine.name}: restored {called}, {machine.status()}")
 
 
 @app.command("list", epilog=verb.examples("vmdebug snapshot list base"))
 def listing(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
-    """Print the snapshots there are, the oldest first."""
+    """List snapshots, oldest first."""
     import msgspec
 
     from vmdebug import vm
@@ -85,19 +83,19 @@ def listing(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
             ]
             for each in found
         ]
-        render.put_table(["TAG", "TAKEN", "GUEST'S TIME", "SIZE"], rows)
+        render.put_table(["TAG", "TAKEN", "GUEST TIME", "SIZE"], rows)
     else:
         render.tell(f"{machine.name} has no snapshots; `vmdebug snapshot save {machine.name}` takes one")
 
 
 @app.command(epilog=verb.examples("vmdebug snapshot delete base before-the-crash"))
-def delete(name: Name, tag: Annotated[str, typer.Argument(metavar="TAG", help="Which snapshot.")]) -> None:
-    """Drop a snapshot."""
+def delete(name: Name, tag: Annotated[str, typer.Argument(metavar="TAG", help="The snapshot.")]) -> None:
+    """Delete a snapshot."""
     from vmdebug import vm
 
     machine = vm.find(name)
     machine.delete_snapshot(tag)
-    render.tell(f"{machine.name}: dropped {tag}")
+    render.tell(f"{machine.name}: deleted {tag}")
 
 
 def _free(taken: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""`vmdebug start`: a guest, from wherever it is defined, running in QEMU."""
+"""`vmdebug start`: starts a guest in QEMU, from wherever it is defined."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
 
 
 class Start(verb.WithTail):
-    """`start`, with the options that typer cannot parse as they are written."""
+    """`start`, with options that typer cannot parse."""
 
     tail_metavar = "QEMU ARGS"
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what `options.rewritten` makes of the words."""
-        end = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [*options.rewritten(args[:end]), *args[end:]])
+    def rewritten(self, words: list[str]) -> list[str]:
+        """Rewrite the options that typer cannot parse."""
+        return options.rewritten(words)
 
 
 app = verb.new_app()
@@ -61,17 +60,18 @@ def start(
     build: restart.Build = False,
     jobs: restart.Jobs = None,
     fg: Annotated[
-        bool, typer.Option("--fg", help="Stay, show the console, and end the VM with this command.")
+        bool,
+        typer.Option("--fg", help="Stay in the foreground with the console; the VM ends with this command."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Start nothing; print what would be, and its command line.")
+        bool, typer.Option("--dry-run", help="Print the guest and the QEMU command line; start nothing.")
     ] = False,
     as_json: verb.Json = False,
 ) -> None:
     """Start a guest and leave it running.
 
-    Returns once QEMU answers, and says what was started, with which accelerator and why, whose
-    symbols it has, and what to type next.
+    Returns once QEMU answers. Prints the accelerator and why it was chosen, the kernel, whether its
+    symbols match, the sockets, and what to type next.
     """
     wanted = options.given(
         guest,
@@ -142,7 +142,7 @@ def _detached(wanted: GuestOptions, *, as_json: bool) -> None:
     from vmdebug.cli import facts
 
     machine = _launch(wanted, bound=False)
-    # It has answered just now, and asking once more costs a tenth of the whole.
+    # QEMU has answered just now; asking for its status again would take a tenth of the whole time.
     found = machine.facts("halted" if machine.state.spec.halt else "running")
     if as_json:
         render.put_json(found)
@@ -152,24 +152,24 @@ def _detached(wanted: GuestOptions, *, as_json: bool) -> None:
 
 
 def _next(found: dict[str, Any]) -> list[str]:
-    """Return what one may want to type now."""
+    """Return the commands that are likely to be typed next."""
     name = found["name"]
     if found["status"] == "halted":
         return [
             f"vmdebug attach {name}                        # GDB, at the reset vector",
-            f"vmdebug attach {name} --until start_kernel   # … run up to there first",
+            f"vmdebug attach {name} --until start_kernel   # GDB, at start_kernel",
             f"vmdebug stop {name}",
         ]
     return [
         f"vmdebug exec {name} -- uname -a",
         f"vmdebug console {name}                       # Ctrl-] leaves",
-        f"vmdebug attach {name}                        # GDB; it stops the guest",
+        f"vmdebug attach {name}                        # GDB; stops the guest",
         f"vmdebug stop {name}",
     ]
 
 
 def _foreground(wanted: GuestOptions) -> None:
-    """Show the console until the VM ends; it ends with us however we end."""
+    """Show the console until the VM ends; the VM ends with this process in any case."""
     from vmdebug.cli import console, facts
 
     with _launch(wanted, bound=True) as machine:

@@ -1,4 +1,4 @@
-"""`vmdebug status`: what runs."""
+"""`vmdebug status`: shows running VMs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ COLUMNS = ("name", "status", "accel", "pid", "release", "guest")
     epilog=verb.examples("vmdebug status", "vmdebug status base-nixos", "vmdebug status --json | jq"),
 )
 def status(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
-    """Show what runs.
+    """Show running VMs.
 
-    A VM is halted (at the reset vector), running, paused, panicked or exited; one that has exited is
-    shown once, and cleared.
+    The status is halted (at the reset vector), running, paused, panicked or exited. A VM that has exited
+    is shown once, and then removed.
     """
     from vmdebug import vm
     from vmdebug.cli import facts
@@ -31,4 +31,4 @@ def status(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
         rows = [[str(each[column]) for column in COLUMNS] for each in found]
         render.put_table([column.upper() for column in COLUMNS], rows)
     else:
-        render.tell("no VM runs; `vmdebug start` starts one")
+        render.tell("no VM is running; `vmdebug start` starts one")

@@ -1,4 +1,4 @@
-"""`vmdebug stop`: the end of a VM, with nothing left behind."""
+"""`vmdebug stop`: stops VMs and removes their files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ app = verb.new_app()
 ENDED = {
     "gone": "had ended",
     "quit": "stopped",
-    "SIGTERM": "stopped, by SIGTERM: QEMU did not answer",
+    "SIGTERM": "stopped with SIGTERM: QEMU did not answer",
     "SIGKILL": "killed",
 }
 """The message for each way in which a VM ended; see `vmdebug.vm.machine.EndedBy`."""
@@ -27,27 +27,27 @@ def stop(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME", help="Which VMs; not needed while only one runs.", autocompletion=verb.complete_vm
+            metavar="NAME", help="The VMs; not needed if only one runs.", autocompletion=verb.complete_vm
         ),
     ] = None,
     *,
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Every VM of yours.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Kill QEMU at once instead of asking it.")] = False,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="All your VMs.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Kill QEMU at once.")] = False,
 ) -> None:
-    """End VMs and leave nothing behind.
+    """Stop VMs and remove their files.
 
-    QEMU is asked to quit, then told by SIGTERM, then killed; the run directory goes with it. The
-    guest is not shut down: what it has not written to its disk is lost, as with a pulled plug.
+    Asks QEMU to quit, then sends SIGTERM, then SIGKILL, and removes the run directory. The guest is not
+    shut down: data that it has not written to its disk is lost, as when power fails.
     """
     from vmdebug import vm
     from vmdebug.cli import facts
 
     if everything and names:
-        raise UsageError("--all and names cannot both be given", hint="leave one of them out")
+        raise UsageError("--all takes no names", hint="give either names or --all")
     named = [vm.find(name) for name in names or ()]
     machines = facts.every_vm() if everything else named or [vm.find()]
     for machine in machines:
         how = machine.stop(force=force)
         render.tell(f"{machine.name}: {ENDED[how]}")
     if not machines:
-        render.tell("no VM runs")
+        render.tell("no VM is running")

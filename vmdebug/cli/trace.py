@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmdebug.trace.trace import Trace
 
 FETCH_SECONDS = 0.1
-"""How often the hits are fetched and printed."""
+"""How often hits are fetched and printed."""
 
 app = verb.new_app()
 
@@ -38,32 +38,40 @@ app = verb.new_app()
 def trace(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME] SYMBOL[:EXPR,…]…", help="Which VM, where several run; the functions."),
+        typer.Argument(
+            metavar="[NAME] SYMBOL[:EXPR,…]…",
+            help="The VM, if several run; the functions, with the expressions to print.",
+        ),
     ],
     *,
     when: Annotated[
-        str, typer.Option(metavar="COND", help="Only where this holds, in the function's language.")
+        str,
+        typer.Option(
+            metavar="COND", help="Print only calls for which this is true, in the function's language."
+        ),
     ] = "",
-    count: Annotated[int | None, typer.Option(metavar="N", min=1, help="End after N hits.")] = None,
-    backtrace: Annotated[bool, typer.Option("--backtrace", help="Show who called.")] = False,
-    ret: Annotated[bool, typer.Option("--ret", help="Show what is returned.")] = False,
-    timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="End after S seconds.")] = None,
+    count: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after N hits.")] = None,
+    backtrace: Annotated[bool, typer.Option("--backtrace", help="Print backtraces.")] = False,
+    ret: Annotated[bool, typer.Option("--ret", help="Print return values.")] = False,
+    timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="Stop after S seconds.")] = None,
     form: Annotated[
-        str | None, typer.Option("--format", metavar="text|json|chrome", help="How hits are printed.")
+        str | None, typer.Option("--format", metavar="text|json|chrome", help="Output format.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json: a line a hit.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line, as --format json does.")
+    ] = False,
     force: options.Force = False,
 ) -> None:
-    """Print what kernel functions are called with, while the guest runs.
+    """Print calls of kernel functions, with arguments, while the guest runs.
 
-    A line a call, collected inside GDB. Ctrl-C, --count and --timeout end it; then GDB
-    lets go of the guest.
+    Prints one line a call, collected inside GDB. Ctrl-C, --count and --timeout end the trace; then GDB
+    detaches from the guest.
     """
     if as_json and form not in (None, "json"):
-        raise UsageError(f"--json and --format {form} cannot both be given", hint="leave one of them out")
+        raise UsageError(f"--json and --format {form} exclude each other", hint="give only one of them")
     chosen = "json" if as_json else form or "text"
     if chosen not in FORMATS:
-        raise UsageError(f"there is no format {chosen!r}", hint=f"it is one of {', '.join(FORMATS)}")
+        raise UsageError(f"there is no format {chosen!r}", hint=f"the formats are {', '.join(FORMATS)}")
     from vmdebug import session
     from vmdebug.trace.probe import wanted
     from vmdebug.trace.trace import Trace
@@ -78,7 +86,7 @@ def trace(
 
 
 def _places(words: Sequence[str]) -> tuple[str | None, tuple[Probe, ...]]:
-    """Return the VM that is named, None for the only one, and the places."""
+    """Return the name of the VM, None for the only one, and the probes."""
     from vmdebug import vm
     from vmdebug.trace import probe
 
@@ -88,7 +96,7 @@ def _places(words: Sequence[str]) -> tuple[str | None, tuple[Probe, ...]]:
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into an event for the block: what is collected must not be torn."""
+    """Turn Ctrl-C and SIGTERM into an event for the block, so that no batch of hits is lost."""
     over = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -144,12 +152,12 @@ def _tell_new(told: list[str], session: DebugSession, hits: Trace) -> None:
 
 
 class Text:
-    """A line a hit, its backtrace below it."""
+    """One line a hit, with its backtrace below."""
 
     begin = end = ""
 
     def lines(self, hit: Hit) -> Iterator[str]:
-        """Give a hit's lines."""
+        """Yield the lines of a hit."""
         who = f"{hit.task.comm}:{hit.task.pid}" if hit.task is not None else "?"
         args = " ".join(f"{name}={shown(value)}" for name, value in hit.args.items())
         ret = "" if hit.ret is None else f"= {hit.ret}"
@@ -160,12 +168,12 @@ class Text:
 
 
 class Json:
-    """An object a hit, a line each."""
+    """One object a line for each hit."""
 
     begin = end = ""
 
     def lines(self, hit: Hit) -> Iterator[str]:
-        """Give a hit's line."""
+        """Yield the line of a hit."""
         import msgspec
 
         yield msgspec.json.encode(hit).decode()
@@ -174,7 +182,7 @@ class Json:
 class Chrome:
     """The Trace Event Format that Perfetto and chrome://tracing read: an array of instant events.
 
-    A task is a thread there. The array may end anywhere, so that a trace that is cut short is one.
+    A task is a thread there. The array may end anywhere: a truncated trace is valid.
     """
 
     begin = "["
@@ -184,7 +192,7 @@ class Chrome:
         self._named: dict[int, str] = {}
 
     def lines(self, hit: Hit) -> Iterator[str]:
-        """Give a hit's events: a new name of a task, and the hit."""
+        """Yield the events of a hit: the task's name if it is new, and the hit."""
         pid, comm = (hit.task.pid, hit.task.comm) if hit.task is not None else (0, "?")
         if self._named.get(pid) != comm:
             self._named[pid] = comm
@@ -205,7 +213,7 @@ FORMATS: dict[str, type[Text | Json | Chrome]] = {"text": Text, "json": Json, "c
 
 
 def shown(value: float | str | None) -> str:
-    """Return a value as the text format has it: addresses in hexadecimal, strings in quotes."""
+    """Return a value in the text format: addresses in hexadecimal, strings in quotes."""
     if value is None:
         return "?"
     if isinstance(value, int) and value >= _ADDRESSES:
@@ -214,11 +222,11 @@ def shown(value: float | str | None) -> str:
 
 
 _ADDRESSES = 1 << 47
-"""Numbers from here on are the kernel's addresses, or make no sense in decimal."""
+"""Numbers from here on are printed in hexadecimal: most are kernel addresses."""
 
 
 def put_batches(form: Text | Json | Chrome, given: Iterable[Sequence[Hit]]) -> None:
-    """Print hits as they come; each batch is flushed, for whoever reads along."""
+    """Print hits as they come, and flush after each batch."""
     if form.begin:
         render.put(form.begin)
     for batch in given:
