@@ -1,9 +1,8 @@
 """A debugging session: one VM, its console and its GDB, under one owner of the run state.
 
-While a GDB is attached only GDB resumes the guest: QMP `cont` behind its back
-makes it lose packets. So everything that needs the guest to run or to stand
-still asks the session, and a call that the present state does not allow raises
-at once instead of waiting for what cannot happen.
+While GDB is attached, only GDB resumes the guest: after a QMP `cont` that it does not know of, it loses
+packets. So every call that needs the guest running or stopped goes through the session. A call that the
+present state does not allow raises at once, instead of waiting for something that cannot happen.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ STOP_SECONDS = 30.0
 """How long the end of a session may take."""
 
 _ATTACHED = "GDB to be attached"
-"""What a deadline of ours waits for."""
+"""What the deadline is for, in its error."""
 
 _RESUME = {
     "halted": "set it running first: session.gdb.cont(wait=False)",
@@ -49,15 +48,16 @@ _RESUME = {
 
 
 class DebugSession:
-    """A VM with its console and its GDB, each opened when it is first asked for.
+    """A VM with its console and its GDB, each opened at its first use.
 
-    Made by `start` and `attach`; a context manager. At its end GDB is detached,
-    and a VM that the session started is ended.
+    Made by `start` and `attach`; a context manager. At its end GDB detaches, and a VM that the session
+    started ends.
 
     Args:
         machine: The running VM.
         owned: Whether the VM ends with the session.
-        force: Whether to go on where the symbols are not those of the kernel that runs; `gdb.notes` says so.
+        force: Whether to go on with symbols of another build than the kernel that runs; `gdb.notes` has a
+            warning.
         preloaded: A GDB that loads the guest's symbols already. The caller closes it, in case nobody took it.
     """
 
@@ -66,7 +66,7 @@ class DebugSession:
     ) -> None:
         self.vm = machine
         self.restarted: Callable[[], None] | None = None
-        """Called by `restart` once `vm` is the VM that was started anew."""
+        """Called by `restart` once `vm` is the new VM."""
         self._owned = owned
         self._force = force
         self._preloaded = preloaded
@@ -83,7 +83,9 @@ class DebugSession:
         self.close()
 
     def close(self) -> None:
-        """Detach GDB, which lets a guest run on that has not panicked; end the VM if the session started it.
+        """Detach GDB, and end the VM if the session started it.
+
+        Otherwise a guest that has not panicked runs on.
 
         Raises:
             DeadlineError: QEMU did not end, not even by SIGKILL.
@@ -102,7 +104,7 @@ class DebugSession:
 
     @property
     def name(self) -> str:
-        """What the VM is called."""
+        """The VM's name."""
         return self.vm.name
 
     @property
@@ -112,10 +114,10 @@ class DebugSession:
 
     @property
     def console(self) -> Console:
-        """The guest's serial line; nobody else can have it meanwhile.
+        """The guest's serial line. Nobody else can use it until the session ends.
 
         Raises:
-            StateError: somebody else has it; the message has their pid.
+            StateError: another process uses it; the message has its pid.
         """
         if self._console is None:
             self._console = self._console_held.enter_context(self.vm.console())
@@ -125,16 +127,16 @@ class DebugSession:
 
     @property
     def gdb(self) -> Gdb:
-        """GDB, attached; the first touch attaches it, which stops the guest.
+        """The attached GDB. Its first use attaches it, which stops the guest.
 
-        While a person shares theirs (`vmdebug attach --share`) it is that one, and the guest stays as it is.
+        While a person shares a GDB (`vmdebug attach --share`), it is that one, and the guest is not stopped.
 
         Raises:
             StateError: another GDB is attached; the message has its pid.
             HostError: there is no GDB on this machine.
             GdbError: GDB did not load the symbols or did not connect.
-            MismatchError: the symbols are not those of the kernel in guest memory. Where none is mapped yet,
-                that comes from the call that runs the guest to there.
+            MismatchError: the symbols are not those of the kernel in guest memory. If the kernel is not
+                mapped yet, the call that runs the guest to that point raises it.
         """
         if self._gdb is None:
             self._gdb = self._attach(ATTACH_SECONDS)
@@ -152,17 +154,17 @@ class DebugSession:
         return self.gdb.collector()
 
     def exchanges(self) -> str:
-        """Return the last that an attached GDB was told and answered, in GDB/MI; "" where none is."""
+        """Return the last commands and answers of the attached GDB, in GDB/MI; "" if none is attached."""
         return "" if self._gdb is None else self._gdb.exchanges()
 
     @contextlib.contextmanager
     def examined(self, *, timeout: float = ATTACH_SECONDS) -> Iterator[Gdb]:
-        """Hold the guest still for questions to GDB, and leave all as it was found.
+        """Hold the guest stopped for questions to GDB, and leave everything as it was found.
 
-        Where no GDB is attached one is, and is gone afterwards.
+        If no GDB is attached, one is for the block.
 
         Args:
-            timeout: Seconds until GDB is attached and the guest stands still.
+            timeout: Seconds until GDB is attached and the guest is stopped.
 
         Raises:
             VmdebugError: see `gdb`.
@@ -182,7 +184,7 @@ class DebugSession:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be done without, as far as it is known: `gdb.notes` once GDB is attached."""
+        """The warnings of GDB: `gdb.notes`, once it is attached."""
         return () if self._gdb is None else tuple(self._gdb.notes)
 
     @overload
@@ -225,13 +227,13 @@ class DebugSession:
         return job.heard(deadline) if wait else job
 
     def snapshot(self, tag: str) -> None:
-        """Take a snapshot of the guest; it is left running or stopped as it was found.
+        """Take a snapshot of the guest, which then runs or is stopped as before.
 
         Args:
-            tag: What it is called.
+            tag: The snapshot's name.
 
         Raises:
-            UsageError: the tag cannot be one, or is taken.
+            UsageError: the tag is not valid, or is taken.
             HostError: this QEMU cannot take snapshots.
             VmError: this guest cannot be saved: a 9p share is mounted, a disk is not qcow2.
         """
@@ -239,16 +241,16 @@ class DebugSession:
             self.vm.snapshot(tag)
 
     def restore(self, tag: str) -> None:
-        """Go back to a snapshot; a running guest runs on from there, a stopped one stays stopped.
+        """Load a snapshot. A running guest runs on from there, a stopped one stays stopped.
 
-        Breakpoints stay as they are now, not as they were then; frames of earlier stops are no longer there.
+        Breakpoints stay as they are now. Frames of earlier stops are invalid.
 
         Args:
-            tag: Which one.
+            tag: The snapshot's name.
 
         Raises:
-            UsageError: there is none of that tag; the hint has those there are.
-            VmError: it cannot be loaded.
+            UsageError: there is none of that name; the hint lists the names.
+            VmError: QEMU cannot load it.
         """
         with self._held():
             self.vm.restore(tag, run=self._gdb is None)
@@ -258,9 +260,9 @@ class DebugSession:
                 self._gdb.replaced()
 
     def _held(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the guest still by GDB, where one is attached.
+        """Have an attached GDB hold the guest stopped.
 
-        So no breakpoint of GDB's lies in the memory that is saved or loaded, and only GDB resumes the guest.
+        Then no breakpoint of GDB is in the memory that is saved or loaded, and only GDB resumes the guest.
         """
         return contextlib.nullcontext() if self._gdb is None else self._gdb.held()
 
@@ -272,23 +274,23 @@ class DebugSession:
         report: Report = silent,
         timeout: float = LAUNCH_SECONDS,
     ) -> None:
-        """Start the VM anew, by its name and with its options, its kernel being looked at once more.
+        """Start the VM again, with its name, its options and the present build of its kernel.
 
-        An attached GDB stays: it loads the symbols anew, has its breakpoints set again by their names and
-        lines, and finds the guest at the reset vector. `Breakpoint.address` of one set before is then as it
-        was. Until the guest is resolved, and built, the VM runs on.
+        An attached GDB stays: it loads the symbols again, keeps its breakpoints by their names and lines, and
+        finds the guest at the reset vector. `Breakpoint.address` of earlier breakpoints does not change. The
+        VM runs until the guest is resolved and built.
 
         Args:
             build: Whether to run make in the kernel's tree first.
-            jobs: With `build`: compilers at once; None starts one a CPU.
+            jobs: With `build`: number of compilers at once; None for one a CPU.
             report: Told about long steps.
             timeout: Seconds until QEMU has to answer.
 
         Raises:
-            StateError: the VM is another process's, or GDB is one that a person shares.
+            StateError: the VM belongs to another process, or a person shares the GDB.
             UsageError: with `build`, the guest's kernel is not built in a tree.
             BuildError: make failed.
-            LaunchError: QEMU did not start; the VM is gone.
+            LaunchError: QEMU did not start; the VM has ended.
         """
         options = restart.options_of(self.vm)
         deadline = Deadline.after(BUILD_SECONDS)
@@ -309,7 +311,7 @@ class DebugSession:
             self._take_up(gdb)
 
     def _take_up(self, gdb: Gdb) -> None:
-        """Connect the GDB that was attached before to the VM that was started anew."""
+        """Connect the GDB that was attached before to the new VM."""
         deadline = Deadline.after(ATTACH_SECONDS)
         vmlinux = self.vm.state.spec.kernel.vmlinux
         with contextlib.ExitStack() as undo:
@@ -414,11 +416,11 @@ def start(
 
 
 def attach(name: str | None = None, *, force: bool = False) -> DebugSession:
-    """Take a VM that `vmdebug start` left running; it goes on after the session.
+    """Use a VM that `vmdebug start` left running. It goes on after the session.
 
     Args:
-        name: Its name; None takes the only one that runs.
-        force: Whether to go on where its symbols are not those of the kernel that runs.
+        name: Its name; None for the only one that runs.
+        force: Whether to go on with symbols of another build than the kernel that runs.
 
     Raises:
         UsageError: there is no such VM, or several and no name.

@@ -7,6 +7,7 @@ guest memory, which the kernel must have mapped, and a CPU has 4 hardware breakp
 from __future__ import annotations
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,14 +30,14 @@ class BreakpointOwner(Protocol):
         """Delete it."""
 
 
-class _Deleted:
+class _Deleted(ABC):
     """A context manager that deletes at the end of the block."""
 
     __slots__ = ()
 
+    @abstractmethod
     def delete(self) -> None:
         """Delete it."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
