@@ -4,7 +4,7 @@
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
 
-    # What the kernels of nix/kernels.nix are built from. Another version for one command:
+    # The sources of the kernels in nix/kernels.nix. To use another version once:
     #   --override-input kernel-src https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.15.tar.xz
     #   --override-input kernel-own git+file:///home/me/src/linux
     kernel-src = {
@@ -27,19 +27,19 @@
       # vmdebug, gdb-scripts-KERNEL, vm-SYSTEM-KERNEL, disk-image-SYSTEM-KERNEL, nixos-rebuild, ccache-check.
       packages.${system} = vmdebug.packages;
 
-      # nix run .# -- …; nix run .#ccache: is ccache set up for Nix kernels, and if not, how.
+      # nix run .# -- …; nix run .#ccache: checks whether Nix builders can use ccache, and prints what to set up.
       apps.${system} = vmdebug.apps;
 
       # default: for vmdebug itself; kernel: for building kernels with make.
       devShells.${system} = vmdebug.devShells;
 
-      # vmdebug: a guest that can be debugged and cloned; kernel: which kernel; kgdb: a machine with a serial line.
+      # vmdebug: makes a guest debuggable and clonable; kernel: selects the kernel; kgdb: kgdb on a serial line.
       nixosModules = vmdebug.modules;
 
-      # SYSTEM-KERNEL, of nix/systems and nix/kernels.nix.
+      # SYSTEM-KERNEL, from nix/systems and nix/kernels.nix.
       nixosConfigurations = vmdebug.guests;
 
-      # lint, unit; boots-SYSTEM-KERNEL: a real guest each, wherever a builder has KVM.
+      # lint, unit; boots-SYSTEM-KERNEL: boots each guest, on builders with KVM.
       checks.${system} = vmdebug.checks;
 
       # nix flake init -t FLAKE: a flake of your own with a guest and two kernels.

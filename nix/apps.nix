@@ -2,7 +2,7 @@
 let
   inherit (pkgs) lib;
   ccache = import ./kernel/ccache.nix { inherit pkgs; };
-  # The derivation, without having it built in order to have the program.
+  # Only the derivation: the program must not depend on its build.
   check = builtins.unsafeDiscardOutputDependency ccache.check.drvPath;
 
   app = description: program: {
@@ -14,7 +14,7 @@ in
 {
   default = app "Start a guest in QEMU under GDB's control" (lib.getExe vmdebug);
 
-  # Only a builder sees what builders see, so one is asked; what it once said is asked again (--check).
+  # Only a build shows what builders can access; --check repeats it if it succeeded before.
   ccache = app "Say whether builders can use ccache, and if not, what to put where" (toString (
     pkgs.writeShellScript "ccache" ''
       if nix-store --realise ${check} >/dev/null 2>&1 && nix-store --realise --check ${check} >/dev/null 2>&1; then

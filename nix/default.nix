@@ -1,4 +1,4 @@
-# What flake.nix lists, put together.
+# Defines the outputs that flake.nix lists.
 { inputs, system }:
 let
   pkgs = inputs.nixpkgs.legacyPackages.${system};
@@ -22,7 +22,7 @@ in
   packages = {
     inherit vmdebug;
     default = vmdebug;
-    # What `vmdebug deploy` looks for in the flake that it deploys.
+    # `vmdebug deploy` searches for it in the flake that it deploys.
     nixos-rebuild = pkgs.nixos-rebuild-ng;
     ccache-check = (import ./kernel/ccache.nix { inherit pkgs; }).check;
   }

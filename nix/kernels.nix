@@ -1,10 +1,10 @@
 # The kernels, one line each: name = { src, base, fragments, patches, params }; see modules/kernel.nix.
 #
-# Without `src` it is NixOS's own, as cache.nixos.org has it. `base` is what the fragments of kconfigs/
-# are merged onto: a target of `make` ("x86_64_defconfig", "tinyconfig"), or a .config.
+# Without `src` it is NixOS's own kernel, from cache.nixos.org. The fragments of kconfigs/ are merged onto
+# `base`: a target of `make` ("x86_64_defconfig", "tinyconfig"), or a .config.
 { inputs }:
 let
-  # For VMs and for a PC, with NixOS's firewall: one build for both.
+  # For VMs and PCs, with NixOS's firewall: one build for both.
   nixos = [
     "nixos-boot"
     "nixos-net"

@@ -1,4 +1,4 @@
-# What a flake needs to have its guests debugged; `inputs.vmdebug.lib` in other flakes.
+# Functions for flakes with guests to debug; `inputs.vmdebug.lib` in other flakes.
 { nixpkgs, modules }:
 let
   inherit (nixpkgs) lib;
@@ -11,10 +11,10 @@ rec {
   kernelFor = import ./kernel;
   gdbScriptsFor = import ./kernel/gdb-scripts.nix;
 
-  # An existing system, with our module.
+  # An existing system with vmdebug's module.
   debuggable = system: system.extendModules { modules = [ modules.vmdebug ]; };
 
-  # Every system with every kernel: { SYSTEM-KERNEL = …; }.
+  # Each system with each kernel: { SYSTEM-KERNEL = …; }.
   #   systems: name → list of modules; kernels: as in kernels.nix.
   guests =
     {
@@ -39,14 +39,14 @@ rec {
       ) kernels
     ) systems;
 
-  # What of some guests is worth a name in `packages`. `pkgs` makes the scripts: each guest's own.
+  # The packages of some guests. The scripts are made with each guest's own `pkgs`.
   packagesFor =
     guests:
     prefixed "vm" (lib.mapAttrs (_: guest: guest.config.system.build.vm) guests)
     // gdbScripts guests
     // diskImages guests;
 
-  # Of guests that share a kernel, one has its scripts: they are named for the kernel.
+  # Scripts are named after the kernel: guests with the same kernel share them.
   gdbScripts =
     guests:
     prefixed "gdb-scripts" (
@@ -59,7 +59,7 @@ rec {
       ) guests
     );
 
-  # Images of whole disks, of the systems that say which kind: vmdebug.diskImage.
+  # Images of whole disks, for systems that set vmdebug.diskImage.
   diskImages =
     guests:
     prefixed "disk-image" (

@@ -1,4 +1,4 @@
-# vmdebug, with all that it starts.
+# vmdebug and the programs that it starts.
 {
   pkgs,
   python,

@@ -1,8 +1,8 @@
 # The programs that vmdebug starts.
 { pkgs }:
 let
-  # It goes into the initramfs, and so must be static. Alone: its package has a link for each applet, and as they come first on
-  # PATH, `make` would take busybox's tar, awk and cpio.
+  # It goes into the initramfs, so it must be static. Only the program: its package has a link for each applet, which
+  # would be first on PATH, and `make` would use busybox's tar, awk and cpio.
   busybox = pkgs.runCommand "busybox-static" { } ''
     mkdir -p $out/bin
     ln -s ${pkgs.pkgsStatic.busybox}/bin/busybox $out/bin/busybox
@@ -16,7 +16,7 @@ in
     busybox
   ];
 
-  # What the unit tests start besides: other shells, and what our files are held against.
+  # For the unit tests: other shells, and the programs whose output they compare.
   tests = with pkgs; [
     cpio
     dash
@@ -24,7 +24,7 @@ in
     zstd
   ];
 
-  # What building a kernel takes, ours and others.
+  # For building kernels.
   kernel = with pkgs; [
     bc
     bison
@@ -44,7 +44,7 @@ in
     zstd
   ];
 
-  # What `vmdebug deploy` is about.
+  # For `vmdebug deploy`.
   deploy = [
     pkgs.nixos-rebuild-ng
     pkgs.openssh

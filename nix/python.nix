@@ -1,4 +1,4 @@
-# The Python packages that pyproject.toml names, by their names in nixpkgs: the list is kept there alone.
+# The Python packages in pyproject.toml, by their names in nixpkgs.
 { pkgs }:
 let
   inherit (pkgs) lib python3Packages;
@@ -13,8 +13,8 @@ let
   namesOf = map nameOf;
   packagesOf = map (name: python3Packages.${name});
 
-  # pip-tools makes requirements.txt, which Nix has no use for. nixpkgs has import-linter and ruff as programs, and
-  # no types-gdb: without it mypy is left to a checkout with a .venv.
+  # Nix does not need pip-tools, which writes requirements.txt. nixpkgs has import-linter and ruff as programs. It
+  # has no types-gdb, so mypy only runs in a checkout with a .venv.
   elsewhere = [
     "import-linter"
     "mypy"

@@ -1,11 +1,11 @@
 { pkgs, python }:
 let
   programs = import ./programs.nix { inherit pkgs; };
-  # The kernel's own tools are compiled without the hardening that Nix's compiler adds.
+  # The kernel's build tools are compiled without the hardening flags of Nix's compiler.
   hardeningDisable = [ "all" ];
 in
 {
-  # `nix develop -c make demo`: the Makefile finds all of it on PATH, and so needs neither apt nor a .venv.
+  # `nix develop -c make demo`: everything is on PATH, so the Makefile needs neither apt nor a .venv.
   default = pkgs.mkShell {
     packages = [
       (pkgs.python3.withPackages (_: python.dependencies ++ python.development))
@@ -20,17 +20,17 @@ in
     inherit hardeningDisable;
     VMDEBUG_NO_APT = "1";
     VMDEBUG_NO_VENV = "1";
-    # In place of Debian's linux-source package.
+    # Instead of Debian's linux-source package.
     KERNEL_SOURCE = pkgs.linux.src;
     shellHook = ''
-      # The checkout is not installed, and so is no plugin by itself.
+      # vmdebug is not installed in this shell, so name its pytest plugin.
       export PYTHONPATH=$PWD''${PYTHONPATH:+:$PYTHONPATH} PYTEST_PLUGINS=vmdebug.pytest_plugin
     '';
   };
 
-  # `nix develop FLAKE#kernel`, then make menuconfig, make -j, in a kernel's tree.
+  # `nix develop FLAKE#kernel`, for make menuconfig and make -j in a kernel tree.
   kernel = pkgs.mkShell {
-    # Some of the kernel's scripts are Python's.
+    # Some of the kernel's build scripts are in Python.
     packages = programs.kernel ++ [ pkgs.python3Minimal ];
     inherit hardeningDisable;
     shellHook = ''

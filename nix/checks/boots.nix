@@ -1,7 +1,7 @@
-# A guest, halted at its first instruction, stopped in start_kernel, and booted to a shell that answers.
+# A guest that halts at its first instruction, stops in start_kernel, and boots to a shell that answers.
 #
-# It wants a builder with KVM, and so goes wherever there is one: nix spreads these over its remote builders by
-# their features (nix.conf(5), `system-features`).
+# It needs a builder with KVM: nix distributes these checks to remote builders by their features (nix.conf(5),
+# `system-features`).
 {
   pkgs,
   vmdebug,
@@ -10,7 +10,7 @@
 }:
 let
   inherit (guest.config.virtualisation) vmVariant;
-  # The VM's: where the variant changes the kernel, the configuration's own is another.
+  # The VM's kernel, which differs from the configuration's own if the variant changes it.
   inherit (vmVariant.system.build) kernel;
 in
 pkgs.runCommand "boots-${name}"

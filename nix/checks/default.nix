@@ -29,7 +29,7 @@ in
     PYTHONPATH=$PWD lint-imports --no-cache
   '';
   unit = onSource "unit" ([ interpreter ] ++ programs.run ++ programs.tests) ''
-    # The source is not installed, and so is no plugin by itself; the tests start pytest elsewhere too.
+    # vmdebug is not installed here, so name its plugin; the tests also start pytest in other directories.
     export PYTHONPATH=$PWD PYTEST_PLUGINS=vmdebug.pytest_plugin
     python -m pytest -p no:cacheprovider tests/unit
   '';

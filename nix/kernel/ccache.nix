@@ -1,9 +1,9 @@
 # ccache for kernels that Nix builds.
 #
-# nixpkgs' ccacheStdenv does not do for kernels: its links have no `gcc` that the kernel's make flags could name
-# (NixOS/nixpkgs#437074), and where the cache cannot be written the wrapper fails inside Kconfig's probes, which
-# then say "this assembler is not supported" (NixOS/nixpkgs#153343). Here make gets a compiler of ours, which takes ccache
-# where the sandbox has a cache that can be written, and else is the compiler: a build never fails for it.
+# nixpkgs' ccacheStdenv cannot build kernels: it has no link `gcc`, which the kernel's make flags name
+# (NixOS/nixpkgs#437074); and if the cache cannot be written, the wrapper fails inside Kconfig's probes, which then print
+# "this assembler is not supported" (NixOS/nixpkgs#153343). Here make gets a wrapper that uses ccache if the sandbox has
+# a writable cache, and otherwise runs the compiler: a build never fails because of ccache.
 {
   pkgs,
   dir ? "/var/cache/ccache",
@@ -15,7 +15,7 @@ let
   compiler = pkgs.writeShellScript "cc" ''
     if [ -d ${dir} ] && [ -w ${dir} ]; then
       export CCACHE_DIR=${dir} CCACHE_UMASK=007
-      # The store's files all have one time: the compiler is told by its path.
+      # All files in the store have the same time: identify the compiler by its path.
       export CCACHE_COMPILERCHECK=string:${cc}
       exec ${pkgs.ccache}/bin/ccache ${cc} "$@"
     fi
@@ -39,10 +39,10 @@ in
 {
   inherit compiler setup says;
 
-  # The last CC= of make's command line counts, and nixpkgs puts these last.
+  # make uses the last CC= on its command line, and nixpkgs puts these flags last.
   makeFlags = [ "CC=${compiler}" ];
 
-  # Run in the builder, before it configures.
+  # Runs in the builder, before it configures.
   report = ''
     if [ -d ${dir} ] && [ -w ${dir} ]; then
       echo "vmdebug: compiling through ccache, ${dir}"
@@ -52,7 +52,7 @@ in
     fi
   '';
 
-  # A build that tells what builders see; it fails where ccache is not set up, and says how it would be.
+  # A build that checks whether builders can use ccache; if not, it fails and prints what to set up.
   check = pkgs.runCommand "ccache-check" { allowSubstitutes = false; preferLocalBuild = true; } ''
     if [ ! -d ${dir} ] || [ ! -w ${dir} ]; then
       echo "vmdebug: builders cannot write ${dir}" >&2

@@ -1,21 +1,21 @@
-# A configuration: fragments merged onto a base by the kernel's own merge_config.sh, each option proven to
-# have stuck. `vmdebug kernel config` does the same and says more; it is not used here, for every change
-# of vmdebug would then be another configuration, and another kernel.
+# A configuration: merges fragments onto a base with the kernel's own merge_config.sh, and checks each option.
+# `vmdebug kernel config` does the same with better messages, but using it here would rebuild all kernels after each
+# change of vmdebug.
 {
   pkgs,
   src,
   version,
   base,
-  # Whether it is a .config, and not a target of make.
+  # Whether it is a .config, not a target of make.
   isFile,
-  # Whether what nobody asks for is off.
+  # Whether everything is off that no fragment asks for.
   minimal,
   files,
   patches,
 }:
 let
   inherit (pkgs) stdenv;
-  # With `allnoconfig` the fragments are all there is.
+  # `allnoconfig` adds nothing to the fragments.
   below = if base == "allnoconfig" then "/dev/null" else ".config";
 in
 stdenv.mkDerivation {

@@ -1,14 +1,14 @@
-# A kernel from a source and fragments, by nixpkgs' linuxManualConfig.
+# A kernel from a source and fragments, built with nixpkgs' linuxManualConfig.
 #
-# Nothing is built in order to evaluate it: the version is read from the source's Makefile, the
-# options from base and fragments, and config.nix proves that they are in the configuration.
+# Evaluating it builds nothing: the version is read from the source's Makefile, and the options from base and
+# fragments; config.nix checks that they are in the configuration.
 {
   pkgs,
   src,
   base ? "x86_64_defconfig",
   fragments ? [ ],
   patches ? [ ],
-  # Given where `src` is a derivation, whose files would have to be built to be read.
+  # Needed if `src` is a derivation: reading its files would build it.
   version ? null,
   ccache ? null,
 }:
@@ -16,7 +16,7 @@ let
   inherit (pkgs) lib;
   inherit (import ./fragments.nix { inherit lib; }) fileOf optionsOf withNeeds;
 
-  # As `vmdebug kernel config` has it: where what nobody asks for is off, what a fragment builds on comes along.
+  # As in `vmdebug kernel config`: on a minimal base, add the fragments that others need.
   minimal = lib.elem base [
     "allnoconfig"
     "tinyconfig"
@@ -32,7 +32,7 @@ let
       optionsOf defconfig
     else
       { };
-  # What a defconfig does not list has Kconfig's own default.
+  # Options that a defconfig does not list have their Kconfig default.
   byDefault = lib.optionalAttrs (!minimal && !isFile) {
     CONFIG_MODULES = "y";
     CONFIG_EFI_STUB = "y";
@@ -68,8 +68,8 @@ let
     extraMakeFlags = lib.optionals (ccache != null) ccache.makeFlags;
   };
 
-  # NixOS refuses systemd-boot for a kernel that does not say it has the EFI stub. Without `features` it asks for each
-  # of system.requiredKernelConfig instead, in options that are not known as long as Kconfig has not run.
+  # NixOS refuses systemd-boot for a kernel that does not declare the EFI stub. Without `features` it checks
+  # system.requiredKernelConfig instead, whose options are unknown before Kconfig has run.
   features = lib.optionalAttrs (options.CONFIG_EFI_STUB or "n" == "y") { efiBootStub = true; };
 in
 kernel.overrideAttrs (

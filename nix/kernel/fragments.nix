@@ -1,4 +1,4 @@
-# Fragments of kconfigs/, by name, and one's own, by path.
+# Fragments: those of kconfigs/ by name, others by path.
 { lib }:
 let
   linesOf = file: lib.splitString "\n" (builtins.readFile file);
@@ -10,7 +10,7 @@ let
   ) (lib.attrNames (builtins.readDir shipped));
 in
 rec {
-  # The file of a fragment; an unknown name is answered with those that there are.
+  # The file of a fragment; the error for an unknown name lists the names.
   fileOf =
     fragment:
     if builtins.isPath fragment || lib.hasPrefix "/" (toString fragment) then
@@ -20,7 +20,7 @@ rec {
     else
       throw "vmdebug: there is no fragment ${fragment}; those of kconfigs/: ${lib.concatStringsSep ", " names}";
 
-  # Fragments with those that they build on (`# Needs:` in their heads), each once and before the first that needs it.
+  # Fragments and those that they need (`# Needs:`), each once, before the first that needs it.
   withNeeds =
     fragments:
     lib.unique (
@@ -32,7 +32,7 @@ rec {
       matches "# Needs: (.+)" file
     );
 
-  # What a fragment, or a .config, sets: { CONFIG_X = "y"; CONFIG_OFF = "n"; }.
+  # The options in a fragment or a .config: { CONFIG_X = "y"; CONFIG_OFF = "n"; }.
   optionsOf =
     file:
     lib.listToAttrs (

@@ -1,7 +1,7 @@
-# The kernel's own GDB scripts, lx-…: `make scripts_gdb` on the source and configuration that a kernel was built from.
+# The kernel's own GDB scripts, lx-…: `make scripts_gdb` with the source and configuration of a kernel.
 #
-# A directory that `vmdebug start --gdb-scripts` takes, and `source …/vmlinux-gdb.py` in a plain GDB: scripts/gdb
-# stands beside vmlinux-gdb.py, and has the generated constants.py.
+# A directory for `vmdebug start --gdb-scripts`, or `source …/vmlinux-gdb.py` in a plain GDB: it has vmlinux-gdb.py, and
+# scripts/gdb with the generated constants.py.
 { pkgs, kernel }:
 let
   inherit (pkgs) stdenv;
@@ -9,7 +9,7 @@ in
 stdenv.mkDerivation {
   pname = "linux-gdb-scripts";
   inherit (kernel) version src;
-  # They change the headers that constants.py is made of.
+  # They change headers from which constants.py is generated.
   patches = kernel.patches or [ ];
   depsBuildBuild = [ pkgs.buildPackages.stdenv.cc ];
   nativeBuildInputs = with pkgs.buildPackages; [

@@ -1,8 +1,8 @@
-# What a kernel's source says of itself: its version, as its top Makefile and scripts/setlocalversion make it.
+# The version of a kernel's source, according to its top Makefile and scripts/setlocalversion.
 { lib, src }:
 let
   makefile = lib.splitString "\n" (builtins.readFile "${src}/Makefile");
-  # The assignments stand at the top; further down are others of like names.
+  # Only the assignments at the top: further down there are others with similar names.
   head = lib.take 12 makefile;
   value =
     name:
@@ -13,7 +13,7 @@ let
       throw "vmdebug: ${src}/Makefile does not say its ${name}: is it a kernel's source?"
     else
       lib.head (lib.head found);
-  # linux-next's, and those of the real-time patches.
+  # The suffixes of linux-next and of the real-time patches.
   local = lib.concatMapStrings (
     name:
     lib.optionalString (lib.hasPrefix "localversion" name) (

@@ -1,4 +1,4 @@
-# Each as a set that names its file: nix flake check takes no path for a module, and messages say where it is.
+# Each module is a set with its file name: nix flake check accepts no path, and messages then name the file.
 let
   named = file: {
     _file = file;

@@ -1,4 +1,4 @@
-# Which kernel, by name: vmdebug.kernel.name picks a line of vmdebug.kernels.
+# Selects the kernel by name: vmdebug.kernel.name is the name of a line in vmdebug.kernels.
 {
   config,
   lib,
@@ -18,8 +18,8 @@ let
     inherit (cfg.ccache) dir;
   };
 
-  # NixOS's list for VMs names modules that a kernel of one's own need not have, and a missing one fails the build of the
-  # initrd. What is built in is found. The option is younger than NixOS 25.05.
+  # NixOS's list for VMs has modules that your own kernel may lack, and a missing module fails the build of the initrd.
+  # Drivers that are built in count as present. The option is newer than NixOS 25.05.
   missingAllowed =
     if options.boot.initrd ? allowMissingModules then
       { boot.initrd.allowMissingModules = lib.mkDefault true; }
@@ -122,8 +122,8 @@ in
           ccache = if cfg.ccache.enable then ccache else null;
         }
       );
-      # What the machine needs, its own configuration lists. A module of that list which the kernel lacks fails the
-      # build, of a machine that would not boot.
+      # The machine's own configuration lists the modules that it needs. If the kernel lacks one, the build fails,
+      # since the machine would not boot.
       boot.initrd.includeDefaultModules = lib.mkDefault false;
       virtualisation.vmVariant = missingAllowed;
     })

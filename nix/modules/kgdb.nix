@@ -1,5 +1,5 @@
-# A machine that is debugged over its serial line: `vmdebug attach --kgdb DEVICE --guest GUEST` at the other end.
-# The kernel wants what is in ../kgdb.config.
+# Debugging a machine over its serial line, with `vmdebug attach --kgdb DEVICE --guest GUEST` at the other end.
+# The kernel needs the options in ../kgdb.config.
 { config, lib, ... }:
 let
   cfg = config.vmdebug.kgdb;
@@ -33,12 +33,12 @@ in
       "console=tty0"
       "console=${cfg.device},${toString cfg.speed}n8"
       "kgdboc=${cfg.device},${toString cfg.speed}"
-      # The symbols' addresses are the kernel's; what kgdb stops in must not be taken for a hang.
+      # Load the kernel where its symbols say, and do not take a stop in kgdb for a hang.
       "nokaslr"
       "nowatchdog"
     ]
     ++ lib.optional cfg.wait "kgdbwait";
-    # `echo g > /proc/sysrq-trigger`, and BREAK g on the serial line, stop it.
+    # To enter kgdb: `echo g > /proc/sysrq-trigger`, or BREAK g on the serial line.
     boot.kernel.sysctl."kernel.sysrq" = lib.mkDefault 1;
   };
 }

@@ -1,7 +1,7 @@
-# The hardware of `aethelred`, as nixos-generate-config sees it. To make it anew, on the machine or over ssh:
+# The hardware configuration of `aethelred`, by nixos-generate-config. To generate it again, over ssh:
 #   vmdebug deploy --target-host root@HOST --facts -o nix/systems/aethelred-hardware.nix
-# which runs `nixos-generate-config --show-hardware-config` there. What it says of file systems has no effect:
-# aethelred.nix has them, by label.
+# which runs `nixos-generate-config --show-hardware-config` on the machine. Its file systems have no effect:
+# aethelred.nix mounts them by label.
 { modulesPath, ... }:
 {
   imports = [ (modulesPath + "/installer/scan/not-detected.nix") ];

@@ -1,4 +1,4 @@
-# The machine `aethelred`: what does not depend on its hardware.
+# The machine `aethelred`, except its hardware configuration.
 { lib, ... }:
 {
   nixpkgs.hostPlatform = "x86_64-linux";
@@ -8,9 +8,9 @@
   boot.loader.systemd-boot.enable = true;
   boot.loader.efi.canTouchEfiVariables = true;
 
-  # By the labels that system.build.images.raw-efi gives them: the image that is written to the disk, and what
-  # nixos-rebuild switches to later, mount the same. An installer's partitions are given them by e2label and fatlabel.
-  # Stronger than those of the hardware's file, as nixos-generate-config found them, and weaker than an image's.
+  # Mounted by the labels that system.build.images.raw-efi sets, so that the disk image and later deployments mount the
+  # same file systems. Label an installer's partitions with e2label and fatlabel. The priority overrides the hardware
+  # configuration, and an image overrides both.
   fileSystems = lib.mkOverride 90 {
     "/" = {
       device = "/dev/disk/by-label/nixos";
@@ -24,7 +24,7 @@
   };
   vmdebug.diskImage = "raw-efi";
 
-  # How it is deployed to. Put your key here: without one nobody can log in.
+  # For deployments: put your ssh key here; without a key nobody can log in.
   services.openssh.enable = true;
   services.openssh.settings.PermitRootLogin = "prohibit-password";
   users.users.root.openssh.authorizedKeys.keys = [ ];

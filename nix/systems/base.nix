@@ -1,13 +1,13 @@
-# A minimal system, to be run in a VM.
+# A minimal system for VMs.
 { lib, ... }:
 {
   nixpkgs.hostPlatform = "x86_64-linux";
   system.stateVersion = "25.05";
   networking.hostName = "base";
-  # What takes time to build and to boot, and helps nobody here.
+  # Not needed here, and slow to build and boot.
   documentation.enable = lib.mkDefault false;
   networking.firewall.enable = lib.mkDefault false;
-  # A configuration that is only ever a VM's still has to say what it would boot from.
+  # NixOS requires a boot loader and file systems even if the configuration is only used for its VM.
   boot.loader.grub.enable = false;
   fileSystems."/" = {
     device = "/dev/disk/by-label/nixos";

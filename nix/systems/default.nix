@@ -1,8 +1,8 @@
-# The systems: name = its modules. Each comes with each kernel, as nixosConfigurations.SYSTEM-KERNEL.
+# The systems: name = modules. Each is combined with each kernel, as nixosConfigurations.SYSTEM-KERNEL.
 {
-  # Little else than a guest.
+  # A minimal guest.
   base = [ ./base.nix ];
-  # A physical machine: deployed to, or written to its disk; its VM tries the same configuration first.
+  # A physical machine, installed by deployment or from a disk image; its VM has the same configuration.
   aethelred = [
     ./aethelred.nix
     ./aethelred-hardware.nix

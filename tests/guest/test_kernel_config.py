@@ -191,7 +191,7 @@ def test_the_kept_configuration_is_that_of_the_builtin_kernel() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--base", "nosuchconfig"), "no target of make, and no file"),
+        (("--base", "nosuchconfig"), "not a target of make, and there is no file"),
         (("--base", "no_such_defconfig"), "has no such configuration"),
         (("-f", "vm-boto"), "no fragment vm-boto"),
     ],

@@ -93,7 +93,7 @@ class TestNoGuest:
         error = refusal("gone", here)
         assert error.message == f"'gone' names no guest: {here}/gone does not exist"
         assert "FLAKEREF#NAME" in error.hint
-        assert "no `#` in it" in error.detail
+        assert "it has no `#`" in error.detail
         assert "no vmdebug.toml" in error.detail
 
     def test_a_name_like_one_of_vmdebug_toml(self, here: Path) -> None:
@@ -111,7 +111,7 @@ class TestNoGuest:
 
     def test_a_directory_of_nothing(self, here: Path) -> None:
         error = refusal(".", here)
-        assert error.message == f"{here} is a directory, and no guest"
+        assert error.message == f"{here} is a directory, but not a guest"
         assert error.hint == f"give the image in it: {here}/bzImage"
         for form in ("bin/run-NAME-vm", "vmlinux", "flake.nix"):
             assert form in error.detail
@@ -127,7 +127,7 @@ class TestNoGuest:
     def test_a_file_of_another_kind(self, here: Path) -> None:
         (here / "notes.txt").write_text("no kernel")
         error = refusal("notes.txt", here)
-        assert error.message == f"{here}/notes.txt is no guest"
+        assert error.message == f"{here}/notes.txt is not a guest"
         assert "'HdrS' is not at 0x202" in error.detail
 
     def test_a_link_to_what_is_gone(self, here: Path) -> None:

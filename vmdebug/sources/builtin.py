@@ -103,7 +103,7 @@ def built(source: Path | None = None, *, fragments: Sequence[str] | None = None)
     """Return the kernel that was built last, without starting any program.
 
     Args:
-        source: Only one built from this directory or tarball; None takes any.
+        source: The directory or tarball that it must be built from; None accepts any.
         fragments: The names of its fragments; None takes `default_fragments`.
     """
     names = default_fragments() if fragments is None else tuple(fragments)
@@ -124,15 +124,15 @@ def build(
     report: Report = silent,
     deadline: Deadline,
 ) -> BuiltKernel:
-    """Build a kernel, or return it where that has been done.
+    """Return the kernel of a source and fragments; build it unless that has been done.
 
     Args:
-        source: Directory or tarball; None takes `default_source`.
-        fragments: Names of ours, or paths, applied in this order over `allnoconfig`; None takes
+        source: A directory or a tarball; None takes `default_source`.
+        fragments: Names or paths of fragments, in this order on top of `allnoconfig`; None takes
             `default_fragments`.
-        jobs: Compilers at once; None starts one a CPU.
-        report: Told each object.
-        deadline: When the build is given up; the next one goes on from there.
+        jobs: How many compilers to run at once; None is one for each CPU.
+        report: Receives each object.
+        deadline: When to stop; the next build continues.
 
     Raises:
         HostError: a program, a header or disk space is missing.
@@ -173,14 +173,14 @@ def build(
 
 
 def kernel(*, force: bool = False) -> Kernel:
-    """Return the builtin kernel that was built last; nothing is started to find it.
+    """Return the builtin kernel that was built last, without starting any program.
 
     Args:
-        force: Take files of different builds.
+        force: Accept files from different builds.
 
     Raises:
         HostError: none is found.
-        MismatchError: its files are of different builds.
+        MismatchError: its files are from different builds.
     """
     found = built()
     if found is None:

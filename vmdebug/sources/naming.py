@@ -123,21 +123,21 @@ def _directory(words: str, path: Path) -> Guest:
             return Guest(kind="runner", words=words, location=str(script))
         case [_, _, *_]:
             raise UsageError(
-                f"{path} holds several runners: {', '.join(script.name for script in runners)}",
+                f"{path} has several runners: {', '.join(script.name for script in runners)}",
                 hint=f"name one: {runners[0]}",
             )
     if tree.is_tree(path):
         return Guest(kind="tree", words=words, location=str(path))
     if holds((path / "flake.nix").is_file):
-        raise UsageError(f"{path} is a flake, and no system in it is named", hint=f"write {words}#NAME")
+        raise UsageError(f"{path} is a flake; add the name of a system", hint=f"write {words}#NAME")
     names = (*(Path(row.image).name for row in arch.rows()), "vmlinuz")
     images = [name for name in names if holds((path / name).is_file)]
     raise UsageError(
-        f"{path} is a directory, and no guest",
+        f"{path} is a directory, but not a guest",
         hint=f"give the image in it: {path / images[0]}" if images else f"GUEST is {_FORMS}",
-        detail=f"a NixOS VM runner: there is no {_RUNNER_DIRECTORY}/run-NAME-vm in it\n"
-        f"a kernel build tree: none of {', '.join(tree.marks())} is in it\n"
-        "a flake: there is no flake.nix in it",
+        detail=f"a NixOS VM runner: it has no {_RUNNER_DIRECTORY}/run-NAME-vm\n"
+        f"a kernel build tree: it has none of {', '.join(tree.marks())}\n"
+        "a flake: it has no flake.nix",
     )
 
 
@@ -149,12 +149,12 @@ def _file(words: str, path: Path) -> Guest:
         kind = "image"
     elif kimage.is_elf(path):
         raise UsageError(
-            f"{path} is an ELF file, and no boot image",
+            f"{path} is an ELF file, not a boot image",
             hint=f"give the boot image made from it, and this as {option('vmlinux', str(path))}",
         )
     else:
         raise UsageError(
-            f"{path} is no guest",
+            f"{path} is not a guest",
             hint=f"GUEST is {_FORMS}",
             detail=f"a boot image: {kimage.unknown_format()}\n"
             "a NixOS VM runner: its name is not run-NAME-vm\n"
@@ -174,7 +174,9 @@ def _nothing(words: str, path: Path, cwd: Path) -> UsageError:
     if holds(path.is_symlink):
         missing = f"{path} is a link to {path.readlink()}, which does not exist"
     listed = (
-        f"{file} has {', '.join(names) or 'none'}" if file else "there is no vmdebug.toml from here upward"
+        f"{file} has {', '.join(names) or 'none'}"
+        if file
+        else "there is no vmdebug.toml in this directory or above"
     )
     if near:
         hint = f"did you mean {near!r}?"
@@ -183,5 +185,5 @@ def _nothing(words: str, path: Path, cwd: Path) -> UsageError:
     return UsageError(
         f"{words!r} names no guest: {missing}",
         hint=hint,
-        detail=f"a flake's system: there is no `#` in it\na file or directory: {missing}\na name: {listed}",
+        detail=f"a flake's system: it has no `#`\na file or directory: {missing}\na name: {listed}",
     )

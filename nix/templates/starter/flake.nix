@@ -3,10 +3,10 @@
 
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
-    # Wherever you have it from.
+    # Where you got vmdebug from.
     vmdebug.url = "github:OWNER/vmdebug";
     vmdebug.inputs.nixpkgs.follows = "nixpkgs";
-    # Another version: --override-input kernel-src URL. A checkout: git+file:///home/me/src/linux
+    # To use another version: --override-input kernel-src URL. To use a checkout: git+file:///home/me/src/linux
     kernel-src.url = "https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.12.30.tar.xz";
     kernel-src.flake = false;
   };
@@ -42,7 +42,7 @@
 
       devShells.x86_64-linux.default = nixpkgs.legacyPackages.x86_64-linux.mkShell {
         packages = [ vmdebug.packages.x86_64-linux.vmdebug ];
-        # For `make` in a kernel's tree.
+        # For make in a kernel tree.
         inputsFrom = [ vmdebug.devShells.x86_64-linux.kernel ];
       };
     };

@@ -55,7 +55,7 @@ class Need:
 
 
 _OWN = (
-    Need("BLK_DEV_INITRD", "our shell", "our first root file system", "base"),
+    Need("BLK_DEV_INITRD", "our shell", "the initramfs", "base"),
     Need("BINFMT_ELF", "our shell", "programs", "base"),
     Need("PROC_FS", "our shell", "/proc", "base"),
     Need("SERIAL_8250_CONSOLE", "our shell", "the console", "vm-boot"),
@@ -77,7 +77,7 @@ _SHARES = (
     Need("9P_FS", "NixOS VM", "the host's store and directories", "nixos-boot", "9p"),
     Need("NET_9P_VIRTIO", "NixOS VM", "the host's store and directories", "nixos-boot", "9pnet_virtio"),
 )
-_OVERLAY = Need("OVERLAY_FS", "NixOS VM", "a store that can be written", "nixos-boot", "overlay")
+_OVERLAY = Need("OVERLAY_FS", "NixOS VM", "a writable store", "nixos-boot", "overlay")
 _INITRD = Need("BLK_DEV_INITRD", "NixOS VM", "its initrd", "nixos-boot")
 
 _FILE_SYSTEMS = {
@@ -101,7 +101,7 @@ _PACKED = {
 }
 
 SYSTEMD = tuple(
-    Need(option, "systemd", "it does not start without", "nixos-boot")
+    Need(option, "systemd", "systemd needs it to start", "nixos-boot")
     for option in (
         *("DEVTMPFS", "CGROUPS", "INOTIFY_USER", "SIGNALFD", "TIMERFD", "EPOLL"),
         *("UNIX", "SYSFS", "PROC_FS", "FHANDLE", "BINFMT_ELF", "BINFMT_SCRIPT"),
@@ -117,11 +117,11 @@ NIXOS = (*RUNNER, _PACKED[b"\x28\xb5\x2f\xfd"], *_FILE_SYSTEMS["tmpfs"], *SYSTEM
 DEBUG = (
     Need("DEBUG_INFO", "debugging", "source lines, types, arguments", "debug"),
     Need("DEBUG_INFO_REDUCED", "debugging", "types, and the kernel's GDB scripts", "debug", off=True),
-    Need("DEBUG_INFO_SPLIT", "debugging", "one vmlinux with everything in it", "debug", off=True),
+    Need("DEBUG_INFO_SPLIT", "debugging", "all debugging information in vmlinux", "debug", off=True),
     Need("GDB_SCRIPTS", "advice", "the kernel's lx- commands", "gdb"),
-    Need("KALLSYMS", "advice", "where modules' sections are, for their symbols", "debug"),
+    Need("KALLSYMS", "advice", "the addresses of modules, for their symbols", "debug"),
     Need("FW_CFG_SYSFS", "advice", "notes in memory dumps, for crash and drgn", "vm-boot"),
-    Need("PVPANIC_PCI", "advice", "a panic that QEMU tells of at once", "vm-boot"),
+    Need("PVPANIC_PCI", "advice", "QEMU reports a panic at once", "vm-boot"),
     Need("EROFS_FS", "advice", "the store of a VM with vmdebug.nixosModules.vmdebug", "nixos-boot"),
 )
 

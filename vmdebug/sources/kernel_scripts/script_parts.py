@@ -76,12 +76,12 @@ def look(wanted: Wanted, source: Path | None = None) -> Parts:
 
     Args:
         wanted: The kernel.
-        source: A source or a build tree that its user names, for what is not there.
+        source: A source or a build tree from the user, for missing parts.
 
     Raises:
-        MismatchError: what lies there is of another version.
+        MismatchError: the parts belong to another version.
         UsageError: the kernel's debugging information is reduced.
-        HostError: a file may not be read.
+        HostError: a file cannot be read.
     """
     places = _places(wanted, source)
     for place in places:
