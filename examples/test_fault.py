@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 
 from vmdebug import DebugSession
-from vmdebug.deadline import Deadline
 
 
 def test_a_read_error_reaches_the_program(session: DebugSession) -> None:
@@ -23,7 +22,7 @@ def test_a_read_error_reaches_the_program(session: DebugSession) -> None:
     gdb.console(f"set $rax = -{errno.EIO}")
 
     gdb.cont(wait=False)
-    session.console.expect("dd: .*Input/output error", Deadline.after(60))
+    session.console.expect("dd: .*Input/output error", timeout=60)
 
 
 def test_no_inode_is_no_space(session: DebugSession) -> None:
@@ -37,5 +36,5 @@ def test_no_inode_is_no_space(session: DebugSession) -> None:
     gdb.console("return (struct inode *) 0")  # the function is left at once: it allocates nothing
 
     gdb.cont(wait=False)
-    session.console.expect("mkdir: .*No space left on device", Deadline.after(60))
+    session.console.expect("mkdir: .*No space left on device", timeout=60)
     assert session.exec("ls -d /tmp/new").status != 0

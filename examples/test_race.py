@@ -9,7 +9,6 @@ from __future__ import annotations
 import pytest
 
 from vmdebug import DebugSession
-from vmdebug.deadline import Deadline
 
 ADD = "read n </tmp/n; echo $((n + 1)) >/tmp/n"
 UPDATES = 20
@@ -39,5 +38,5 @@ def test_an_update_is_lost(session: DebugSession) -> None:
 
     # CPU 0 writes what is long out of date.
     gdb.cont(wait=False)
-    said = session.console.expect(r"total (\d+)\r?\n", Deadline.after(60))
+    said = session.console.expect(r"total (\d+)\r?\n", timeout=60)
     assert int(said[1]) < UPDATES + 1

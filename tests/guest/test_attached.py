@@ -297,7 +297,7 @@ def test_a_breakpoint_in_a_module_that_comes_later_is_hit_in_its_init(
                 assert child.wait() == 0, stderr
             assert "#0  brd_init () at " in stdout
             assert re.search(r"^brd: symbols at 0x[0-9a-f]+ from ", stderr, re.MULTILINE)
-            console.expect("brd: module loaded", Deadline.after(SECONDS))
+            console.expect("brd: module loaded", timeout=SECONDS)
         done = batch(machine, "print max_part")
         assert done.status == 0, done.stderr
         assert "$1 = 1\n" in done.stdout
@@ -311,7 +311,7 @@ def test_a_breakpoint_in_a_module_is_hit_when_it_is_loaded_anew_elsewhere(with_m
     ):
         console.wait_ready(Deadline.after(SECONDS))
         console.sendline("insmod /brd.ko")
-        console.expect("brd: module loaded", Deadline.after(SECONDS))
+        console.expect("brd: module loaded", timeout=SECONDS)
         line = argv(attachment(machine, "break brd_alloc", "continue", "bt 1"))
         with process.spawn(line, stdout=process.PIPE, stderr=process.PIPE) as child:
             assert child.stdout is not None
@@ -326,7 +326,7 @@ def test_a_module_of_another_build_has_no_symbols(with_module: LaunchSpec, packe
         with machine.console() as console:
             console.wait_ready(Deadline.after(SECONDS))
             console.sendline("insmod /brd.ko")
-            console.expect("brd: module loaded", Deadline.after(SECONDS))
+            console.expect("brd: module loaded", timeout=SECONDS)
         (packed / "brd.ko").write_bytes(_with_another_build_id(packed / "brd.ko.xz"))
         done = batch(machine, "print max_part")
         assert done.status == 1

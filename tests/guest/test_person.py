@@ -72,7 +72,7 @@ def insert(machine: Vm, module: str) -> None:
     """Have the guest load a module; modprobe tells when it has."""
     with machine.console() as console:
         console.sendline(f"modprobe {module} && echo {module} is 'in'")
-        console.expect(f"{module} is in", Deadline.after(SECONDS))
+        console.expect(f"{module} is in", timeout=SECONDS)
 
 
 def listed(stdout: str) -> dict[str, tuple[int, str]]:
@@ -222,7 +222,7 @@ def test_a_modules_lines_are_right_wherever_it_lies_this_time(
     assert "lkdtm/core.c" in said
     with machine.console() as console:
         console.sendline("rmmod lkdtm && echo is 'out'")
-        console.expect("is out", Deadline.after(SECONDS))
+        console.expect("is out", timeout=SECONDS)
     insert(machine, "brd")
     insert(machine, "lkdtm")
     second, said = address_and_line(machine, "lkdtm")

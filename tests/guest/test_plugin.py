@@ -68,7 +68,7 @@ def test_each_fixture_is_a_fresh_guest_and_several_of_one_test_are_the_same_gues
 
         def test_console(console):
             console.sendline("echo he''llo")
-            console.expect("hello", Deadline.after(30))
+            console.expect("hello", timeout=30)
 
         def test_gdb(gdb, vm, session):
             assert gdb is session.gdb

@@ -115,7 +115,7 @@ def test_dmesg_and_the_decoded_log_from_the_command_line(
 def test_where_in_a_module_a_cpu_hangs(session: DebugSession) -> None:
     session.exec("modprobe lkdtm", check=True)
     session.console.sendline(f"echo SOFTLOCKUP >{PROVOKE}")
-    session.console.expect("Performing direct entry SOFTLOCKUP", Deadline.after(SECONDS))
+    session.console.expect("Performing direct entry SOFTLOCKUP", timeout=SECONDS)
     found = collect(session)
     assert re.search(r"lkdtm_SOFTLOCKUP \(\) at drivers/misc/lkdtm/bugs\.c:\d+", found["backtraces"])
     assert "vfs_write (" in found["backtraces"]

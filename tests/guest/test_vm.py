@@ -345,7 +345,7 @@ def test_a_panic_is_seen_on_the_console_of_a_guest_that_does_not_tell(start: Sta
     with vm.console() as console:
         vm.resume()
         with pytest.raises(GuestDiedError):
-            console.expect("a word that it does not say", soon())
+            console.expect("a word that it does not say", timeout=SECONDS)
     assert vm.qmp("query-status")["status"] == "running"
     assert vm.status() == "panicked"
 
@@ -382,7 +382,7 @@ def test_a_disk_is_used_and_kept(start: Start, tmp_path: Path, halted: LaunchSpe
     with vm.console() as console:
         console.wait_ready(soon())
         console.sendline("echo kept > /dev/vda; sync; echo writ''ten")
-        console.expect("written", soon())
+        console.expect("written", timeout=SECONDS)
     with pytest.raises(LaunchError) as caught:
         start(name="second", machine=msgspec.structs.replace(halted.machine, disk=disk))
     assert "another VM uses that disk" in caught.value.hint

@@ -22,9 +22,9 @@ def soon() -> Deadline:
 def test_what_the_guest_says_is_expected_and_used_up() -> None:
     with line_guest() as guest, guest.console() as console:
         guest.say(b"one 1\r\ntwo 2\r\n")
-        assert console.expect(r"one (\d)", soon()).group(1) == "1"
+        assert console.expect(r"one (\d)", timeout=30).group(1) == "1"
         assert console.read_until(r"two", soon()) == "\r\ntwo"
-        assert console.expect(r" (\d)\r\n", soon()).group(1) == "2"
+        assert console.expect(r" (\d)\r\n", timeout=30).group(1) == "2"
 
 
 def test_bytes_that_are_no_text_are_kept() -> None:
@@ -45,7 +45,7 @@ def test_a_line_is_typed() -> None:
 def test_what_was_taken_can_be_put_back() -> None:
     with line_guest() as guest, guest.console() as console:
         guest.say("one ü two".encode())
-        console.expect("one", soon())
+        console.expect("one", timeout=30)
         rest = console.take()
         assert rest == " ü two".encode()
         console.put_back(rest)
@@ -77,7 +77,7 @@ def test_a_console_that_is_not_open_says_so() -> None:
 def test_no_word_is_an_error_with_the_end_of_the_log() -> None:
     with line_guest(b"the last line\r\n") as guest, guest.console() as console:
         with pytest.raises(DeadlineError, match=r"waited 0.1 s for 'hello' on the guest's console") as caught:
-            console.expect("hello", Deadline.after(0.1))
+            console.expect("hello", timeout=0.1)
         assert "the last line" in caught.value.detail
 
 
@@ -85,7 +85,7 @@ def test_a_panic_is_an_error_at_once_with_its_trace() -> None:
     with line_guest(b"before\r\n") as guest, guest.console() as console:
         guest.say(PANIC + TRACE + END)
         with pytest.raises(GuestDiedError, match="Attempted to kill init!") as caught:
-            console.expect("never said", soon())
+            console.expect("never said", timeout=30)
         assert "before" in caught.value.detail
         assert "panic+0x1/0x2" in caught.value.detail
 
@@ -93,16 +93,16 @@ def test_a_panic_is_an_error_at_once_with_its_trace() -> None:
 def test_what_was_expected_wins_over_the_death_after_it() -> None:
     with line_guest() as guest, guest.console() as console:
         guest.say(b"hello\r\n" + PANIC + END)
-        console.expect("hello", soon())
-        console.expect("Kernel panic", soon())
+        console.expect("hello", timeout=30)
+        console.expect("Kernel panic", timeout=30)
         with pytest.raises(GuestDiedError):
-            console.expect("more", soon())
+            console.expect("more", timeout=30)
 
 
 def test_a_panic_before_the_connection_is_an_error_at_once() -> None:
     with line_guest(PANIC + END) as guest, guest.console() as console:
         with pytest.raises(GuestDiedError):
-            console.expect("hello", soon())
+            console.expect("hello", timeout=30)
         with pytest.raises(GuestDiedError):
             console.wait_ready(soon())
 
@@ -111,7 +111,7 @@ def test_the_end_of_qemu_is_an_error_at_once() -> None:
     with line_guest(b"[    2.000000] reboot: Power down\r\n") as guest, guest.console() as console:
         guest.leave()
         with pytest.raises(GuestDiedError, match="powered off"):
-            console.expect("hello", soon())
+            console.expect("hello", timeout=30)
 
 
 def test_a_console_without_qemu_is_an_error() -> None:
@@ -185,7 +185,7 @@ def test_a_shell_that_was_ready_long_ago_is_found(kind: str) -> None:
         with guest.console() as console:
             console.wait_ready(soon())
             console.sendline('echo usa""ble')
-            assert console.expect("usable", soon())[0] == "usable"
+            assert console.expect("usable", timeout=30)[0] == "usable"
 
 
 def test_a_shell_under_kernel_messages_is_found() -> None:
@@ -193,20 +193,20 @@ def test_a_shell_under_kernel_messages_is_found() -> None:
         with guest.console() as console:
             console.wait_ready(soon())
             guest.say(b"[    5.000000] random: crng init done\r\n" * 20)
-            console.expect("(?:random.*){20}", soon())
+            console.expect("(?:random.*){20}", timeout=30)
         with guest.console() as console:
             console.wait_ready(soon())
             console.sendline('echo usa""ble')
-            assert console.expect("usable", soon())[0] == "usable"
+            assert console.expect("usable", timeout=30)[0] == "usable"
 
 
 def test_what_was_said_until_the_shell_answered_is_left() -> None:
     with shell_guest("dash") as guest, guest.console() as console:
         guest.say(b"first words\r\n")
         console.wait_ready(soon())
-        console.expect("first words", soon())
+        console.expect("first words", timeout=30)
         with pytest.raises(DeadlineError):
-            console.expect("echo", Deadline.after(0.2))
+            console.expect("echo", timeout=0.2)
 
 
 @pytest.mark.parametrize(

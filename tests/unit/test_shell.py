@@ -186,7 +186,7 @@ def test_nowhere_to_write(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
             run(console, "echo hi")
         assert not console.interrupted
         console.sendline('echo usa""ble')
-        console.expect("usable", soon())
+        console.expect("usable", timeout=30)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_kernel_messages_of_the_time_are_left_for_expect(kind: str) -> None:
         console.wait_ready(soon())
         guest.interfere = between([700], [b"[    5.000000] hello: from the kernel\r\n"])
         assert run(console, "echo hi").stdout == b"hi\n"
-        console.expect("hello: from the kernel", soon())
+        console.expect("hello: from the kernel", timeout=30)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -279,11 +279,11 @@ def test_a_program_in_the_foreground_is_named_as_the_reason(kind: str) -> None:
         assert not console.interrupted
         gate.write_text("opened\n")
         # The agent, which starts only now, goes again by itself.
-        console.expect("opened", soon())
+        console.expect("opened", timeout=30)
         console.ready = False
         console.wait_ready(soon())
         console.sendline('echo "shell is ${vmd-itself}"')
-        console.expect("shell is itself", soon())
+        console.expect("shell is itself", timeout=30)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -292,7 +292,7 @@ def test_a_client_that_was_killed_leaves_a_command_that_the_next_one_ends(kind: 
         with guest.console() as console:
             console.wait_ready(soon())
             console.send(framing.start("0123456789"))
-            console.expect("_0123456789:r", soon())
+            console.expect("_0123456789:r", timeout=30)
             console.send(framing.PREPARE + "_c='sleep 300'\n" + framing.run("22"))
             console.interrupted = True
         with guest.console() as console:

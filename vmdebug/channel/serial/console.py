@@ -142,22 +142,22 @@ class Console:
         # LF and not CR: it ends a line also where the terminal does not turn one into the other.
         self.send(f"{text}\n")
 
-    def expect(self, pattern: str | re.Pattern[str], deadline: Deadline) -> re.Match[str]:
-        """Wait until the guest says something.
+    def expect(self, pattern: str | re.Pattern[str], *, timeout: float) -> re.Match[str]:
+        """Wait until the guest writes text that matches a pattern.
 
         Args:
             pattern: Regular expression as pexpect takes it: a dot matches newlines too, and a
                 terminal's lines end in CR LF. The text is UTF-8 with surrogate escapes.
-            deadline: Until when.
+            timeout: Seconds.
 
         Returns:
-            The match; what the guest said up to its end is used up.
+            The match; the guest's output up to its end is consumed.
 
         Raises:
-            GuestDiedError: it died, now or before; the detail has its last words.
-            DeadlineError: it did not say it.
+            GuestDiedError: the guest died, now or before; the detail has its last output.
+            DeadlineError: nothing matched in time.
         """
-        self._expect(pattern, deadline)
+        self._expect(pattern, Deadline.after(timeout))
         return cast("re.Match[str]", self._opened.line.match)
 
     def read_until(self, pattern: str | re.Pattern[str], deadline: Deadline) -> str:
