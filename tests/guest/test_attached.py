@@ -1,4 +1,4 @@
-"""A person's GDB on a real kernel."""
+"""`attach`: an interactive GDB on a real kernel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Start = Callable[..., Vm]
 
 @pytest.fixture
 def start(builtin: LaunchSpec) -> Iterator[Start]:
-    """Start a guest: halted unless told otherwise, with KASLR and more parameters where asked."""
+    """Start a guest: halted by default, with KASLR and more parameters if asked."""
     with ExitStack() as running:
 
         def started(
@@ -76,7 +76,7 @@ def at_its_shell(machine: Vm) -> bool:
 
 @pytest.mark.parametrize("accel", ["tcg", "kvm"])
 def test_until_start_kernel_and_the_guest_goes_on_afterwards(start: Start, accel: str) -> None:
-    """Told that it is KVM, GDB goes there by hardware breakpoints, which TCG has as well."""
+    """GDB believes that this is KVM, and uses hardware breakpoints, which TCG has too."""
     machine = start()
     done = batch(machine, "bt", "list start_kernel", accel=accel, until="start_kernel", timeout=SECONDS)
     assert done.status == 0, done.stderr
@@ -142,7 +142,7 @@ def test_a_qemu_that_ends_on_the_way(start: Start) -> None:
         machine.state.qemu.signal(signal.SIGKILL)
         words = child.stderr.read()
         assert child.wait() == 1
-    # GDB may have said more than that before it.
+    # GDB may have printed more before it.
     last = words.splitlines()[-1]
     assert last.startswith(b"the guest ended before it reached kernel_restart")
     assert b"aborted" not in last
@@ -245,7 +245,7 @@ def test_a_task_that_is_not_one(start: Start, name: str, words: str) -> None:
 
 @pytest.fixture
 def packed(kernel: Kernel, tmp_path: Path) -> Path:
-    """The kernel's brd module, packed, and nothing else."""
+    """The kernel's brd module, compressed, and nothing else."""
     assert kernel.modules is not None
     found = vmd_module_files.index([kernel.modules])["brd"]
     directory = tmp_path / "modules"
@@ -258,7 +258,7 @@ def packed(kernel: Kernel, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def with_module(builtin: LaunchSpec, packed: Path, tmp_path: Path) -> LaunchSpec:
-    """The builtin guest with /brd.ko in it, loaded by its first command."""
+    """The builtin guest with /brd.ko, loaded by its first command."""
     assert isinstance(builtin.machine, OwnMachine)
     assert builtin.machine.initrd is not None
     initrd = tmp_path / "initrd"
@@ -375,7 +375,7 @@ PROMPT = r"\(gdb\) $"
 
 @pytest.fixture
 def terminal(start: Start, tmp_path: Path) -> Iterator[tuple[Vm, pexpect.spawn]]:
-    """A person at the prompt of a GDB on a guest at its shell."""
+    """The prompt of a GDB in a terminal, on a guest at its shell."""
     machine = start(halt=False)
     assert at_its_shell(machine)
     kernel = tmp_path / "kernel.json"
@@ -402,7 +402,7 @@ def test_a_person_interrupts_with_ctrl_c_and_quitting_lets_the_guest_run_on(
 ) -> None:
     machine, gdb = terminal
     assert machine.status() == "paused"
-    # QEMU passes over a Ctrl-C that comes before it has the guest running.
+    # QEMU ignores a Ctrl-C that arrives before the guest runs.
     continue_(machine, gdb)
     gdb.sendintr()
     gdb.expect("Program received signal SIGINT")

@@ -1,4 +1,4 @@
-"""The command line on the real kernel, as a user types it."""
+"""The command line with a real kernel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS = 240.0
 
 
 def vmdebug(*words: str | Path, status: int = 0, stdin: bytes = b"") -> Completed:
-    """Run the program and hold it to an exit status."""
+    """Run the program, and check its exit status."""
     argv = [sys.executable, "-m", "vmdebug.cli", *words]
     done = process.run(argv, deadline=Deadline.after(SECONDS), check=False, stdin=stdin)
     assert done.status == status, f"{done.stdout}\n{done.stderr}"
@@ -36,7 +36,7 @@ def facts(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def halted(kernel: Kernel) -> Iterator[str]:
-    """A builtin guest at the reset vector, detached."""
+    """A builtin guest halted at the reset vector, in the background."""
     vmdebug("start", "builtin", "--halt", "--accel", "tcg", "--name", "cli")
     yield "cli"
     vmdebug("stop", "--all", "--force")
@@ -44,7 +44,7 @@ def halted(kernel: Kernel) -> Iterator[str]:
 
 @pytest.fixture
 def running(kernel: Kernel) -> Iterator[str]:
-    """A builtin guest that boots, detached."""
+    """A builtin guest that boots, in the background."""
     vmdebug("start", "builtin", "--accel", "tcg", "--name", "cli")
     yield "cli"
     vmdebug("stop", "--all", "--force")
@@ -58,9 +58,9 @@ def test_the_main_job(halted: str, kernel: Kernel) -> None:
     done = vmdebug("attach", "--batch", "--until", "start_kernel", "-ex", "bt", "-ex", "list")
     assert "#0  start_kernel ()" in done.stdout
     assert "init/main.c" in done.stdout
-    assert "set_task_stack_end_magic(&init_task);" in done.stdout  # a line of the source
+    assert "set_task_stack_end_magic(&init_task);" in done.stdout  # a source line
 
-    # GDB has let go: it boots, and a command's output and status come back.
+    # GDB has detached: the guest boots and runs a command.
     assert vmdebug("exec", "--", "echo 'a b' | tr a-z A-Z && echo *.nothing").stdout == "A B\n*.nothing\n"
     done = vmdebug("exec", "--", "sh", "-c", "echo out; echo err >&2; exit 7", status=7)
     assert (done.stdout, done.stderr) == ("out\n", "err\n")

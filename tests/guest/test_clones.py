@@ -1,4 +1,4 @@
-"""Templates and clones, of real guests."""
+"""Templates and clones of real guests."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_three_clones_at_once_have_live_shells_and_states_of_their_own(made_temp
         for vm in vms:
             vm.exec(f"echo {vm.name} >/tmp/name", check=True)
         assert [vm.exec("cat /tmp/name").stdout for vm in vms] == ["vm\n", "vm-2\n", "vm-3\n"]
-        # Each draws random numbers of its own, once its kernel has taken in what it was given.
+        # Each has its own random numbers once its kernel has reseeded.
         assert len({vm.exec("sleep 2; head -c 16 /dev/urandom | md5sum").stdout for vm in vms}) == 3
     finally:
         for vm in vms:
@@ -69,7 +69,7 @@ def test_a_clone_is_a_vm_like_any_other(made_template: Template) -> None:
     with made_template.clone(name="copy", deadline=soon()) as vm:
         facts = find("copy").facts()
         assert (facts["status"], facts["clone_of"], facts["owner"]) == ("running", "vm", os.getpid())
-        # Its log begins with the template's boot and continues with its own output.
+        # Its log starts with the template's boot, and continues with its own output.
         vm.exec("echo cloned >/dev/console")
         log = vm.rundir.console_log.read_bytes()
         assert log.index(b"Linux version") < log.index(b"cloned")
@@ -97,7 +97,7 @@ def test_clones_share_the_memory_that_they_do_not_write_to(made_template: Templa
 
 
 def private_mib(vm: Vm) -> float:
-    """Return what only this process has: no file's page that others could have too is counted."""
+    """Return the memory that only this process uses, without file pages that others may share."""
     text = Path(f"/proc/{vm.state.pid}/smaps_rollup").read_text()
     return sum(map(int, re.findall(r"^Private_Dirty: +(\d+) kB", text, re.MULTILINE))) / 1024
 
@@ -105,14 +105,14 @@ def private_mib(vm: Vm) -> float:
 def test_a_template_is_gone_with_its_last_holder(small: LaunchSpec) -> None:
     with template(small, deadline=soon()) as first, template(small, deadline=soon()) as second:
         assert len(list((rundir.runtime() / template_registry.DIRECTORY).iterdir())) == 1
-        # The second one has joined: the guest has booted once.
+        # The second process uses the template of the first: the guest has booted once.
         with first.clone(deadline=soon()) as one, second.clone(deadline=soon()) as other:
             assert boot(one) == boot(other)
     assert nothing_is_left()
 
 
 def boot(vm: Vm) -> str:
-    """Return what no two boots have in common: when each of their first messages came."""
+    """Return the times of the first kernel messages, which differ between boots."""
     return vm.exec("dmesg | head -n 60", check=True).stdout
 
 
@@ -134,7 +134,7 @@ with template(spec, deadline=Deadline.after(120)) as made:
 
 @pytest.fixture
 def user(small: LaunchSpec, tmp_path: Path) -> list[str]:
-    """A process that holds the template and one clone until its input ends."""
+    """A process that keeps the template and a clone until its input ends."""
     (tmp_path / "spec.json").write_bytes(guest.encode(small))
     return [sys.executable, "-c", textwrap.dedent(USER), str(tmp_path / "spec.json")]
 
@@ -164,7 +164,7 @@ def test_kill_9_of_every_user_leaves_nothing(user: list[str]) -> None:
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert qemu.wait(30)
-    # The memory had no name. What said where it was goes with the next look.
+    # The memory had no name. The next look removes the entry of the registry.
     assert nothing_is_left()
 
 
@@ -187,7 +187,7 @@ def test_a_guest_whose_state_qemu_cannot_save_boots_each_time(small: LaunchSpec,
     shared = (
         *("-fsdev", f"local,id=fs0,path={tmp_path},security_model=none,readonly=on"),
         *("-device", "virtio-9p-pci,fsdev=fs0,mount_tag=tag,id=nine"),
-        # Refuses as a mounted 9p does; the builtin kernel cannot mount one.
+        # Refuses like a mounted 9p share, which the builtin kernel cannot mount.
         *("-device", "ivshmem-plain,memdev=m0,master=off", "-object", "memory-backend-ram,id=m0,size=1M"),
     )
     with template(msgspec.structs.replace(small, qemu_args=shared), deadline=soon()) as made:
@@ -223,7 +223,7 @@ def test_a_running_vm_is_cloned_and_goes_on(small: LaunchSpec) -> None:
             assert [(each.name, each.state.owner) for each in clones] == [("vm-1", None), ("vm-2", None)]
             vm.exec("echo after >/tmp/x")
             assert {each.exec("cat /tmp/x").stdout for each in clones} == {"before\n"}
-            # A clone can be cloned as well.
+            # A clone can be cloned.
             clones += cloning.clone(clones[0], deadline=soon())
             assert clones[2].name == "vm-1-1"
             clones[0].stop()

@@ -1,4 +1,4 @@
-"""A system that real nix builds, deployed by a stand-in for nixos-rebuild, and debugged over kgdb."""
+"""A system that the real nix builds, deployed by a fake nixos-rebuild, and debugged over kgdb."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def program(path: Path, text: str) -> None:
 def flake(
     kernel: Kernel, initrd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FixtureFlake]:
-    """The flake with the builtin kernel in it, and a machine that has whatever is deployed to it."""
+    """The flake with the builtin kernel, and a fake machine to deploy to."""
     assembled = fixture_flake(kernel, initrd, tmp_path)
     for name, value in assembled.env.items():
         monkeypatch.setenv(name, value)
@@ -92,5 +92,5 @@ def test_what_was_deployed_is_what_is_debugged(
 def test_the_kernel_is_the_systems_and_not_that_of_its_vm(flake: FixtureFlake, kernel: Kernel) -> None:
     guest = f"{flake.url}#trap"
     done = vmdebug("deploy", guest, "--target-host", BOX, *flake.nix_args, status=4)
-    # The configuration's own kernel has symbols of another build there; the VM's would have matched.
+    # The configuration's own kernel has symbols of another build; those of the VM's kernel would match.
     assert kernel.build_id in done.stderr

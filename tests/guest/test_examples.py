@@ -1,4 +1,4 @@
-"""The examples are what they say: run as a user runs them, one after the other and side by side."""
+"""The examples pass, one after the other and in parallel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`exec` and the console on the real kernel, with its messages in between."""
+"""`exec` and the console with a real kernel, whose messages appear in between."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(console: Console, command: str | list[str]) -> ExecResult:
 
 @pytest.fixture(scope="module")
 def shared(builtin: LaunchSpec) -> Iterator[Vm]:
-    """One booted guest for the tests that leave it as it was."""
+    """A booted guest for the tests that do not change it."""
     spec = msgspec.structs.replace(builtin, name="exec")
     with (
         tempfile.TemporaryDirectory(prefix="vmd-", dir="/tmp") as runtime,
@@ -89,7 +89,7 @@ def test_a_megabyte_comes_back_exactly(console: Console) -> None:
 
 def test_output_comes_back_exactly_through_a_flood_of_kernel_messages(shared: Vm, console: Console) -> None:
     console.take()
-    # Else the kernel takes ten messages of a program in five seconds.
+    # Otherwise the kernel limits a program to ten messages in five seconds.
     run(console, "echo on >/proc/sys/kernel/printk_devkmsg")
     run(console, "head -c 100000 /dev/urandom >/run/random")
     wanted = digest(console, "/run/random")
@@ -132,7 +132,7 @@ def test_a_command_that_reads_the_console_itself_is_ended(console: Console) -> N
 def test_a_command_that_kills_the_console_s_shell_is_an_error_and_the_next_shell_is_found(
     console: Console,
 ) -> None:
-    # The sixth field is the session, whose leader the shell is; see proc(5).
+    # The sixth field is the session, whose leader is the shell; see proc(5).
     with pytest.raises(VmError, match="killed the shell"):
         run(console, "read -r a b c d e session f </proc/$PPID/stat; kill -9 $session; exec sleep 300")
     run(console, "killall sleep; true")

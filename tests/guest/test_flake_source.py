@@ -1,6 +1,6 @@
 """Flakes and runner scripts with the real nix and a real kernel, resolved and debugged.
 
-The flake is tests/fixtures/flake: plain derivations that keep nixpkgs' contract.
+The flake is tests/fixtures/flake: plain derivations with the interface of nixpkgs.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_a_system_is_found_by_its_attribute_and_named_by_itself(
 def test_the_symbols_are_those_of_the_kernel_that_the_vm_boots(
     flake: FixtureFlake, kernel: Kernel, attribute: str
 ) -> None:
-    """The wrong kernel's vmlinux has another build-id, which would be refused."""
+    """The vmlinux of the wrong kernel has another build-id, which would be refused."""
     spec = resolve(flake, attribute)
     assert spec.kernel.vmlinux is not None
     assert spec.kernel.build_id == kernel.build_id
@@ -145,7 +145,7 @@ def test_a_system_without_a_vm_and_a_derivation_that_is_none(flake: FixtureFlake
 def test_ctrl_c_ends_nix_and_its_builder(flake: FixtureFlake) -> None:
     def interrupt(step: Step) -> None:
         if "waits: started" in step.note:
-            os.kill(os.getpid(), signal.SIGINT)  # as the terminal does: to the process, not to this thread
+            os.kill(os.getpid(), signal.SIGINT)  # to the process, like the terminal, not to this thread
 
     with pytest.raises(KeyboardInterrupt):
         resolve(flake, "waits", report=interrupt)
@@ -186,7 +186,7 @@ def vmdebug(*words: str | Path) -> Completed:
 
 @pytest.fixture
 def main_job() -> Iterator[None]:
-    """Whatever a test starts is ended."""
+    """Stop every VM at the end of a test."""
     yield
     vmdebug("stop", "--all", "--force")
 
@@ -195,7 +195,7 @@ def debug() -> None:
     done = vmdebug("attach", "--batch", "--until", "start_kernel", "-ex", "bt")
     assert "#0  start_kernel ()" in done.stdout
     assert "init/main.c:" in done.stdout
-    # GDB has let go, and the guest goes on.
+    # GDB has detached, and the guest continues.
     assert vmdebug("exec", "--", "echo", "booted").stdout == "booted\n"
 
 
@@ -216,7 +216,7 @@ def test_the_main_job_on_a_runner_that_stays_beside_qemu(flake: FixtureFlake) ->
 def test_the_main_job_on_a_runner_with_a_kernel_built_outside_of_nix(
     flake: FixtureFlake, kernel: Kernel
 ) -> None:
-    """The runner's own kernel has the same bytes: what boots is seen from QEMU's command line."""
+    """The runner's own kernel has the same contents: QEMU's command line shows which one boots."""
     assert kernel.vmlinux is not None
     script = runner(resolve(flake, "my-vm")).script
     given = ("--kernel", kernel.image, "--vmlinux", kernel.vmlinux)

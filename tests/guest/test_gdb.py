@@ -1,4 +1,4 @@
-"""GDB on a real kernel, from its reset vector to a shell, in the words of the Python API."""
+"""GDB on a real kernel, from the reset vector to a shell, with the Python API."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def machine(builtin: LaunchSpec) -> Iterator[Vm]:
 
 @pytest.fixture
 def gdb(machine: Vm, kernel: Kernel) -> Iterator[Gdb]:
-    """GDB on it, with the VM's own way to interrupt."""
+    """A GDB on it, which interrupts through the VM."""
     with Gdb.start(kernel.vmlinux) as started:
         started.connect(machine.state.gdb, interrupter=machine.pause)
         yield started
@@ -80,7 +80,7 @@ def test_a_whole_task_of_the_running_kernel(gdb: Gdb) -> None:
 
 
 def test_members_of_a_device_and_of_a_net_device(gdb: Gdb) -> None:
-    """Their `type` is the kernel's; the C type of the value is `type_`."""
+    """`type` is the kernel's member; `type_` is the C type of the value."""
     gdb.breakpoint("device_add", when="dev->type != 0", temporary=True)
     frame = gdb.cont(timeout=SECONDS).frame
     dev, other = frame.arg("dev"), frame.evaluate("*dev")

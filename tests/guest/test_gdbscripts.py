@@ -1,4 +1,4 @@
-"""The kernel's own GDB scripts: made of what each kind of kernel has, and used on a guest that runs."""
+"""The kernel's own GDB scripts: prepared for each kind of kernel, and used on a running guest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHOWN = ("-ex", "lx-version", "-ex", "lx-ps", "-ex", "lx-dmesg")
 
 @pytest.fixture
 def empty_cache(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's cache in which nothing is yet; the builtin kernel has been found before."""
+    """An empty cache, after the builtin kernel has been found."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -54,7 +54,7 @@ def vmdebug(*words: str | Path) -> Completed:
 
 
 def in_use(kernel: Kernel, *guest: str) -> None:
-    """The scripts print what only a guest that runs can tell."""
+    """The scripts print facts of a running guest."""
     vmdebug("start", *guest, "--accel", "tcg")
     try:
         vmdebug("exec", "--", "true")
@@ -117,7 +117,7 @@ def test_what_only_has_to_be_put_together_is_so_at_start(flake: FixtureFlake, ke
 
 
 def test_the_source_by_the_attributes_of_the_kernel_that_boots(flake: FixtureFlake, kernel: Kernel) -> None:
-    """Where nix does not know by which derivation: here, because the image is not its output."""
+    """nix does not know the derivation, here because the image is not its output."""
     wanted = options(flake, "no-variant")
     target = flake_source.parse(sources.parse(wanted.source), wanted.nix_args)
     image = resolved(wanted).kernel.image
@@ -128,7 +128,7 @@ def test_the_source_by_the_attributes_of_the_kernel_that_boots(flake: FixtureFla
 
 
 def test_a_tree_whose_scripts_are_not_made(kernel: Kernel, empty_cache: Path, tmp_path: Path) -> None:
-    """Nothing is written into it."""
+    """The tree is not changed."""
     built = unmade(kernel, tmp_path / "tree")
     before = sorted(built.rglob("*"))
     wanted = GuestOptions(source=str(built))
@@ -164,7 +164,7 @@ def test_the_source_of_another_version_is_refused(kernel: Kernel, tmp_path: Path
 
 
 def test_a_command_that_is_broken_on_this_kernel_says_so_and_the_others_work(kernel: Kernel) -> None:
-    """lx-timerlist of 6.1 walks a red-black tree as it was before 5.4; that of 7.2 is behind as well."""
+    """lx-timerlist of Linux 6.1 expects the rbtree of Linux before 5.4; that of 7.2 is outdated too."""
     vmdebug("start", "builtin", "--accel", "tcg")
     try:
         vmdebug("exec", "--", "true")
@@ -196,7 +196,7 @@ def same_constants(scripts: Scripts, kernel: Kernel) -> bool:
 
 
 def unmade(kernel: Kernel, directory: Path) -> Path:
-    """The kernel's build tree, by links, as it is without CONFIG_GDB_SCRIPTS."""
+    """The kernel's build tree as without CONFIG_GDB_SCRIPTS, made of links."""
     directory.mkdir()
     left_out = {"scripts", "vmlinux-gdb.py"}
     for each in tree_of(kernel).iterdir():

@@ -1,4 +1,4 @@
-"""Symbols are proven against the memory of a real guest, and put where KASLR has put its kernel."""
+"""Symbols are compared with the memory of a real guest, and moved to where KASLR has put the kernel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Start = Callable[..., DebugSession]
 
 @pytest.fixture
 def start(builtin: LaunchSpec) -> Iterator[Start]:
-    """Starts the builtin guest with other parameters, other symbols, or an accelerator that it is told of."""
+    """Starts the builtin guest with other parameters, other symbols, or another stated accelerator."""
     with ExitStack() as running:
 
         def started(
@@ -42,7 +42,7 @@ def start(builtin: LaunchSpec) -> Iterator[Start]:
 
 @pytest.fixture
 def another_build(kernel: Kernel, tmp_path: Path) -> Path:
-    """A vmlinux that differs by its build-id alone."""
+    """A vmlinux that differs only in its build-id."""
     assert kernel.vmlinux is not None
     other = tmp_path / "vmlinux"
     process.run(["strip", "-g", "-o", str(other), str(kernel.vmlinux)], deadline=Deadline.after(SECONDS))
@@ -52,7 +52,7 @@ def another_build(kernel: Kernel, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("accel", ["tcg", "kvm"])
 def test_a_breakpoint_set_at_the_reset_vector_is_hit(start: Start, accel: str) -> None:
-    """Told that it is KVM, GDB waits by a hardware breakpoint, which TCG has as well."""
+    """GDB believes that this is KVM, and uses a hardware breakpoint, which TCG has too."""
     gdb = start(accel=accel).gdb
     assert gdb.frame().pc == 0xFFF0
     first = gdb.breakpoint("x86_64_start_kernel")

@@ -1,4 +1,4 @@
-"""`kernel config` on the source of the builtin kernel, with options that cannot stick."""
+"""`kernel config` with the source of the builtin kernel, and options that cannot be set."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from vmdebug.sources import builtin, kbuild
 from vmdebug.sources.configuration import dotconfig, fragments, reasons
 
 _OF_THE_MACHINE = re.compile(r"CONFIG_(?:CC|GCC|CLANG|AS|LD|LLD|PAHOLE|RUSTC|TOOLS)_\w*")
-"""Options that Kconfig sets by the compiler that it finds."""
+"""Options that depend on the compiler."""
 
 OF_5_10 = "config: conf --oldaskconfig"
-"""What make has where it names none of its programs."""
+"""Makefile rules that do not name their programs."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_fragments_on_tinyconfig_bring_what_they_build_on_and_check_accepts_them
 
 @pytest.mark.parametrize("base", ["tinyconfig", "defconfig", "FILE"])
 def test_the_configuration_that_was_there_is_kept(source: Path, tmp_path: Path, base: str) -> None:
-    """Each make on the way keeps the one that it finds, which is not the user's any more."""
+    """Each make renames the .config that it finds, which is no longer the user's."""
     mine, other = tmp_path / "o/.config", tmp_path / "other"
     mine.parent.mkdir()
     mine.write_text("# hours of work\nCONFIG_MINE=y\n")
@@ -103,7 +103,7 @@ def test_what_cannot_stick_is_named_with_what_stopped_it(
     monkeypatch: pytest.MonkeyPatch,
     rules: str,
 ) -> None:
-    """Also where make's rules are those of Linux 5.10, which name none of its programs."""
+    """Also with the Makefile rules of Linux 5.10, which do not name their programs."""
     if rules != "this kernel's":
         as_if_its_rules_were(rules, tmp_path, monkeypatch)
     (tmp_path / "mine").write_text(
@@ -113,7 +113,7 @@ def test_what_cannot_stick_is_named_with_what_stopped_it(
     dropped = {each["option"]: each for each in json.loads(capsys.readouterr().out)["dropped"]}
     assert dropped["CONFIG_NO_SUCH_THING"]["why"] == "this kernel has no such option"
     nine = dropped["CONFIG_9P_FS"]
-    # Newer kernels do without INET.
+    # Newer kernels do not need INET.
     without = nine["why"].replace("INET [=n] and ", "")
     assert without == "depends on NETWORK_FILESYSTEMS [=n] and NET_9P [=n]"
     assert nine["mends"] == "nixos-boot"
@@ -123,7 +123,7 @@ def test_what_cannot_stick_is_named_with_what_stopped_it(
 
 
 def as_if_its_rules_were(rules: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the program that says why run as make has it by other rules, in the build directory `o`."""
+    """Run the program as with other Makefile rules, in the build directory `o`."""
     (directory / "scripts/kconfig").mkdir(parents=True)
     (directory / "scripts/kconfig/Makefile").write_text(rules)
     words = reasons._in_place_of_its_own(directory, directory / "o")
@@ -143,7 +143,7 @@ config WANTED
 def test_kconfig_that_asks_python_is_answered_by_python(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As that of Linux since 6.10 does. Where our program stands for Python it was asked, for ever."""
+    """As in Linux since 6.10. Where our program replaces Python, it once ran itself forever."""
     as_if_its_rules_were(OF_5_10, tmp_path, monkeypatch)
     (tmp_path / "Kconfig").write_text(ASKS_PYTHON)
     env = {**kbuild.clean_environment(), "KBUILD_KCONFIG": str(tmp_path / "Kconfig")}
@@ -159,7 +159,7 @@ def test_kconfig_that_asks_python_is_answered_by_python(
 def test_modules_are_built_in_where_they_can_be(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # TEST_LKM is made to be loaded: `depends on m`.
+    # TEST_LKM can only be a module: `depends on m`.
     (tmp_path / "mine").write_text("CONFIG_RUNTIME_TESTING_MENU=y\nCONFIG_TEST_LKM=m\n")
     words = ("-f", "base", "-f", "x86", "-f", "modules", "-f", str(tmp_path / "mine"), "--builtin", "--json")
     assert configure(source, tmp_path / "o", *words) == 0
@@ -171,7 +171,7 @@ def test_modules_are_built_in_where_they_can_be(
 
 
 def test_the_kept_configuration_is_that_of_the_builtin_kernel() -> None:
-    """A kernel of another series than the kept one's has it in so far as the fragments ask for it."""
+    """For a kernel of another series, only the options in the fragments are compared."""
     built = builtin.built()
     assert built is not None
     kept = (shipped.kconfigs() / "configs/builtin-6.1-x86_64.config").read_text()

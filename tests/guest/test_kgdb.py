@@ -1,4 +1,4 @@
-"""kgdb on a real kernel: a VM whose second serial line plays the cable of a machine that is no VM."""
+"""kgdb on a real kernel: the second serial line of a VM replaces the cable to a machine."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def vmdebug(*words: str | Path, status: int = 0, cwd: Path | None = None) -> Com
 
 @pytest.fixture
 def cable(kernel: Kernel, runtime: Path) -> Iterator[Path]:
-    """The socket at the other end of ttyS1 of a machine that waits for GDB as it boots, with KASLR."""
+    """The socket of ttyS1 of a VM that waits for GDB during boot, with KASLR."""
     path = runtime / "cable"
     vmdebug(
         *("start", "builtin", "--accel", "tcg", "--cpus", "2", "--kaslr", "--name", "machine"),
-        # Breakpoints from before the kernel has write-protected its text would stay in it for ever.
+        # Breakpoints set before the kernel write-protects its text could never be removed.
         *("--append", "kgdboc=ttyS1,115200 kgdbwait rodata=off"),
         *("--", "-chardev", f"socket,id=cable,path={path},server=on,wait=off", "-serial", "chardev:cable"),
     )
@@ -63,7 +63,7 @@ def test_the_machine_is_debugged_and_runs_on(cable: Path, kernel: Kernel) -> Non
     assert "CPU 1: pid" in done.stdout
     assert "hit Temporary breakpoint 1, do_sys_openat2 (" in done.stdout
     assert "#0  do_sys_openat2 (" in done.stdout
-    # GDB has gone, and taken its breakpoints with it.
+    # GDB has ended, and has removed its breakpoints.
     assert vmdebug("exec", "machine", "--", "uname", "-r").stdout == f"{kernel.release}\n"
 
 

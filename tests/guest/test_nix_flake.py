@@ -1,4 +1,4 @@
-"""Our flake with a real kernel: what it builds, built by the real nix on the stand-in for nixpkgs."""
+"""The outputs of vmdebug's flake with a real kernel, built by the real nix with the stand-in for nixpkgs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def vmdebug(flake: OurFlake, *words: str) -> Completed:
 
 
 def expression(flake: OurFlake, text: str, *, check: bool = True) -> Completed:
-    """Build an expression that has the stand-in's packages as `pkgs` and our functions as `ours`."""
+    """Build an expression, with `pkgs` from the stand-in and vmdebug's functions in `ours`."""
     bound = f"""
       let
         pkgs = import {flake.inputs["nixpkgs"]}/pkgs.nix {{
@@ -60,7 +60,7 @@ def test_the_gdb_scripts_of_a_kernel_are_made_of_its_source(flake: OurFlake) -> 
 
 @pytest.mark.usefixtures("ended")
 def test_the_main_job_on_our_own_flake(flake: OurFlake, kernel: Kernel) -> None:
-    """What the README says, with the flake's own guest."""
+    """The commands of the README, with the flake's own guest."""
     vmdebug(flake, "start", f"{flake.url}#base-nixos", "--halt", "--accel", "tcg", *flake.nix_args)
     (found,) = json.loads(vmdebug(flake, "status", "--json").stdout)
     assert (found["status"], found["build_id"]) == ("halted", kernel.build_id)
@@ -70,20 +70,20 @@ def test_the_main_job_on_our_own_flake(flake: OurFlake, kernel: Kernel) -> None:
     assert "#0  start_kernel ()" in stopped
     assert vmdebug(flake, "exec", "--", "cat", "/proc/cmdline").stdout.count(" loglevel=7 nokaslr init=") == 1
     vmdebug(flake, "exec", "--", "modprobe", "brd")
-    # By links, as NixOS merges the modules of several packages.
+    # Links, as when NixOS merges the modules of several packages.
     modules = vmdebug(flake, "attach", "--batch", "-ex", "vmd-modules", "-ex", "info line brd_exit").stdout
     assert 'drivers/block/brd.c" ' in modules
 
 
 @pytest.fixture
 def ended(flake: OurFlake) -> Iterator[None]:
-    """Whatever a test starts is ended."""
+    """Stop every VM at the end of a test."""
     yield
     vmdebug(flake, "stop", "--all", "--force")
 
 
 def test_a_guest_is_tested_in_a_builder(flake: OurFlake, runtime: Path) -> None:
-    """As on any builder that has the feature; here it is said to have it, and the guest takes TCG."""
+    """As on a builder with the feature; here the builder only claims it, and the guest uses TCG."""
     features = {"NIX_CONFIG": f"{flake.env['NIX_CONFIG']}system-features = kvm\n"}
     builder = OurFlake(flake.directory, flake.inputs, {**flake.env, **features})
     said = builder.build("checks.x86_64-linux.boots-base-nixos").read_text()
@@ -91,7 +91,7 @@ def test_a_guest_is_tested_in_a_builder(flake: OurFlake, runtime: Path) -> None:
 
 
 def test_a_configuration_has_what_its_fragments_ask_for(flake: OurFlake) -> None:
-    """Ours, on defconfig, with the kernel that is at hand."""
+    """Our fragments on defconfig, with the existing kernel source."""
     kernels = '(import (ours + "/kernels.nix") { inputs = { kernel-src = null; kernel-own = null; }; })'
     made = expression(flake, _configured(f"{kernels}.upstream.fragments"))
     config = Path(json.loads(made.stdout)[0]["outputs"]["out"]).read_text().splitlines()
@@ -102,7 +102,7 @@ def test_a_configuration_has_what_its_fragments_ask_for(flake: OurFlake) -> None
 def test_what_nobody_asks_for_is_off_and_what_a_fragment_builds_on_comes_along(
     flake: OurFlake, kernel: Kernel, tmp_path: Path
 ) -> None:
-    """As with `vmdebug kernel config`."""
+    """Same as with `vmdebug kernel config`."""
     made = expression(flake, _configured('[ "vm-boot" "gdb" ]', base="allnoconfig"))
     assert kernel.vmlinux is not None
     source = tree.source(kernel.vmlinux.parent)
@@ -140,7 +140,7 @@ def _configured(fragments: str, *, base: str = "x86_64_defconfig") -> str:
 def test_a_compiler_with_ccache_is_one_for_the_kernel_whether_there_is_a_cache_or_not(
     flake: OurFlake, kernel: Kernel, tmp_path: Path, *, there: bool
 ) -> None:
-    """Where nixpkgs' ccacheStdenv lacks its cache, Kconfig says "this assembler is not supported"."""
+    """Without its cache nixpkgs' ccacheStdenv makes Kconfig print "this assembler is not supported"."""
     cache = tmp_path / "cache"
     if there:
         cache.mkdir()

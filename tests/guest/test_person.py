@@ -1,4 +1,4 @@
-"""What a person finds out about modules, CPUs and tasks, with vmdebug's GDB and with a GDB of their own."""
+"""Modules, CPUs and tasks at the prompt of vmdebug's GDB, and of a GDB without vmdebug."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FRAMES_OF_A_CPU = (
     r"^CPU {}: pid \d+ \(.+\)\n#0 .*\n(#.*\n)*"
     r"#\d+ +0x\w+ in (cpu_startup_entry|ret_from_fork|entry_SYSCALL_64) \("
 )
-"""Down to where its idle task, a thread of the kernel or a system call began."""
+"""The outermost frame: of the idle task, of a kernel thread, or of a system call."""
 
 
 @pytest.fixture
 def machine(builtin: LaunchSpec) -> Iterator[Vm]:
-    """The builtin guest with three CPUs and KASLR at its shell."""
+    """The builtin guest with three CPUs and KASLR, at its shell."""
     parameters = tuple(word for word in builtin.parameters if word != "nokaslr")
     spec = msgspec.structs.replace(builtin, parameters=parameters, cpus=3)
     with vm.launch(spec, bound=True, deadline=Deadline.after(SECONDS)) as started:
@@ -43,7 +43,7 @@ def machine(builtin: LaunchSpec) -> Iterator[Vm]:
 
 @pytest.fixture
 def packed(kernel: Kernel, tmp_path: Path) -> Path:
-    """The kernel's modules, packed in the ways that distributions do it."""
+    """The kernel's modules, compressed as in distributions."""
     assert kernel.modules is not None
     directory = tmp_path / "modules"
     directory.mkdir()
@@ -69,14 +69,14 @@ def batch(machine: Vm, *commands: str) -> Completed:
 
 
 def insert(machine: Vm, module: str) -> None:
-    """Have the guest load a module; modprobe tells when it has."""
+    """Load a module in the guest."""
     with machine.console() as console:
         console.sendline(f"modprobe {module} && echo {module} is 'in'")
         console.expect(f"{module} is in", timeout=SECONDS)
 
 
 def listed(stdout: str) -> dict[str, tuple[int, str]]:
-    """Return what vmd-modules has listed, by name."""
+    """Return the list of vmd-modules, by name."""
     rows = re.findall(r"^(\w+) +0x([0-9a-f]+)  (.+)$", stdout, re.MULTILINE)
     return {name: (int(address, 16), file) for name, address, file in rows}
 
@@ -138,7 +138,7 @@ def test_a_module_that_comes_and_goes_while_gdb_is_there(machine: Vm, kernel: Ke
         stdout, stderr = child.stdout.read().decode(), child.stderr.read().decode()
         assert child.wait() == 0, stderr
     assert "/core.c" in stdout
-    assert "delete_module" in stdout.rpartition("free_module")[2]  # who called it
+    assert "delete_module" in stdout.rpartition("free_module")[2]  # its caller
     rows = listed(stdout)
     assert list(rows) == ["lkdtm"]
     assert rows["lkdtm"][1].endswith("/lkdtm.ko")
@@ -177,7 +177,7 @@ def test_a_directory_that_is_none_is_named(machine: Vm, tmp_path: Path) -> None:
 
 @pytest.fixture
 def plain(machine: Vm, kernel: Kernel, tmp_path: Path) -> Callable[..., Completed]:
-    """A GDB that has gdbinit/ from a place of its own, and nothing else of vmdebug."""
+    """A GDB with only gdbinit/, in another directory, and nothing else of vmdebug."""
     shutil.copytree(shipped.gdbinit(), tmp_path / "gdbinit", ignore=shutil.ignore_patterns("__pycache__"))
 
     def run(*commands: str) -> Completed:
@@ -216,7 +216,7 @@ def test_a_gdb_of_ones_own_is_told_of_kaslr_and_then_sees_every_cpu_and_task(
 def test_a_modules_lines_are_right_wherever_it_lies_this_time(
     machine: Vm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where GDB keeps its indexes
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # the directory of GDB's index cache
     insert(machine, "lkdtm")
     first, said = address_and_line(machine, "lkdtm")
     assert "lkdtm/core.c" in said
@@ -231,6 +231,6 @@ def test_a_modules_lines_are_right_wherever_it_lies_this_time(
 
 
 def address_and_line(machine: Vm, module: str) -> tuple[int, str]:
-    """Return where a module lies, and which source line that is; by its address alone."""
+    """Return the address of a module, and the source line of that address."""
     at, _ = listed(batch(machine, "vmd-modules").stdout)[module]
     return at, batch(machine, "vmd-modules", f"info line *{at:#x}").stdout

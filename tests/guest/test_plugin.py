@@ -1,4 +1,4 @@
-"""The pytest plugin, run as its users run it: real pytest runs of suites on real guests."""
+"""The pytest plugin: real pytest runs on real guests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS = 120.0
 
 @pytest.fixture(autouse=True)
 def _private_home(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """pytester makes HOME a new directory; the built kernel is in the cache of the real one."""
+    """pytester sets HOME to a new directory; the built kernel is in the cache of the real one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\nvmdebug_accel = tcg\nvmdebug_timeout = 60\n")
 
@@ -37,7 +37,7 @@ def run(pytester: pytest.Pytester, suite: str, *options: str) -> pytest.RunResul
 
 
 def section(result: pytest.RunResult, title: str) -> str:
-    """Return the first section of that title of a failure's report."""
+    """Return the first section with a title in the report of a failure."""
     found = re.search(
         rf"^-+ {re.escape(title)} -+\n(.*?)\n[-_=]{{3,}} ", result.stdout.str(), re.DOTALL | re.MULTILINE
     )
@@ -233,7 +233,7 @@ def test_what_a_test_catches_or_is_over_for_fails_it_all_the_same(pytester: pyte
 
         def pytest_runtest_logreport(report):
             if "between" in report.nodeid and report.when == "call":
-                time.sleep(1.5)  # the kernel complains meanwhile
+                time.sleep(1.5)  # meanwhile the kernel reports trouble
         """
     )
     result = run(
@@ -621,7 +621,7 @@ def test_each_test_has_the_disk_as_it_was(pytester: pytest.Pytester) -> None:
 def test_nothing_is_left_of_a_run_that_is_ended_half_way(
     pytester: pytest.Pytester, number: signal.Signals
 ) -> None:
-    """The `runtime` fixture looks at what is left."""
+    """The `runtime` fixture checks that nothing is left."""
     pytester.makepyfile(
         """
         import select, signal, socket
@@ -649,7 +649,7 @@ def test_nothing_is_left_of_a_run_that_is_ended_half_way(
         child.kill()
         child.wait()
     assert child.returncode in (-signal.SIGKILL, pytest.ExitCode.INTERRUPTED), said.decode()
-    # GDB and the guardian see the end of their pipes; what they left is cleared by whoever looks next.
+    # GDB and the guardian end when their pipes close; the next look removes their files.
     status = process.run(
         [sys.executable, "-m", "vmdebug.cli", "status", "--json"], deadline=Deadline.after(SECONDS)
     )

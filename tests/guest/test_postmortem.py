@@ -1,4 +1,4 @@
-"""Reports about real guests that fail: a panic, a warning in a module, a hang, a killed QEMU."""
+"""Reports of real guests: a panic, a warning in a module, a hang, a killed QEMU."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_panic_with_its_source_lines_each_cpu_and_a_vmcore(session: DebugSessi
     assert re.search(r"in sysrq_handle_crash .* at drivers/tty/sysrq\.c:\d+", found["backtraces"])
     assert "-target-select remote" in found["GDB"]
     assert (tmp_path / "vmcore").read_bytes()[:12] in (b"makedumpfile", b"KDUMP   \6\0\0\0")
-    assert b"OSRELEASE=" in (tmp_path / "vmcore").read_bytes()  # vmcoreinfo's note
+    assert b"OSRELEASE=" in (tmp_path / "vmcore").read_bytes()  # the note of vmcoreinfo
 
 
 @pytest.mark.parametrize("status", ["running", "paused", "panicked"])
@@ -74,14 +74,14 @@ def test_where_no_gdb_was_attached_all_is_as_it_was(session: DebugSession, statu
     if status == "running":
         assert session.exec("echo on").stdout == "on\n"
     else:
-        assert session.gdb.stopped  # attached now, and anew
+        assert session.gdb.stopped  # attached now, and again
 
 
 def test_a_session_leaves_a_guest_that_has_panicked(session: DebugSession) -> None:
     with DebugSession(session.vm, owned=False) as other:
         other.gdb.cont(wait=False)
         provoked(session, "echo c >/proc/sysrq-trigger")
-    assert session.vm.qmp("query-status")["status"] == "guest-panicked"  # nothing has set it running
+    assert session.vm.qmp("query-status")["status"] == "guest-panicked"  # nothing has resumed it
 
 
 def test_a_warning_in_a_module_and_the_guest_runs_on(session: DebugSession) -> None:

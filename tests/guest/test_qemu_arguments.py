@@ -1,4 +1,4 @@
-"""The reader of QEMU's arguments against the QEMU that is there."""
+"""The parser of QEMU arguments, compared with the installed QEMU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_reader_knows_which_options_take_an_argument() -> None:
     names = set(re.findall(r"^--?([\w-]+)", qemu("-help"), re.MULTILINE)) - {"fw"}  # fw_cfg: - is no \w
     assert len(names) > 80
     for name in names:
-        # QEMU looks at all names first: it complains of the first word that it takes for an unknown option.
+        # QEMU checks all names first: it reports the first argument that it takes for an unknown option.
         said = qemu(f"-{name}", f"{NEITHER}1", f"{NEITHER}2")
         refused = re.search(f"{NEITHER}([12]): invalid option", said)
         assert refused is not None, said

@@ -1,7 +1,6 @@
-"""start --build, restart and session.restart on a tree whose make is quick: it copies the builtin kernel.
+"""start --build, restart and session.restart in a tree whose make only copies the builtin kernel.
 
-What it builds is the same kernel each time; that a relinked one is taken up as well was tried by hand, see
-docs/kernels.md.
+make builds the same kernel each time. A really rebuilt kernel was tested by hand, see docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from vmdebug.process import Completed
 
 @pytest.fixture
 def linux(kernel: Kernel, tmp_path: Path) -> Path:
-    """A tree with nothing built in it; make puts the builtin kernel there, and counts how often."""
+    """A tree without objects; make copies the builtin kernel, and counts how often."""
     assert kernel.vmlinux is not None
     tree = tmp_path / "linux"
     (tree / "arch/x86/boot").mkdir(parents=True)

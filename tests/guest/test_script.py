@@ -1,4 +1,4 @@
-"""What scripts do with a session on a real kernel: modules, panics, callbacks, the data of each CPU."""
+"""Scripts with a session on a real kernel: modules, panics, callbacks, per-CPU data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS = 120.0
 
 @pytest.fixture
 def session(builtin: LaunchSpec, tmp_path: Path) -> Iterator[DebugSession]:
-    """The builtin guest with three CPUs at its shell, /brd.ko and /lkdtm.ko in it."""
+    """The builtin guest with three CPUs, /brd.ko and /lkdtm.ko, at its shell."""
     assert isinstance(builtin.machine, OwnMachine)
     assert builtin.machine.initrd is not None
     assert builtin.kernel.modules is not None
@@ -63,7 +63,7 @@ def test_a_module_that_exec_loads_stops_in_its_init(session: DebugSession) -> No
 
 
 def test_a_module_of_ones_own_has_a_directory_of_its_own(session: DebugSession, tmp_path: Path) -> None:
-    """It is named once, before the module is there, and the kernel's own modules are found as before."""
+    """It is set once, before the module is loaded; the kernel's own modules are still found."""
     modules = session.vm.state.spec.kernel.modules
     assert modules is not None
     own, kernels = tmp_path / "own", tmp_path / "kernel's"
@@ -150,7 +150,7 @@ def test_finish_follows_a_task_to_another_cpu(session: DebugSession) -> None:
     assert where.breakpoint is None
     assert where.details["return-value"] == "0"
     assert int(gdb.evaluate("$")) == 0
-    # What is inlined just there is entered by older GDBs; newer ones stop before it.
+    # Older GDBs step into a function that is inlined there; newer ones stop before it.
     functions = [frame.function for frame in where.backtrace()]
     inlined = functions[: functions.index("__x64_sys_sched_setaffinity")]
     assert inlined in ([], ["__do_sys_sched_setaffinity", "__se_sys_sched_setaffinity"])
@@ -166,7 +166,7 @@ def test_next_follows_a_task_to_another_cpu(session: DebugSession) -> None:
     while seen[-1].frame.function == "sched_setaffinity":
         seen.append(gdb.next(timeout=SECONDS))
         assert (seen[-1].reason, seen[-1].breakpoint) == (stop.STEPPED, None)
-    assert [where.thread.cpu for where in seen[-2:]] == [1, 1]  # back in the function first
+    assert [where.thread.cpu for where in seen[-2:]] == [1, 1]  # first back in the function
     gdb.cont(wait=False)
     assert job.result(timeout=SECONDS).status == 0
 
@@ -176,7 +176,7 @@ def test_a_breakpoint_on_the_way_ends_a_finish(session: DebugSession) -> None:
     gdb = session.gdb
     inner = gdb.breakpoint("__set_cpus_allowed_ptr", temporary=True)
     assert gdb.finish(timeout=SECONDS).breakpoint == inner
-    gdb.cont(wait=False)  # nothing of the finish is left in
+    gdb.cont(wait=False)  # nothing is left of `finish`
     assert job.result(timeout=SECONDS).status == 0
 
 
@@ -197,7 +197,7 @@ def test_warn_oops_and_panic_are_caught_before_the_kernel_says_a_word(session: D
     names = [frame.function for frame in frames]
     entry = names.index("asm_exc_page_fault")
     assert "page_fault_oops" in names[:entry]
-    assert names[entry + 1] == "lkdtm_EXCEPTION"  # who did it, behind the exception
+    assert names[entry + 1] == "lkdtm_EXCEPTION"  # the culprit, behind the exception
     assert Path(frames[entry + 1].file).name == "bugs.c"
     assert "do_init_module" in names[entry:]
     assert names[-1].startswith("entry_SYSCALL_64")
@@ -221,7 +221,7 @@ def test_each_cpu_has_its_own(session: DebugSession) -> None:
         assert int(gdb.per_cpu("current_task", cpu).pid) >= 0
         assert gdb.backtrace(cpu)
     cache = gdb.evaluate("kmalloc_caches[0][6]")
-    slab = getattr(cache, "cpu_slab", None)  # percpu memory that the kernel has allocated
+    slab = getattr(cache, "cpu_slab", None)  # dynamically allocated per-CPU memory
     if slab is None:
         slab = cache.cpu_sheaves  # since Linux 7
     places = [slab.per_cpu_ptr_(cpu).address_ or 0 for cpu in range(3)]
@@ -254,7 +254,7 @@ def test_breakpoints_see_each_cpu_and_one_alone(session: DebugSession) -> None:
 
 
 def test_a_step_that_another_cpus_breakpoint_cuts_short_leaves_nothing_behind(session: DebugSession) -> None:
-    """QEMU would go on stepping that CPU: a SIGTRAP out of nowhere, and a halted guest without any GDB."""
+    """QEMU would keep stepping that CPU: a spurious SIGTRAP, and a halted guest without GDB."""
     gdb = session.gdb
 
     def cut_short() -> Job:

@@ -1,4 +1,4 @@
-"""Snapshots of real guests, by the VM and by a session with GDB."""
+"""Snapshots of real guests, with the VM and with a session and GDB."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_with_gdb_breakpoints_stay_and_what_it_had_read_is_read_anew(vm: Vm) -> 
         assert gdb.evaluate(jiffies) == then
         with pytest.raises(StateError, match="the guest has run since that frame was taken"):
             stop.frame.evaluate("filename")
-        # The line was typed into a guest that there is no more: it is typed anew, and the breakpoint holds.
+        # That guest no longer exists: type the line again; the breakpoint is still set.
         session.console.sendline("cat /etc/passwd")
         assert gdb.cont(timeout=60).breakpoint is opened
 

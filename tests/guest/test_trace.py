@@ -1,4 +1,4 @@
-"""Traces of a kernel that runs: nothing is lost, and the guest goes on."""
+"""Traces of a running kernel: no hit is lost, and the guest continues."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def soon() -> Deadline:
 
 @pytest.fixture
 def attached(builtin: LaunchSpec) -> Iterator[DebugSession]:
-    """A session on the builtin guest at its shell."""
+    """A session on the builtin guest, at its shell."""
     machine = vm.launch(builtin, bound=True, deadline=soon())
     with DebugSession(machine, owned=True) as made:
         made.console.wait_ready(soon())

@@ -35,13 +35,13 @@ def soon() -> Deadline:
 
 @pytest.fixture
 def halted(builtin: LaunchSpec) -> LaunchSpec:
-    """The builtin guest at its reset vector: as quick to start as a QEMU can be."""
+    """The builtin guest at its reset vector, the fastest guest to start."""
     return msgspec.structs.replace(builtin, name="vm", halt=True)
 
 
 @pytest.fixture
 def start(halted: LaunchSpec) -> Iterator[Start]:
-    """Starts VMs that are ended with the test if they are not before."""
+    """Starts VMs, and stops them at the end of the test."""
     started: list[Vm] = []
 
     def starting(*, bound: bool = False, exact_name: bool = True, **changes: Any) -> Vm:
@@ -56,7 +56,7 @@ def start(halted: LaunchSpec) -> Iterator[Start]:
 
 
 def owner(script: str, spec: LaunchSpec, place: Path) -> list[str]:
-    """Return the argv of a Python that starts a spec and does what the script says with `vm`."""
+    """Return the argv of a Python that starts a guest and runs the script with `vm`."""
     (place / "spec.json").write_bytes(guest.encode(spec))
     text = f"""\
         import sys
@@ -252,7 +252,7 @@ def test_no_space_for_the_state_ends_a_qemu_that_runs_already(
 ) -> None:
     real = shutil.which(X86_64.qemu)
     script = tmp_path / X86_64.qemu
-    # The last word but one is the pidfile's option; writing through the link is a full disk.
+    # The last argument but one is the option of the pidfile; the link leads to a full disk.
     script.write_text(
         "#!/bin/sh\n"
         'for word; do case $word in */qemu.pid) ln -s /dev/full "${word%/*}/state.new" ;; esac; done\n'
@@ -325,7 +325,7 @@ def test_the_probe_hears_a_real_kernel(kernel: Kernel) -> None:
 
 
 NO_ROOT = OwnMachine()
-"""Without an initramfs and a disk the kernel finds no root file system, and panics."""
+"""Without initramfs and disk the kernel finds no root file system, and panics."""
 
 
 def test_a_panic_is_told_by_the_guest_and_stops_it(start: Start) -> None:
@@ -390,7 +390,7 @@ def test_a_disk_is_used_and_kept(start: Start, tmp_path: Path, halted: LaunchSpe
     assert disk.read_bytes().startswith(b"kept\n")
 
 
-# What nixos/modules/virtualisation/qemu-vm.nix makes of it, as far as a launch depends on it.
+# What a launch needs of nixos/modules/virtualisation/qemu-vm.nix.
 RUNNER = """\
 #!/bin/sh
 NIX_DISK_IMAGE=$(readlink -f "${{NIX_DISK_IMAGE:-./vm.qcow2}}") || test -z "$NIX_DISK_IMAGE"
@@ -405,7 +405,7 @@ cd "$TMPDIR"
 
 @pytest.fixture
 def big(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where scratch directories are made."""
+    """The directory of scratch directories."""
     place = tmp_path / "big"
     place.mkdir()
     monkeypatch.setenv("TMPDIR", str(place))

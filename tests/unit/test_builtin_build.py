@@ -14,7 +14,7 @@ from vmdebug.sources import builtin, cache, kbuild, kernel_source
 from vmdebug.sources.builtin import BuiltKernel
 from vmdebug.sources.configuration import merging
 
-# What `make -j2` wrote when it built Linux 6.1.
+# Output of `make -j2` for Linux 6.1.
 MAKE = """\
 make[1]: Entering directory '/c/kernel/3a0b'
   SYNC    include/config/auto.conf.cmd
@@ -37,7 +37,7 @@ RELEASE = "6.1.0-vmdebug"
 
 
 class Make:
-    """Stands for every program that a build starts; make compiles one object, and may fail at it."""
+    """Replaces all programs of a build; make compiles one object, and may fail."""
 
     def __init__(self) -> None:
         self.ran: list[tuple[str, ...]] = []
@@ -76,7 +76,7 @@ class Make:
         on_line("  CC      init/main.o")
 
     def targets(self) -> list[str]:
-        """The last word of each call of make."""
+        """The last argument of each call of make."""
         return [words[-1] for words in self.ran if words[0] == "make"]
 
 
@@ -215,7 +215,7 @@ def test_the_last_one_built_is_the_one(make: Make, tarball: Path, tree: Path) ->
     os.utime(of_tarball.directory / "complete.json", (1, 1))
     assert builtin.built() == of_tree
     assert builtin.built(tarball) == of_tarball
-    # Asked for again, it is the last one again.
+    # Building it again makes it the last one.
     assert builtin.built(build(tarball).origin) == builtin.built() == of_tarball
 
 

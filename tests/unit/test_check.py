@@ -1,4 +1,4 @@
-"""`kernel check`: each row, on kernels small enough to make in a test."""
+"""`kernel check`: each row, with small kernels made by the tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def linux(tmp_path: Path) -> Path:
-    """A built tree with all that there can be."""
+    """A built tree with everything."""
     linux = kernelfiles.tree(tmp_path / "linux")
     (linux / ".config").write_text(CONFIG)
     (linux / "init/main.c").write_text("")

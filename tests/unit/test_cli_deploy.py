@@ -1,4 +1,4 @@
-"""`deploy`: stand-ins for ssh and nixos-rebuild on PATH write down what they were called with."""
+"""`deploy`, with fake ssh and nixos-rebuild on PATH that record their arguments."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ OPTIONS = "-o BatchMode=yes -o ConnectTimeout=10"
 
 
 class StandIn:
-    """A program on PATH.
+    """Make a program on PATH.
 
     Args:
-        directory: First on PATH.
-        name: The program's.
+        directory: The first directory on PATH.
+        name: The name of the program.
         does: The rest of its shell script.
     """
 

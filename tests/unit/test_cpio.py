@@ -16,7 +16,7 @@ def test_a_file_byte_for_byte() -> None:
         b"070701"
         b"00000001000081ed0000000000000000"  # inode, mode, uid, gid
         b"00000001000000000000000a"  # links, mtime, size
-        b"00000000000000000000000000000000"  # device that holds it, device that it is
+        b"00000000000000000000000000000000"  # device with the file, device number of the node
         b"0000000500000000"  # length of the name, check
         b"init\0\0"
         b"#!/bin/sh\n\0\0"

@@ -6,7 +6,7 @@ from vmdebug.sources.kernels import dev_output
 
 
 def dev(directory: Path, scripts: str, *, generated: bool = False, beside: bool = False) -> Path:
-    """A kernel's `dev` output; `scripts` is the directory with scripts/gdb in it."""
+    """Make a kernel's `dev` output; `scripts` is the directory with scripts/gdb."""
     (directory / "vmlinux").touch()
     for each in ("build", "source/include/linux"):
         (directory / "lib/modules/6.6.1" / each).mkdir(parents=True)

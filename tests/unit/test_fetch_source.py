@@ -19,13 +19,13 @@ Answers = dict[tuple[str, ...], str]
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """The image of a kernel in a store."""
+    """A kernel image in a store."""
     return tmp_path / f"{HASH}-linux-6.1/bzImage"
 
 
 @pytest.fixture
 def nixs(monkeypatch: pytest.MonkeyPatch) -> tuple[Answers, list[tuple[str, ...]]]:
-    """What nix answers, by the end of its command line, and what it was asked."""
+    """Answers nix by the end of the command line, and records the command lines."""
     answers: Answers = {}
     asked: list[tuple[str, ...]] = []
 
@@ -68,7 +68,7 @@ BINDING, SHOW = ("--query", "--binding"), ("derivation", "show", "/s/linux.drv")
     [
         ((*BINDING, "src", "/s/linux.drv"), "SRC\n"),
         ((*BINDING, "__json", "/s/linux.drv"), '{"src": "SRC", "a": 1}'),
-        # 2.34, and as `derivation show` was before.
+        # nix 2.34, and `derivation show` before.
         (
             SHOW,
             '{"derivations": {"linux.drv": {"env": {}, "structuredAttrs": {"src": "SRC"}}}, "version": 4}',
@@ -79,7 +79,7 @@ BINDING, SHOW = ("--query", "--binding"), ("derivation", "show", "/s/linux.drv")
 def test_by_the_derivation_of_the_image(
     image: Path, nixs: tuple[Answers, object], tmp_path: Path, question: tuple[str, ...], answer: str
 ) -> None:
-    """nixpkgs' kernel has `__structuredAttrs`, which newer Nix has no longer in `__json`."""
+    """nixpkgs' kernel has `__structuredAttrs`, for which newer nix has no variable `__json`."""
     answers, _ = nixs
     source = tmp_path / "linux-6.1.tar.xz"
     source.touch()
@@ -116,7 +116,7 @@ def test_a_source_that_is_not_in_the_store_is_fetched(
 def test_by_attributes_of_the_kernel_that_boots(
     image: Path, nixs: tuple[Answers, list[tuple[str, ...]]], tmp_path: Path
 ) -> None:
-    """The variant's kernel is asked first; a source of the flake itself is a path, and no derivation."""
+    """The variant's kernel comes first; a source inside the flake is a path, not a derivation."""
     answers, _ = nixs
     system = "/f#nixosConfigurations.a.config"
     variant, own = f"{system}.virtualisation.vmVariant.system.build.kernel", f"{system}.system.build.kernel"

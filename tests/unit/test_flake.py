@@ -1,6 +1,6 @@
-"""What is asked of nix for a flake, and what becomes of its answers; nix is a double with canned ones.
+"""The nix command lines for a flake, and the results, with a fake nix.
 
-The real one is in tests/guest/test_flake_source.py.
+tests/guest/test_flake_source.py has tests with the real nix.
 """
 
 import json
@@ -64,7 +64,7 @@ def test_an_attribute_path_is_read_as_it_is_written(names: list[str]) -> None:
 
 
 class Double:
-    """A `nix` that answers by the subcommand, and fails with words where it has no answer."""
+    """A fake `nix` with an answer for each subcommand; without one it fails with a message."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -17,7 +17,7 @@ def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bzimage(tmp_path: Path) -> Path:
-    """An image in a directory of its own; its vmlinux is elsewhere."""
+    """An image alone in its directory; its vmlinux is elsewhere."""
     kernel = kernelfiles.vmlinux(tmp_path / "built/vmlinux")
     return kernelfiles.image(tmp_path / "boot/bzImage", kernel)
 

@@ -32,7 +32,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
-    """Every make that is started; each makes `constants.py` where make would."""
+    """Replaces make, and writes `constants.py` where make does."""
     started: list[Sequence[str]] = []
     real = process.run
 
@@ -155,7 +155,7 @@ def test_made_once_they_are_found_at_every_start(tmp_path: Path, commands: list[
     assert usable(made)
     assert (made.release, made.build_id) == (V, kernelfiles.ID)
     assert filled(of).kernel.gdb_scripts == made.directory
-    # The guest need not have its sources any longer.
+    # The source need not exist any longer.
     shutil.rmtree(tmp_path / "lib")
     assert make(of) == made
     ((*words, external, output, goal),) = commands

@@ -22,7 +22,7 @@ CONFIG_CMDLINE="a=1 b"
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A source whose Kconfig files know three options."""
+    """A source with three options in its Kconfig files."""
     (tmp_path / "src/fs").mkdir(parents=True)
     (tmp_path / "src/Kconfig").write_text('source "fs/Kconfig"\nconfig SMP\n\tbool "SMP"\n')
     (tmp_path / "src/fs/Kconfig.net").write_text("config 9P_FS\n\ttristate\n\nmenuconfig NET\n\tbool\n")

@@ -17,7 +17,7 @@ def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A directory with one of everything."""
+    """A directory with a guest of each kind."""
     here = tmp_path / "here"
     (here / "result/bin").mkdir(parents=True)
     (here / "result/bin/run-my-vm-vm").write_text("#!/bin/sh\n")

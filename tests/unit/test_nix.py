@@ -38,7 +38,7 @@ def test_what_is_known_of_a_store_path_is_asked_of_nix_store() -> None:
     ]
 
 
-# Written by nix 2.8.0, the paths shortened.
+# Output of nix 2.8.0, with shorter paths.
 BUILDING = """\
 @nix {"action":"start","id":1,"level":4,"text":"copying '/home/me/flake'","type":0}
 @nix {"action":"stop","id":1}
@@ -134,7 +134,7 @@ def test_a_file_lies_in_a_store_path_of_any_store() -> None:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that is all of PATH; a test puts its own `nix` there."""
+    """The only directory on PATH; a test puts its own `nix` there."""
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
 

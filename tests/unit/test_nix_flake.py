@@ -1,4 +1,4 @@
-"""Our flake, evaluated by the real nix on a stand-in for nixpkgs: tests/fixtures/nixpkgs-stand-in."""
+"""vmdebug's flake, evaluated by the real nix with tests/fixtures/nixpkgs-stand-in."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_nix_flake_show_lists_everything(flake: OurFlake) -> None:
 
 
 def test_nix_itself_finds_nothing_wrong_with_it(flake: OurFlake) -> None:
-    """Of each output nix knows what it has to be, and evaluates it."""
+    """nix knows the type of each output, and evaluates it."""
     assert flake.nix("flake check --no-build", flake.url).status == 0
 
 
@@ -74,7 +74,7 @@ def test_every_systems_vm_evaluates_with_every_kernel(flake: OurFlake) -> None:
 
 
 def test_busyboxs_applets_hide_nobodys_programs(flake: OurFlake) -> None:
-    """Its package has a link for each: make would take its tar, awk and cpio."""
+    """Its package has a link for each applet, and make would use its tar, awk and cpio."""
     wrapped = flake.evaluate("packages.x86_64-linux.vmdebug.makeWrapperArgs", "map toString")
     (directory,) = (path for path in wrapped[-1].split(":") if "busybox" in path)
     assert directory.endswith("-busybox-static/bin")
@@ -101,7 +101,7 @@ def test_a_guest_can_be_debugged_and_cloned(flake: OurFlake) -> None:
     assert facts == {
         "graphics": False,
         "useNixStoreImage": True,
-        # 9p, over which a guest can be neither saved nor cloned.
+        # 9p: such a guest can be neither saved nor cloned.
         "sharedDirectories": {},
         "autologin": "root",
         "params": ["loglevel=7", "nokaslr"],
@@ -128,7 +128,7 @@ def test_a_kernels_version_is_that_of_its_source(flake: OurFlake, tmp_path: Path
 
 
 def test_another_source_is_another_kernel_for_all_that_use_it(flake: OurFlake, tmp_path: Path) -> None:
-    """kernel-own follows kernel-src until it is given."""
+    """kernel-own is the same as kernel-src until it is set."""
     other = overriding(flake, kernel_src=a_source(tmp_path / "other", patchlevel=15))
     version = "builtins.mapAttrs (_: guest: guest.config.boot.kernelPackages.kernel.version)"
     found = other.evaluate("nixosConfigurations", version)
@@ -137,7 +137,7 @@ def test_another_source_is_another_kernel_for_all_that_use_it(flake: OurFlake, t
 
 
 def test_a_machine_needs_its_modules_and_a_vm_does_not(flake: OurFlake) -> None:
-    """NixOS's list for VMs names some that our kernels lack; a machine's own list is what it boots from."""
+    """NixOS's list for VMs has modules that our kernels lack; a machine needs its own list to boot."""
     guest = "nixosConfigurations.aethelred-upstream.config"
     missing = "config: config.boot.initrd.allowMissingModules"
     assert flake.evaluate(guest, missing) is False
@@ -146,7 +146,7 @@ def test_a_machine_needs_its_modules_and_a_vm_does_not(flake: OurFlake) -> None:
 
 
 def test_an_older_nixos_is_told_by_an_overlay(flake: OurFlake, tmp_path: Path) -> None:
-    """boot.initrd.allowMissingModules came after 25.05."""
+    """boot.initrd.allowMissingModules is newer than 25.05."""
     older = tmp_path / "nixpkgs"
     shutil.copytree(flake.inputs["nixpkgs"], older)
     module = older / "nixos/kernel.nix"
@@ -165,7 +165,7 @@ def test_an_older_nixos_is_told_by_an_overlay(flake: OurFlake, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("line", "modular", "stub"),
     [
-        # Of a defconfig only what differs from Kconfig's own defaults is written down.
+        # A defconfig has only options that differ from their Kconfig default.
         ('{ fragments = [ "debug" ]; }', True, True),
         ('{ base = "tinyconfig"; fragments = [ "gdb" ]; }', False, False),
         ('{ base = "tinyconfig"; fragments = [ "pc" ]; }', True, True),
@@ -175,7 +175,7 @@ def test_an_older_nixos_is_told_by_an_overlay(flake: OurFlake, tmp_path: Path) -
 def test_nixos_is_told_what_base_and_fragments_have(
     flake: OurFlake, tmp_path: Path, line: str, *, modular: bool, stub: bool
 ) -> None:
-    """Else nixpkgs makes no output for modules, and NixOS refuses systemd-boot."""
+    """Otherwise nixpkgs has no output for modules, and NixOS refuses systemd-boot."""
     module = f"""{{
       imports = [ vmdebug.nixosModules.kernel ];
       vmdebug.kernel.name = "mine";
@@ -220,14 +220,14 @@ def test_its_image_and_what_it_switches_to_later_mount_the_same(flake: OurFlake)
 
 
 def test_its_hardwares_file_is_taken_as_it_was_fetched(flake: OurFlake) -> None:
-    """nixos-generate-config writes file systems into it, by UUID."""
+    """nixos-generate-config writes file systems with UUIDs into it."""
     apply = """guest: (guest.extendModules {
       modules = [ { fileSystems."/" = { device = "/dev/disk/by-uuid/1234"; fsType = "btrfs"; }; } ];
     }).config.fileSystems."/".device"""
     assert flake.evaluate("nixosConfigurations.aethelred-nixos", apply) == "/dev/disk/by-label/nixos"
 
 
-# --- somebody else's flake ---
+# --- another flake ---
 
 THEIRS = """\
 {{
@@ -258,7 +258,7 @@ THEIRS = """\
 
 
 def theirs(flake: OurFlake, directory: Path, module: str = "{ }") -> OurFlake:
-    """A flake that has vmdebug as an input, which is ours as it is here."""
+    """A flake with this vmdebug as an input."""
     (directory / "flake").mkdir()
     (directory / "flake/flake.nix").write_text(THEIRS.format(module=module))
     return using_ours(flake, directory)

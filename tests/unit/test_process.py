@@ -60,7 +60,7 @@ def test_a_process_is_told_apart_from_a_later_one_of_its_pid() -> None:
     another = process.ProcessRef(ours.pid, ours.started + 1)
     assert not another.alive()
     assert another.wait(0)
-    another.signal(signal.SIGKILL)  # or this test would not come to its end
+    another.signal(signal.SIGKILL)  # or this test would not end
 
 
 def test_a_zombie_does_not_count_as_alive() -> None:

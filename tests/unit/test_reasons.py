@@ -1,11 +1,11 @@
-"""What is made of the facts that the kernel's own Kconfig has; the facts themselves: tests/guest."""
+"""Reasons from the facts of the kernel's Kconfig; tests/guest has tests of the facts."""
 
 import pytest
 
 from vmdebug.sources.configuration import reasons
 from vmdebug.sources.configuration.reasons import Facts
 
-# What the program wrote about Linux 6.1, and what make wrote between it.
+# The output of the program for Linux 6.1, with messages of make.
 SAID = """\
 make[1]: Entering directory '/o'
 9P_FS\tvalue\tn

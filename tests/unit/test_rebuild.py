@@ -1,4 +1,4 @@
-"""Deploying: the exact command lines, and what a host's refusal means."""
+"""Deployment: the exact command lines, and the errors for a host that refuses."""
 
 from __future__ import annotations
 

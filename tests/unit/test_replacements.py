@@ -17,7 +17,7 @@ def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Kernel:
-    """The guest's own kernel: an image without symbols, which are in `built/vmlinux`."""
+    """The guest's own kernel: an image without symbols beside it; they are in `built/vmlinux`."""
     vmlinux = kernelfiles.vmlinux(tmp_path / "built/vmlinux")
     return image.kernel(kernelfiles.image(tmp_path / "boot/bzImage", vmlinux))
 

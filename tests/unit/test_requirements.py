@@ -1,4 +1,4 @@
-"""What a runner needs built in, read off it; a kernel that has it not is refused."""
+"""What the guest of a runner needs built in; a kernel that lacks it is refused."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_where_nothing_tells_it_is_a_note(runner: Path, kernel: Kernel) -> None:
 @pytest.mark.parametrize("need", requirements.all_(), ids=lambda need: f"{need.purpose}-{need.option}")
 def test_the_fragment_that_mends_a_need_has_it(need: requirements.Need) -> None:
     has = dotconfig.options((shipped.kconfigs() / f"{need.mends}.config").read_text())
-    # DEBUG_INFO has no prompt: its choice sets it.
+    # DEBUG_INFO has no prompt; a choice sets it.
     asked = "DEBUG_INFO_DWARF5" if need.purpose == "debugging" else need.option
     assert has[f"CONFIG_{asked}"] == "y"
 

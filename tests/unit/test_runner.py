@@ -1,4 +1,4 @@
-"""Runners as Nix leaves them, in a store made by hand; nix is a double that says what it is told to."""
+"""Runners in a store made by hand, with a fake nix."""
 
 import re
 import shutil
@@ -32,7 +32,7 @@ class Made:
     toplevel: Path
     kernel: Path
     dev: Path
-    bin: Path  # all of PATH
+    bin: Path  # the only directory on PATH
 
     def nix_says(self, deriver: str, realised: str) -> None:
         for name, script in (("--query", deriver), ("--realise", realised)):

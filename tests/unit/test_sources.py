@@ -14,12 +14,12 @@ from vmdebug.sources.nixos import flake, runner
 
 
 class _ChosenError(Exception):
-    """Ends a call where the source has been chosen."""
+    """Raised when a source has been chosen, to end the call."""
 
 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Guest]]:
-    """Which source was asked, for which guest."""
+    """The sources that were called, and their guests."""
     asked: list[tuple[str, Guest]] = []
     for module in (flake, runner, own):
 
@@ -40,7 +40,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Guest]]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, with one of each."""
+    """The current directory, with a guest of each kind."""
     (tmp_path / "result/bin").mkdir(parents=True)
     (tmp_path / "result/bin/run-a-vm").write_text("")
     (tmp_path / "linux").mkdir()

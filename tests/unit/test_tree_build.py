@@ -1,4 +1,4 @@
-"""make in a tree: here one whose Makefile says what kbuild's says."""
+"""make in a tree, here with a Makefile that prints what kbuild's prints."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_objects_are_told_and_warnings_kept(linux: Path) -> None:
 
 
 def test_the_builtin_kernels_tree_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept there is known by its source and configuration, and other VMs run it."""
+    """Its source and configuration identify it, and other VMs run it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kept = tmp_path / "vmdebug/kernel/1234"
     kept.mkdir(parents=True)
