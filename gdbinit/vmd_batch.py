@@ -1,7 +1,7 @@
-"""What a GDB in batch mode gives back: an exit status that can be relied on.
+"""A reliable exit status for GDB in batch mode.
 
-`gdb --batch` ends with the status of its last command only; an error before that is lost.
-`vmd-run COMMAND` remembers whether any failed, `vmd-exit` ends GDB with the status.
+The exit status of `gdb --batch` is that of its last command only; errors before it are lost. `vmd-run
+COMMAND` records whether a command failed, and `vmd-exit` ends GDB with the resulting status.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ FAILED = 1
 USAGE = 2
 MISMATCH = 4
 DEADLINE = 5
-"""Exit statuses, the same as those of the `vmdebug` command."""
+"""Exit statuses, those of the `vmdebug` command."""
 
 BEFORE: list[Callable[[], None]] = []
-"""Called before each command of a batch: what happens before a prompt when there is one."""
+"""Functions to call before each command of a batch; at a prompt, before_prompt events do this."""
 
 _failed = 0
 
 
 def batch() -> bool:
-    """Whether nobody sits at the prompt; `set $vmd_batch = 1` says so."""
+    """Whether GDB runs in batch mode: $vmd_batch is set."""
     return bool(gdb.convenience_variable("vmd_batch"))
 
 
 def say(text: str) -> None:
-    """Tell the user something that is not what a command prints: it goes to stderr."""
+    """Print a message, which is not a command's output, to stderr."""
     gdb.flush()
     gdb.write(f"{text}\n", gdb.STDERR)
 
 
 def fail(text: str, status: int = FAILED) -> NoReturn:
-    """End the command with an error; in batch mode end GDB, which detaches it.
+    """End the command with an error. In batch mode end GDB, which detaches.
 
     Args:
-        text: The error, one line of what was wanted and found, and one of what to do.
+        text: The error: one line with what was wanted and found, and one with what to do.
         status: GDB's exit status in batch mode.
 
     Raises:
@@ -51,7 +51,7 @@ def fail(text: str, status: int = FAILED) -> NoReturn:
 
 
 def leave(status: int) -> NoReturn:
-    """End GDB with an exit status; it detaches, so the guest goes on."""
+    """End GDB with an exit status. GDB detaches, so the guest runs on."""
     gdb.flush()
     gdb.set_parameter("confirm", False)
     gdb.execute(f"quit {status}")
@@ -59,10 +59,10 @@ def leave(status: int) -> NoReturn:
 
 
 class Run(gdb.Command):
-    """Run a GDB command, and remember whether it failed: vmd-run COMMAND.
+    """Run a GDB command and record whether it failed: vmd-run COMMAND.
 
-    Its output and its errors are shown as ever; the next command runs in either case.
-    vmd-exit then ends GDB with status 1.
+    Prints the command's output and errors. If it failed, vmd-exit later ends GDB with
+    status 1; the commands in between still run.
 
     Example: gdb --batch -ex 'vmd-run info line foo' -ex vmd-exit
     """
@@ -74,11 +74,11 @@ class Run(gdb.Command):
 
     def invoke(self, argument: str, _from_tty: bool) -> None:
         """Run it."""
-        global _failed  # noqa: PLW0603 - one GDB, one exit status
+        global _failed  # noqa: PLW0603 - one GDB has one exit status
         try:
             for act in BEFORE:
                 act()
-            # `source` takes a file that is not there for an error only when a person has typed it.
+            # `source` reports a missing file as an error only with from_tty.
             gdb.execute(argument, from_tty=argument.startswith("source "))
         except gdb.error as error:
             _failed = FAILED
@@ -89,7 +89,7 @@ class Run(gdb.Command):
 
 
 class Exit(gdb.Command):
-    """End GDB: with status 1 if a vmd-run failed, else with 0.
+    """End GDB with status 1 if a vmd-run failed, else with 0: vmd-exit.
 
     GDB detaches, so the guest runs on.
 

@@ -1,7 +1,7 @@
-"""Which breakpoints the guest has stopped at: MI's record names one of those that are in one place.
+"""Which breakpoints caused a stop: if several are at one address, MI's record names only one.
 
-GDB's own list of a stop has also those whose condition did not hold, or that passed over it. What
-tells is that a hit was counted, and not taken from the ignore count.
+GDB's list of breakpoints in a stop event also has those whose condition was false or whose ignore count was
+not used up. A breakpoint caused the stop if its hit count grew by more than its ignore count shrank.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from collections.abc import Iterable
 import gdb
 
 Counts = tuple[int, int]
-"""Hits so far, and how many are still to be passed over."""
+"""Hit count and ignore count."""
 
 
 class Hits:
-    """Follows the counts of all breakpoints from stop to stop."""
+    """Tracks the counts of all breakpoints from stop to stop."""
 
     def __init__(self) -> None:
         self.last: tuple[int, ...] = ()
-        """The numbers of those that the last stop was for."""
+        """Numbers of the breakpoints that caused the last stop."""
         self._before: dict[int, Counts] = {}
 
     def stopped(self, event: gdb.StopEvent) -> None:
-        """Take note of a stop."""
+        """Handle a stop."""
         there = event.breakpoints if isinstance(event, gdb.BreakpointEvent) else ()
         self.last = tuple(each.number for each in there if each.number > 0 and self._was_hit(each))
         self._note(gdb.breakpoints())
 
     def changed(self, breakpoint_: gdb.Breakpoint) -> None:
-        """Take note of a new breakpoint, or a change; what a hit changes is left for the stop."""
+        """Record a new or changed breakpoint, unless a hit changed it: `stopped` compares those."""
         if self._before.get(breakpoint_.number, (0, 0))[0] == breakpoint_.hit_count:
             self._note([breakpoint_])
 
@@ -48,5 +48,5 @@ gdb.events.breakpoint_modified.connect(HITS.changed)
 
 
 def hit() -> dict[str, object]:
-    """`-vmd-hit`: the numbers of all breakpoints that the last stop was for."""
+    """`-vmd-hit`: the numbers of all breakpoints that caused the last stop."""
     return {"numbers": " ".join(map(str, HITS.last))}

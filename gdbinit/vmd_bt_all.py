@@ -1,4 +1,4 @@
-"""Where every CPU is, and what it runs."""
+"""Backtraces of all CPUs, with the task that each one runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import vmd_guest
 import vmd_kernel
 import vmd_slide
 
-_UNKNOWN = "task not known"
+_UNKNOWN = "task unknown"
 
 
 class BtAll(gdb.Command):
-    """Show the backtrace of each CPU, with the task that it runs: vmd-bt-all [OPTIONS OF bt].
+    """Show each CPU's task and backtrace: vmd-bt-all [BT-OPTIONS].
 
     Example: vmd-bt-all 5
     """
@@ -26,23 +26,23 @@ class BtAll(gdb.Command):
         super().__init__(self.NAME, gdb.COMMAND_STACK)
 
     def invoke(self, argument: str, _from_tty: bool) -> None:
-        """Go through the CPUs."""
+        """Print each CPU's task and backtrace."""
         vmd_guest.need_connected()
         known = True
         for text in backtraces(argument):
             print(text)
             known &= _UNKNOWN not in text.splitlines()[0]
         if not known and not vmd_guest.has_vmlinux():
-            vmd_batch.say("no vmlinux is loaded, so there are no names: file VMLINUX")
+            vmd_batch.say("no vmlinux is loaded, so there are no symbols; load it: file VMLINUX")
         elif not known and (why := vmd_slide.misplaced()):
             vmd_batch.say(why)
 
 
 def backtraces(options: str = "") -> Iterator[str]:
-    """Go through the CPUs: which it is and what it runs, with its backtrace.
+    """Return, for each CPU, its number, the task that it runs, and its backtrace.
 
     Args:
-        options: Of GDB's `backtrace`.
+        options: Options of GDB's `backtrace`.
     """
     with selection_kept():
         for thread in vmd_guest.cpus():
@@ -53,7 +53,7 @@ def backtraces(options: str = "") -> Iterator[str]:
 
 @contextmanager
 def selection_kept() -> Iterator[None]:
-    """Leave the selected CPU and frame as they are."""
+    """Restore the selected CPU and frame after the block."""
     thread = gdb.selected_thread()
     frame = gdb.selected_frame()
     try:

@@ -1,4 +1,4 @@
-"""Connects GDB to a guest, and makes sure that its symbols are that guest's."""
+"""Connects GDB to a guest, and checks that the symbols match its kernel."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import vmd_guest
 import vmd_identity
 import vmd_kgdb
 
-USE_ITS_OWN = "give GDB the guest's own vmlinux, or go on all the same with --force"
+USE_ITS_OWN = "load the guest's own vmlinux, or continue anyway: --force"
 
 
 class Connect(gdb.Command):
     """Connect to a guest's gdbstub: vmd-connect SOCKET|HOST:PORT.
 
-    Proves that the loaded vmlinux is that of the kernel in the guest's memory, if one is
-    there already, and moves the symbols to where KASLR has put it. A kernel of another
-    build ends GDB with status 4, unless $vmd_force is set.
+    Checks that the loaded vmlinux is the one of the kernel in guest memory, if a kernel is
+    mapped, and moves the symbols to where KASLR has put the kernel. If the kernel is of
+    another build, GDB exits with status 4, unless $vmd_force is set.
 
-    When $vmd_kaslr is set and the guest has not mapped its kernel yet, runs it to the
-    kernel's first C function: breakpoints cannot be placed before that.
+    If $vmd_kaslr is set and no kernel is mapped yet, runs the guest to the kernel's first C
+    function: the addresses of breakpoints are not known before that.
 
     Example: vmd-connect /run/user/1000/vmdebug/builtin/gdb.sock
     """
@@ -33,12 +33,12 @@ class Connect(gdb.Command):
         super().__init__(self.NAME, gdb.COMMAND_RUNNING, gdb.COMPLETE_FILENAME)
 
     def invoke(self, argument: str, _from_tty: bool) -> None:
-        """Connect and prove."""
+        """Connect and compare."""
         if not argument:
-            vmd_batch.fail("vmd-connect needs a socket or HOST:PORT", vmd_batch.USAGE)
+            vmd_batch.fail("vmd-connect: no gdbstub given\ngive a socket or HOST:PORT", vmd_batch.USAGE)
         _keep_lock()
         try:
-            # Over kgdb GDB would show the wrong task, and before the slide is known no name.
+            # Over kgdb GDB would show the wrong task, and no symbols before the slide is known.
             with gdb.with_parameter("suppress-cli-notifications", vmd_kgdb.on()):
                 gdb.execute(f"target remote {argument}", to_string=vmd_kgdb.on())
         except gdb.error as error:
@@ -49,15 +49,15 @@ class Connect(gdb.Command):
             _settle()
         if vmd_kgdb.stuck_later():
             vmd_batch.say(
-                "kgdb: the machine still boots, and a breakpoint that is set now will never go out of its"
-                " kernel\nboot it with rodata=off, or come into kgdb once it is up"
+                "kgdb: the machine is still booting, and a breakpoint that is set now can never be removed"
+                " from its kernel\nboot it with rodata=off, or enter kgdb after it has booted"
             )
         if vmd_kgdb.on():
             gdb.execute("frame")
 
 
 def _keep_lock() -> None:
-    """Keep the lock that says who is attached to this process: what GDB starts must not hold it longer."""
+    """Keep the lock of the attached GDB to this process: programs that GDB starts must not inherit it."""
     lock = gdb.convenience_variable("vmd_lock")
     if lock is not None:
         os.set_inheritable(int(lock), False)
@@ -77,12 +77,12 @@ def _settle() -> None:
 
 
 def _tell_unmapped(_event: object = None) -> None:
-    """At the first prompt, tell who is still there what they see: low addresses have odd names."""
+    """At the first prompt, explain what the user sees: no kernel symbols and unreadable memory."""
     gdb.events.before_prompt.disconnect(_tell_unmapped)
     if vmd_guest.connected() and not vmd_guest.kernel_runs():
         vmd_batch.say(
-            "the guest has not mapped its kernel yet: breakpoints can be set, memory cannot be read\n"
-            "to its first C function: vmd-until start_kernel"
+            "the guest has not mapped its kernel yet: you can set breakpoints, but not read kernel memory\n"
+            "run to its first C function: vmd-until start_kernel"
         )
 
 
@@ -90,8 +90,8 @@ def _early() -> bool:
     first = vmd_early.WAITING.plant(vmd_guest.accel(), kaslr=True)
     if not first:
         vmd_batch.say(
-            "KASLR: the kernel is not mapped yet, and KVM holds too few breakpoints to wait for it\n"
-            "run on, interrupt, then: vmd-slide --apply"
+            "KASLR: the kernel is not mapped yet, and KVM has too few hardware breakpoints to wait for it\n"
+            "continue, interrupt, then: vmd-slide --apply"
         )
         return False
     try:
@@ -99,7 +99,7 @@ def _early() -> bool:
     finally:
         reached = vmd_early.WAITING.reached()
     if reached:
-        vmd_batch.say(f"KASLR: the guest was run to {first}, where its kernel is first known to be")
+        vmd_batch.say(f"KASLR: the guest ran to {first}, where the kernel's address is known")
     return reached
 
 
@@ -113,9 +113,9 @@ def _mismatch(verdict: vmd_identity.Verdict, *, force: bool) -> None:
 
 
 def mismatch(verdict: vmd_identity.Verdict) -> str:
-    """Return what is said of a vmlinux that is another build's: both build-ids."""
+    """Return the message for a vmlinux of another build, with both build-ids."""
     return (
-        "the vmlinux is not that of the running kernel\n"
+        "the vmlinux does not match the running kernel\n"
         f"  vmlinux  {vmd_guest.vmlinux()}\n"
         f"           build-id {verdict.build_id or 'none'}\n"
         f"  guest    {verdict.banner}\n"

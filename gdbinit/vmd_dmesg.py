@@ -1,6 +1,6 @@
-"""The kernel's log out of guest memory: what `dmesg` prints, also when nothing in the guest runs any more.
+"""Reads the kernel's log from guest memory, as `dmesg` prints it, even if the guest has crashed.
 
-The layouts are kernel/printk/printk_ringbuffer.h's, since Linux 5.10 (896fbe20b4e2), and before that `struct
+Since Linux 5.10 (896fbe20b4e2) the layout is that of kernel/printk/printk_ringbuffer.h, before that `struct
 printk_log` of kernel/printk/printk.c.
 """
 
@@ -16,12 +16,12 @@ import vmd_memory
 
 _COMMITTED = 1
 _FINALIZED = 2
-"""`enum desc_state` of a record that can be read."""
+"""Values of `enum desc_state` for records that can be read."""
 
 _LONG = 8
 _STATE_SHIFT = 62
 _ID_MASK = (1 << _STATE_SHIFT) - 1
-"""DESC_FLAGS_SHIFT: the two top bits of a descriptor's state_var are its state, the others its id."""
+"""DESC_FLAGS_SHIFT: the two top bits of a descriptor's state_var are its state, the other bits its id."""
 
 _PRB = "'printk.c'::prb"
 
@@ -33,7 +33,7 @@ class Record(NamedTuple):
 
     Args:
         time: Nanoseconds since boot.
-        text: What it says; it can have several lines.
+        text: Its text, which can have several lines.
     """
 
     time: int
@@ -43,8 +43,8 @@ class Record(NamedTuple):
 class Dmesg(gdb.Command):
     """Show the kernel's log: vmd-dmesg [LINES].
 
-    It is read out of guest memory, so the guest need not be able to do anything.
-    With LINES the last ones only.
+    Reads it from guest memory, so this works even if the guest has crashed. With LINES, only
+    the last ones.
 
     Example: vmd-dmesg 40
     """
@@ -59,7 +59,7 @@ class Dmesg(gdb.Command):
         vmd_guest.need_connected()
         words = gdb.string_to_argv(argument)
         if len(words) > 1 or not all(word.isdecimal() for word in words):
-            raise gdb.GdbError("usage: vmd-dmesg [LINES]")
+            raise gdb.GdbError("vmd-dmesg takes a number of lines or nothing: vmd-dmesg [LINES]")
         print("\n".join(lines(int(words[0]) if words else None)))
 
 
@@ -67,10 +67,10 @@ def lines(limit: int | None = None) -> list[str]:
     """Return the log's lines with their time stamps.
 
     Args:
-        limit: How many at most, the last ones.
+        limit: Only this many of the last lines; None: all.
 
     Raises:
-        gdb.GdbError: the vmlinux does not describe the log, or it cannot be read.
+        gdb.GdbError: the log cannot be read, or the vmlinux lacks its types.
     """
     found = [
         f"{_stamp(record.time)} {line}"
@@ -81,7 +81,7 @@ def lines(limit: int | None = None) -> list[str]:
 
 
 def _stamp(nanoseconds: int) -> str:
-    """Return what print_time of kernel/printk/printk.c makes of a time."""
+    """Return a time stamp as print_time of kernel/printk/printk.c formats it."""
     seconds, rest = divmod(nanoseconds, NANOSECONDS)
     return f"[{seconds:5d}.{rest // 1000:06d}]"
 
@@ -89,7 +89,7 @@ def _stamp(nanoseconds: int) -> str:
 def _records() -> list[Record]:
     last: gdb.error | gdb.MemoryError | None = None
     for thread in vmd_guest.cpus():
-        # One that runs a program may not have the kernel's data mapped: page-table isolation.
+        # With page-table isolation, a CPU in user space does not have the kernel's data mapped.
         thread.switch()
         try:
             return list(_ring() if _exists(_PRB) else _buffer())
@@ -107,7 +107,7 @@ def _exists(name: str) -> bool:
 
 
 def _ring() -> Iterator[Record]:
-    """Go through `struct printk_ringbuffer`."""
+    """Yield the records of `struct printk_ringbuffer`."""
     prb = gdb.parse_and_eval(_PRB).dereference()
     ring, data = prb["desc_ring"], prb["text_data_ring"]
     count = 1 << int(ring["count_bits"])
@@ -126,17 +126,17 @@ def _ring() -> Iterator[Record]:
 
 
 def _block(text: bytes, begin: int, end: int, length: int) -> bytes:
-    """Return the text of a data block, from and to these logical positions."""
+    """Return the text of the data block between two logical positions."""
     if begin & 1:
         return b""  # a record without data: BLK_DATALESS
     if begin // len(text) != (end - 1) // len(text):
-        begin = 0  # it did not fit in at the end: the whole block is at the start
-    start = begin % len(text) + _LONG  # behind the descriptor's id
+        begin = 0  # a block that does not fit at the end is at the start
+    start = begin % len(text) + _LONG  # after the descriptor's id
     return text[start : min(start + length, (end - 1) % len(text) + 1)]
 
 
 def _buffer() -> Iterator[Record]:
-    """Go through `log_buf`, one `struct printk_log` after the other."""
+    """Yield the records of `log_buf`, a sequence of `struct printk_log`."""
     kind = vmd_kernel.struct("printk_log")
     size = int(gdb.parse_and_eval("log_buf_len"))
     text = vmd_memory.read(int(gdb.parse_and_eval("log_buf")), size)
@@ -147,7 +147,7 @@ def _buffer() -> Iterator[Record]:
         if not length:
             if not at:
                 return
-            at = 0  # what comes next did not fit in at the end
+            at = 0  # the next record did not fit at the end
             continue
         start = at + kind.sizeof
         yield Record(record.field("ts_nsec"), text[start : start + record.field("text_len")])
@@ -164,19 +164,19 @@ class _Struct:
         self._kind = kind
 
     def field(self, path: str) -> int:
-        """Return an unsigned number in it; of an `atomic_long_t` the number inside."""
+        """Return a field as an unsigned number, also an `atomic_long_t`."""
         kind, at = self._kind, 0
         for name in path.split("."):
             found = kind.strip_typedefs()[name]
             if found.type is None or found.bitpos is None:
-                raise gdb.GdbError(f"{path} is no field with a place")
+                raise gdb.GdbError(f"{path} is not a field with an offset")
             at += found.bitpos // 8
             kind = found.type
         return int.from_bytes(self.data[at : at + kind.sizeof], "little")
 
 
 class _Elements:
-    """Some of a ring's elements, those of consecutive ids: read at once, for each read is a round trip."""
+    """Elements of a ring with consecutive ids, read in one go: each read is a round trip."""
 
     def __init__(self, pointer: gdb.Value, ids: list[int], count: int) -> None:
         self._kind = pointer.type.target()
@@ -193,5 +193,5 @@ class _Elements:
 
 
 def _word(value: gdb.Value) -> int:
-    """Return the number in an `atomic_long_t`."""
+    """Return the value of an `atomic_long_t`."""
     return int.from_bytes(vmd_memory.read(vmd_kernel.address_of(value), _LONG), "little")

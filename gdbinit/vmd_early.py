@@ -1,4 +1,4 @@
-"""Stops a guest as soon as its kernel has mapped itself: before that no kernel address means anything."""
+"""Stops a guest as soon as its kernel is mapped: before that, kernel addresses are not valid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import vmd_slide
 
 
 class Waiting:
-    """What is planted until the kernel has mapped itself; `WAITING` is the only one."""
+    """The breakpoints that wait until the kernel is mapped; `WAITING` is the only instance."""
 
     def __init__(self) -> None:
         self._waiters: list[gdb.Breakpoint] = []
@@ -17,18 +17,20 @@ class Waiting:
         self._linked = 0
 
     def plant(self, accel: str, *, kaslr: bool) -> str:
-        """Have the guest stop at the first of its kernel's functions that runs at its own address.
+        """Make the guest stop at the first kernel function that runs at its linked address.
 
-        Under TCG breakpoints are unlimited and outside guest memory; under KVM a hardware one waits.
-        The user's own in the kernel stay out until then: KVM would write them where there is no kernel
-        yet, and one at this very function would be hit twice.
+        Under TCG there is no limit on breakpoints, and they are not in guest memory, so each KASLR place gets
+        one. Under KVM this takes a hardware breakpoint. The user's own breakpoints in the kernel stay
+        disabled until
+        then: KVM would write them where no kernel is yet, and one at the same function would be hit twice.
 
         Args:
             accel: "tcg" or "kvm".
             kaslr: Whether the kernel chooses its own address.
 
         Returns:
-            The function; "" where nothing was planted: the vmlinux has none of them, or KVM holds too few.
+            The function; "" if no breakpoint was set: the vmlinux has no such function, or KVM has too few
+            hardware breakpoints.
         """
         self.clear()
         hardware = accel == "kvm"
@@ -48,18 +50,18 @@ class Waiting:
 
     @property
     def planted(self) -> bool:
-        """Whether anything waits."""
+        """Whether there are such breakpoints."""
         return bool(self._waiters)
 
     def reached(self) -> bool:
-        """Whether the guest stands where one of them waited; all are taken out."""
+        """Delete the breakpoints; return whether the guest stopped at one of them."""
         had = bool(self._waiters)
         self.clear()
         pc = vmd_guest.register("pc") if had and vmd_guest.connected() else None
         return pc is not None and vmd_slide.place_of(pc - self._linked) is not None
 
     def clear(self) -> None:
-        """Take them out, and put back what was set aside."""
+        """Delete the breakpoints, and enable the user's again."""
         for each in self._waiters:
             if each.is_valid():
                 each.delete()
@@ -75,7 +77,7 @@ class Waiting:
 
 
 def _in_kernel(breakpoint_: gdb.Breakpoint) -> bool:
-    """Whether a breakpoint can only be hit once the kernel is mapped; one at a physical address is not."""
+    """Whether a breakpoint is in the mapped kernel; one at a physical address is not."""
     if breakpoint_.type not in (gdb.BP_BREAKPOINT, gdb.BP_HARDWARE_BREAKPOINT):
         return False
     place = breakpoint_.location or ""
@@ -91,10 +93,10 @@ WAITING = Waiting()
 
 
 def await_kernel(accel: str, kaslr: str) -> dict[str, object]:
-    """`-vmd-await ACCEL KASLR`: plant what stops the guest once its kernel is mapped; KASLR is 1 or 0."""
+    """`-vmd-await ACCEL KASLR`: stop the guest once its kernel is mapped; KASLR is 1 or 0."""
     return {"first": WAITING.plant(accel, kaslr=kaslr == "1")}
 
 
 def awaited() -> dict[str, object]:
-    """`-vmd-awaited`: take that out; whether the guest stands there."""
+    """`-vmd-awaited`: delete those breakpoints; returns whether the guest stopped at one."""
     return {"reached": f"{WAITING.reached():d}"}

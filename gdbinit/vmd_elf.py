@@ -1,6 +1,9 @@
-"""The little of ELF that identity needs: section headers and notes of a vmlinux. Imports no GDB.
+"""Reads section headers and notes of ELF files. Does not import GDB.
 
-Layouts: elf(5), 64-bit little-endian. pyelftools is not to be had inside a person's GDB.
+The host side reads ELF with pyelftools. GDB embeds the system's Python, which does not have it, and this
+directory must work in any GDB. GDB's own Python API gives neither the sections of a file that is not loaded,
+such as a kernel module whose section addresses `add-symbol-file` needs, nor notes in guest memory. So this
+module has just that: 64-bit little-endian files; see elf(5).
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ class Section(NamedTuple):
 
     Args:
         name: Its name.
-        address: Where it is linked to.
-        offset: Where its bytes are in the file.
-        size: Bytes.
-        stored: Whether it has bytes in the file at all.
-        allocated: Whether it has a place in memory.
+        address: The address that it is linked to.
+        offset: The offset of its bytes in the file.
+        size: Its size in bytes.
+        stored: Whether the file has its bytes.
+        allocated: Whether it occupies memory.
     """
 
     name: str
@@ -44,7 +47,7 @@ def sections(path: str) -> dict[str, Section]:
     """Return the sections of a 64-bit little-endian ELF file by name.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
         OSError: it cannot be read.
     """
     with Path(path).open("rb") as file:
@@ -61,7 +64,7 @@ def sections(path: str) -> dict[str, Section]:
 
 
 def read(path: str, address: int, size: int) -> bytes:
-    """Return the bytes that the file puts at a linked address; b"" where it puts none."""
+    """Return the bytes that the file has for a linked address; b"" if it has none."""
     for section in sections(path).values():
         if section.stored and section.address <= address < section.address + section.size:
             with Path(path).open("rb") as file:
@@ -76,10 +79,10 @@ def content(path: str, section: Section) -> bytes:
 
 
 def build_id(notes: bytes) -> str:
-    """Return the GNU build-id among notes, in hex; "" where there is none.
+    """Return the GNU build-id in notes, in hex; "" if there is none.
 
     Args:
-        notes: A `.notes` section, from a file or from memory. A kernel has others beside it: Xen's, Linux's.
+        notes: A `.notes` section, from a file or from memory. A kernel has other notes too, such as Xen's.
     """
     for owner, kind, description in _notes(notes):
         if owner == b"GNU" and kind == _NT_GNU_BUILD_ID:

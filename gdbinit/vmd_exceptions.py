@@ -1,4 +1,4 @@
-"""Backtraces through exceptions and interrupts, to whom they came to.
+"""Backtraces through exceptions and interrupts, into the interrupted code.
 
 The entry code has no unwind tables that GDB reads: a backtrace out of an oops would end there in garbage.
 Before the entry code calls C, it saves all registers in a `struct pt_regs` at the top of its stack.
@@ -18,18 +18,18 @@ _WORD_BYTES = 8
 
 
 class Exceptions(gdb.unwinder.Unwinder):
-    """Goes from the entry code to what was interrupted; a trace ends where that was user space."""
+    """Unwinds from the entry code to the interrupted code; a backtrace ends at user space."""
 
     def __init__(self) -> None:
         super().__init__("vmd-exceptions")
         self._entries: dict[int, bool] = {}
 
     def forget(self, _event: object = None) -> None:
-        """Forget where the entry code is: symbols have come or moved."""
+        """Forget the addresses of the entry code: symbols were loaded or moved."""
         self._entries.clear()
 
     def __call__(self, pending_frame: gdb.PendingFrame) -> gdb.UnwindInfo | None:
-        """Unwind a frame of the entry code; the innermost one may not have saved anything yet."""
+        """Unwind a frame of the entry code, except the innermost: it may not have saved anything yet."""
         arch = vmd_arch.known()
         if pending_frame.level() == 0 or arch is None:
             return None
@@ -46,10 +46,10 @@ class Exceptions(gdb.unwinder.Unwinder):
         unwound = pending_frame.create_unwind_info(_FrameId(sp, pc))
         interrupted = _named(regs[arch.pc])
         if regs[arch.mode_register] & arch.user_mode:
-            regs[arch.pc] = 0  # GDB goes no further
+            regs[arch.pc] = 0  # GDB stops unwinding here
         elif interrupted.endswith(">") and "+" not in interrupted:
-            # GDB takes it for a return address, and looks before it: at a function's first
-            # instruction that is another function's last.
+            # GDB takes it for a return address and looks up the address before it. Before a function's first
+            # instruction, that is in another function.
             regs[arch.pc] += 1
         for name in arch.unwound:
             unwound.add_saved_register(name, gdb.Value(regs[name]).cast(word))
@@ -58,7 +58,7 @@ class Exceptions(gdb.unwinder.Unwinder):
     def _is_entry(self, pc: int, arch: vmd_arch.Arch) -> bool:
         found = self._entries.get(pc)
         if found is None:
-            # A call that never returns may be the last instruction: the one before belongs to the function.
+            # A call that never returns may be the last instruction of a function: look up the address before.
             entry = rf"<(?:{arch.exception_entry})\w*(?:\+\d+)?>"
             found = re.search(entry, _named(pc - 1)) is not None
             self._entries[pc] = found
@@ -66,12 +66,12 @@ class Exceptions(gdb.unwinder.Unwinder):
 
 
 def _named(address: int) -> str:
-    """Return an address as GDB writes it: "0xffffffff81400b26 <asm_exc_page_fault+38>"."""
+    """Return an address as GDB prints it: "0xffffffff81400b26 <asm_exc_page_fault+38>"."""
     return gdb.Value(address).cast(gdb.lookup_type("void").pointer()).format_string(symbols=True)
 
 
 class _FrameId:
-    """What GDB tells frames apart by."""
+    """What GDB identifies a frame by."""
 
     def __init__(self, sp: gdb.Value, pc: gdb.Value) -> None:
         self.sp = sp
@@ -82,7 +82,7 @@ EXCEPTIONS = Exceptions()
 
 
 def register() -> None:
-    """Have GDB ask for it."""
+    """Register the unwinder."""
     gdb.unwinder.register_unwinder(None, EXCEPTIONS, replace=True)
     gdb.events.new_objfile.connect(EXCEPTIONS.forget)
     gdb.events.clear_objfiles.connect(EXCEPTIONS.forget)

@@ -1,4 +1,4 @@
-"""What a trace notes of a place: a variable or its fields; no GDB parser, and mostly no frame, is asked."""
+"""Evaluates a variable or its fields at a trace hit, without GDB's parser and mostly without a frame."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import vmd_value
 from vmd_registers import WORD, Registers
 
 STRING_LIMIT = 256
-"""How much of a string is noted, in bytes."""
+"""The most bytes of a string that a hit records."""
 
 _NUMBERS = (gdb.TYPE_CODE_INT, gdb.TYPE_CODE_CHAR, gdb.TYPE_CODE_BOOL, gdb.TYPE_CODE_ENUM)
 _PATH = re.compile(r"(\*?)([A-Za-z_]\w*)((?:(?:->|\.)[A-Za-z_]\w*)*)")
 
 
 class Variable:
-    """A variable at one place of the code, and the register that it lies in there, where it does.
+    """A variable at one address of the code, and the register that holds it there, if one does.
 
     Args:
-        symbol: Of the selected frame's, or a global one.
-        kind: Its type without the names of it.
-        pc: Where that frame is.
+        symbol: A symbol of the selected frame, or a global one.
+        kind: Its type, without typedefs.
+        pc: The frame's program counter.
     """
 
     def __init__(self, symbol: gdb.Symbol, kind: gdb.Type, pc: int) -> None:
@@ -36,17 +36,17 @@ class Variable:
 
     @property
     def valid(self) -> bool:
-        """Whether the symbols are still those that it was found in."""
+        """Whether the symbol table that it was found in is still loaded."""
         return self._symbol.is_valid()
 
     def number(self, registers: Registers) -> int | None:
-        """Return what it holds, where that is a number in a register; an address is one too."""
+        """Return its value, if that is a number or an address in a register; else None."""
         if self._register is None or self._is_string:
             return None
         return vmd_registers.narrowed(registers[self._register], self._kind)
 
     def value(self, registers: Registers) -> gdb.Value:
-        """Return its value as GDB has it."""
+        """Return its value as a gdb.Value."""
         if self._register is not None and self._is_pointer:
             return gdb.Value(registers[self._register]).cast(self._kind)
         if self._symbol.needs_frame:
@@ -55,23 +55,23 @@ class Variable:
 
 
 class Expression:
-    """What is noted of a hit.
+    """An expression that a hit records.
 
     Args:
-        text: In the language of the place.
+        text: The expression, in the language of the code.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.why = ""
-        """Why it could not be evaluated, the first time that that was not for want of memory."""
+        """The first error of an evaluation; memory that cannot be read is not one."""
         path = _PATH.fullmatch(text)
         self._points, self._name, fields = path.groups() if path else ("", "", "")
         self._fields = re.findall(r"\w+", fields)
         self._variables: dict[int, Variable] = {}
 
     def note(self, registers: Registers) -> Any:
-        """Return its value as JSON has it; None where it was optimised out or cannot be read."""
+        """Return its value for JSON; None if it was optimised out or cannot be read."""
         try:
             variable = self._variable(registers.pc) if self._name else None
             if variable is None:
@@ -80,7 +80,7 @@ class Expression:
             return number if number is not None else plain(self._followed(variable.value(registers)))
         except gdb.MemoryError:
             return None
-        except (gdb.error, TypeError) as error:  # the latter where it names a type
+        except (gdb.error, TypeError) as error:  # TypeError if it names a type
             self.why = self.why or str(error)
             return None
 
@@ -101,7 +101,7 @@ class Expression:
 
 
 def plain(value: gdb.Value) -> Any:
-    """Return a value as JSON has it: a number, a string where it is one, else GDB's words.
+    """Return a value for JSON: a number, a string, or else GDB's text of it.
 
     Raises:
         gdb.error: it cannot be read.
@@ -116,7 +116,7 @@ def plain(value: gdb.Value) -> Any:
     elif kind.code == gdb.TYPE_CODE_FLT:
         found = float(value)
     elif kind.code == gdb.TYPE_CODE_ARRAY and _element(kind) in ("char", "unsigned char"):
-        # The kernel's names are of either: d_iname is unsigned.
+        # The kernel has names of both types: d_iname is unsigned.
         text = value.bytes if hasattr(value, "bytes") else value.string(length=kind.sizeof).encode()
         found = text.partition(b"\0")[0].decode(errors="replace")
     else:

@@ -1,4 +1,4 @@
-"""Runs until a function returns, on whichever CPU its task is by then."""
+"""Runs until a function returns, on whichever CPU its task runs then."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vmd_follow import FOLLOWING
 class Finish(gdb.Command):
     """Run until the selected frame returns, and print what it returned: vmd-finish.
 
-    GDB's own finish waits on the CPU that it was given on, and misses a task that has slept
-    and goes on on another one.
+    GDB's own `finish` waits on the CPU on which it was given. If the task sleeps and wakes on
+    another CPU, `finish` misses it and the guest runs on. This command follows the task.
 
     Example: vmd-finish
     """
@@ -23,9 +23,9 @@ class Finish(gdb.Command):
         super().__init__(self.NAME, gdb.COMMAND_RUNNING)
 
     def invoke(self, argument: str, _from_tty: bool) -> None:
-        """Run there."""
+        """Run until the return."""
         if argument:
-            vmd_batch.fail(f"vmd-finish takes nothing, not {argument!r}", vmd_batch.USAGE)
+            vmd_batch.fail(f"vmd-finish takes no argument, got {argument!r}", vmd_batch.USAGE)
         vmd_guest.need_connected()
         if not FOLLOWING.finish(silent=True):
             gdb.execute("finish")

@@ -1,8 +1,8 @@
 """Steps that follow a task from CPU to CPU.
 
-GDB has `finish` and `next` wait on the CPU, a thread to it, that they were given on. A task that sleeps
-meanwhile wakes on whichever CPU is free; GDB passes over it there, and the guest runs for ever. So what is
-waited for here is the frame: it lies on the task's own stack, and GDB tells it by that.
+To GDB a CPU is a thread, and its `finish` and `next` wait on the thread on which they were given. A task that
+sleeps meanwhile may wake on another CPU; GDB ignores it there, and the guest runs on. So these steps wait for
+the frame instead: it is on the task's own stack, which identifies it on any CPU.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from vmd_registers import Registers, narrowed
 
 
 class Back(gdb.Breakpoint):
-    """Where a task comes back to a frame.
+    """A breakpoint at the address to which a task returns in a frame.
 
     Args:
-        pc: The place in the code.
-        frame: The frame.
-        but: The number of a thread of GDB's that needs no help; None for none.
-        silent: Whether GDB says nothing of the stop.
+        pc: The return address.
+        frame: The frame to return to.
+        but: The number of GDB's thread that GDB itself waits on; None if there is none.
+        silent: Whether GDB does not report the stop.
     """
 
     def __init__(self, pc: int, frame: gdb.Frame, *, but: int | None, silent: bool) -> None:
@@ -37,7 +37,7 @@ class Back(gdb.Breakpoint):
         self._but = but
 
     def stop(self) -> bool:
-        """Stop if it is that frame; other tasks run the same code."""
+        """Stop if the frame is the right one: other tasks run the same code."""
         thread = gdb.selected_thread()
         helped = thread is not None and thread.num == self._but
         self.came = not helped and vmd_frame.called(gdb.selected_frame()) == self._frame
@@ -45,31 +45,34 @@ class Back(gdb.Breakpoint):
 
 
 class Following:
-    """What is planted for one step; `FOLLOWING` is the only one."""
+    """The breakpoints of one step; `FOLLOWING` is the only instance."""
 
     def __init__(self) -> None:
         self._planted: list[Back] = []
         self._kind: gdb.Type | None = None
 
     def finish(self, *, silent: bool = False) -> bool:
-        """Plant where the selected frame returns to; return whether `continue` does now as `finish` would.
+        """Set a breakpoint at the selected frame's return address.
+
+        Returns:
+            Whether `continue` now does what `finish` would; False: use GDB's own `finish`.
 
         Raises:
-            gdb.GdbError: it returns to nobody.
+            gdb.GdbError: the frame is the outermost one.
         """
         self.end()
         frame = gdb.selected_frame()
         if vmd_kgdb.on() or frame.type() == gdb.INLINE_FRAME:
-            return False  # kgdb's threads are tasks; what is inlined returns nowhere
+            return False  # kgdb's threads are tasks; an inlined function has no return address
         caller = frame.older()
         if caller is None:
-            raise gdb.GdbError("finish: this is the outermost frame, which returns to nobody")
+            raise gdb.GdbError("finish: this is the outermost frame, it has no caller")
         self._kind = vmd_function_exits.return_type(vmd_function_exits.functions(frame.pc())[1])
         self._planted = [Back(caller.pc(), caller, but=None, silent=silent)]
         return True
 
     def next(self, *, silent: bool = False) -> bool:
-        """Plant where the calls of the current line come back on other CPUs; return whether there are any."""
+        """Set breakpoints where calls in the current line return; return whether there are any."""
         self.end()
         thread = gdb.selected_thread()
         if vmd_kgdb.on() or thread is None or len(vmd_guest.cpus()) == 1:
@@ -79,7 +82,7 @@ class Following:
         return bool(self._planted)
 
     def end(self) -> bool:
-        """Take out what is planted; return whether the guest stands where it stopped it."""
+        """Delete the breakpoints; return whether one of them stopped the guest."""
         came = any(each.came for each in self._planted)
         for each in self._planted:
             if each.is_valid():
@@ -88,7 +91,7 @@ class Following:
         return came
 
     def returned(self) -> gdb.Value | None:
-        """Return what a finished function has just returned; None where no register holds it."""
+        """Return the value that the finished function returned; None if no register holds it."""
         if self._kind is None:
             return None
         return gdb.Value(narrowed(Registers()[vmd_arch.current().result], self._kind)).cast(self._kind)
@@ -98,7 +101,7 @@ FOLLOWING = Following()
 
 
 def _returns(frame: gdb.Frame) -> Iterator[int]:
-    """Return where the calls in a frame's current line return to; its code may lie in several places."""
+    """Return the return addresses of the calls in a frame's current line, which may have several ranges."""
     here = frame.find_sal()
     if here.symtab is None:
         return
@@ -115,13 +118,13 @@ def _returns(frame: gdb.Frame) -> Iterator[int]:
 
 
 def follow(how: str) -> dict[str, object]:
-    """`-vmd-follow finish|next`: plant for the step that comes; whether anything is planted."""
+    """`-vmd-follow finish|next`: set breakpoints for the next step; returns whether there are any."""
     planted = FOLLOWING.finish() if how == "finish" else FOLLOWING.next()
     return {"planted": f"{planted:d}"}
 
 
 def followed() -> dict[str, object]:
-    """`-vmd-followed`: take that out; whether the guest stands there, and what was returned."""
+    """`-vmd-followed`: delete them; returns whether one stopped the guest, and the returned value."""
     came = FOLLOWING.end()
     value = FOLLOWING.returned() if came else None
     if value is None:

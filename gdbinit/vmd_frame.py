@@ -1,4 +1,4 @@
-"""Frames of a stopped CPU, as they lie on its stack."""
+"""Physical frames: those of functions that were called, not inlined."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import gdb
 
 
 def called(frame: gdb.Frame) -> gdb.Frame:
-    """Return the frame of the function that was called: `frame`, or what it is inlined into.
+    """Return the frame of the function that was called: `frame`, or the one that it is inlined into.
 
-    Which of those that are inlined into one another is selected at a stop, depends on GDB's release.
+    Which of several inlined frames GDB selects at a stop depends on its release.
     """
     while frame.type() == gdb.INLINE_FRAME:
         older = frame.older()

@@ -1,7 +1,7 @@
-"""Where a function is left, and what it leaves in its register.
+"""Finds the instructions that leave a function, and the type of what it returns.
 
-A breakpoint at each exit is what tells a return value: GDB can plant none while the guest runs, nor in
-`stop()`.
+A trace of return values needs a breakpoint at each of them from the start: GDB can insert none while the
+guest runs, nor in `stop()`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _INSTRUCTION = re.compile(r"^(?:=>)?\s*0x([0-9a-f]+) <[^>]*>:\t(\S+)[ \t]*(?:0x(
 
 
 def exits(pc: int) -> tuple[list[int], list[int]]:
-    """Return where the function around `pc` returns, and where it goes on as another one.
+    """Return the addresses at which the function around `pc` returns, and at which it jumps to another one.
 
-    The code is read from the vmlinux: it is all there before the guest has any of it.
+    The code is read from the vmlinux, because the guest may not have loaded it yet.
     """
     trusted = gdb.parameter("trust-readonly-sections")
     gdb.execute("set trust-readonly-sections on", to_string=True)
@@ -32,7 +32,7 @@ def exits(pc: int) -> tuple[list[int], list[int]]:
 
 
 def exits_in(listing: str, arch: vmd_arch.Arch) -> tuple[list[int], list[int]]:
-    """Return the exits in what GDB's `disassemble` printed; see `exits`."""
+    """Return the exits in the output of GDB's `disassemble`; see `exits`."""
     lines = [(int(found[1], 16), found) for found in _INSTRUCTION.finditer(listing)]
     inside = {address for address, _ in lines}
     returned, elsewhere = [], []
@@ -49,12 +49,12 @@ def exits_in(listing: str, arch: vmd_arch.Arch) -> tuple[list[int], list[int]]:
 
 
 def moving(address: int) -> str:
-    """Return an address as a place that GDB moves with the symbols, when it learns where the kernel lies."""
+    """Return an address as a location relative to a symbol, which GDB moves when KASLR's slide is known."""
     found = gdb.execute(f"info symbol {address:#x}", to_string=True).split()
     name, offset = found[0], int(found[2]) if found[1:2] == ["+"] else 0
     place = f"(unsigned long)&{name} + {offset}"
     try:
-        # Of two functions of one name GDB may take the other one.
+        # If two functions have the same name, GDB may take the other one.
         moves = int(gdb.parse_and_eval(place)) & WORD == address
     except gdb.error:
         moves = False
@@ -62,7 +62,7 @@ def moving(address: int) -> str:
 
 
 def blocks(pc: int) -> list[gdb.Block]:
-    """Return the blocks of the functions at `pc`: the inlined ones, innermost first, and the one around."""
+    """Return the blocks of the functions at `pc`: inlined ones, innermost first, then the enclosing one."""
     found = []
     block = gdb.block_for_pc(pc)
     while block is not None:
@@ -72,13 +72,13 @@ def blocks(pc: int) -> list[gdb.Block]:
 
 
 def functions(pc: int) -> tuple[list[gdb.Symbol], gdb.Symbol | None]:
-    """Return the functions that are inlined at `pc`, the innermost first, and the one whose code it is."""
+    """Return the functions that are inlined at `pc`, innermost first, and the enclosing function."""
     around = [block.function for block in blocks(pc) if block.function is not None]
     return around[:-1], around[-1] if around else None
 
 
 def return_type(function: gdb.Symbol | None) -> gdb.Type | None:
-    """Return the type of what a function returns; None where no register holds it."""
+    """Return the type of a function's return value; None if no register holds it."""
     kind = function.type if function is not None else None
     if kind is None or kind.code != gdb.TYPE_CODE_FUNC:
         return None

@@ -1,4 +1,4 @@
-"""What is asked of the guest by more than one command: memory, registers, where the kernel is."""
+"""Guest state that several commands read: memory, registers, whether a kernel runs."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ import vmd_monitor
 
 
 def connected() -> bool:
-    """Whether GDB has a guest: only then are memory and registers the guest's."""
+    """Whether GDB is connected to a guest: without one, it reads memory from the vmlinux."""
     thread = gdb.selected_thread()
     return thread is not None and thread.is_valid()
 
 
 def need_connected() -> None:
-    """Refuse to go on without a guest.
+    """Check that GDB is connected to a guest.
 
     Raises:
-        gdb.GdbError: GDB is not connected to one.
+        gdb.GdbError: it is not.
     """
     if not connected():
-        raise gdb.GdbError("no guest is connected\nconnect one first: target remote SOCKET")
+        raise gdb.GdbError("GDB is not connected to a guest\nconnect first: target remote SOCKET")
 
 
 def cpus() -> list[gdb.InferiorThread]:
-    """Return the CPUs in order; GDB calls them threads. Over kgdb it is the task that each one runs."""
+    """Return the CPUs in order, as GDB's threads. Over kgdb, each is the task that the CPU runs."""
     if vmd_kgdb.on():
         return vmd_kgdb.cpus()
     return sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.num)
 
 
 def cpu_of(thread: gdb.InferiorThread) -> int:
-    """Return the number of a CPU: QEMU numbers its threads from 1."""
+    """Return the CPU number of a thread: QEMU numbers its threads from 1."""
     return vmd_kgdb.cpu_of(thread) if vmd_kgdb.on() else thread.num - 1
 
 
 def memory(address: int, size: int) -> bytes:
-    """Return guest memory at a virtual address, as the selected CPU sees it; b"" where nothing is mapped."""
+    """Return guest memory at a virtual address, as the selected CPU maps it; b"" if any of it is unmapped."""
     try:
         return vmd_memory.read(address, size)
     except gdb.MemoryError:
@@ -50,7 +50,7 @@ def memory(address: int, size: int) -> bytes:
 
 
 def register(name: str) -> int | None:
-    """Return a register of the selected CPU; None when QEMU does not offer it."""
+    """Return a register of the selected CPU; None if QEMU does not provide it."""
     try:
         value = gdb.parse_and_eval(f"${name}")
         return int(value.cast(gdb.lookup_type("unsigned long"))) & (2**64 - 1)
@@ -59,7 +59,7 @@ def register(name: str) -> int | None:
 
 
 def text(expression: str) -> str:
-    """Return the C string that an expression of the selected frame points to; GDB's words when it cannot."""
+    """Return the C string that an expression in the selected frame points to, or GDB's error message."""
     try:
         return gdb.parse_and_eval(expression).string(errors="replace").strip()
     except gdb.error as error:
@@ -67,17 +67,17 @@ def text(expression: str) -> str:
 
 
 def paged() -> bool:
-    """Whether the selected CPU has paging on; before that no kernel address means anything."""
+    """Whether paging is on in the selected CPU; before that, kernel addresses are not mapped."""
     arch = vmd_arch.current()
     control = register(arch.paging_register)
     return control is None or bool(control >> arch.paging_bit & 1)
 
 
 def exception_handler() -> int | None:
-    """Return the guest's handler of exception 0, from its exception table; None when it has none.
+    """Return the address of the guest's handler of exception 0, from its exception table; None if unknown.
 
-    The table is mapped even while user space runs with page-table isolation. QEMU's `info registers`
-    tells where it lies.
+    The table is mapped even while user space runs with page-table isolation. QEMU's `info registers` gives
+    its address.
     """
     if vmd_kgdb.on():
         return None
@@ -94,9 +94,9 @@ def exception_handler() -> int | None:
 
 
 def kernel_runs() -> bool:
-    """Whether a kernel has taken over, whichever it is: exceptions go to the kernel's half."""
+    """Whether a kernel, of whichever build, is mapped and handles exceptions."""
     if vmd_kgdb.on():
-        return True  # it is what answers
+        return True  # the kernel itself answers
     if not paged():
         return False
     handler = exception_handler()
@@ -104,13 +104,13 @@ def kernel_runs() -> bool:
 
 
 def accel() -> str:
-    """Return what QEMU runs the guest with, "kvm" or "tcg"; "" when nobody has said so in $vmd_accel."""
+    """Return the accelerator in $vmd_accel, "kvm" or "tcg"; "" if that is not set."""
     value = gdb.convenience_variable("vmd_accel")
     return "" if value is None else value.string()
 
 
 def has_vmlinux() -> bool:
-    """Whether GDB has symbols loaded at all."""
+    """Whether a vmlinux is loaded."""
     space = gdb.current_progspace()
     return space is not None and bool(space.filename)
 
@@ -119,14 +119,14 @@ def vmlinux() -> str:
     """Return the path of the vmlinux that GDB has loaded.
 
     Raises:
-        gdb.GdbError: none is.
+        gdb.GdbError: none is loaded.
     """
     space = gdb.current_progspace()
     name = space.filename if space is not None else None
     if not name:
         raise gdb.GdbError("no vmlinux is loaded\nload one first: file VMLINUX")
     if not Path(name).exists():
-        raise gdb.GdbError(f"{name} has gone\nload the kernel's vmlinux again: file VMLINUX")
+        raise gdb.GdbError(f"{name} does not exist any more\nload the kernel's vmlinux again: file VMLINUX")
     return name
 
 
@@ -134,7 +134,7 @@ def vmlinux_sections() -> dict[str, vmd_elf.Section]:
     """Return the sections of the loaded vmlinux.
 
     Raises:
-        gdb.GdbError: none is loaded, or it is not one.
+        gdb.GdbError: none is loaded, or it is not an ELF file.
     """
     path = vmlinux()
     try:

@@ -1,4 +1,4 @@
-"""Which task a CPU runs, and the guest's time: what a hit is told with."""
+"""The task that a CPU runs and the guest's time, which each trace hit records."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import vmd_memory
 from vmd_registers import Registers
 
 _COMM = 16
-"""Bytes of a task's name: TASK_COMM_LEN of include/linux/sched.h."""
+"""Size of a task's name in bytes: TASK_COMM_LEN of include/linux/sched.h."""
 
 
 class HitContext:
-    """Where a hit's task and the guest's time lie; to be made at a hit, when the kernel is placed."""
+    """Addresses of the current task and of the guest's time. Create it at a hit: the slide is known then."""
 
     def __init__(self) -> None:
         self._current = self._pid = self._comm = self._clock = 0
@@ -46,10 +46,10 @@ class HitContext:
         return True
 
     def task(self, registers: Registers) -> tuple[int, str] | None:
-        """Return pid and name of what the selected CPU runs; None where there is no telling.
+        """Return pid and name of the task that the selected CPU runs; None if they cannot be read.
 
         Args:
-            registers: That CPU's.
+            registers: The CPU's registers.
         """
         if not self._has_task:
             return None
@@ -57,7 +57,7 @@ class HitContext:
             # QEMU hands this register over with the others; __per_cpu_offset would be one read more.
             pointer = vmd_memory.read(self._current + registers[vmd_arch.current().per_cpu_register], 8)
             task = int.from_bytes(pointer, "little")
-            # Both in one read: a packet more costs more than the bytes between them.
+            # One read for both: another packet costs more than the bytes between them.
             start = min(self._pid, self._comm)
             data = vmd_memory.read(task + start, abs(self._pid - self._comm) + _COMM)
         except gdb.error:
@@ -67,7 +67,7 @@ class HitContext:
         return pid, comm.partition(b"\0")[0].decode(errors="replace")
 
     def clock(self) -> float | None:
-        """Return the guest's monotonic time in seconds, as of its last tick: kernel/time/timekeeping.c."""
+        """Return the guest's monotonic time in seconds at its last tick; see kernel/time/timekeeping.c."""
         if not self._has_clock:
             return None
         try:
@@ -83,5 +83,5 @@ def _timekeeper() -> gdb.Value:
     try:
         return gdb.parse_and_eval("tk_core")
     except gdb.error:
-        # Since Linux 6.17 the clocks that one can add stand beside it: TIMEKEEPER_CORE is the first.
+        # Since Linux 6.17 it is an array with auxiliary clocks; TIMEKEEPER_CORE is the first element.
         return gdb.parse_and_eval("timekeeper_data[0]")

@@ -1,4 +1,4 @@
-"""Identity: whether the loaded vmlinux is the kernel in guest memory; puts its symbols where that is."""
+"""Compares the loaded vmlinux with the kernel in guest memory, and moves its symbols to that kernel."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ PLACED = "placed"
 OTHER = "other"
 UNKNOWN = "unknown"
 UNMAPPED = "unmapped"
-"""What is known of the kernel: it is the vmlinux's; it lies where that one's would, its data cannot be read
-here; it is of another build; it runs, and says nothing of itself here; it has not mapped itself yet."""
+"""What is known about the running kernel:
+
+- proven: its build-id, or its banner, is that of the vmlinux.
+- placed: its exception table is where the vmlinux's would be, but its data cannot be read on this CPU.
+- other: it is of another build.
+- unknown: a kernel runs, but cannot be identified on this CPU.
+- unmapped: no kernel has mapped itself yet.
+"""
 
 
 class Verdict(NamedTuple):
-    """What was found out about the kernel that runs.
+    """The result of the comparison.
 
     Args:
         state: One of this module's constants.
-        slide: Bytes that the symbols are moved by now.
-        moved: Whether they were moved just now.
-        how: What the kernel was found by; "" where it was not.
-        build_id: The vmlinux's, in hex; "" where it has none.
-        theirs: Build-id of a kernel of another build; "" where it was not found.
-        banner: Its `linux_banner`.
+        slide: By how many bytes the symbols are now moved.
+        moved: Whether `settle` has moved them.
+        how: What the kernel was found by; "" if it was not found.
+        build_id: Build-id of the vmlinux in hex; "" if it has none.
+        theirs: Build-id of a kernel of another build; "" if it was not found.
+        banner: `linux_banner` of that kernel.
     """
 
     state: str
@@ -40,10 +46,10 @@ class Verdict(NamedTuple):
 
 
 def settle(*, force: bool = False) -> Verdict:
-    """Find the kernel, and move the symbols and with them the breakpoints to where it is.
+    """Find the kernel, and move the symbols, and with them the breakpoints, to its address.
 
     Args:
-        force: Place the symbols of another build as well, by the one address of the guest that tells.
+        force: Also move symbols of another build, by the address of the guest's exception handler.
     """
     found = vmd_slide.find()
     if found is not None:
@@ -66,7 +72,7 @@ def settle(*, force: bool = False) -> Verdict:
 
 
 def build_id() -> str:
-    """Return the build-id of the loaded vmlinux, in hex; "" where it has none."""
+    """Return the build-id of the loaded vmlinux in hex; "" if it has none."""
     notes = vmd_guest.vmlinux_sections().get(".notes")
     return vmd_elf.build_id(vmd_elf.content(vmd_guest.vmlinux(), notes)) if notes is not None else ""
 
@@ -79,7 +85,7 @@ def _move(slide: int) -> bool:
 
 
 def prove(force: str) -> dict[str, object]:
-    """`-vmd-prove FORCE`: settle which kernel runs; FORCE is 1 or 0."""
+    """`-vmd-prove FORCE`: compare vmlinux and kernel; FORCE is 1 or 0."""
     verdict = settle(force=force == "1")
     return {
         "state": verdict.state,

@@ -1,6 +1,6 @@
-"""Walks the kernel's own data: lists, per-CPU variables, tasks. Names are the kernel's.
+"""Reads kernel data structures: lists, per-CPU variables, tasks. Functions have the kernel's names.
 
-Types and fields are looked for, versions never compared; the newest kernel comes first.
+They probe for types and fields and never compare versions; the newest kernel's layout comes first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def struct(name: str) -> gdb.Type:
     """Return a struct's type.
 
     Raises:
-        gdb.GdbError: the vmlinux does not describe it.
+        gdb.GdbError: the vmlinux has no such type.
     """
     try:
         return gdb.lookup_type(f"struct {name}")
@@ -30,15 +30,15 @@ def struct(name: str) -> gdb.Type:
 
 
 def at(address: int, kind: gdb.Type) -> gdb.Value:
-    """Return what lies at an address, which wraps around as the kernel's own reckoning does."""
+    """Return the value at an address, modulo 2**64, as the kernel's own arithmetic."""
     return gdb.Value(address & (2**64 - 1)).cast(kind.pointer()).dereference()
 
 
 def address_of(value: gdb.Value) -> int:
-    """Return where a value lies.
+    """Return a value's address.
 
     Raises:
-        gdb.GdbError: it lies in no memory.
+        gdb.GdbError: it is not in memory.
     """
     if value.address is None:
         raise gdb.GdbError(f"{value} has no address")
@@ -46,12 +46,12 @@ def address_of(value: gdb.Value) -> int:
 
 
 def list_for_each_entry(head: gdb.Value, kind: gdb.Type, member: str) -> Iterator[gdb.Value]:
-    """Go through a `struct list_head`, as the macro of include/linux/list.h does.
+    """Yield the entries of a `struct list_head`, as the macro of include/linux/list.h does.
 
     Args:
-        head: The list's head, which is no entry.
-        kind: What its entries are.
-        member: The entry's `struct list_head`.
+        head: The list's head, which is not an entry.
+        kind: The type of its entries.
+        member: The member of an entry that is its `struct list_head`.
     """
     offset = _offset(kind, member)
     end = address_of(head)
@@ -76,10 +76,10 @@ def per_cpu(cpu: int, name: str) -> gdb.Value:
 
 
 def per_cpu_base(address: int) -> int:
-    """Return what a CPU's per-CPU offset is added to for a variable: where it was linked, if that is near 0.
+    """Return the address to which a CPU's per-CPU offset is added: the linked one if that is near 0.
 
     Args:
-        address: Where GDB has the variable; the slide is in it.
+        address: GDB's address of the variable, which includes the slide.
     """
     linked = address - vmd_slide.applied()
     return linked if linked < vmd_arch.current().zero_based_below else address
@@ -88,14 +88,14 @@ def per_cpu_base(address: int) -> int:
 def current(cpu: int) -> gdb.Value:
     """Return the `struct task_struct` that a CPU runs."""
     try:
-        # Linux 6.2 to 6.14: e57ef2ed97c1 put it into one cache line with other hot variables.
+        # In Linux 6.2 to 6.14 (e57ef2ed97c1) it shares a cache line with other hot variables.
         return per_cpu(cpu, "pcpu_hot")["current_task"].dereference()
     except gdb.error:
         return per_cpu(cpu, "current_task").dereference()
 
 
 def tasks() -> Iterator[gdb.Value]:
-    """Return every task: the idle one, then each process with all its threads."""
+    """Yield every task: init_task, then each process with all its threads."""
     kind = struct("task_struct")
     init_task = gdb.parse_and_eval("init_task")
     yield init_task
@@ -104,7 +104,7 @@ def tasks() -> Iterator[gdb.Value]:
 
 
 def name_of(task: gdb.Value) -> str:
-    """Return a task's name, as `comm` has it."""
+    """Return a task's name, its `comm`."""
     return task["comm"].string(errors="replace")
 
 
@@ -117,4 +117,4 @@ def _per_cpu_offset(cpu: int) -> int:
     try:
         return int(gdb.parse_and_eval(f"__per_cpu_offset[{cpu}]")) & (2**64 - 1)
     except gdb.error:
-        return 0  # a kernel without SMP has one copy, in place
+        return 0  # without SMP the variable itself is the only copy

@@ -1,4 +1,4 @@
-"""Finds out which kernel runs from its memory alone. Imports no GDB."""
+"""Identifies a running kernel from its memory alone. Does not import GDB."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import vmd_elf
 
 CHUNK = 1 << 20
 REACH = 64 << 20
-"""How far behind the entry code a kernel's notes can be: text, rodata and tables lie between."""
+"""The most bytes from the entry code to a kernel's notes: text, rodata and tables are in between."""
 
 BANNER = b"Linux version "
 BUILD_ID = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
@@ -20,7 +20,7 @@ _VDSO_PAGES = 2
 
 
 class Kernel(NamedTuple):
-    """What a kernel says of itself; "" where it was not found.
+    """A kernel's identity; a field is "" if it was not found.
 
     Args:
         banner: `linux_banner`, one line.
@@ -32,17 +32,17 @@ class Kernel(NamedTuple):
 
 
 def kernel(memory: Callable[[int, int], bytes], start: int) -> Kernel:
-    """Look for a kernel's banner and build-id.
+    """Search memory for a kernel's banner and build-id.
 
     Args:
-        memory: Reads guest memory: address, size; b"" where any of it is not mapped.
-        start: An address inside the kernel's text; both lie behind it.
+        memory: Reads guest memory (address, size); returns b"" if any of it is not mapped.
+        start: An address in the kernel's text; both are after it.
     """
     seen = bytearray()
     first = start & ~(_PAGE - 1)
     while len(seen) < REACH:
         seen += _chunk(memory, first + len(seen))
-        # The notes come last: whoever has them has seen every banner.
+        # The notes come last: after them there is no banner.
         build_id = _build_id(seen)
         if build_id:
             return Kernel(_banner(seen), build_id)
@@ -50,7 +50,7 @@ def kernel(memory: Callable[[int, int], bytes], start: int) -> Kernel:
 
 
 def _chunk(memory: Callable[[int, int], bytes], address: int) -> bytes:
-    """Return CHUNK bytes, zeros where nothing is mapped: the gaps between a kernel's parts are not."""
+    """Return CHUNK bytes, with zeros for unmapped pages: there are gaps between a kernel's sections."""
     whole = memory(address, CHUNK)
     if whole:
         return whole
@@ -58,7 +58,7 @@ def _chunk(memory: Callable[[int, int], bytes], address: int) -> bytes:
 
 
 def _banner(data: bytearray) -> str:
-    """Return the longest line that begins like a banner: the others are patterns of it, without its date."""
+    """Return the longest line that begins like a banner: the others are format strings, or lack the date."""
     lines = [line for line in _lines(data) if b"%" not in line]
     return max(lines, key=len, default=b"").decode(errors="replace")
 
@@ -81,7 +81,7 @@ def _build_id(data: bytearray) -> str:
 
 
 def _in_vdso(data: bytearray, at: int) -> bool:
-    """Whether it is of an ELF image inside the kernel: the vDSOs have build-ids of their own."""
+    """Whether a note is in an ELF image inside the kernel: the vDSOs have their own build-ids."""
     page = at - at % _PAGE
     starts = (page - back * _PAGE for back in range(_VDSO_PAGES))
     return any(start >= 0 and data.startswith(b"\x7fELF", start) for start in starts)

@@ -1,8 +1,8 @@
-"""kgdb: where a kernel's own stub, on a machine that is no VM, is different from QEMU's.
+"""kgdb: how the kernel's own gdbstub, on a physical machine, differs from QEMU's.
 
-Its threads are tasks, with what the CPU had in its registers for those that run and little for the
-others; it knows no control registers, and stops by itself only. See Documentation/dev-tools/kgdb.rst,
-and kernel/debug/gdbstub.c for the numbers of threads.
+Its threads are tasks, with complete registers only for those that a CPU runs. It has no control registers,
+and GDB cannot stop it: only the machine can enter kgdb. See Documentation/dev-tools/kgdb.rst, and
+kernel/debug/gdbstub.c for the numbers of threads.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import gdb
 import vmd_monitor
 
 SHADOW = 0xFFFFFFFE
-"""Number of the thread that stands for CPU 0, whatever that runs; CPU n has n less: `getthread`."""
+"""Number of the thread that represents CPU 0; CPU n has this number minus n: `getthread`."""
 
 _SHADOWS = 1 << 16
 
 ENTRY = "kgdb_breakpoint"
-"""Where the kernel stands when it was asked to enter kgdb, by sysrq or by `kgdbwait`."""
+"""The function in which the kernel stops when it enters kgdb by sysrq or `kgdbwait`."""
 
 
 def on() -> bool:
-    """Whether GDB is connected to kgdb; `set $vmd_kgdb = 1` says so."""
+    """Whether GDB is connected to kgdb: $vmd_kgdb is set."""
     return bool(gdb.convenience_variable("vmd_kgdb"))
 
 
 def select_running() -> None:
     """Select the task that entered kgdb.
 
-    The stub's first answer names no thread. GDB takes the first one, the idle task of CPU 0, and
-    shows the registers of the task that it has not selected.
+    The stub's first stop reply names no thread. GDB selects the first one, the idle task of CPU 0, but shows
+    the registers of the task that entered kgdb.
     """
     answer = gdb.execute("maint packet qC", to_string=True) or ""
     found = re.search(r'"QC([0-9a-f]+)"', answer)
@@ -39,16 +39,16 @@ def select_running() -> None:
     for thread in gdb.selected_inferior().threads():
         if thread.ptid[1] == number:
             thread.switch()
-    # Only now: GDB believes that the stub has the first one selected, and would read the same again.
+    # Flush only now: GDB assumed that the stub had the first thread selected, and cached its registers.
     gdb.execute("maint flush register-cache", to_string=True)
 
 
 def stuck_later() -> bool:
-    """Whether a software breakpoint that is set now could not be taken out later.
+    """Whether a software breakpoint that is set now could not be removed later.
 
-    A kernel that boots has not write-protected its text yet. kgdb writes a breakpoint there as into any
-    memory, and takes it out in the same way, which fails from mark_rodata_ro() on: the machine then hits it
-    for ever. See kgdb_arch_set_breakpoint() of arch/*/kernel/kgdb.c.
+    A booting kernel has not write-protected its text yet. kgdb then writes a breakpoint as into any memory,
+    and later tries to remove it in the same way. From mark_rodata_ro() on that fails, and the machine hits
+    the breakpoint for ever. See kgdb_arch_set_breakpoint() of arch/*/kernel/kgdb.c.
     """
     if not on():
         return False
@@ -59,24 +59,24 @@ def stuck_later() -> bool:
 
 
 def cpus() -> list[gdb.InferiorThread]:
-    """Return the stub's threads that stand for CPUs, in the order of CPUs."""
+    """Return the stub's threads that represent CPUs, in the order of CPUs."""
     return [thread for _, thread in sorted(_shadows().items())]
 
 
 def cpu_of(thread: gdb.InferiorThread) -> int:
-    """Return the CPU that a thread stands for; -1 for one that is a task."""
+    """Return the CPU that a thread represents; -1 for a task."""
     cpu = SHADOW - thread.ptid[1]
     return cpu if 0 <= cpu < _SHADOWS else -1
 
 
 def banner() -> str:
-    """Return what the kernel says of itself; only one with kdb in it says something."""
+    """Return the kernel's description of itself, which only a kernel with kdb gives."""
     with contextlib.suppress(gdb.error):
         said = vmd_monitor.ask("summary")
         facts = [fact[1] for line in said if (fact := re.match(r"(?:sysname|release|version)\s+(.+)", line))]
         if facts:
             return " ".join(facts)
-    return "a kernel that does not say which: `uname -a` on the machine does"
+    return "an unknown kernel: run `uname -a` on the machine"
 
 
 def _shadows() -> dict[int, gdb.InferiorThread]:

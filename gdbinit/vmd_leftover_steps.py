@@ -1,15 +1,17 @@
-"""CPUs that QEMU still steps although nobody wants it to: another CPU's breakpoint has cut their step short.
+"""CPUs that QEMU leaves in single-step mode because another CPU stopped before their step was complete.
 
-QEMU puts a CPU into single-step mode when GDB steps it, and takes it out when that one stops:
-`gdb_vm_state_change` of its gdbstub. Where another stops first, the one that was stepped traps after its next
-instruction. While GDB is there, that is a SIGTRAP out of nowhere; once GDB has let go, it halts the whole
-guest, with nobody there to set it going.
+QEMU puts a CPU into single-step mode when GDB steps it. When the guest stops, `gdb_vm_state_change` takes
+only the CPU that reports the stop out of that mode (gdbstub.c up to QEMU 7.2, gdbstub/softmmu.c in 8.x,
+gdbstub/system.c since; seen with 7.2.22; we know of no upstream report). If another CPU stops first, the
+stepped CPU traps after its next instruction. While GDB is attached, that is an unexplained SIGTRAP; after GDB
+has detached, it stops the whole guest, and nobody resumes it.
 
-The SIGTRAP does harm as well where that instruction is one byte long and has a breakpoint, as `push %rbp`
-at a function's entry: GDB takes it for the breakpoint's `int3`, puts the PC back by its length, and the
-guest executes the instruction twice. See `adjust_pc_after_break` of GDB's infrun.c.
+The SIGTRAP also does harm where that instruction is one byte long and has a breakpoint, as `push %rbp` at a
+function's entry: GDB takes it for the trap of the breakpoint instruction, moves the PC back by its length,
+and the guest executes the instruction twice. See `adjust_pc_after_break` of GDB's infrun.c.
 
-GDB does not tell a step from a continue, so some CPUs are suspected without a cause.
+GDB's Python events do not distinguish a step from a continue, so some CPUs are listed although nothing is
+left.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ import vmd_monitor
 _RETRY_SECONDS = 0.05
 
 _TRIES = 4
-"""How often a CPU is tried before the guest is let go of as it is."""
+"""How often a CPU is tried; after that GDB detaches without it."""
 
 
 class Steps:
-    """The CPUs that may still be stepped, by GDB's numbers; `STEPS` is the only one."""
+    """The CPUs that may still be in single-step mode, by GDB's numbers; `STEPS` is the only instance."""
 
     def __init__(self) -> None:
         self._owed: set[int] = set()
@@ -40,12 +42,12 @@ class Steps:
         self._aside: list[gdb.Breakpoint] = []
 
     def resumed(self, _event: gdb.ContinueEvent) -> None:
-        """Take note of the CPU that the guest goes on from: a step is that one's."""
+        """Note the CPU that GDB resumes the guest from: if this is a step, it is a step of this CPU."""
         thread = gdb.selected_thread()
         self._resumed = thread.num if thread is not None else None
 
     def stopped(self, _event: gdb.StopEvent) -> None:
-        """Take note of the CPU that has stopped: it is stepped no more."""
+        """Note the CPU that reports the stop: QEMU has taken it out of single-step mode."""
         thread = gdb.selected_thread()
         if thread is None:
             return
@@ -65,13 +67,13 @@ class Steps:
         self._owed.discard(thread.num)
 
     def next(self) -> int | None:
-        """Prepare one of them for being freed: whoever calls runs the guest, and interrupts it at once.
+        """Select the next CPU to take out of single-step mode; the caller then runs and interrupts the guest.
 
-        An interrupt takes the CPU out of single-step mode that `Hc` names. Should it trap before, it is out
-        as well.
+        An interrupt takes the CPU that `Hc` names out of single-step mode. If the CPU traps before, that does
+        so too.
 
         Returns:
-            GDB's number of it; None where no more is to be done.
+            GDB's number of the CPU; None if none is left.
         """
         threads = {each.num: each for each in gdb.selected_inferior().threads()}
         self._owed &= threads.keys()
@@ -91,12 +93,12 @@ class Steps:
         return number
 
     def settle(self) -> None:
-        """Free all of them, in a GDB that is about to let go of the guest."""
+        """Take all CPUs out of single-step mode before this GDB detaches."""
         thread = gdb.selected_thread()
         if thread is None or not thread.is_valid() or thread.is_running():
             return
         moments = Moments()
-        # What fails here, such as a guest that has ended meanwhile, is for whoever lets go to tell.
+        # If this fails, for example because the guest has ended, the detach that follows reports it.
         with contextlib.suppress(gdb.error), gdb.with_parameter("scheduler-locking", "off"), _quiet():
             while self.next() is not None:
                 moments.run()
@@ -117,9 +119,9 @@ gdb.events.stop.connect(STEPS.stopped)
 
 
 def _hush() -> None:
-    """Have GDB go on by itself from a SIGTRAP that no breakpoint and no step of its own explains.
+    """Let GDB resume by itself after a SIGTRAP that neither a breakpoint nor a step of GDB's explains.
 
-    A guest of one CPU has none of those, and one that is replayed stops by such a one at its beginning.
+    A guest with one CPU has no such SIGTRAPs, and a replayed guest stops with one at its beginning.
     """
     words = "nostop noprint" if len(gdb.selected_inferior().threads()) > 1 else "stop print"
     with gdb.with_parameter("confirm", False):
@@ -127,16 +129,16 @@ def _hush() -> None:
 
 
 def _keep_pc() -> None:
-    """Have GDB leave the PC alone after a breakpoint: QEMU has put it back, which it does not say.
+    """Tell GDB not to adjust the PC after a breakpoint: QEMU has adjusted it, but does not announce that.
 
-    kgdb leaves that to GDB; "auto" finds out.
+    kgdb leaves the adjustment to GDB; "auto" detects which is right.
     """
     mode = "auto" if vmd_kgdb.on() else "on"
     gdb.execute(f"set remote swbreak-feature-packet {mode}", to_string=True)
 
 
 def _left_by_another() -> set[int]:
-    """Return the CPUs, if an earlier GDB has left the guest where it stood: any may be one of them."""
+    """Return all CPUs if an earlier GDB has left the guest stopped: each may be in single-step mode."""
     try:
         said = vmd_monitor.ask("info status")
     except gdb.error:
@@ -150,7 +152,7 @@ def _left_by_another() -> set[int]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Print nothing in the block: no setting silences GDB's word of a signal, and a batch prints data."""
+    """Print nothing in the block: no setting of GDB hides the report of a signal, and a batch prints data."""
     gdb.flush()
     stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -164,22 +166,22 @@ def _quiet() -> Iterator[None]:
 
 
 class Moments:
-    """Runs the guest for moments, in a GDB whose prompt waits meanwhile.
+    """Runs the guest for short moments while GDB's prompt waits.
 
-    At most one interrupt is on its way: what was posted to GDB and not carried out by its end crashes it.
+    At most one interrupt is pending at a time: GDB crashes if it ends with posted events that it has not run.
     """
 
     def __init__(self) -> None:
         self._posted = False
 
     def run(self) -> None:
-        """Run the guest, and interrupt it until it stops: QEMU passes over what comes before it runs."""
-        import threading  # noqa: PLC0415 - imported, it has GDB wait for it at its end
+        """Run the guest and interrupt it until it stops: QEMU ignores an interrupt that comes too early."""
+        import threading  # noqa: PLC0415 - once imported, GDB waits for it at exit
 
         stopped = threading.Event()
 
         def repeat() -> None:
-            # GDB's own thread must get the user's Ctrl-C, so this one takes no signal.
+            # GDB's own thread must receive the user's Ctrl-C, so this thread blocks all signals.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             while not stopped.wait(_RETRY_SECONDS):
                 self._post()
@@ -194,7 +196,7 @@ class Moments:
             thread.join()
 
     def finish(self) -> None:
-        """Have GDB carry out what is on its way: it does so while the guest runs."""
+        """Let GDB run pending interrupts: it runs them while the guest runs."""
         for _ in range(_TRIES):
             if self._posted:
                 self.run()
@@ -212,15 +214,15 @@ class Moments:
 
 
 def next_() -> dict[str, object]:
-    """`-vmd-steps`: prepare for letting go; for which CPU to run and interrupt the guest, "" for none."""
+    """`-vmd-steps`: before a detach, the CPU for which to run and interrupt the guest; "" for none."""
     return {"cpu": str(STEPS.next() or "")}
 
 
 def let_go() -> None:
-    """Have this GDB free them before it lets go of a guest: in one of the host side's, that side does."""
+    """Do this before GDB detaches or exits. In a GDB that the host side drives, the host side does it."""
     gdb.events.gdb_exiting.connect(lambda _event: STEPS.settle())
     try:
-        gdb.execute("show user hook-detach", to_string=True)  # the user's own stays
+        gdb.execute("show user hook-detach", to_string=True)  # keep the user's own hook
     except gdb.error:
         gdb.execute(
             "define hook-detach\npython import vmd_leftover_steps; vmd_leftover_steps.STEPS.settle()\nend"

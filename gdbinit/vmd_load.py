@@ -1,4 +1,4 @@
-"""Brings all commands into GDB; `vmdebug.gdb` calls it."""
+"""Defines all commands; `vmdebug.gdb` calls it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ import vmd_until
 
 
 class Vmd(gdb.Command):
-    """Commands for debugging a Linux kernel that QEMU runs; they begin with `vmd-`.
+    """List the commands for debugging a Linux kernel in QEMU: vmd.
 
-    vmd lists them; help COMMAND tells more of one.
+    Their names begin with `vmd-`. `help COMMAND` describes one of them.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ COMMANDS = (
 
 
 def load() -> None:
-    """Define every command; a second time changes nothing for the user."""
+    """Define every command. Doing so again changes nothing."""
     Vmd()
     for command in COMMANDS:
         command()

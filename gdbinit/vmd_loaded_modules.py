@@ -1,4 +1,4 @@
-"""The modules that the guest has loaded, out of its own memory."""
+"""The list of loaded modules, read from guest memory."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import vmd_module_files
 
 MODULE_STATE_UNFORMED = 3
 MODULE_STATE_COMING = 1
-"""`enum module_state` of include/linux/module.h."""
+"""Values of `enum module_state` in include/linux/module.h."""
 
 _NOTE_SIZE = 64
 
 
 class Module(NamedTuple):
-    """A module in the guest.
+    """A loaded module.
 
     Args:
-        name: As the kernel calls it.
-        address: Where its text lies.
-        sections: Addresses of its ELF sections by name.
-        freed: Whether those of its init are no longer its own.
+        name: The kernel's name of it.
+        address: Address of its text.
+        sections: Addresses of its ELF sections, by name.
+        freed: Whether the kernel has freed its init sections.
     """
 
     name: str
@@ -34,17 +34,17 @@ class Module(NamedTuple):
     freed: bool
 
     def lost(self, section: str) -> bool:
-        """Whether a section of it is no longer its own."""
+        """Whether the kernel has freed a section."""
         return self.freed and section.startswith(".init")
 
     def build_id(self) -> str:
-        """Return its GNU build-id in hex, from guest memory; "" where it has none."""
+        """Return its GNU build-id in hex, read from guest memory; "" if it has none."""
         note = self.sections.get(vmd_module_files.NOTE)
         return vmd_elf.build_id(vmd_guest.memory(note, _NOTE_SIZE)) if note is not None else ""
 
 
 def loaded() -> list[Module]:
-    """Return the modules, those that are just starting included."""
+    """Return the modules, including those whose init function runs."""
     kind = vmd_kernel.struct("module")
     entries = vmd_kernel.list_for_each_entry(gdb.parse_and_eval("modules"), kind, "list")
     return [_module(entry) for entry in entries if int(entry["state"]) != MODULE_STATE_UNFORMED]
@@ -61,29 +61,29 @@ def _module(entry: gdb.Value) -> Module:
 
 def _text(entry: gdb.Value) -> int:
     if vmd_kernel.has_field(entry.type, "mem"):
-        # Since Linux 6.4 (ac3b43283923) a module lies in several pieces.
+        # Since Linux 6.4 (ac3b43283923) a module has several memory areas.
         return _unsigned(entry["mem"][int(gdb.parse_and_eval("MOD_TEXT"))]["base"])
     return _unsigned(entry["core_layout"]["base"])
 
 
 def _sections(attributes: gdb.Value) -> Iterator[tuple[str, int]]:
     if not attributes:
-        return  # a kernel without CONFIG_KALLSYMS keeps none
+        return  # a kernel without CONFIG_KALLSYMS does not record them
     attrs = attributes.dereference()["attrs"]
     for number in range(_count(attributes.dereference())):
         attribute = attrs[number]
         if vmd_kernel.has_field(attribute.type, "address"):
-            # struct module_sect_attr, with its own bin_attribute inside.
+            # struct module_sect_attr, which contains a bin_attribute.
             yield attribute["battr"]["attr"]["name"].string(), _unsigned(attribute["address"])
         else:
-            # Newer kernels keep just that bin_attribute, with the address in its private.
+            # Newer kernels have only the bin_attribute, with the address in its `private`.
             yield attribute["attr"]["name"].string(), _unsigned(attribute["private"])
 
 
 def _count(attributes: gdb.Value) -> int:
     if vmd_kernel.has_field(attributes.type, "nsections"):
         return int(attributes["nsections"])
-    # Gone together with that; the group ends with a null pointer.
+    # Newer kernels have no nsections either; the array ends with a null pointer.
     pointers = attributes["grp"]["bin_attrs"]
     count = 0
     while pointers[count]:

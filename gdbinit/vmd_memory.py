@@ -1,4 +1,4 @@
-"""Guest memory at virtual addresses, as the selected CPU sees it."""
+"""Guest memory at virtual addresses, as the selected CPU maps it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import gdb
 from vmd_registers import WORD
 
 _PIECE = 1 << 15
-"""Bytes at a time: GDB has a limit for a value, `max-value-size`."""
+"""Bytes per value: GDB limits the size of values, `max-value-size`."""
 
 
 def read(address: int, size: int) -> bytes:
-    """Return what lies there.
+    """Return the memory at an address.
 
-    GDB since 15 has an inferior's memory read by whichever of its threads: QEMU takes CPU 0, which has
-    other pages mapped where user space is concerned. A value is still read by the selected thread.
+    Since GDB 15, `Inferior.read_memory` may use any thread of the inferior: QEMU then reads through CPU 0,
+    which has other user-space pages mapped. A `gdb.Value` is still read through the selected thread.
 
     Args:
-        address: Its first byte's.
-        size: In bytes; 0 reads nothing.
+        address: The first byte's address.
+        size: Number of bytes; 0 reads nothing.
 
     Raises:
         gdb.MemoryError: not all of it is mapped.
@@ -40,5 +40,5 @@ def _piece(address: int, size: int) -> bytes:
 
 @functools.cache
 def _pointer(size: int) -> gdb.Type:
-    # GDB never frees the types that are made so.
+    # GDB never frees types that are created like this.
     return gdb.lookup_type("unsigned char").array(size - 1).pointer()

@@ -1,7 +1,7 @@
 """The MI commands that vmdebug's host side uses.
 
-Bulk goes over as base64: MI escapes each quote of JSON, and its readers pay for each.
-See "GDB/MI Commands In Python" in GDB's manual; GDB 12 or newer.
+Long results are base64: MI escapes every quote in JSON, which its readers have to undo. See "GDB/MI Commands
+In Python" in GDB's manual; this needs GDB 12 or newer.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ import vmd_variables
 
 
 class Command(gdb.MICommand):
-    """One MI command, made of a function."""
+    """An MI command that calls a function."""
 
     def __init__(self, name: str, act: Callable[..., dict[str, object]]) -> None:
         super().__init__(name)
         self._act = act
 
     def invoke(self, argv: list[str]) -> dict[str, object]:
-        """Carry it out; GDB's errors keep GDB's words, without a note that Python was involved."""
+        """Call the function. Errors of GDB keep their text, without a note about Python."""
         try:
             return self._act(*argv)
         except gdb.error as error:
@@ -44,7 +44,7 @@ class Command(gdb.MICommand):
 
 
 def value(known: str, expression: str) -> dict[str, object]:
-    """`-vmd-value KNOWN EXPRESSION`: an expression's value, with all types after the first KNOWN."""
+    """`-vmd-value KNOWN EXPRESSION`: an expression's value, and the layouts of types numbered from KNOWN."""
     return _answer(gdb.parse_and_eval(expression), int(known))
 
 
@@ -60,7 +60,7 @@ def variable(known: str, kind: str, name: str) -> dict[str, object]:
 
 
 def element(known: str, number: str, address: str, index: str) -> dict[str, object]:
-    """`-vmd-element KNOWN TYPE ADDRESS INDEX`: what a pointer points to, or an array holds."""
+    """`-vmd-element KNOWN TYPE ADDRESS INDEX`: the target of a pointer, or an element of an array."""
     return _answer(vmd_value.element(int(number), int(address), int(index)), int(known))
 
 
@@ -70,7 +70,7 @@ def per_cpu(known: str, cpu: str, variable: str) -> dict[str, object]:
 
 
 def per_cpu_ptr(known: str, number: str, address: str, cpu: str) -> dict[str, object]:
-    """`-vmd-per-cpu-ptr KNOWN TYPE ADDRESS CPU`: what a per-CPU pointer points to for a CPU."""
+    """`-vmd-per-cpu-ptr KNOWN TYPE ADDRESS CPU`: the target of a per-CPU pointer for a CPU."""
     place = vmd_percpu.address(int(address), int(cpu))
     return _answer(vmd_value.element(int(number), place, 0), int(known))
 
@@ -88,11 +88,13 @@ def dmesg(limit: str) -> dict[str, object]:
 def backtraces(limit: str, *directories: str) -> dict[str, object]:
     """`-vmd-backtraces LIMIT [DIRECTORY…]`: each CPU's innermost frames, as `vmd-bt-all` prints them.
 
-    Symbols of modules come from files below the directories: without them a stack ends at the first one.
+    Module files below the directories supply symbols: without them, a stack ends at the first module.
     """
     if directories and vmd_guest.kernel_runs():
         vmd_modules.SYMBOLS.use(":".join(directories))
-        with contextlib.suppress(gdb.error, gdb.GdbError):  # a kernel without modules, a list that is torn
+        with contextlib.suppress(
+            gdb.error, gdb.GdbError
+        ):  # a kernel without modules, or an inconsistent list
             vmd_modules.SYMBOLS.follow()
     return {"text": _packed("\n\n".join(vmd_bt_all.backtraces(str(int(limit)))).encode())}
 
@@ -130,7 +132,7 @@ COMMANDS = (
 
 
 def define() -> None:
-    """Define them."""
+    """Define the commands."""
     for name, act in COMMANDS:
         Command(name, act)
     vmd_exceptions.register()

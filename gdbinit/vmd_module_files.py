@@ -1,4 +1,4 @@
-"""Finds the files of kernel modules, whatever they are packed with. Imports no GDB."""
+"""Finds the files of kernel modules, compressed or not. Does not import GDB."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 import vmd_elf
 
 ENDINGS = (".ko.debug", ".ko", ".ko.xz", ".ko.zst", ".ko.gz")
-"""Of one module in one directory the first is taken: a .debug file is what strip has left behind."""
+"""In order of preference within one directory: a .debug file has the symbols that strip has removed."""
 
 NOTE = ".note.gnu.build-id"
 
 
 def module_name(file: str) -> str | None:
-    """Return what the kernel calls the module in a file; None when it is no module's."""
+    """Return the kernel's name of the module in a file; None if it is not a module file."""
     for ending in ENDINGS:
         if file.endswith(ending):
-            # Two spellings of one name: the kernel's own has no dashes.
+            # The kernel replaces the dashes of file names.
             return file.removesuffix(ending).replace("-", "_")
     return None
 
 
 def index(directories: Iterable[Path]) -> dict[str, Path]:
-    """Return the modules under directories by name; what comes first wins."""
+    """Return the module files below the directories, by module name; earlier directories win."""
     found: dict[str, Path] = {}
     for directory in directories:
         for parent, files in _walk(directory):
@@ -37,10 +37,10 @@ def index(directories: Iterable[Path]) -> dict[str, Path]:
 
 
 def _walk(directory: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each directory below one, with its files; each once, however many links lead there.
+    """Yield each directory below one, with its files; each once, whatever the number of links to it.
 
-    Of modules of several packages NixOS makes directories of links. `build` and `source` lead to what a
-    kernel was built from: see modules_install in its Makefile.
+    NixOS links the modules of several packages into one directory. Skip `build` and `source`: they link to
+    the tree that the kernel was built from; see modules_install in its Makefile.
     """
     seen: set[str] = set()
     for parent, below, files in os.walk(directory, followlinks=True):
@@ -52,28 +52,28 @@ def _walk(directory: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def unpacked(path: Path, directory: Path) -> Path:
-    """Return an ELF file of a module.
+    """Return the ELF file of a module.
 
     Args:
-        path: The module, perhaps packed.
-        directory: Where an unpacked one goes.
+        path: The module file, compressed or not.
+        directory: Directory for a decompressed file.
 
     Raises:
-        OSError: it cannot be read, or no program here unpacks it.
+        OSError: it cannot be read, or the program that decompresses it is missing.
         ValueError: it is damaged.
     """
     if path.suffix not in (".xz", ".zst", ".gz"):
         return path
     to = directory / path.stem
     if path.suffix == ".zst":
-        # Python has had zstd since 3.14 only.
-        import shutil  # noqa: PLC0415 - imported when a module is packed by it
+        # Python has a zstd module since 3.14.
+        import shutil  # noqa: PLC0415 - needed only for compressed modules
         import subprocess  # noqa: PLC0415
 
         zstd = shutil.which("zstd")
         if zstd is None:
             raise FileNotFoundError(
-                f"{path} is packed by zstd, and there is no zstd program: apt install zstd"
+                f"{path} is compressed with zstd, and zstd is not on PATH: apt install zstd"
             )
         done = subprocess.run([zstd, "-dcq", str(path)], capture_output=True, check=False)
         if done.returncode != 0:
@@ -85,17 +85,17 @@ def unpacked(path: Path, directory: Path) -> Path:
 
 
 def build_id(path: Path) -> str:
-    """Return a module's GNU build-id in hex; "" where it has none.
+    """Return a module's GNU build-id in hex; "" if it has none.
 
     Raises:
-        ValueError: it is no module, or damaged.
+        ValueError: it is not an ELF file, or is damaged.
     """
     note = _sections(path).get(NOTE)
     return vmd_elf.build_id(vmd_elf.content(str(path), note)) if note is not None else ""
 
 
 def allocated(path: Path) -> list[str]:
-    """Return the names of the sections of a module that ask for a place in memory."""
+    """Return the names of a module's sections that occupy memory."""
     return [section.name for section in _sections(path).values() if section.allocated and section.size]
 
 
@@ -103,11 +103,13 @@ def _sections(path: Path) -> dict[str, vmd_elf.Section]:
     try:
         return vmd_elf.sections(str(path))
     except (IndexError, struct.error) as error:
-        raise ValueError(f"{path} is damaged: its section headers are not where its header says") from error
+        raise ValueError(
+            f"{path} is damaged: it has no section headers at the offset in its ELF header"
+        ) from error
 
 
 def _unpack(path: Path, to: Path) -> None:
-    import gzip  # noqa: PLC0415 - imported when a module is packed by it
+    import gzip  # noqa: PLC0415 - needed only for compressed modules
     import lzma  # noqa: PLC0415
     import shutil  # noqa: PLC0415
     import zlib  # noqa: PLC0415

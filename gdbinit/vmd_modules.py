@@ -1,4 +1,4 @@
-"""Symbols of the guest's modules: those that are loaded, and those that will be."""
+"""Symbols of the guest's modules: of those that are loaded now, and of those that are loaded later."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import vmd_slide
 from vmd_registers import WORD
 
 STARTING = "do_init_module"
-"""Called with everything in place, just before a module's init function: kernel/module/main.c."""
+"""The kernel calls it just before a module's init function: kernel/module/main.c."""
 
 
 NOWHERE = 0xDEAD << 48
-"""Where sections are put that the kernel has freed, so that no address of the guest looks like theirs."""
+"""Address for sections that the kernel has freed: no address in the guest resolves to their symbols."""
 
 _NOWHERE_EACH = 1 << 32
 
@@ -30,13 +30,13 @@ class Symbols:
     """The modules whose symbols GDB has.
 
     Attributes:
-        path: Where their files are looked for, with : between the directories.
-        own: Those of them that the user has named.
-        files: Where each module's file is, by name; None before they are looked for.
+        path: The directories that are searched for module files, separated by colons.
+        own: The directories among them that the user has given.
+        files: Path of each module's file, by module name; None before the search.
         placed: The modules that have symbols, by name.
-        taken: The files that these come from, by name, also of those that have gone since.
-        refused: Modules that have none, by name, with what was said about them.
-        behind: Whether a module has come since.
+        taken: The files of these symbols, by module name; also of modules that were unloaded since.
+        refused: Error message for each module without symbols, by name.
+        behind: Whether a module was loaded since the last `follow`.
     """
 
     def __init__(self) -> None:
@@ -50,17 +50,17 @@ class Symbols:
         self._scratch: Path | None = None
 
     def use(self, path: str) -> None:
-        """Look for files in other directories from now on; what lies there too is taken from there."""
+        """Search these directories from now on."""
         if path != self.path:
             self.path = path
             self.files = None
             self.refused.clear()
 
     def follow(self) -> list[str]:
-        """Bring the symbols into line with what the guest has loaded.
+        """Update the symbols to the modules that the guest has loaded.
 
         Returns:
-            What changed, and what was refused for the first time, a line each.
+            One line for each change and for each new error.
         """
         self.behind = False
         present = {module.name: module for module in vmd_loaded_modules.loaded()}
@@ -73,7 +73,7 @@ class Symbols:
             if module.name not in self.placed:
                 said.append(self._add(module))
             elif module.freed != self.placed[module.name].freed:
-                # Its init sections are given away to others: symbols there would be lies.
+                # The kernel has freed its init sections: other data may be at those addresses.
                 self._remove(self.placed[module.name])
                 self._add(module)
             elif anew and self._files().get(module.name, self.taken[module.name]) != self.taken[module.name]:
@@ -87,8 +87,8 @@ class Symbols:
             file = self._unpacked(packed, module)
             where = (f"-s {shlex.quote(name)} {at:#x}" for name, at in self._places(module, file))
             words = f"{shlex.quote(str(file))} {module.address:#x} {' '.join(where)}"
-            # GDB keeps the index of a file by its build-id, and a module's holds only for the place where it
-            # lay when that was made: at the next boot no address would have a source line.
+            # GDB's index cache is keyed by build-id, but a module's index depends on its address: after the
+            # next boot, no address would have a source line.
             with gdb.with_parameter("confirm", False), gdb.with_parameter("index-cache enabled", False):
                 gdb.execute(f"add-symbol-file {words}", to_string=True)
         except (OSError, ValueError, gdb.error) as error:
@@ -101,8 +101,8 @@ class Symbols:
         return f"{module.name}: symbols at {module.address:#x} from {packed}"
 
     def _places(self, module: vmd_loaded_modules.Module, file: Path) -> Iterator[tuple[str, int]]:
-        # What the kernel does not keep, .modinfo and __versions for example, GDB would put at 0, and
-        # find their symbols in user space.
+        # Sections that the kernel does not keep, for example .modinfo and __versions, would get address 0,
+        # and their symbols would match addresses of user space.
         kept = {name: at for name, at in module.sections.items() if not module.lost(name)}
         for name in kept.keys() - {".text"}:
             yield name, kept[name]
@@ -116,13 +116,13 @@ class Symbols:
             with gdb.with_parameter("confirm", False):
                 gdb.execute(f"remove-symbol-file -a {module.address:#x}", to_string=True)
         except gdb.error:
-            return ""  # the user was quicker
+            return ""  # the user has removed it already
         return f"{module.name}: unloaded"
 
     def _find(self, module: vmd_loaded_modules.Module) -> Path:
         packed = self._files().get(module.name)
         if packed is None:
-            raise FileNotFoundError(f"no file of it under {self.path.replace(':', ', ')}")
+            raise FileNotFoundError(f"no file for it in {self.path.replace(':', ', ')}")
         return packed
 
     def _files(self) -> dict[str, Path]:
@@ -134,7 +134,7 @@ class Symbols:
 
     def _unpacked(self, packed: Path, module: vmd_loaded_modules.Module) -> Path:
         if self._scratch is None:
-            import shutil  # noqa: PLC0415 - slow to import, and many guests have no module
+            import shutil  # noqa: PLC0415 - slow to import, and many guests have no modules
             import tempfile  # noqa: PLC0415
 
             self._scratch = Path(tempfile.mkdtemp(prefix="vmd-modules-"))
@@ -142,7 +142,9 @@ class Symbols:
         file = vmd_module_files.unpacked(packed, self._scratch)
         theirs, ours = module.build_id(), vmd_module_files.build_id(file)
         if theirs and ours and theirs != ours:
-            raise ValueError(f"{packed} is of another build: its build-id is {ours}, the guest's {theirs}")
+            raise ValueError(
+                f"{packed} is of another build: its build-id is {ours}, the loaded module's {theirs}"
+            )
         return file
 
 
@@ -150,10 +152,10 @@ SYMBOLS = Symbols()
 
 
 class Starting(gdb.Breakpoint):
-    """Sees each module just before its init function runs.
+    """A breakpoint that every new module hits just before its init function runs.
 
-    The guest is only stopped for it when a breakpoint waits for symbols, or lies in a module, which may be
-    this one, loaded anew; symbols cannot be read here, as stop() must not touch breakpoints.
+    It stops the guest only if a breakpoint is pending, or is in a module, which may be this one loaded again:
+    then the symbols are read. stop() itself must not read them, because that changes breakpoints.
     """
 
     def __init__(self) -> None:
@@ -162,38 +164,40 @@ class Starting(gdb.Breakpoint):
         self.commands = f"{Modules.NAME} --starting\ncontinue"
 
     def stop(self) -> bool:
-        """Stop for a breakpoint that may be in this module, else remember."""
+        """Stop if a breakpoint may be in this module; otherwise note that a module was loaded."""
         SYMBOLS.behind = True
         return any(each.enabled and (each.pending or _in_module(each)) for each in gdb.breakpoints())
 
 
 def _in_module(breakpoint_: gdb.Breakpoint) -> bool:
-    """Whether a breakpoint is in a module, or was before that was unloaded: to GDB it does not wait then."""
+    """Whether a breakpoint is, or was, in a module: after an unload GDB does not make it pending."""
     if not SYMBOLS.taken or breakpoint_.type not in (gdb.BP_BREAKPOINT, gdb.BP_HARDWARE_BREAKPOINT):
         return False
     try:
         first, end = (int(gdb.parse_and_eval(name)) & WORD for name in ("&_stext", "&_end"))
         return not all(first <= location.address < end for location in breakpoint_.locations)
-    except (gdb.error, AttributeError):  # before GDB 13 it does not tell
+    except (gdb.error, AttributeError):  # GDB before 13 has no locations
         return True
 
 
 class Watch:
-    """Whether modules that come later are wanted, and the breakpoint that sees them."""
+    """Whether modules that are loaded later get symbols, and the breakpoint for that."""
 
     def __init__(self) -> None:
         self.wanted = False
         self.starting: Starting | None = None
 
     def plant(self) -> None:
-        """Plant the breakpoint as soon as it can be: under KVM not before the kernel is mapped."""
+        """Set the breakpoint as soon as possible: under KVM not before the kernel is mapped."""
         if (
             self.wanted
             and not vmd_kgdb.stuck_later()
             and (vmd_guest.accel() == "tcg" or vmd_guest.kernel_runs())
         ):
             self.wanted = False
-            gdb.decode_line(STARTING)  # GDB would let a breakpoint wait for a function that is nowhere
+            gdb.decode_line(
+                STARTING
+            )  # raises if there is no such function; a breakpoint would become pending
             self.starting = Starting()
 
 
@@ -203,13 +207,14 @@ WATCH = Watch()
 class Modules(gdb.Command):
     """Give GDB the symbols of the guest's modules: vmd-modules [--watch] [DIRECTORY...].
 
-    Lists what is loaded, with where it lies and the file that its symbols come from.
-    Files are looked for under the directories, from now on; then in $vmd_modules_path (with :
-    between them), else beside vmlinux and in /lib/modules and /usr/lib/debug for its release: as
-    .ko, .ko.xz, .ko.zst, .ko.gz or .ko.debug. A file of another build than the module is refused.
+    Lists the loaded modules, with their addresses and the files that their symbols come from.
+    Searches the given directories, now and later, then those in $vmd_modules_path (separated
+    by colons); if that is not set, the directory of vmlinux, /lib/modules/RELEASE and
+    /usr/lib/debug/lib/modules/RELEASE. Finds .ko, .ko.xz, .ko.zst, .ko.gz and .ko.debug
+    files. Refuses a file of another build than the loaded module.
 
-    With --watch modules that are loaded later get theirs too, and a breakpoint that waits
-    for one is in time for its init function; only what changes is said then.
+    With --watch, modules that are loaded later get symbols too, in time for a pending
+    breakpoint in their init function. Prints only what changes.
 
     Example: vmd-modules --watch /src/linux
     """
@@ -220,7 +225,7 @@ class Modules(gdb.Command):
         super().__init__(self.NAME, gdb.COMMAND_FILES, gdb.COMPLETE_FILENAME)
 
     def invoke(self, argument: str, _from_tty: bool) -> None:
-        """Bring the symbols up to date."""
+        """Update the symbols."""
         words = gdb.string_to_argv(argument)
         options = {word for word in words if word.startswith("--")}
         directories = [word for word in words if word not in options]
@@ -228,7 +233,9 @@ class Modules(gdb.Command):
             vmd_batch.fail(f"vmd-modules has no option {' '.join(sorted(options))}", vmd_batch.USAGE)
         for each in directories:
             if not Path(each).expanduser().is_dir():
-                vmd_batch.fail(f"{each} is no directory: no modules can be there", vmd_batch.USAGE)
+                vmd_batch.fail(
+                    f"{each} is not a directory\ngive a directory with module files in it", vmd_batch.USAGE
+                )
         vmd_guest.need_connected()
         SYMBOLS.own = list(dict.fromkeys([*directories, *SYMBOLS.own]))
         SYMBOLS.use(":".join([*SYMBOLS.own, _usual_path()]))
@@ -240,12 +247,12 @@ class Modules(gdb.Command):
             else:
                 _list()
         except (gdb.error, gdb.GdbError) as error:
-            # A kernel without modules, a vmlinux without types: no reason to end a batch.
-            vmd_batch.say(f"no symbols of modules: {vmd_slide.misplaced() or error}")
+            # A kernel without modules, or a vmlinux without types, does not end a batch.
+            vmd_batch.say(f"no symbols for modules: {vmd_slide.misplaced() or error}")
 
 
 def catch_up(_event: object = None) -> None:
-    """Do what could not be done while the guest ran."""
+    """Do what is not possible while the guest runs."""
     thread = gdb.selected_thread()
     if thread is None or thread.is_running():
         return
@@ -261,7 +268,7 @@ def _follow() -> None:
 
 
 def _list() -> None:
-    SYMBOLS.refused.clear()  # who asks is told the reasons again
+    SYMBOLS.refused.clear()  # print the reasons again
     modules: list[vmd_loaded_modules.Module] = []
     if vmd_guest.kernel_runs():
         SYMBOLS.follow()
@@ -276,7 +283,7 @@ def _list() -> None:
 
 
 def register() -> None:
-    """Catch up before each prompt, and before each command of a batch."""
+    """Update before each prompt, and before each command of a batch."""
     gdb.events.before_prompt.connect(catch_up)
     vmd_batch.BEFORE.append(catch_up)
 

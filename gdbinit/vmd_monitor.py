@@ -1,4 +1,4 @@
-"""What `monitor` has a gdbstub say."""
+"""Output of `monitor` commands."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _QUOTED = re.compile(r'@"(.*?)(?:\\r)?(?:\\n)?"')
 
 
 def ask(command: str) -> list[str]:
-    """Return the lines that the stub answers a command of its own with.
+    """Return the lines that the gdbstub prints for one of its own commands.
 
-    Newer GDBs that speak MI quote each one as MI's target stream, even for `to_string`: GDB 18 does, 13 not.
+    With MI, GDB 18 quotes each line as MI's target stream even for `to_string`; GDB 13 does not.
 
     Raises:
-        gdb.error: it answers none, or the guest runs.
+        gdb.error: the stub does not know the command, or the guest runs.
     """
     said = gdb.execute(f"monitor {command}", to_string=True) or ""
     lines = []

@@ -1,4 +1,4 @@
-"""Steps to the next line, on whichever CPU the task is by then."""
+"""Steps to the next source line, on whichever CPU the task runs then."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vmd_follow import FOLLOWING
 class Next(gdb.Command):
     """Step to the next source line, over calls: vmd-next [COUNT].
 
-    GDB's own next waits on the CPU that it was given on, and misses a task that has slept
-    in a call and comes back on another one.
+    GDB's own `next` waits on the CPU on which it was given. If the task sleeps in a call and
+    returns on another CPU, `next` misses it and the guest runs on. This command follows the task.
 
     Example: vmd-next 3
     """

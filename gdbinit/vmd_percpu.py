@@ -1,4 +1,4 @@
-"""Per-CPU variables by CPU, refused for CPUs that the kernel does not have."""
+"""Per-CPU variables of one CPU, with a check of the CPU number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def variable(cpu: int, name: str) -> gdb.Value:
 
 
 def address(pointer: int, cpu: int) -> int:
-    """Return where a per-CPU pointer, which the kernel has allocated, points for a CPU.
+    """Return the address to which a per-CPU pointer of the kernel points for a CPU.
 
     Raises:
         gdb.error: there is no such CPU.
@@ -30,7 +30,7 @@ def address(pointer: int, cpu: int) -> int:
 
 def _offset(cpu: int) -> int:
     if gdb.lookup_global_symbol("__per_cpu_offset") is None:
-        return 0  # a kernel without SMP has one copy, in place
+        return 0  # without SMP the variable itself is the only copy
     return int(gdb.parse_and_eval(f"__per_cpu_offset[{cpu}]"))
 
 
@@ -39,4 +39,4 @@ def _need(cpu: int) -> None:
     if gdb.lookup_global_symbol("nr_cpu_ids") is not None:
         count = int(gdb.parse_and_eval("nr_cpu_ids"))
     if not 0 <= cpu < count:
-        raise gdb.GdbError(f"the kernel has CPUs 0 to {count - 1}")
+        raise gdb.GdbError(f"no CPU {cpu}: the kernel has CPUs 0 to {count - 1}")

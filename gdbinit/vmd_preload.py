@@ -1,6 +1,6 @@
-"""Imports what will be needed while GDB reads symbols, which it does without Python.
+"""Imports modules in the background while GDB reads symbols, for which it does not hold Python's lock.
 
-Where there is but one CPU nothing is lost by it.
+On a host with one CPU this gains nothing and costs nothing.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import signal
 
 
 def start(*modules: str) -> None:
-    """Start to import modules that ask GDB nothing while they are imported.
+    """Start to import modules; they must not call GDB during their import.
 
-    Who imports one of them meanwhile waits for it; one that cannot be imported is told to whoever wants it.
+    Code that imports one of them meanwhile waits for it. An import error is not reported here: the same
+    import fails again where the module is used.
 
     Args:
-        modules: Their names.
+        modules: Names of the modules.
     """
-    # Signals are for GDB's own thread: see "Basic Python" in its manual.
+    # GDB's own thread must receive the signals: see "Basic Python" in GDB's manual.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        # Not by `threading`, which would have GDB wait at its end, and tell of Ctrl-C there.
+        # `threading` would make GDB wait for the thread at exit, and print a KeyboardInterrupt there.
         _thread.start_new_thread(_import, modules)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,4 +1,4 @@
-"""Takes up a VM that `vmdebug restart` has started anew: new symbols, the same breakpoints."""
+"""Connects to a VM again after `vmdebug restart`: with new symbols and the same breakpoints."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _GONE = " (deleted)"
 
 
 class Reconnect(gdb.Command):
-    """Connect to the VM that was restarted: vmd-reconnect [RUN-DIRECTORY].
+    """Connect to a VM that was restarted: vmd-reconnect [RUN-DIRECTORY].
 
-    Loads its vmlinux, sets every breakpoint again by its name or line, and proves that the symbols are
-    those of its kernel. Without an argument the VM is the one that `vmdebug attach` was for.
+    Loads the VM's vmlinux, sets every breakpoint again by its name or line, and checks that the
+    symbols match the running kernel. Without an argument, uses the VM that `vmdebug attach` named.
 
     Example: vmd-reconnect
     """
@@ -31,7 +31,7 @@ class Reconnect(gdb.Command):
         super().__init__(self.NAME, gdb.COMMAND_RUNNING, gdb.COMPLETE_FILENAME)
 
     def invoke(self, argument: str, _from_tty: bool) -> None:
-        """Take the VM, load its symbols, connect."""
+        """Lock the VM, load its symbols, connect."""
         directory = Path(argument).expanduser() if argument else _directory()
         state = _state(directory)
         lock = _take(directory / "attach.lock")
@@ -48,11 +48,12 @@ class Reconnect(gdb.Command):
 
 
 def _directory() -> Path:
-    """Return the run directory of the VM: the lock that says who is attached lies in it."""
+    """Return the VM's run directory: the one that holds the lock file of this GDB."""
     lock = gdb.convenience_variable("vmd_lock")
     if lock is None:
         vmd_batch.fail(
-            "vmd-reconnect does not know which VM\nname its run directory: vmd-reconnect DIRECTORY",
+            "vmd-reconnect: this GDB was not started by vmdebug attach, so the VM is unknown\n"
+            "give its run directory: vmd-reconnect DIRECTORY",
             vmd_batch.USAGE,
         )
     path = Path(f"/proc/self/fd/{int(lock)}").readlink()
@@ -60,17 +61,17 @@ def _directory() -> Path:
 
 
 def _state(directory: Path) -> dict[str, Any]:
-    import json  # noqa: PLC0415 - imported when a VM was restarted
+    import json  # noqa: PLC0415 - needed only after a restart
 
     try:
         state: dict[str, Any] = json.loads((directory / "state.json").read_text())
     except (OSError, ValueError) as error:
-        vmd_batch.fail(f"no VM runs in {directory}: {error}\nstart it: vmdebug restart, or vmdebug start")
+        vmd_batch.fail(f"no VM in {directory}: {error}\nstart it: vmdebug restart, or vmdebug start")
     return state
 
 
 def _take(path: Path) -> int:
-    """Say that this GDB is attached to the new VM, as `vmdebug attach` does."""
+    """Take the lock for the attached GDB, as `vmdebug attach` does."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,7 +89,7 @@ def _take(path: Path) -> int:
 
 
 def _forget_modules() -> None:
-    """Drop the symbols of modules that were loaded before: their files may have been built anew."""
+    """Remove the symbols of modules: their files may have been rebuilt."""
     for module in vmd_modules.SYMBOLS.placed.values():
         with contextlib.suppress(gdb.error), gdb.with_parameter("confirm", False):
             gdb.execute(f"remove-symbol-file -a {module.address:#x}", to_string=True)

@@ -1,7 +1,7 @@
-"""A stopped CPU's registers, and which of them holds a variable; without a frame.
+"""Registers of a stopped CPU, and the register that holds a variable, without creating a frame.
 
-A `gdb.Frame` costs a packet: GDB tells frames apart by what they return to as well, and reads it from the
-stack. At a breakpoint that notes a few numbers and goes on no other costs as much.
+A `gdb.Frame` costs a packet: GDB identifies a frame by its caller too, and reads the return address from the
+stack. A breakpoint that records a few numbers and continues has no higher cost than that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REGISTER = re.compile(r"a variable in \$(\w+)")
 
 
 class Registers(dict[str, int]):
-    """The selected CPU's at one stop, by GDB's names, without signs; each is asked for once.
+    """The selected CPU's registers at one stop, by GDB's names, as unsigned numbers; each is read once.
 
     Raises:
         gdb.error: there is no such register.
@@ -31,7 +31,7 @@ class Registers(dict[str, int]):
 
     @property
     def pc(self) -> int:
-        """The address of the next instruction; `$pc` takes GDB twice as long as the register itself."""
+        """The program counter; GDB takes twice as long for `$pc` as for the register's own name."""
         try:
             return self[vmd_arch.current().pc]
         except gdb.error:
@@ -39,11 +39,11 @@ class Registers(dict[str, int]):
 
 
 def narrowed(number: int, kind: gdb.Type) -> int:
-    """Return a number as its type has it: the lower bytes of the register that holds it.
+    """Return the value of a type in a register: its lower bytes, with the type's sign.
 
     Args:
-        number: The register.
-        kind: An integer, an enumeration, a pointer.
+        number: The register's value.
+        kind: An integer, an enumeration or a pointer type.
     """
     bits = 8 * kind.sizeof
     number &= (1 << bits) - 1
@@ -52,17 +52,17 @@ def narrowed(number: int, kind: gdb.Type) -> int:
 
 
 def holding(name: str, pc: int) -> str | None:
-    """Return the register that a variable lies in; None where it lies elsewhere, or GDB's words are others.
+    """Return the register that holds a variable; None if it is elsewhere, or GDB's output is not understood.
 
     Args:
-        name: Of the selected frame's.
-        pc: Where that frame is.
+        name: A variable in the selected frame.
+        pc: The frame's program counter.
     """
     return holding_in(gdb.execute(f"info address {name}", to_string=True), pc)
 
 
 def holding_in(said: str, pc: int) -> str | None:
-    """Return the register in what GDB's `info address` printed; see `holding`."""
+    """Return the register in the output of GDB's `info address`; see `holding`."""
     alone = _ALONE.match(said)
     places = [alone[1]] if alone else []
     places += [place for low, high, place in _RANGE.findall(said) if int(low, 16) <= pc < int(high, 16)]

@@ -1,9 +1,8 @@
-"""The kernel's own GDB scripts where some of them do not fit the kernel: what is broken says so by itself.
+"""Limits errors in the kernel's own GDB scripts to the commands that they affect.
 
-`constants.py` asks GDB for symbols while it is imported, so one that this kernel lacks would
-take every command along; here only those suffer that use it. And a command that fails inside of
-its script (lx-timerlist on 6.1: its red-black tree has gone) ends with its name and the
-reason in place of a Python exception.
+`constants.py` asks GDB for symbols while it is imported, so one symbol that this kernel lacks would disable
+every command; here it disables only those that use it. A command that fails in its script (lx-timerlist on
+6.1, whose red-black tree no longer exists) prints its name and the reason, and no Python traceback.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ _SUFFIXED = re.compile(r"\b(0[xX][0-9a-fA-F]+|\d+)[uUlL]+\b")
 
 
 def constants(file: Path) -> dict[str, str]:
-    """Import `linux.constants`; return why which names are not there.
+    """Import `linux.constants`; return the reason for each name that is missing.
 
-    Where it fails it is run line by line. Whoever uses a name that is not there gets the reason as an error
-    of GDB's.
+    If the import fails, run it statement by statement. Using a missing name later raises gdb.error with the
+    reason.
 
     Args:
-        file: The generated `constants.py`; the directory above its own is on `sys.path`.
+        file: The generated `constants.py`; the parent of its directory is on `sys.path`.
 
     Raises:
-        OSError: it is not there.
+        OSError: there is no such file.
     """
     with suppress(gdb.error, ImportError, NameError, ValueError, SyntaxError):
         importlib.import_module("linux.constants")
@@ -51,14 +50,14 @@ def constants(file: Path) -> dict[str, str]:
 def _line_by_line(file: Path) -> dict[str, str]:
     import ast  # noqa: PLC0415 - slow to import, and most kernels have all their constants
 
-    import linux  # type: ignore[import-not-found] # noqa: PLC0415 - it is there from now on
+    import linux  # type: ignore[import-not-found] # noqa: PLC0415 - available since the import above
 
     missing: dict[str, str] = {}
     module = ModuleType("linux.constants")
     module.__file__ = str(file)
     for statement in _statements(file.read_text(), missing):
         try:
-            exec(compile(ast.Module([statement], []), str(file), "exec"), vars(module))  # noqa: S102 - as import would
+            exec(compile(ast.Module([statement], []), str(file), "exec"), vars(module))  # noqa: S102 - this is what an import does
         except (gdb.error, NameError, ValueError) as error:
             names = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
             reason = " ".join(str(error).split())
@@ -75,12 +74,12 @@ def _line_by_line(file: Path) -> dict[str, str]:
 
 
 def commands(text: str) -> dict[str, str]:
-    """Return the names of the commands that a script defines, by their class."""
+    """Return the commands that a script defines, by class name."""
     return dict(_COMMAND.findall(text))
 
 
 def users(name: str, text: str) -> list[str]:
-    """Return the commands of a script that use a constant; of a function of its own, each may."""
+    """Return the commands of a script that use a constant; if a function of it does, all its commands may."""
     import ast  # noqa: PLC0415 - as above
 
     by_class = commands(text)
@@ -94,7 +93,7 @@ def users(name: str, text: str) -> list[str]:
 
 
 def guard(part: ModuleType, text: str) -> None:
-    """Make the commands of an imported script end with one line when their script fails."""
+    """Make the commands of an imported script print one line instead of a traceback when they fail."""
     for name, command in commands(text).items():
         cls = getattr(part, name, None)
         if cls is not None and not hasattr(cls.invoke, "guarded"):
@@ -111,9 +110,9 @@ def exists(command: str) -> bool:
 
 
 def _statements(text: str, missing: dict[str, str]) -> list[ast.stmt]:
-    """Return the statements of `constants.py`, without lines that are no Python.
+    """Return the statements of `constants.py`, without lines that are not Python.
 
-    C's suffixes of numbers are left out: Linux 5.10.262 says `LX_SB_RDONLY = ((((1UL))) << (0))`.
+    Remove C's number suffixes: Linux 5.10.262 has `LX_SB_RDONLY = ((((1UL))) << (0))`.
     """
     import ast  # noqa: PLC0415 - as above
 
@@ -130,7 +129,7 @@ def _statements(text: str, missing: dict[str, str]) -> list[ast.stmt]:
             found = re.match(r"(\s*)(LX_\w+)", lines[at])
             if found is None:
                 raise
-            missing[found[2]] = f"constants.py says what is no Python: {lines[at].strip()}"
+            missing[found[2]] = f"this line of constants.py is not Python: {lines[at].strip()}"
             lines[at] = f"{found[1]}pass"
 
 
@@ -140,8 +139,8 @@ def _guarded(invoke: Callable[[Any, str, bool], None], command: str) -> Callable
             invoke(self, argument, from_tty)
         except (gdb.GdbError, gdb.MemoryError):
             raise
-        except Exception as error:  # noqa: BLE001 - theirs can fail in any way
-            # With an argument it may well be that which is wrong.
+        except Exception as error:  # noqa: BLE001 - a kernel script can fail in any way
+            # With an argument, the argument may be wrong.
             what = "failed" if argument else "is broken on this kernel"
             reason = " ".join(str(error).split()) or type(error).__name__
             raise gdb.GdbError(f"{command} {what}: {reason} ({_where(error)})") from None
@@ -151,7 +150,7 @@ def _guarded(invoke: Callable[[Any, str, bool], None], command: str) -> Callable
 
 
 def _where(error: Exception) -> str:
-    """Return the line of their script in which it failed."""
+    """Return the file and line of the kernel script that failed."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     file = Path(frames[-1].filename)
     return f"{file.parent.name}/{file.name}:{frames[-1].lineno}"

@@ -1,4 +1,4 @@
-"""Sources the kernel's own GDB scripts (`lx-…`), and keeps what works when some of it does not."""
+"""Sources the kernel's own GDB scripts (`lx-…`), and keeps those that work if some do not."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ LOADER = "vmlinux-gdb.py"
 
 
 def imports(loader: str) -> list[str]:
-    """Return the modules that a `vmlinux-gdb.py` imports, in its order."""
+    """Return the modules that a `vmlinux-gdb.py` imports, in order."""
     return re.findall(r"^\s*import (linux\.\w+)", loader, re.MULTILINE)
 
 
 class Scripts(gdb.Command):
     """Source the kernel's own GDB scripts: vmd-scripts DIRECTORY.
 
-    DIRECTORY holds vmlinux-gdb.py beside scripts/gdb. Each part that does not work with
-    this kernel is named in one line; the others stay usable.
+    DIRECTORY has vmlinux-gdb.py and scripts/gdb in it. Commands that do not work with this
+    kernel are listed with the reason; the others are available.
 
     Example: vmd-scripts /src/linux
     """
@@ -35,19 +35,19 @@ class Scripts(gdb.Command):
         super().__init__(self.NAME, gdb.COMMAND_SUPPORT, gdb.COMPLETE_FILENAME)
 
     def invoke(self, argument: str, _from_tty: bool) -> None:
-        """Import each part by itself."""
+        """Import each script on its own."""
         directory = Path(argument).absolute()
         try:
             parts = imports((directory / LOADER).read_text())
         except OSError as error:
             vmd_batch.say(f"no kernel GDB scripts: {error}")
             return
-        # The loader does just this: it stands beside `scripts/gdb` and imports its parts.
+        # vmlinux-gdb.py does the same: it imports the scripts in scripts/gdb beside it.
         scripts = directory / "scripts" / "gdb"
         sys.path.insert(0, str(scripts))
         texts = {part: _text(scripts / f"{part.replace('.', '/')}.py") for part in parts}
         with warnings.catch_warnings():
-            # Their regular expressions are no raw strings, which Python has frowned upon since 3.12.
+            # Their regular expressions are not raw strings, for which Python warns since 3.12.
             warnings.simplefilter("ignore", SyntaxWarning)
             if _constants(scripts / "linux" / "constants.py", texts):
                 for reason, broken in _failures(texts).items():
@@ -55,7 +55,7 @@ class Scripts(gdb.Command):
 
 
 def _constants(file: Path, texts: dict[str, str]) -> bool:
-    """Import the generated constants; return whether the parts can be of any use."""
+    """Import the generated constants; return whether the scripts can be used at all."""
     if "linux.constants" not in texts:
         return True
     del texts["linux.constants"]
@@ -68,11 +68,11 @@ def _constants(file: Path, texts: dict[str, str]) -> bool:
         users = [command for text in texts.values() for command in vmd_script_errors.users(name, text)]
         if users:
             vmd_batch.say(f"kernel GDB scripts: {', '.join(users)} may not work without {name}: {reason}")
-    # vmlinux-gdb.py ends here as well.
+    # vmlinux-gdb.py stops here as well.
     reduced = vars(sys.modules["linux.constants"]).get("LX_CONFIG_DEBUG_INFO_REDUCED", 0)
     if reduced:
         vmd_batch.say(
-            "no kernel GDB scripts: they need all types, and CONFIG_DEBUG_INFO_REDUCED=y left some out"
+            "no kernel GDB scripts: they need all types, and CONFIG_DEBUG_INFO_REDUCED=y omits some"
         )
     return not reduced
 
@@ -82,12 +82,12 @@ def _text(file: Path) -> str:
 
 
 def _failures(texts: dict[str, str]) -> dict[str, list[str]]:
-    """Import each part; return what is not there of those that failed, by reason."""
+    """Import each script; return the commands that are missing because a script failed, by reason."""
     failures: dict[str, list[str]] = {}
     for part, text in texts.items():
         try:
             importlib.import_module(part)
-        except Exception as error:  # noqa: BLE001 - theirs can fail in any way
+        except Exception as error:  # noqa: BLE001 - a kernel script can fail in any way
             reason = " ".join(str(error).split()) or type(error).__name__
             lost = [
                 command

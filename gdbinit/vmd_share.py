@@ -1,9 +1,9 @@
 """Lets scripts use a person's GDB while the person works in it.
 
-A script gets a terminal of its own here, on which GDB speaks MI: `new-ui`, see "Interpreters"
-in GDB's manual. It asks for one at an abstract socket, which is no file and so is gone with GDB however
-that ends; see unix(7). Only the same user is let in. The connection lasts as long as the
-script does: at its end, however it came, what the script has left planted is taken out.
+A script connects to an abstract socket and gets a terminal on which GDB speaks MI: `new-ui`, see
+"Interpreters" in GDB's manual. An abstract socket is not a file, so it vanishes when GDB ends, however it
+ends; see unix(7). Only the same user may connect. The connection lasts as long as the script. When the script
+ends, however it ends, its remaining breakpoints are deleted.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _CREDENTIALS = struct.Struct("iII")
 """`struct ucred` of unix(7): pid, uid, gid."""
 
 _RETRY_MS = 100
-"""How long an attempt to stop the guest may take before the next one."""
+"""Milliseconds until the next attempt to stop the guest."""
 
 
 class Share(gdb.Command):
     """Let scripts use this GDB while you work in it: vmd-share.
 
-    `vmdebug trace`, `vmdebug run SCRIPT --name NAME` and vmdebug.attach(NAME) then work on this guest through
-    this GDB, one at a time; you see each stop of the guest, and what they planted goes
-    with them. While a script runs the guest, `interrupt` stops it.
+    `vmdebug trace`, `vmdebug run SCRIPT --name NAME` and vmdebug.attach(NAME) then use this
+    GDB, one at a time. You see each stop of the guest. When a script ends, its breakpoints
+    are deleted. While a script runs the guest, `interrupt` stops it.
 
     Example: vmd-share
     """
@@ -47,32 +47,32 @@ class Share(gdb.Command):
         super().__init__(self.NAME, gdb.COMMAND_SUPPORT)
 
     def invoke(self, _argument: str, _from_tty: bool) -> None:
-        """Listen for them; a second time changes nothing."""
-        if OFFICE.address:
+        """Start to listen, unless this GDB is shared already."""
+        if SERVER.address:
             return
         lock = gdb.convenience_variable("vmd_lock")
         if lock is None:
-            vmd_batch.fail("vmd-share is for a GDB that `vmdebug attach` has started", vmd_batch.USAGE)
+            vmd_batch.fail("vmd-share works only in a GDB that `vmdebug attach` has started", vmd_batch.USAGE)
         if not gdb.parameter("mi-async"):
             try:
                 gdb.set_parameter("mi-async", True)
             except gdb.error as error:
-                vmd_batch.fail(f"a script could do nothing while the guest runs: {error}")
-        import vmd_mi  # noqa: PLC0415 - what scripts ask for; needs GDB 12
+                vmd_batch.fail(f"scripts need mi-async, to be used while the guest runs: {error}")
+        import vmd_mi  # noqa: PLC0415 - needed only by scripts; needs GDB 12
 
         vmd_mi.define()
-        vmd_mi.Command("-vmd-own", OFFICE.own)
+        vmd_mi.Command("-vmd-own", SERVER.own)
         vmd_mi.Command("-vmd-stands", stands)
-        OFFICE.open()
-        # Who wants in reads it there.
-        text = f"{os.getpid()}\n{OFFICE.address}\n".encode()
+        SERVER.open()
+        # Scripts read the address there.
+        text = f"{os.getpid()}\n{SERVER.address}\n".encode()
         os.ftruncate(int(lock), os.pwrite(int(lock), text, 0))
 
 
-class Office:
-    """Where scripts are let in; `OFFICE` is the only one.
+class ScriptServer:
+    """Accepts scripts; `SERVER` is the only instance.
 
-    A thread waits for them. All that touches GDB is done by GDB's own.
+    A thread waits for connections. All calls to GDB are made on GDB's own thread.
     """
 
     def __init__(self) -> None:
@@ -86,16 +86,16 @@ class Office:
 
     def open(self) -> None:
         """Listen."""
-        import secrets  # noqa: PLC0415 - these are slow to import, and few share
+        import secrets  # noqa: PLC0415 - slow to import, and needed only here
         import socket  # noqa: PLC0415
-        import threading  # noqa: PLC0415 - imported, it has GDB wait for it at its end
+        import threading  # noqa: PLC0415 - once imported, GDB waits for it at exit
 
         name = f"vmdebug-{secrets.token_hex(8)}"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(f"\0{name}")
         self._listener.listen()
         self.address = f"@{name}"
-        # GDB's own thread must get the user's Ctrl-C, so that one takes no signal.
+        # GDB's own thread must receive the user's Ctrl-C, so the new thread blocks all signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
@@ -103,26 +103,26 @@ class Office:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def own(self, number: str) -> dict[str, object]:
-        """`-vmd-own NUMBER`: a breakpoint goes when the script does."""
+        """`-vmd-own NUMBER`: delete this breakpoint when the script ends."""
         self._own += [each for each in gdb.breakpoints() if each.number == int(number)]
         return {}
 
     def _serve(self, listener: socket.socket) -> None:
-        """Let scripts in, one at a time: the thread's whole life."""
+        """Accept scripts, one at a time; this is the thread's main function."""
         import socket  # noqa: PLC0415 - as above
 
         inside: socket.socket | None = None
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         while True:
-            # The next one is let in once nothing of the last one is left.
+            # Accept the next script only when the last one's breakpoints are deleted.
             poll.modify(listener, 0 if self._leaving else select.POLLIN)
             ready = {descriptor for descriptor, _ in poll.poll(_RETRY_MS if self._leaving else None)}
             if not ready and self._leaving:
-                # QEMU passes over a request to stop that comes before it has the guest running.
+                # QEMU ignores a request to stop that arrives before the guest runs.
                 gdb.post_event(self._leave)
             if inside is not None and inside.fileno() in ready:
-                # It has nothing to say: this is its end.
+                # A script sends nothing on this socket: it has ended.
                 poll.unregister(inside)
                 inside.close()
                 inside = None
@@ -143,7 +143,7 @@ class Office:
                 gdb.post_event(partial(self._join, inside))
 
     def _join(self, caller: socket.socket) -> None:
-        """Give a script its terminal."""
+        """Give a script a terminal with an MI interpreter."""
         import socket  # noqa: PLC0415 - as above
         import termios  # noqa: PLC0415
         import tty  # noqa: PLC0415
@@ -157,10 +157,10 @@ class Office:
         try:
             tty.setraw(theirs, termios.TCSANOW)
             gdb.execute(f"new-ui mi4 {os.ttyname(theirs)}", to_string=True)
-            # Whoever has gone by now takes the terminal along: GDB ends what talks to a dead one.
+            # If the script has ended already, GDB ends the interpreter when the terminal closes.
             with suppress(OSError):
                 socket.send_fds(caller, [b"+"], [ours])
-            # A question whether to show more of a stop would hold up the script.
+            # GDB's "--Type <RET> for more--" would block the script.
             self._paged = self._paged or bool(gdb.parameter("pagination"))
             gdb.set_parameter("pagination", False)
             _tell(f"{self._who} shares this GDB")
@@ -169,9 +169,9 @@ class Office:
             os.close(ours)
 
     def _leave(self) -> None:
-        """Take out what a script has left; stop the guest for it, if it runs."""
+        """Delete the breakpoints that a script has left; stop the guest for that if it runs."""
         if not self._leaving:
-            return  # the guest has stopped since this was asked for
+            return  # the guest has stopped meanwhile
         if self._planted() and _runs():
             if not self._stopping:
                 gdb.events.stop.connect(self._stopped)
@@ -182,7 +182,7 @@ class Office:
         self._clear(go_on=False)
 
     def _planted(self) -> bool:
-        import vmd_trace  # noqa: PLC0415 - MI's; there since `vmd-share`
+        import vmd_trace  # noqa: PLC0415 - imported with vmd_mi
 
         self._own = [each for each in self._own if each.is_valid()]
         return bool(self._own or vmd_trace.open_traces() or vmd_early.WAITING.planted)
@@ -205,10 +205,10 @@ class Office:
             if go_on:
                 gdb.execute("continue &")
         except gdb.error as error:
-            _tell(f"{self._who} has gone; what it has planted may be there still: {error}")
+            _tell(f"{self._who} has ended; some of its breakpoints may remain: {error}")
         else:
             words = "; the guest runs on" if go_on else ""
-            _tell(f"{self._who} has gone{words}", at_prompt=go_on)
+            _tell(f"{self._who} has ended{words}", at_prompt=go_on)
         finally:
             if self._paged:
                 gdb.set_parameter("pagination", True)
@@ -226,28 +226,28 @@ class Office:
         vmd_early.WAITING.clear()
 
 
-OFFICE = Office()
+SERVER = ScriptServer()
 
 
 def _name(pid: int) -> str:
-    """Return what a process was called as: "vmdebug trace"."""
+    """Return the first words of a process's command line: "vmdebug trace"."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return "?"
-    # A script's first word is its interpreter.
+    # The first word of a Python script's command line is the interpreter.
     words = [Path(word).name for word in words if word]
     script = words[0].startswith("python") and len(words) > 1 and not words[1].startswith("-")
     return " ".join(words[1:3] if script else words[:2])
 
 
 def _runs() -> bool:
-    """Whether the guest runs: all CPUs do, or none. GDB cannot list them while they do: it would ask QEMU."""
+    """Whether the guest runs. Do not list GDB's threads for this: GDB would have to ask QEMU."""
     return stands()["state"] == "running"
 
 
 def stands() -> dict[str, object]:
-    """`-vmd-stands`: "running", "stopped" or "unconnected"; `-thread-info` is refused while it runs."""
+    """`-vmd-stands`: "running", "stopped" or "unconnected"; GDB refuses `-thread-info` while it runs."""
     thread = gdb.selected_thread()
     if thread is None or not thread.is_valid():
         return {"state": "unconnected"}
@@ -255,7 +255,7 @@ def stands() -> dict[str, object]:
 
 
 def _tell(text: str, *, at_prompt: bool = False) -> None:
-    """Tell the person, who may be typing: the prompt comes again where there was one."""
+    """Print a message to the person, and the prompt again if there was one."""
     prompt = gdb.parameter("prompt") if at_prompt or not _runs() else ""
     gdb.write(f"\n[{text}]\n{prompt}")
     gdb.flush()

@@ -1,4 +1,4 @@
-"""The symbols nearest to one that does not exist. Imports no GDB."""
+"""Finds existing symbols similar to one that does not exist. Does not import GDB."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ _LISTED = re.compile(r"^\[\s*\d+\] \S+ \S+ (\S+)", re.MULTILINE)
 
 
 def listed(text: str) -> set[str]:
-    """Return the names out of what GDB's `maint print msymbols` prints."""
+    """Return the names in the output of GDB's `maint print msymbols`."""
     return set(_LISTED.findall(text))
 
 
 def nearest(wanted: str, names: Iterable[str]) -> list[str]:
-    """Return up to three names that look like `wanted`, the nearest first.
+    """Return up to three names similar to `wanted`, the most similar first.
 
     Args:
-        wanted: What the user wrote.
-        names: All there are; a kernel has some 100,000, so only those that could
-            come near are compared in full.
+        wanted: The name that the user gave.
+        names: All names. A kernel has some 100,000, so a cheap test selects those that are compared in full.
     """
     pairs = _pairs(wanted)
     likely = {
@@ -29,7 +28,7 @@ def nearest(wanted: str, names: Iterable[str]) -> list[str]:
         for name in names
         if abs(len(name) - len(wanted)) <= len(wanted) // 3 and 2 * len(pairs & _pairs(name)) >= len(pairs)
     }
-    import difflib  # noqa: PLC0415 - imported when a symbol does not exist
+    import difflib  # noqa: PLC0415 - needed only when a symbol does not exist
 
     return difflib.get_close_matches(wanted, sorted(likely), n=ENOUGH, cutoff=0.7)
 

@@ -1,4 +1,4 @@
-"""KASLR: where the running kernel is, and whether it is that of the loaded vmlinux."""
+"""KASLR: finds the running kernel, and checks that it is the one of the loaded vmlinux."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BANNER = "linux_banner"
 BANNER_SIZE = 64
 
 
-class Print(NamedTuple):
-    """Bytes that tell one kernel from every other, and where they were linked to.
+class Fingerprint(NamedTuple):
+    """Bytes that identify a kernel, and their linked address.
 
     Args:
-        name: What they are, for messages.
+        name: What the bytes are, for messages.
         address: Their linked address.
-        data: Themselves, from the vmlinux.
+        data: The bytes, from the vmlinux.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Print(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where the kernel is.
+    """The running kernel's position.
 
     Args:
-        slide: Bytes between the linked and the real address.
+        slide: Difference between the real and the linked address in bytes.
         how: What it was found by.
-        proven: Whether the guest's memory there is that of the loaded vmlinux.
+        proven: Whether the guest's memory there matches the loaded vmlinux.
     """
 
     slide: int
@@ -46,24 +46,24 @@ class Found(NamedTuple):
     proven: bool
 
 
-def fingerprint() -> Print | None:
-    """Return the bytes that prove the loaded vmlinux: its notes with the build-id, else its banner."""
+def fingerprint() -> Fingerprint | None:
+    """Return the bytes that identify the loaded vmlinux: its notes with the build-id, else its banner."""
     path = vmd_guest.vmlinux()
     notes = vmd_guest.vmlinux_sections().get(".notes")
     if notes is not None:
         data = vmd_elf.content(path, notes)
         if vmd_elf.build_id(data):
-            return Print("build-id note", notes.address, data)
+            return Fingerprint("build-id note", notes.address, data)
     address = linked(BANNER)
     data = vmd_elf.read(path, address, BANNER_SIZE) if address else b""
-    return Print(BANNER, address, data) if address and data else None
+    return Fingerprint(BANNER, address, data) if address and data else None
 
 
 def find() -> Found | None:
-    """Find the slide of the kernel that runs; None while there is none, or it is of another vmlinux.
+    """Find the slide of the running kernel; None if no kernel is mapped, or it is not that of the vmlinux.
 
-    The scan proves the kernel as well. Where the kernel's data is not mapped, in user
-    space with page-table isolation, the IDT still tells the slide.
+    Searching for the fingerprint also proves which kernel it is. If the kernel's data is not mapped, in user
+    space with page-table isolation, the exception table still gives the slide.
     """
     if not vmd_guest.paged():
         return None
@@ -72,11 +72,11 @@ def find() -> Found | None:
         for slide in _slides():
             if vmd_guest.memory(mark.address + slide, len(mark.data)) == mark.data:
                 return Found(slide, mark.name, proven=True)
-    return _by_idt(mark)
+    return _by_exception_table(mark)
 
 
 def _slides() -> Iterator[int]:
-    """Return every slide that there can be; over a serial line, where each costs, the likely one first."""
+    """Yield every possible slide; over a serial line, where each attempt is slow, the likely one first."""
     arch = vmd_arch.current()
     if vmd_kgdb.on():
         at, pc = linked(vmd_kgdb.ENTRY), vmd_guest.register("pc")
@@ -87,42 +87,42 @@ def _slides() -> Iterator[int]:
 
 
 def place_of(distance: int) -> int | None:
-    """Return the slide that a distance from a linked address is; None where KASLR moves no kernel so far."""
+    """Return the distance from a linked address if it is a slide that KASLR can choose; else None."""
     arch = vmd_arch.current()
     place, rest = divmod(distance, arch.kaslr_step)
     return distance if rest == 0 and 0 <= place < arch.kaslr_places else None
 
 
 def applied() -> int:
-    """Return the slide that `apply` gave the loaded vmlinux."""
+    """Return the slide of the loaded symbols; see `apply`."""
     return int(getattr(_symbols(), "vmd_slide", 0))
 
 
 def apply(slide: int) -> None:
-    """Move the vmlinux's symbols to where the kernel is; breakpoints move with them.
+    """Move the vmlinux's symbols; breakpoints move with them.
 
     Args:
-        slide: Bytes between the linked and the real address.
+        slide: Difference between the real and the linked address in bytes.
     """
     path = shlex.quote(vmd_guest.vmlinux())
     with gdb.with_parameter("confirm", False), gdb.with_parameter("auto-load python-scripts", False):
         gdb.execute(f"symbol-file {path} -o {slide:#x}", to_string=True)
     symbols = _symbols()
     if symbols is not None:
-        # GDB lets one keep what belongs to an objfile on it: it goes when the file is loaded anew.
+        # An attribute of the objfile: it vanishes when the file is loaded again.
         symbols.vmd_slide = slide  # type: ignore[attr-defined]
 
 
 def misplaced() -> str:
-    """Return what to tell a user whose symbols are not where the kernel is; "" when that cannot be said."""
+    """Return a hint for the user if the symbols are not at the kernel's address; else ""."""
     found = find() if vmd_guest.has_vmlinux() else None
     if found is None or found.slide == applied():
         return ""
-    return f"KASLR has put the kernel {found.slide:#x} on, and the symbols are not there: vmd-slide --apply"
+    return f"KASLR has moved the kernel by {found.slide:#x}; move the symbols too: vmd-slide --apply"
 
 
 def linked(name: str) -> int | None:
-    """Return the address that the loaded vmlinux links a symbol to; None when it has no such symbol."""
+    """Return a symbol's linked address in the loaded vmlinux; None if it has no such symbol."""
     try:
         value = gdb.parse_and_eval(f"&{name}")
     except gdb.error:
@@ -131,19 +131,19 @@ def linked(name: str) -> int | None:
 
 
 def kernel_mapped() -> bool:
-    """Whether a kernel runs where it is linked to, or its exceptions go there, whichever kernel it is."""
+    """Whether a kernel, of whichever build, runs or handles exceptions in the kernel's address range."""
     return _inside() is not None
 
 
 def other_kernel() -> vmd_kernel_scan.Kernel | None:
-    """Return what runs when `find` finds nothing; None when that cannot be said."""
+    """Return the running kernel's identity if `find` finds nothing; None if it cannot be read."""
     if vmd_kgdb.on():
-        # A search through its memory would take hours at the speed of a serial line.
+        # Searching the memory would take hours over a serial line.
         return vmd_kernel_scan.Kernel(vmd_kgdb.banner(), "")
     inside = _inside()
     if inside is None:
         return None
-    # Behind the entry code, and failing that before it: the first handlers are linked behind all else.
+    # Search after the entry code, then before it: early handlers are linked after everything else.
     for start in (inside, max(inside - vmd_kernel_scan.REACH // 2, vmd_arch.current().kernel_map)):
         kernel = vmd_kernel_scan.kernel(vmd_guest.memory, start)
         if kernel.banner:
@@ -152,9 +152,9 @@ def other_kernel() -> vmd_kernel_scan.Kernel | None:
 
 
 def guessed() -> int | None:
-    """Return the slide that the guest's IDT, or its first function, tells of; None where neither does.
+    """Return the slide by the guest's exception table or its first function; None if neither gives one.
 
-    It holds for the loaded vmlinux only if that is the kernel's, which this does not look at.
+    It is right only if the loaded vmlinux is that of the kernel, which this does not check.
     """
     arch = vmd_arch.current()
     marks = (
@@ -170,30 +170,31 @@ def guessed() -> int | None:
 
 
 def _inside() -> int | None:
-    """Return an address before or inside the running kernel's text; None while there is none."""
+    """Return an address in or before the running kernel's text; None if no kernel is mapped."""
     if not vmd_guest.paged():
         return None
     lowest = vmd_arch.current().kernel_map
     handler = vmd_guest.exception_handler()
     if handler is not None and handler >= lowest:
         return handler
-    # The first functions run before there is an IDT; they are linked behind all else: .init.text.
+    # The first functions run before there is an exception table. They are in .init.text, after everything
+    # else.
     pc = vmd_guest.register("pc")
     if pc is None or pc < lowest:
         return None
     return max(pc - vmd_kernel_scan.REACH // 2, lowest)
 
 
-def _by_idt(mark: Print | None) -> Found | None:
+def _by_exception_table(mark: Fingerprint | None) -> Found | None:
     handler = vmd_guest.exception_handler()
     entry = linked(vmd_arch.current().first_vector)
     slide = place_of(handler - entry) if handler is not None and entry is not None else None
     if slide is None:
         return None
-    # Readable there, and not what find() looked for: another kernel that has its entry at the same place.
+    # Readable, but not the fingerprint: another kernel with its entry code at the same address.
     if mark is not None and vmd_guest.memory(mark.address + slide, len(mark.data)):
         return None
-    return Found(slide, "IDT", proven=False)
+    return Found(slide, "exception table", proven=False)
 
 
 def _symbols() -> gdb.Objfile | None:
@@ -204,9 +205,9 @@ def _symbols() -> gdb.Objfile | None:
 class Slide(gdb.Command):
     """Find how far KASLR moved the kernel: vmd-slide [--apply].
 
-    Looks for the build-id note of the loaded vmlinux (linux_banner where it has none) in
-    guest memory at the 512 places where the kernel can be; failing that, at the IDT.
-    With --apply the symbols are moved there, and breakpoints with them.
+    Searches guest memory for the build-id note of the loaded vmlinux (or linux_banner, if it
+    has none) at each address where KASLR can put it; if that fails, uses the exception
+    table. With --apply, moves the symbols there, and breakpoints with them.
 
     Example: vmd-slide --apply
     """
@@ -219,12 +220,12 @@ class Slide(gdb.Command):
     def invoke(self, argument: str, _from_tty: bool) -> None:
         """Find, print, apply."""
         if argument not in ("", "--apply"):
-            vmd_batch.fail(f"vmd-slide takes --apply or nothing, not {argument!r}", vmd_batch.USAGE)
+            vmd_batch.fail(f"vmd-slide takes --apply or nothing, got {argument!r}", vmd_batch.USAGE)
         vmd_guest.need_connected()
         found = find()
         if found is None:
             vmd_batch.fail(_why_not())
-        proof = "" if found.proven else "; not proven by its build-id"
+        proof = "" if found.proven else "; not proven by a build-id"
         print(f"slide {found.slide:#x}, by the {found.how}{proof}")
         if argument == "--apply" and found.slide != applied():
             apply(found.slide)
@@ -233,5 +234,5 @@ class Slide(gdb.Command):
 
 def _why_not() -> str:
     if not vmd_guest.kernel_runs():
-        return "no kernel is mapped yet: the slide is known once it is\nrun on: continue"
-    return f"the running kernel is not that of {vmd_guest.vmlinux()}\nload its own: file VMLINUX"
+        return "no kernel is mapped yet, so there is no slide\nlet the guest run: continue"
+    return f"the running kernel is not that of {vmd_guest.vmlinux()}\nload the right vmlinux: file VMLINUX"

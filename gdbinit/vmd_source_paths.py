@@ -1,4 +1,4 @@
-"""How the file names in a kernel's debug information become those of today. Imports no GDB."""
+"""Maps the file names in a kernel's debug information to present paths. Does not import GDB."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import os
 from pathlib import Path
 
 KNOWN = ("hrtimer_resolution", "linux_banner")
-"""Variables of every kernel; the first lies where GDB has looked already: `linux.constants` asks for it."""
+"""Variables of every kernel. GDB has already read the file of the first: `linux.constants` uses it."""
 
 TAILS = ("kernel/time/hrtimer.c", "init/version.c", "init/version-timestamp.c")
-"""Where they are defined: the banner in the last since Linux 6.1."""
+"""The files that define them; the banner is in the last one since Linux 6.1."""
 
 
 def rule(recorded: str, directory: Path) -> tuple[str, Path] | None:
-    """Return how recorded file names become present ones: a prefix, and what takes its place.
+    """Return a prefix of recorded file names, and the directory that replaces it.
 
     Args:
-        recorded: A file name out of the DWARF: "/build/linux-6.1/init/version.c", "../init/version.c".
-        directory: The source tree, or the directory that recorded relative names start from.
+        recorded: A file name in the DWARF: "/build/linux-6.1/init/version.c", "../init/version.c".
+        directory: The source tree, or the directory that relative names in the DWARF start from.
 
     Returns:
-        None when the directory does not have that file.
+        None if the directory does not have that file.
     """
     tail = next((tail for tail in TAILS if recorded.endswith(tail)), None)
     if tail is None:

@@ -1,4 +1,4 @@
-"""Says what GDB is attached to, and whether its symbols are right."""
+"""Shows what GDB is attached to, and whether its symbols match."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import vmd_slide
 class Status(gdb.Command):
     """Show what GDB is attached to: vmd-status.
 
-    The kernel's release out of its own memory, the KASLR slide, the build-id of vmlinux
-    against that in guest memory, and where each CPU is.
+    Prints the running kernel's release, the KASLR slide, whether the build-id of vmlinux is
+    the one in guest memory, and where each CPU is.
 
     Example: vmd-status
     """
@@ -24,7 +24,7 @@ class Status(gdb.Command):
         super().__init__(self.NAME, gdb.COMMAND_STATUS)
 
     def invoke(self, _argument: str, _from_tty: bool) -> None:
-        """Print one line a fact."""
+        """Print one fact a line."""
         vmd_guest.need_connected()
         for name, fact in (*_facts(), *_cpus()):
             print(f"{name:<10} {fact}")
@@ -38,8 +38,8 @@ def _facts() -> list[tuple[str, str]]:
     found = vmd_slide.find()
     if found is None:
         return [*facts, ("kernel", _no_kernel())]
-    proof = f"proven by its {found.how}" if found.proven else "not proven: its data is not mapped here"
-    note = "" if found.slide == vmd_slide.applied() else "; the symbols are elsewhere: vmd-slide --apply"
+    proof = f"proven by its {found.how}" if found.proven else "not proven: its data is not mapped on this CPU"
+    note = "" if found.slide == vmd_slide.applied() else "; the symbols are not there yet: vmd-slide --apply"
     return [*facts, ("kernel", f"{_release()}, {proof}"), ("slide", f"{found.slide:#x}{note}")]
 
 

@@ -1,4 +1,4 @@
-"""Looks at tasks that no CPU runs: where they sleep, with GDB's own frames."""
+"""Shows tasks that no CPU runs: where they sleep, as frames of GDB."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ import vmd_slide
 
 
 class Asleep(NamedTuple):
-    """The registers that a task goes on with when it is switched to.
+    """The registers that a task gets when it is switched to.
 
     Args:
-        registers: By GDB's names.
+        registers: Their values, by GDB's names.
     """
 
     registers: dict[str, int]
 
 
 class Sleeper(gdb.unwinder.Unwinder):
-    """Puts a sleeping task's frames behind the function that the selected CPU is in.
+    """Makes a sleeping task's first frame the caller of the function that the selected CPU is in.
 
-    Nothing in the guest is touched: that function stays where it is, only its caller
-    becomes the task. What is inlined there has frames of its own, so that the task's first
-    one has not always the same number.
+    This changes nothing in the guest. Functions that are inlined at the CPU's PC have frames too, so the
+    number of the task's first frame varies.
     """
 
     def __init__(self) -> None:
@@ -39,7 +38,7 @@ class Sleeper(gdb.unwinder.Unwinder):
         self._cpu = (0, 0)
 
     def show(self, asleep: Asleep) -> gdb.Frame:
-        """Show a task's frames from now on; return the first of them."""
+        """Show a task's frames from now on; return the first one."""
         self.clear()
         self._cpu = _place(gdb.newest_frame())
         self.asleep = asleep
@@ -48,7 +47,7 @@ class Sleeper(gdb.unwinder.Unwinder):
         while frame is not None and _place(frame)[1] == self._cpu[1]:
             frame = frame.older()
         if frame is None:
-            raise gdb.GdbError("GDB finds no way from this CPU to the task: select another one with `thread`")
+            raise gdb.GdbError("GDB cannot unwind from this CPU to the task\nselect another CPU: thread N")
         return frame
 
     def clear(self) -> None:
@@ -61,7 +60,8 @@ class Sleeper(gdb.unwinder.Unwinder):
         """Unwind the CPU's innermost function to the task."""
         if self.asleep is None or _place(pending_frame) != self._cpu:
             return None
-        # GDB refuses a caller that lies deeper than what it called, and the task's stack may lie anywhere.
+        # GDB rejects a caller whose stack address is below the callee's, and the task's stack may be
+        # anywhere.
         word = gdb.lookup_type("unsigned long")
         here = _FrameId(gdb.Value(0).cast(word), pending_frame.read_register(vmd_arch.current().pc))
         unwound = pending_frame.create_unwind_info(here)
@@ -76,7 +76,7 @@ def _place(frame: gdb.Frame | gdb.PendingFrame) -> tuple[int, int]:
 
 
 class _FrameId:
-    """What GDB tells frames apart by."""
+    """What GDB identifies a frame by."""
 
     def __init__(self, sp: gdb.Value, pc: gdb.Value) -> None:
         self.sp = sp
@@ -89,9 +89,9 @@ SLEEPER = Sleeper()
 class Task(gdb.Command):
     """Show where tasks sleep: vmd-task [--frame] PID|NAME.
 
-    NAME may have wildcards. A task that a CPU runs is shown there. With --frame the
-    task's frames stay selected, with up, down, info locals and print working in them, until
-    the guest runs again.
+    NAME may have wildcards. For a task that a CPU runs, shows that CPU's backtrace. With
+    --frame the task's frames stay selected until the guest runs again: up, down, info locals
+    and print work in them.
 
     Example: vmd-task --frame 1
     """
@@ -102,12 +102,12 @@ class Task(gdb.Command):
         super().__init__(self.NAME, gdb.COMMAND_STACK)
 
     def invoke(self, argument: str, _from_tty: bool) -> None:
-        """Find it and show it."""
+        """Find the tasks and show them."""
         words = argument.split()
         keep = "--frame" in words
         names = [word for word in words if word != "--frame"]
         if len(names) != 1:
-            vmd_batch.fail("vmd-task needs one pid or name: vmd-task 1", vmd_batch.USAGE)
+            vmd_batch.fail("vmd-task takes one pid or name\nexample: vmd-task 1", vmd_batch.USAGE)
         vmd_guest.need_connected()
         SLEEPER.clear()
         try:
@@ -116,7 +116,7 @@ class Task(gdb.Command):
             vmd_batch.fail(vmd_slide.misplaced() or f"the kernel's tasks cannot be read: {error}")
         if keep and len(found) > 1:
             pids = ", ".join(str(int(task["pid"])) for task in found)
-            vmd_batch.fail(f"{len(found)} tasks are {names[0]}\nsay which: {pids}", vmd_batch.USAGE)
+            vmd_batch.fail(f"{len(found)} tasks match {names[0]}\ngive one pid: {pids}", vmd_batch.USAGE)
         numbers = [vmd_guest.cpu_of(thread) for thread in vmd_guest.cpus()]
         running = {_address(vmd_kernel.current(number)): number for number in numbers}
         for task in found:
@@ -130,12 +130,12 @@ def _find(name: str) -> list[gdb.Value]:
     else:
         found = [task for task in tasks if fnmatch.fnmatchcase(vmd_kernel.name_of(task), name)]
     if not found:
-        vmd_batch.fail(f"no task is {name}\nsee them all: vmd-task *", vmd_batch.USAGE)
+        vmd_batch.fail(f"no task matches {name}\nlist all tasks: vmd-task *", vmd_batch.USAGE)
     return found
 
 
 def _idle() -> Iterator[gdb.Value]:
-    """Return the idle tasks that are on no list of the kernel's: every CPU's but the first one's."""
+    """Return the idle tasks of all CPUs but the first: they are on no list of the kernel."""
     for thread in vmd_guest.cpus():
         task = vmd_kernel.per_cpu(vmd_guest.cpu_of(thread), "runqueues")["idle"]
         if task and int(task) != int(gdb.parse_and_eval("&init_task")):
@@ -156,7 +156,7 @@ def _show(task: gdb.Value, cpu: int | None, *, keep: bool) -> None:
 
 
 def _state(task: gdb.Value) -> int:
-    # Since Linux 5.14 (2f064a59a11f) it has the underscores.
+    # The field has the underscores since Linux 5.14 (2f064a59a11f).
     return int(task["__state" if vmd_kernel.has_field(task.type, "__state") else "state"])
 
 
@@ -190,6 +190,6 @@ def _asleep(task: gdb.Value) -> Asleep:
 
 
 def register() -> None:
-    """Have GDB ask for task frames, and drop them as soon as the guest runs."""
+    """Register the unwinder, and hide the task's frames as soon as the guest runs."""
     gdb.unwinder.register_unwinder(None, SLEEPER, replace=True)
     gdb.events.cont.connect(lambda _event: SLEEPER.clear())

@@ -1,9 +1,8 @@
-"""Traces: breakpoints that note what they see inside GDB and let the guest run on.
+"""Traces: breakpoints that record each hit inside GDB and let the guest run on.
 
-Nothing goes to the host at a hit; it takes what has been noted in batches. A return value
-is noted where the function leaves: GDB can plant no breakpoint while the guest runs, nor
-in `stop()`, so each of the function's own exits has one from the start.
-See "Manipulating breakpoints using Python" in GDB's manual.
+A hit sends nothing to the host, which fetches the recorded hits in batches. A return value is recorded where
+the function exits. GDB can insert no breakpoint while the guest runs, nor in `stop()`, so each exit of the
+function has one from the start. See "Manipulating breakpoints using Python" in GDB's manual.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from vmd_hit_context import HitContext
 from vmd_registers import WORD, Registers, narrowed
 
 DEPTH = 64
-"""How many frames of a backtrace are noted."""
+"""The most frames of a backtrace that a hit records."""
 
 
 class Trace:
-    """What one trace has noted and nobody has taken; the order is that of the ends where it has returns.
+    """One trace and its hits that the host has not fetched, ordered by return if it records returns.
 
     Args:
         wanted: The host's words; see `vmdebug/trace/probe.py`.
@@ -63,12 +62,12 @@ class Trace:
 
     @property
     def numbers(self) -> list[str]:
-        """GDB's numbers of its breakpoints."""
+        """GDB's numbers of the trace's breakpoints."""
         return [str(each.number) for each in self._planted]
 
     @property
     def full(self) -> bool:
-        """Whether it has seen as many hits as it was to."""
+        """Whether it has recorded as many hits as wanted."""
         return self._count is not None and self._seen >= self._count
 
     def _plant(self, index: int, where: str, args: list[str]) -> None:
@@ -79,7 +78,7 @@ class Trace:
             raise gdb.GdbError(f'Function "{where}" not defined.')
 
     def _check(self) -> None:
-        """Refuse what can be evaluated at no hit; a condition may be meant for some of the places."""
+        """Refuse expressions that no hit can evaluate. A condition need only fit one of the locations."""
         for probe in self._probes:
             for each in probe.expressions:
                 if words := probe.refuses(each.text):
@@ -91,10 +90,10 @@ class Trace:
         for probe, words in refused.items():
             if words:
                 probe.enabled = False
-                self.notes.append(f"{probe.where} has no hits, for the condition cannot hold there: {words}")
+                self.notes.append(f"{probe.where} records no hits: no such condition there: {words}")
 
     def _plant_exits(self, where: str) -> bool:
-        """Plant what sees a function leave, wherever it has its code; return whether there is anything."""
+        """Set breakpoints at a function's exits, in each of its copies; return whether there are any."""
         planted = len(self._planted)
         for sal in gdb.decode_line(where)[1] or ():
             returned, elsewhere = vmd_function_exits.exits(sal.pc)
@@ -102,32 +101,30 @@ class Trace:
             kind = vmd_function_exits.return_type(function)
             name = re.findall(r"\w+", where)[-1:]
             if not returned and not elsewhere:
-                self.notes.append(f"{where}: no return instruction of {self._arch.name} is in its code")
+                self.notes.append(f"{where}: no return instruction found: its hits have no return value")
                 continue
             if any(each.name in name for each in inlined):
                 self.notes.append(f"{where} is inlined into {function}: its hits there have no return value")
                 continue
             if kind is None:
-                self.notes.append(
-                    f"{where} returns nothing that a register holds: its hits have no return value"
-                )
+                self.notes.append(f"{where} returns no value in a register: its hits have no return value")
                 continue
             self._planted += [Exit(self, vmd_function_exits.moving(address), kind) for address in returned]
             self._planted += [Exit(self, vmd_function_exits.moving(address), None) for address in elsewhere]
             if elsewhere:
                 self.notes.append(
-                    f"{where} also ends in {len(elsewhere)} jumps to other functions:"
-                    " hits that leave there have no return value"
+                    f"{where} also exits by {len(elsewhere)} jumps to other functions:"
+                    " hits that exit there have no return value"
                 )
         return len(self._planted) > planted
 
     def hit(self, index: int, expressions: list[Expression], *, returns: bool) -> None:
-        """Note a hit of the selected CPU.
+        """Record a hit of the selected CPU.
 
         Args:
-            index: The place's.
-            expressions: What is noted of it.
-            returns: Whether it is to be told when its function leaves.
+            index: The location's index.
+            expressions: The expressions to record.
+            returns: Whether the hit is complete only when its function returns.
         """
         now = time.perf_counter() - self._started
         if self.full:
@@ -152,7 +149,7 @@ class Trace:
             None,
         ]
         if returns:
-            # The stack tells calls apart: each task has its own, and a call within the call lies deeper.
+            # The stack pointer identifies a call: each task has its own stack, and nested calls are deeper.
             earlier = self._open.pop(key := _caller_sp(gdb.selected_frame()), None)
             self._open[key] = noted
             if earlier is not None:
@@ -161,7 +158,7 @@ class Trace:
             self._noted.append(noted)
 
     def left(self, kind: gdb.Type | None) -> None:
-        """Note that the selected CPU is about to leave a function."""
+        """Record that the selected CPU is about to leave a function."""
         registers, arch = Registers(), self._arch
         noted = self._open.pop((registers[arch.sp] + arch.return_address_bytes) & WORD, None)
         if noted is not None:
@@ -169,10 +166,10 @@ class Trace:
             self._noted.append(noted)
 
     def take(self, seen: int) -> list[Any]:
-        """Return what was noted, but for the first `seen`, which the host has and are forgotten.
+        """Return the recorded hits after the first `seen`, which the host has; delete those.
 
-        What is handed over stays until the host says that it has it: GDB may refuse a command of MI's when it
-        has been carried out, as the guest runs on from another hit.
+        Returned hits are kept until the host confirms them: GDB may report an error for an MI command after
+        it has run it, because the guest resumes from another hit.
         """
         del self._noted[: seen - self._forgotten]
         self._forgotten = seen
@@ -182,23 +179,23 @@ class Trace:
         try:
             return bool(gdb.parse_and_eval(self._when))
         except gdb.error as error:
-            # What it speaks of is not there at this hit; at none, where it is wrong.
+            # A name in it has no value at this hit, or at no hit if the condition is wrong.
             self._why = self._why or str(error)
             return False
 
     def told(self) -> list[str]:
-        """Return what cannot be had, and what could not be evaluated, with GDB's words the first time."""
+        """Return notes for the user: what is not recorded, and the first error of each expression."""
         told = list(dict.fromkeys(self.notes))
         if self._why:
             told.append(
-                f"hits where the condition {self._when} cannot be evaluated are passed over: {self._why}"
+                f"hits at which the condition {self._when} cannot be evaluated are not recorded: {self._why}"
             )
         for probe in self._probes:
             told += [f"{each.text} at {probe.where}: {each.why}" for each in probe.expressions if each.why]
         return told
 
     def end(self) -> None:
-        """Take the breakpoints out; what has not returned is noted without."""
+        """Delete the breakpoints; hits whose function has not returned have no return value."""
         for each in self._planted:
             if each.is_valid():
                 each.delete()
@@ -208,10 +205,10 @@ class Trace:
 
 
 class Probe(gdb.Breakpoint):
-    """Notes each hit of one place."""
+    """Records each hit of one location."""
 
     def __init__(self, trace: Trace, index: int, where: str, args: list[str]) -> None:
-        # Internal ones have no number that a person sees, and no record of MI's a hit.
+        # Internal breakpoints do not appear in `info breakpoints`, and cause no MI record at a hit.
         super().__init__(where, internal=True)
         self.where = where
         self.returns = False
@@ -220,9 +217,9 @@ class Probe(gdb.Breakpoint):
         self.expressions = [Expression(each) for each in args]
 
     def refuses(self, text: str) -> str:
-        """Return GDB's words where an expression can never be evaluated there: a name that is nowhere."""
+        """Return GDB's error if an expression can never be evaluated at the location; else ""."""
         try:
-            # As a condition GDB parses it in the scope of the place, and evaluates nothing yet.
+            # GDB parses a condition in the scope of the location, and does not evaluate it yet.
             self.condition = text
             self.condition = None
         except gdb.error as error:
@@ -230,13 +227,13 @@ class Probe(gdb.Breakpoint):
         return ""
 
     def stop(self) -> bool:
-        """Note it, and go on."""
+        """Record it and continue."""
         self._trace.hit(self._index, self.expressions, returns=self.returns)
         return False
 
 
 class Exit(gdb.Breakpoint):
-    """Notes that a function is left: by a return, where it has the type of what is returned."""
+    """Records that a function exits; `kind` is the type of the return value, None for a jump elsewhere."""
 
     def __init__(self, trace: Trace, where: str, kind: gdb.Type | None) -> None:
         super().__init__(where, internal=True)
@@ -244,7 +241,7 @@ class Exit(gdb.Breakpoint):
         self._kind = kind
 
     def stop(self) -> bool:
-        """Note it, and go on."""
+        """Record it and continue."""
         self._trace.left(self._kind)
         return False
 
@@ -268,7 +265,7 @@ def _frames(frame: gdb.Frame) -> list[tuple[str, int, str, int]]:
             found.append((here.name() or "", here.pc() & WORD, file, sal.line))
             here = here.older()
     except gdb.error:
-        pass  # the stack ends where GDB cannot read on
+        pass  # the backtrace ends where GDB cannot unwind further
     return found
 
 
@@ -277,12 +274,12 @@ _NUMBERING = itertools.count(1)
 
 
 def open_traces() -> list[str]:
-    """Return the numbers of the traces that have begun and not ended."""
+    """Return the numbers of the running traces."""
     return [str(number) for number in _TRACES]
 
 
 def start(wanted: str) -> dict[str, object]:
-    """`-vmd-trace-start WANTED`: begin a trace; WANTED is JSON in base64."""
+    """`-vmd-trace-start WANTED`: start a trace; WANTED is JSON in base64."""
     trace = Trace(json.loads(base64.b64decode(wanted)))
     number = next(_NUMBERING)
     _TRACES[number] = trace
@@ -290,13 +287,13 @@ def start(wanted: str) -> dict[str, object]:
 
 
 def take(number: str, seen: str) -> dict[str, object]:
-    """`-vmd-trace-take TRACE SEEN`: what it has noted after SEEN hits; works while the guest runs."""
+    """`-vmd-trace-take TRACE SEEN`: the hits after the first SEEN; works while the guest runs."""
     trace = _TRACES[int(number)]
     return _batch(trace, trace.full, seen)
 
 
 def end(number: str, seen: str = "0") -> dict[str, object]:
-    """`-vmd-trace-end TRACE SEEN`: take its breakpoints out of the stopped guest, and hand over the rest."""
+    """`-vmd-trace-end TRACE SEEN`: delete its breakpoints in the stopped guest; returns the other hits."""
     trace = _TRACES.pop(int(number))
     full = trace.full
     trace.end()

@@ -1,4 +1,4 @@
-"""Runs the guest to a symbol, within a time."""
+"""Runs the guest to a location, with a time limit."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ import vmd_similar_symbols
 import vmd_slide
 
 PANIC = "panic"
-"""Every panic goes through it; a kernel without a pvpanic driver tells nobody else, and spins."""
+"""Every panic calls it. A kernel without a pvpanic driver does not tell QEMU, and spins."""
 
 _SAID = "Command aborted."
-"""GDB's error after one that it has shown already."""
+"""The text of GDB's error when it has already printed the real one."""
 
 
 class Until(gdb.Command):
     """Run the guest until LOCATION is reached: vmd-until LOCATION [SECONDS].
 
-    LOCATION is anything that `tbreak` takes. Under KVM ($vmd_accel is "kvm") a breakpoint
-    cannot be planted before the kernel is in memory: a hardware one waits at the kernel's
-    first function first. After SECONDS the guest is stopped where it is. A kernel that
-    has mapped itself meanwhile must be that of the loaded vmlinux, unless $vmd_force is set.
+    LOCATION is anything that `tbreak` takes. Under KVM ($vmd_accel is "kvm") software
+    breakpoints can be inserted only once the kernel is in memory, so the guest first runs to
+    a hardware breakpoint at the kernel's first function. After SECONDS the guest is stopped
+    wherever it is. The kernel must be the one of the loaded vmlinux, unless $vmd_force is set.
 
-    In batch mode ($vmd_batch is set) GDB ends with status 2 when there is no such
-    location, 4 when the kernel is of another build, 5 when the time was over, 1 when the
-    guest ended or stopped elsewhere.
+    In batch mode ($vmd_batch is set) GDB exits with status 2 if LOCATION does not exist,
+    4 if the kernel is of another build, 5 if the time is over, and 1 if the guest ended or
+    stopped elsewhere.
 
     Example: vmd-until start_kernel 30
     """
@@ -58,7 +58,7 @@ class Until(gdb.Command):
 
 
 class _Guest:
-    """One run under a deadline: what ended it."""
+    """One run with a time limit, and what ended it."""
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
@@ -78,7 +78,7 @@ class _Guest:
 def _parse(argument: str) -> tuple[str, float | None]:
     words = argument.rsplit(maxsplit=1)
     if not words:
-        vmd_batch.fail("vmd-until needs a location: vmd-until start_kernel 30", vmd_batch.USAGE)
+        vmd_batch.fail("vmd-until: no location given\nexample: vmd-until start_kernel 30", vmd_batch.USAGE)
     if len(words) == 1:
         return words[0], None
     try:
@@ -91,8 +91,8 @@ def _refuse_unusable(location: str) -> None:
     arch = vmd_arch.current()
     if location in arch.identity_mapped:
         vmd_batch.fail(
-            f"{location} runs before the kernel is mapped, at another address than its symbol's\n"
-            f"the first that can be reached: {arch.first_symbols[0]}",
+            f"{location} runs before the kernel is mapped, and not at its symbol's address\n"
+            f"run to the first function that can be reached: {arch.first_symbols[0]}",
             vmd_batch.USAGE,
         )
     try:
@@ -106,11 +106,11 @@ def _nearest(location: str) -> str:
         return ""
     listing = gdb.execute("maint print msymbols", to_string=True)
     near = vmd_similar_symbols.nearest(location, vmd_similar_symbols.listed(listing))
-    return f"\nnearest: {', '.join(near)}" if near else ""
+    return f"\nsimilar symbols: {', '.join(near)}" if near else ""
 
 
 def _to_mapped_kernel(run: _Guest) -> str:
-    """Run to the kernel's first usable function; software breakpoints stay out until then."""
+    """Run to the kernel's first usable function, with software breakpoints disabled until then."""
     names = vmd_arch.current().first_symbols
     first = next((name for name in names if gdb.lookup_global_symbol(name) is not None), names[-1])
     planted = [each for each in gdb.breakpoints() if each.enabled and each.type == gdb.BP_BREAKPOINT]
@@ -143,7 +143,7 @@ def _run(location: str, run: _Guest, *, hardware: bool) -> None:
 
 
 def _prove(run: _Guest) -> None:
-    """Refuse symbols of another build, now that there is a kernel: when GDB connected there was none."""
+    """Refuse symbols of another build. When GDB connected, no kernel was mapped to compare them with."""
     if not run.unproven or run.exited or not vmd_guest.connected():
         return
     verdict = vmd_identity.settle(force=bool(gdb.convenience_variable("vmd_force")))
@@ -157,7 +157,7 @@ def _prove(run: _Guest) -> None:
 
 
 def _missed(location: str, run: _Guest, *, panicked: bool) -> None:
-    """Say what stopped the guest instead."""
+    """Report what stopped the guest instead."""
     if run.exited or not vmd_guest.connected():
         vmd_batch.fail(f"the guest ended before it reached {location}")
     if panicked:
@@ -171,7 +171,7 @@ def _missed(location: str, run: _Guest, *, panicked: bool) -> None:
 
 def _lost(location: str, error: gdb.error) -> None:
     if not vmd_guest.connected():
-        # What came while GDB waited it has said by itself, and only says here that this is over.
+        # GDB has printed the real error already.
         why = "" if str(error) == _SAID else f": {error}"
         vmd_batch.fail(f"the guest ended before it reached {location}{why}")
     if "hardware breakpoint" in str(error):
@@ -189,19 +189,19 @@ def _elsewhere() -> str:
     found = vmd_slide.find() if vmd_guest.has_vmlinux() else None
     if found is None or found.slide == vmd_slide.applied():
         return ""
-    return "\nKASLR has moved the kernel, and the symbols are elsewhere: vmd-slide --apply"
+    return "\nKASLR has moved the kernel; move the symbols too: vmd-slide --apply"
 
 
 @contextlib.contextmanager
 def _deadline(seconds: float | None) -> Iterator[_Guest]:
-    """Watch what stops the guest, and stop it after `seconds`."""
-    import threading  # noqa: PLC0415 - imported, it has GDB wait for it at its end
+    """Record what stops the guest, and stop it after `seconds`."""
+    import threading  # noqa: PLC0415 - once imported, GDB waits for it at exit
 
     run = _Guest(seconds)
     ended = threading.Event()
 
     def stopped(event: gdb.StopEvent) -> None:
-        # Asked for now: a temporary breakpoint has gone by the time `continue` returns.
+        # A temporary breakpoint no longer exists when `continue` returns.
         hit = event.breakpoints if isinstance(event, gdb.BreakpointEvent) else ()
         run.hit = [each.number for each in hit]
 
@@ -209,7 +209,7 @@ def _deadline(seconds: float | None) -> Iterator[_Guest]:
         run.exited = True
 
     def wait() -> None:
-        # GDB's own thread must get the user's Ctrl-C, so this one takes no signal.
+        # GDB's own thread must receive the user's Ctrl-C, so this thread blocks all signals.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         if not ended.wait(seconds):
             gdb.post_event(run.interrupt)

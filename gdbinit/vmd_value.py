@@ -1,8 +1,7 @@
-"""Values as their bytes, with the layout of their type, so that a whole struct is one answer.
+"""Values as bytes with the layout of their type, so that one answer holds a whole struct.
 
-A type is described once and has a number from then on; the host keeps the descriptions
-and takes the bytes apart itself. GDB's own walk over a `task_struct` costs some hundred
-times what reading its bytes does.
+Each type is described once and then has a number; the host keeps the descriptions and decodes the bytes
+itself. GDB takes some hundred times as long to walk over a `task_struct` as to read its bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import gdb
 import vmd_memory
 
 LIMIT = 1 << 20
-"""The biggest value, in bytes, that is handed over whole."""
+"""The largest value that is returned whole, in bytes."""
 
 _SCALARS = {
     gdb.TYPE_CODE_INT: "int",
@@ -31,7 +30,7 @@ _WORD_BYTES = 8
 
 
 class Layouts:
-    """The types that were met, by number."""
+    """The types that were described, by number."""
 
     def __init__(self) -> None:
         self.types: list[gdb.Type] = []
@@ -39,8 +38,8 @@ class Layouts:
         self._by_name: dict[str, list[int]] = {}
 
     def number(self, kind: gdb.Type) -> int:
-        """Return the number of a type, which may be new."""
-        # Two types of one name are two: static ones in two files, unnamed ones.
+        """Return the number of a type; describe it if it is new."""
+        # Different types may have the same name: in two files, or unnamed ones.
         numbers = self._by_name.setdefault(str(kind), [])
         for number in numbers:
             if self.types[number] == kind:
@@ -48,7 +47,7 @@ class Layouts:
         number = len(self.types)
         numbers.append(number)
         self.types.append(kind)
-        # Its number stands before its parts get theirs, so that no gap is ever seen.
+        # Take the number before the members take theirs, so that there is never a gap.
         self.described.append({})
         self.described[number].update(self._describe(kind))
         return number
@@ -82,22 +81,22 @@ LAYOUTS = Layouts()
 
 
 def complete(kind: gdb.Type) -> gdb.Type:
-    """Return a struct's definition where `kind` is only its declaration."""
+    """Return a struct's definition if `kind` is only its declaration."""
     return kind.strip_typedefs() if not kind.fields() else kind
 
 
 def _count(kind: gdb.Type) -> int:
-    """Return how many elements a C array has; of a flexible one GDB gives the range 0 to 0, and no size."""
+    """Return the length of a C array: GDB gives a flexible one the range 0 to 0, but no size."""
     size = _size(kind.target())
     return _size(kind) // size if size else 0
 
 
 def _size(kind: gdb.Type) -> int:
-    return kind.sizeof or 0  # none where it is only known at run time
+    return kind.sizeof or 0  # None if it is known only at run time
 
 
 def about(value: gdb.Value) -> tuple[dict[str, Any], bytes]:
-    """Return what the host needs to know of a value, and its bytes.
+    """Return a value's type, address and missing parts for the host, and its bytes.
 
     Raises:
         gdb.error: it cannot be read, or is too big.
@@ -110,7 +109,7 @@ def about(value: gdb.Value) -> tuple[dict[str, Any], bytes]:
         entry["address"] = int(address)
     size: int = LAYOUTS.described[number]["size"]
     if size > LIMIT:
-        raise gdb.GdbError(f"a {kind} of {size} bytes is too big to hand over at once: take parts of it")
+        raise gdb.GdbError(f"a {kind} of {size} bytes is too large to read at once: read its members")
     plain = kind.strip_typedefs()
     if plain.code in (gdb.TYPE_CODE_FUNC, gdb.TYPE_CODE_VOID):
         return entry, b""
@@ -125,7 +124,7 @@ def about(value: gdb.Value) -> tuple[dict[str, Any], bytes]:
 def _gather(
     value: gdb.Value, kind: gdb.Type, data: bytearray, offset: int, missing: list[tuple[int, int]]
 ) -> None:
-    """Put together the bytes of a value that is not in memory: in registers, in pieces, or nowhere."""
+    """Assemble the bytes of a value that is not in memory: in registers, in pieces, or optimised out."""
     if kind.code in _STRUCTS:
         for field in complete(kind).fields():
             if field.type is None or field.bitpos is None:
@@ -142,7 +141,7 @@ def _gather(
     elif value.is_optimized_out:
         missing.append((offset, _size(kind)))
     elif kind.code == gdb.TYPE_CODE_FLT:
-        if _size(kind) in _FLOATS:  # the host knows no others
+        if _size(kind) in _FLOATS:  # the host decodes no others
             struct.pack_into(_FLOATS[_size(kind)], data, offset, float(value))
     else:
         size = _size(kind)
@@ -151,7 +150,7 @@ def _gather(
 
 
 def _number(value: gdb.Value, size: int) -> int:
-    # GDB 13 has no Python number for what is wider than its own, such as an __int128.
+    # GDB 13 does not convert wider integers, such as an __int128, to Python.
     return int(value) if size <= _WORD_BYTES else int(value.format_string(format="x"), 16)
 
 
@@ -166,7 +165,7 @@ def _gather_bits(
 
 
 def element(number: int, address: int, index: int) -> gdb.Value:
-    """Return one of the things that a pointer points to, or that an array holds.
+    """Return an element of an array, or of what a pointer points to.
 
     Args:
         number: The pointer's or array's type.

@@ -1,10 +1,10 @@
-# Commands for debugging a Linux kernel that QEMU runs. In any GDB:
+# Commands for debugging a Linux kernel that runs in QEMU. In any GDB:
 #
 #     source PATH/TO/vmdebug.gdb
 #     help vmd
 #
-# Needs nothing but GDB 12 or newer with Python. GDB does not tell a script where it lies, but it
-# holds the script open while it reads it.
+# This needs GDB 12 or newer with Python, and nothing else. GDB does not tell a script its own path, but keeps
+# the file open while it reads it.
 python
 import os, sys
 
@@ -21,7 +21,7 @@ def _vmd_directory():
 if _vmd_directory() not in sys.path:
     sys.path.insert(0, _vmd_directory())
 import gc
-gc.disable()  # all that is made here stays
+gc.disable()  # everything that is created here stays
 try:
     import vmd_load
     vmd_load.load()

@@ -98,7 +98,7 @@ def test_a_batch_without_failures_ends_with_0_and_leaves_the_output_alone() -> N
         ("print nosuch", 'No symbol table is loaded.  Use the "file" command.\n'),
         ("python raise gdb.GdbError('mine')", "mine\n"),
         ("source /nowhere/at/all", "/nowhere/at/all: No such file or directory.\n"),
-        ("vmd-status", "no guest is connected\nconnect one first: target remote SOCKET\n"),
+        ("vmd-status", "GDB is not connected to a guest\nconnect first: target remote SOCKET\n"),
     ],
 )
 def test_a_failure_is_not_lost_when_the_next_command_succeeds(command: str, words: str) -> None:
@@ -145,9 +145,9 @@ def test_until_stopped_elsewhere_says_where(program: Path) -> None:
 @pytest.mark.parametrize(
     ("location", "words"),
     [
-        ("worker_stpe", 'Function "worker_stpe" not defined.\nnearest: worker_step\n'),
+        ("worker_stpe", 'Function "worker_stpe" not defined.\nsimilar symbols: worker_step\n'),
         ("startup_64", "startup_64 runs before the kernel is mapped"),
-        ("", "vmd-until needs a location"),
+        ("", "vmd-until: no location given"),
     ],
 )
 def test_until_refuses_what_can_never_be_reached(location: str, words: str, program: Path) -> None:
@@ -174,7 +174,7 @@ def test_sources_are_found_where_they_are_now(program: Path) -> None:
 
 def test_sources_that_are_not_there_cost_one_line(program: Path, tmp_path: Path) -> None:
     done = gdb(str(program), commands=(f"vmd-source {tmp_path}",))
-    assert done.stderr == f"no sources: {tmp_path} has no /build/linux/init/version.c\n"
+    assert done.stderr == f"no sources: {tmp_path} does not have /build/linux/init/version.c\n"
 
 
 LOADER = """

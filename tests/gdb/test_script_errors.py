@@ -121,7 +121,7 @@ def test_a_constant_that_is_not_there_costs_only_its_users(program: Path, script
         'kernel GDB scripts: lx-clock may not work without LX_gone: No symbol "gone" in current context.',
         'kernel GDB scripts without lx-mounts: LX_gone_too: No symbol "gone_too" in current context.',
     ]
-    assert "LX_ODD: constants.py says what is no Python: LX_ODD = (unsigned long)" in done.stderr
+    assert "LX_ODD: this line of constants.py is not Python: LX_ODD = (unsigned long)" in done.stderr
 
 
 def test_its_users_say_what_they_lack(program: Path, scripts: Path) -> None:

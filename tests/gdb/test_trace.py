@@ -57,7 +57,7 @@ def test_a_condition_that_is_meant_for_one_of_several_places(gdb: Gdb) -> None:
         some(hits)
     assert {hit.symbol for hit in hits} == {"step"}
     (note,) = hits.notes
-    assert note.startswith("without has no hits, for the condition cannot hold there: No symbol ")
+    assert note.startswith("without records no hits: no such condition there: No symbol ")
 
 
 def test_what_turns_out_to_be_unknown_at_a_hit_is_told(gdb: Gdb) -> None:
@@ -70,7 +70,7 @@ def test_what_turns_out_to_be_unknown_at_a_hit_is_told(gdb: Gdb) -> None:
             none.take()
     assert len(none) == 0
     (note,) = none.notes
-    assert note.endswith("cannot be evaluated are passed over: There is no member named nosuch.")
+    assert note.endswith("cannot be evaluated are not recorded: There is no member named nosuch.")
 
 
 def test_a_function_that_is_inlined_has_no_return_of_its_own(gdb: Gdb) -> None:

@@ -288,7 +288,7 @@ def test_void_and_functions(gdb: Gdb, where: Stop) -> None:
 
 
 def test_what_is_too_big_says_so(gdb: Gdb, where: Stop) -> None:
-    with pytest.raises(GdbError, match="too big to hand over at once"):
+    with pytest.raises(GdbError, match="too large to read at once"):
         gdb.evaluate("*(char (*)[2000000])0x100000")
 
 

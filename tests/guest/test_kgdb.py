@@ -78,5 +78,5 @@ def test_symbols_of_another_kernel(cable: Path, kernel: Kernel, tmp_path: Path) 
     done = vmdebug(
         "attach", "--kgdb", cable, "--guest", "other", "--batch", "-ex", "bt", status=4, cwd=tmp_path
     )
-    assert "the vmlinux is not that of the running kernel" in done.stderr
+    assert "the vmlinux does not match the running kernel" in done.stderr
     assert "#0" not in done.stdout

@@ -229,7 +229,9 @@ def test_each_cpu_has_its_own(session: DebugSession) -> None:
     assert [(place - offset) % 2**64 for place, offset in zip(places, offsets, strict=True)] == [
         int(slab)
     ] * 3
-    with pytest.raises(GdbError, match="`runqueues` of CPU 3 cannot be read: the kernel has CPUs 0 to 2"):
+    with pytest.raises(
+        GdbError, match="`runqueues` of CPU 3 cannot be read: no CPU 3: the kernel has CPUs 0 to 2"
+    ):
         gdb.per_cpu("runqueues", 3)
 
 

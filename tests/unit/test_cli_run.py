@@ -105,9 +105,9 @@ def test_symbols_of_another_build_by_force(asked: Asked, script: Write) -> None:
 def test_what_gdb_goes_without_is_said(
     session: Session, asked: Asked, script: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    session.notes = ("brd: no symbols: no file of it",)
+    session.notes = ("brd: no symbols: no file for it",)
     assert cli.status_of(["run", script("def main(session): pass")]) == 0
-    assert "note: brd: no symbols: no file of it" in capsys.readouterr().err
+    assert "note: brd: no symbols: no file for it" in capsys.readouterr().err
 
 
 def test_guest_and_name_exclude_each_other(asked: Asked, script: Write) -> None:
