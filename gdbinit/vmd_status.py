@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gdb
 import vmd_bt_all
-import vmd_elf
 import vmd_guest
+import vmd_identity
 import vmd_slide
 
 
@@ -32,9 +32,7 @@ class Status(gdb.Command):
 
 def _facts() -> list[tuple[str, str]]:
     path = vmd_guest.vmlinux()
-    notes = vmd_guest.vmlinux_sections().get(".notes")
-    ours = vmd_elf.build_id(vmd_elf.content(path, notes)) if notes is not None else ""
-    facts = [("vmlinux", path), ("build-id", ours or "none")]
+    facts = [("vmlinux", path), ("build-id", vmd_identity.build_id() or "none")]
     found = vmd_slide.find()
     if found is None:
         return [*facts, ("kernel", _no_kernel())]

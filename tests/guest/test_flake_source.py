@@ -79,7 +79,7 @@ def test_symbols_that_the_flake_does_not_have_are_a_note(flake: FixtureFlake) ->
 
 
 def test_symbols_of_another_build_are_refused(flake: FixtureFlake) -> None:
-    with pytest.raises(MismatchError, match="are not of one build: build-id"):
+    with pytest.raises(MismatchError, match="are of different builds: build-id"):
         resolve(flake, "mismatched")
 
 

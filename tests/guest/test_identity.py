@@ -148,4 +148,4 @@ def test_start_refuses_another_build_unless_forced(
     assert "0" * 40 in refused
     assert "--force" in refused
     assert status_of([*words, "--force"]) == 0
-    assert "are not of one build" in capsys.readouterr().err
+    assert "are of different builds" in capsys.readouterr().err

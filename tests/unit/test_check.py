@@ -80,7 +80,7 @@ def test_a_vmlinux_of_another_build_is_bad_and_names_both(linux: Path) -> None:
     kernelfiles.vmlinux(linux / "vmlinux", OTHER_ID)
     row = rows(kernel)["vmlinux"]
     assert row.state == "bad"
-    assert f"{ID} against {OTHER_ID}" in row.reason
+    assert f"{ID} and {OTHER_ID}" in row.reason
     assert "vmlinux=" in row.reason
 
 

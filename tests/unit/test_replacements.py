@@ -70,14 +70,14 @@ class TestErrors:
         other = kernelfiles.vmlinux(tmp_path / "other", OTHER_ID)
         with pytest.raises(MismatchError) as caught:
             replacements.apply(own, GuestOptions(vmlinux=str(other)))
-        assert f"{ID} against {OTHER_ID}" in caught.value.message
+        assert f"{ID} and {OTHER_ID}" in caught.value.message
 
     def test_no_vmlinux(self, tmp_path: Path, own: Kernel) -> None:
         (tmp_path / "text").write_text("no symbols")
         for name, says in (
             ("gone", "No such file"),
             ("text", "not an ELF file"),
-            ("boot", "no regular file"),
+            ("boot", "not a regular file"),
         ):
             with pytest.raises(UsageError, match=says):
                 replacements.apply(own, GuestOptions(vmlinux=str(tmp_path / name)))

@@ -225,7 +225,7 @@ def test_symbols_of_another_build_are_refused(made: Made) -> None:
     symbols = made.dev / "vmlinux"
     symbols.write_bytes(symbols.read_bytes().replace(ours, theirs))
     made.nix_says("echo /s/x.drv", f"echo {made.dev}")
-    with pytest.raises(MismatchError, match="are not of one build"):
+    with pytest.raises(MismatchError, match="are of different builds"):
         resolve(made.result)
 
 

@@ -95,6 +95,6 @@ class TestErrors:
     def test_a_vmlinux_that_was_made_after_the_image(self, tmp_path: Path) -> None:
         linux = kernelfiles.tree(tmp_path / "linux")
         kernelfiles.vmlinux(linux / "vmlinux", OTHER_ID)
-        with pytest.raises(MismatchError, match=f"{ID} against {OTHER_ID}") as caught:
+        with pytest.raises(MismatchError, match=f"{ID} and {OTHER_ID}") as caught:
             tree.kernel(linux)
         assert caught.value.hint.startswith(f"run make -C {linux} -j$(nproc);")

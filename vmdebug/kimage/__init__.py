@@ -1,4 +1,4 @@
-"""What a kernel's files say about themselves, and whether two of them are of one build.
+"""Reads the identity of kernel files, and checks whether two of them are of the same build.
 
 A vmlinux and the kernel packed inside a boot image carry the same GNU build-id note, because both come from
 one link (see `LDFLAGS_vmlinux` in the kernel's Makefile). Where one has no such note, their version strings
@@ -32,33 +32,33 @@ __all__ = [
 ]
 
 Proof = Literal["build-id", "banner", "release", "none"]
-"""What showed that two files belong together; "none": neither says anything to compare."""
+"""How two files were found to match; "none": they have nothing to compare."""
 
 _COMPILER = re.compile(r"(\S+ \(\S+@\S+\)) \(.*\) (#\d.*)")
 
 
 def build_id(path: Path) -> str:
-    """Return the build-id of a vmlinux or a boot image, in hex; "" where it carries none.
+    """Return the build-id of a vmlinux or a boot image, in hex; "" if it has none.
 
     Raises:
-        UsageError: it is neither, or damaged.
-        HostError: it may not be read.
+        UsageError: it is neither, or is damaged.
+        HostError: this user may not read it.
     """
     return (read_vmlinux(path) if is_elf(path) else read_image(path)).build_id
 
 
 def check(image: Path, vmlinux: Path, *, force: bool = False) -> Proof:
-    """Make sure that a boot image and a vmlinux are of one build; return what proves it.
+    """Check that a boot image and a vmlinux are of the same build; return how that was found.
 
     Args:
         image: The boot image.
         vmlinux: The ELF file with symbols.
-        force: Take files of different builds for such of which nothing is known.
+        force: Return "none" for files of different builds.
 
     Raises:
         MismatchError: they are not.
-        UsageError: one of them is not what it should be.
-        HostError: one of them may not be read.
+        UsageError: one of them is not a kernel file, or is damaged.
+        HostError: this user may not read one of them.
     """
     boots, symbols = read_image(image), read_vmlinux(vmlinux)
     ours, theirs, proof = _comparable(boots, symbols)
@@ -67,7 +67,7 @@ def check(image: Path, vmlinux: Path, *, force: bool = False) -> Proof:
     if force:
         return "none"
     raise MismatchError(
-        f"{image} and {vmlinux} are not of one build: {proof} {ours} against {theirs}",
+        f"{image} and {vmlinux} are of different builds: {proof} {ours} and {theirs}",
         hint=f"build both with one `make`, or give this image's own vmlinux: {option('vmlinux', 'FILE')};"
         f" {option('force', True)} continues anyway",
         detail=f"{_side(image, boots)}\n{_side(vmlinux, symbols)}",
@@ -75,7 +75,7 @@ def check(image: Path, vmlinux: Path, *, force: bool = False) -> Proof:
 
 
 def _comparable(image: Image, vmlinux: Vmlinux) -> tuple[str, str, Proof]:
-    """Return what both sides say about the most telling thing that both know."""
+    """Return both sides' values of the most specific property that both have, and its name."""
     if image.build_id and vmlinux.build_id:
         return image.build_id, vmlinux.build_id, "build-id"
     if not image.banner or not vmlinux.banner:
@@ -83,7 +83,7 @@ def _comparable(image: Image, vmlinux: Vmlinux) -> tuple[str, str, Proof]:
     whole = _COMPILER.fullmatch(vmlinux.banner)
     if whole is None:
         return image.release, vmlinux.release, "release"
-    # The image does not name its compiler.
+    # The version in the image does not include the compiler.
     return image.banner, f"{whole[1]} {whole[2]}", "banner"
 
 

@@ -1,6 +1,6 @@
-"""The bzImage of x86: its setup header, and the kernel packed inside.
+"""Reads the bzImage of x86: its setup header, and the compressed kernel in it.
 
-Rests on Documentation/arch/x86/boot.rst, "Details of Header Fields".
+See Documentation/arch/x86/boot.rst, "Details of Header Fields".
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Header:
     """The setup header.
 
     Args:
-        version: The kernel about itself: "RELEASE (WHO@WHERE) #N SMP DATE"; "" where it says nothing.
+        version: The kernel's version: "RELEASE (WHO@WHERE) #N SMP DATE"; "" if the header has none.
         protocol: Boot protocol, 0x020f is 2.15.
-        payload: Offset and length of the packed kernel in the file; None before protocol 2.08.
+        payload: Offset and length of the compressed kernel in the file; None before protocol 2.08.
     """
 
     version: str
@@ -48,7 +48,7 @@ def recognises(start: bytes) -> bool:
 
 
 def read_header(stream: IO[bytes]) -> Header:
-    """Return what the setup header of an image says.
+    """Return the setup header of an image.
 
     Raises:
         BadImageError: there is none, or it points outside the file.
@@ -87,15 +87,15 @@ def _version(stream: IO[bytes], start: bytes) -> str:
 
 
 def kernel(stream: IO[bytes], header: Header) -> Unpacked:
-    """Return the kernel inside an image: an ELF file that is unpacked as far as it is read.
+    """Return the kernel in an image: an ELF file that is decompressed as far as it is read.
 
     Raises:
-        UnpackError: its compression is not one that can be undone here.
+        UnpackError: there is no decompressor for it here.
         BadImageError: the payload claims more bytes than any kernel has.
     """
     if header.payload is None:
         raise UnpackError(
-            f"boot protocol {header.protocol >> 8}.{header.protocol & 255:02} does not say where"
+            f"boot protocol {header.protocol >> 8}.{header.protocol & 255:02} does not give its offset"
         )
     offset, length = header.payload
     if length > LARGEST_PACKED:

@@ -1,4 +1,4 @@
-"""ELF files as pyelftools reads them, and the errors of files that break its rules."""
+"""Reads ELF files with pyelftools, and turns its exceptions into errors for the user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmdebug import arch
 from vmdebug.errors import HostError, UsageError
 from vmdebug.kimage.packed import BadImageError, Unpacked
 
-# A damaged or hostile file may claim any number of these; no kernel has as many.
+# Limits for damaged or hostile files; no kernel reaches them.
 _MOST_NOTES = 256
 _LARGEST_NOTES = 64 << 10
 
@@ -23,13 +23,13 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a regular file.
 
     Raises:
-        UsageError: it is none, or cannot be read.
+        UsageError: it is not a regular file, or cannot be read.
         HostError: this user may not read it.
     """
     try:
-        # Looked at first: opening a pipe would wait for its writer.
+        # Check before opening: open() of a pipe would wait for its writer.
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UsageError(f"{path} is no regular file", hint="give the file itself")
+            raise UsageError(f"{path} is not a regular file", hint="give the file itself")
         stream = path.open("rb")
     except PermissionError as error:
         raise HostError(
@@ -64,7 +64,7 @@ def parse(path: Path, stream: IO[bytes] | Unpacked) -> Any:
 
 
 def damaged(path: Path, error: Exception) -> UsageError:
-    """Return the error for what pyelftools meets in a file that breaks the rules: any exception at all."""
+    """Return the error for a damaged file, for which pyelftools may raise any exception."""
     return UsageError(
         f"{path} is damaged: {str(error) or type(error).__name__}",
         hint="build or copy it again; was it cut off?",
@@ -84,7 +84,7 @@ def arch_of(path: Path, machine: str) -> str:
 
 
 def build_id(elf: Any) -> str:
-    """Return the GNU build-id; Xen's notes, which stand before it in a kernel, are passed over."""
+    """Return the GNU build-id; in a kernel other notes, Xen's, come before it."""
     tables = itertools.chain(elf.iter_segments(type="PT_NOTE"), elf.iter_sections(type="SHT_NOTE"))
     notes = itertools.chain.from_iterable(table.iter_notes() for table in tables if _believable(table))
     for note in itertools.islice(notes, _MOST_NOTES):
@@ -99,6 +99,6 @@ def _believable(table: Any) -> bool:
 
 
 def has_bytes(section: Any) -> bool:
-    """Whether a section is there, and has its bytes in the file."""
-    # `objcopy --only-keep-debug` leaves the others as headers without bytes.
+    """Whether a section exists and the file has its bytes."""
+    # `objcopy --only-keep-debug` keeps only the headers of other sections.
     return section is not None and section["sh_type"] != "SHT_NOBITS" and section["sh_size"] > 0

@@ -1,4 +1,4 @@
-"""What a reader of one format of boot images offers.
+"""The interface of a reader for one format of boot images.
 
 A reader is a module of its own with a `FORMAT`, listed in `FORMATS` of `vmdebug.kimage.image`. The row of an
 architecture names the format of its images.
@@ -21,12 +21,11 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     """A boot image.
 
     Args:
-        build_id: GNU build-id of the kernel packed inside, in hex; "" where it carries none or
-            cannot be unpacked.
-        banner: "RELEASE (WHO@WHERE) #N SMP DATE"; "" where it says nothing.
-        arch: Row of `vmdebug.arch`.
-        compression: What the kernel inside is packed with; "" where that is unknown.
-        unread: Why the kernel inside was not looked at; "" when it was.
+        build_id: GNU build-id of the kernel in it, in hex; "" if it has none or cannot be decompressed.
+        banner: "RELEASE (WHO@WHERE) #N SMP DATE"; "" if the image has no version.
+        arch: The row of `vmdebug.arch`.
+        compression: The kernel's compression; "" if unknown.
+        unread: Why the kernel in it was not read; "" if it was.
     """
 
     build_id: str
@@ -46,8 +45,8 @@ class Format:
     """A format of boot images.
 
     Args:
-        name: As `image_format` in the row of an architecture has it.
-        missing: What a file of another format lacks, in words for messages.
+        name: The name, as in `image_format` of an architecture's row.
+        missing: What is missing in a file of another format, for messages.
         recognises: Whether a file that begins with these bytes is of this format.
         read: Reads one. The path is for messages. Raises `BadImageError` where it is damaged.
     """

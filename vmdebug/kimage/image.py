@@ -1,4 +1,4 @@
-"""What a boot image says about itself, whatever its format."""
+"""Reads boot images of all known formats."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def is_image(path: Path) -> bool:
 
 
 def unknown_format() -> str:
-    """Return what a file lacks that is not a boot image, in words for messages."""
+    """Return what is missing in a file that is not a boot image, for messages."""
     return "; ".join(each.missing for each in FORMATS.values())
 
 
 def read_image(path: Path) -> Image:
-    """Return what a boot image says; from the cache while the file stays the same.
+    """Return a boot image's identity; from the cache while the file is unchanged.
 
     Raises:
         UsageError: it is not a boot image, is damaged, or is for an architecture without a row.

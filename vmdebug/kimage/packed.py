@@ -1,6 +1,6 @@
-"""A kernel packed inside a boot image, unpacked as far as it is read.
+"""Decompresses the kernel in a boot image as far as it is read.
 
-How each compressor is called, and what it leaves behind its data, is in scripts/Makefile.lib of the kernel.
+scripts/Makefile.lib of the kernel shows how each compressor is called, and what follows the compressed data.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 LARGEST_PACKED = 256 << 20
-"""The most bytes that a boot image may claim to have packed."""
+"""The most compressed bytes that a boot image may have."""
 
 _LARGEST_UNPACKED = 512 << 20
 _CHUNK = 1 << 20
 
 _LZ4_BLOCK = 8 << 20
-"""Every block of the legacy format but the last unpacks to this many bytes."""
+"""Decompressed size of each block of the legacy format, except the last."""
 
 
 class BadImageError(ValueError):
@@ -28,17 +28,17 @@ class BadImageError(ValueError):
 
 
 class UnpackError(ValueError):
-    """The packed kernel cannot be unpacked, though the image may be good."""
+    """The kernel cannot be decompressed here, though the image may be good."""
 
 
 class Unpacked(io.RawIOBase):
-    """A seekable file over a decompressor; it unpacks up to where it is read, and keeps that.
+    """A seekable file over a decompressor. It decompresses as far as it is read, and keeps the result.
 
-    Reading ends with BadImageError where the packed data is damaged.
+    Reading raises BadImageError if the compressed data is damaged.
 
     Args:
-        compression: What it was packed with.
-        chunks: Gives the unpacked bytes in order.
+        compression: The name of the compression.
+        chunks: Yields the decompressed bytes in order.
     """
 
     def __init__(self, compression: str, chunks: Iterator[bytes]) -> None:
@@ -56,7 +56,7 @@ class Unpacked(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to `offset`. The end is unknown before all is unpacked: it counts as the largest one allowed."""
+        """Set the position. SEEK_END is relative to the largest allowed size: the real size is unknown."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: _LARGEST_UNPACKED}[whence]
         self._at = max(0, base + offset)
         return self._at
@@ -69,7 +69,7 @@ class Unpacked(io.RawIOBase):
         """Return up to `size` bytes, fewer only at the end.
 
         Raises:
-            BadImageError: the packed data is damaged, or unpacks to more than is believable.
+            BadImageError: the compressed data is damaged, or is larger than any kernel.
         """
         end = _LARGEST_UNPACKED if size < 0 else self._at + size
         self._fill(end)
@@ -81,7 +81,7 @@ class Unpacked(io.RawIOBase):
         while len(self._have) < end:
             try:
                 chunk = next(self._chunks, None)
-            except Exception as error:  # each decompressor has errors of its own
+            except Exception as error:  # each decompressor raises its own exceptions
                 raise BadImageError(
                     f"a boot image whose {self.compression} payload is damaged: {error}"
                 ) from error
@@ -95,10 +95,10 @@ class Unpacked(io.RawIOBase):
 
 
 def unpack(packed: bytes) -> Unpacked:
-    """Return the kernel in packed data.
+    """Return the kernel in compressed data.
 
     Raises:
-        UnpackError: its compression is not one that can be undone here.
+        UnpackError: there is no decompressor for it here.
     """
     for magic, name, chunks in _FORMATS:
         if packed.startswith(magic):
@@ -126,28 +126,28 @@ def _bzip2(packed: bytes) -> Iterator[bytes]:
 
 
 def _to_its_end(decompressor: lzma.LZMADecompressor | bz2.BZ2Decompressor, packed: bytes) -> Iterator[bytes]:
-    # lzma.open and bz2.open take what follows the end, the unpacked size, for the start of more.
+    # The decompressed size follows the data. lzma.open and bz2.open would take it for more data.
     while not decompressor.eof:
         chunk = decompressor.decompress(packed, max_length=_CHUNK)
         packed = b""
         if not chunk and not decompressor.eof and decompressor.needs_input:
-            raise EOFError("it ends too soon")
+            raise EOFError("it is cut off")
         yield chunk
 
 
 def _zstd(packed: bytes) -> Iterator[bytes]:
     import zstandard  # noqa: PLC0415 - needed by few, and slow to import
 
-    # Only `size` bytes after the frame follow, which `stream_reader` leaves alone.
+    # `stream_reader` ignores the size that follows the frame.
     yield from _read_on(zstandard.ZstdDecompressor().stream_reader(packed))
 
 
 def _lz4(packed: bytes) -> Iterator[bytes]:
-    """Unpack the legacy frame format, which `lz4 -l` writes: magic, then blocks, each after its length."""
+    """Decompress the legacy frame format of `lz4 -l`: a magic number, then blocks after their lengths."""
     import lz4.block  # noqa: PLC0415 - needed by few
 
     at = 4
-    # Four bytes with the unpacked size are the payload's end; see size_append in scripts/Makefile.lib.
+    # The last four bytes are the decompressed size; see size_append in scripts/Makefile.lib.
     while at + 8 <= len(packed):
         (length,) = struct.unpack_from("<I", packed, at)
         at += 4
@@ -168,7 +168,7 @@ _FORMATS: tuple[tuple[bytes, str, Callable[[bytes], Iterator[bytes]] | None], ..
     (b"BZh", "bzip2", _bzip2),
     (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
     (b"\x02\x21\x4c\x18", "lz4", _lz4),
-    # Python's bindings to it must be compiled on the user's machine: for this rare one versions must do.
+    # There are no binary packages of Python's LZO bindings. For this rare format, compare versions.
     (b"\x89LZO", "lzo", None),
     (b"\x7fELF", "uncompressed", _plain),
 )
