@@ -13,7 +13,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._waiters: list[gdb.Breakpoint] = []
-        self._aside: list[gdb.Breakpoint] = []
+        self._disabled: list[gdb.Breakpoint] = []
         self._linked = 0
 
     def plant(self, accel: str, *, kaslr: bool) -> str:
@@ -39,7 +39,7 @@ class Waiting:
         if not linked or (hardware and kaslr):
             return ""
         first, self._linked = next(iter(linked.items()))
-        self._set_aside()
+        self._disable_others()
         kind = gdb.BP_HARDWARE_BREAKPOINT if hardware else gdb.BP_BREAKPOINT
         for place in range(arch.kaslr_places if kaslr else 1):
             at = self._linked + place * arch.kaslr_step
@@ -49,7 +49,7 @@ class Waiting:
         return first
 
     @property
-    def planted(self) -> bool:
+    def pending(self) -> bool:
         """Whether there are such breakpoints."""
         return bool(self._waiters)
 
@@ -65,14 +65,14 @@ class Waiting:
         for each in self._waiters:
             if each.is_valid():
                 each.delete()
-        for each in self._aside:
+        for each in self._disabled:
             if each.is_valid():
                 each.enabled = True
-        self._waiters, self._aside = [], []
+        self._waiters, self._disabled = [], []
 
-    def _set_aside(self) -> None:
-        self._aside = [each for each in gdb.breakpoints() if each.enabled and _in_kernel(each)]
-        for each in self._aside:
+    def _disable_others(self) -> None:
+        self._disabled = [each for each in gdb.breakpoints() if each.enabled and _in_kernel(each)]
+        for each in self._disabled:
             each.enabled = False
 
 

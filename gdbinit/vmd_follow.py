@@ -48,7 +48,7 @@ class Following:
     """The breakpoints of one step; `FOLLOWING` is the only instance."""
 
     def __init__(self) -> None:
-        self._planted: list[Back] = []
+        self._breakpoints: list[Back] = []
         self._kind: gdb.Type | None = None
 
     def finish(self, *, silent: bool = False) -> bool:
@@ -68,7 +68,7 @@ class Following:
         if caller is None:
             raise gdb.GdbError("finish: this is the outermost frame, it has no caller")
         self._kind = vmd_function_exits.return_type(vmd_function_exits.functions(frame.pc())[1])
-        self._planted = [Back(caller.pc(), caller, but=None, silent=silent)]
+        self._breakpoints = [Back(caller.pc(), caller, but=None, silent=silent)]
         return True
 
     def next(self, *, silent: bool = False) -> bool:
@@ -78,16 +78,16 @@ class Following:
         if vmd_kgdb.on() or thread is None or len(vmd_guest.cpus()) == 1:
             return False
         frame = gdb.newest_frame()
-        self._planted = [Back(pc, frame, but=thread.num, silent=silent) for pc in set(_returns(frame))]
-        return bool(self._planted)
+        self._breakpoints = [Back(pc, frame, but=thread.num, silent=silent) for pc in set(_returns(frame))]
+        return bool(self._breakpoints)
 
     def end(self) -> bool:
         """Delete the breakpoints; return whether one of them stopped the guest."""
-        came = any(each.came for each in self._planted)
-        for each in self._planted:
+        came = any(each.came for each in self._breakpoints)
+        for each in self._breakpoints:
             if each.is_valid():
                 each.delete()
-        self._planted = []
+        self._breakpoints = []
         return came
 
     def returned(self) -> gdb.Value | None:

@@ -35,11 +35,11 @@ class Steps:
     """The CPUs that may still be in single-step mode, by GDB's numbers; `STEPS` is the only instance."""
 
     def __init__(self) -> None:
-        self._owed: set[int] = set()
+        self._stepped: set[int] = set()
         self._resumed: int | None = None
         self._connection: int | None = None
         self._tries = 0
-        self._aside: list[gdb.Breakpoint] = []
+        self._disabled: list[gdb.Breakpoint] = []
 
     def resumed(self, _event: gdb.ContinueEvent) -> None:
         """Note the CPU that GDB resumes the guest from: if this is a step, it is a step of this CPU."""
@@ -57,14 +57,14 @@ class Steps:
             self._connection = connection
             _keep_pc()
             if not vmd_kgdb.on():
-                self._owed = _left_by_another()
+                self._stepped = _left_by_another()
                 _hush()
             return
         if vmd_kgdb.on():
             return
         if self._resumed is not None and not self._tries:
-            self._owed.add(self._resumed)
-        self._owed.discard(thread.num)
+            self._stepped.add(self._resumed)
+        self._stepped.discard(thread.num)
 
     def next(self) -> int | None:
         """Select the next CPU to take out of single-step mode; the caller then runs and interrupts the guest.
@@ -76,18 +76,18 @@ class Steps:
             GDB's number of the CPU; None if none is left.
         """
         threads = {each.num: each for each in gdb.selected_inferior().threads()}
-        self._owed &= threads.keys()
+        self._stepped &= threads.keys()
         connection = gdb.selected_inferior().connection
         given_up = self._tries >= _TRIES * len(threads)
-        if not self._owed or given_up or not isinstance(connection, gdb.RemoteTargetConnection):
+        if not self._stepped or given_up or not isinstance(connection, gdb.RemoteTargetConnection):
             self._end()
             return None
         if not self._tries:
-            self._aside = [each for each in gdb.breakpoints() if each.enabled]
-            for each in self._aside:
+            self._disabled = [each for each in gdb.breakpoints() if each.enabled]
+            for each in self._disabled:
                 each.enabled = False
         self._tries += 1
-        number = min(self._owed)
+        number = min(self._stepped)
         process, cpu, _ = threads[number].ptid
         connection.send_packet(f"Hcp{process:x}.{cpu:x}")
         return number
@@ -105,11 +105,11 @@ class Steps:
             moments.finish()
 
     def _end(self) -> None:
-        for each in self._aside:
+        for each in self._disabled:
             if each.is_valid():
                 each.enabled = True
-        self._aside = []
-        self._owed.clear()
+        self._disabled = []
+        self._stepped.clear()
         self._tries = 0
 
 
@@ -218,7 +218,7 @@ def next_() -> dict[str, object]:
     return {"cpu": str(STEPS.next() or "")}
 
 
-def let_go() -> None:
+def settle_before_detach() -> None:
     """Do this before GDB detaches or exits. In a GDB that the host side drives, the host side does it."""
     gdb.events.gdb_exiting.connect(lambda _event: STEPS.settle())
     try:

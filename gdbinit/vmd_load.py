@@ -65,4 +65,4 @@ def load() -> None:
     vmd_exceptions.register()
     vmd_task.register()
     vmd_modules.register()
-    vmd_leftover_steps.let_go()
+    vmd_leftover_steps.settle_before_detach()

@@ -172,7 +172,7 @@ class ScriptServer:
         """Delete the breakpoints that a script has left; stop the guest for that if it runs."""
         if not self._leaving:
             return  # the guest has stopped meanwhile
-        if self._planted() and _runs():
+        if self._has_left() and _runs():
             if not self._stopping:
                 gdb.events.stop.connect(self._stopped)
                 self._stopping = True
@@ -181,11 +181,11 @@ class ScriptServer:
         self._have_stopped()
         self._clear(go_on=False)
 
-    def _planted(self) -> bool:
+    def _has_left(self) -> bool:
         import vmd_trace  # noqa: PLC0415 - imported with vmd_mi
 
         self._own = [each for each in self._own if each.is_valid()]
-        return bool(self._own or vmd_trace.open_traces() or vmd_early.WAITING.planted)
+        return bool(self._own or vmd_trace.open_traces() or vmd_early.WAITING.pending)
 
     def _stopped(self, event: gdb.StopEvent) -> None:
         self._have_stopped()

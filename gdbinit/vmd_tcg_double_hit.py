@@ -41,7 +41,7 @@ class DoubleHits:
         compared = tuple(_compared(registers))
         suspected = self._last.get(cpu) == compared
         self._last[cpu] = compared
-        return suspected and not _planted(registers.pc)
+        return suspected and not _inserted(registers.pc)
 
 
 def _compared(registers: Registers) -> Iterator[int]:
@@ -54,7 +54,7 @@ def _compared(registers: Registers) -> Iterator[int]:
             continue
 
 
-def _planted(address: int) -> bool:
+def _inserted(address: int) -> bool:
     """Whether QEMU has a breakpoint at an address: remove it and insert it again.
 
     QEMU answers a `z` packet with OK only where it has the breakpoint; see "Packets" in GDB's manual.

@@ -31,7 +31,7 @@ class Trace:
     """One trace and its hits that the host has not fetched, ordered by return if it records returns.
 
     Args:
-        wanted: The host's words; see `vmdebug/trace/probe.py`.
+        wanted: What the host asks for; see `vmdebug/trace/probe.py`.
     """
 
     def __init__(self, wanted: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Trace:
         self._arch = vmd_arch.current()
         self._double_hits = vmd_tcg_double_hit.DoubleHits()
         self._probes: list[Probe] = []
-        self._planted: list[gdb.Breakpoint] = []
+        self._breakpoints: list[gdb.Breakpoint] = []
         self.notes: list[str] = []
         try:
             for index, (where, args) in enumerate(wanted["probes"]):
@@ -63,7 +63,7 @@ class Trace:
     @property
     def numbers(self) -> list[str]:
         """GDB's numbers of the trace's breakpoints."""
-        return [str(each.number) for each in self._planted]
+        return [str(each.number) for each in self._breakpoints]
 
     @property
     def full(self) -> bool:
@@ -73,7 +73,7 @@ class Trace:
     def _plant(self, index: int, where: str, args: list[str]) -> None:
         probe = Probe(self, index, where, args)
         self._probes.append(probe)
-        self._planted.append(probe)
+        self._breakpoints.append(probe)
         if probe.pending:
             raise gdb.GdbError(f'Function "{where}" not defined.')
 
@@ -94,7 +94,7 @@ class Trace:
 
     def _plant_exits(self, where: str) -> bool:
         """Set breakpoints at a function's exits, in each of its copies; return whether there are any."""
-        planted = len(self._planted)
+        already = len(self._breakpoints)
         for sal in gdb.decode_line(where)[1] or ():
             returned, elsewhere = vmd_function_exits.exits(sal.pc)
             inlined, function = vmd_function_exits.functions(sal.pc)
@@ -109,14 +109,18 @@ class Trace:
             if kind is None:
                 self.notes.append(f"{where} returns no value in a register: its hits have no return value")
                 continue
-            self._planted += [Exit(self, vmd_function_exits.moving(address), kind) for address in returned]
-            self._planted += [Exit(self, vmd_function_exits.moving(address), None) for address in elsewhere]
+            self._breakpoints += [
+                Exit(self, vmd_function_exits.moving(address), kind) for address in returned
+            ]
+            self._breakpoints += [
+                Exit(self, vmd_function_exits.moving(address), None) for address in elsewhere
+            ]
             if elsewhere:
                 self.notes.append(
                     f"{where} also exits by {len(elsewhere)} jumps to other functions:"
                     " hits that exit there have no return value"
                 )
-        return len(self._planted) > planted
+        return len(self._breakpoints) > already
 
     def hit(self, index: int, expressions: list[Expression], *, returns: bool) -> None:
         """Record a hit of the selected CPU.
@@ -183,23 +187,23 @@ class Trace:
             self._why = self._why or str(error)
             return False
 
-    def told(self) -> list[str]:
+    def messages(self) -> list[str]:
         """Return notes for the user: what is not recorded, and the first error of each expression."""
-        told = list(dict.fromkeys(self.notes))
+        found = list(dict.fromkeys(self.notes))
         if self._why:
-            told.append(
+            found.append(
                 f"hits at which the condition {self._when} cannot be evaluated are not recorded: {self._why}"
             )
         for probe in self._probes:
-            told += [f"{each.text} at {probe.where}: {each.why}" for each in probe.expressions if each.why]
-        return told
+            found += [f"{each.text} at {probe.where}: {each.why}" for each in probe.expressions if each.why]
+        return found
 
     def end(self) -> None:
         """Delete the breakpoints; hits whose function has not returned have no return value."""
-        for each in self._planted:
+        for each in self._breakpoints:
             if each.is_valid():
                 each.delete()
-        self._planted.clear()
+        self._breakpoints.clear()
         self._noted += self._open.values()
         self._open.clear()
 
@@ -283,7 +287,7 @@ def start(wanted: str) -> dict[str, object]:
     trace = Trace(json.loads(base64.b64decode(wanted)))
     number = next(_NUMBERING)
     _TRACES[number] = trace
-    return {"trace": str(number), "numbers": ",".join(trace.numbers), "notes": _packed(trace.told())}
+    return {"trace": str(number), "numbers": ",".join(trace.numbers), "notes": _packed(trace.messages())}
 
 
 def take(number: str, seen: str) -> dict[str, object]:
@@ -301,7 +305,11 @@ def end(number: str, seen: str = "0") -> dict[str, object]:
 
 
 def _batch(trace: Trace, full: bool, seen: str) -> dict[str, object]:
-    return {"full": str(int(full)), "hits": _packed(trace.take(int(seen))), "notes": _packed(trace.told())}
+    return {
+        "full": str(int(full)),
+        "hits": _packed(trace.take(int(seen))),
+        "notes": _packed(trace.messages()),
+    }
 
 
 def _packed(what: list[Any]) -> str:

@@ -113,13 +113,13 @@ def _to_mapped_kernel(run: _Guest) -> str:
     """Run to the kernel's first usable function, with software breakpoints disabled until then."""
     names = vmd_arch.current().first_symbols
     first = next((name for name in names if gdb.lookup_global_symbol(name) is not None), names[-1])
-    planted = [each for each in gdb.breakpoints() if each.enabled and each.type == gdb.BP_BREAKPOINT]
-    for each in planted:
+    software = [each for each in gdb.breakpoints() if each.enabled and each.type == gdb.BP_BREAKPOINT]
+    for each in software:
         each.enabled = False
     try:
         _run(first, run, hardware=True)
     finally:
-        for each in planted:
+        for each in software:
             if each.is_valid():
                 each.enabled = True
     return first
