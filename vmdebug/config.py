@@ -2,18 +2,18 @@
 
 ::
 
-    default = "base"                 # what `vmdebug start` without GUEST means
+    default = "base"                 # the guest of `vmdebug start` without GUEST
 
     [guest.base]
     source = ".#base-nixos"          # GUEST, in any of its written forms
-    memory = "2G"                    # the options of `start`, spelled as there, without the dashes in front
+    memory = "2G"                    # the options of `vmdebug start`, without the leading dashes
     append = "loglevel=7"
 
     [guest.patched]
-    source = "base"                  # another table's guest, with something else on top
+    source = "base"                  # the guest of another table, with changes
     kernel = "../linux"              # relative paths start at this file's directory
 
-The nearest one counts, from the current directory upward.
+The nearest file is used, from the current directory upward.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What one vmdebug.toml says.
+    """The contents of one vmdebug.toml.
 
     Args:
         path: The file.
-        default: GUEST of `vmdebug start` without one; None where it does not say.
+        default: The default GUEST; None if the file has none.
         guests: By NAME, in the file's order.
     """
 
@@ -64,24 +64,24 @@ def names(cwd: Path | None = None) -> tuple[str, ...]:
     """Return the names of the nearest vmdebug.toml's guests.
 
     Raises:
-        UsageError: it cannot be right.
-        HostError: it may not be read.
+        UsageError: the file is invalid.
+        HostError: the file cannot be read.
     """
     file = find(cwd)
     return () if file is None else tuple(read(file).guests)
 
 
 def lookup(words: str | None = None, cwd: Path | None = None) -> GuestOptions:
-    """Return what is meant by GUEST.
+    """Return the options of a guest.
 
     Args:
-        words: GUEST; None means the nearest vmdebug.toml's default, else `builtin`. A name of that file goes
-            before a file of the same name in the current directory; `./NAME` means the latter.
-        cwd: Where it was said; None is the current directory.
+        words: GUEST; None for the nearest vmdebug.toml's default, else `builtin`. A name in that file wins
+            over a file of the same name in the current directory; `./NAME` is the latter.
+        cwd: Where relative paths start; None for the current directory.
 
     Raises:
-        UsageError: vmdebug.toml cannot be right.
-        HostError: it may not be read.
+        UsageError: vmdebug.toml is invalid.
+        HostError: vmdebug.toml cannot be read.
     """
     if words is not None and not _NAME.fullmatch(words):
         return GuestOptions(source=words if cwd is None else anchored(words, cwd))
@@ -95,7 +95,7 @@ def lookup(words: str | None = None, cwd: Path | None = None) -> GuestOptions:
 
 
 def anchored(words: str, directory: Path) -> str:
-    """Return GUEST with its path, where it has one, made absolute.
+    """Return GUEST with its path, if it has one, made absolute.
 
     Args:
         words: GUEST.
@@ -106,7 +106,7 @@ def anchored(words: str, directory: Path) -> str:
     reference, hash_sign, attribute = words.partition("#")
     if not hash_sign or holds((directory / words).exists):
         return str(absolute(words, directory))
-    # Nix takes these for paths, all else for the registry or a URL; see nix3-flake(1), "Path-like syntax".
+    # Nix takes these for paths, everything else for the registry or a URL: nix3-flake(1), "Path-like syntax".
     if not reference or reference.startswith((".", "/", "~")):
         path, question, query = reference.partition("?")
         reference = f"{absolute(path, directory)}{question}{query}"
@@ -114,11 +114,11 @@ def anchored(words: str, directory: Path) -> str:
 
 
 def read(path: Path) -> Config:
-    """Return what a vmdebug.toml says, all of it checked.
+    """Return the contents of a vmdebug.toml, checked.
 
     Raises:
-        UsageError: it is not TOML, or has a key or a value that cannot be right.
-        HostError: it may not be read.
+        UsageError: it is not TOML, or has an invalid key or value.
+        HostError: it cannot be read.
     """
     top = _toml(path)
     _known(top, _TOP, f"{path}: ", tables=True)
@@ -146,14 +146,14 @@ def _toml(path: Path) -> dict[str, Any]:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{path} is not TOML: {error}", hint="mend that line; see https://toml.io"
+            f"{path} is not TOML: {error}", hint="correct that line; see https://toml.io"
         ) from error
 
 
 def _check_table(path: Path, name: str, table: object) -> None:
     where = f"{path}: [guest.{name}] "
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{where}is no name", hint="use letters, digits and . _ + -")
+        raise UsageError(f"{where}is not a valid name", hint="use letters, digits and . _ + -")
     if not isinstance(table, dict):
         raise UsageError(
             f"{path}: guest.{name}: expected a table, got {table!r}", hint=f"write [guest.{name}]"
@@ -178,17 +178,17 @@ def _known(table: Mapping[str, Any], keys: Iterable[str], where: str, *, tables:
 def _merged(
     path: Path, name: str, tables: Mapping[str, dict[str, Any]], seen: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Return a table on top of the one that its source names, and so on."""
+    """Return a table merged over the one that its source names, recursively."""
     table = tables[name]
     source = table.get("source")
     if source == name or not isinstance(source, str) or source not in tables:
         return table
     if source in seen:
         circle = " → ".join((*seen, name, source))
-        raise UsageError(f"{path}: [guest.{name}] source: goes round in a circle: {circle}")
+        raise UsageError(f"{path}: [guest.{name}] source: the tables refer to each other: {circle}")
     below = _merged(path, source, tables, (*seen, name))
     own = {key: value for key, value in table.items() if key != "source"}
-    # Two guests of one file are not called the same.
+    # Two guests of one file must not have the same name.
     return {key: value for key, value in below.items() if key != "name"} | own
 
 
@@ -204,7 +204,7 @@ def _options(path: Path, name: str, table: Mapping[str, Any]) -> GuestOptions:
 
 
 def _value(path: Path, name: str, key: str, value: Any) -> Any:
-    """Return a value as `GuestOptions` has it; wrong types are left to be found there."""
+    """Return a value as `GuestOptions` has it; `GuestOptions` checks its type."""
     if isinstance(value, str):
         if key in _PATHS:
             return str(absolute(value, path.parent))

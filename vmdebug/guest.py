@@ -1,8 +1,7 @@
-"""The narrow waist: what a guest is, as frozen values.
+"""The guest as frozen values, the only ones that pass between the layers.
 
-A source turns a `GuestOptions` into a `LaunchSpec`; the VM layer starts a
-`LaunchSpec`; the debugger takes its `Kernel`. Nothing else passes between them.
-All of it goes through JSON and back unchanged: `encode`, `decode`.
+A source turns `GuestOptions` into a `LaunchSpec`; the VM layer starts a `LaunchSpec`; the debugger takes its
+`Kernel`. All of them survive JSON unchanged: `encode`, `decode`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Accel = Literal["auto", "kvm", "tcg"]
 GuestKind = Literal["flake", "runner", "tree", "image", "builtin"]
 
 DEFAULT_MEMORY_MIB = 512
-"""Guest RAM where neither the guest nor its user says."""
+"""Guest RAM if neither the guest nor the user says."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -37,9 +36,9 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         kind: The kind of source.
         words: GUEST as the user wrote it.
-        location: Absolute path of the script, tree or image; a flake reference, its path absolute where
-            it is one; "" for `builtin`.
-        attribute: What follows a flake reference's `#`; "" for all others.
+        location: Absolute path of the script, tree or image; for a flake its reference, a path in it made
+            absolute; "" for `builtin`.
+        attribute: For a flake the attribute after `#`; else "".
     """
 
     kind: GuestKind
@@ -176,18 +175,18 @@ def _plain(name: str, value: Any) -> Any:
 
 
 class Kernel(msgspec.Struct, frozen=True, kw_only=True):
-    """A kernel, with all that belongs to debugging it.
+    """A kernel, with everything needed to debug it.
 
     Args:
         image: The boot image.
-        origin: Where it came from, in words for messages: "the tree /src/linux".
+        origin: Where it came from, for messages: "the tree /src/linux".
         arch: Row of `vmdebug.arch`.
-        build_id: GNU build-id in hex; "" where the image carries none.
-        release: `uname -r` of it; "" where unknown.
+        build_id: GNU build-id in hex; "" if the image has none.
+        release: Its `uname -r`; "" if unknown.
         vmlinux: The ELF file with symbols, or None.
-        gdb_scripts: Directory with `vmlinux-gdb.py` beside `scripts/gdb`, usable as it stands, or None.
-        modules: Directory under which its `.ko` files are, or None.
-        source: Directory that DWARF's relative paths start from, or None.
+        gdb_scripts: Directory with a loadable `vmlinux-gdb.py` beside `scripts/gdb`, or None.
+        modules: Directory that has its `.ko` files, at any depth, or None.
+        source: Directory that relative paths in DWARF start from, or None.
     """
 
     image: Path
@@ -202,12 +201,12 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OwnMachine(msgspec.Struct, frozen=True, kw_only=True, tag="own"):
-    """A guest whose QEMU command line is ours.
+    """A guest whose QEMU command line vmdebug makes.
 
     Args:
         initrd: Initial RAM file system, or None.
         disk: Disk image for the first virtio-blk device, or None.
-        throwaway: Whether what the guest writes to it goes with the VM; then several can have it at once.
+        throwaway: Whether the guest's writes end with the VM, so that several VMs can share the disk.
     """
 
     initrd: Path | None = None
@@ -221,8 +220,8 @@ class RunnerMachine(msgspec.Struct, frozen=True, kw_only=True, tag="runner"):
     Args:
         script: The `run-NAME-vm` script.
         system_name: NAME, the guest's host name.
-        kernel_override: Whether `Kernel.image` replaces the runner's own.
-        disk: qcow2 to use and keep; None makes a fresh one for each run.
+        kernel_override: Whether `Kernel.image` replaces the runner's kernel.
+        disk: qcow2 image to use and keep; None makes a fresh one for each run.
     """
 
     script: Path
@@ -232,22 +231,22 @@ class RunnerMachine(msgspec.Struct, frozen=True, kw_only=True, tag="runner"):
 
 
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is needed to start a VM; made by a source, used by the VM layer.
+    """Everything needed to start a VM; made by a source, used by the VM layer.
 
     Args:
-        name: What the VM is called; also its run directory's name.
-        guest: GUEST as its user wrote it.
-        machine: Who makes QEMU's command line.
-        kernel: What boots.
-        parameters: Kernel parameters, ours first, then the user's; a runner has its own before them.
+        name: The name of the VM and of its run directory.
+        guest: GUEST as the user wrote it.
+        machine: What makes QEMU's command line.
+        kernel: The kernel that boots.
+        parameters: Kernel parameters: vmdebug's, then the user's; a runner puts its own before them.
         halt: Stop at the reset vector.
-        accel: Which accelerator was asked for.
+        accel: The accelerator that the user wants.
         memory: Guest RAM in MiB; None leaves it to the runner.
         cpus: Number of CPUs; None leaves it to the runner.
         tcp: Port on 127.0.0.1 for GDB; 0 takes a free one, None uses a socket.
-        qemu_args: Handed to QEMU as they are, last.
-        notes: What the user should be told about the choices made.
-        asked: What it was made from, paths absolute, so that `restart` can make it anew.
+        qemu_args: More arguments for QEMU, at the end.
+        notes: What the user should know about the choices that were made.
+        asked: The options that it was made from, with absolute paths, for `restart`.
     """
 
     name: str
@@ -276,18 +275,18 @@ detector report the time for which the guest was stopped.
 BAUD = 115200
 """Speed of the serial console, in bit/s.
 
-QEMU's 16550 keeps the end of what is typed back for the time of four characters (hw/char/serial.c): 4 ms a
-line at the kernel's own 9600.
+QEMU's 16550 delays the end of its input by the time of four characters (hw/char/serial.c): 4 ms a line at
+the kernel's default of 9600.
 """
 
 
 def parameters(row: Arch, *, kaslr: bool, append: str) -> tuple[str, ...]:
-    """Return the kernel parameters of a guest: ours first, so that the user's win.
+    """Return the kernel parameters of a guest: vmdebug's first, so that the user's override them.
 
     Args:
         row: The guest's architecture.
-        kaslr: Whether address randomisation stays on.
-        append: The user's own, as on a kernel command line.
+        kaslr: Whether to keep address randomisation.
+        append: The user's parameters, as on a kernel command line.
     """
     slide = () if kaslr else ("nokaslr",)
     console = f"console={row.console},{BAUD}"
@@ -305,12 +304,12 @@ def memory_mib(text: str) -> int:
         text: As QEMU's `-m` takes it: a number of MiB, or one with M, G or T: "512", "2G", "1.5GiB".
 
     Raises:
-        UsageError: it is no amount, or not a whole number of MiB of at least 1.
+        UsageError: it is not a whole number of MiB, at least 1.
     """
     found = _MEMORY.fullmatch(text.strip())
     mib = float(found[1]) * _IN_MIB[found[2].upper()] if found else 0
     if mib < 1 or mib != int(mib):
-        raise UsageError(f"{text!r} is no amount of memory", hint="write MiB, or a unit: 512, 512M, 2G")
+        raise UsageError(f"{text!r} is not an amount of memory", hint="give MiB, or a unit: 512, 512M, 2G")
     return int(mib)
 
 
@@ -318,7 +317,7 @@ T = TypeVar("T")
 
 
 def encode(value: object) -> bytes:
-    """Return a value of this module, or one that holds such values, as JSON."""
+    """Return a value of this module, or one that contains such values, as JSON."""
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=_encode_path), indent=2)
 
 

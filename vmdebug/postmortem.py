@@ -1,7 +1,7 @@
-"""What can be told about a guest that failed: a report of sections, collected as far as it can be.
+"""The report about a guest that failed, in sections.
 
-Nothing here raises for what is missing: a section says why it has nothing, so that the
-failure itself stays what is reported.
+Collecting raises no errors: a section that cannot be collected says why, so that the original failure is
+still what is reported.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from vmdebug.guest import Kernel
 from vmdebug.session import DebugSession
 
 CONSOLE_LINES = 100
-"""Lines of the console's end that a report shows."""
+"""How many of the console's last lines a report shows."""
 
 DMESG_LINES = 100
-"""Lines of the kernel's own log that a report shows."""
+"""How many of the kernel log's last lines a report shows."""
 
 LOG_LINES = 100_000
-"""Lines of that log that are read: for the file, and for what the console has told."""
+"""How many lines of the kernel log are read, for the file and for the splats."""
 
 FRAMES = 32
-"""Frames of each CPU that a report shows."""
+"""How many frames of each CPU a report shows."""
 
 PART_SECONDS = 10.0
-"""How long one part may take, so that one that hangs leaves time for the others."""
+"""How long one section may take, so that one that hangs leaves time for the others."""
 
 DUMP_SECONDS = 60.0
 """How long a vmcore may take: 0.7 s for 256 MB on a quiet machine."""
 
 DUMP_FORMATS = ("kdump-raw-zlib", "kdump-zlib", "elf")
-"""Of QMP's `DumpGuestMemoryFormat`, the best first. The compressed ones are a tenth as large as the guest's
-memory. Without the raw one QEMU writes what makedumpfile(8) calls the flattened format, for pipes."""
+"""Values of QMP's `DumpGuestMemoryFormat`, the best first. A compressed dump is a tenth as large as the
+guest's memory. The format without `raw` is what makedumpfile(8) calls flattened, for pipes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One part of a report.
+    """One section of a report.
 
     Args:
-        title: What it shows: "console", "backtraces".
-        text: It, or why there is none.
-        whole: All of it, for a file, where that is more.
+        title: "console", "backtraces", …
+        text: The text to show, or why there is none.
+        whole: The whole text for a file; "" if `text` is all.
     """
 
     title: str
@@ -61,7 +61,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found, in the order in which one wants to read it."""
+    """The sections, the most important first."""
 
     sections: tuple[Section, ...]
 
@@ -69,13 +69,13 @@ class Report:
         return "\n\n".join(f"--- {section.title} ---\n{section.text}" for section in self.sections)
 
     def write(self, directory: Path) -> tuple[Path, ...]:
-        """Write each section into a file of its own, `console.txt`; return the files.
+        """Write each section to a file of its own, such as `console.txt`, and return the files.
 
         Args:
-            directory: Made if it is not there.
+            directory: Created if it does not exist.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: a file cannot be written.
         """
         directory.mkdir(parents=True, exist_ok=True)
         written = []
@@ -93,16 +93,16 @@ def collect(
     dump: Path | None = None,
     deadline: Deadline,
 ) -> Report:
-    """Collect what can be told about a session's guest.
+    """Collect the report about a session's guest.
 
-    A guest that runs is stopped for GDB's questions, and goes on. Where no GDB is attached one is, for as
-    long as they take; see `DebugSession.examined`.
+    A running guest is stopped while GDB is queried, and then resumed. If no GDB is attached, one is
+    attached for the time; see `DebugSession.examined`.
 
     Args:
-        session: The session, its VM in any state, also ended.
-        troubles: What the kernel has complained about; told first, decoded.
-        dump: Where to write a vmcore, for crash(8) and drgn; None writes none.
-        deadline: For all of it; what does not come in time says so in its section.
+        session: The session; its VM may be in any state, or have ended.
+        troubles: The kernel's splats; they come first, decoded.
+        dump: File for a vmcore, for crash(8) and drgn; None for no vmcore.
+        deadline: For the whole report; a section that is late says so.
     """
     parts = _Parts(deadline)
     rundir = session.vm.rundir
@@ -110,8 +110,8 @@ def collect(
     parts.add("guest", lambda: _guest(session, status))
     parts.add("console", lambda: _console(rundir.console_log), lines=CONSOLE_LINES)
     if isinstance(status, VmdebugError):
-        # Nor would the gdbstub answer: one thread of QEMU serves both.
-        parts.sections.append(Section("GDB", f"not asked: {status.message}"))
+        # The gdbstub would not answer either: one thread of QEMU serves both.
+        parts.sections.append(Section("GDB", f"not queried: {status.message}"))
     elif status != "exited":
         _ask_gdb(session, parts)
         if dump is not None:
@@ -122,7 +122,7 @@ def collect(
 
 
 class _Parts:
-    """The sections of a report that is being made.
+    """The sections of a report while it is collected.
 
     Args:
         deadline: For all of them.
@@ -133,22 +133,22 @@ class _Parts:
         self.sections: list[Section] = []
 
     def add(self, title: str, make: Callable[[], str], *, lines: int | None = None) -> None:
-        """Add what is made, or why it cannot be; of `lines` the last ones are shown."""
+        """Add a section, or why it cannot be collected; `lines` limits it to the last ones."""
         try:
-            self.deadline.left(f"the {title} to be asked for")
+            self.deadline.left(f"the {title}")
             text = make() or "nothing"
         except (VmdebugError, OSError) as error:
-            text = f"not to be had: {error}"
+            text = f"not available: {error}"
         shown = text if lines is None else process.tail(text, lines)
         self.sections.append(Section(title, shown, whole=text))
 
     def whole(self, title: str) -> str:
-        """Return all of a section; "" where there is none."""
+        """Return the whole text of a section; "" if there is none."""
         return next((section.whole for section in self.sections if section.title == title), "")
 
     def seconds(self) -> float:
-        """Return how long the next part may take."""
-        return self.deadline.at_most(PART_SECONDS).left("the next part of a report")
+        """Return how long the next section may take."""
+        return self.deadline.at_most(PART_SECONDS).left("the next section of a report")
 
 
 def _titles(troubles: tuple[Trouble, ...]) -> list[str]:
@@ -164,9 +164,9 @@ _BETWEEN = "\n\f\n"
 
 
 def _told(troubles: tuple[Trouble, ...], kernel: Kernel) -> list[Section]:
-    """Return the splats, decoded at once: most of the time goes into reading the symbols.
+    """Return the splats as sections, decoded together: reading the symbols takes most of the time.
 
-    Whatever time the rest has taken: they are what is read first.
+    They have a deadline of their own, because they are read first.
     """
     texts = [trouble.text for trouble in troubles]
     deadline = Deadline.after(PART_SECONDS)
@@ -188,7 +188,7 @@ def _guest(session: DebugSession, status: str | VmdebugError) -> str:
     state = session.vm.state
     kernel = state.spec.kernel
     build = f", build-id {kernel.build_id}" if kernel.build_id else ""
-    does = f"it is not known what it does: {status.message}" if isinstance(status, VmdebugError) else status
+    does = f"its status is unknown: {status.message}" if isinstance(status, VmdebugError) else status
     return (
         f"{session.name}: {does}, {state.accel}\n"
         f"kernel {kernel.release or kernel.image}{build}\n"
@@ -201,16 +201,16 @@ def _console(log: Path) -> str:
 
 
 def _ask_gdb(session: DebugSession, parts: _Parts) -> None:
-    exchanges = session.exchanges()  # before ours
+    exchanges = session.exchanges()  # before this function asks GDB
     title = "GDB"
     try:
-        seconds = parts.deadline.left("GDB to be asked")
+        seconds = parts.deadline.left("the questions to GDB")
         title = "stop" if exchanges else title
         with session.examined(timeout=seconds) as gdb:
             parts.add("backtraces", lambda: _backtraces(gdb, session.vm.state.spec.kernel, parts.seconds()))
             parts.add("dmesg", lambda: gdb.dmesg(limit=LOG_LINES, timeout=parts.seconds()), lines=DMESG_LINES)
     except (VmdebugError, OSError) as error:
-        parts.sections.append(Section(title, f"not to be had: {error}"))
+        parts.sections.append(Section(title, f"not available: {error}"))
         if title == "GDB":
             return
     parts.sections.append(Section("GDB", exchanges or "none was attached"))

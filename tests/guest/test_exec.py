@@ -99,7 +99,7 @@ def test_output_comes_back_exactly_through_a_flood_of_kernel_messages(shared: Vm
     run(console, f"kill -9 {flood.stdout.decode()}; echo ratelimit >/proc/sys/kernel/printk_devkmsg")
     assert hashlib.md5(random, usedforsecurity=False).hexdigest() == wanted
     assert messages(shared) - before > 100
-    console.expect("flood of messages", timeout=60)
+    console.expect("flood of messages", timeout=120)
 
 
 def digest(console: Console, file: str) -> str:
@@ -112,7 +112,7 @@ def messages(vm: Vm) -> int:
 
 def test_kernel_messages_of_the_command_are_left_for_expect(console: Console) -> None:
     assert run(console, "echo 'hello from the kernel' >/dev/kmsg").stdout == b""
-    assert console.expect("hello from the kernel", timeout=60)
+    assert console.expect("hello from the kernel", timeout=120)
 
 
 def test_a_command_that_hangs_is_ended_and_the_console_goes_on(console: Console) -> None:
@@ -178,4 +178,4 @@ def test_the_end_of_qemu_is_an_error_at_once(own: Vm) -> None:
         console.sendline("sleep 300")
         own.state.qemu.signal(signal.SIGKILL)
         with pytest.raises(GuestDiedError):
-            console.expect("never said", timeout=60)
+            console.expect("never said", timeout=120)

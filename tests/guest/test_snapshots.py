@@ -58,7 +58,7 @@ def test_a_guest_that_has_panicked_lives_again(vm: Vm) -> None:
         console.wait_ready(soon())
         console.sendline("echo c >/proc/sysrq-trigger")
         with pytest.raises(VmError, match="Kernel panic"):
-            console.expect("never said", timeout=60)
+            console.expect("never said", timeout=120)
         assert vm.status() == "panicked"
         vm.restore("alive")
         console.restored()

@@ -163,22 +163,22 @@ def test_a_part_that_fails_says_so_and_the_others_are_there(session: Session) ->
     session.debugger.broken["backtraces"] = GdbError("the stack cannot be read")
     session.vm.rundir.qemu_log.unlink()
     found = collect(session)
-    assert found["backtraces"] == "not to be had: the stack cannot be read"
+    assert found["backtraces"] == "not available: the stack cannot be read"
     assert found["dmesg"] == "[    0.000000] Linux version"
-    assert found["QEMU"].startswith("not to be had: ")
+    assert found["QEMU"].startswith("not available: ")
 
 
 def test_a_gdb_of_somebody_else_is_left_alone(session: Session) -> None:
     session.said, session.refused = "", StateError("GDB 123 is attached")
     found = collect(session)
-    assert found["GDB"] == "not to be had: GDB 123 is attached"
+    assert found["GDB"] == "not available: GDB 123 is attached"
     assert "backtraces" not in found
 
 
 def test_a_guest_that_does_not_stop_says_so_beside_what_gdb_said(session: Session) -> None:
     session.refused = DeadlineError("waited 10 s for the guest to stop")
     found = collect(session)
-    assert found["stop"] == "not to be had: waited 10 s for the guest to stop"
+    assert found["stop"] == "not available: waited 10 s for the guest to stop"
     assert found["GDB"] == "1-gdb-version\n1^done"
 
 
@@ -193,22 +193,22 @@ def test_a_qemu_that_does_not_answer_is_asked_once(session: Session, tmp_path: P
     session.silent = DeadlineError("waited 10 s for QEMU to answer")
     found = collect(session, dump=tmp_path / "vmcore")
     assert list(found) == ["guest", "console", "GDB", "QEMU"]
-    assert found["guest"].startswith("it: it is not known what it does: waited 10 s for QEMU to answer, tcg")
-    assert found["GDB"] == "not asked: waited 10 s for QEMU to answer"
+    assert found["guest"].startswith("it: its status is unknown: waited 10 s for QEMU to answer, tcg")
+    assert found["GDB"] == "not queried: waited 10 s for QEMU to answer"
     assert found["QEMU"] == "qemu: a warning"
 
 
 def test_a_dump_that_qemu_refuses_says_so(session: Session, tmp_path: Path) -> None:
     session.vm.refused = QmpError("QEMU refused dump-guest-memory: no space")
-    assert collect(session, dump=tmp_path / "vmcore")["vmcore"].startswith("not to be had: QEMU refused")
+    assert collect(session, dump=tmp_path / "vmcore")["vmcore"].startswith("not available: QEMU refused")
 
 
 def test_without_time_each_part_says_so(session: Session) -> None:
     found = collect(session, seconds=0.0, troubles=find(PANIC))
     assert found["kernel panic"].startswith("[    1.0] Kernel panic")
-    assert found["console"].startswith("not to be had: waited 0 s")
-    assert found["GDB"].startswith("not to be had: waited 0 s")
-    assert found["QEMU"].startswith("not to be had: waited 0 s")
+    assert found["console"].startswith("not available: waited 0 s")
+    assert found["GDB"].startswith("not available: waited 0 s")
+    assert found["QEMU"].startswith("not available: waited 0 s")
 
 
 def test_each_section_becomes_a_file(tmp_path: Path) -> None:

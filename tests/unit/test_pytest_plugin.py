@@ -47,7 +47,7 @@ def test_a_run_that_uses_none_of_it_imports_none_of_it(pytester: pytest.Pytester
         ("kernle='x'", "*no keyword 'kernle'*"),
         ("allow=['panik']", "*no kind of trouble 'panik'*"),
         ("halt='yes'", "*vmdebug(halt=*"),
-        ("memory='much'", "*'much' is no amount of memory*"),
+        ("memory='much'", "*'much' is not an amount of memory*"),
         ("timeout=-1", "*timeout=-1): not a number of seconds*"),
         ("timeout=float('nan')", "*timeout=nan): not a number of seconds*"),
         ("'builtin'", "*takes keywords only*"),
