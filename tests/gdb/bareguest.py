@@ -1,4 +1,4 @@
-"""A guest without a kernel: QEMU runs a few functions of C, from its reset vector on."""
+"""A guest without a kernel: QEMU runs a few C functions from its reset vector."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Bare:
 
     def __init__(self, program: Path, directory: Path) -> None:
         self.endpoint = directory / "gdb"
-        # Both sockets listen before QEMU starts, so nobody has to wait for them.
+        # Both sockets listen before QEMU starts, so that no test has to wait for them.
         with _listening(self.endpoint) as gdb, _listening(directory / "qmp") as qmp:
             self._child = process.start(
                 argv(program, gdb.fileno(), qmp.fileno()), pass_fds=(gdb.fileno(), qmp.fileno())

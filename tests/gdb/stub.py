@@ -1,4 +1,4 @@
-"""A gdbstub without a guest: it refuses what QEMU refuses under KVM, which the tests cannot count on.
+"""A gdbstub without a guest, which refuses what QEMU refuses under KVM: the tests do not need KVM.
 
 See "Packets" in the appendix "Remote Protocol" of GDB's manual, and gdbstub.c of QEMU.
 """
@@ -15,7 +15,7 @@ REGISTERS = 536
 """Bytes of `g`: the core and SSE registers of x86-64."""
 
 RIP = 16 * 8
-"""Where `g` has it: after sixteen registers."""
+"""Its offset in `g`: after sixteen registers."""
 
 ANSWERS = {
     b"qSupported": b"PacketSize=1000;qXfer:features:read+",
@@ -36,11 +36,11 @@ class Stub:
     """Serves one GDB.
 
     Args:
-        listener: Where it connects.
-        answers: Packets by their beginning, with what is answered instead of `ANSWERS`.
+        listener: The socket to which GDB connects.
+        answers: Answers that replace `ANSWERS`, by the start of the packet.
 
     Attributes:
-        rip: Where its CPU stands.
+        rip: The program counter of its CPU.
     """
 
     def __init__(self, listener: socket.socket, answers: Mapping[bytes, bytes]) -> None:
@@ -58,7 +58,7 @@ class Stub:
         try:
             connection, _ = self._listener.accept()
         except OSError:
-            return  # closed before anybody came
+            return  # closed before GDB connected
         with connection:
             waiting = b""
             while data := connection.recv(4096):
@@ -70,7 +70,7 @@ class Stub:
                     connection.sendall(b"+" if answer is None else b"+" + _packet(answer))
 
     def _answer(self, packet: bytes) -> bytes | None:
-        """Return what is answered; None is for a guest that runs."""
+        """Return the answer; None if the guest runs."""
         if packet.startswith(b"m"):
             return b"00" * int(packet.rpartition(b",")[2], 16)
         if packet == b"g":

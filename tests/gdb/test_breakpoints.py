@@ -1,4 +1,4 @@
-"""What breakpoints can do beyond stopping: callbacks, changes, a list; on a guest without a kernel."""
+"""Callbacks, changes and lists of breakpoints, on a guest without a kernel."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_callback_only_sees_hits_whose_condition_holds(gdb: Gdb) -> None:
 
 
 def test_breakpoints_in_one_place_are_all_heard(gdb: Gdb) -> None:
-    """MI's record names the first alone: without more, its callback would lose the others' stops."""
+    """MI's record names only the first, whose callback must not lose the stops of the others."""
     seen: list[int] = []
     gdb.breakpoint("work", callback=lambda where: seen.append(int(where.frame.arg("k"))))
     mine = gdb.breakpoint("work", when="k == 2")
@@ -102,8 +102,8 @@ def test_a_deadline_holds_for_all_hits_together(gdb: Gdb) -> None:
     gdb.breakpoint("work", callback=lambda where: seen.append(where.frame.function))
     with pytest.raises(DeadlineError):
         gdb.cont(timeout=0.5)
-    assert len(seen) > 1  # each hit came long before that deadline
-    gdb.interrupt(timeout=QUICK)  # it runs, or has been stopped by the next hit
+    assert len(seen) > 1  # each hit was long before that deadline
+    gdb.interrupt(timeout=QUICK)  # it runs, or the next hit has stopped it
     assert gdb.state is State.STOPPED
 
 
@@ -213,7 +213,7 @@ def test_a_kernel_without_panic_cannot_be_watched_for_it(gdb: Gdb) -> None:
     assert gdb.breakpoints() == ()
 
 
-# What would never be hit, or do nothing, in silence
+# Breakpoints that would silently never hit, or do nothing
 
 
 def test_a_cpu_that_the_guest_does_not_have(gdb: Gdb) -> None:

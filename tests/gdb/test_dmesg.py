@@ -1,4 +1,4 @@
-"""The kernel's log out of memory laid out as kernels of different ages do it."""
+"""The kernel's log, read from memory with the layouts of different kernel versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
 
-# Named as in kernel/printk/printk_ringbuffer.h; the ring of descriptors has gone round.
+# Named as in kernel/printk/printk_ringbuffer.h; the ring of descriptors has wrapped.
 RING = r"""
 #include <string.h>
 typedef struct { long counter; } atomic_long_t;
@@ -50,10 +50,10 @@ int main(void)
     return prb == 0;
 }
 """
-# A block that does not fit in at the end is at the start, all of it.
+# A block that does not fit at the end is at the start as a whole.
 WRAPPED = RING.replace("64, 88, 1.5", "88, 120, 1.5").replace("88, 112, 12345", "120, 152, 12345")
 
-# `struct printk_log` of kernel/printk/printk.c until 5.9; an entry of length 0 means: go on at the start.
+# `struct printk_log` of kernel/printk/printk.c until 5.9; an entry of length 0 means: continue at the start.
 BUFFER = r"""
 #include <string.h>
 struct printk_log {

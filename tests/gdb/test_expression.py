@@ -1,4 +1,4 @@
-"""What a trace notes of a function's arguments, with a program that calls one: as GDB itself prints them."""
+"""The arguments in a trace, compared with those that GDB prints."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ print(json.dumps([noted, held, address - int(gdb.parse_and_eval("outer"))]))
 
 @pytest.fixture(scope="module")
 def answer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What is noted at the first instruction of `noted`, and which registers GDB says hold it."""
+    """The values recorded at the first instruction of `noted`, and the registers that hold them."""
     directory: Path = tmp_path_factory.mktemp("program")
     (directory / "program.c").write_text(PROGRAM)
     (directory / "note.py").write_text(f"import sys; sys.path.insert(0, {str(shipped.gdbinit())!r})\n{NOTE}")

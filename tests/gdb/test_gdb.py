@@ -1,4 +1,4 @@
-"""A real GDB on a real gdbstub: run control, breakpoints, questions, and every way in which it can end."""
+"""A real GDB on a real gdbstub: run control, breakpoints, inspection, and all ways to end."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_an_interrupt_from_another_thread(gdb: Gdb) -> None:
     waiter.start()
     take(gdb.interrupt)
     waiter.join(QUICK)
-    assert [each.signal for each in stops] == ["SIGINT"]  # one of the two got it, whichever
+    assert [each.signal for each in stops] == ["SIGINT"]  # either of the two received it
 
 
 def test_a_passed_deadline_leaves_gdb_usable(gdb: Gdb) -> None:
@@ -287,7 +287,7 @@ def test_a_breakpoint_set_in_a_running_guest_leaves_it_running(gdb: Gdb) -> None
     assert gdb.state is State.RUNNING
 
 
-# Questions
+# Inspection
 
 
 def test_the_cpus_are_threads(gdb: Gdb) -> None:
@@ -396,7 +396,7 @@ def test_detaching_lets_the_guest_run_without_breakpoints(gdb: Gdb, bare: Bare) 
     assert bare.status() == "running"
     gdb.console("delete")
     before = counter(gdb, bare)
-    while counter(gdb, bare) == before:  # the loaded host may not have let QEMU run in between
+    while counter(gdb, bare) == before:  # on a busy host QEMU may not have run in between
         assert bare.status() == "running"
 
 
@@ -510,7 +510,7 @@ signal.pause()
 """
 
 
-# What cannot start
+# Failures to start
 
 
 def test_no_gdb_names_its_package(program: Path) -> None:

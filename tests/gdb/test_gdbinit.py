@@ -1,4 +1,4 @@
-"""The commands of gdbinit/ in a real GDB, on a small program instead of a guest."""
+"""The commands of gdbinit/ in a real GDB, with a small program instead of a guest."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COMMANDS = (
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program whose debug information says that it was compiled somewhere else."""
+    """A program whose debugging information names another build directory."""
     tree = tmp_path_factory.mktemp("tree")
     source = tree / "init" / "version.c"
     source.parent.mkdir()
@@ -60,7 +60,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gdb(*words: str, commands: tuple[str, ...], batch: bool = True) -> Completed:
-    """Run GDB with our commands sourced, from a directory that has nothing to do with them."""
+    """Run GDB with gdbinit/ sourced, in another directory."""
     source = f"source {shipped.gdbinit() / 'vmdebug.gdb'}"
     lines = ("set confirm off", f"set $vmd_batch = {batch:d}", 'set $vmd_accel = "tcg"', source, *commands)
     argv = ["gdb", "-nx", "-q", "--batch", *words, *(word for line in lines for word in ("-ex", line))]
@@ -104,7 +104,7 @@ def test_a_batch_without_failures_ends_with_0_and_leaves_the_output_alone() -> N
 def test_a_failure_is_not_lost_when_the_next_command_succeeds(command: str, words: str) -> None:
     done = gdb(commands=(f"vmd-run {command}", "vmd-run print 1", "vmd-exit"))
     assert (done.status, done.stdout) == (1, "$1 = 1\n")
-    assert words in done.stderr  # GDB 13 has more to say of an error in Python code, GDB 18 not
+    assert words in done.stderr  # GDB 13 prints more about an error in Python code, GDB 18 does not
 
 
 def test_a_guest_that_is_not_there_ends_the_batch(tmp_path: Path) -> None:

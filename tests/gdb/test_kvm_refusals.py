@@ -1,4 +1,4 @@
-"""What QEMU refuses under KVM only, told by a stub: GDB finds out when it is to run, not when it is asked."""
+"""Requests that QEMU refuses only under KVM, from a stub: GDB learns of them when the guest should run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Refusing = Callable[..., Gdb]
 
 @pytest.fixture
 def refusing(unconnected: Gdb, directory: Path, listener: socket.socket) -> Iterator[Refusing]:
-    """GDB, connected to a stub that refuses the packets it is given."""
+    """A GDB connected to a stub that refuses given packets."""
     stubs: list[Stub] = []
 
     def connected(**answers: bytes) -> Gdb:

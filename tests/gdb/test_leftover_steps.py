@@ -1,4 +1,4 @@
-"""A CPU that QEMU steps although GDB wants it to run: a stub stops it a byte behind a breakpoint."""
+"""A CPU that QEMU keeps stepping while GDB wants it to run: a stub stops it a byte after a breakpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmdebug.debugger.gdb import Gdb
 
 
 class Stepped(Stub):
-    """A guest of two CPUs; it has executed one byte of a breakpoint's function when it stops first."""
+    """A guest with two CPUs; at its first stop it has executed one byte of a function with a breakpoint."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.stops: list[int] = []

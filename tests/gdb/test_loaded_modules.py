@@ -1,4 +1,4 @@
-"""The guest's modules out of memory laid out as kernels of different ages do it."""
+"""The guest's modules, read from memory with the layouts of different kernel versions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
 
-# The fields that the walk looks at, named as in include/linux/module.h and kernel/module/sysfs.c.
+# The fields that the walk reads, named as in include/linux/module.h and kernel/module/sysfs.c.
 PROGRAM = """
 struct list_head { struct list_head *next, *prev; };
 struct attribute { const char *name; unsigned short mode; };

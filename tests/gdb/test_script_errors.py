@@ -1,4 +1,4 @@
-"""The kernel's own scripts in a real GDB, where some of them do not fit the kernel."""
+"""The kernel's own scripts in a real GDB, where some do not fit the kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""QEMU's emulator may end a step before its instruction: now and then; a stub does it each time."""
+"""QEMU's TCG sometimes ends a step before its instruction; a stub does it each time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CALLS = 3
 
 
 class Impatient(Stub):
-    """A guest that calls one function `CALLS` times, and that stands still at the first step of each."""
+    """A guest that calls one function `CALLS` times, and does not move at the first step of each."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.gone_on = threading.Event()
@@ -52,7 +52,7 @@ class Impatient(Stub):
 
 @pytest.fixture
 def impatient(unconnected: Gdb, directory: Path, listener: socket.socket) -> Iterator[Impatient]:
-    """The stub, with GDB connected to it."""
+    """A GDB connected to the stub."""
     stub = Impatient(listener)
     try:
         unconnected.connect(directory / "stub")

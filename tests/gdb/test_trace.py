@@ -1,4 +1,4 @@
-"""What a trace refuses, and what it says that it cannot have; on a guest without a kernel."""
+"""Traces on a guest without a kernel: what they refuse, and what they cannot collect."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def some(hits: Trace) -> None:
 def test_what_is_known_at_no_hit_is_refused(
     gdb: Gdb, places: list[Probe], when: str, words: str, hint: str
 ) -> None:
-    """A condition that never holds would be waited for in silence."""
+    """A condition that never holds would wait silently."""
     with pytest.raises(GdbError, match=f"^a trace: {words}") as raised, gdb.trace(places, when=when):
         pass
     assert raised.value.hint == hint
@@ -74,7 +74,7 @@ def test_what_turns_out_to_be_unknown_at_a_hit_is_told(gdb: Gdb) -> None:
 
 
 def test_a_function_that_is_inlined_has_no_return_of_its_own(gdb: Gdb) -> None:
-    """It would be told what the function around it returns."""
+    """It would record the return value of the calling function."""
     with gdb.trace([Probe("inlined"), Probe("without", ("k",))], ret=True) as hits:
         some(hits)
     assert {hit.symbol for hit in hits} == {"inlined", "without"}

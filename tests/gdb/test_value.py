@@ -1,4 +1,4 @@
-"""C values out of a guest, of every kind, against what the program says they are."""
+"""C values of every kind from a guest, compared with those in the program."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_flexible_array_has_no_end(gdb: Gdb, where: Stop) -> None:
 
 
 def test_a_member_is_read_whatever_its_name(gdb: Gdb, where: Stop) -> None:
-    """`struct device` and `struct net_device` of the kernel have a `type`; each other word was once ours."""
+    """`struct device` and `struct net_device` have a `type`; vmdebug once used each of the other names."""
     dev, other = gdb.evaluate("eth"), gdb.evaluate("&lo")
     assert dev.type_ == "struct device *"
     assert dev.type == other.type == gdb.evaluate("&ethernet")
@@ -248,7 +248,7 @@ def test_memory_that_cannot_be_read(gdb: Gdb, where: Stop) -> None:
 
 
 def test_values_compare_with_what_they_are(gdb: Gdb, first: Value) -> None:
-    """By identity `task.pid == 1` would be false, in silence."""
+    """Compared by identity, `task.pid == 1` would silently be false."""
     assert first.pid == 1
     assert first.pid != 2
     assert not first.pid == 2  # noqa: SIM201 - it is == that is tested

@@ -1,4 +1,4 @@
-"""A second architecture is a row and a reader of its images: a made-up one goes through the real code."""
+"""A second architecture needs only a row and an image reader: a made-up one works with the real code."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ TOY = msgspec.structs.replace(
 
 MAGIC = b"TOYS"
 
-# A QEMU that can be asked what it has, and no more.
+# A fake QEMU that only lists its features.
 QEMU = "#!/bin/sh\ncase $1 in -help) echo 'QEMU emulator version 7.2.22' ;; esac\n"
 
 
@@ -74,7 +74,7 @@ def read(path: Path, stream: IO[bytes]) -> Image:
 
 @pytest.fixture(autouse=True)
 def _registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The row and its reader, beside the real ones."""
+    """The made-up row and reader, beside the real ones."""
     rows = (*arch.rows(), TOY)
     reader = Format(
         name="Toy", missing="it does not begin with TOYS", recognises=lambda start: start.startswith(MAGIC),
@@ -87,7 +87,7 @@ def _registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def linux(tmp_path: Path) -> Path:
-    """A build tree of the made-up architecture: the vmlinux of a real one, with another e_machine."""
+    """A build tree of the made-up architecture: the vmlinux of a real one with another e_machine."""
     vmlinux = kernelfiles.vmlinux(tmp_path / "linux/vmlinux")
     with vmlinux.open("r+b") as file:
         file.seek(18)  # e_machine, see elf(5)

@@ -1,4 +1,4 @@
-"""Exact MI commands for breakpoints, and what GDB answered to such commands."""
+"""The exact MI commands for breakpoints, and recorded answers of GDB."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_place_is_a_word_or_an_address() -> None:
 
 
 class Owner:
-    """GDB, as far as a breakpoint asks it."""
+    """A fake GDB for breakpoints."""
 
     def __init__(self) -> None:
         self.deleted: list[int] = []

@@ -1,4 +1,4 @@
-"""The command line's frame: errors and their statuses, the table of verbs, what `--help` costs."""
+"""The command line: errors and exit statuses, the table of commands, the cost of `--help`."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_every_verb_has_an_example(name: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_help_imports_nothing_heavy() -> None:
-    # What typer itself brings is not ours to save.
+    # Modules that typer itself imports do not count.
     code = (
         "import sys, typer; before = set(sys.modules)\n"
         "from vmdebug import cli; cli.status_of(['--help'])\n"

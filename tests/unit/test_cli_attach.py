@@ -1,4 +1,4 @@
-"""`attach`: from the words to what GDB is told."""
+"""`attach`: from the arguments to GDB's command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs that read the kernel's log: `dmesg`, and `log --decode`."""
+"""The commands that read the kernel's log: `dmesg`, and `log --decode`."""
 
 from __future__ import annotations
 

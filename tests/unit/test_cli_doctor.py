@@ -1,4 +1,4 @@
-"""`doctor`: what it says of what is there and of what is not, and when it fails."""
+"""`doctor`: its lines for what exists and what is missing, and its exit status."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_gdb_without_python_counts_as_missing(tmp_path: Path, monkeypatch: pyt
 def test_nothing_at_all_is_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the barest machine it still ends with a list, not with a failure of its own."""
+    """On a machine that lacks everything it prints a list, and does not fail itself."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cli.status_of(["doctor"]) == 3
     assert "apt install gdb" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What people see: data and talk apart, progress as lines where there is no terminal."""
+"""Output: data and messages go to different streams; progress is lines without a terminal."""
 
 from __future__ import annotations
 

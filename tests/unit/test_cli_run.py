@@ -1,4 +1,4 @@
-"""`run`: what a script gets, how its errors look, what becomes of them under `git bisect`."""
+"""`run`: the arguments of a script, its errors, and their status under `git bisect`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmdebug import cli, errors
 
 
 class Session:
-    """Stands for a DebugSession; scripts here only hand it around."""
+    """Replaces a DebugSession, which the scripts only pass on."""
 
     status = "running"
 

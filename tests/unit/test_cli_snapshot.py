@@ -1,4 +1,4 @@
-"""The verbs `snapshot` and `clone`, with a VM that only says what it was asked."""
+"""The commands `snapshot` and `clone`, with a VM that records its calls."""
 
 from __future__ import annotations
 

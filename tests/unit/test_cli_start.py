@@ -1,4 +1,4 @@
-"""`start`: from the words and vmdebug.toml to `GuestOptions`, and what it says afterwards."""
+"""`start`: from the arguments and vmdebug.toml to `GuestOptions`, and its output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ append = "quiet"
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[GuestOptions]:
-    """What the sources were asked for; nothing is started."""
+    """The options passed to the sources; nothing is started."""
     calls: list[GuestOptions] = []
     monkeypatch.chdir(tmp_path)
 

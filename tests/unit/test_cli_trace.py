@@ -1,4 +1,4 @@
-"""`trace`: its words, and what it prints."""
+"""`trace`: its arguments and its output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMED = Hit("open", {"name": "/x", "gone": None}, 1.0, None, 0, None, (Call("ope
 
 
 class MadeUp:
-    """A collector that knows no GDB: it gives its hits one after another."""
+    """A collector without GDB, which returns its hits one after another."""
 
     name = "a made-up collector"
     cannot: Mapping[Feature, str] = {}

@@ -1,4 +1,4 @@
-"""The verbs for VMs that run: status, stop, log, exec."""
+"""The commands for running VMs: status, stop, log, exec."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vmdebug.errors import UsageError, VmdebugError
 
 @pytest.fixture
 def vms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[vm.Vm]:
-    """What runs, by this test's word."""
+    """The running VMs, set by the test."""
     machines = [
         cli_doubles.machine("one", "halted", directory=tmp_path),
         cli_doubles.machine("two", "running", directory=tmp_path),

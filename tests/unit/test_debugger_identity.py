@@ -1,4 +1,4 @@
-"""Which kernel runs: when GDB is asked, and what comes of its verdict; GDB's answers are recorded ones."""
+"""The identity of the running kernel: when vmdebug asks GDB, and what follows; with recorded answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OTHER = {
 
 
 class Gdb:
-    """Answers each command by its name, and notes it."""
+    """Answers each command by its name, and records it."""
 
     def __init__(self, **answers: Mapping[str, Any]) -> None:
         self.answers = answers

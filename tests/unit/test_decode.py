@@ -1,4 +1,4 @@
-"""Source lines in a splat: of an ELF file with inlined functions, and of a module's."""
+"""Source lines in a splat, from an ELF file with inlined functions, and from a module."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
-    """A vmlinux, and a module whose file is compressed; built by gcc from a tree of its own."""
+    """A vmlinux, and a compressed module, built by gcc in a tree."""
     tree = tmp_path_factory.mktemp("tree")
     build = tmp_path_factory.mktemp("build")
     for name, text in FILES.items():
@@ -85,7 +85,7 @@ def soon() -> Deadline:
 
 
 def calls(kernel: Kernel, function: str) -> list[int]:
-    """Return the offsets in a function to which its calls return."""
+    """Return the offsets of the return addresses in a function."""
     code = run("objdump", "-d", f"--disassemble={function}", "--no-show-raw-insn", vmlinux(kernel))
     rows = re.findall(r"^ +([0-9a-f]+):\t(\S+)", code, re.MULTILINE)
     first = int(rows[0][0], 16)

@@ -1,4 +1,4 @@
-"""Whether a kernel's symbols have mangled names."""
+"""Whether the symbols of a kernel are mangled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs inside GDB, as far as it needs no GDB."""
+"""Code of gdbinit/ that needs no GDB."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_recorded_names_become_present_ones(
 
 
 def test_gdb_takes_each_fact_that_a_row_has_for_it() -> None:
-    """Read, not imported: it needs GDB."""
+    """Read as text: importing it needs GDB."""
     text = (Path(__file__).parents[2] / "gdbinit" / "vmd_arch.py").read_text()
     row = next(
         each for each in ast.parse(text).body if isinstance(each, ast.ClassDef) and each.name == "Arch"

@@ -1,4 +1,4 @@
-"""Which file a module comes from, and how it is unpacked; no GDB."""
+"""Finding and decompressing the file of a module, without GDB."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_first_directory_wins_and_in_one_directory_the_plainest_file(tmp_pat
 
 
 def test_links_to_directories_are_followed_but_not_to_what_it_was_built_from(tmp_path: Path) -> None:
-    """As NixOS merges the modules of several packages; links may lead round in circles."""
+    """As when NixOS merges the modules of several packages; links may form a loop."""
     for file in ("linux/drivers/brd.ko", "zfs/zfs.ko", "tree/fs/ext4.ko"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()

@@ -1,4 +1,4 @@
-"""A person's GDB: its exact command line, and the lock that says who is attached."""
+"""The interactive GDB: its exact command line, and the lock of the attached GDB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The line to a machine in kgdb: what it may be, who has it, and the wait for the stub."""
+"""The line to a machine in kgdb: its forms, its user, and the wait for the stub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECONDS = 30.0
 
 @pytest.fixture
 def pair() -> Iterator[tuple[int, int]]:
-    """A terminal: the machine's end, and ours by its name."""
+    """A terminal: the machine's end, and the name of ours."""
     machine, ours = os.openpty()
     tty.setraw(ours)
     yield machine, ours
@@ -106,7 +106,7 @@ class TestOpening:
 
 
 class Stub:
-    """A machine's end of a line: hears questions while the machine runs, and answers when it has stopped."""
+    """The machine's end of a line: it answers only after the machine has stopped."""
 
     def __init__(self, stopped_after: int) -> None:
         self.ours, self._theirs = socket.socketpair()

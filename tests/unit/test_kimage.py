@@ -78,7 +78,7 @@ def test_compressed_dwarf_is_dwarf(tmp_path: Path) -> None:
 
 
 def test_the_banner_is_the_one_with_a_build_number(tmp_path: Path) -> None:
-    # Since 6.1 the weak one of init/version.c stays in the file: "… # SMP \n".
+    # Since 6.1 the weak banner of init/version.c stays in the file: "… # SMP \n".
     unnumbered = BANNER.replace(NUMBER, "# SMP ")
     two = kernelfiles.vmlinux(tmp_path / "vmlinux", "", banner=f"{unnumbered}\\n\\0Linux version {BANNER}")
     assert kimage.read_vmlinux(two).banner == BANNER
@@ -197,7 +197,7 @@ class TestWrongFiles:
             raise PermissionError(13, "Permission denied")
 
         path = _file(tmp_path, b"")
-        monkeypatch.setattr(Path, "open", refuse)  # root reads everything
+        monkeypatch.setattr(Path, "open", refuse)  # root can read everything
         with pytest.raises(HostError, match="may not be read"):
             kimage.read_image(path)
 

@@ -1,4 +1,4 @@
-"""MI lines as GDB wrote them, and as it should never write them."""
+"""MI lines that GDB wrote, and lines that it should never write."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_quoting_survives_gdbs_own_parser() -> None:
     assert mi.quote('a "b" \\n\n') == r'"a \"b\" \\n\n"'
 
 
-# What any MI value may be, and how GDB would write it.
+# All kinds of MI values, and how GDB writes them.
 names = st.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True)
 values = st.recursive(
     st.text(st.characters(codec="utf-8", exclude_characters="\r")),

@@ -1,4 +1,4 @@
-"""Ending what the main thread waits in."""
+"""Interrupting a wait of the main thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOR_EVER = 3600.0
 
 
 class Trouble(BaseException):
-    """What is raised."""
+    """The exception."""
 
 
 def soon(interrupter: MainThreadInterrupt) -> threading.Thread:
@@ -65,7 +65,7 @@ def test_code_that_catches_every_exception_is_ended_by_a_base_exception() -> Non
 def test_what_comes_while_it_is_not_armed_is_not_raised_then_nor_later() -> None:
     with MainThreadInterrupt() as interrupter:
         interrupter.interrupt(Trouble())
-        time.sleep(0)  # where a signal would be seen
+        time.sleep(0)  # where Python handles a signal
         interrupter.arm()
         time.sleep(0)
         assert interrupter.armed

@@ -1,4 +1,4 @@
-"""One thing made by a thread before it is asked for."""
+"""Something that a thread makes before it is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vmdebug.plugin.prewarm import Prewarmer
 
 
 class Maker:
-    """Makes strings of numbers, once `go` is set, and notes which it has ended; 0 cannot be made."""
+    """Makes strings of numbers after `go` is set, and records which it has closed; 0 fails."""
 
     def __init__(self) -> None:
         self.go = threading.Event()

@@ -1,4 +1,4 @@
-"""Reports: what is missing says so in its section, and each section becomes a file."""
+"""Reports: a section says what is missing, and each section becomes a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PANIC = "[    1.0] Kernel panic - not syncing: x\n[    1.0]  panic+0x1/0x2\n"
 
 @dataclass
 class Debugger:
-    """GDB as a report uses it."""
+    """A fake GDB for a report."""
 
     broken: dict[str, VmdebugError] = field(default_factory=dict)
     log: str = "[    0.000000] Linux version"
@@ -43,7 +43,7 @@ class Debugger:
 
 
 class Vm:
-    """A VM as a report uses it."""
+    """A fake VM for a report."""
 
     def __init__(self, directory: Path, status: str) -> None:
         self.rundir = RunDir(directory)
@@ -72,7 +72,7 @@ class Vm:
 
 
 class Session:
-    """A session as a report uses it."""
+    """A fake session for a report."""
 
     name = "it"
 

@@ -1,4 +1,4 @@
-"""The pytest plugin's words: options, ini, marker; no guest is started."""
+"""Options, ini file and marker of the pytest plugin, without a guest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run state, driven by the records that GDB wrote in real sessions."""
+"""The run state, with recorded MI records of real sessions."""
 
 from __future__ import annotations
 

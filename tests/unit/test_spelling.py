@@ -1,4 +1,4 @@
-"""How messages spell options, by who reads them."""
+"""The spelling of options in messages, for each kind of reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces: GDB's collector on recorded batches, the words that name places, and any other collector."""
+"""Traces: GDB's collector with recorded batches, the syntax of probes, and another collector."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BEGUN = {"trace": "3", "numbers": "-7,-8", "notes": packed(["that is all"])}
 
 
 class Runner:
-    """A guest whose running and stopping is written down."""
+    """A guest that records when it runs and stops."""
 
     def __init__(self, state: State, *answers: Mapping[str, Any]) -> None:
         self.state = state
@@ -168,7 +168,7 @@ def test_a_word_without_a_place() -> None:
 
 
 class Counter:
-    """A collector that is no debugger: its hits are made up."""
+    """A collector without a debugger, with made-up hits."""
 
     name = "the counter"
 

@@ -1,4 +1,4 @@
-"""The transport against a GDB that says exactly what a test has it say."""
+"""The transport, with a fake GDB that sends what a test says."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def at_once() -> Deadline:
 
 
 class Listener:
-    """Notes what it is told."""
+    """Records its calls."""
 
     def __init__(self) -> None:
         self.records: list[mi.Record] = []
@@ -42,7 +42,7 @@ class Listener:
 
 
 class FakeGdb:
-    """The other ends of the transport's pipes; answers each command with what a test has put in."""
+    """The other ends of the transport's pipes; answers each command as the test says."""
 
     def __init__(self) -> None:
         heard, stdin = os.pipe()
@@ -61,11 +61,11 @@ class FakeGdb:
         self.transport._idle.start()
 
     def answers(self, *lines: str) -> None:
-        """Say this once the next command has come."""
+        """Send this after the next command."""
         self._answers.put("".join(f"{line}\n" for line in lines).encode())
 
     def says(self, *lines: str) -> None:
-        """Say this now."""
+        """Send this now."""
         self._said.write("".join(f"{line}\n" for line in lines).encode())
 
     def says_raw(self, data: bytes) -> None:
@@ -242,7 +242,7 @@ def test_a_whole_line_that_is_not_mi_fails_its_command_alone(gdb: FakeGdb) -> No
 
 
 def test_nobody_needs_to_wait_for_gdb_to_be_read(gdb: FakeGdb) -> None:
-    """More than a pipe holds: GDB, and the guest with it, would stand still."""
+    """More than a pipe holds: GDB and the guest would block."""
     line = '=breakpoint-modified,bkpt={number="1",times="7"}'
     writer = threading.Thread(target=lambda: gdb.says(*[line] * 10_000))
     writer.start()

@@ -1,4 +1,4 @@
-"""Kernel trouble: consoles of real guests, in `splats`, and the source's other formats."""
+"""Kernel trouble: consoles of real guests in `splats`, and other formats from the kernel source."""
 
 from __future__ import annotations
 

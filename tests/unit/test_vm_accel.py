@@ -18,7 +18,7 @@ X86_64 = by_name("x86_64")
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    """A host on which nothing speaks against KVM, with a cache of its own."""
+    """A host that seems to support KVM, with a private cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "kvm").touch()
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu vme vmx sse\n")
@@ -27,7 +27,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 def subject(tmp_path: Path, script: str) -> Subject:
-    """A QEMU that is a shell script, and a kernel."""
+    """A shell script as QEMU, and a kernel."""
     qemu = tmp_path / "qemu"
     qemu.write_text(f"#!/bin/sh\necho booted >> {tmp_path}/boots\n{script}\n")
     qemu.chmod(0o755)

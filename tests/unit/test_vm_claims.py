@@ -18,7 +18,7 @@ from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import Launching, State
 
 GONE = ProcessRef(2**22 + 1, 1)
-"""No process has this pid: it is above the highest."""
+"""No process has this pid: it is above the limit."""
 
 
 def soon() -> Deadline:
@@ -33,7 +33,7 @@ def me() -> ProcessRef:
 
 @pytest.fixture
 def qemu() -> Iterator[ProcessRef]:
-    """Stands for QEMU: a process that stays, in a session of its own."""
+    """Replaces QEMU: a process in its own session."""
     child = process.start(["sleep", "1000"], session=True)
     ref = ProcessRef.of(child.pid)
     assert ref is not None
@@ -70,7 +70,7 @@ def put(
     scratch: Path | None = None,
     prewarmed: bool = False,
 ) -> RunDir:
-    """Make a run directory as a launch leaves it."""
+    """Make a run directory like a launch."""
     rundir.runtime().mkdir(mode=0o700, exist_ok=True)
     directory = RunDir(rundir.runtime() / name)
     directory.path.mkdir(mode=0o700)
@@ -93,7 +93,7 @@ def clear_all() -> None:
 
 @pytest.fixture(autouse=True)
 def _cleared(runtime: Path) -> Iterator[None]:
-    """What a test claims is its own to leave: no process belongs to it."""
+    """The runtime directory of a test that may leave claims in it."""
     yield
     if rundir.runtime().exists():
         clear_all()
@@ -254,7 +254,7 @@ def test_a_cut_short_launch_whose_qemu_lives_is_ended() -> None:
 
 
 def test_a_process_that_has_the_pid_by_now_is_left_alone(qemu: ProcessRef) -> None:
-    # QEMU's command line names the pidfile; this process's does not.
+    # QEMU's command line has the pidfile; the one of this process has not.
     directory = put("vm")
     directory.pidfile.write_text(f"{qemu.pid}\n")
     registry.sweep()

@@ -1,4 +1,4 @@
-"""Names of clones, without any."""
+"""The names of clones."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from vmdebug.errors import HostError
 from vmdebug.vm import features
 from vmdebug.vm.features import Features
 
-# From QEMU 7.2.22 of Debian 12, cut.
+# Output of QEMU 7.2.22 (Debian 12), shortened.
 OPTIONS = """\
 QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)
 Copyright (c) 2003-2022 Fabrice Bellard and the QEMU Project developers

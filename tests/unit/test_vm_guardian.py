@@ -15,7 +15,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.process import ProcessRef
 from vmdebug.vm.guardian import Guardian
 
-# Stays for ever, and so does a child of it; neither ends by the end of a pipe.
+# It and its child run forever; the end of a pipe does not end them.
 STAYS = ["sh", "-c", "sleep 1000 & exec sleep 1001"]
 
 
@@ -39,7 +39,7 @@ def spawn(guardian: Guardian, argv: list[str], log: Path) -> tuple[ProcessRef, A
 
 
 def group(pgid: int) -> list[int]:
-    """Return the pids of a process group's living members."""
+    """Return the pids of the living processes in a group."""
     members = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,4 +1,4 @@
-"""Launches that fail, with a shell script for QEMU; those that succeed are in tests/guest."""
+"""Launches that fail, with a shell script as QEMU; tests/guest has those that succeed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vmdebug.vm import launch, rundir, state
 
 
 def qemu(directory: Path, end: str) -> None:
-    """Put a QEMU on PATH that does `end` instead of starting a guest."""
+    """Put a QEMU on PATH that runs `end` instead of a guest."""
     path = directory / "qemu-system-x86_64"
     path.write_text(f"#!/bin/sh\ncase $1 in -help | -device) exit ;; esac\n{end}\n")
     path.chmod(0o755)
@@ -27,7 +27,7 @@ def qemu(directory: Path, end: str) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where QEMU is."""
+    """The directory of QEMU."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     directory = tmp_path / "bin"
     directory.mkdir()

@@ -12,7 +12,7 @@ from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.vm import planning
 from vmdebug.vm.planning import Plan
 
-# A QEMU that can be asked what it has, and no more.
+# A fake QEMU that only lists its features.
 QEMU = """\
 #!/bin/sh
 case $1 in

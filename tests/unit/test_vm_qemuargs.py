@@ -71,7 +71,7 @@ def test_a_list_is_read_as_it_was_written(pairs: dict[str, str]) -> None:
 def test_a_first_value_without_a_key_is_read_as_it_was_written(first: str, pairs: dict[str, str]) -> None:
     text = ",".join(filter(None, (qemuargs.value(first), qemuargs.pairs(pairs))))
     if "=" in first.partition(",")[0] or not first:
-        return  # that is a key, or nothing
+        return  # a key, or nothing
     assert qemuargs.properties(text, first="") == {"": first, **pairs}
 
 

@@ -27,7 +27,7 @@ def soon() -> Deadline:
 
 
 class Server:
-    """QEMU's side of one QMP socket, by hand: what it says is what the test has it say."""
+    """QEMU's side of a QMP socket, which sends what the test says."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class Server:
         self._thread: threading.Thread | None = None
 
     def serve(self, *talks: Callable[[Client], None]) -> None:
-        """Accept a client for each talk, in a thread, and talk to it; it is hung up on at the end."""
+        """Accept a client for each talk, in a thread; close the connection at its end."""
 
         def run() -> None:
             for talk in talks:
@@ -61,7 +61,7 @@ class Server:
 
 
 class Client:
-    """The other side, as the server sees it."""
+    """The connection, from the server's side."""
 
     def __init__(self, accepted: socket.socket) -> None:
         self._socket = accepted
@@ -72,7 +72,7 @@ class Client:
         self._socket.sendall(json.dumps(message).encode() + b"\r\n")
 
     def hear(self) -> dict[str, Any]:
-        """Return the next message; {} when the client has gone. No newline ends one."""
+        """Return the next message, which no newline ends; {} when the client has closed."""
         while True:
             try:
                 message, end = json.JSONDecoder().raw_decode(self._unread)
@@ -122,7 +122,7 @@ def ended() -> ProcessRef:
 
 @pytest.fixture
 def living() -> Iterator[ProcessRef]:
-    """A process that has not."""
+    """A process that runs."""
     with process.spawn(["sleep", "1000"]) as child:
         ref = ProcessRef.of(child.pid)
         assert ref is not None
@@ -386,7 +386,7 @@ def test_ctrl_c_gets_through(server: Server) -> None:
 
 
 def test_qemu_that_greets_and_dies(server: Server, ended: ProcessRef) -> None:
-    # A device that it cannot make ends it after its greeting.
+    # A device that it cannot create ends QEMU after its greeting.
     server.serve(lambda client: client.say(GREETING))
     with pytest.raises(GuestDiedError, match="before it answered"):
         qmp.connect(server.path, process=ended, deadline=soon())

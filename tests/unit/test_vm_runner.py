@@ -16,7 +16,7 @@ RUNDIR = RunDir(Path("/run/vm"))
 SCRATCH = Path("/var/tmp/scratch")
 MACHINE = RunnerMachine(script=Path("/nix/store/x/bin/run-my-vm-vm"), system_name="my-vm")
 
-# The end of a script as nixos/modules/virtualisation/qemu-vm.nix makes it.
+# The end of a script of nixos/modules/virtualisation/qemu-vm.nix.
 SCRIPT = """\
 # Start QEMU.
 exec /nix/store/abc-qemu-host-cpu-only-8.2.6/bin/qemu-kvm -cpu max \\

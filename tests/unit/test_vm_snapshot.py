@@ -1,4 +1,4 @@
-"""What a log says of a guest that went back to a snapshot, and QEMU of one that it cannot take."""
+"""The log of a guest after a snapshot is loaded, and the errors of QEMU for one that it cannot save."""
 
 from __future__ import annotations
 
