@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 from tests.gdb.bareguest import Bare, soon
 from vmdebug.debugger import stop
 from vmdebug.debugger.gdb import Gdb
+from vmdebug.debugger.ownership import VmOwner
 from vmdebug.debugger.runstate import State
 from vmdebug.errors import DeadlineError, GdbError, GuestDiedError, HostError, StateError, UsageError
 from vmdebug.process import ProcessRef
@@ -497,7 +499,6 @@ def test_gdb_does_not_outlive_us(program: Path, bare: Bare, running: bool) -> No
 OWNER = """
 import sys, signal
 from pathlib import Path
-from vmdebug.deadline import Deadline
 from vmdebug.debugger.gdb import Gdb
 gdb = Gdb.start(Path(sys.argv[1]))
 gdb.connect(sys.argv[2])
@@ -508,6 +509,41 @@ else:
 print(gdb.pid, flush=True)
 signal.pause()
 """
+
+
+# Whose the guest is
+
+
+def test_a_claim_on_the_stub_lasts_until_gdb_lets_go(unconnected: Gdb, bare: Bare, directory: Path) -> None:
+    lock = directory / "attach.lock"
+    unconnected.connect(bare.endpoint, owner=VmOwner.claim(lock, "vm"))
+    with pytest.raises(StateError, match=f"a GDB is attached to vm already: pid {os.getpid()}"):
+        VmOwner.claim(lock, "vm")
+    unconnected.detach()
+    unconnected.connect(bare.endpoint, owner=VmOwner.claim(lock, "vm"))
+    unconnected.close()
+    VmOwner.claim(lock, "vm").release()
+
+
+def test_a_claim_is_given_back_by_a_gdb_that_does_not_connect(gdb: Gdb, bare: Bare, directory: Path) -> None:
+    lock = directory / "attach.lock"
+    with pytest.raises(StateError, match="it is stopped"):
+        gdb.connect(bare.endpoint, owner=VmOwner.claim(lock, "vm"))
+    VmOwner.claim(lock, "vm").release()
+
+
+def test_closing_without_resuming_leaves_the_guest_stopped(gdb: Gdb, bare: Bare) -> None:
+    gdb.breakpoint("step")
+    gdb.cont(timeout=QUICK)
+    gdb.close(resume=False)
+    assert bare.status() == "debug"
+
+
+def test_the_methods_of_the_parts_are_documented_as_those_of_gdb() -> None:
+    public = {name for name in vars(Gdb) if not name.startswith("_")}
+    assert {"step", "breakpoint", "evaluate", "load_modules", "held"} <= public
+    assert [name for name in public if not (getattr(Gdb, name).__doc__ or "").strip()] == []
+    assert list(inspect.signature(Gdb.backtrace).parameters)[1:] == ["cpu", "limit"]
 
 
 # Failures to start

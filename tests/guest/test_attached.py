@@ -446,8 +446,13 @@ def test_at_a_prompt_a_deadline_leaves_the_person_there(terminal: tuple[Vm, pexp
 SCRIPT = """
 import sys
 from vmdebug import session
+from vmdebug.errors import StateError
 with session.attach(sys.argv[1]) as attached:
     gdb = attached.gdb
+    try:
+        gdb.detach()
+    except StateError as error:
+        print(error.message)
     gdb.breakpoint("vfs_read")
     attached.console.sendline("cat /etc/passwd")
     stop = gdb.cont()
@@ -465,7 +470,8 @@ def test_a_script_works_in_a_persons_gdb_and_takes_its_breakpoints_along(
     with process.spawn(argv, stdout=process.PIPE) as script:
         gdb.expect(r"shares this GDB\]")
         assert script.stdout is not None
-        assert script.stdout.read() == b"vfs_read\n"
+        refused = f"detach: a person shares this GDB, pid {gdb.pid}, and its guest is theirs"
+        assert script.stdout.read() == f"{refused}\nvfs_read\n".encode()
         gdb.expect("Breakpoint 1, vfs_read")
         script.wait()
     gdb.expect(r"has ended\]")
