@@ -64,10 +64,10 @@ class Deadline:
             raise self.error(what)
         return remaining
 
-    def pauses(self, what: str) -> Iterator[float]:
+    def pauses(self, what: str, *, longest: float = _LONGEST_PAUSE) -> Iterator[float]:
         """Yield how long to wait before each retry of something that has no descriptor to wait on.
 
-        The pauses grow from 1 ms to 50 ms, and end at the deadline::
+        The pauses grow from 1 ms to 50 ms, or to `longest` seconds, and end at the deadline::
 
             for pause in deadline.pauses("QEMU to listen"):
                 if connected(path):
@@ -76,6 +76,7 @@ class Deadline:
 
         Args:
             what: What the caller waits for, for the error.
+            longest: The longest pause, in seconds.
 
         Raises:
             DeadlineError: the deadline has passed; the first try is always made.
@@ -83,7 +84,7 @@ class Deadline:
         pause = _FIRST_PAUSE
         yield min(pause, self.remaining)
         while True:
-            pause = min(_GROWTH * pause, _LONGEST_PAUSE)
+            pause = min(_GROWTH * pause, longest)
             yield min(pause, self.left(what))
 
     def at_most(self, seconds: float) -> Deadline:

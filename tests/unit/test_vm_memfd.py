@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,25 @@ def test_a_directory_is_asked_for_its_own_room(tmp_path: Path) -> None:
         memfd.shortage(1, Path("/nowhere"))
     with pytest.raises(HostError, match="cannot keep a guest's memory in /nowhere"):
         memfd.create("x", Path("/nowhere"))
+
+
+def test_a_file_goes_through_a_pipe_as_a_whole() -> None:
+    fd = memfd.create("state")
+    memfd.write(fd, bytes(range(256)) * 4096)
+    with memfd.piped(fd) as reading:
+        os.close(fd)  # the pipe has a descriptor of its own
+        with open(os.dup(reading), "rb") as stream:  # noqa: PTH123 - a descriptor
+            assert stream.read() == bytes(range(256)) * 4096
+
+
+def test_a_pipe_that_nobody_reads_to_its_end_leaves_nothing() -> None:
+    before = {path.name for path in Path("/proc/self/fd").iterdir()}
+    fd = memfd.create("state")
+    memfd.write(fd, bytes(1 << 20))
+    with memfd.piped(fd) as reading:
+        assert os.read(reading, 10) == bytes(10)
+    os.close(fd)
+    for thread in threading.enumerate():
+        if thread.name == "vmdebug-pipe":
+            thread.join(10)
+    assert {path.name for path in Path("/proc/self/fd").iterdir()} == before

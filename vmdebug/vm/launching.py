@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 ANSWER = "QEMU to answer on QMP"
 
+_PAUSE = 0.004
+"""The longest pause between two tries to connect: QEMU takes some 50 ms to listen."""
+
 _PORT_TAKEN = "Address already in use"
 
 _HINTS = (
@@ -200,7 +203,7 @@ def _connected(attempt: _Attempt, deadline: Deadline) -> Iterator[Qmp]:
 
     try:
         with contextlib.ExitStack() as connection:
-            for pause in deadline.pauses(ANSWER):
+            for pause in deadline.pauses(ANSWER, longest=_PAUSE):
                 with contextlib.suppress(qmp.NoListenerError):
                     found = connection.enter_context(
                         qmp.connect(attempt.rundir.control, process=attempt.leader, deadline=deadline)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,6 +25,8 @@ MARGIN_MIB = 64
 MEMINFO = Path("/proc/meminfo")
 
 _MIB = 1 << 20
+
+_CHUNK = 1 << 20
 
 
 class SharedFile(msgspec.Struct, frozen=True):
@@ -139,3 +143,33 @@ def read(fd: int) -> bytes:
     while len(data) < size:
         data += os.pread(fd, size - len(data), len(data))
     return data
+
+
+@contextlib.contextmanager
+def piped(fd: int) -> Iterator[int]:
+    """Yield the reading end of a pipe through which a file's content goes, once; closed after the block.
+
+    A program that reads a stream takes a pipe without starting `cat`.
+
+    Args:
+        fd: The file's descriptor; its offset does not change.
+    """
+    reading, writing = os.pipe()
+    # It has a descriptor of its own, and ends with the last reader: nobody has to wait for it.
+    copying = threading.Thread(target=_copy, args=(os.dup(fd), writing), name="vmdebug-pipe", daemon=True)
+    copying.start()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+
+
+def _copy(fd: int, writing: int) -> None:
+    try:
+        offset = 0
+        with contextlib.suppress(BrokenPipeError):
+            while data := os.pread(fd, _CHUNK, offset):
+                offset += os.write(writing, data)
+    finally:
+        os.close(fd)
+        os.close(writing)

@@ -33,6 +33,8 @@ IGNORE_SHARED = "x-ignore-shared"
 
 _EVENTS = "events"
 
+_INCOMING = "vmdebug-state"
+
 _ANSWER = "QEMU to answer on QMP"
 
 
@@ -162,8 +164,11 @@ def load(vm: Vm, state: int, *, shared: bool, run: bool = True, deadline: Deadli
     """
     with vm.connected(timeout=deadline.left(_ANSWER)) as qmp, qmp.listen("MIGRATION") as events:
         _set_capabilities(qmp, shared=shared)
-        qmp.execute("migrate-incoming", {"uri": f"exec:cat <{memfd.path(state)}"})
-        if events.next(_moved).data["status"] != "completed":
+        with memfd.piped(state) as pipe:
+            qmp.execute("getfd", {"fdname": _INCOMING}, fds=[pipe])
+            qmp.execute("migrate-incoming", {"uri": f"fd:{_INCOMING}"})
+            moved = events.next(_moved)
+        if moved.data["status"] != "completed":
             words = vm.rundir.qemu_log.read_text(errors="replace")
             raise VmError(
                 f"{vm.name} cannot load the saved state that it was to continue from",
