@@ -1,4 +1,4 @@
-"""What every guest has to do: stop in start_kernel, by its name, and boot to a shell."""
+"""Check a guest: it stops in start_kernel and boots to a shell."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from vmdebug.session import DebugSession
 
 
 def main(session: DebugSession) -> None:
-    """Stop a halted guest in start_kernel, let it boot, and ask it which kernel it is."""
+    """Stop a halted guest in start_kernel, let it boot, and print its kernel release."""
     gdb = session.gdb
     breakpoint_ = gdb.breakpoint("start_kernel")
     stop = gdb.cont(timeout=120)

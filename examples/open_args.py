@@ -1,4 +1,4 @@
-"""Stop a guest where it opens a file, and say which one: `vmdebug run open_args.py --name NAME`."""
+"""Stop a guest where it opens a file, and print which one: `vmdebug run open_args.py --name NAME`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from vmdebug.session import DebugSession
 
 def main(session: DebugSession) -> None:
     """Break in the kernel's openat(2) while the guest's shell reads a file."""
-    session.exec("true")  # it has booted
-    gdb = session.gdb  # attaches: the guest stands still
+    session.exec("true")  # waits until it has booted
+    gdb = session.gdb  # attaches, which stops the guest
     gdb.breakpoint("do_sys_openat2")
     session.console.sendline("cat /etc/passwd")
     stop = gdb.cont(timeout=60)

@@ -3,7 +3,7 @@
     pytest examples/test_boot.py
     pytest examples/test_boot.py --vmdebug-kernel ~/src/linux     # yours
 
-`vm` is a fresh guest at its shell, for this test alone. No GDB is started for it.
+`vm` is a fresh guest at its shell, for this test only. It starts no GDB.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def test_it_is_the_kernel_that_was_built(vm: Vm) -> None:
     assert vm.exec("uname -r", check=True).stdout.strip() == vm.state.spec.kernel.release
 
 
-# `halted_session` stands at the reset vector: nothing has run yet, and breakpoints wait for the kernel.
+# `halted_session` is stopped at the reset vector: breakpoints can be set before the kernel runs.
 def test_init_is_started_by_the_first_kernel_thread(halted_session: DebugSession) -> None:
     gdb = halted_session.gdb
     gdb.breakpoint("run_init_process")

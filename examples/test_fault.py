@@ -1,6 +1,6 @@
-"""Faults that no disk and no allocator has at hand: the debugger changes what a kernel function returns.
+"""Inject faults: the debugger changes what a kernel function returns, and the program's error path is tested.
 
-The program in the guest then shows whether its error path works. Nothing is built into the kernel for it.
+The kernel needs no fault injection support for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def test_a_read_error_reaches_the_program(session: DebugSession) -> None:
     gdb.cont(timeout=60)
     reading.delete()
 
-    returned = gdb.finish(timeout=60)  # vfs_read has done its work: what it returns is in RAX
+    returned = gdb.finish(timeout=60)  # vfs_read is done: its return value is in RAX
     assert int(returned.details["return-value"]) > 0
     gdb.console(f"set $rax = -{errno.EIO}")
 
@@ -27,13 +27,13 @@ def test_a_read_error_reaches_the_program(session: DebugSession) -> None:
 
 def test_no_inode_is_no_space(session: DebugSession) -> None:
     gdb = session.gdb
-    # What only other files call is inlined nowhere, so that it can be returned from.
+    # A function that only other files call is not inlined, so that GDB can return from it.
     gdb.breakpoint("new_inode", when="sb->s_op == &shmem_ops", temporary=True)
     session.console.sendline("mkdir /tmp/new")
     stop = gdb.cont(timeout=60)
     assert "shmem_mkdir" in [frame.function for frame in stop.backtrace()]
 
-    gdb.console("return (struct inode *) 0")  # the function is left at once: it allocates nothing
+    gdb.console("return (struct inode *) 0")  # leaves the function at once: it allocates nothing
 
     gdb.cont(wait=False)
     session.console.expect("mkdir: .*No space left on device", timeout=60)

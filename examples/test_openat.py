@@ -1,4 +1,4 @@
-"""A breakpoint on a system call, with the arguments that a program gave it.
+"""A breakpoint on a system call, and the arguments of the program that called it.
 
 `session` has a fresh guest at its shell, its console and its GDB. Touching `session.gdb` attaches GDB, which
 stops the guest; `cont` lets it run to the next stop.
@@ -26,7 +26,7 @@ def test_openat_gets_the_path_that_was_typed(session: DebugSession) -> None:
     assert frame.evaluate("$lx_current().comm").string_() == "cat"
 
 
-# Many calls: a trace notes them inside GDB, without a stop that anybody has to answer.
+# For many calls: a trace collects them inside GDB, without a round trip for each.
 def test_touch_creates_exactly_one_file(session: DebugSession) -> None:
     with session.gdb.trace("do_sys_openat2", args=["filename"], when=f"how->flags & {O_CREAT}") as created:
         session.exec("touch /etc/new", check=True)

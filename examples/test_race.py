@@ -1,7 +1,7 @@
-"""A race, provoked every time: one CPU is held in the middle while the other one runs.
+"""Provoke a race every time: hold one CPU in the middle of it while the other one runs.
 
-Two programs add to the number in a file, without a lock: read it, add one, write it. Left alone they lose
-an update once in a while. Here the debugger holds CPU 0 between its read and its write, while CPU 1 goes on.
+Two programs increment the number in a file without a lock: read it, add one, write it. Normally they lose an
+update now and then. Here the debugger holds CPU 0 between its read and its write while CPU 1 runs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def test_an_update_is_lost(session: DebugSession) -> None:
     assert gdb.cont(timeout=60).thread.cpu == 0
     held.delete()
 
-    # Now CPU 1 goes on alone, until its program ends.
+    # Now only CPU 1 runs, until its program ends.
     gdb.breakpoint("do_exit", cpu=1, temporary=True)
     gdb.console("set scheduler-locking on")
     gdb.select(cpu=1)
     assert gdb.cont(timeout=60).thread.cpu == 1
     gdb.console("set scheduler-locking off")
 
-    # CPU 0 writes what is long out of date.
+    # CPU 0 writes a stale number.
     gdb.cont(wait=False)
     said = session.console.expect(r"total (\d+)\r?\n", timeout=60)
     assert int(said[1]) < UPDATES + 1
