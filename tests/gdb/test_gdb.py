@@ -140,7 +140,7 @@ def test_running_out_of_hardware_breakpoints_says_so(gdb: Gdb) -> None:
     gdb.breakpoint("main", hardware=True)
     with pytest.raises(GdbError, match="no hardware breakpoint or watchpoint is left") as raised:
         gdb.breakpoint("step", hardware=True)
-    assert "KVM has 4" in raised.value.hint
+    assert "the CPU's debug registers" in raised.value.hint
 
 
 def test_a_watchpoint_says_what_changed(gdb: Gdb) -> None:

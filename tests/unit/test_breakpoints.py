@@ -170,12 +170,12 @@ def test_what_a_panic_catch_takes_in(oops: bool, warn: bool, reasons: list[str])
                 "You may have requested too many hardware breakpoints/watchpoints."
             ),
             "here: no hardware breakpoint or watchpoint is left",
-            "KVM has 4 of them",
+            "CPU's debug registers",
         ),
         (
             "Hardware breakpoints used exceeds limit.",
             "here: no hardware breakpoint or watchpoint is left",
-            "KVM has 4 of them",
+            "CPU's debug registers",
         ),
         (
             "Warning:\nCannot insert breakpoint 1.\nCannot access memory at address 0xffffffff82e0d7b7",

@@ -1,7 +1,7 @@
 """A breakpoint: the object that stands for it, and the MI commands that set one.
 
 Under TCG the number of breakpoints of each kind is unlimited. Under KVM GDB writes a software breakpoint into
-guest memory, which the kernel must have mapped, and a CPU has 4 hardware breakpoints.
+guest memory, which the kernel must have mapped, and hardware breakpoints are the CPU's few debug registers.
 """
 
 from __future__ import annotations

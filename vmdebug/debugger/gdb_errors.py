@@ -50,8 +50,8 @@ def breakpoint_refused(
     if any(each in words for each in _NO_HARDWARE):
         message = f"{what}: no hardware breakpoint or watchpoint is left"
         hint = (
-            "KVM has 4 of them: delete one, use a software breakpoint, or start the guest with"
-            f" {option('accel', 'tcg')}"
+            "KVM has only the CPU's debug registers: delete one, use software breakpoints, or start the guest"
+            f" with {option('accel', 'tcg')}"
         )
     elif "cannot insert breakpoint" in words and "cannot access memory" in words:
         message = f"{what}: the guest has not mapped the memory yet that a breakpoint is written to"

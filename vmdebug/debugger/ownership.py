@@ -1,8 +1,8 @@
 """Whose a GDB and its guest are: the owner of a gdbstub.
 
-A gdbstub serves one GDB at a time. An owner is who may use it, and decides what a session may do with the
-GDB: `VmOwner` holds the stub of a VM and `KgdbOwner` the one of a machine in kgdb, each for a GDB of its own;
-`SharedOwner` is a guest in the GDB of a person. `UNCLAIMED` is for a stub that nobody else can know of.
+A gdbstub serves one GDB at a time. An owner is who may use it, and what a session may do with the GDB.
+`VmOwner` holds the stub of a VM, `kgdb.owner.KgdbOwner` that of a machine in kgdb, each for a GDB of its own.
+`share.SharedOwner` is a guest in the GDB of a person. `UNCLAIMED` is for a stub that no other process knows.
 
 Each owner is made by a function that claims the stub, and keeps it until `release`.
 """
@@ -103,7 +103,7 @@ class _Unclaimed:
 
 
 UNCLAIMED: Owner = _Unclaimed()
-"""The owner of a stub that nobody else can know of; it holds nothing."""
+"""The owner of a stub that no other process knows; it holds nothing."""
 
 
 @dataclass(frozen=True, slots=True)
