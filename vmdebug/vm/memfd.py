@@ -145,6 +145,12 @@ def read(fd: int) -> bytes:
     return data
 
 
+def closed_by(stack: contextlib.ExitStack, fd: int) -> int:
+    """Return a descriptor after making a stack close it."""
+    stack.callback(os.close, fd)
+    return fd
+
+
 @contextlib.contextmanager
 def piped(fd: int) -> Iterator[int]:
     """Yield the reading end of a pipe through which a file's content goes, once; closed after the block.

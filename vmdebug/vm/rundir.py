@@ -30,9 +30,13 @@ LONGEST_SOCKET_PATH = 107
 SPACE = 1 << 20
 """Bytes that must be free for a VM's logs and state."""
 
-_TIDY_SECONDS = 1.0
+TIDY_SECONDS = 1.0
+"""How long removing an empty directory may wait for another vmdebug."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+"""What names of VMs and tags of snapshots match."""
+
+NAME_HINT = "use up to 63 ASCII letters, digits and _ . - that begin with a letter or a digit"
 
 _HINTS = {
     errno.ENOSPC: "free some space there, or set XDG_RUNTIME_DIR to a directory that has some",
@@ -121,9 +125,8 @@ class RunDir(msgspec.Struct, frozen=True):
 
         Its name differs between VMs of the same name under different RUNTIMEs.
         """
-        base = Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - made 0700, refused when it is there
         place = f"{zlib.crc32(os.fsencode(self.path.parent)):08x}"
-        return base.absolute() / f"vmdebug-{os.geteuid()}-{self.name}-{place}"
+        return disk_directory().absolute() / f"vmdebug-{os.geteuid()}-{self.name}-{place}"
 
     def check(self) -> None:
         """Refuse a directory in which sockets cannot be bound.
@@ -146,16 +149,21 @@ class RunDir(msgspec.Struct, frozen=True):
             )
 
 
+def disk_directory() -> Path:
+    """Return the directory for big files: $TMPDIR, or /var/tmp, which unlike /tmp is never RAM."""
+    return Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - files there are private or unnamed
+
+
 def check_name(name: str) -> None:
     """Refuse an invalid name of a VM.
 
     Raises:
         UsageError: it is invalid.
     """
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be a VM's name",
-            hint="use up to 63 ASCII letters, digits and _ . - that begin with a letter or a digit",
+            hint=NAME_HINT,
         )
 
 
@@ -207,7 +215,7 @@ def locked(deadline: Deadline) -> Iterator[Path]:
 def tidy() -> None:
     """Remove RUNTIME if no VM is in it and no other process has it locked."""
     if _exists(runtime()):
-        with contextlib.suppress(VmdebugError), locked(Deadline.after(_TIDY_SECONDS)):
+        with contextlib.suppress(VmdebugError), locked(Deadline.after(TIDY_SECONDS)):
             pass
 
 

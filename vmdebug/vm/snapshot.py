@@ -17,15 +17,13 @@ import msgspec
 
 from vmdebug.channel.serial import death
 from vmdebug.errors import HostError, QmpError, UsageError, VmError
-from vmdebug.vm import memfd
+from vmdebug.vm import memfd, rundir
 
 if TYPE_CHECKING:
     from vmdebug.vm.qmp import Event, Qmp
 
 NODE = "vmdebug-state"
 """Name of the block node that holds the snapshots; "NODE-file" is the one below it."""
-
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 _JOB = "vmdebug-snapshot"
 
@@ -149,10 +147,10 @@ def every(qmp: Qmp) -> tuple[Snapshot, ...]:
 
 
 def _check(tag: str) -> None:
-    if not _TAG.fullmatch(tag):
+    if not rundir.NAME.fullmatch(tag):
         raise UsageError(
             f"{tag!r} cannot be a snapshot's tag",
-            hint="use up to 63 ASCII letters, digits and _ . - that begin with a letter or a digit",
+            hint=rundir.NAME_HINT,
         )
 
 
@@ -202,7 +200,7 @@ def _make_room(qmp: Qmp) -> None:
         raise HostError(
             "this QEMU has no snapshot-save on QMP, which came with QEMU 6.0", hint="install a newer QEMU"
         )
-    fd = memfd.create("snapshots", Path(os.environ.get("TMPDIR") or "/var/tmp"))  # noqa: S108 - it has no name
+    fd = memfd.create("snapshots", rundir.disk_directory())
     try:
         added = qmp.execute("add-fd", {}, fds=(fd,))
     finally:

@@ -27,8 +27,6 @@ DIRECTORY = ".templates"
 
 How = Literal["clone", "load", "boot"]
 
-_TIDY_SECONDS = 1.0
-
 WAITED_FOR = "another process to make the template"
 
 
@@ -169,5 +167,5 @@ def _tidy(directory: Path) -> None:
     """Remove the directory if it is empty, then RUNTIME if that is; files are made with RUNTIME locked."""
     with contextlib.suppress(VmdebugError, FileNotFoundError):
         if directory.exists():
-            with rundir.locked(Deadline.after(_TIDY_SECONDS)), contextlib.suppress(OSError):
+            with rundir.locked(Deadline.after(rundir.TIDY_SECONDS)), contextlib.suppress(OSError):
                 directory.rmdir()

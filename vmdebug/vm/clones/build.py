@@ -13,7 +13,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, VmError
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.progress import Report, Step
-from vmdebug.vm import argv, launching, memfd, qemuargs, shellup
+from vmdebug.vm import argv, launching, memfd, qemuargs, rundir, shellup
 from vmdebug.vm.argv import Origin
 from vmdebug.vm.clones import saved_guest
 from vmdebug.vm.clones.saved_guest import SavedGuest
@@ -75,7 +75,7 @@ def build(
         return Built("boot", reason)
     lacking = memfd.shortage(saved_guest.memory_mib(spec), directory)
     with contextlib.ExitStack() as files:
-        file = ram = None if lacking else _kept(saved_guest.new_ram(spec, directory), files)
+        file = ram = None if lacking else memfd.closed_by(files, saved_guest.new_ram(spec, directory))
         report(Step("booting the template", note=spec.name))
         try:
             with _booted(spec, means, ram, lost, deadline) as vm:
@@ -85,8 +85,8 @@ def build(
                     spec=spec,
                     means=means,
                     ram=ram,
-                    state=_kept(memfd.create("state", _place(directory, lacking)), files),
-                    log=_kept(memfd.create("log"), files),
+                    state=memfd.closed_by(files, memfd.create("state", _place(directory, lacking))),
+                    log=memfd.closed_by(files, memfd.create("log")),
                     name=spec.name,
                 )
                 _save(vm, whole, deadline)
@@ -168,9 +168,4 @@ def _name(spec: LaunchSpec) -> str:
 
 def _place(directory: Path | None, lacking: str) -> Path | None:
     """Return where the state is kept: with the RAM in it a disk, which may have room for that."""
-    return Path(os.environ.get("TMPDIR") or "/var/tmp") if lacking else directory  # noqa: S108 - it has no name there
-
-
-def _kept(fd: int, files: contextlib.ExitStack) -> int:
-    files.callback(os.close, fd)
-    return fd
+    return rundir.disk_directory() if lacking else directory

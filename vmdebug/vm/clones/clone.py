@@ -75,9 +75,9 @@ def _saved(vm: Vm, report: Report, deadline: Deadline) -> SavedGuest:
     means = planning.means(spec, report=report, deadline=deadline)
     report(Step("saving its state", note=vm.name))
     with contextlib.ExitStack() as files:
-        ram = _kept(saved_guest.new_ram(spec, None), files)
-        state = _kept(memfd.create("state"), files)
-        log = _kept(memfd.create("log"), files)
+        ram = memfd.closed_by(files, saved_guest.new_ram(spec, None))
+        state = memfd.closed_by(files, memfd.create("state"))
+        log = memfd.closed_by(files, memfd.create("log"))
         whole = memfd.create("whole")
         try:
             with _paused(vm, resume=status == "running"):
@@ -131,8 +131,3 @@ def _at_shell(vm: Vm) -> bool:
     """Return whether the guest's last output is a prompt: nothing may be typed into a running program."""
     with vm.console() as console:
         return ready.look(console.logged(ready.KEPT)) is ready.Look.PROMPT
-
-
-def _kept(fd: int, files: contextlib.ExitStack) -> int:
-    files.callback(os.close, fd)
-    return fd
