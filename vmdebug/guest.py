@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args
 
 import msgspec
 
@@ -160,7 +160,11 @@ def checked(options: GuestOptions) -> GuestOptions:
         return msgspec.convert(msgspec.structs.asdict(options), GuestOptions)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at `$.")
-        raise UsageError(f"{option(place.rstrip('`'))}: {what}", hint="see `vmdebug start --help`") from error
+        name = place.rstrip("`")
+        hint = (
+            f"it is one of {', '.join(get_args(Accel))}" if name == "accel" else "see `vmdebug start --help`"
+        )
+        raise UsageError(f"{option(name)}: {what}", hint=hint) from error
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -168,7 +172,10 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if name == "memory" and isinstance(value, str):
-        return memory_mib(value)
+        try:
+            return memory_mib(value)
+        except UsageError as error:
+            raise UsageError(f"{option(name)}: {error.message}", hint=error.hint) from error
     if name in ("qemu_args", "nix_args") and isinstance(value, list):
         return tuple(value)
     return value

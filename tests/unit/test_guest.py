@@ -120,8 +120,8 @@ class TestOptions:
             ({"xyzzy": 1}, "there is no option xyzzy=", "the options are: name=, halt=, kernel="),
             ({"cpus": 0}, "cpus=: Expected `int` >= 1", "vmdebug start --help"),
             ({"kernel": 1}, "kernel=: Expected `str", "vmdebug start --help"),
-            ({"memory": "much"}, "'much' is not an amount of memory", "512M"),
-            ({"accel": "hvf"}, "accel=: Invalid enum value 'hvf'", "vmdebug start --help"),
+            ({"memory": "much"}, "memory=: 'much' is not an amount of memory", "512M"),
+            ({"accel": "hvf"}, "accel=: Invalid enum value 'hvf'", "it is one of auto, kvm, tcg"),
             ({"qemu_args": "-device edu"}, "qemu_args=: Expected `array`", "vmdebug start --help"),
         ],
     )
