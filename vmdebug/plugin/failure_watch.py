@@ -6,7 +6,6 @@ It waits for all of them in one poll(2).
 from __future__ import annotations
 
 import os
-import select
 import signal
 import threading
 from collections.abc import Callable, Collection
@@ -17,14 +16,14 @@ import pytest
 
 from vmdebug.channel.serial.trouble import Trouble
 from vmdebug.channel.serial.watcher import Watcher
-from vmdebug.deadline import Deadline
+from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.plugin.settings import DIED
 from vmdebug.vm import Vm, children
 
 SETTLE_SECONDS = 1.0
 """How long the kernel may take to print the rest of a splat, before the test is ended."""
 
-GATHER_MILLISECONDS = 20
+GATHER_SECONDS = 0.02
 """How long console output gathers before it is read."""
 
 END_SECONDS = 1.0
@@ -122,35 +121,27 @@ class FailureWatch:
         return [each for each in self._console.troubles[self._seen :] if each.kind not in self._allow]
 
     def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        poll.register(self._console.fileno(), select.POLLIN)
-        leaving = select.poll()
-        leaving.register(self._wake, select.POLLIN)
         qemu = self._pidfd()
-        if qemu is not None:
-            poll.register(qemu, select.POLLIN)
+        watched = -1 if qemu is None else qemu
         try:
             while not self._leaving:
-                ready = {fd for fd, _ in poll.poll(self._milliseconds())}
+                until = self._until
+                seconds = None if until is None else until.remaining
+                ready = wait_ready(self._wake, self._console.fileno(), watched, seconds=seconds)
                 if self._wake in ready:
                     os.eventfd_read(self._wake)
                     continue
                 if self._console.fileno() in ready:
                     # QEMU writes byte by byte: reading each would take CPU time and the GIL from the test.
-                    leaving.poll(GATHER_MILLISECONDS)
+                    wait_ready(self._wake, seconds=GATHER_SECONDS)
                 if qemu in ready:
-                    poll.unregister(qemu)
+                    watched = -1
                 found = self._complaint() or (self._death() if qemu in ready else None) or self._late()
                 if found is not None:
                     self._alarm(found)
         finally:
             if qemu is not None:
                 os.close(qemu)
-
-    def _milliseconds(self) -> float | None:
-        until = self._until
-        return None if until is None else max(0.0, 1000 * (until.at - Deadline.after(0).at))
 
     def _late(self) -> GuestFailure | None:
         until = self._until
@@ -179,15 +170,13 @@ class FailureWatch:
 
     def _stopping(self) -> bool:
         end = Deadline.after(END_SECONDS)
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
         while not end.passed and not self._leaving and self._vm.rundir.path.exists():
-            if poll.poll(_STEP_MILLISECONDS):
+            if wait_ready(self._wake, seconds=_STEP_SECONDS):
                 os.eventfd_read(self._wake)
         return self._leaving or not self._vm.rundir.path.exists()
 
 
-_STEP_MILLISECONDS = 20
+_STEP_SECONDS = 0.02
 
 
 def _words(troubles: list[Trouble]) -> str:

@@ -8,7 +8,6 @@ usual. So the kernel itself is booted to its first line, once for each boot of t
 from __future__ import annotations
 
 import os
-import select
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import msgspec
 from vmdebug import arch as arches
 from vmdebug import process
 from vmdebug.arch import Arch
-from vmdebug.deadline import Deadline
+from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import HostError
 from vmdebug.filecache import cached
 from vmdebug.guest import Accel
@@ -225,8 +224,7 @@ def _read_until(fd: int, wanted: bytes, deadline: Deadline) -> bytes:
     """Read until the wanted bytes or the end of the file has come, or the deadline has passed."""
     said = b""
     while wanted not in said and not deadline.passed:
-        readable, _, _ = select.select([fd], [], [], max(0.0, deadline.at - time.monotonic()))
-        if readable:
+        if wait_ready(fd, seconds=deadline.remaining):
             data = os.read(fd, 65536)
             if not data:
                 break

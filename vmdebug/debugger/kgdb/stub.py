@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 
-from vmdebug.deadline import Deadline
+from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.debugger.kgdb.endpoint import Endpoint, closed, opened
 from vmdebug.errors import DeadlineError
 from vmdebug.progress import Report, Step
@@ -94,10 +93,10 @@ class _Conversation:
         self.asked += self._write(_QUESTION)
 
     def listen(self, deadline: Deadline) -> None:
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN)
         with contextlib.suppress(DeadlineError):  # to ask again
-            while self.answers < self.asked and poll.poll(deadline.left("an answer") * 1000):
+            while self.answers < self.asked and wait_ready(
+                self._descriptor, seconds=deadline.left("an answer")
+            ):
                 self._take(self._read())
 
     def _take(self, data: bytes) -> None:
