@@ -1,7 +1,7 @@
 """Reads QEMU's command-line arguments as QEMU does; all pure.
 
-The user's arguments (`-- ARGS`, `qemu_args`) and those of a NixOS runner script are read here, once, into
-frozen values. Whoever needs to know what they say asks these values: argv, clones, snapshots.
+The user's arguments (`-- ARGS`, `qemu_args`) and those of a NixOS runner script become frozen values here.
+All other modules ask these values, and never search the words.
 
 Rests on `lookup_opt` of QEMU's softmmu/vl.c (system/vl.c since 8.2), util/qemu-option.c and util/keyval.c:
 
@@ -11,7 +11,7 @@ Rests on `lookup_opt` of QEMU's softmmu/vl.c (system/vl.c since 8.2), util/qemu-
   needs no key. A key without a value is a flag: `readonly` is `readonly=on`, `noacpi` is `acpi=off`.
 - An argument that begins with `{` is JSON. Its nested members are read as dotted keys: `file.filename`.
 
-What a file named by `-readconfig` says is not read; see `unread`.
+The files of `-readconfig` are not read; see `unread`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Option(msgspec.Struct, frozen=True):
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """The argument as keys and values; of a key that is given twice the last value."""
+        """The argument as keys and values; a later value of a key replaces an earlier one."""
         if self.argument is None:
             return {}
         if self.name in _JSON and self.argument.startswith("{"):
@@ -144,7 +144,7 @@ class Options(msgspec.Struct, frozen=True):
 def parse(words: Iterable[str]) -> Options:
     """Return the options of a command line.
 
-    What QEMU refuses is read as well and left to QEMU. An option that is unknown here takes an argument.
+    Arguments that QEMU refuses are no error here. An unknown option is taken to have an argument.
 
     Args:
         words: The arguments, without the program.
