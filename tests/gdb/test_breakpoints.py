@@ -101,7 +101,7 @@ def test_a_deadline_holds_for_all_hits_together(gdb: Gdb) -> None:
     seen: list[str] = []
     gdb.breakpoint("work", callback=lambda where: seen.append(where.frame.function))
     with pytest.raises(DeadlineError):
-        gdb.cont(timeout=0.5)
+        gdb.cont(timeout=4)
     assert len(seen) > 1  # each hit was long before that deadline
     gdb.interrupt(timeout=QUICK)  # it runs, or the next hit has stopped it
     assert gdb.state is State.STOPPED
