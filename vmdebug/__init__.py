@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vmdebug.channel.serial.command import ExecResult, Job
     from vmdebug.channel.serial.console import Console
+    from vmdebug.channel.shell import ExecResult, Job
     from vmdebug.debugger.breakpoint import Breakpoint
     from vmdebug.debugger.gdb import Gdb
     from vmdebug.debugger.stop import Frame, Stop, Thread
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "vmdebug.session": ("DebugSession", "attach", "start"),
-    "vmdebug.channel.serial.command": ("ExecResult", "Job"),
+    "vmdebug.channel.shell": ("ExecResult", "Job"),
     "vmdebug.vm.machine": ("Vm",),
     "vmdebug.channel.serial.console": ("Console",),
     "vmdebug.vm.snapshot": ("Snapshot",),

@@ -125,6 +125,8 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         fragment: The fragment in `kconfigs/` that selects the architecture.
         console: The kernel's name of the first serial port.
         console_device: Major and minor number of its device node; see Documentation/admin-guide/devices.txt.
+        second_serial: QEMU's `-device` for a serial port that nobody else uses, without its chardev.
+        second_console: The kernel's name of that port.
         early_console: The kernel parameter that shows messages before the console's driver runs.
         parameters: Kernel parameters that keep this architecture's kernel from taking a stop in the debugger
             for a fault.
@@ -149,6 +151,8 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fragment: str
     console: str
     console_device: tuple[int, int]
+    second_serial: str
+    second_console: str
     early_console: str
     parameters: tuple[str, ...]
     debug: Debug

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmdebug import process
-from vmdebug.channel.serial import framing
-from vmdebug.channel.serial.trouble import Trouble, as_logged
+from vmdebug.channel.log import messages
+from vmdebug.channel.log.trouble import Trouble, as_logged
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import decode
 from vmdebug.debugger.gdb import Gdb
@@ -197,7 +197,7 @@ def _guest(session: DebugSession, status: str | VmdebugError) -> str:
 
 
 def _console(log: Path) -> str:
-    return framing.readable(log.read_bytes()).decode(errors="replace").rstrip()
+    return messages.readable(log.read_bytes()).decode(errors="replace").rstrip()
 
 
 def _ask_gdb(session: DebugSession, parts: _Parts) -> None:

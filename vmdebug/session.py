@@ -15,9 +15,8 @@ from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
 from vmdebug import config, restart, sources, vm
-from vmdebug.channel.serial import command as commands
-from vmdebug.channel.serial.command import ExecResult, Job
 from vmdebug.channel.serial.console import Console
+from vmdebug.channel.shell import ExecResult, Job, Streams, input_of
 from vmdebug.deadline import BUILD_SECONDS, LAUNCH_SECONDS, Deadline
 from vmdebug.debugger import share
 from vmdebug.debugger.gdb import Gdb
@@ -39,12 +38,6 @@ STOP_SECONDS = 30.0
 
 _ATTACHED = "GDB to be attached"
 """What the deadline is for, in its error."""
-
-_RESUME = {
-    "halted": "set it running first: session.gdb.cont(wait=False)",
-    "paused": "another GDB or QMP client holds it: continue there",
-}
-"""How a guest that no GDB of ours holds is set running, by its status."""
 
 
 class DebugSession:
@@ -95,10 +88,12 @@ class DebugSession:
                 if self._gdb is not None:
                     # A detached guest runs on, and one that has panicked would reboot.
                     self._gdb.close(resume=self._owned or self.status != "panicked")
+            self.vm.shell.close()
         finally:
+            introduced = self._console is not None or self._gdb is not None
             self._console = self._gdb = None
-            if self.vm.executor == self.exec:
-                self.vm.executor = None
+            if introduced:
+                self._introduce()
             if self._owned:
                 self.vm.stop(timeout=STOP_SECONDS)
 
@@ -121,8 +116,7 @@ class DebugSession:
         """
         if self._console is None:
             self._console = self._console_held.enter_context(self.vm.console())
-            self.vm.executor = self.exec
-        self._console.meanwhile = self._gdb
+            self._introduce()
         return self._console
 
     @property
@@ -140,9 +134,7 @@ class DebugSession:
         """
         if self._gdb is None:
             self._gdb = self._attach(ATTACH_SECONDS)
-            self.vm.executor = self.exec
-            if self._console is not None:
-                self._console.meanwhile = self._gdb
+            self._introduce()
         return self._gdb
 
     def collector(self) -> Collector:
@@ -192,6 +184,7 @@ class DebugSession:
         self,
         command: str | Sequence[str],
         *,
+        stdin: str | bytes | None = ...,
         timeout: float = ...,
         check: bool = ...,
         wait: Literal[True] = ...,
@@ -199,16 +192,29 @@ class DebugSession:
 
     @overload
     def exec(
-        self, command: str | Sequence[str], *, timeout: float = ..., check: bool = ..., wait: Literal[False]
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: str | bytes | None = ...,
+        timeout: float = ...,
+        check: bool = ...,
+        wait: Literal[False],
     ) -> Job: ...
 
     def exec(
-        self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False, wait: bool = True
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: str | bytes | None = None,
+        timeout: float = 60.0,
+        check: bool = False,
+        wait: bool = True,
     ) -> ExecResult | Job:
         """Run a command in the guest's shell.
 
         Args:
             command: A line for its shell, or an argv.
+            stdin: Its standard input; None: it has none.
             timeout: Seconds for all of it, the boot included when the guest still boots.
             check: Whether an exit status other than 0 is an error.
             wait: Whether to wait for its end. Without, a `Job` is returned, whose `result` does: what stops
@@ -222,9 +228,11 @@ class DebugSession:
             DeadlineError: the guest's shell or the command took too long.
         """
         self._needs_running("exec")
+        streams = Streams(stdin=input_of(stdin))
         deadline = Deadline.after(timeout)
-        job = commands.begin(self.console, command, deadline=deadline, check=check)
-        return job.heard(deadline) if wait else job
+        if wait:
+            return self.vm.shell.run(command, streams=streams, deadline=deadline, check=check)
+        return self.vm.shell.begin(command, streams=streams, deadline=deadline, check=check)
 
     def snapshot(self, tag: str) -> None:
         """Take a snapshot of the guest, which then runs or is stopped as before.
@@ -256,8 +264,15 @@ class DebugSession:
             self.vm.restore(tag, run=self._gdb is None)
             if self._console is not None:
                 self._console.restored()
+            self.vm.shell.forget()
             if self._gdb is not None:
                 self._gdb.replaced()
+
+    def _introduce(self) -> None:
+        """Tell the guest's shell which console is open here, and which debugger may stop the guest."""
+        self.vm.shell.console, self.vm.shell.debugger = self._console, self._gdb
+        if self._console is not None:
+            self._console.meanwhile = self._gdb
 
     def _held(self) -> contextlib.AbstractContextManager[None]:
         """Have an attached GDB hold the guest stopped.
@@ -306,8 +321,8 @@ class DebugSession:
         self.vm = restart.replace(self.vm, spec, report=report, launch_seconds=timeout)
         if self.restarted is not None:
             self.restarted()
+        self._introduce()
         if gdb is not None:
-            self.vm.executor = self.exec
             self._take_up(gdb)
 
     def _take_up(self, gdb: Gdb) -> None:
@@ -322,18 +337,11 @@ class DebugSession:
             undo.pop_all()
 
     def _needs_running(self, call: str) -> None:
-        if self._gdb is not None:
-            if self._gdb.stopped:
-                raise StateError(
-                    f"{call} needs a running guest, and GDB holds it stopped",
-                    hint="set it running first: session.gdb.cont(wait=False)",
-                )
-            return
-        status = self.vm.status()
-        if status != "running":
+        """Raise where our GDB holds the guest stopped; another's shows when the guest does not answer."""
+        if self._gdb is not None and self._gdb.stopped:
             raise StateError(
-                f"{call} needs a running guest, and {self.name} is {status}",
-                hint=_RESUME.get(status, "start a new one"),
+                f"{call} needs a running guest, and GDB holds it stopped",
+                hint="set it running first: session.gdb.cont(wait=False)",
             )
 
     def _attach(self, timeout: float) -> Gdb:

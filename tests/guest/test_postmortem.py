@@ -11,9 +11,9 @@ import pytest
 
 import vmdebug
 from vmdebug import cli, postmortem
-from vmdebug.channel.serial import panic
-from vmdebug.channel.serial.trouble import Trouble
-from vmdebug.channel.serial.watcher import Watcher
+from vmdebug.channel.log import death
+from vmdebug.channel.log.trouble import Trouble
+from vmdebug.channel.log.watcher import Watcher
 from vmdebug.deadline import Deadline
 from vmdebug.session import DebugSession
 
@@ -44,7 +44,7 @@ def collect(session: DebugSession, *troubles: Trouble, dump: Path | None = None)
 def test_a_panic_with_its_source_lines_each_cpu_and_a_vmcore(session: DebugSession, tmp_path: Path) -> None:
     (trouble,) = provoked(session, "echo c >/proc/sysrq-trigger")
     assert trouble.kind == "panic"
-    assert panic.seen(session.vm.rundir.console_log)
+    assert death.panicked(session.vm.rundir.console_log)
     _ = session.gdb
 
     found = collect(session, trouble, dump=tmp_path / "vmcore")

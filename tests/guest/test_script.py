@@ -10,7 +10,7 @@ import pytest
 import vmd_module_files
 
 from vmdebug import vm
-from vmdebug.channel.serial.command import Job
+from vmdebug.channel.shell import Job
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import stop
 from vmdebug.debugger.stop import Stop

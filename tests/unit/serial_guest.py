@@ -117,6 +117,7 @@ class SerialGuest:
         self._held = contextlib.ExitStack()
         self._client: socket.socket | None = None
         self._changed = threading.Condition()
+        self._to_shell = bytearray()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as held:
@@ -130,6 +131,7 @@ class SerialGuest:
             # Closing the master hangs the terminal up, which ends the shell: only then it is waited for.
             after_hangup = held.enter_context(contextlib.ExitStack())
             self._master, slave = held.enter_context(_terminal())
+            os.set_blocking(self._master, False)
             if self._argv:
                 setsid = str(process.find("setsid", package="util-linux"))
                 argv = (setsid, "--wait", "--ctty", *self._argv)
@@ -191,7 +193,7 @@ class SerialGuest:
         for fd in (self._master, self._listener.fileno(), self._orders):
             poll.register(fd, select.POLLIN)
         while True:
-            for fd, _ in poll.poll():
+            for fd, event in poll.poll():
                 if fd == self._orders:
                     order = os.read(self._orders, 1)
                     if order == END:
@@ -199,7 +201,7 @@ class SerialGuest:
                         return
                     self._obey(order, poll)
                 elif fd == self._master:
-                    self._said(self.interfere(os.read(self._master, CHUNK)))
+                    self._at_master(event, poll)
                 elif fd == self._listener.fileno():
                     self._client = self._listener.accept()[0]
                     poll.register(self._client, select.POLLIN)
@@ -233,7 +235,8 @@ class SerialGuest:
                 self._client.sendall(data)
 
     def _hear(self, poll: select.poll) -> None:
-        assert self._client is not None
+        if self._client is None:
+            return  # hung up meanwhile
         data = b""
         # A client that goes with something unread resets the connection.
         with contextlib.suppress(ConnectionResetError):
@@ -246,7 +249,18 @@ class SerialGuest:
             self.typed += data
             self._changed.notify_all()
         if self._argv:
-            os.write(self._master, data)
+            self._to_shell += data
+            poll.register(self._master, select.POLLIN | select.POLLOUT)
+
+    def _at_master(self, event: int, poll: select.poll) -> None:
+        """Carry what can be carried; who does not read what is said to it may still speak."""
+        if event & select.POLLOUT:
+            with contextlib.suppress(BlockingIOError):
+                del self._to_shell[: os.write(self._master, self._to_shell[:CHUNK])]
+            if not self._to_shell:
+                poll.register(self._master, select.POLLIN)
+        if event & ~select.POLLOUT:
+            self._said(self.interfere(os.read(self._master, CHUNK)))
 
     def _hang_up(self, poll: select.poll) -> None:
         if self._client is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 
 from tests.unit import cli_doubles
 from vmdebug import cli, vm
-from vmdebug.channel.serial.command import ExecResult
+from vmdebug.channel.finding import Found
+from vmdebug.channel.shell import ExecResult, Streams
 from vmdebug.cli import facts
-from vmdebug.errors import UsageError, VmdebugError
+from vmdebug.deadline import Deadline
+from vmdebug.errors import StateError, UsageError, VmdebugError
 
 
 @pytest.fixture
@@ -154,45 +158,71 @@ def test_log_f_becomes_tail_until_qemus_end(vms: list[vm.Vm], monkeypatch: pytes
     assert became == [["tail", "-n", "+1", "--pid=4711", "-f", vms[0].rundir.console_log]]
 
 
-class Session:
-    def __init__(self, result: ExecResult) -> None:
-        self.name, self.status = "two", "running"
-        self.result = result
+class Shell:
+    """A guest's shell that says what it is told to."""
+
+    def __init__(self, found: Found | None = Found("agent")) -> None:  # noqa: B008 - it is frozen
+        self.found = found
         self.asked: list[Any] = []
 
-    def __enter__(self) -> Session:  # noqa: PYI034 - a double
-        return self
+    def run(self, command: object, *, streams: Streams, deadline: Deadline) -> ExecResult:
+        self.found = self.found or Found("serial", "no agent answers in the guest")
+        self.asked.append((command, streams.stdin, deadline.seconds))
+        assert streams.stdout
+        assert streams.stderr
+        streams.stdout(b"\xff\x00out")
+        streams.stderr(b"err\n")
+        return ExecResult("", "", 42)
 
-    def __exit__(self, *_: object) -> None:
-        pass
 
-    def exec(self, command: object, *, timeout: float) -> ExecResult:
-        self.asked.append((command, timeout))
-        return self.result
+def has_shell(machine: vm.Vm, monkeypatch: pytest.MonkeyPatch, shell: Shell) -> Shell:
+    monkeypatch.setattr(type(machine), "shell", shell)
+    return shell
 
 
 def test_execs_output_and_status_are_ours(
-    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+    vms: list[vm.Vm], monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    said = ExecResult(b"\xff\x00out".decode(errors="surrogateescape"), "err\n", 42)
-    session = Session(said)
-    monkeypatch.setattr("vmdebug.session.attach", lambda _name: session)
-    words = ["exec", "two", "--timeout", "5", "--", "sh", "-c", "echo 'a b' -- $x"]
+    shell = has_shell(vms[0], monkeypatch, Shell())
+    words = ["exec", "two", "-n", "--timeout", "5", "--", "sh", "-c", "echo 'a b' -- $x"]
     assert cli.status_of(words) == 42
     assert capfdbinary.readouterr() == (b"\xff\x00out", b"err\n")
-    assert session.asked == [(("sh", "-c", "echo 'a b' -- $x"), 5.0)]
+    assert shell.asked == [(("sh", "-c", "echo 'a b' -- $x"), None, 5.0)]
+
+
+def test_execs_input_is_ours_unless_it_is_a_terminal(
+    vms: list[vm.Vm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = has_shell(vms[0], monkeypatch, Shell())
+    master, slave = pty.openpty()
+    with open(os.devnull) as file, os.fdopen(slave) as terminal, os.fdopen(master):  # noqa: PTH123
+        for stdin in (file, terminal, None):
+            monkeypatch.setattr("sys.stdin", stdin)
+            cli.status_of(["exec", "two", "--", "cat"])
+        monkeypatch.setattr("sys.stdin", terminal)
+        cli.status_of(["exec", "two", "-i", "--", "cat"])
+        assert [stdin for _, stdin, _ in shell.asked] == [file.fileno(), None, None, terminal.fileno()]
+
+
+def test_exec_says_once_why_commands_go_over_the_serial_line(
+    vms: list[vm.Vm], monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    has_shell(vms[0], monkeypatch, Shell(None))
+    note = b"note: commands go by the shell on the serial line, one command at a time: no agent answers"
+    cli.status_of(["exec", "two", "-n", "--", "true"])
+    assert note in capfdbinary.readouterr().err
+    cli.status_of(["exec", "two", "-n", "--", "true"])
+    assert note not in capfdbinary.readouterr().err
 
 
 @pytest.mark.parametrize("status", ["halted", "paused"])
 def test_exec_in_a_guest_that_stands_still_says_how_to_set_it_running(
-    status: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    status: vm.Status, vms: list[vm.Vm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = Session(ExecResult("", "", 0))
-    session.status = status
-    monkeypatch.setattr("vmdebug.session.attach", lambda _name: session)
-    assert cli.status_of(["exec", "--", "true"]) == 1
-    assert "vmdebug attach two --batch" in capsys.readouterr().err
-    assert session.asked == []
+    monkeypatch.setattr(vm.Vm, "status", lambda _self: status)
+    with pytest.raises(StateError, match=f"exec needs a running guest, and two is {status}") as caught:
+        vms[1].check_running()
+    assert "vmdebug attach two --batch" in caught.value.hint
 
 
 def test_exec_without_the_dashes_says_where_they_go(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ import os
 import pytest
 
 from tests.unit.serial_guest import KINDS, line_guest, shell_guest
-from vmdebug.channel.serial import death, ready
+from vmdebug.channel.log import death
+from vmdebug.channel.serial import ready
 from vmdebug.channel.serial.ready import Look
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmError

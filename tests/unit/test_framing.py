@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.serial_guest import kernel_lines
+from vmdebug.channel.log import messages
+from vmdebug.channel.log.messages import Denoiser
 from vmdebug.channel.serial import framing
 from vmdebug.channel.serial.framing import Answers, Block
-from vmdebug.channel.serial.noise import Denoiser
 from vmdebug.errors import UsageError
 
 TOKEN = "0123456789"  # noqa: S105 - no secret
@@ -169,16 +170,16 @@ END = (
     ],
 )
 def test_a_log_reads_without_what_exec_said(log: bytes, left: bytes) -> None:
-    assert framing.readable(b"booting\r\n" + log) == b"booting\r\n" + left
-    assert framing.readable(b"booting\r\n" + log + b"_:#\r\n").startswith(b"booting\r\n" + left)
+    assert messages.readable(b"booting\r\n" + log) == b"booting\r\n" + left
+    assert messages.readable(b"booting\r\n" + log + b"_:#\r\n").startswith(b"booting\r\n" + left)
 
 
 def test_a_log_that_starts_in_a_conversation_reads_from_its_end() -> None:
-    assert framing.readable(END + b"~ # ls\r\n" + END.replace(b"H4", b"H5")) == (
+    assert messages.readable(END + b"~ # ls\r\n" + END.replace(b"H4", b"H5")) == (
         b"[    2.000000] usb\r\n~ # ls\r\n" + END.replace(b"H4", b"H5")
     )
 
 
 def test_a_log_of_others_reads_as_it_is() -> None:
     log = b"~ # sh -c 'echo _a'\r\n_a\r\n[    2.000000] usb: new\r\n~ # ls\r\n"
-    assert framing.readable(log) == log
+    assert messages.readable(log) == log

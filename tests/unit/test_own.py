@@ -5,6 +5,7 @@ import pytest
 from tests.unit import kernelfiles
 from vmdebug import guest
 from vmdebug.arch import by_name
+from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
@@ -13,6 +14,7 @@ from vmdebug.sources import builtin, initramfs, naming, own
 from vmdebug.sources.kernels import image, tree
 
 INITRD = Path("/cache/initramfs.cpio")
+AGENT = Path("/cache/vmdebug-agent")
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +28,20 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path | None, str]]:
     """What went into each initramfs."""
     asked: list[tuple[Path | None, str]] = []
 
-    def build(*, modules: Path | None = None, release: str = "", deadline: Deadline) -> Path:
+    def build(
+        *,
+        modules: Path | None = None,
+        release: str = "",
+        agent: Path | None = None,
+        agent_tty: str = "",
+        deadline: Deadline,
+    ) -> Path:
+        assert (agent, agent_tty) == (AGENT, "ttyS3")
         asked.append((modules, release))
         return INITRD
 
     monkeypatch.setattr(initramfs, "build", build)
+    monkeypatch.setattr(program, "find", lambda *_args, **_named: AGENT)
     return asked
 
 

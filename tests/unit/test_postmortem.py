@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from vmdebug import postmortem
-from vmdebug.channel.serial.trouble import find
+from vmdebug.channel.log.trouble import find
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GdbError, QmpError, StateError, VmdebugError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmdebug.channel.serial.trouble import Scanner, Trouble, as_logged, find
-from vmdebug.channel.serial.watcher import Watcher
+from vmdebug.channel.log.trouble import Scanner, Trouble, as_logged, find
+from vmdebug.channel.log.watcher import Watcher
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vmdebug.channel.serial import panic
+from vmdebug.channel.log import death
 
 WORDS = b"Kernel panic - not syncing: sysrq triggered crash\r\n"
 
@@ -24,7 +24,7 @@ WORDS = b"Kernel panic - not syncing: sysrq triggered crash\r\n"
 def test_a_panic_is_seen(tmp_path: Path, text: bytes) -> None:
     log = tmp_path / "console.log"
     log.write_bytes(text)
-    assert panic.seen(log)
+    assert death.panicked(log)
 
 
 @pytest.mark.parametrize(
@@ -39,14 +39,14 @@ def test_a_panic_is_seen(tmp_path: Path, text: bytes) -> None:
 def test_no_panic_is_seen(tmp_path: Path, text: bytes) -> None:
     log = tmp_path / "console.log"
     log.write_bytes(text)
-    assert not panic.seen(log)
+    assert not death.panicked(log)
 
 
 def test_no_log_is_no_panic(tmp_path: Path) -> None:
-    assert not panic.seen(tmp_path / "nothing")
+    assert not death.panicked(tmp_path / "nothing")
 
 
 def test_the_end_of_a_long_log_is_looked_at(tmp_path: Path) -> None:
     log = tmp_path / "console.log"
-    log.write_bytes(b"x" * (2 * panic.LOOKED_AT) + b"\n" + WORDS)
-    assert panic.seen(log)
+    log.write_bytes(b"x" * (2 * death.LOOKED_AT) + b"\n" + WORDS)
+    assert death.panicked(log)

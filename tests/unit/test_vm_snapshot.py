@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from vmdebug.channel.serial import death, trouble
+from vmdebug.channel.log import death, trouble
 from vmdebug.errors import QmpError, VmError
 from vmdebug.vm import snapshot
 from vmdebug.vm.qmp import Qmp

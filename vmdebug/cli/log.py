@@ -38,7 +38,7 @@ def log(
 ) -> None:
     """Print a VM's serial log."""
     from vmdebug import vm
-    from vmdebug.channel.serial import framing
+    from vmdebug.channel.log import messages
 
     machine = vm.find(name)
     path = machine.rundir.console_log
@@ -48,7 +48,7 @@ def log(
         # tail(1) waits by inotify for more, and by --pid for QEMU's end.
         process.replace(["tail", "-n", "+1", f"--pid={machine.state.pid}", "-f", path])
     said = path.read_bytes()
-    said = said if raw else framing.readable(said)
+    said = said if raw else messages.readable(said)
     render.put_bytes(_decoded(said, machine.state.spec.kernel) if decode else said)
 
 

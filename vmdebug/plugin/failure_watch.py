@@ -14,8 +14,8 @@ from typing import Self
 
 import pytest
 
-from vmdebug.channel.serial.trouble import Trouble
-from vmdebug.channel.serial.watcher import Watcher
+from vmdebug.channel.log.trouble import Trouble
+from vmdebug.channel.log.watcher import Watcher
 from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.plugin.settings import DIED
 from vmdebug.vm import Vm, children

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vmdebug import postmortem
-from vmdebug.channel.serial.trouble import Trouble
-from vmdebug.channel.serial.watcher import Watcher
+from vmdebug.channel.log.trouble import Trouble
+from vmdebug.channel.log.watcher import Watcher
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import UsageError, VmdebugError

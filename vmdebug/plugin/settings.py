@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from vmdebug import config as toml
-from vmdebug.channel.serial.trouble import KINDS
+from vmdebug.channel.log.trouble import KINDS
 from vmdebug.errors import UsageError
 from vmdebug.guest import Accel, GuestOptions, changed, memory_mib
 from vmdebug.paths import absolute

@@ -34,6 +34,17 @@ echo "vmdebug: guest ready"
 trap 'reboot -f' TERM
 if [ -d /sys/firmware/acpi ]; then trap 'poweroff -f' USR2; else trap 'reboot -f' USR2; fi
 
+# What runs commands for the host; it sets its commands' signals itself. Killed, it comes back.
+if [ -x /bin/vmdebug-agent ]; then
+	(
+		cd "$HOME" || exit
+		while :; do
+			vmdebug-agent $(cat /etc/agent-tty)
+			sleep 1
+		done
+	) </dev/null >/dev/null 2>&1 &
+fi
+
 # A background command of a shell has SIGINT ignored, and so has everything below it.
 # This makes a background process that hasn't.
 start-stop-daemon -S -b -x /etc/console

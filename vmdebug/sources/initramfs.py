@@ -48,13 +48,22 @@ _NODES = (
 )
 
 
-def build(*, modules: Path | None = None, release: str = "", deadline: Deadline) -> Path:
+def build(
+    *,
+    modules: Path | None = None,
+    release: str = "",
+    agent: Path | None = None,
+    agent_tty: str = "",
+    deadline: Deadline,
+) -> Path:
     """Return the archive, from the cache where it has been made before.
 
     Args:
         modules: Directory whose `.ko` files and `modules.*` lists become
             /lib/modules/RELEASE, as `make modules_install` lays it out; None leaves them out.
         release: RELEASE, the kernel's `uname -r`; needed with `modules`.
+        agent: The program that runs commands for the host; None leaves it out.
+        agent_tty: The serial port that the agent takes where the kernel has no virtio console: "ttyS3".
         deadline: When asking busybox for its programs is given up.
 
     Raises:
@@ -63,7 +72,7 @@ def build(*, modules: Path | None = None, release: str = "", deadline: Deadline)
     """
     busybox = process.find(_BUSYBOX, package=_PACKAGE)
     program = busybox.read_bytes()
-    files = [*_scripts(), *_modules(modules, release)]
+    files = [*_scripts(), *_agent(agent, agent_tty), *_modules(modules, release)]
     target = cache.directory("initramfs") / f"{_key(program, files)}.cpio"
     if cache.used(target):
         return target
@@ -112,6 +121,16 @@ def _scripts() -> list[cpio.Entry]:
         # Without them `id` and `ls -l` have numbers only.
         cpio.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n"),
         cpio.file("etc/group", b"root:x:0:\n"),
+    ]
+
+
+def _agent(program: Path | None, tty: str) -> list[cpio.Entry]:
+    if program is None:
+        return []
+    line = f"/dev/{tty}\n" if tty else ""
+    return [
+        cpio.file("bin/vmdebug-agent", program.read_bytes(), 0o755),
+        cpio.file("etc/agent-tty", line.encode()),
     ]
 
 

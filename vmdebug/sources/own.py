@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vmdebug import arch
+from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
-from vmdebug.errors import UsageError
+from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import (
     DEFAULT_MEMORY_MIB,
     Guest,
@@ -18,7 +19,7 @@ from vmdebug.guest import (
 )
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report
-from vmdebug.sources import initramfs, naming
+from vmdebug.sources import cache, initramfs, naming
 from vmdebug.sources.kernels import image, replacements, tree
 from vmdebug.spelling import option
 
@@ -29,7 +30,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
     Args:
         guest: A tree, an image, or `builtin`.
         options: What its user says about it.
-        report: Not used: nothing here takes long.
+        report: Told where the guest's agent is compiled.
         deadline: When making the initramfs is given up.
 
     Raises:
@@ -38,11 +39,12 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         MismatchError: symbols and kernel are of different builds.
         DeadlineError: the initramfs took too long.
     """
-    del report
     name = naming.vm_name(guest, options)
     # With a kernel given, the guest's own need not exist: `start --kernel TREE` before any `kernel build`.
     kernel = replacements.symbols(replacements.kernel(options) or _kernel(guest, options), options)
-    machine = OwnMachine(initrd=_initrd(guest, options, kernel, deadline), disk=_disk(options))
+    agent, lacking = _agent(kernel, report, deadline)
+    initrd = _initrd(guest, options, kernel, agent, deadline)
+    machine = OwnMachine(initrd=initrd, disk=_disk(options))
     return LaunchSpec(
         name=name,
         guest=options.table or guest.words,
@@ -55,7 +57,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         cpus=options.cpus or 1,
         tcp=options.tcp,
         qemu_args=options.qemu_args,
-        notes=(*replacements.notes(kernel), *_without_meaning(options)),
+        notes=(*replacements.notes(kernel), *_without_meaning(options), *lacking),
     )
 
 
@@ -74,11 +76,26 @@ def _kernel(guest: Guest, options: GuestOptions) -> Kernel:
             raise AssertionError(guest)
 
 
-def _initrd(guest: Guest, options: GuestOptions, kernel: Kernel, deadline: Deadline) -> Path:
+def _agent(kernel: Kernel, report: Report, deadline: Deadline) -> tuple[Path | None, tuple[str, ...]]:
+    """Return the program that runs commands in the guest; without one, a note that says why."""
+    try:
+        where = cache.directory("agent")
+        return program.find(kernel.arch, where, report=report, deadline=deadline), ()
+    except HostError as error:
+        why = f"{error.message} ({error.hint})" if error.hint else error.message
+        return None, (f"commands go over the serial line, one at a time: {why}",)
+
+
+def _initrd(
+    guest: Guest, options: GuestOptions, kernel: Kernel, agent: Path | None, deadline: Deadline
+) -> Path:
+    tty = arch.by_name(kernel.arch).second_console
     # Only the builtin kernel's modules are few, and laid out as `make modules_install` does.
     if guest.kind == "builtin" and options.kernel is None and kernel.modules is not None:
-        return initramfs.build(modules=kernel.modules, release=kernel.release, deadline=deadline)
-    return initramfs.build(deadline=deadline)
+        return initramfs.build(
+            modules=kernel.modules, release=kernel.release, agent=agent, agent_tty=tty, deadline=deadline
+        )
+    return initramfs.build(agent=agent, agent_tty=tty, deadline=deadline)
 
 
 def _disk(options: GuestOptions) -> Path | None:

@@ -15,7 +15,7 @@ from vmdebug import spelling
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, Kernel, LaunchSpec, OwnMachine
-from vmdebug.vm import qemuargs
+from vmdebug.vm import channels, qemuargs
 from vmdebug.vm.features import Features
 from vmdebug.vm.qemuargs import Options, value
 from vmdebug.vm.rundir import RunDir
@@ -131,17 +131,20 @@ def own(
         *_disk(machine, disk_format),
         *entropy(features),
         *generation(features, given),
-        *harness(spec, rundir=rundir, features=features, given=given),
+        *harness(spec, arch=arch, rundir=rundir, features=features, given=given),
         *incoming(origin),
         *spec.qemu_args,
     )
 
 
-def harness(spec: LaunchSpec, *, rundir: RunDir, features: Features, given: Options) -> tuple[str, ...]:
-    """Return what vmdebug adds to every guest: console, monitors, gdbstub, debug devices, and how it ends.
+def harness(
+    spec: LaunchSpec, *, arch: Arch, rundir: RunDir, features: Features, given: Options
+) -> tuple[str, ...]:
+    """Return what vmdebug adds to every guest: console, monitors, gdbstub, debug devices, shell ports, end.
 
     Args:
         spec: What to start.
+        arch: The kernel's architecture.
         rundir: Where its sockets and logs are.
         features: This QEMU's features.
         given: The options of the user and of a runner; their devices are not added a second time.
@@ -152,6 +155,7 @@ def harness(spec: LaunchSpec, *, rundir: RunDir, features: Features, given: Opti
         *monitors(rundir),
         *gdbstub(rundir, spec.tcp),
         *debug_devices(features, given),
+        *channels.devices(rundir, arch=arch, features=features, given=given),
         *ends(features),
         "-pidfile",
         str(rundir.pidfile),

@@ -19,6 +19,9 @@ PROBE_SECONDS = 20.0
 """How long QEMU may take to list its devices; 0.03 s is usual."""
 
 
+_UARTS = {"isa-serial", "pci-serial"}
+
+
 class Features(msgspec.Struct, frozen=True, kw_only=True):
     """The features of a QEMU. The defaults are the minimum, for a QEMU that cannot be asked.
 
@@ -29,6 +32,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
         rng: Whether it has virtio-rng-pci.
         actions: Whether it has `-action panic=…`.
         vmgenid: Whether it has the device by which a guest notices that it is a copy.
+        virtio_serial: Whether it has virtio-serial ports on a PCI bus.
+        uarts: Its devices that give a guest another UART.
     """
 
     version: str = ""
@@ -37,6 +42,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     rng: bool = False
     actions: bool = False
     vmgenid: bool = False
+    virtio_serial: bool = False
+    uarts: tuple[str, ...] = ()
 
 
 def parse(options: str, devices: str) -> Features:
@@ -57,6 +64,8 @@ def parse(options: str, devices: str) -> Features:
         rng="virtio-rng-pci" in known,
         actions=re.search(r"^-action .*\bpanic=", options, re.MULTILINE) is not None,
         vmgenid="vmgenid" in known,
+        virtio_serial={"virtio-serial-pci", "virtserialport"} <= known,
+        uarts=tuple(sorted(known & _UARTS)),
     )
 
 
@@ -68,7 +77,7 @@ def of(qemu: Path, *, deadline: Deadline) -> Features:
         DeadlineError: it did not answer.
     """
     try:
-        return cached(qemu, "qemu-features-2", Features, lambda: _ask(qemu, deadline))
+        return cached(qemu, "qemu-features-3", Features, lambda: _ask(qemu, deadline))
     except OSError as error:
         raise HostError(f"cannot look at {qemu}: {error.strerror}") from error
 

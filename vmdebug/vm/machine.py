@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
 from vmdebug import locks
-from vmdebug.channel.serial import panic
+from vmdebug.channel.log import death
 from vmdebug.deadline import Deadline
-from vmdebug.errors import DeadlineError, GuestDiedError, VmdebugError
+from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError
 from vmdebug.vm import children, claims, state
 from vmdebug.vm.guardian import Guardian
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
 
 if TYPE_CHECKING:
-    from vmdebug.channel.serial.command import ExecResult
+    from vmdebug.channel.guest_shell import GuestShell
     from vmdebug.channel.serial.console import Console
+    from vmdebug.channel.shell import ExecResult
     from vmdebug.vm.qmp import Qmp
     from vmdebug.vm.snapshot import Snapshot
 
@@ -39,6 +40,12 @@ SNAPSHOT_SECONDS = 60.0
 
 QUIT_SECONDS = 5.0
 """How long QEMU may take over each ended_by of its end before the next, harder one."""
+
+_RESUME = {
+    "halted": "let it go: vmdebug attach {name} --batch; in a script: session.gdb.cont(wait=False)",
+    "paused": "continue or quit the GDB that holds it; if none does: vmdebug attach {name} --batch",
+}
+"""How a guest that does not run is set running, by its status."""
 
 _RUNSTATES: dict[str, Status] = {
     "prelaunch": "halted",
@@ -70,10 +77,7 @@ class Vm:
         self.state = state
         self._guardian = guardian
         self._ended = ended
-        self.executor: Callable[..., ExecResult] | None = None
-        """What `exec` goes through while a session of this process has the console, or a GDB attached."""
-        self.at_prompt = False
-        """Whether a shell has answered on the console, nobody had it since: it need not be asked anew."""
+        self._shell: GuestShell | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +115,7 @@ class Vm:
         status = _RUNSTATES.get(runstate, "paused")
         # A kernel without a pvpanic driver reports its panic on the console only, and then loops. GDB
         # may have stopped it there, or before the driver was called.
-        told = status in ("running", "paused") and panic.seen(self.rundir.console_log)
+        told = status in ("running", "paused") and death.panicked(self.rundir.console_log)
         return "panicked" if told else status
 
     def facts(self, status: Status | None = None) -> dict[str, Any]:
@@ -193,9 +197,32 @@ class Vm:
         """Return the serial line's client, to be entered by `with`."""
         from vmdebug.channel.serial.console import Console  # noqa: PLC0415 - so that pexpect is imported where it is used
 
-        console = Console(self.rundir.console, self.rundir.console_lock, self.rundir.console_log)
-        console.ready, self.at_prompt = self.at_prompt, False
-        return console
+        return Console(self.rundir.console, self.rundir.console_lock, self.rundir.console_log)
+
+    @property
+    def shell(self) -> GuestShell:
+        """The guest's shell, by the best way into it."""
+        if self._shell is None:
+            from vmdebug.channel.guest_shell import GuestShell  # noqa: PLC0415 - `status` needs none
+
+            self._shell = GuestShell(self.rundir.ways, check=self.check_running)
+        return self._shell
+
+    def check_running(self, call: str = "exec") -> None:
+        """Raise where the guest does not run.
+
+        Args:
+            call: What needs it, for the error.
+
+        Raises:
+            StateError: it does not; the hint says how it is set running.
+        """
+        status = self.status()
+        if status != "running":
+            raise StateError(
+                f"{call} needs a running guest, and {self.name} is {status}",
+                hint=_RESUME.get(status, "start a new one").format(name=self.name),
+            )
 
     def snapshot(self, tag: str, *, timeout: float = SNAPSHOT_SECONDS) -> None:
         """Take a snapshot; a running guest continues after it, a stopped one stays stopped.
@@ -277,26 +304,33 @@ class Vm:
             raise Deadline.after(timeout).error(f"QEMU of {self.name} to end")
         children.reap()
 
-    def exec(self, command: str | Sequence[str], *, timeout: float = 60.0, check: bool = False) -> ExecResult:
-        """Run a command in the shell of the guest, which has to run; no other process may have its console.
+    def exec(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: str | bytes | None = None,
+        timeout: float = 60.0,
+        check: bool = False,
+    ) -> ExecResult:
+        """Run a command in the shell of the guest, which has to run.
 
         Args:
             command: A line for its shell, or an argv.
+            stdin: Its standard input; None: it has none.
             timeout: Seconds for all of it, the boot included when the guest still boots.
             check: Whether an exit status other than 0 is an error.
 
         Raises:
-            StateError: somebody has the console, or GDB holds the guest stopped.
+            StateError: GDB holds the guest stopped; or the serial line is the only way to its shell, and
+                somebody else has that.
             VmError: the command failed and `check` is set.
             GuestDiedError: the guest panicked or exited.
             DeadlineError: the guest's shell or the command took too long.
         """
-        if self.executor is not None:
-            return self.executor(command, timeout=timeout, check=check)
-        from vmdebug.channel.serial import command as commands  # noqa: PLC0415 - pexpect, where it is used
+        from vmdebug.channel.shell import Streams, input_of  # noqa: PLC0415 - where it is used
 
-        with self.console() as console:
-            return commands.run(console, command, deadline=Deadline.after(timeout), check=check)
+        streams = Streams(stdin=input_of(stdin))
+        return self.shell.run(command, streams=streams, deadline=Deadline.after(timeout), check=check)
 
     def keep(self) -> None:
         """Make it outlive this process, as a VM of `vmdebug start` does.
@@ -328,6 +362,8 @@ class Vm:
         """
         ended_by = self._end(force=force, deadline=Deadline.after(timeout))
         claims.kill(self.state.qemu, self.state.leader)
+        if self._shell is not None:
+            self._shell.close()
         if self._guardian is not None:
             self._guardian.release()
             self._guardian = None
@@ -356,4 +392,4 @@ class Vm:
         return "SIGKILL"
 
     def _end_status(self) -> Status:
-        return "panicked" if panic.seen(self.rundir.console_log) else "exited"
+        return "panicked" if death.panicked(self.rundir.console_log) else "exited"

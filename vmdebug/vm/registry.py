@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from vmdebug.channel.serial import panic
+from vmdebug.channel.log import death
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
 from vmdebug.vm import claims, rundir, template_registry
@@ -53,7 +53,7 @@ def sweep(*, deadline: Deadline | None = None) -> Survey:
                 case Entry(use="running" | "held", state=state) if state is not None:
                     vms.append(Vm(entry.rundir, state))
                 case Entry(use="ended", state=state) if state is not None:
-                    ended: Status = "panicked" if panic.seen(entry.rundir.console_log) else "exited"
+                    ended: Status = "panicked" if death.panicked(entry.rundir.console_log) else "exited"
                     vms.append(Vm(entry.rundir, state, ended=ended))
                     claims.clear(entry)
                 case Entry(use="orphan"):

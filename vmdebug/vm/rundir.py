@@ -20,12 +20,16 @@ from pathlib import Path
 import msgspec
 
 from vmdebug import locks
+from vmdebug.channel.port import PortAddress, Ways
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError, VmdebugError
 from vmdebug.spelling import option
 
 LONGEST_SOCKET_PATH = 107
 """Longest path of a socket in bytes: `sun_path` without its final NUL; see unix(7)."""
+
+SHELL_PORTS = 24
+"""How many commands can run in a guest at once. Each port costs the guest 0.5 MiB; a bus has 31."""
 
 SPACE = 1 << 20
 """Bytes that must be free for a VM's logs and state."""
@@ -108,6 +112,36 @@ class RunDir(msgspec.Struct, frozen=True):
     def console_log(self) -> Path:
         """All output of the guest's first serial port."""
         return self.path / "console.log"
+
+    @property
+    def shell_ports(self) -> tuple[PortAddress, ...]:
+        """The ports of the agent that runs commands in the guest."""
+        return tuple(self._port(f"sh{number:02}") for number in range(1, SHELL_PORTS + 1))
+
+    @property
+    def shell_line(self) -> PortAddress:
+        """The UART that the agent takes where the guest's kernel has no virtio console."""
+        return self._port("shline")
+
+    @property
+    def guest_agent(self) -> PortAddress:
+        """The port of qemu-guest-agent."""
+        return self._port("qga")
+
+    @property
+    def ways(self) -> Ways:
+        """All ways to the guest's shell."""
+        return Ways(
+            ports=self.shell_ports,
+            uart=self.shell_line,
+            guest_agent=self.guest_agent,
+            console=PortAddress(self.console, self.console_lock),
+            log=self.console_log,
+            memory=self.path / "shell.json",
+        )
+
+    def _port(self, name: str) -> PortAddress:
+        return PortAddress(self.path / f"{name}.sock", self.path / f"{name}.lock")
 
     @property
     def qemu_log(self) -> Path:

@@ -52,12 +52,13 @@ def command(
         rundir: Where its sockets and logs are.
         features: What its QEMU has.
     """
+    every = given + qemuargs.parse(spec.qemu_args)
     return (
         str(machine.script),
         *accelerator(given, arch, accel),
         *(("-m", str(spec.memory)) if spec.memory else ()),
         *(("-smp", str(spec.cpus)) if spec.cpus else ()),
-        *argv.harness(spec, rundir=rundir, features=features, given=given + qemuargs.parse(spec.qemu_args)),
+        *argv.harness(spec, arch=arch, rundir=rundir, features=features, given=every),
         *spec.qemu_args,
     )
 

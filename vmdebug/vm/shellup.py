@@ -9,18 +9,22 @@ boot, a minute later on). Until then two copies may draw the same.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 
+from vmdebug.channel.log.inotify import Growth
+from vmdebug.channel.serial import ready
 from vmdebug.deadline import Deadline
 from vmdebug.errors import VmdebugError
 from vmdebug.vm.machine import Vm
 
-SEED_BYTES = 16
+PROMPT_SECONDS = 2.0
+"""How long a booting guest may take from its agent's answer to a prompt on its console, where it has one."""
+
+TAIL_BYTES = 8192
 
 
 def come(vm: Vm, *, copy: bool, lost: Callable[[Vm], None] | None = None, deadline: Deadline) -> None:
-    """Wait until a VM's shell answers.
+    """Wait until a VM's shell answers, and of one that boots until its console has a prompt as well.
 
     Args:
         vm: The VM.
@@ -33,12 +37,21 @@ def come(vm: Vm, *, copy: bool, lost: Callable[[Vm], None] | None = None, deadli
         GuestDiedError: the guest died.
         DeadlineError: it took too long.
     """
-    before = f"echo {secrets.token_hex(SEED_BYTES)} >/dev/urandom" if copy else ""
     try:
-        with vm.console() as console:
-            console.wait_ready(deadline, before=before)
+        vm.shell.greet(deadline, copy=copy)
     except VmdebugError:
         if lost is not None:
             lost(vm)
         raise
-    vm.at_prompt = True
+    if not copy:
+        _wait_prompt(vm, deadline.at_most(PROMPT_SECONDS))
+
+
+def _wait_prompt(vm: Vm, deadline: Deadline) -> None:
+    """Wait until the console shows a prompt; a guest without one is up all the same."""
+    with vm.rundir.console_log.open("rb") as log, Growth(vm.rundir.console_log) as growth:
+        while True:
+            growth.seen()
+            log.seek(max(0, log.seek(0, 2) - TAIL_BYTES))
+            if ready.look(log.read()) is ready.Look.PROMPT or not growth.wait(deadline.remaining):
+                return

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vmdebug.channel.serial import death
+from vmdebug.channel.log import death
 from vmdebug.errors import HostError, QmpError, UsageError, VmError
 from vmdebug.vm import memfd, rundir
 

@@ -23,7 +23,8 @@ import pexpect
 from pexpect.spawnbase import SpawnBase
 
 from vmdebug import locks, process
-from vmdebug.channel.serial import death, framing, ready
+from vmdebug.channel.log import death, messages
+from vmdebug.channel.serial import ready
 from vmdebug.channel.serial.drain import CHUNK, Drain
 from vmdebug.channel.serial.meanwhile import Meanwhile, readable
 from vmdebug.deadline import Deadline
@@ -247,7 +248,7 @@ class Console:
 
     def tail(self, lines: int = TAIL_LINES) -> str:
         """Return the last lines of the log, without the conversations of `exec`."""
-        return process.tail(framing.readable(self.logged(4 * CHUNK)).decode(errors="replace"), lines)
+        return process.tail(messages.readable(self.logged(4 * CHUNK)).decode(errors="replace"), lines)
 
     def late(self, deadline: Deadline, wanted: str, *, hint: str = "") -> DeadlineError:
         """Return the error that says what was waited for, with the end of the log."""

@@ -36,6 +36,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import os
 import re
 import secrets
 import shlex
@@ -43,7 +44,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vmdebug.channel.serial.noise import Denoiser
 from vmdebug.errors import UsageError
 
 LINE = 480
@@ -209,6 +209,22 @@ def shell_text(command: str | Sequence[str]) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+def with_input(line: bytes, stdin: bytes | int | None) -> bytes:
+    """Return a command that brings its own standard input.
+
+    Args:
+        line: The command.
+        stdin: Its input, or a descriptor that is read up to its end; None: it has none.
+    """
+    if stdin is None:
+        return line
+    if isinstance(stdin, int):
+        with os.fdopen(os.dup(stdin), "rb") as stream:
+            stdin = stream.read()
+    # No line of base64 is an underscore alone.
+    return b"base64 -d <<'_' | {\n" + base64.encodebytes(stdin) + b"_\n" + line + b"\n}"
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """Lines to type at once.
@@ -359,25 +375,3 @@ def _unbase64(sent: bytes) -> bytes | None:
         return base64.b64decode(b"".join(sent.split()), validate=True)
     except binascii.Error:
         return None
-
-
-# A line editor may show only the end of the line that starts an agent, and a log's end may
-# start in the middle of a conversation.
-_OURS = re.compile(
-    rb"\A(?:(?!_[0-9a-f]{10}:r\.).)*?_[0-9a-f]{10}:z\.\r?\n"
-    rb"|^(?:[^\n]*sh -c '_[^\n]*\n)?[^\n]*_(?P<run>[0-9a-f]{10}):r\..*?(?:_(?P=run):z\.\r?\n|\Z)"
-    rb"|^[^\n]*sh -c '_a=[0-9a-f]{10};[^\n]*(?:\n|\Z)"
-    rb"|^[^\n]*_[0-9a-f]{10}(?:\"\":\}?|:)\d+\.\r?\n",
-    re.DOTALL | re.MULTILINE,
-)
-
-
-def readable(log: bytes) -> bytes:
-    """Return a console's log without what we said and were answered; kernel messages among it stay."""
-    return _OURS.sub(_noise_of, log)
-
-
-def _noise_of(match: re.Match[bytes]) -> bytes:
-    denoiser = Denoiser()
-    denoiser.feed(match.group())
-    return b"".join(denoiser.noise)

@@ -13,8 +13,8 @@ import re
 import time
 from typing import TYPE_CHECKING
 
+from vmdebug.channel.log.messages import Denoiser
 from vmdebug.channel.serial import framing
-from vmdebug.channel.serial.noise import Denoiser
 from vmdebug.errors import VmError
 
 if TYPE_CHECKING:  # the console calls us

@@ -12,11 +12,16 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
+from vmdebug.channel.log.messages import Denoiser
+from vmdebug.channel.port import PortAddress
 from vmdebug.channel.serial import framing
 from vmdebug.channel.serial.console import EXEC, IDLE, Console
 from vmdebug.channel.serial.framing import Answers, Block
-from vmdebug.channel.serial.noise import Denoiser
+from vmdebug.channel.shell import Output, Streams
+from vmdebug.channel.watch import Debugger
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError, VmError
 
@@ -131,6 +136,13 @@ class Running:
                 self._result = self._talk.result(deadline)
             self._close()
         return self._result
+
+    def cancel(self) -> None:
+        """End it, unless it has ended."""
+        if self._result is None and self._failure is None:
+            self._failure = VmError("the command was cancelled")
+            self._talk.abandon(self._failure)
+            self._close()
 
     @contextlib.contextmanager
     def ended_by_errors(self) -> Iterator[None]:
@@ -362,6 +374,95 @@ class _Talk:
             if int(idle[1]) == self._asked and self._torn < self._asked:
                 self._torn = self._asked
                 self._say(again)
+
+
+class SerialShell:
+    """Runs commands by the shell on the console, one at a time.
+
+    Args:
+        address: The console's socket and its lock.
+        log: Its log.
+        owner: Has the console of this process, where that is open, and the debugger.
+    """
+
+    def __init__(self, address: PortAddress, log: Path, *, owner: Owner) -> None:
+        self._address = address
+        self._log = log
+        self._owner = owner
+
+    def begin(self, line: bytes, streams: Streams, *, deadline: Deadline) -> SerialRunning:
+        """Start a command; see `Shell.begin`. A descriptor of its input is read up to its end first."""
+        with contextlib.ExitStack() as held:
+            console = self._owner.console
+            if console is None:
+                console = Console(self._address.socket, self._address.lock, self._log)
+                held.enter_context(console)
+            console.meanwhile = self._owner.debugger
+            console.wait_ready(deadline)
+            text = framing.with_input(line, streams.stdin).decode("utf-8", "surrogateescape")
+            running = begin(console, text, deadline=deadline)
+            return SerialRunning(running, held.pop_all(), streams)
+
+    def wait_ready(self, deadline: Deadline, *, before: str = "") -> None:
+        """Wait until the shell answers.
+
+        Args:
+            deadline: Until when.
+            before: A command that it runs before it answers; it prints nothing and may be run twice.
+
+        Raises:
+            VmdebugError: as `Console.wait_ready`.
+        """
+        with contextlib.ExitStack() as held:
+            console = self._owner.console
+            if console is None:
+                console = Console(self._address.socket, self._address.lock, self._log)
+                held.enter_context(console)
+            console.wait_ready(deadline, before=before)
+
+
+class Owner(Protocol):
+    """Who has the console of this process."""
+
+    console: Console | None
+    debugger: Debugger | None
+
+
+class SerialRunning:
+    """A command that runs over the serial line.
+
+    Args:
+        running: It.
+        held: The console, where it was opened for the command.
+        streams: Its streams; what it writes comes once it has ended.
+    """
+
+    def __init__(self, running: Running, held: contextlib.ExitStack, streams: Streams) -> None:
+        self._running = running
+        self._held = held
+        self._streams = streams
+
+    def result(self, deadline: Deadline) -> Output:
+        """Wait for its end; see `channel.shell.Running.result`."""
+        try:
+            done = self._running.result(deadline)
+        except StateError:
+            raise  # the command goes on with the guest
+        except BaseException:
+            self._held.close()
+            raise
+        self._held.close()
+        outputs = []
+        for data, sink in ((done.stdout, self._streams.stdout), (done.stderr, self._streams.stderr)):
+            if sink is not None and data:
+                sink(data)
+            outputs.append(data if sink is None else b"")
+        return Output(outputs[0], outputs[1], done.status)
+
+    def cancel(self) -> None:
+        """End it; see `channel.shell.Running.cancel`."""
+        self._running.cancel()
+        self._held.close()
 
 
 _FREE = "the guest's shell to take a command"

@@ -26,6 +26,9 @@ from vmdebug.vm.clones.saved_guest import SavedGuest
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
 
+ANSWER_SECONDS = 1.0
+"""How long a clone's agent may take to answer. Nothing is said to a clone without an agent and a prompt."""
+
 
 def clone(vm: Vm, count: int = 1, *, report: Report = silent, deadline: Deadline) -> list[Vm]:
     """Start clones of a VM, which outlive this process; the VM is left running or stopped as it was found.
@@ -55,7 +58,7 @@ def clone(vm: Vm, count: int = 1, *, report: Report = silent, deadline: Deadline
                 clone = _next(vm.name, whole, deadline)
                 undone.callback(clone.stop, force=True)
                 made.append(clone)
-                if _at_shell(clone):
+                if clone.shell.answers(deadline.at_most(ANSWER_SECONDS)) or _at_shell(clone):
                     shellup.come(clone, copy=True, deadline=deadline)
             for each in made:
                 each.keep()

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import IO, Self
 
 from vmdebug import process
-from vmdebug.channel.serial.growth import Growth
-from vmdebug.channel.serial.trouble import Scanner, Trouble
+from vmdebug.channel.log.inotify import Growth
+from vmdebug.channel.log.trouble import Scanner, Trouble
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError
 

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
-from vmdebug.channel.serial import death
+from vmdebug.channel.log import death
 
 Kind = Literal[
     "panic",

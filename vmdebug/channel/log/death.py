@@ -7,7 +7,9 @@ init/version.c.
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 # A kernel message starts a line or follows its time stamp. Text that a program
 # only quotes ("grep 'Kernel panic'") stands behind something else.
@@ -76,3 +78,21 @@ class Watch:
         text = self._recent + data
         self._recent = text[-WINDOW:]
         return cause(text)
+
+
+LOOKED_AT = 1 << 20
+"""Bytes at the end of a log that `panicked` reads: little follows a panic's own messages."""
+
+
+def panicked(log: Path) -> bool:
+    """Say whether the kernel whose console a file logs has panicked; no file: not yet.
+
+    A kernel without a pvpanic driver tells nobody else.
+    """
+    try:
+        with log.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - LOOKED_AT))
+            return cause_in_log(stream.read()).startswith("Kernel panic")
+    except FileNotFoundError:
+        return False

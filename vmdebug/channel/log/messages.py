@@ -54,3 +54,25 @@ class Denoiser:
                 at += 1
         clean.append(text[at:])
         return b"".join(clean)
+
+
+# A line editor may show only the end of the line that starts an agent, and a log's end may
+# start in the middle of a conversation.
+_OURS = re.compile(
+    rb"\A(?:(?!_[0-9a-f]{10}:r\.).)*?_[0-9a-f]{10}:z\.\r?\n"
+    rb"|^(?:[^\n]*sh -c '_[^\n]*\n)?[^\n]*_(?P<run>[0-9a-f]{10}):r\..*?(?:_(?P=run):z\.\r?\n|\Z)"
+    rb"|^[^\n]*sh -c '_a=[0-9a-f]{10};[^\n]*(?:\n|\Z)"
+    rb"|^[^\n]*_[0-9a-f]{10}(?:\"\":\}?|:)\d+\.\r?\n",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def readable(log: bytes) -> bytes:
+    """Return a console's log without what we said and were answered; kernel messages among it stay."""
+    return _OURS.sub(_noise_of, log)
+
+
+def _noise_of(match: re.Match[bytes]) -> bytes:
+    denoiser = Denoiser()
+    denoiser.feed(match.group())
+    return b"".join(denoiser.noise)

@@ -1,0 +1,108 @@
+"""The agent's program for a guest: shipped with vmdebug, or compiled when it is first needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import BuildError, HostError
+from vmdebug.progress import Report, Step
+
+NAME = "vmdebug-agent"
+
+FLAGS = ("-static", "-Os", "-s", "-Wall")
+"""Static, for the guest need not have a C library."""
+
+COMPILE_SECONDS = 120.0
+
+_HERE = Path(__file__).parent
+SOURCE = _HERE / "agent.c"
+SHIPPED = _HERE / "shipped"
+"""ARCH/vmdebug-agent, for each architecture that the wheel was built with; see hatch_build.py."""
+
+
+def find(arch: str, into: Path, *, report: Report, deadline: Deadline) -> Path:
+    """Return the agent's program, compiled unless that has been done before.
+
+    Args:
+        arch: The guest's architecture, as `uname -m` there says it.
+        into: The cache's directory for such programs.
+        report: Told about the compiler.
+        deadline: When the compiler is given up.
+
+    Raises:
+        HostError: there is no C compiler for it, or no static C library.
+        DeadlineError: the compiler took too long.
+    """
+    shipped = SHIPPED / arch / NAME
+    if shipped.is_file():
+        return shipped
+    compiler = find_compiler(arch)
+    seen = compiler.resolve().stat()
+    words = f"{compiler} {seen.st_size} {seen.st_mtime_ns} {FLAGS}"
+    key = hashlib.sha256(words.encode() + SOURCE.read_bytes()).hexdigest()[:16]
+    target = into / f"{NAME}-{arch}-{key}"
+    if not target.is_file():
+        report(Step("compiling the guest's agent", note=arch))
+        compile_to(target, compiler, deadline=deadline)
+    return target
+
+
+def compilers(arch: str) -> tuple[str, ...]:
+    """Return the names of C compilers that make programs for an architecture, best first."""
+    cross = (f"{arch}-linux-gnu-gcc", f"{arch}-linux-musl-gcc")
+    return ("cc", "gcc", "clang", *cross) if arch == platform.machine() else cross
+
+
+def find_compiler(arch: str) -> Path:
+    """Return a C compiler for an architecture.
+
+    Raises:
+        HostError: there is none on PATH.
+    """
+    for name in compilers(arch):
+        found = shutil.which(name)
+        if found is not None:
+            return Path(found)
+    package = "gcc libc6-dev" if arch == platform.machine() else f"gcc-{arch}-linux-gnu"
+    raise HostError(
+        f"no C compiler for {arch}: none of {', '.join(compilers(arch))} is on PATH",
+        hint=f"install one: apt install {package}",
+    )
+
+
+def compile_to(target: Path, compiler: Path, *, deadline: Deadline) -> None:
+    """Compile the agent.
+
+    Args:
+        target: The program; a reader sees all of it or nothing.
+        compiler: The C compiler.
+        deadline: When it is given up.
+
+    Raises:
+        HostError: it does not compile; without a static C library, the hint says so.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        words: list[str | Path] = [compiler, *FLAGS, "-o", temporary, SOURCE]
+        process.run(words, deadline=deadline.at_most(COMPILE_SECONDS))
+        temporary.replace(target)
+    except BuildError as error:
+        static = "cannot find -lc" in error.detail or "libc.a" in error.detail
+        raise HostError(
+            f"{compiler} does not compile the guest's agent",
+            hint="install a static C library: apt install libc6-dev; Fedora: glibc-static" if static else "",
+            detail=error.detail,
+        ) from error
+    except OSError as error:
+        raise HostError(
+            f"cannot write {target}: {error.strerror}", hint="make room there, or set XDG_CACHE_HOME"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

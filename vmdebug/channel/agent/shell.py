@@ -1,0 +1,272 @@
+"""Commands run by the agent in the guest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Sequence
+
+from vmdebug.channel import port, shell
+from vmdebug.channel.agent.frames import Frame
+from vmdebug.channel.agent.session import EndedError, LostError, Session
+from vmdebug.channel.port import PortAddress
+from vmdebug.channel.shell import Output, Streams
+from vmdebug.channel.watch import Watch
+from vmdebug.deadline import Deadline
+from vmdebug.errors import GuestDiedError, StateError, VmdebugError, VmError
+
+WINDOW = 1 << 17
+"""Bytes of input that may be on their way to a command: they wait in the agent's memory."""
+
+PIECE = 1 << 14
+"""Bytes of input in one frame."""
+
+FIRST_ASK = 0.25
+LAST_ASK = 2.0
+"""Seconds until the agent is asked again; each time twice as long."""
+
+PING_SECONDS = 1.0
+"""Seconds of silence after which the agent is asked whether it knows the command."""
+
+TERM_SECONDS = 0.5
+"""How long a command may take over SIGTERM before SIGKILL, and then over that."""
+
+WANTED = "the agent in the guest"
+
+
+class AgentShell:
+    """Runs commands by the agent, each on a port of its own.
+
+    Args:
+        addresses: The ports.
+        watch: Returns what else is watched while a command runs.
+        silent: Called when the agent does not answer at once; raises where it cannot.
+    """
+
+    def __init__(
+        self, addresses: Sequence[PortAddress], *, watch: Callable[[], Watch], silent: Callable[[], None]
+    ) -> None:
+        self._addresses = addresses
+        self._watch = watch
+        self._silent = silent
+
+    def begin(self, line: bytes, streams: Streams, *, deadline: Deadline) -> AgentRunning:
+        """Start a command; see `Shell.begin`."""
+        watch = self._watch()
+        with contextlib.ExitStack() as protected:
+            protected.callback(watch.close)
+            session = self._greeted(watch, deadline)
+            protected.callback(session.close)
+            session.say(b"X", bytes([streams.stdin is not None]) + line)
+            protected.pop_all()
+        return AgentRunning(session, watch, line, streams)
+
+    def greet(self, deadline: Deadline) -> None:
+        """Return once the agent answers.
+
+        Raises:
+            VmdebugError: as `Shell.begin`.
+        """
+        watch = self._watch()
+        try:
+            self._greeted(watch, deadline).close()
+        finally:
+            watch.close()
+
+    def _greeted(self, watch: Watch, deadline: Deadline) -> Session:
+        busy = f"one of the {len(self._addresses)} ports into the guest: a command runs on each of them"
+        try:
+            session = Session(port.take(self._addresses, what=busy, deadline=deadline))
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            self._silent()
+            raise watch.died(WANTED) from error
+        try:
+            patience = FIRST_ASK
+            while not session.greeted:
+                session.ask()
+                again = Deadline.after(patience)
+                patience = min(2 * patience, LAST_ASK)
+                while not session.greeted and not again.passed:
+                    if deadline.passed:
+                        raise deadline.error(WANTED, hint=_SILENT, detail=watch.tail(10))  # noqa: TRY301
+                    seconds = min(again.remaining, deadline.remaining)
+                    if watch.wait({session.fileno(): session.events}, seconds, WANTED):
+                        session.hear()
+                        session.flush()
+                if not session.greeted:
+                    self._silent()
+        except EndedError as error:
+            session.close()
+            raise watch.died(WANTED) from error
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+
+class AgentRunning:
+    """A command that the agent runs.
+
+    Args:
+        session: The session that it was started in.
+        watch: What else is watched.
+        line: The command.
+        streams: Its streams.
+    """
+
+    def __init__(self, session: Session, watch: Watch, line: bytes, streams: Streams) -> None:
+        self._session = session
+        self._watch = watch
+        self._shown = shell.shown(line)
+        self._wanted = f"{self._shown} to end in the guest"
+        self._input = _Input(streams.stdin)
+        self._stdout, self._stderr = bytearray(), bytearray()
+        self._sinks = {
+            b"O": streams.stdout or self._stdout.extend,
+            b"R": streams.stderr or self._stderr.extend,
+        }
+        self._status: int | None = None
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._heard = time.monotonic()
+        self._pinged = False
+
+    def result(self, deadline: Deadline) -> Output:
+        """Wait for its end; see `Running.result`."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            while self._status is None:
+                if deadline.passed:
+                    raise deadline.error(self._wanted, detail=self._watch.tail(10))  # noqa: TRY301
+                self._turn(deadline.remaining)
+        except StateError:
+            raise  # the command goes on with the guest
+        except BaseException as error:
+            self._failure = self._told(error)
+            self._end(ask=not isinstance(self._failure, (GuestDiedError, VmError)))
+            if self._failure is error:
+                raise
+            raise self._failure from error
+        self._close()
+        return Output(bytes(self._stdout), bytes(self._stderr), self._status)
+
+    def cancel(self) -> None:
+        """End it; see `Running.cancel`."""
+        if self._status is None and self._failure is None:
+            self._failure = StateError(f"{self._shown} was cancelled")
+            self._end(ask=True)
+
+    def _turn(self, seconds: float) -> None:
+        """Move what can be moved, waiting for it."""
+        session, source = self._session, self._input
+        descriptors = {session.fileno(): session.events}
+        source.queue(session)
+        if source.readable and not session.pending:
+            descriptors[source.descriptor] = select.POLLIN
+        ready = self._watch.wait(descriptors, min(seconds, PING_SECONDS), self._wanted)
+        if source.descriptor in ready:
+            source.read(session)
+        if session.fileno() in ready:
+            session.flush()
+            for frame in session.hear():
+                self._take(frame)
+        elif not self._pinged and time.monotonic() >= self._heard + PING_SECONDS:
+            session.say(b"P")
+            self._pinged = True
+
+    def _take(self, frame: Frame) -> None:
+        self._heard, self._pinged = time.monotonic(), False
+        match frame.kind:
+            case b"O" | b"R":
+                self._sinks[frame.kind](frame.payload)
+            case b"A":
+                self._input.window += int.from_bytes(frame.payload, "little")
+            case b"C":
+                self._input.close()
+            case b"S":
+                self._status = frame.payload[0]
+            case b"F":
+                why = frame.payload.decode(errors="replace")
+                raise VmError(f"{self._shown} cannot be started in the guest: {why}")
+
+    def _told(self, error: BaseException) -> BaseException:
+        """Return an error of the session as its caller is told it."""
+        if isinstance(error, EndedError):
+            return self._watch.died(self._wanted)
+        if isinstance(error, LostError):
+            return VmError(
+                f"the guest went back to a snapshot while {self._shown} ran: its result is lost",
+                hint="run it again",
+            )
+        return error
+
+    def _end(self, *, ask: bool) -> None:
+        """End the command, gently first, and leave the port."""
+        self._sinks = dict.fromkeys(self._sinks, _forget)
+        self._input.close()
+        with contextlib.suppress(VmdebugError):
+            for number in (signal.SIGTERM, signal.SIGKILL) if ask else ():
+                self._session.say(b"K", bytes([number]))
+                end = Deadline.after(TERM_SECONDS)
+                while self._status is None and not end.passed:
+                    self._turn(end.remaining)
+            self._session.say(b"Q")
+        self._close()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._session.close()
+            self._watch.close()
+
+
+class _Input:
+    """A command's input, sent as far as the command takes it.
+
+    Args:
+        stdin: As `Streams.stdin`.
+    """
+
+    def __init__(self, stdin: bytes | int | None) -> None:
+        self.window = WINDOW
+        self.descriptor = stdin if isinstance(stdin, int) else -1
+        self._rest = memoryview(stdin) if isinstance(stdin, bytes) else None
+
+    @property
+    def readable(self) -> bool:
+        """Whether the descriptor is to be read."""
+        return self.descriptor >= 0 and self.window > 0
+
+    def close(self) -> None:
+        """Send no more."""
+        self.descriptor, self._rest = -1, None
+
+    def queue(self, session: Session) -> None:
+        """Send of bytes what the command takes."""
+        while self._rest is not None and (self.window > 0 or not self._rest) and not session.pending:
+            size = min(PIECE, self.window)
+            piece, self._rest = self._rest[:size], self._rest[size:]
+            self._send(session, bytes(piece))
+
+    def read(self, session: Session) -> None:
+        """Send what the descriptor has."""
+        self._send(session, os.read(self.descriptor, min(PIECE, self.window)))
+
+    def _send(self, session: Session, data: bytes) -> None:
+        if data:
+            session.say(b"I", data)
+            self.window -= len(data)
+        else:
+            session.say(b"E")
+            self.close()
+
+
+def _forget(data: bytes) -> None:
+    del data
+
+
+_SILENT = "is the guest stopped by a debugger, or does it still boot?"

@@ -1,0 +1,204 @@
+"""Which way into a guest answers: all are asked at once."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import msgspec
+
+from vmdebug.channel import guest_agent, port
+from vmdebug.channel.agent.session import EndedError, Session
+from vmdebug.channel.port import PortAddress, Ways
+from vmdebug.channel.watch import Watch
+from vmdebug.deadline import Deadline
+
+Kind = Literal["agent", "agent-uart", "guest-agent", "serial"]
+"""The ways: the agent on virtio-serial ports or on a UART, qemu-guest-agent, the shell on the console."""
+
+ORDER: tuple[Kind, ...] = ("agent", "agent-uart", "guest-agent", "serial")
+"""The best first."""
+
+REASONS: dict[Kind, str] = {
+    "agent": "",
+    "agent-uart": "the guest's kernel has no virtio console",
+    "guest-agent": "the guest does not run vmdebug's agent",
+    "serial": "no agent answers in the guest",
+}
+"""Why there is no better way."""
+
+BETTER_SECONDS = 1.0
+"""How long a better way may take to answer once another one has."""
+
+PROMPT_SECONDS = 3.0
+"""How long an agent may take once the console looks as if a shell or a login reads it."""
+
+FIRST_CHECK = 0.3
+"""Seconds without an answer after which QEMU is asked whether the guest runs."""
+
+AGAIN = 0.5
+"""Seconds between two questions to the ways."""
+
+STEP = 0.1
+"""Seconds between two looks at the console's log."""
+
+WANTED = "a shell in the guest"
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The way into a guest.
+
+    Args:
+        kind: Which one.
+        reason: Why not a better one; "" for the best.
+    """
+
+    kind: Kind
+    reason: str = ""
+
+
+class Candidate(Protocol):
+    """A way that is asked."""
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+
+    def ask(self) -> None:
+        """Ask, once more where that was done before."""
+
+    def answered(self) -> bool:
+        """Read what has arrived, and return whether that is the answer."""
+
+    def close(self) -> None:
+        """Disconnect."""
+
+
+class Search:
+    """Asks the ways into a guest until one answers; a context manager.
+
+    Args:
+        ways: The ways.
+        watch: What else is watched.
+        patience: Seconds that an agent may take once the console looks as if somebody reads it.
+    """
+
+    def __init__(self, ways: Ways, watch: Watch, patience: float) -> None:
+        self._ways = ways
+        self._watch = watch
+        self._patience = patience
+        self._held = contextlib.ExitStack()
+        self._asked: dict[Kind, Candidate] = {}
+        self._found: Found | None = None
+        self._found_at = 0.0
+
+    def __enter__(self) -> Self:
+        """Connect to the ways."""
+        ways = self._ways
+        try:
+            self._connect("agent", ways.ports)
+            self._connect("agent-uart", [ways.uart])
+            self._connect("guest-agent", [ways.guest_agent])
+        except BaseException:
+            self._held.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def result(self, deadline: Deadline, check: Callable[[], None]) -> Found:
+        """Return the best way that answers.
+
+        Args:
+            deadline: Until when one has to.
+            check: Raises StateError where the guest does not run.
+
+        Raises:
+            StateError: the guest does not run.
+            GuestDiedError: it has died.
+            DeadlineError: none answers.
+        """
+        began = time.monotonic()
+        ask_at, check_at = began, began + FIRST_CHECK
+        console = _Console(self._watch)
+        while True:
+            now = time.monotonic()
+            if self._found is not None and (self._best or now >= self._found_at + BETTER_SECONDS):
+                return self._found
+            if deadline.passed:
+                raise deadline.error(WANTED, hint=_HINT, detail=self._watch.tail(10))
+            if now >= ask_at:
+                for each in self._asked.values():
+                    each.ask()
+                ask_at = now + AGAIN
+            if now >= check_at:
+                check()
+                check_at = now + 2 * (now - began)
+            # Without a port there is nothing to be patient for.
+            if now >= began + FIRST_CHECK and console.read_for() >= (self._patience if self._asked else 0.0):
+                return Found("serial", REASONS["serial"])
+            self._turn(min(STEP, deadline.remaining))
+
+    @property
+    def _best(self) -> bool:
+        """Whether no better way than the one found is being asked."""
+        assert self._found is not None  # noqa: S101 - its caller's
+        return all(ORDER.index(each) >= ORDER.index(self._found.kind) for each in self._asked)
+
+    def _connect(self, kind: Kind, addresses: Sequence[PortAddress]) -> None:
+        opened = None
+        try:
+            for address in addresses:
+                opened = opened or port.try_take(address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return  # this QEMU has no such port, or has ended: that shows elsewhere
+        if opened is None:
+            self._take(kind)  # who has it has been answered
+            return
+        line: Candidate = Session(opened)
+        if kind == "guest-agent":
+            line = guest_agent.Line(opened, self._watch)
+        self._held.callback(line.close)
+        self._asked[kind] = line
+
+    def _turn(self, seconds: float) -> None:
+        descriptors = {each.fileno(): select.POLLIN for each in self._asked.values()}
+        ready = self._watch.wait(descriptors, seconds, WANTED)
+        for kind, each in self._asked.items():
+            try:
+                if each.fileno() in ready and each.answered():
+                    self._take(kind)
+            except EndedError as error:
+                raise self._watch.died(WANTED) from error
+
+    def _take(self, kind: Kind) -> None:
+        if self._found is None or ORDER.index(kind) < ORDER.index(self._found.kind):
+            self._found = Found(kind, REASONS[kind])
+            self._found_at = time.monotonic()
+
+
+class _Console:
+    """Since when the console looks as if somebody reads it."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._text = b""
+        self._since = 0.0
+
+    def read_for(self) -> float:
+        """Return for how many seconds somebody seems to read it; negative: nobody does."""
+        from vmdebug.channel.serial import ready  # noqa: PLC0415 - where the guest is silent
+
+        text = self._watch.tail_bytes()[-ready.KEPT :]
+        if text != self._text or self._since == 0.0:
+            self._text, self._since = text, time.monotonic()
+        return time.monotonic() - self._since if ready.look(text) is not ready.Look.OTHER else -1.0
+
+
+_HINT = "is the guest stopped by a debugger, or does it still boot?"

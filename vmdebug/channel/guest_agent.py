@@ -1,0 +1,250 @@
+"""Commands run by qemu-guest-agent; see docs/interop/qemu-ga-ref.txt of QEMU.
+
+It takes one request at a time and streams nothing: a command's whole input goes with the request, and its
+output comes once it has ended, up to the 16 MiB that qemu-ga keeps (GUEST_EXEC_MAX_OUTPUT of qga/commands.c).
+Several commands run at once; each request waits for its turn.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import select
+import shlex
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vmdebug.channel import port, shell
+from vmdebug.channel.port import Port, PortAddress
+from vmdebug.channel.shell import Output, Streams
+from vmdebug.channel.watch import Watch
+from vmdebug.deadline import Deadline
+from vmdebug.errors import StateError, VmdebugError, VmError
+
+WANTED = "qemu-guest-agent in the guest"
+
+FIRST_PAUSE = 0.01
+LAST_PAUSE = 0.25
+"""Seconds between two questions whether a command has ended."""
+
+TERM_SECONDS = 0.5
+"""How long a command may take over SIGTERM before SIGKILL."""
+
+REQUEST_SECONDS = 5.0
+"""How long ending a command may take to be taken."""
+
+# qemu-ga has a service's environment, not a login's; NixOS has the latter in this file.
+_RUN = (
+    'if [ -r /etc/set-environment ]; then . /etc/set-environment; fi; cd "${HOME:-/}"; exec setsid sh -c "$0"'
+)
+_SENTINEL = b"\xff"
+
+
+class Line:
+    """A connection to qemu-guest-agent, for a request and its answer.
+
+    Args:
+        opened: An open port; the line closes it.
+        watch: What else is watched.
+    """
+
+    def __init__(self, opened: Port, watch: Watch) -> None:
+        self._port = opened
+        self._watch = watch
+        self._heard = b""
+        self._token = secrets.randbits(31)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._port.fileno()
+
+    def ask(self) -> None:
+        """Ask whether the agent is there; it may be asked again."""
+        # The byte that is in no JSON text has the agent drop what another client left unfinished.
+        self._send(_SENTINEL + _request("guest-sync-delimited", {"id": self._token}))
+
+    def answered(self) -> bool:
+        """Read what has arrived, and return whether the agent has answered `ask`."""
+        while (line := self._line()) is not None:
+            if _decoded(line.rpartition(_SENTINEL)[2]) == {"return": self._token}:
+                return True
+        return False
+
+    def call(self, command: str, arguments: dict[str, Any], deadline: Deadline) -> Any:
+        """Execute a command of the agent's and return what it returns.
+
+        Raises:
+            VmError: the agent refused it.
+            GuestDiedError: the guest died.
+            DeadlineError: the agent did not answer.
+        """
+        self._send(_request(command, arguments))
+        while (line := self._line()) is None:
+            if deadline.passed:
+                raise deadline.error(f"{WANTED} to answer {command}", detail=self._watch.tail(10))
+            self._watch.wait({self.fileno(): select.POLLIN}, deadline.remaining, WANTED)
+        answer = _decoded(line)
+        if "error" in answer:
+            raise VmError(f"qemu-guest-agent refused {command}: {answer['error'].get('desc', '')}")
+        return answer.get("return")
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._port.close()
+
+    def _send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            self._watch.wait({self.fileno(): select.POLLOUT}, REQUEST_SECONDS, WANTED)
+            try:
+                sent = self._port.send(rest)
+            except ConnectionError as error:
+                raise self._watch.died(WANTED) from error
+            if not sent:
+                return  # full: nobody reads it
+            rest = rest[sent:]
+
+    def _line(self) -> bytes | None:
+        if b"\n" not in self._heard:
+            data = self._port.receive()
+            if data == b"":
+                raise self._watch.died(WANTED)
+            self._heard += data or b""
+        if b"\n" not in self._heard:
+            return None
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line
+
+
+class GuestAgentShell:
+    """Runs commands by qemu-guest-agent.
+
+    Args:
+        address: Its port.
+        watch: Returns what else is watched while a command runs.
+    """
+
+    def __init__(self, address: PortAddress, *, watch: Callable[[], Watch]) -> None:
+        self._address = address
+        self._watch = watch
+
+    def begin(self, line: bytes, streams: Streams, *, deadline: Deadline) -> GuestAgentRunning:
+        """Start a command; see `Shell.begin`. A descriptor of its input is read up to its end first."""
+        arguments = {
+            "path": "/bin/sh",
+            "arg": ["-c", _RUN, line.decode(errors="surrogateescape")],
+            "capture-output": True,
+        }
+        if streams.stdin is not None:
+            data = streams.stdin if isinstance(streams.stdin, bytes) else _all_of(streams.stdin)
+            arguments["input-data"] = base64.b64encode(data).decode()
+        pid = self.call("guest-exec", arguments, deadline)["pid"]
+        return GuestAgentRunning(self, pid, line, streams)
+
+    def call(self, command: str, arguments: dict[str, Any], deadline: Deadline) -> Any:
+        """Execute a command of the agent's, once no other client has it; see `Line.call`."""
+        watch = self._watch()
+        try:
+            opened = port.take([self._address], what=f"a turn with {WANTED}", deadline=deadline)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise watch.died(WANTED) from error
+        line = Line(opened, watch)
+        try:
+            line.ask()
+            while not line.answered():
+                if deadline.passed:
+                    raise deadline.error(WANTED, detail=watch.tail(10))
+                watch.wait({line.fileno(): select.POLLIN}, deadline.remaining, WANTED)
+            return line.call(command, arguments, deadline)
+        finally:
+            line.close()
+            watch.close()
+
+
+class GuestAgentRunning:
+    """A command that qemu-guest-agent runs."""
+
+    def __init__(self, agent: GuestAgentShell, pid: int, line: bytes, streams: Streams) -> None:
+        self._agent = agent
+        self._pid = pid
+        self._shown = shell.shown(line)
+        self._streams = streams
+        self._output: Output | None = None
+        self._failure: BaseException | None = None
+
+    def result(self, deadline: Deadline) -> Output:
+        """Wait for its end; see `Running.result`."""
+        if self._failure is not None:
+            raise self._failure
+        if self._output is None:
+            try:
+                self._output = self._ended(deadline)
+            except StateError:
+                raise  # the command goes on with the guest
+            except BaseException as error:
+                self._failure = error
+                self._end()
+                raise
+        return self._output
+
+    def cancel(self) -> None:
+        """End it; see `Running.cancel`."""
+        if self._output is None and self._failure is None:
+            self._failure = StateError(f"{self._shown} was cancelled")
+            self._end()
+
+    def _ended(self, deadline: Deadline) -> Output:
+        pause = FIRST_PAUSE
+        while True:
+            found = self._agent.call("guest-exec-status", {"pid": self._pid}, deadline)
+            if found["exited"]:
+                return self._delivered(found)
+            time.sleep(min(pause, deadline.left(f"{self._shown} to end in the guest")))
+            pause = min(2 * pause, LAST_PAUSE)
+
+    def _delivered(self, found: dict[str, Any]) -> Output:
+        if found.get("out-truncated") or found.get("err-truncated"):
+            raise VmError(
+                f"{self._shown} wrote more than qemu-guest-agent keeps",
+                hint="have it write to a file in the guest, and read that in parts",
+            )
+        outputs = [base64.b64decode(found.get(key, "")) for key in ("out-data", "err-data")]
+        sinks = (self._streams.stdout, self._streams.stderr)
+        for number, sink in enumerate(sinks):
+            if sink is not None and outputs[number]:
+                sink(outputs[number])
+                outputs[number] = b""
+        status = 128 + found["signal"] if "signal" in found else found.get("exitcode", 0)
+        return Output(outputs[0], outputs[1], status)
+
+    def _end(self) -> None:
+        """End the command with its process group, gently first: `guest-exec` has made it a group's leader."""
+        group = shlex.quote(f"-{self._pid}")
+        line = f"kill -TERM -- {group}; sleep {TERM_SECONDS}; kill -KILL -- {group}"
+        try:
+            words = {"path": "/bin/sh", "arg": ["-c", line]}
+            self._agent.call("guest-exec", words, Deadline.after(REQUEST_SECONDS))
+        except VmdebugError:
+            return  # why it is ended is being told
+
+
+def _request(command: str, arguments: dict[str, Any]) -> bytes:
+    # Not UTF-8 in places: what surrogates stand for is sent as the byte it was.
+    words = {"execute": command, "arguments": arguments}
+    return json.dumps(words, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
+
+
+def _decoded(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _all_of(descriptor: int) -> bytes:
+    with os.fdopen(os.dup(descriptor), "rb") as stream:
+        return stream.read()

@@ -1,0 +1,158 @@
+"""Waiting for the guest, while it may die, and while a debugger may stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Protocol
+
+from vmdebug import process
+from vmdebug.channel.log import death
+from vmdebug.channel.log.inotify import Growth
+from vmdebug.deadline import Deadline
+from vmdebug.errors import GuestDiedError
+
+FIRST_SECONDS = 0.1
+"""How long an answer is waited for before the console's log is followed: most come within milliseconds."""
+
+LAST_WORDS_SECONDS = 0.5
+"""How long a dying guest may take to finish its last words, for the error."""
+
+TAIL_BYTES = 1 << 18
+TAIL_LINES = 40
+"""How much of the log an error shows: a panic's trace and what led to it."""
+
+
+class Debugger(Protocol):
+    """What may stop the guest: `debugger.gdb.Gdb` is one."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable once the guest has stopped, or -1."""
+
+    def look(self) -> None:
+        """Raise StateError where the guest has stopped and does not go on by itself."""
+
+
+class Watch:
+    """Waits on descriptors, and raises where the guest will not answer any more; a context manager.
+
+    Args:
+        log: The console's log; what is in it already tells of no death.
+        debugger: What may stop the guest.
+    """
+
+    def __init__(self, log: Path, debugger: Debugger | None = None) -> None:
+        self.log = log
+        self.debugger = debugger
+        self._held = contextlib.ExitStack()
+        self._open: tuple[IO[bytes], Growth] | None = None
+        self._seen = b""
+
+    def close(self) -> None:
+        """Follow the log no more."""
+        self._open = None
+        self._held.close()
+
+    def wait(self, descriptors: Mapping[int, int], seconds: float, wanted: str) -> frozenset[int]:
+        """Return the descriptors that are ready.
+
+        Args:
+            descriptors: What to wait for on each: `select.POLLIN`, `select.POLLOUT`.
+            seconds: How long at most.
+            wanted: What the caller waits for, for the error.
+
+        Returns:
+            Those that are ready; empty where the time has passed.
+
+        Raises:
+            StateError: a debugger has stopped the guest.
+            GuestDiedError: the console's log says that the guest has died.
+        """
+        if self._open is None:
+            # A quick answer is not worth two more descriptors.
+            ready = self._poll(descriptors, min(seconds, FIRST_SECONDS))
+            if ready or seconds <= FIRST_SECONDS:
+                return ready
+            seconds -= FIRST_SECONDS
+            self._follow()
+            self._look(wanted)
+        end = time.monotonic() + seconds
+        while True:
+            ready = self._poll(descriptors, max(0.0, end - time.monotonic()))
+            if ready or time.monotonic() >= end:
+                return ready
+            self._look(wanted)
+
+    def died(self, wanted: str, cause: str = "") -> GuestDiedError:
+        """Return the error that says how the guest died, with its last words, once it has said them.
+
+        Args:
+            wanted: What the caller waited for.
+            cause: How it died, where that is known; otherwise the log tells, or QEMU has ended.
+        """
+        end = Deadline.after(LAST_WORDS_SECONDS)
+        with contextlib.suppress(FileNotFoundError), Growth(self.log) as growth:
+            while cause and death.END_OF_PANIC not in self.tail_bytes() and not end.passed:
+                growth.seen()
+                if not growth.wait(end.remaining):
+                    break
+        cause = cause or death.cause_in_log(self.tail_bytes()) or "QEMU has ended"
+        return GuestDiedError(
+            f"the guest died while vmdebug waited for {wanted}: {cause}",
+            hint=f"`vmdebug log {self.log.parent.name}` shows all that it said",
+            detail=self.tail(),
+        )
+
+    def tail_bytes(self) -> bytes:
+        """Return the end of the log; nothing where it is gone."""
+        if self._open is not None:
+            stream = self._open[0].fileno()
+            return os.pread(stream, TAIL_BYTES, max(0, os.fstat(stream).st_size - TAIL_BYTES))
+        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as stream_:
+            stream_.seek(max(0, os.fstat(stream_.fileno()).st_size - TAIL_BYTES))
+            return stream_.read()
+        return b""
+
+    def tail(self, lines: int = TAIL_LINES) -> str:
+        """Return the last lines of the log."""
+        from vmdebug.channel.log import messages  # noqa: PLC0415 - for errors only
+
+        return process.tail(messages.readable(self.tail_bytes()).decode(errors="replace"), lines)
+
+    def _poll(self, descriptors: Mapping[int, int], seconds: float) -> frozenset[int]:
+        poll = select.poll()
+        for descriptor, events in descriptors.items():
+            poll.register(descriptor, events)
+        stopped = -1 if self.debugger is None else self.debugger.fileno()
+        if stopped >= 0:
+            poll.register(stopped, select.POLLIN)
+        if self._open is not None:
+            poll.register(self._open[1].fileno(), select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(1000 * seconds)}
+        if stopped in ready and self.debugger is not None and not ready & descriptors.keys():
+            self.debugger.look()
+        return frozenset(ready & descriptors.keys())
+
+    def _follow(self) -> None:
+        with contextlib.suppress(OSError):  # gone with QEMU, which its sockets tell
+            stream = self._held.enter_context(self.log.open("rb", buffering=0))
+            growth = self._held.enter_context(Growth(self.log))
+            self._open = stream, growth
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
+
+    def _look(self, wanted: str) -> None:
+        if self._open is None:
+            return
+        stream, growth = self._open
+        growth.seen()
+        new = stream.read()
+        if not new:
+            return
+        cause = death.cause_in_log(self._seen + new)
+        self._seen = (self._seen + new)[-death.WINDOW :]
+        if cause:
+            raise self.died(wanted, cause)
