@@ -8,6 +8,12 @@
 }:
 let
   cfg = config.vmdebug;
+
+  # Runs the commands of `vmdebug exec`; one source with the guests that vmdebug makes itself.
+  agent = pkgs.runCommandCC "vmdebug-agent" { } ''
+    mkdir -p $out/bin
+    $CC -Os -Wall -o $out/bin/vmdebug-agent ${../../vmdebug/channel/agent/agent.c}
+  '';
 in
 {
   options.vmdebug = {
@@ -52,7 +58,24 @@ in
       # What a kernel says is what one wants to read.
       boot.consoleLogLevel = lib.mkDefault 7;
       services.getty.autologinUser = lib.mkDefault cfg.autologin;
-      # setsid, base64 and their like, by which commands come in over the serial line.
+      boot.kernelModules = [ "virtio_console" ];
+      # Before a getty: once the console has a prompt, commands have a way in.
+      systemd.services.vmdebug-agent = {
+        description = "Commands of vmdebug exec";
+        wantedBy = [ "multi-user.target" ];
+        before = [ "getty.target" ];
+        # A login's environment, not a service's.
+        script = ''
+          . ${config.system.build.setEnvironment}
+          export HOME=/root
+          cd /root
+          exec ${agent}/bin/vmdebug-agent
+        '';
+        serviceConfig.Restart = "always";
+        # A command's background processes outlive the agent.
+        serviceConfig.KillMode = "process";
+      };
+      # setsid, base64 and their like, by which commands come in over the serial line without the agent.
       environment.systemPackages = [
         pkgs.coreutils
         pkgs.util-linux

@@ -108,6 +108,19 @@ def test_a_guest_can_be_debugged_and_cloned(flake: OurFlake) -> None:
     }
 
 
+def test_a_guest_has_the_agent_that_runs_commands(flake: OurFlake) -> None:
+    unit = flake.evaluate(
+        f"nixosConfigurations.base-nixos.{VARIANT}",
+        """vm: {
+          inherit (vm.systemd.services.vmdebug-agent) wantedBy before script serviceConfig;
+        }""",
+    )
+    assert unit["wantedBy"] == ["multi-user.target"]
+    assert unit["before"] == ["getty.target"]
+    assert unit["serviceConfig"] == {"KillMode": "process", "Restart": "always"}
+    assert unit["script"].splitlines()[-1].endswith("-vmdebug-agent/bin/vmdebug-agent")
+
+
 def test_the_machine_that_a_guest_is_a_vm_of_stays_as_it_is(flake: OurFlake) -> None:
     facts = flake.evaluate(
         "nixosConfigurations.base-nixos.config",
