@@ -34,7 +34,7 @@ TERM_SECONDS = 0.5
 """How long a command may take over SIGTERM before SIGKILL."""
 
 REQUEST_SECONDS = 5.0
-"""How long ending a command may take to be taken."""
+"""How long the agent may take to answer a question about a command, or a request to end one."""
 
 # qemu-ga has a service's environment, not a login's; NixOS has the latter in this file.
 _RUN = (
@@ -199,7 +199,11 @@ class GuestAgentRunning:
     def _ended(self, deadline: Deadline) -> Output:
         pause = FIRST_PAUSE
         while True:
-            found = self._agent.call("guest-exec-status", {"pid": self._pid}, deadline)
+            found = self._agent.call(
+                "guest-exec-status",
+                {"pid": self._pid},
+                Deadline.after(max(deadline.remaining, REQUEST_SECONDS)),
+            )
             if found["exited"]:
                 return self._delivered(found)
             time.sleep(min(pause, deadline.left(f"{self._shown} to end in the guest")))
