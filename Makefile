@@ -6,6 +6,8 @@ PYTHON ?= python3
 KERNEL_SOURCE ?=
 # The only benchmark to run: make bench ONLY=mi
 ONLY ?=
+# The nixpkgs for test-nixlib: make test-nixlib NIXPKGS=~/src/nixpkgs
+NIXPKGS ?=
 # Further arguments for pytest: make test PYTEST_ARGS='-k console -x'
 PYTEST_ARGS ?=
 
@@ -21,13 +23,14 @@ ON_PATH := PATH="$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH"
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup host kernel demo test lint bench clean
+.PHONY: help setup host kernel demo test test-nixlib lint bench clean
 # The virtual environment needs python3-venv, which `host` installs.
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo    install what is missing, then debug the builtin guest as an example'
 	@echo 'make test    install what is missing, then run lint and all tests'
+	@echo 'make test-nixlib NIXPKGS=DIR   run the tests of flake.nix on a real nixpkgs'
 	@echo 'make setup   install what is missing: packages through apt, and requirements.txt into .venv'
 	@echo 'make lint    run ruff, mypy and import-linter; needs only .venv, and neither apt nor root'
 	@echo 'make bench   run the benchmarks against their baselines; ONLY=NAME runs one'
@@ -56,6 +59,11 @@ demo: kernel
 
 test: setup lint kernel
 	$(BIN)pytest $(PYTEST_ARGS)
+
+# NIXPKGS is a checkout of nixpkgs or a copy of one; nothing is fetched. A current nixpkgs needs Nix 2.18 or newer.
+test-nixlib: $(VENV)
+	@test -f '$(NIXPKGS)/lib/default.nix' || { echo 'usage: make test-nixlib NIXPKGS=DIR, a directory with the lib/ and nixos/ of nixpkgs' >&2; exit 2; }
+	VMDEBUG_NIXPKGS='$(abspath $(NIXPKGS))' $(BIN)pytest -n 0 tests/unit/test_nix_flake.py $(PYTEST_ARGS)
 
 lint: $(VENV)
 	$(BIN)ruff check

@@ -4,11 +4,12 @@
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
 
-    # The sources of the kernels in nix/kernels.nix. To use another version once:
+    # The source of the kernels in nix/kernels.nix. By default it is the source of nixpkgs' own kernel, which is only
+    # fetched to build one. A URL here would be fetched by each flake that has this one as an input. To use another:
     #   --override-input kernel-src https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.15.tar.xz
     #   --override-input kernel-own git+file:///home/me/src/linux
     kernel-src = {
-      url = "https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.12.30.tar.xz";
+      follows = "nixpkgs";
       flake = false;
     };
     kernel-own = {

@@ -7,7 +7,7 @@ let
     inherit (inputs) nixpkgs;
     inherit modules;
   };
-  kernels = import ./kernels.nix { inherit inputs; };
+  kernels = import ./kernels.nix { inherit inputs pkgs; };
   systems = import ./systems;
   guests = lib.guests { inherit systems kernels; };
   python = import ./python.nix { inherit pkgs; };

@@ -4,8 +4,16 @@ let
   inherit (nixpkgs) lib;
 
   kernelOf = guest: guest.config.boot.kernelPackages.kernel;
-  hasImages = guest: guest.config.vmdebug.diskImage or null != null;
   prefixed = prefix: lib.mapAttrs' (name: lib.nameValuePair "${prefix}-${name}");
+
+  # What `guests` says of a guest without evaluating its configuration. A system that somebody else made says nothing,
+  # and neither does one that cannot even be called.
+  notes =
+    guest:
+    let
+      noted = builtins.tryEval (guest.vmdebug or { });
+    in
+    if noted.success then noted.value else { };
 in
 rec {
   kernelFor = import ./kernel;
@@ -15,7 +23,7 @@ rec {
   debuggable = system: system.extendModules { modules = [ modules.vmdebug ]; };
 
   # Each system with each kernel: { SYSTEM-KERNEL = …; }.
-  #   systems: name → list of modules; kernels: as in kernels.nix.
+  #   systems: name → its modules, or { modules; diskImage; }; kernels: as in kernels.nix.
   guests =
     {
       systems,
@@ -23,23 +31,34 @@ rec {
       nixosSystem ? lib.nixosSystem,
     }:
     lib.concatMapAttrs (
-      system: own:
+      system: given:
+      let
+        own = if builtins.isList given then { modules = given; } else given;
+        diskImage = own.diskImage or null;
+      in
       lib.mapAttrs' (
         kernel: _:
-        lib.nameValuePair "${system}-${kernel}" (nixosSystem {
-          modules = own ++ [
-            modules.vmdebug
-            modules.kernel
-            {
-              vmdebug.kernels = kernels;
-              vmdebug.kernel.name = kernel;
-            }
-          ];
-        })
+        lib.nameValuePair "${system}-${kernel}" (
+          nixosSystem {
+            modules = own.modules ++ [
+              modules.vmdebug
+              modules.kernel
+              {
+                vmdebug.kernels = kernels;
+                vmdebug.kernel.name = kernel;
+                vmdebug.diskImage = lib.mkIf (diskImage != null) diskImage;
+              }
+            ];
+          }
+          // {
+            vmdebug = { inherit kernel diskImage; };
+          }
+        )
       ) kernels
     ) systems;
 
-  # The packages of some guests. The scripts are made with each guest's own `pkgs`.
+  # The packages of some guests. No name needs the configuration of a guest, so a guest that does not evaluate
+  # breaks only its own packages.
   packagesFor =
     guests:
     prefixed "vm" (lib.mapAttrs (_: guest: guest.config.system.build.vm) guests)
@@ -52,19 +71,34 @@ rec {
     prefixed "gdb-scripts" (
       lib.mapAttrs' (
         name: guest:
-        lib.nameValuePair (guest.config.vmdebug.kernel.name or name) (gdbScriptsFor {
+        lib.nameValuePair ((notes guest).kernel or name) (gdbScriptsFor {
           inherit (guest) pkgs;
           kernel = kernelOf guest;
         })
       ) guests
     );
 
-  # Images of whole disks, for systems that set vmdebug.diskImage.
+  # Images of whole disks, for the systems of `guests` that have a diskImage.
   diskImages =
     guests:
     prefixed "disk-image" (
-      lib.mapAttrs (_: guest: guest.config.system.build.images.${guest.config.vmdebug.diskImage}) (
-        lib.filterAttrs (_: hasImages) guests
+      lib.mapAttrs (_: diskImage) (
+        lib.filterAttrs (_: guest: (notes guest).diskImage or null != null) guests
       )
     );
+
+  # The image of one system, of the kind that its vmdebug.diskImage names.
+  diskImage =
+    guest:
+    let
+      kind = guest.config.vmdebug.diskImage;
+      images =
+        guest.config.system.build.images
+          or (throw "vmdebug: this nixpkgs has no system.build.images; NixOS 25.05 is the first that has");
+    in
+    if kind == null then
+      throw "vmdebug: vmdebug.diskImage of ${guest.config.system.name} is null; set it to a name of system.build.images"
+    else
+      images.${kind}
+        or (throw "vmdebug: vmdebug.diskImage of ${guest.config.system.name} is ${kind}; there are: ${lib.concatStringsSep ", " (lib.attrNames images)}");
 }

@@ -7,11 +7,10 @@
 {
   pkgs,
   dir ? "/var/cache/ccache",
+  # What the compiler is the front of: the one that kernels are built with, which nixpkgs takes without its wrapper.
+  cc ? pkgs.lib.getExe pkgs.stdenv.cc.cc,
 }:
 let
-  inherit (pkgs) lib stdenv;
-  cc = "${stdenv.cc}/bin/${stdenv.cc.targetPrefix}cc";
-
   compiler = pkgs.writeShellScript "cc" ''
     if [ -d ${dir} ] && [ -w ${dir} ]; then
       export CCACHE_DIR=${dir} CCACHE_UMASK=007

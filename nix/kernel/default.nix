@@ -10,7 +10,10 @@
   patches ? [ ],
   # Needed if `src` is a derivation: reading its files would build it.
   version ? null,
-  ccache ? null,
+  # As nixpkgs does with every kernel's.
+  stripModules ? true,
+  # The ccache directory, as builders see it; null: no ccache.
+  ccacheDir ? null,
 }:
 let
   inherit (pkgs) lib;
@@ -56,30 +59,71 @@ let
     version = released;
   };
 
-  kernel = pkgs.linuxManualConfig {
-    inherit src configfile;
-    version = released;
-    modDirVersion = lib.versions.pad 3 released + local;
-    config = options;
-    kernelPatches = map (patch: {
-      name = baseNameOf patch;
-      inherit patch;
-    }) patches;
-    extraMakeFlags = lib.optionals (ccache != null) ccache.makeFlags;
+  kernelWith =
+    extraMakeFlags:
+    pkgs.linuxManualConfig {
+      inherit src configfile extraMakeFlags;
+      version = released;
+      modDirVersion = lib.versions.pad 3 released + local;
+      config = options;
+      kernelPatches = map (patch: {
+        name = baseNameOf patch;
+        inherit patch;
+      }) patches;
+    };
+
+  ccache = import ./ccache.nix {
+    inherit pkgs;
+    dir = ccacheDir;
+    cc = compilerOf (kernelWith [ ]);
   };
+  # The compiler that nixpkgs builds this kernel with: the last CC= of make's command line counts. It is not the stdenv's
+  # wrapper, whose hardening would make another kernel of the same configuration.
+  compilerOf =
+    kernel:
+    let
+      flags = lib.filter (lib.hasPrefix "CC=") (kernel.commonMakeFlags or (kernel.makeFlags or [ ]));
+    in
+    if flags == [ ] then lib.getExe pkgs.stdenv.cc.cc else lib.removePrefix "CC=" (lib.last flags);
+  kernel = kernelWith (lib.optionals (ccacheDir != null) ccache.makeFlags);
+
+  enabled = option: options.${option} or "n" == "y";
+  modular = enabled "CONFIG_MODULES";
+  # Of the choice of formats. Kconfig has a default for it, so it may also stand in a file that is not read here.
+  dwarf = lib.any enabled [
+    "CONFIG_DEBUG_INFO"
+    "CONFIG_DEBUG_INFO_DWARF4"
+    "CONFIG_DEBUG_INFO_DWARF5"
+    "CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT"
+  ];
 
   # NixOS refuses systemd-boot for a kernel that does not declare the EFI stub. Without `features` it checks
   # system.requiredKernelConfig instead, whose options are unknown before Kconfig has run.
-  features = lib.optionalAttrs (options.CONFIG_EFI_STUB or "n" == "y") { efiBootStub = true; };
+  features = lib.optionalAttrs (enabled "CONFIG_EFI_STUB") { efiBootStub = true; };
 in
 kernel.overrideAttrs (
   old:
   {
     passthru = old.passthru // {
       features = old.passthru.features or { } // features;
+      # For the messages of modules/kernel.nix.
+      vmdebug.modulesLoseDwarf = modular && dwarf && stripModules;
     };
   }
-  // lib.optionalAttrs (ccache != null) {
+  # nixpkgs' own words for it: modules_install gets no INSTALL_MOD_STRIP, and the fixup phase leaves them alone.
+  // lib.optionalAttrs (!stripModules) { dontStrip = true; }
+  # nixpkgs makes an output `dev`, and puts vmlinux there, only for a kernel with modules.
+  // lib.optionalAttrs (!modular) {
+    outputs = [
+      "out"
+      "dev"
+    ];
+    postInstall = (old.postInstall or "") + ''
+      mkdir -p $dev
+      cp vmlinux $dev/
+    '';
+  }
+  // lib.optionalAttrs (ccacheDir != null) {
     preConfigure = (old.preConfigure or "") + ccache.report;
   }
 )

@@ -13,10 +13,6 @@ let
   chosen =
     config.vmdebug.kernels.${cfg.name}
       or (throw "vmdebug.kernel.name is ${cfg.name}; there are: ${lib.concatStringsSep ", " there}");
-  ccache = import ../kernel/ccache.nix {
-    inherit pkgs;
-    inherit (cfg.ccache) dir;
-  };
 
   # NixOS's list for VMs has modules that your own kernel may lack, and a missing module fails the build of the initrd.
   # Drivers that are built in count as present. The option is newer than NixOS 25.05.
@@ -64,6 +60,15 @@ let
         default = [ ];
         description = "Kernel parameters that go with this kernel.";
       };
+      stripModules = mkOption {
+        type = types.nullOr types.bool;
+        default = null;
+        description = ''
+          Whether its modules are installed without debug information, as nixpkgs installs every kernel's. With false a
+          debugger has lines and types in modules too, and the modules are several times as large. null: as with true,
+          and with a warning where the kernel's configuration asks for debug information.
+        '';
+      };
     };
   };
 in
@@ -106,7 +111,8 @@ in
   config = lib.mkMerge [
     {
       vmdebug.kernels.nixos = { };
-      boot.kernelParams = chosen.params ++ cfg.params;
+      # Last: of a parameter that is given twice, `loglevel=` by NixOS itself, the kernel takes the last one.
+      boot.kernelParams = lib.mkAfter (chosen.params ++ cfg.params);
     }
     (lib.mkIf (chosen.src != null) {
       boot.kernelPackages = pkgs.linuxPackagesFor (
@@ -119,9 +125,18 @@ in
             fragments
             patches
             ;
-          ccache = if cfg.ccache.enable then ccache else null;
+          stripModules = chosen.stripModules != false;
+          ccacheDir = if cfg.ccache.enable then cfg.ccache.dir else null;
         }
       );
+      warnings =
+        lib.optional
+          (chosen.stripModules == null && config.boot.kernelPackages.kernel.vmdebug.modulesLoseDwarf or false)
+          ''
+            vmdebug.kernels.${cfg.name} asks for debug information, and nixpkgs strips it from the kernel's modules: a
+            debugger has neither lines nor types in them. vmdebug.kernels.${cfg.name}.stripModules = false keeps it; true
+            is what happens now, without this warning.
+          '';
       # The machine's own configuration lists the modules that it needs. If the kernel lacks one, the build fails,
       # since the machine would not boot.
       boot.initrd.includeDefaultModules = lib.mkDefault false;

@@ -40,7 +40,7 @@ in
       type = lib.types.nullOr lib.types.str;
       default = null;
       example = "raw-efi";
-      description = "The member of system.build.images that lib.packagesFor offers as disk-image-NAME; null: none.";
+      description = "The member of system.build.images that lib.diskImage returns; null: none.";
     };
   };
 
@@ -50,6 +50,8 @@ in
         # A serial line, and userspace that talks to it, not a window.
         graphics = lib.mkDefault false;
         useNixStoreImage = lib.mkDefault cfg.clonable;
+        # NixOS's default is a store without an overlay where it is an image, and then nothing can be built in the guest.
+        writableStore = lib.mkDefault true;
         # Those of the runner itself too: /tmp/xchg and /tmp/shared.
         sharedDirectories = lib.mkIf cfg.clonable (lib.mkForce { });
       };

@@ -15,6 +15,10 @@
     "/" = {
       device = "/dev/disk/by-label/nixos";
       fsType = "ext4";
+      # The image is as large as what is in it. Its first boot grows the partition (boot.growPartition, of the image's
+      # module) and each boot the file system to what the partition has. Said here, since NixOS's disk-image.nix defines
+      # its file systems with a priority that differs between releases, and in some of them these take its place.
+      autoResize = true;
     };
     "/boot" = {
       device = "/dev/disk/by-label/ESP";
@@ -22,7 +26,6 @@
       options = [ "umask=0077" ];
     };
   };
-  vmdebug.diskImage = "raw-efi";
 
   # For deployments: put your ssh key here; without a key nobody can log in.
   services.openssh.enable = true;

@@ -1,4 +1,7 @@
-"""vmdebug's flake, evaluated by the real nix with tests/fixtures/nixpkgs-stand-in."""
+"""vmdebug's flake, evaluated by the real nix with tests/fixtures/nixpkgs-stand-in.
+
+`make test-nixlib NIXPKGS=DIR` uses a real nixpkgs instead.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.ourflake import OurFlake, a_source, evaluated
+from tests.fixtures.ourflake import NIXPKGS, OurFlake, a_source, evaluated
 from vmdebug.errors import BuildError
+from vmdebug.process import Completed
 
 SYSTEMS = ("base", "aethelred")
 KERNELS = ("nixos", "upstream", "own")
@@ -26,6 +30,16 @@ PACKAGES = (
 )
 
 VARIANT = "config.virtualisation.vmVariant"
+
+of_the_stand_in = pytest.mark.skipif(bool(NIXPKGS), reason="it changes the stand-in's own files")
+
+
+@pytest.fixture
+def images(flake: OurFlake) -> None:
+    """Skip where NixOS is older than system.build.images."""
+    has = "build: build ? images"
+    if NIXPKGS and not flake.evaluate("nixosConfigurations.base-nixos.config.system.build", has):
+        pytest.skip("this nixpkgs has no system.build.images")
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +73,152 @@ def test_nix_itself_finds_nothing_wrong_with_it(flake: OurFlake) -> None:
     assert flake.nix("flake check --no-build", flake.url).status == 0
 
 
-@pytest.mark.parametrize("output", ["packages", "checks", "devShells"])
-def test_every_derivation_evaluates(flake: OurFlake, output: str) -> None:
-    found = flake.evaluate(f"{output}.x86_64-linux", "builtins.mapAttrs (_: each: each.drvPath)")
-    assert all(path.endswith(".drv") for path in found.values())
+DERIVATIONS = (
+    *(("packages", name) for name in sorted(PACKAGES)),
+    *(("checks", name) for name in ("lint", "unit", *(f"boots-{guest}" for guest in sorted(GUESTS)))),
+    *(("devShells", name) for name in ("default", "kernel")),
+)
 
 
-def test_every_systems_vm_evaluates_with_every_kernel(flake: OurFlake) -> None:
-    found = flake.evaluate(
-        "nixosConfigurations", "builtins.mapAttrs (_: guest: guest.config.system.build.vm.drvPath)"
+@pytest.mark.parametrize(("output", "name"), DERIVATIONS)
+def test_every_derivation_evaluates(
+    flake: OurFlake, request: pytest.FixtureRequest, output: str, name: str
+) -> None:
+    if name.startswith("disk-image-"):
+        request.getfixturevalue("images")
+    assert flake.evaluate(f"{output}.x86_64-linux.{name}.drvPath").endswith(".drv")
+
+
+@pytest.mark.parametrize("guest", sorted(GUESTS))
+def test_every_system_and_its_vm_evaluate_with_every_kernel(flake: OurFlake, guest: str) -> None:
+    build = """build: [ build.vm.drvPath build.toplevel.drvPath ]"""
+    vm, toplevel = flake.evaluate(f"nixosConfigurations.{guest}.config.system.build", build)
+    assert vm.endswith("-nixos-vm.drv")
+    assert "-nixos-system-" in toplevel
+
+
+def test_no_name_in_packages_needs_a_guest(flake: OurFlake, tmp_path: Path) -> None:
+    """One that does not evaluate costs its own packages and no others."""
+    mine = theirs(flake, tmp_path)
+    file = tmp_path / "flake/flake.nix"
+    broken = """
+    nixosConfigurations.broken = nixpkgs.lib.nixosSystem { modules = [ { no.such.option = 1; } ]; };
+    nixosConfigurations.dead = throw "no system";
+    """
+    file.write_text(file.read_text().replace("    debuggable =", f"{broken}    debuggable ="))
+    names = mine.evaluate("packages.x86_64-linux", "builtins.attrNames")
+    assert {"vm-broken", "gdb-scripts-broken", "vm-dead", "vm-theirs"} <= set(names)
+    assert mine.evaluate("packages.x86_64-linux.vm-theirs.drvPath").endswith("-nixos-vm.drv")
+    with pytest.raises(BuildError) as caught:
+        mine.evaluate("packages.x86_64-linux.vm-broken.drvPath")
+    assert "The option `no" in caught.value.detail
+    assert "does not exist" in caught.value.detail
+
+
+# What the stand-in's module system is held to, and nixpkgs' own as well.
+SEMANTICS = (
+    # A wrapper with the key of the file that it imports is the only one of the two that counts.
+    ("{ key = toString FILE; imports = [ FILE ]; }", "options: options ? of_the_file", False),
+    ("{ imports = [ FILE FILE ]; }", "options: options ? of_the_file", True),
+    # Of a list the last module's definition comes first, and an order overrules that.
+    ('{ imports = [ { list = [ "a" ]; } { list = [ "b" ]; } ]; }', "config: config.list", ["b", "a"]),
+    (
+        '{ imports = [ { list = lib.mkAfter [ "a" ]; } { list = [ "b" ]; } ]; }',
+        "config: config.list",
+        ["b", "a"],
+    ),
+    (
+        '{ imports = [ { list = [ "a" ]; } { list = lib.mkBefore [ "b" ]; } ]; }',
+        "config: config.list",
+        ["b", "a"],
+    ),
+    ('{ list = lib.mkMerge [ [ "a" ] (lib.mkIf false [ "b" ]) ]; }', "config: config.list", ["a"]),
+    # The strongest definitions of an option count, and of an attribute in it.
+    (
+        '{ imports = [ { set.a = "x"; } { set = lib.mkOverride 90 { b = "y"; }; } ]; }',
+        "config: config.set",
+        {"b": "y"},
+    ),
+    (
+        '{ imports = [ { set.a = "x"; } { set.a = lib.mkDefault "z"; set.b = "y"; } ]; }',
+        "config: config.set",
+        {"a": "x", "b": "y"},
+    ),
+    (
+        "{ imports = [ { sub.n.flag = true; } { sub.n.flag = lib.mkDefault false; } ]; }",
+        "config: config.sub.n.flag",
+        True,
+    ),
+    ("{ sub.n = { }; }", "config: config.sub.n.called", "n"),
+    ("{ pkgs, ... }: { list = [ pkgs.word ]; }", "config: config.list", ["given"]),
+    ('{ either = [ "x" ]; }', "config: config.either", ["x"]),
+)
+REFUSED = (
+    ('{ flag = "yes"; }', "is not of type `boolean'"),
+    ("{ nosuch = 1; }", "The option `nosuch' does not exist"),
+    ("{ sub.n.nosuch = 1; }", "The option `sub.n.nosuch' does not exist"),
+    ("{ config = { }; flag = true; }", "has an unsupported attribute `flag'"),
+    ("{ imports = [ { flag = true; } { flag = false; } ]; }", "conflicting definition values"),
+    (
+        "{ imports = [ { raw = 1; } { raw = 2; } ]; }",
+        "is defined multiple times while it's expected to be unique",
+    ),
+    ("{ fixed = 2; }", "is read-only, but it's set multiple times"),
+)
+
+
+def evaluated_module(
+    flake: OurFlake, directory: Path, module: str, value: str, *, check: bool = True
+) -> Completed:
+    file = directory / "module.nix"
+    file.write_text("{ lib, ... }: { options.of_the_file = lib.mkOption { default = 1; }; }\n")
+    kind = value.partition(":")[0]
+    return flake.expression(
+        f"""
+        let
+          option = type: lib.mkOption {{ inherit type; }};
+          inherit (lib) types;
+          result = lib.evalModules {{
+            modules = [
+              {{
+                options = {{
+                  list = option (types.listOf types.str);
+                  set = option (types.attrsOf types.str);
+                  flag = option types.bool;
+                  raw = option types.raw;
+                  either = option (types.either types.str (types.listOf types.str));
+                  fixed = lib.mkOption {{ default = 1; readOnly = true; }};
+                  sub = option (types.attrsOf (types.submodule ({{ name, ... }}: {{
+                    options.flag = option types.bool;
+                    options.called = lib.mkOption {{ type = types.str; default = name; }};
+                  }})));
+                }};
+                config._module.args.pkgs.word = "given";
+              }}
+              ({module.replace("FILE", str(file))})
+            ];
+          }};
+        in ({value}) result.{kind}
+        """,
+        check=check,
     )
-    assert set(found) == GUESTS
-    assert len(set(found.values())) == len(GUESTS)
+
+
+@pytest.mark.parametrize(("module", "value", "wanted"), SEMANTICS)
+def test_modules_are_put_together_as_by_nixpkgs(
+    flake: OurFlake, tmp_path: Path, module: str, value: str, wanted: object
+) -> None:
+    """And the tests of our modules mean something."""
+    assert json.loads(evaluated_module(flake, tmp_path, module, value).stdout) == wanted
+
+
+@pytest.mark.parametrize(("module", "said"), REFUSED)
+def test_modules_are_refused_as_by_nixpkgs(flake: OurFlake, tmp_path: Path, module: str, said: str) -> None:
+    names = [name for name in ("flag", "raw", "fixed", "sub") if name in module]
+    value = "config: [ " + " ".join(f"(builtins.toJSON config.{name})" for name in names) + " config.fixed ]"
+    done = evaluated_module(flake, tmp_path, module, value, check=False)
+    assert done.status != 0
+    assert said in done.stderr
 
 
 def test_busyboxs_applets_hide_nobodys_programs(flake: OurFlake) -> None:
@@ -93,18 +241,22 @@ def test_a_guest_can_be_debugged_and_cloned(flake: OurFlake) -> None:
     facts = flake.evaluate(
         f"nixosConfigurations.base-nixos.{VARIANT}",
         """vm: {
-          inherit (vm.virtualisation) graphics useNixStoreImage sharedDirectories;
+          inherit (vm.virtualisation) graphics useNixStoreImage sharedDirectories writableStore;
           autologin = vm.services.getty.autologinUser;
           params = vm.boot.kernelParams;
         }""",
     )
+    params = facts.pop("params")
+    assert {"loglevel=7", "nokaslr"} <= set(params)
+    assert "loglevel=4" not in params
     assert facts == {
         "graphics": False,
         "useNixStoreImage": True,
         # 9p: such a guest can be neither saved nor cloned.
         "sharedDirectories": {},
+        # An overlay over it, or nothing could be built in the guest.
+        "writableStore": True,
         "autologin": "root",
-        "params": ["loglevel=7", "nokaslr"],
     }
 
 
@@ -122,11 +274,12 @@ def test_a_guest_has_the_agent_that_runs_commands(flake: OurFlake) -> None:
 
 
 def test_the_machine_that_a_guest_is_a_vm_of_stays_as_it_is(flake: OurFlake) -> None:
-    facts = flake.evaluate(
-        "nixosConfigurations.base-nixos.config",
-        "of: [ of.services.getty.autologinUser of.boot.kernelParams of.environment.systemPackages ]",
-    )
-    assert facts == [None, ["loglevel=4"], []]
+    toplevels = """guest: map (each: each.config.system.build.toplevel.drvPath) [
+      guest
+      (guest.extendModules { modules = [ { vmdebug.enable = false; } ]; })
+    ]"""
+    ours, without = flake.evaluate("nixosConfigurations.base-nixos", toplevels)
+    assert ours == without
 
 
 def test_a_kernels_version_is_that_of_its_source(flake: OurFlake, tmp_path: Path) -> None:
@@ -146,7 +299,20 @@ def test_another_source_is_another_kernel_for_all_that_use_it(flake: OurFlake, t
     version = "builtins.mapAttrs (_: guest: guest.config.boot.kernelPackages.kernel.version)"
     found = other.evaluate("nixosConfigurations", version)
     assert {found[f"{system}-{kernel}"] for system in SYSTEMS for kernel in ("upstream", "own")} == {"6.15.7"}
-    assert found["base-nixos"] == "6.1.0-host"
+    assert found["base-nixos"] not in {"6.12.7", "6.15.7"}
+
+
+def test_no_kernels_source_is_an_input_until_it_is_given(flake: OurFlake) -> None:
+    """Every flake that has ours as an input would fetch it."""
+    versions = flake.without("kernel-src").evaluate(
+        "nixosConfigurations",
+        """guests: map (kernel: guests."base-${kernel}".config.boot.kernelPackages.kernel.version)
+          [ "upstream" "own" ]""",
+    )
+    own = flake.evaluate("packages.x86_64-linux.gdb-scripts-nixos.version")
+    assert versions == [own, own]
+    metadata = json.loads(flake.without("kernel-src").nix("flake metadata --json", flake.url).stdout)
+    assert metadata["locks"]["nodes"]["root"]["inputs"]["kernel-src"] == ["nixpkgs"]
 
 
 def test_a_machine_needs_its_modules_and_a_vm_does_not(flake: OurFlake) -> None:
@@ -158,6 +324,7 @@ def test_a_machine_needs_its_modules_and_a_vm_does_not(flake: OurFlake) -> None:
     assert flake.evaluate(f"nixosConfigurations.base-nixos.{VARIANT}", missing) is False
 
 
+@of_the_stand_in
 def test_an_older_nixos_is_told_by_an_overlay(flake: OurFlake, tmp_path: Path) -> None:
     """boot.initrd.allowMissingModules is newer than 25.05."""
     older = tmp_path / "nixpkgs"
@@ -216,7 +383,8 @@ def test_a_directory_that_is_no_kernels_source_is_named(flake: OurFlake, tmp_pat
 
 def test_a_kernels_line_has_its_parameters(flake: OurFlake) -> None:
     params = flake.evaluate("nixosConfigurations.base-own.config.boot.kernelParams")
-    assert "loglevel=8" in params
+    # The kernel takes the last one, and NixOS has one of its own.
+    assert [each for each in params if each.startswith("loglevel=")][-1] == "loglevel=8"
 
 
 def test_the_physical_machine_answers_to_kgdb(flake: OurFlake) -> None:
@@ -224,12 +392,42 @@ def test_the_physical_machine_answers_to_kgdb(flake: OurFlake) -> None:
     assert {"kgdboc=ttyS0,115200", "console=ttyS0,115200n8", "nokaslr"} <= set(params)
 
 
+@pytest.mark.usefixtures("images")
 def test_its_image_and_what_it_switches_to_later_mount_the_same(flake: OurFlake) -> None:
     apply = """guest: map (config: builtins.mapAttrs (_: each: each.device) config.fileSystems)
       [ guest.config guest.config.system.build.images.raw-efi.passthru.config ]"""
     own, image = flake.evaluate("nixosConfigurations.aethelred-upstream", apply)
     assert own == image
     assert own == {"/": "/dev/disk/by-label/nixos", "/boot": "/dev/disk/by-label/ESP"}
+
+
+IMAGE = "nixosConfigurations.aethelred-upstream.config.system.build.images.raw-efi.passthru.config"
+
+
+@pytest.mark.usefixtures("images")
+def test_its_image_grows_to_its_disk(flake: OurFlake) -> None:
+    grows = (
+        """config: [ config.boot.growPartition config.fileSystems."/".autoResize config.image.filePath ]"""
+    )
+    partition, filesystem, name = flake.evaluate(IMAGE, grows)
+    assert (partition, filesystem) == (True, True)
+    assert name.startswith("nixos-image-")
+
+
+@of_the_stand_in
+def test_an_image_of_an_older_nixos_grows_too(flake: OurFlake, tmp_path: Path) -> None:
+    """Its module's file systems were stronger than a configuration's own, and its name ended in `.raw`."""
+    older = tmp_path / "nixpkgs"
+    shutil.copytree(flake.inputs["nixpkgs"], older)
+    module = older / "nixos/disk-image.nix"
+    text = module.read_text()
+    assert "fileSystems = {" in text
+    text = text.replace("fileSystems = {", "fileSystems = lib.mkImageMediaOverride {")
+    module.write_text(text.replace('if cfg.format == "raw" then "img" else cfg.format', "cfg.format"))
+    grows = (
+        """config: [ config.boot.growPartition config.fileSystems."/".autoResize config.image.extension ]"""
+    )
+    assert overriding(flake, nixpkgs=older).evaluate(IMAGE, grows) == [True, True, "raw"]
 
 
 def test_its_hardwares_file_is_taken_as_it_was_fetched(flake: OurFlake) -> None:
@@ -280,9 +478,10 @@ def theirs(flake: OurFlake, directory: Path, module: str = "{ }") -> OurFlake:
 def using_ours(flake: OurFlake, directory: Path) -> OurFlake:
     inputs = {f"vmdebug/{name}": path for name, path in flake.inputs.items()}
     ours = {"vmdebug": flake.directory / "flake", "nixpkgs": flake.inputs["nixpkgs"]}
+    host = {name: path for name, path in flake.inputs.items() if name == "nixpkgs/host"}
     return OurFlake(
         directory=directory,
-        inputs={**ours, "nixpkgs/host": flake.inputs["nixpkgs/host"], **inputs},
+        inputs={**ours, **host, **inputs},
         env=flake.env,
     )
 
@@ -338,11 +537,57 @@ def test_ccache_is_asked_for(flake: OurFlake, tmp_path: Path) -> None:
         directory.mkdir()
         mine = theirs(flake, directory, f"({module.replace('ENABLE', enable)})")
         kernel = "nixosConfigurations.theirs.config.boot.kernelPackages.kernel"
-        flags[enable] = mine.evaluate(kernel, "kernel: [ kernel.extraMakeFlags kernel.preConfigure ]")
-    assert flags["false"] == [[], ""]
-    (compiler,), report = flags["true"]
+        flags[enable] = mine.evaluate(
+            kernel,
+            """kernel: [ (builtins.filter (each: builtins.substring 0 3 each == "CC=") kernel.commonMakeFlags)
+              (kernel.preConfigure or "") ]""",
+        )
+    (bare,), nothing = flags["false"]
+    assert nothing == ""
+    (first, compiler), report = flags["true"]
+    assert first == bare
     assert compiler.startswith("CC=/")
+    assert compiler != bare
     assert "cannot write /var/cache/ccache here; compiling without" in report
+
+
+KERNEL = "nixosConfigurations.theirs.config.boot.kernelPackages.kernel"
+
+
+def a_kernel(line: str) -> str:
+    return f"""{{
+      imports = [ vmdebug.nixosModules.kernel ];
+      vmdebug.kernel.name = "mine";
+      vmdebug.kernels.mine = {{ src = vmdebug.inputs.kernel-src; }} // {line};
+    }}"""
+
+
+@pytest.mark.parametrize(
+    ("line", "warned", "stripped"),
+    [
+        ('{ fragments = [ "debug" ]; }', True, True),
+        ('{ fragments = [ "debug" ]; stripModules = true; }', False, True),
+        ('{ fragments = [ "debug" ]; stripModules = false; }', False, False),
+        ("{ }", False, True),
+        ('{ base = "tinyconfig"; fragments = [ "debug" ]; }', False, True),
+    ],
+)
+def test_modules_that_lose_their_debug_information_are_told_of(
+    flake: OurFlake, tmp_path: Path, line: str, *, warned: bool, stripped: bool
+) -> None:
+    """nixpkgs strips every kernel's."""
+    mine = theirs(flake, tmp_path, a_kernel(line))
+    warnings = mine.evaluate("nixosConfigurations.theirs.config.warnings")
+    assert any("vmdebug.kernels.mine.stripModules = false keeps it" in each for each in warnings) is warned
+    assert mine.evaluate(KERNEL, "kernel: kernel.dontStrip or false") is not stripped
+
+
+def test_a_kernel_without_modules_has_its_symbols_too(flake: OurFlake, tmp_path: Path) -> None:
+    """nixpkgs makes its output `dev`, with vmlinux, only where there are modules."""
+    mine = theirs(flake, tmp_path, a_kernel('{ base = "tinyconfig"; fragments = [ "debug" ]; }'))
+    outputs, script = mine.evaluate(KERNEL, "kernel: [ kernel.outputs kernel.postInstall ]")
+    assert outputs == ["out", "dev"]
+    assert "cp vmlinux $dev/" in script
 
 
 def test_the_template_is_a_flake_with_guests(flake: OurFlake, tmp_path: Path) -> None:

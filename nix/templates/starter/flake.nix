@@ -32,6 +32,8 @@
               "gdb"
               ./mine.config
             ];
+            # Lines and types in modules too; nixpkgs strips them.
+            stripModules = false;
           };
         };
         inherit (nixpkgs.lib) nixosSystem;
