@@ -13,4 +13,5 @@ in
   vmdebug = named ./vmdebug.nix;
   kernel = named ./kernel.nix;
   kgdb = named ./kgdb.nix;
+  test = named ./test.nix;
 }

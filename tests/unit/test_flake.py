@@ -48,7 +48,7 @@ def test_an_attribute_names_a_system_or_a_whole_path(
 def test_nix_gets_the_reference_as_it_is_and_names_with_dots_in_quotes() -> None:
     assert (
         flake.parse(guest('"a.b"')).installable()
-        == '/src/flake?dir=vms#nixosConfigurations."a.b".config.system.build.vm'
+        == '/src/flake?dir=vms#.nixosConfigurations."a.b".config.system.build.vm'
     )
 
 
@@ -108,11 +108,40 @@ def test_an_attribute_that_does_not_exist_is_answered_with_those_that_do(nix: Do
         resolve("bas", "--impure")
     assert caught.value.hint == 'its systems: base, base-nixos, "a.b", aethelred'
     common = "--extra-experimental-features nix-command flakes --log-format internal-json"
-    reference = "/src/flake?dir=vms#nixosConfigurations"
+    flakes = "/src/flake?dir=vms#"
+    # An older nix does not know the dot, and says the same.
     assert nix.asked() == [
-        f"{common} build --no-link --json {reference}.bas.config.system.build.vm --impure",
-        f"{common} eval --json {reference} --apply builtins.attrNames --impure",
+        f"{common} build --no-link --json {flakes}.nixosConfigurations.bas.config.system.build.vm --impure",
+        f"{common} build --no-link --json {flakes}nixosConfigurations.bas.config.system.build.vm --impure",
+        f"{common} eval --json {flakes}.nixosConfigurations --apply builtins.attrNames --impure",
     ]
+
+
+def test_a_test_with_several_nodes_is_not_built_and_its_nodes_are_listed(nix: Double) -> None:
+    nix.says("eval", {"nodes": ["client", "server"], "vm": False})
+    with pytest.raises(UsageError, match="is a NixOS test with 2 nodes") as caught:
+        resolve("checks.x86_64-linux.net")
+    assert caught.value.hint.endswith("checks.x86_64-linux.net.nodes.server")
+    assert not any(" build " in each for each in nix.asked())
+
+
+@pytest.mark.parametrize(
+    ("attribute", "answer", "built"),
+    [
+        ("checks.x86_64-linux.net", {"nodes": ["machine"], "vm": False}, "net.nodes.machine.system.build.vm"),
+        ("checks.x86_64-linux.net.driver", {"nodes": ["m"], "vm": False}, "driver.nodes.m.system.build.vm"),
+        ("checks.x86_64-linux.net.nodes.client", {"nodes": [], "vm": True}, "nodes.client.system.build.vm"),
+        ("packages.x86_64-linux.run", {"nodes": [], "vm": False}, "packages.x86_64-linux.run"),
+    ],
+)
+def test_of_a_test_the_nodes_vm_is_built(
+    nix: Double, attribute: str, answer: dict[str, object], built: str
+) -> None:
+    nix.says("eval", answer)
+    with pytest.raises(BuildError):
+        resolve(attribute)
+    (asked,) = (each for each in nix.asked() if " build " in each)
+    assert asked.endswith(built)
 
 
 def test_a_system_that_has_no_vm_is_told_apart(nix: Double) -> None:

@@ -64,7 +64,7 @@ def test_nix_flake_show_lists_everything(flake: OurFlake) -> None:
         "packages": PACKAGES,
     }
     assert set(shown["nixosConfigurations"]) == GUESTS
-    assert set(shown["nixosModules"]) == {"default", "vmdebug", "kernel", "kgdb"}
+    assert set(shown["nixosModules"]) == {"default", "vmdebug", "kernel", "kgdb", "test"}
     assert set(shown["templates"]) == {"default"}
 
 

@@ -52,6 +52,11 @@ def build(installables: Sequence[str], *, nix_args: Sequence[str] = ()) -> list[
     return [*_NIX, "build", "--no-link", "--json", *installables, *nix_args]
 
 
+def build_one(installable: str, *, nix_args: Sequence[str] = ()) -> list[str]:
+    """Return the command line of `build` for one installable."""
+    return build([installable], nix_args=nix_args)
+
+
 def evaluate(installable: str, *, apply: str = "", nix_args: Sequence[str] = ()) -> list[str]:
     """Return the command line that prints a value as JSON; see nix3-eval(1).
 

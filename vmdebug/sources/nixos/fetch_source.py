@@ -8,6 +8,7 @@ of the kernel that boots comes first, since reading it evaluates nothing.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -116,9 +117,11 @@ def _of_attributes(target: flake.Target, output: Path, report: Report, deadline:
     why = f"{target.words} is not one of its {flake.SYSTEMS}"
     for path in flake.KERNELS if target.system else ():
         kernel = (flake.SYSTEMS, target.system, *path)
-        own = nix.evaluate(target.installable(*kernel, "outPath"), nix_args=target.nix_args)
         try:
-            if Path(nix.ask(own, str, what=_WHAT, report=report, deadline=deadline)) != output:
+            own = flake.ask(
+                target, nix.evaluate, str, *kernel, "outPath", what=_WHAT, report=report, deadline=deadline
+            )
+            if Path(own) != output:
                 why = f"{flake.join(kernel)}: another kernel"
                 continue
             source = _attribute(target, (*kernel, "src"), report, deadline)
@@ -132,15 +135,13 @@ def _of_attributes(target: flake.Target, output: Path, report: Report, deadline:
 
 def _attribute(target: flake.Target, path: tuple[str, ...], report: Report, deadline: Deadline) -> Path:
     """Return the store path of an attribute: a derivation, which this builds, or a path."""
-    installable = target.installable(*path)
-    argv = nix.build([installable], nix_args=target.nix_args)
+    asked = partial(flake.ask, target, what=_WHAT, report=report, deadline=deadline)
     try:
-        (built,) = nix.ask(argv, list[nix.Built], what=_WHAT, report=report, deadline=deadline)
+        (built,) = asked(nix.build_one, list[nix.Built], *path)
         return Path(next(iter(built.outputs.values())))
     except BuildError:
         # A source inside the flake is a path, which nix cannot build, but evaluate.
-        plain = nix.evaluate(installable, nix_args=target.nix_args)
-        found = Path(nix.ask(plain, str, what=_WHAT, report=report, deadline=deadline))
+        found = Path(asked(nix.evaluate, str, *path))
         if not found.exists():
             raise
         return found

@@ -1,4 +1,4 @@
-"""A guest defined by a Nix flake: `FLAKEREF#NAME`, or `FLAKEREF#` and the path of a VM derivation.
+"""A guest defined by a Nix flake: `FLAKEREF#NAME`, or `FLAKEREF#` and the path of a VM or a test.
 
 Evaluating a NixOS system takes seconds, so this evaluates it only once, to build the VM. It then finds the
 kernel's symbols from the kernel in the VM (`runner.dev_of`), without evaluating. Only if that fails it
@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
@@ -48,9 +53,15 @@ class Target:
     system: str
     nix_args: tuple[str, ...] = ()
 
-    def installable(self, *path: str) -> str:
-        """Return the installable of an attribute of the flake; without `path`, of the derivation."""
-        return f"{self.flake}#{join(path or self.path)}"
+    def installable(self, *path: str, absolute: bool = True) -> str:
+        """Return the installable of an attribute of the flake; without `path`, of the derivation.
+
+        Args:
+            path: The names of the attribute path.
+            absolute: Whether nix takes the path as it is. Otherwise nix looks for it in `packages.SYSTEM` and
+                `legacyPackages.SYSTEM` first, and so evaluates them; see nix3(1), "Flake output attribute".
+        """
+        return f"{self.flake}#{'.' if absolute else ''}{join(path or self.path)}"
 
 
 def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
@@ -63,7 +74,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         MismatchError: the symbols belong to another kernel.
         DeadlineError: nix took too long.
     """
-    target = parse(guest, options.nix_args)
+    target = with_node(parse(guest, options.nix_args), report, deadline)
     found = runner.read(build(target, report, deadline), origin=f"the flake {guest.words}")
     dev: Path | str = ""
     if runner.wants_symbols(options):
@@ -111,15 +122,112 @@ def build(target: Target, report: Report, deadline: Deadline) -> Path:
         BuildError: nix failed.
         DeadlineError: it took too long.
     """
-    argv = nix.build([target.installable()], nix_args=target.nix_args)
     what = f"building {target.words}"
     try:
-        built = nix.ask(argv, list[nix.Built], what=what, report=report, deadline=deadline)
+        built = ask(target, nix.build_one, list[nix.Built], what=what, report=report, deadline=deadline)
     except BuildError as error:
         if nix.lacks_attribute(error):
             raise _unknown(target, report, deadline) from error
         raise
     return _only(built)
+
+
+T = TypeVar("T")
+
+
+class _Makes(Protocol):
+    """A function that returns nix's command line for one installable."""
+
+    def __call__(self, installable: str, /, *, nix_args: Sequence[str] = ()) -> list[str]: ...
+
+
+def ask(
+    target: Target,
+    make: _Makes,
+    kind: type[T],
+    *path: str,
+    what: str,
+    report: Report,
+    deadline: Deadline,
+) -> T:
+    """Ask nix about an attribute of a target's flake, by its absolute path.
+
+    Args:
+        target: The target, with the flake.
+        make: Makes nix's command line for the attribute.
+        kind: The type of the answer.
+        path: The attribute path; without it, the target's.
+        what: The name of the step, for the report and errors.
+        report: Receives the progress.
+        deadline: When to end nix.
+
+    Raises:
+        HostError: nix is not installed.
+        BuildError: nix failed, or its answer is not a `kind`.
+        DeadlineError: it took too long.
+    """
+    asked = partial(nix.ask, kind=kind, what=what, report=report, deadline=deadline)
+    try:
+        return asked(make(target.installable(*path), nix_args=target.nix_args))
+    except BuildError as error:
+        if not nix.lacks_attribute(error):
+            raise
+    # Nix 2.8 does not know the leading dot.
+    return asked(make(target.installable(*path, absolute=False), nix_args=target.nix_args))
+
+
+_NODES = """it:
+  if it ? nodes then { nodes = builtins.attrNames it.nodes; vm = false; }
+  else { nodes = [ ]; vm = it ? system.build.vm; }"""
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """What an attribute is.
+
+    Args:
+        nodes: The nodes of a NixOS test.
+        vm: Whether it is a configuration with a VM, as a test's node is.
+    """
+
+    nodes: list[str]
+    vm: bool
+
+
+def with_node(target: Target, report: Report, deadline: Deadline) -> Target:
+    """Return a target's VM: that of the node, if the target is a NixOS test, its driver or a node.
+
+    nixpkgs' nixos/lib/testing gives the test and its drivers `nodes`, the configurations by name. The test
+    itself is not built, which would run it.
+
+    Raises:
+        UsageError: the test has several nodes.
+        HostError: nix is not installed.
+        DeadlineError: it took too long.
+    """
+    if target.system or target.path[-1] in ("vm", "vmWithBootLoader", "vmWithDisko"):
+        return target
+    what = f"looking for the nodes of {target.words}"
+    try:
+        found = ask(
+            target,
+            partial(nix.evaluate, apply=_NODES),
+            _Found,
+            what=what,
+            report=report,
+            deadline=deadline,
+        )
+    except BuildError:
+        return target  # Building it fails likewise, and its error is about what the user asked for.
+    if found.vm:
+        return replace(target, path=(*target.path, "system", "build", "vm"))
+    if not found.nodes:
+        return target
+    if len(found.nodes) > 1:
+        names = ", ".join(f"{target.words}.nodes.{join((name,))}" for name in found.nodes)
+        raise UsageError(
+            f"{target.words} is a NixOS test with {len(found.nodes)} nodes", hint=f"give one of them: {names}"
+        )
+    return replace(target, path=(*target.path, "nodes", *found.nodes, "system", "build", "vm"))
 
 
 def _only(built: list[nix.Built]) -> Path:
@@ -151,11 +259,10 @@ def _unknown(target: Target, report: Report, deadline: Deadline) -> UsageError:
 
 
 def _names(target: Target, report: Report, deadline: Deadline) -> list[str]:
-    installable = target.installable(SYSTEMS)
-    argv = nix.evaluate(installable, apply="builtins.attrNames", nix_args=target.nix_args)
     what = f"listing the systems of {target.flake}"
+    names = partial(nix.evaluate, apply="builtins.attrNames")
     try:
-        return nix.ask(argv, list[str], what=what, report=report, deadline=deadline)
+        return ask(target, names, list[str], SYSTEMS, what=what, report=report, deadline=deadline)
     except BuildError as error:
         if nix.lacks_attribute(error):
             return []
@@ -174,13 +281,12 @@ def dev_of(target: Target, image: Path, report: Report, deadline: Deadline) -> P
     for path in KERNELS:
         kernel = (SYSTEMS, target.system, *path)
         what = f"looking for the symbols in {join(kernel)}"
-        outputs = nix.evaluate(target.installable(*kernel, "outPath"), nix_args=target.nix_args)
-        symbols = nix.build([target.installable(*kernel, "dev")], nix_args=target.nix_args)
+        asked = partial(ask, target, what=what, report=report, deadline=deadline)
         try:
-            output = nix.ask(outputs, str, what=what, report=report, deadline=deadline)
+            output = asked(nix.evaluate, str, *kernel, "outPath")
             # Compare before building: building another kernel may take an hour.
             if Path(output) == nix.store_path(image):
-                return _only(nix.ask(symbols, list[nix.Built], what=what, report=report, deadline=deadline))
+                return _only(asked(nix.build_one, list[nix.Built], *kernel, "dev"))
         except BuildError as error:
             missing = nix.lacks_attribute(error)
             dev = f"{dev}; {join(kernel)}: {'not there' if missing else nix.reason(error)}"

@@ -20,9 +20,10 @@ from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec, RunnerMachine, parameters
 from vmdebug.paths import absolute
 from vmdebug.progress import Report
-from vmdebug.sources import naming, nix
+from vmdebug.sources import cache, naming, nix
 from vmdebug.sources.configuration import requirements
 from vmdebug.sources.kernels import dev_output, replacements
+from vmdebug.sources.nixos import script
 from vmdebug.spelling import option
 
 
@@ -37,6 +38,7 @@ class Runner:
         image: The kernel image that it boots, with all links resolved.
         modules: The directory with that kernel's modules, or None.
         text: The text of the script.
+        vlans: The test driver's networks that are not there; see `script.vlans`.
     """
 
     script: Path
@@ -45,6 +47,7 @@ class Runner:
     image: Path
     modules: Path | None
     text: str
+    vlans: tuple[str, ...] = ()
 
 
 def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
@@ -75,22 +78,28 @@ def read(location: Path, *, origin: str) -> Runner:
     Raises:
         UsageError: there is no runner, or its kernel is unknown.
     """
-    script = _script(location)
+    path = _script(location)
     try:
-        text = script.read_text(errors="replace")
+        text = path.read_text(errors="replace")
     except OSError as error:
-        raise UsageError(f"{script} cannot be read: {error.strerror}", hint="is the path right?") from error
-    if not os.access(script, os.X_OK):
-        raise UsageError(f"{script} is not executable", hint=f"if it is the runner: chmod +x {script}")
-    system = _system(script, text)
+        raise UsageError(f"{path} cannot be read: {error.strerror}", hint="is the path right?") from error
+    if not os.access(path, os.X_OK):
+        raise UsageError(f"{path} is not executable", hint=f"if it is the runner: chmod +x {path}")
+    system = _system(path, text)
+    name = _system_name(path, text)
+    absent = script.vlans(text, inherited=os.environ)
+    if absent:
+        text = script.detached(text, absent)
+        path = script.copy(path, text, system, cache.directory("runners"))
     modules = system / "kernel-modules/lib/modules"
     return Runner(
-        script=script,
+        script=path,
         origin=origin,
-        system_name=_system_name(script, text),
+        system_name=name,
         image=(system / "kernel").resolve(),
         modules=modules if modules.is_dir() else None,
         text=text,
+        vlans=absent,
     )
 
 
@@ -191,6 +200,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         MismatchError: the symbols do not match the kernel.
         HostError: a file cannot be read.
     """
+    script.refuse(found.text, accel=options.accel)
     bare = Kernel(
         image=found.image,
         arch=kimage.read_image(found.image).arch,
@@ -223,7 +233,12 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         cpus=options.cpus,
         tcp=options.tcp,
         qemu_args=options.qemu_args,
-        notes=(*notes, *filter(None, [unsure]), *_ignored(found, options)),
+        notes=(
+            *notes,
+            *filter(None, [unsure]),
+            *_ignored(found, options),
+            *script.notes(found.text, found.vlans),
+        ),
     )
 
 

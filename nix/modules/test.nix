@@ -1,0 +1,61 @@
+# For the nodes of a NixOS test: `imports = [ vmdebug.nixosModules.test ]` in a node, or in the test's `defaults`.
+#
+# A node is a VM by itself, so what vmdebug.nix does in a variant of the machine is done here to the node.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.vmdebug.test;
+in
+{
+  options.vmdebug.test = {
+    shell = lib.mkOption {
+      type = lib.types.bool;
+      default = true;
+      description = ''
+        Whether there is a root shell on the serial line where the node runs without the test driver, as with
+        `vmdebug start`. Under the driver the serial line is the node's log.
+      '';
+    };
+    clonable = lib.mkOption {
+      type = lib.types.bool;
+      default = false;
+      description = ''
+        Whether the node goes without 9p, so that it can be saved and cloned. The test driver's `copy_from_vm` and
+        `copy_from_host` need 9p.
+      '';
+    };
+  };
+
+  config = {
+    # A plain GDB has the kernel's addresses from its vmlinux.
+    boot.kernelParams = [ "nokaslr" ];
+    virtualisation = lib.mkIf cfg.clonable {
+      useNixStoreImage = true;
+      writableStore = lib.mkDefault true;
+      sharedDirectories = lib.mkForce { };
+    };
+    # The test modules turn the serial line's getty off. The driver gives the VM a virtio console for its own shell.
+    systemd.services.vmdebug-shell = lib.mkIf cfg.shell {
+      description = "Root shell on the serial line";
+      wantedBy = [ "multi-user.target" ];
+      unitConfig.ConditionPathExists = "!/dev/hvc0";
+      after = [ "systemd-user-sessions.service" ];
+      restartIfChanged = false;
+      serviceConfig = {
+        ExecStart = "${pkgs.util-linux}/sbin/agetty --login-program ${config.services.getty.loginProgram} --autologin root --noclear --keep-baud ttyS0 115200 vt220";
+        Type = "idle";
+        Restart = "always";
+        UtmpIdentifier = "ttyS0";
+        TTYPath = "/dev/ttyS0";
+        TTYReset = true;
+        TTYVHangup = true;
+        IgnoreSIGPIPE = false;
+        SendSIGHUP = true;
+      };
+    };
+  };
+}
