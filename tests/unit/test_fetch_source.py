@@ -118,7 +118,7 @@ def test_by_attributes_of_the_kernel_that_boots(
 ) -> None:
     """The variant's kernel comes first; a source inside the flake is a path, not a derivation."""
     answers, _ = nixs
-    system = "/f#nixosConfigurations.a.config"
+    system = "/f#.nixosConfigurations.a.config"
     variant, own = f"{system}.virtualisation.vmVariant.system.build.kernel", f"{system}.system.build.kernel"
     config, source = tmp_path / "config", tmp_path / "linux"
     config.write_text("CONFIG_X=y\n")

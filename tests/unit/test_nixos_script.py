@@ -58,7 +58,7 @@ def test_a_vm_that_insists_on_kvm_is_refused_where_it_would_end(
     with pytest.raises(HostError, match=r"forceAccel, and .*/kvm does not exist") as caught:
         script.refuse(text, accel="auto")
     assert "virtualisation.qemu.forceAccel = false" in caught.value.hint
-    with pytest.raises(UsageError, match="tcg.*: this VM has virtualisation.qemu.forceAccel"):
+    with pytest.raises(UsageError, match=r"tcg.*: this VM has virtualisation.qemu.forceAccel"):
         script.refuse(text, accel="tcg")
     (tmp_path / "kvm").touch()
     script.refuse(text, accel="kvm")
