@@ -68,7 +68,7 @@ def test_the_main_job_on_our_own_flake(flake: OurFlake, kernel: Kernel) -> None:
     assert "-virtfs" not in line
     stopped = vmdebug(flake, "attach", "--batch", "--until", "start_kernel", "-ex", "bt").stdout
     assert "#0  start_kernel ()" in stopped
-    assert vmdebug(flake, "exec", "--", "cat", "/proc/cmdline").stdout.count(" loglevel=7 nokaslr init=") == 1
+    assert vmdebug(flake, "exec", "--", "cat", "/proc/cmdline").stdout.count(" nokaslr loglevel=7 init=") == 1
     vmdebug(flake, "exec", "--", "modprobe", "brd")
     # Links, as when NixOS merges the modules of several packages.
     modules = vmdebug(flake, "attach", "--batch", "-ex", "vmd-modules", "-ex", "info line brd_exit").stdout
