@@ -46,6 +46,7 @@ def expression(flake: OurFlake, text: str, *, check: bool = True) -> Completed:
           system = "x86_64-linux";
         }};
         ours = "{flake.directory}/flake/nix";
+        inputs = {{ nixpkgs = null; kernel-src = null; kernel-own = null; }};
       in {text}
     """
     return flake.nix("build --no-link --json -L --impure --expr", bound, check=check)
@@ -92,7 +93,7 @@ def test_a_guest_is_tested_in_a_builder(flake: OurFlake, runtime: Path) -> None:
 
 def test_a_configuration_has_what_its_fragments_ask_for(flake: OurFlake) -> None:
     """Our fragments on defconfig, with the existing kernel source."""
-    kernels = '(import (ours + "/kernels.nix") { inputs = { kernel-src = null; kernel-own = null; }; })'
+    kernels = '(import (ours + "/kernels.nix") { inherit pkgs inputs; })'
     made = expression(flake, _configured(f"{kernels}.upstream.fragments"))
     config = Path(json.loads(made.stdout)[0]["outputs"]["out"]).read_text().splitlines()
     wanted = {"EROFS_FS", "DEBUG_INFO_DWARF5", "GDB_SCRIPTS", "KGDB_SERIAL_CONSOLE", "VT_CONSOLE"}
