@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import select
-import shlex
 import time
 from collections.abc import Callable
 from typing import Any
@@ -226,8 +225,8 @@ class GuestAgentRunning:
 
     def _end(self) -> None:
         """End the command with its process group, gently first: `guest-exec` has made it a group's leader."""
-        group = shlex.quote(f"-{self._pid}")
-        line = f"kill -TERM -- {group}; sleep {TERM_SECONDS}; kill -KILL -- {group}"
+        # Without `--`, which dash's kill does not take.
+        line = f"kill -TERM -{self._pid}; sleep {TERM_SECONDS}; kill -KILL -{self._pid}"
         try:
             words = {"path": "/bin/sh", "arg": ["-c", line]}
             self._agent.call("guest-exec", words, Deadline.after(REQUEST_SECONDS))
