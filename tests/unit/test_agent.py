@@ -19,12 +19,12 @@ from vmdebug.channel import port
 from vmdebug.channel.agent import program
 from vmdebug.channel.agent.frames import Decoder, Frame
 from vmdebug.channel.agent.session import Session
-from vmdebug.channel.agent.shell import AgentShell
+from vmdebug.channel.agent.shell import LONGEST_LINE, AgentShell
 from vmdebug.channel.port import PortAddress
-from vmdebug.channel.shell import Output, Streams
+from vmdebug.channel.shell import Output, Streams, command_line, input_of
 from vmdebug.channel.watch import Watch
 from vmdebug.deadline import Deadline
-from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmError
+from vmdebug.errors import DeadlineError, GuestDiedError, StateError, UsageError, VmError
 from vmdebug.progress import silent
 
 ARCH = os.uname().machine
@@ -248,9 +248,17 @@ def test_a_guest_that_goes_back_to_a_snapshot_loses_the_command(guest: SerialGue
     running = shell_of(guest).begin(b"sleep 300", Streams(), deadline=deadline)
     # What an agent answers that has not heard all that was said: the number is another one.
     running._session._sent += 1
-    with pytest.raises(VmError, match="went back to a snapshot while `sleep 300` ran"):
+    with pytest.raises(VmError, match="result of `sleep 300` is lost: the guest went back to a snapshot"):
         running.result(deadline)
     assert run(shell_of(guest), "echo hi").stdout == b"hi\n"
+
+
+def test_the_longest_command_and_one_that_is_longer(shell: AgentShell) -> None:
+    frame = "echo hi #"
+    assert run(shell, frame.ljust(LONGEST_LINE, "x")).stdout == b"hi\n"
+    with pytest.raises(UsageError, match=f"the command has {LONGEST_LINE + 1} bytes") as caught:
+        run(shell, frame.ljust(LONGEST_LINE + 1, "x"))
+    assert "standard input" in caught.value.hint
 
 
 def test_an_answer_that_is_told_twice_is_seen() -> None:
@@ -291,3 +299,20 @@ def test_a_panic_is_an_error_at_once() -> None:
 
 def test_signal_numbers_are_the_hosts() -> None:
     assert (signal.SIGTERM, signal.SIGKILL) == (15, 9)
+
+
+@pytest.mark.parametrize("command", [5, None, b"echo hi", ["a", 5], {"a"}])
+def test_what_is_no_command_is_an_error_that_says_so(command: object) -> None:
+    with pytest.raises(UsageError, match="is no command"):
+        command_line(command)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [b"~}x", bytearray(b"~}x"), memoryview(b"~}x"), "~}x"])
+def test_input_is_text_or_anything_of_bytes(given: bytes) -> None:
+    assert input_of(given) == b"~}x"
+
+
+@pytest.mark.parametrize("given", [1.5, ["x"], Path("/etc/passwd")])
+def test_other_input_is_an_error_at_once(given: object) -> None:
+    with pytest.raises(UsageError, match="a command's input is text or bytes"):
+        input_of(given)  # type: ignore[arg-type]

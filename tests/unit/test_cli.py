@@ -132,6 +132,15 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
         assert child.wait(60) == cli.PIPE_CLOSED
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_dev_null(closed: str) -> None:
+    program = f"{sys.executable} -m vmdebug.cli"
+    script = f"{program} --version {closed} && {program} strat {closed}; echo $?"
+    done = process.run(["sh", "-c", script], deadline=Deadline.after(60))
+    assert done.stdout.splitlines()[-1] == "2"  # a usage error, in each case
+    assert "internal error" not in done.stderr
+
+
 def test_nearest_word() -> None:
     assert spelling.nearest("consle", app.VERBS) == "console"
     assert spelling.nearest("xyzzy", app.VERBS) == ""

@@ -129,8 +129,21 @@ class Job:
 
 
 def input_of(given: str | bytes | None) -> bytes | None:
-    """Return what a caller gives as standard input as bytes."""
-    return given.encode("utf-8", "surrogateescape") if isinstance(given, str) else given
+    """Return what a caller gives as standard input as bytes.
+
+    Raises:
+        UsageError: it is neither text nor bytes.
+    """
+    if isinstance(given, str):
+        return given.encode("utf-8", "surrogateescape")
+    if isinstance(given, bytearray | memoryview):
+        return bytes(given)
+    if given is None or isinstance(given, bytes):
+        return given
+    raise UsageError(
+        f"stdin={given!r} is a {type(given).__name__}: a command's input is text or bytes",
+        hint="read a file first: stdin=Path(…).read_bytes()",
+    )
 
 
 def command_line(command: str | Sequence[str]) -> bytes:
@@ -140,9 +153,15 @@ def command_line(command: str | Sequence[str]) -> bytes:
         command: A line of shell, as it is; or an argv, quoted.
 
     Raises:
-        UsageError: it is empty or holds a NUL.
+        UsageError: it is empty, holds a NUL, or is neither a line nor an argv.
     """
-    text = command if isinstance(command, str) else shlex.join(command)
+    words = [command] if isinstance(command, str) else command
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise UsageError(
+            f"{command!r} is no command: it is a line of text, or a list of words of text",
+            hint='for example "uname -a" or ["uname", "-a"]',
+        )
+    text = command if isinstance(command, str) else shlex.join(words)
     if not text.strip():
         raise UsageError("the command is empty", hint="name the program to run in the guest")
     if "\0" in text:

@@ -37,7 +37,23 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     Args:
         words: What follows the program's name; None takes `sys.argv`.
     """
+    _open_closed_streams()
     sys.exit(status_of(sys.argv[1:] if words is None else list(words)))
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null where our caller has closed a standard stream: `vmdebug … >&-`.
+
+    Otherwise the stream is None in Python, and the next socket that we open gets its number.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode))
 
 
 def status_of(words: Sequence[str]) -> int:

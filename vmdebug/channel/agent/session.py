@@ -16,7 +16,7 @@ _NONCE = 16
 
 
 class LostError(VmError):
-    """The agent knows nothing of the session: the guest has gone back to a snapshot."""
+    """The agent does not know the session: the guest went back to a snapshot, or the agent was restarted."""
 
 
 class EndedError(VmError):
@@ -115,6 +115,6 @@ class Session:
         if not self.greeted:
             return False  # another client's
         if frame.kind == b"N" or frame.sequence != self._heard:
-            raise LostError("the guest went back to a snapshot")
+            raise LostError("the agent does not know the session")
         self._heard += 1
         return True

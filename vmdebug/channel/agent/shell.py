@@ -16,13 +16,16 @@ from vmdebug.channel.port import PortAddress
 from vmdebug.channel.shell import Output, Streams
 from vmdebug.channel.watch import Watch
 from vmdebug.deadline import Deadline
-from vmdebug.errors import GuestDiedError, StateError, VmdebugError, VmError
+from vmdebug.errors import GuestDiedError, StateError, UsageError, VmdebugError, VmError
 
 WINDOW = 1 << 17
 """Bytes of input that may be on their way to a command: they wait in the agent's memory."""
 
 PIECE = 1 << 14
 """Bytes of input in one frame."""
+
+LONGEST_LINE = (4 << 20) - 64
+"""Bytes of a command; `agent.c` drops a frame that is longer than its LONGEST."""
 
 FIRST_ASK = 0.25
 LAST_ASK = 2.0
@@ -54,7 +57,16 @@ class AgentShell:
         self._silent = silent
 
     def begin(self, line: bytes, streams: Streams, *, deadline: Deadline) -> AgentRunning:
-        """Start a command; see `Shell.begin`."""
+        """Start a command; see `Shell.begin`.
+
+        Raises:
+            UsageError: the command is longer than `LONGEST_LINE`.
+        """
+        if len(line) > LONGEST_LINE:
+            raise UsageError(
+                f"the command has {len(line)} bytes, and the guest's agent takes {LONGEST_LINE}",
+                hint="send it as the standard input of sh",
+            )
         watch = self._watch()
         with contextlib.ExitStack() as protected:
             protected.callback(watch.close)
@@ -199,7 +211,8 @@ class AgentRunning:
             return self._watch.died(self._wanted)
         if isinstance(error, LostError):
             return VmError(
-                f"the guest went back to a snapshot while {self._shown} ran: its result is lost",
+                f"the result of {self._shown} is lost: the guest went back to a snapshot while it ran, or the"
+                " guest's agent was restarted",
                 hint="run it again",
             )
         return error
