@@ -69,7 +69,7 @@ lint: $(VENV)
 	$(BIN)ruff check
 	$(BIN)ruff format --check
 	$(if $(VENV),$(BIN)mypy,@echo 'lint: mypy does not run: nixpkgs has no types-gdb')
-	$(BIN)lint-imports
+	$(if $(VENV),$(BIN)lint-imports,@if command -v lint-imports >/dev/null; then lint-imports; else echo 'lint: import-linter does not run: this nixpkgs does not have it'; fi)
 
 bench: kernel
 	@$(ON_PATH) python -m bench.run $(ONLY)

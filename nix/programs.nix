@@ -49,4 +49,7 @@ in
     pkgs.nixos-rebuild-ng
     pkgs.openssh
   ];
+
+  # import-linter; most releases of nixpkgs do not have it.
+  lint = pkgs.lib.optional (pkgs ? import-linter) pkgs.import-linter;
 }

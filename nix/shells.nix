@@ -10,9 +10,9 @@ in
     packages = [
       (pkgs.python3.withPackages (_: python.dependencies ++ python.development))
       pkgs.ruff
-      pkgs.import-linter
       (pkgs.writeShellScriptBin "vmdebug" ''exec python -m vmdebug.cli "$@"'')
     ]
+    ++ programs.lint
     ++ programs.run
     ++ programs.tests
     ++ programs.deploy

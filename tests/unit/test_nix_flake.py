@@ -89,6 +89,20 @@ def test_every_derivation_evaluates(
     assert flake.evaluate(f"{output}.x86_64-linux.{name}.drvPath").endswith(".drv")
 
 
+@of_the_stand_in
+def test_a_nixpkgs_without_import_linter_will_do(flake: OurFlake, tmp_path: Path) -> None:
+    """Most releases have none."""
+    other = tmp_path / "nixpkgs"
+    shutil.copytree(flake.inputs["nixpkgs"], other)
+    packages = other / "pkgs.nix"
+    text = packages.read_text()
+    assert '"import-linter"\n' in text
+    packages.write_text(text.replace('      "import-linter"\n', ""))
+    of = overriding(flake, nixpkgs=other).evaluate
+    assert of("checks.x86_64-linux.lint.drvPath").endswith(".drv")
+    assert of("devShells.x86_64-linux.default.drvPath").endswith(".drv")
+
+
 @pytest.mark.parametrize("guest", sorted(GUESTS))
 def test_every_system_and_its_vm_evaluate_with_every_kernel(flake: OurFlake, guest: str) -> None:
     build = """build: [ build.vm.drvPath build.toplevel.drvPath ]"""
