@@ -36,7 +36,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 import re
 import secrets
 import shlex
@@ -209,18 +208,13 @@ def shell_text(command: str | Sequence[str]) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def with_input(line: bytes, stdin: bytes | int | None) -> bytes:
+def with_input(line: bytes, stdin: bytes) -> bytes:
     """Return a command that brings its own standard input.
 
     Args:
         line: The command.
-        stdin: Its input, or a descriptor that is read up to its end; None: it has none.
+        stdin: Its input.
     """
-    if stdin is None:
-        return line
-    if isinstance(stdin, int):
-        with os.fdopen(os.dup(stdin), "rb") as stream:
-            stdin = stream.read()
     # No line of base64 is an underscore alone.
     return b"base64 -d <<'_' | {\n" + base64.encodebytes(stdin) + b"_\n" + line + b"\n}"
 

@@ -8,6 +8,7 @@ an answer that was torn by other output is seen long before the deadline.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,9 @@ LONGEST_ANSWER = 128
 
 NOT_FOUND = 127
 """Status of a shell that does not find a program."""
+
+INPUT_PIECE = 32768
+"""Bytes of input that a command line carries; more goes into a file of the guest's first."""
 
 ROUND = 32
 """Blocks that are asked for at once."""
@@ -399,8 +403,8 @@ class SerialShell:
                 held.enter_context(console)
             console.meanwhile = self._owner.debugger
             console.wait_ready(deadline)
-            text = framing.with_input(line, streams.stdin).decode("utf-8", "surrogateescape")
-            running = begin(console, text, deadline=deadline)
+            text = _with_input(console, line, input_of(streams), deadline)
+            running = begin(console, text.decode("utf-8", "surrogateescape"), deadline=deadline)
             return SerialRunning(running, held.pop_all(), streams)
 
     def wait_ready(self, deadline: Deadline, *, before: str = "") -> None:
@@ -419,6 +423,32 @@ class SerialShell:
                 console = Console(self._address.socket, self._address.lock, self._log)
                 held.enter_context(console)
             console.wait_ready(deadline, before=before)
+
+
+def input_of(streams: Streams) -> bytes | None:
+    """Return a command's whole input; a descriptor is read up to its end."""
+    if not isinstance(streams.stdin, int):
+        return streams.stdin
+    with os.fdopen(os.dup(streams.stdin), "rb") as stream:
+        return stream.read()
+
+
+def _with_input(console: Console, line: bytes, data: bytes | None, deadline: Deadline) -> bytes:
+    """Return a command that brings its input: in itself, or in a file that was written in pieces before."""
+    if data is None:
+        return line
+    if len(data) <= INPUT_PIECE:
+        return framing.with_input(line, data)
+    found = execute(console, "mktemp", deadline=deadline)
+    if found.status != 0:
+        raise VmError(
+            "the guest has no file for the command's input", detail=found.stderr.decode(errors="replace")
+        )
+    file = found.stdout.strip()
+    for start in range(0, len(data), INPUT_PIECE):
+        piece = framing.with_input(b"cat >>" + file, data[start : start + INPUT_PIECE])
+        execute(console, piece.decode("utf-8", "surrogateescape"), deadline=deadline)
+    return b"{ rm " + file + b"\n" + line + b"\n} <" + file
 
 
 class Owner(Protocol):
