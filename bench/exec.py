@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.figure import Figure, in_turn
 from vmdebug import process, sources
-from vmdebug.channel.serial.shell import SerialShell
+from vmdebug.channel.serial.serial_shell import SerialShell
 from vmdebug.channel.shell import Shell, Streams, command_line
 from vmdebug.deadline import Deadline
 from vmdebug.guest import GuestOptions

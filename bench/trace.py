@@ -16,7 +16,6 @@ from pygdbmi.gdbcontroller import GdbController
 import vmdebug
 from bench.figure import Figure
 from bench.packets import Loop
-from vmdebug.channel.serial import shell
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import startup
 from vmdebug.session import DebugSession
@@ -73,7 +72,7 @@ def _connect(session: DebugSession) -> None:
 def _workload(session: DebugSession) -> None:
     # Not with session.exec, which asks its own GDB whether the guest runs.
     line = f"dd if=/dev/zero of=/dev/null bs=1 count={READS}"
-    done = shell.execute(session.console, line, deadline=Deadline.after(SECONDS))
+    done = session.console.shell.execute(line, deadline=Deadline.after(SECONDS))
     assert done.status == 0, done.stderr
 
 

@@ -272,7 +272,7 @@ class DebugSession:
         """Tell the guest's shell which console is open here, and which debugger may stop the guest."""
         self.vm.shell.console, self.vm.shell.debugger = self._console, self._gdb
         if self._console is not None:
-            self._console.meanwhile = self._gdb
+            self._console.debugger = self._gdb
 
     def _held(self) -> contextlib.AbstractContextManager[None]:
         """Have an attached GDB hold the guest stopped.

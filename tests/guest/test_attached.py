@@ -20,7 +20,6 @@ import vmd_kernel_scan
 import vmd_module_files
 
 from vmdebug import guest, process, vm
-from vmdebug.channel.serial import shell
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.interactive import Attachment, Extra, argv
 from vmdebug.debugger.ownership import VmOwner
@@ -346,7 +345,7 @@ def test_a_step_cut_short_does_not_halt_the_guest_that_gdb_has_let_go_of(start: 
     assert at_its_shell(machine)
     calls = "taskset 2 sh -c 'while :; do cat /etc/nosuch; done' >/dev/null 2>&1 &"
     with machine.console() as console:
-        shell.execute(console, calls, deadline=Deadline.after(SECONDS))
+        console.shell.execute(calls, deadline=Deadline.after(SECONDS))
     done = batch(
         machine,
         'break do_sys_openat2 if $_streq(filename, "/etc/nosuch")',
@@ -358,7 +357,7 @@ def test_a_step_cut_short_does_not_halt_the_guest_that_gdb_has_let_go_of(start: 
     assert done.status == 0, done.stderr
     assert "SIG" not in done.stdout
     with machine.console() as console:
-        assert shell.execute(console, "echo on", deadline=Deadline.after(SECONDS)).stdout == b"on\n"
+        assert console.shell.execute("echo on", deadline=Deadline.after(SECONDS)).stdout == b"on\n"
 
 
 BECOME = """

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from vmdebug.channel.serial.console import Console
-from vmdebug.channel.serial.shell import ExecResult, execute
+from vmdebug.channel.shell import Output
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, VmError
 from vmdebug.guest import LaunchSpec
@@ -22,8 +22,8 @@ def soon() -> Deadline:
     return Deadline.after(120)
 
 
-def run(console: Console, command: str | list[str]) -> ExecResult:
-    return execute(console, command, deadline=soon())
+def run(console: Console, command: str | list[str]) -> Output:
+    return console.shell.execute(command, deadline=soon())
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +64,19 @@ def own(builtin: LaunchSpec) -> Iterator[Vm]:
 @pytest.mark.parametrize(
     ("command", "result"),
     [
-        ("true", ExecResult(b"", b"", 0)),
-        ("echo out; echo err >&2; exit 4", ExecResult(b"out\n", b"err\n", 4)),
-        (r"printf '\000\001\377 no newline'", ExecResult(b"\0\1\xff no newline", b"", 0)),
-        ('echo "it\'s"\necho \'$x\' \\\n  "$((1 + 1))"', ExecResult(b"it's\n$x 2\n", b"", 0)),
+        ("true", Output(b"", b"", 0)),
+        ("echo out; echo err >&2; exit 4", Output(b"out\n", b"err\n", 4)),
+        (r"printf '\000\001\377 no newline'", Output(b"\0\1\xff no newline", b"", 0)),
+        ('echo "it\'s"\necho \'$x\' \\\n  "$((1 + 1))"', Output(b"it's\n$x 2\n", b"", 0)),
         (
             ["printf", "%s|", "a b", "it's", "$HOME", "\n", "ü"],
-            ExecResult("a b|it's|$HOME|\n|ü|".encode(), b"", 0),
+            Output("a b|it's|$HOME|\n|ü|".encode(), b"", 0),
         ),
-        ("kill -9 $$", ExecResult(b"", b"", 137)),
-        ("cat", ExecResult(b"", b"", 0)),
+        ("kill -9 $$", Output(b"", b"", 137)),
+        ("cat", Output(b"", b"", 0)),
     ],
 )
-def test_a_command_comes_back_exactly(console: Console, command: str | list[str], result: ExecResult) -> None:
+def test_a_command_comes_back_exactly(console: Console, command: str | list[str], result: Output) -> None:
     assert run(console, command) == result
 
 
@@ -117,15 +117,15 @@ def test_kernel_messages_of_the_command_are_left_for_expect(console: Console) ->
 
 def test_a_command_that_hangs_is_ended_and_the_console_goes_on(console: Console) -> None:
     with pytest.raises(DeadlineError, match="`sleep 300` to end in the guest"):
-        execute(console, "sleep 300", deadline=Deadline.after(1))
-    assert not console.interrupted
+        console.shell.execute("sleep 300", deadline=Deadline.after(1))
+    assert not console.shell.interrupted
     assert b"sleep 300" not in run(console, "ps").stdout
 
 
 def test_a_command_that_reads_the_console_itself_is_ended(console: Console) -> None:
     with pytest.raises(DeadlineError):
-        execute(console, "cat /dev/ttyS0", deadline=Deadline.after(1))
-    assert not console.interrupted
+        console.shell.execute("cat /dev/ttyS0", deadline=Deadline.after(1))
+    assert not console.shell.interrupted
     assert run(console, "cat </dev/tty").status != 0
 
 
@@ -136,7 +136,7 @@ def test_a_command_that_kills_the_console_s_shell_is_an_error_and_the_next_shell
     with pytest.raises(VmError, match="killed the shell"):
         run(console, "read -r a b c d e session f </proc/$PPID/stat; kill -9 $session; exec sleep 300")
     run(console, "killall sleep; true")
-    console.ready = False
+    console.shell.ready = False
     console.wait_ready(soon())
     assert run(console, "echo hi").stdout == b"hi\n"
 
@@ -152,7 +152,7 @@ def test_a_guest_that_is_stopped_is_an_error_and_works_again_when_it_goes_on(
 ) -> None:
     shared.qmp("stop")
     with pytest.raises(DeadlineError, match="to take a command"):
-        execute(console, "true", deadline=Deadline.after(0.5))
+        console.shell.execute("true", deadline=Deadline.after(0.5))
     shared.qmp("cont")
     assert run(console, "echo hi").stdout == b"hi\n"
 

@@ -67,7 +67,7 @@ def test_a_client_that_has_gone_makes_room() -> None:
             pass
         assert (guest.directory / "lock").read_bytes() == b""
         with guest.console() as console:
-            assert not console.interrupted
+            assert not console.shell.interrupted
 
 
 def test_a_console_that_is_not_open_says_so() -> None:

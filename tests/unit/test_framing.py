@@ -14,6 +14,7 @@ from vmdebug.channel.log import messages
 from vmdebug.channel.log.messages import Denoiser
 from vmdebug.channel.serial import framing
 from vmdebug.channel.serial.framing import Answers, Block
+from vmdebug.channel.shell import command_line
 from vmdebug.errors import UsageError
 
 TOKEN = "0123456789"  # noqa: S105 - no secret
@@ -138,13 +139,13 @@ def test_the_parts_of_blocks_make_up_the_whole(size: int) -> None:
     ],
 )
 def test_a_command_as_the_shell_gets_it(command: str | list[str], text: bytes) -> None:
-    assert framing.shell_text(command) == text
+    assert command_line(command) == text
 
 
 @pytest.mark.parametrize("command", ["", " \n", [], "a\0"])
 def test_a_command_that_no_shell_takes(command: str | list[str]) -> None:
     with pytest.raises(UsageError):
-        framing.shell_text(command)
+        command_line(command)
 
 
 END = (

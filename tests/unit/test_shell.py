@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.unit.serial_guest import KINDS, SerialGuest, between, kernel_lines, shell_guest
 from vmdebug.channel.serial import framing
 from vmdebug.channel.serial.console import Console
-from vmdebug.channel.serial.shell import ExecResult, execute
+from vmdebug.channel.shell import Output
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, UsageError, VmError
 
@@ -40,8 +40,8 @@ def soon() -> Deadline:
     return Deadline.after(30)
 
 
-def run(console: Console, command: str | list[str]) -> ExecResult:
-    return execute(console, command, deadline=soon())
+def run(console: Console, command: str | list[str]) -> Output:
+    return console.shell.execute(command, deadline=soon())
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_line_of_shell_comes_back_exactly(
 
 
 def test_both_outputs_are_told_apart(console: Console) -> None:
-    assert run(console, "echo out; echo err >&2; exit 4") == ExecResult(b"out\n", b"err\n", 4)
+    assert run(console, "echo out; echo err >&2; exit 4") == Output(b"out\n", b"err\n", 4)
 
 
 def test_an_argv_is_quoted(console: Console) -> None:
@@ -126,21 +126,21 @@ def test_there_is_no_terminal_to_read(console: Console) -> None:
 @pytest.mark.parametrize("command", ["", " ", "\n", "a\0b", []])
 def test_what_no_shell_can_take_is_refused(console: Console, command: str | list[str]) -> None:
     with pytest.raises(UsageError):
-        execute(console, command, deadline=soon())
+        console.shell.execute(command, deadline=soon())
 
 
 def test_a_command_that_hangs_is_ended_and_the_console_goes_on(guest: SerialGuest, console: Console) -> None:
     with pytest.raises(DeadlineError, match="`sleep 300` to end in the guest") as caught:
-        execute(console, "sleep 300", deadline=Deadline.after(0.5))
+        console.shell.execute("sleep 300", deadline=Deadline.after(0.5))
     assert not caught.value.hint
-    assert not console.interrupted
+    assert not console.shell.interrupted
     assert run(console, "echo still here").stdout == b"still here\n"
     assert guest.left_over() == []
 
 
 def test_a_command_that_ignores_sigterm_is_ended_too(console: Console) -> None:
     with pytest.raises(DeadlineError):
-        execute(console, "trap '' INT TERM; while :; do sleep 300; done", deadline=Deadline.after(0.5))
+        console.shell.execute("trap '' INT TERM; while :; do sleep 300; done", deadline=Deadline.after(0.5))
     assert run(console, "echo still here").stdout == b"still here\n"
 
 
@@ -159,7 +159,7 @@ def test_an_interrupted_call_ends_its_command(
     monkeypatch.setattr(console, "receive", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(console, f"echo >{shlex.quote(str(marker))}; sleep 300")
-    assert not console.interrupted
+    assert not console.shell.interrupted
     assert run(console, "echo still here").stdout == b"still here\n"
 
 
@@ -184,7 +184,7 @@ def test_nowhere_to_write(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         console.wait_ready(soon())
         with pytest.raises(VmError, match="no directory that can be written to"):
             run(console, "echo hi")
-        assert not console.interrupted
+        assert not console.shell.interrupted
         console.sendline('echo usa""ble')
         console.expect("usable", timeout=30)
 
@@ -252,7 +252,7 @@ def test_an_answer_torn_by_what_is_no_kernel_message_is_asked_for_again() -> Non
 def test_a_guest_without_gzip() -> None:
     with shell_guest("dash", without=["gzip"]) as guest, guest.console() as console:
         console.wait_ready(soon())
-        assert run(console, "echo out; echo err >&2; exit 4") == ExecResult(b"out\n", b"err\n", 4)
+        assert run(console, "echo out; echo err >&2; exit 4") == Output(b"out\n", b"err\n", 4)
         assert len(run(console, "yes | head -c 50000").stdout) == 50000
 
 
@@ -262,7 +262,7 @@ def test_a_guest_that_lacks_a_program(program: str) -> None:
         console.wait_ready(soon())
         with pytest.raises(VmError, match=f"the guest has no {program}"):
             run(console, "echo hi")
-        assert not console.interrupted
+        assert not console.shell.interrupted
         assert guest.left_over() == []
 
 
@@ -274,13 +274,13 @@ def test_a_program_in_the_foreground_is_named_as_the_reason(kind: str) -> None:
         os.mkfifo(gate)
         console.sendline(f"cat {gate}")
         with pytest.raises(DeadlineError, match="to take a command") as caught:
-            execute(console, "echo hi", deadline=Deadline.after(0.2))
+            console.shell.execute("echo hi", deadline=Deadline.after(0.2))
         assert "foreground" in caught.value.hint
-        assert not console.interrupted
+        assert not console.shell.interrupted
         gate.write_text("opened\n")
         # The agent, which starts only now, goes again by itself.
         console.expect("opened", timeout=30)
-        console.ready = False
+        console.shell.ready = False
         console.wait_ready(soon())
         console.sendline('echo "shell is ${vmd-itself}"')
         console.expect("shell is itself", timeout=30)
@@ -294,9 +294,9 @@ def test_a_client_that_was_killed_leaves_a_command_that_the_next_one_ends(kind: 
             console.send(framing.start("0123456789"))
             console.expect("_0123456789:r", timeout=30)
             console.send(framing.PREPARE + "_c='sleep 300'\n" + framing.run("22"))
-            console.interrupted = True
+            console.shell.interrupted = True
         with guest.console() as console:
-            assert console.interrupted
+            assert console.shell.interrupted
             assert run(console, "echo hi").stdout == b"hi\n"
         assert guest.left_over() == []
 
@@ -313,10 +313,10 @@ def test_a_guest_that_does_not_answer_is_an_error_that_says_so(kind: str) -> Non
         hang = threading.Thread(target=hang_once_it_runs, args=(guest,))
         hang.start()
         with pytest.raises(DeadlineError, match="sleep 300") as caught:
-            execute(console, "sleep 300", deadline=Deadline.after(1))
+            console.shell.execute("sleep 300", deadline=Deadline.after(1))
         hang.join()
         assert "does not answer to ^C" in caught.value.hint
-        assert console.interrupted
+        assert console.shell.interrupted
         guest.go_on()
         assert run(console, "echo hi").stdout == b"hi\n"
 
@@ -326,12 +326,12 @@ gaps = st.lists(st.integers(0, 200), max_size=60)
 
 @settings(max_examples=25, deadline=None)
 @given(
-    result=st.builds(ExecResult, st.binary(max_size=3000), st.binary(max_size=300), st.integers(0, 255)),
+    result=st.builds(Output, st.binary(max_size=3000), st.binary(max_size=300), st.integers(0, 255)),
     gaps=gaps,
     lines=st.lists(kernel_lines, min_size=1, max_size=5),
 )
 def test_any_output_comes_through_kernel_messages_anywhere(
-    guest: SerialGuest, result: ExecResult, gaps: list[int], lines: list[bytes]
+    guest: SerialGuest, result: Output, gaps: list[int], lines: list[bytes]
 ) -> None:
     command = f"printf '{octal(result.stdout)}'; printf '{octal(result.stderr)}' >&2; exit {result.status}"
     with guest.console() as console:

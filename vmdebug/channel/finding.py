@@ -11,7 +11,7 @@ from typing import Literal, Protocol, Self
 
 import msgspec
 
-from vmdebug.channel import guest_agent, port
+from vmdebug.channel import port
 from vmdebug.channel.agent.session import EndedError, Session
 from vmdebug.channel.port import PortAddress, Ways
 from vmdebug.channel.watch import Watch
@@ -163,6 +163,8 @@ class Search:
             return
         line: Candidate = Session(opened)
         if kind == "guest-agent":
+            from vmdebug.channel import guest_agent  # noqa: PLC0415 - once for a VM
+
             line = guest_agent.Line(opened, self._watch)
         self._held.callback(line.close)
         self._asked[kind] = line

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import secrets
 import select
 import time
 from collections.abc import Callable
@@ -54,7 +53,7 @@ class Line:
         self._port = opened
         self._watch = watch
         self._heard = b""
-        self._token = secrets.randbits(31)
+        self._token = int.from_bytes(os.urandom(4), "little") >> 1
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""

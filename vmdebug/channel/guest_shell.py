@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import secrets
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -126,9 +126,9 @@ class GuestShell:
         if isinstance(way, AgentShell):
             way.greet(deadline)  # the agent stirs what it is greeted with
             return
-        from vmdebug.channel.serial.shell import SerialShell  # noqa: PLC0415 - pexpect, where it is used
+        from vmdebug.channel.serial.serial_shell import SerialShell  # noqa: PLC0415 - pexpect, where it is used
 
-        stir = f"echo {secrets.token_hex(SEED_BYTES)} >/dev/urandom" if copy else ""
+        stir = f"echo {os.urandom(SEED_BYTES).hex()} >/dev/urandom" if copy else ""
         if isinstance(way, SerialShell):
             way.wait_ready(deadline, before=stir)
         elif stir:
@@ -172,7 +172,7 @@ class GuestShell:
 
                 return GuestAgentShell(ways.guest_agent, watch=self._watch)
             case "serial":
-                from vmdebug.channel.serial.shell import SerialShell  # noqa: PLC0415 - pexpect, where it is used
+                from vmdebug.channel.serial.serial_shell import SerialShell  # noqa: PLC0415 - pexpect, where it is used
 
                 return SerialShell(ways.console, ways.log, owner=self)
 

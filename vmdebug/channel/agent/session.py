@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import select
 
 from vmdebug.channel.agent.frames import FLAG, Decoder, Frame
@@ -33,7 +33,7 @@ class Session:
     def __init__(self, port: Port) -> None:
         self.greeted = False
         self._port = port
-        self._nonce = secrets.token_bytes(_NONCE)
+        self._nonce = os.urandom(_NONCE)
         self._decoder = Decoder()
         self._out = bytearray()
         self._sent = 0

@@ -17,21 +17,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Self, cast
+from typing import IO, Self, cast
 
 import pexpect
 from pexpect.spawnbase import SpawnBase
 
 from vmdebug import locks, process
 from vmdebug.channel.log import death, messages
-from vmdebug.channel.serial import ready
 from vmdebug.channel.serial.drain import CHUNK, Drain
-from vmdebug.channel.serial.meanwhile import Meanwhile, readable
-from vmdebug.deadline import Deadline
+from vmdebug.channel.serial.shell import EXEC, IDLE, LineShell
+from vmdebug.channel.watch import Debugger
+from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmError
-
-if TYPE_CHECKING:  # it imports us
-    from vmdebug.channel.serial.shell import Running
 
 LOG_LOOK = 1.0
 """Seconds of quiet after which the log is looked at: what the guest says between our
@@ -42,10 +39,6 @@ TRACE_SECONDS = 0.5
 
 TAIL_LINES = 40
 """Lines of the log that an error shows: a panic's trace and what led to it."""
-
-IDLE = "console"
-EXEC = "exec"
-"""The note in the lock of a client, and of one that runs a command."""
 
 PATIENCE = 5.0
 """Seconds that QEMU may take to answer a connection, and the guest to take input."""
@@ -64,14 +57,10 @@ class Console:
         self.path = socket
         self.lock = lock
         self.log = log
-        self.ready = False
-        """Whether a shell has answered on this connection."""
-        self.interrupted = False
-        """Whether a command may be in the foreground that nobody waits for any more."""
-        self.running: Running | None = None
-        """A command of `shell.begin` whose result nobody has heard."""
-        self.meanwhile: Meanwhile | None = None
-        """What else is looked after while somebody waits here."""
+        self.shell = LineShell(self)
+        """The shell that reads it."""
+        self.debugger: Debugger | None = None
+        """What may stop the guest while somebody waits here."""
         self._held = contextlib.ExitStack()
         self._open: _Open | None = None
         self._wanted = ""
@@ -102,8 +91,8 @@ class Console:
     ) -> None:
         if self._open is None:
             return  # a session's restart has closed it
-        self.note(EXEC if self.interrupted or self.running is not None else "")
-        self.running = None
+        self.note(EXEC if self.shell.unfinished else "")
+        self.shell.forget()
         self._open = None
         self._held.close()
 
@@ -186,8 +175,7 @@ class Console:
             GuestDiedError: the guest died.
             DeadlineError: no shell answered.
         """
-        if not self.ready:
-            ready.wait(self, deadline, before=before)
+        self.shell.wait_ready(deadline, before=before)
 
     def restored(self) -> None:
         """Take note that the guest is an earlier one: what it has said, died of or run since has not been."""
@@ -195,8 +183,7 @@ class Console:
         opened.line.take()
         self.raw()
         self._death = ""
-        self.ready = self.interrupted = False
-        self.running = None
+        self.shell.forget()
         opened.watch = death.Watch()
         opened.looked_at = os.fstat(opened.log.fileno()).st_size
 
@@ -214,7 +201,7 @@ class Console:
 
         Raises:
             GuestDiedError: it died; what it said last was returned before.
-            StateError: a debugger has stopped it, see `meanwhile`.
+            StateError: a debugger has stopped it, see `debugger`.
         """
         self._wanted = wanted
         end = time.monotonic() + seconds
@@ -222,11 +209,17 @@ class Console:
             if self._death:
                 raise self._died()
             left = max(0.0, end - time.monotonic())
-            if readable(self.fileno(), self.meanwhile, min(left, LOG_LOOK)):
+            ready = wait_ready(self.fileno(), self._stops(), seconds=min(left, LOG_LOOK))
+            if self.fileno() in ready:
                 return self._read()
+            if ready and self.debugger is not None:
+                self.debugger.look()
             self._look_at_log()
             if time.monotonic() >= end:
                 return b""
+
+    def _stops(self) -> int:
+        return -1 if self.debugger is None else self.debugger.fileno()
 
     def raw(self) -> bytes:
         """Return what the guest has said, unjudged, once `fileno` is readable; nothing at QEMU's end."""
@@ -318,7 +311,7 @@ class Console:
                     f"the console of {self.lock.parent.name} is in use by process {holder}",
                     hint="it has one client at a time: leave `vmdebug console` there with Ctrl-], or wait",
                 )
-            self.interrupted = before[1:] == [EXEC]
+            self.shell.interrupted = before[1:] == [EXEC]
             yield fd
         finally:
             os.close(fd)

@@ -38,12 +38,9 @@ import binascii
 import hashlib
 import re
 import secrets
-import shlex
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from vmdebug.errors import UsageError
 
 LINE = 480
 """Bytes of a typed line: below the smallest line editor of a busybox, 512."""
@@ -188,26 +185,6 @@ def remove(token: str) -> str:
     return f"{KILL_LINE} for d in {DIRECTORIES};do rm -f $d/vmdebug-{token}.?;done\n"
 
 
-def shell_text(command: str | Sequence[str]) -> bytes:
-    """Return a command as the bytes that the guest's `sh -c` gets.
-
-    Args:
-        command: A line of shell, as it is; or an argv, quoted.
-
-    Raises:
-        UsageError: it holds a NUL, or nothing.
-    """
-    text = command if isinstance(command, str) else shlex.join(command)
-    if not text.strip():
-        raise UsageError("the command is empty", hint="name the program to run in the guest")
-    if "\0" in text:
-        raise UsageError(
-            "the command holds a NUL byte, which no shell can take",
-            hint="write binary data as printf escapes",
-        )
-    return text.encode("utf-8", "surrogateescape")
-
-
 def with_input(line: bytes, stdin: bytes) -> bytes:
     """Return a command that brings its own standard input.
 
@@ -236,7 +213,7 @@ def upload(command: bytes) -> list[Group]:
     r"""Return what puts a command into the agent's `$_c`; all groups but the last are to be acknowledged.
 
     Args:
-        command: What `shell_text` returned.
+        command: What `vmdebug.channel.shell.command_line` returned.
     """
     plain = _PLAIN.fullmatch(command) is not None
     # Each byte that a terminal, a quoted string or %b would take for its own goes as \0ooo.

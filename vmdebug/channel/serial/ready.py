@@ -11,15 +11,12 @@ import enum
 import math
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from vmdebug.channel.log.messages import Denoiser
 from vmdebug.channel.serial import framing
-from vmdebug.errors import VmError
-
-if TYPE_CHECKING:  # the console calls us
-    from vmdebug.channel.serial.console import Console
-    from vmdebug.deadline import Deadline
+from vmdebug.deadline import Deadline
+from vmdebug.errors import DeadlineError, VmError
 
 KEPT = 8192
 """Bytes at the end of a console's text that are looked at."""
@@ -38,7 +35,7 @@ LAST_PATIENCE = 4.0
 
 
 class Look(enum.Enum):
-    """Who seems to read the console."""
+    """Who seems to read the line."""
 
     PROMPT = "a shell"
     LOGIN = "a login"
@@ -101,12 +98,41 @@ def look(text: bytes) -> Look:
     return Look.OTHER
 
 
-def wait(console: Console, deadline: Deadline, *, before: str = "") -> None:
-    """Wait until a shell answers on the console.
+class Line(Protocol):
+    """What waiting for a shell, and talking to it, needs of a console."""
+
+    def send(self, text: str) -> None:
+        """Type something."""
+
+    def receive(self, seconds: float, wanted: str) -> bytes:
+        """Return what the guest says next."""
+
+    def take(self) -> bytes:
+        """Return, and use up, what came and was matched by no `expect`."""
+
+    def put_back(self, text: bytes) -> None:
+        """Have `expect` see something again."""
+
+    def logged(self, size: int) -> bytes:
+        """Return the last bytes of the log."""
+
+    def tail(self, lines: int = ...) -> str:
+        """Return the last lines of the log."""
+
+    def late(self, deadline: Deadline, wanted: str, *, hint: str = "") -> DeadlineError:
+        """Return the error that says what was waited for."""
+
+    def note(self, what: str) -> None:
+        """Write into the lock what this client does."""
+
+
+def wait(line: Line, deadline: Deadline, *, interrupting: bool, before: str = "") -> None:
+    """Wait until a shell answers on the line.
 
     Args:
-        console: Where; what it says is left for `expect`, but for our line and its answer.
+        line: The console; what it says is left for `expect`, but for our line and its answer.
         deadline: Until when.
+        interrupting: Whether a command of an earlier client may be in the foreground, to be ended first.
         before: A command that the shell runs before it answers; it may be run more than once.
 
     Raises:
@@ -114,33 +140,32 @@ def wait(console: Console, deadline: Deadline, *, before: str = "") -> None:
         GuestDiedError: the guest died.
         DeadlineError: no shell answered.
     """
-    unread = console.take()
+    unread = line.take()
     heard = b""
-    question = _Question(interrupting=console.interrupted, before=before)
-    watch = _Watch(console)
+    question = _Question(interrupting=interrupting, before=before)
+    watch = _Watch(line)
     try:
         while (answer := question.answer(heard)) is None:
             # What a client of ours left is no stranger: it needs no look.
-            if watch.quiet() >= max(question.patience, 0.0 if console.interrupted else QUIET[watch.seen]):
+            if watch.quiet() >= max(question.patience, 0.0 if interrupting else QUIET[watch.seen]):
                 if watch.seen in HINTS:
                     raise VmError(
                         f"wanted {WANTED}, found {watch.seen.value}",
                         hint=HINTS[watch.seen],
-                        detail=console.tail(5),
+                        detail=line.tail(5),
                     )
-                question.ask(console)
+                question.ask(line)
                 watch.restart()
-            heard += console.receive(min(STEP, _left(console, deadline)), WANTED)
+            heard += line.receive(min(STEP, _left(line, deadline)), WANTED)
         heard = question.taken_out(heard[:answer]) + heard[answer:]
     finally:
-        console.put_back(unread + heard)
-    console.ready, console.interrupted = True, False
+        line.put_back(unread + heard)
 
 
-def _left(console: Console, deadline: Deadline) -> float:
+def _left(line: Line, deadline: Deadline) -> float:
     if deadline.passed:
         raise deadline.error(
-            WANTED, hint="is the guest stopped by a debugger, or does it still boot?", detail=console.tail(5)
+            WANTED, hint="is the guest stopped by a debugger, or does it still boot?", detail=line.tail(5)
         )
     return deadline.left(WANTED)
 
@@ -148,16 +173,16 @@ def _left(console: Console, deadline: Deadline) -> float:
 class _Watch:
     """What the log shows, and for how long: what is said while we connect is nowhere else."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._text = console.logged(KEPT)
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._text = line.logged(KEPT)
         self.seen = look(self._text)
         # A prompt that stands there as we come is one at once.
         self._since = -math.inf if self.seen is Look.PROMPT else time.monotonic()
 
     def quiet(self) -> float:
         """Return for how many seconds the console has looked as `seen` says."""
-        text = self._console.logged(KEPT)
+        text = self._line.logged(KEPT)
         if text != self._text:
             self._text = text
             self.seen = look(text)
@@ -186,15 +211,15 @@ class _Question:
         self._patience = FIRST_PATIENCE
         self.patience = 0.0
 
-    def ask(self, console: Console) -> None:
+    def ask(self, line: Line) -> None:
         if self._interrupting and not self._interrupted:
-            console.send(framing.INTERRUPT)
+            line.send(framing.INTERRUPT)
             self._interrupted, self.patience = True, INTERRUPT_PATIENCE
             return
         self._interrupted = False
         self._asked += 1
         words = framing.question(self._token, self._asked, agents=self._interrupting, before=self._before)
-        console.send(words)
+        line.send(words)
         self.patience = self._patience
         self._patience = min(2 * self._patience, LAST_PATIENCE)
 

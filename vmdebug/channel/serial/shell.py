@@ -8,23 +8,21 @@ an answer that was torn by other output is seen long before the deadline.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 from vmdebug.channel.log.messages import Denoiser
-from vmdebug.channel.port import PortAddress
-from vmdebug.channel.serial import framing
-from vmdebug.channel.serial.console import EXEC, IDLE, Console
+from vmdebug.channel.serial import framing, ready
 from vmdebug.channel.serial.framing import Answers, Block
-from vmdebug.channel.shell import Output, Streams
-from vmdebug.channel.watch import Debugger
+from vmdebug.channel.serial.ready import Line
+from vmdebug.channel.shell import Output, command_line, shown
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError, VmError
+
+IDLE = "console"
+EXEC = "exec"
+"""The note in the lock of a client, and of one that runs a command."""
 
 FIRST_SILENCE = 0.5
 """Seconds of silence after which the agent is asked whether it is there; each time twice as long."""
@@ -35,94 +33,114 @@ TERM_SECONDS = 0.5
 STARTS = 3
 """How often the agent is started, where a program in the foreground ate what was typed."""
 
-SHOWN = 60
-"""Characters of a command that an error shows."""
-
 LONGEST_ANSWER = 128
 """Bytes of the longest answer but for outputs."""
 
 NOT_FOUND = 127
 """Status of a shell that does not find a program."""
 
-INPUT_PIECE = 32768
-"""Bytes of input that a command line carries; more goes into a file of the guest's first."""
-
 ROUND = 32
 """Blocks that are asked for at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExecResult:
-    """What a command left: its outputs, byte for byte, and its status (128 + N: signal N ended it)."""
-
-    stdout: bytes
-    stderr: bytes
-    status: int
-
-
-def execute(console: Console, command: str | Sequence[str], *, deadline: Deadline) -> ExecResult:
-    """Run a command in the guest.
-
-    It runs as `sh -c COMMAND` below the console's shell, in that shell's directory and
-    environment, in a session of its own without a terminal, its input /dev/null. What it
-    leaves in the background goes on. Kernel messages of the time stay for `Console.expect`.
+class LineShell:
+    """The shell on a console: whether it is at its prompt, and the command that it runs.
 
     Args:
-        console: An open console whose shell is at its prompt, see `Console.wait_ready`.
-        command: A line of shell, or an argv.
-        deadline: When it is ended, with its process group.
-
-    Raises:
-        UsageError: the command is empty or holds a NUL.
-        VmError: the command killed the shell it ran in; or the guest lacks what this takes, a
-            directory to write to or a program.
-        GuestDiedError: the guest died.
-        DeadlineError: it took too long; it has been ended, and the console is at its prompt,
-            unless the message says otherwise.
+        line: The console.
     """
-    return begin(console, command, deadline=deadline).result(deadline)
 
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.ready = False
+        """Whether the shell has answered on this connection."""
+        self.interrupted = False
+        """Whether a command may be in the foreground that nobody waits for."""
+        self.running: Running | None = None
+        """The command whose result nobody has heard."""
 
-def begin(console: Console, command: str | Sequence[str], *, deadline: Deadline) -> Running:
-    """Set a command going in the guest, and leave it going; see `execute`.
+    @property
+    def unfinished(self) -> bool:
+        """Whether the next client finds a command in the foreground."""
+        return self.interrupted or self.running is not None
 
-    The console is the command's until its result has been heard; one begun before is heard out first.
+    def forget(self) -> None:
+        """Take note that the guest is an earlier one, or that the connection has ended."""
+        self.ready = self.interrupted = False
+        self.running = None
 
-    Args:
-        console: An open console whose shell is at its prompt.
-        command: A line of shell, or an argv.
-        deadline: For setting it going.
+    def wait_ready(self, deadline: Deadline, *, before: str = "") -> None:
+        """Wait until the shell answers; return at once where it has answered already.
 
-    Raises:
-        VmdebugError: as in `execute`.
-    """
-    text = framing.shell_text(command)
-    if console.running is not None:
-        console.running.result(deadline)
-    if console.interrupted:
-        console.ready = False
-        console.wait_ready(deadline)
-    unread = console.take()
-    talk = _Talk(console, deadline, command if isinstance(command, str) else " ".join(command))
-    console.note(EXEC)
-    running = Running(console, talk, unread)
-    with running.ended_by_errors():
-        talk.begin(text)
-    console.running = running
-    return running
+        Args:
+            deadline: Until when.
+            before: A command that it runs before it answers; it prints nothing and may be run twice.
+
+        Raises:
+            VmError: somebody else reads the console, who wants a password or a decision.
+            GuestDiedError: the guest died.
+            DeadlineError: no shell answered.
+        """
+        if not self.ready:
+            ready.wait(self.line, deadline, interrupting=self.interrupted, before=before)
+            self.ready, self.interrupted = True, False
+
+    def execute(self, command: str | Sequence[str] | bytes, *, deadline: Deadline) -> Output:
+        """Run a command in the guest.
+
+        It runs as `sh -c COMMAND` below the console's shell, in that shell's directory and environment, in a
+        session of its own without a terminal, with /dev/null as its input. Its background processes continue.
+        Kernel messages that arrive meanwhile stay for `Console.expect`.
+
+        Args:
+            command: A line of shell, an argv, or what `command_line` returned.
+            deadline: When it is ended, with its process group.
+
+        Raises:
+            UsageError: the command is empty or holds a NUL.
+            VmError: the command killed the shell it ran in; or the guest lacks what this takes, a
+                directory to write to or a program.
+            GuestDiedError: the guest died.
+            DeadlineError: it took too long; it has been ended, and the console is at its prompt,
+                unless the message says otherwise.
+        """
+        return self.begin(command, deadline=deadline).result(deadline)
+
+    def begin(self, command: str | Sequence[str] | bytes, *, deadline: Deadline) -> Running:
+        """Start a command in the guest; see `execute`.
+
+        The console is the command's until its result has been heard; one begun before is heard out first.
+
+        Raises:
+            VmdebugError: as in `execute`.
+        """
+        text = command if isinstance(command, bytes) else command_line(command)
+        if self.running is not None:
+            self.running.result(deadline)
+        if self.interrupted:
+            self.ready = False
+            self.wait_ready(deadline)
+        unread = self.line.take()
+        talk = _Talk(self, deadline, text)
+        self.line.note(EXEC)
+        running = Running(self, talk, unread)
+        with running.ended_by_errors():
+            talk.begin(text)
+        self.running = running
+        return running
 
 
 class Running:
     """A command that runs in the guest; made by `begin`."""
 
-    def __init__(self, console: Console, talk: _Talk, unread: bytes) -> None:
-        self._console = console
+    def __init__(self, shell: LineShell, talk: _Talk, unread: bytes) -> None:
+        self._shell = shell
         self._talk = talk
         self._unread = unread
-        self._result: ExecResult | None = None
+        self._result: Output | None = None
         self._failure: BaseException | None = None
 
-    def result(self, deadline: Deadline) -> ExecResult:
+    def result(self, deadline: Deadline) -> Output:
         """Wait for its end; return what it left, also when it is asked again.
 
         Args:
@@ -154,7 +172,7 @@ class Running:
         try:
             yield
         except BaseException as error:
-            if isinstance(error, StateError) and self._console.running is self:
+            if isinstance(error, StateError) and self._shell.running is self:
                 raise
             self._failure = error
             self._talk.abandon(error)
@@ -162,12 +180,12 @@ class Running:
             raise
 
     def _close(self) -> None:
-        console = self._console
-        if console.running is self:
-            console.running = None
-        console.put_back(self._unread + b"".join(self._talk.noise))
+        shell = self._shell
+        if shell.running is self:
+            shell.running = None
+        shell.line.put_back(self._unread + b"".join(self._talk.noise))
         # A command that could not be ended is the next client's to end.
-        console.note(EXEC if console.interrupted else IDLE)
+        shell.line.note(EXEC if shell.interrupted else IDLE)
 
 
 class _LostError(VmError):
@@ -178,15 +196,16 @@ class _Talk:
     """One command's conversation with an agent.
 
     Args:
-        console: Where.
+        shell: The shell that starts the agent.
         deadline: For all of it.
         command: The command, for errors.
     """
 
-    def __init__(self, console: Console, deadline: Deadline, command: str) -> None:
-        self._console = console
+    def __init__(self, shell: LineShell, deadline: Deadline, command: bytes) -> None:
+        self._shell = shell
+        self._line = shell.line
         self._deadline = deadline
-        self._shown = f"`{command[:SHOWN]}…`" if len(command) > SHOWN else f"`{command}`"
+        self._shown = shown(command)
         self._denoiser = Denoiser()
         self._token = framing.token()
         self._answers = Answers.of(self._token)
@@ -196,7 +215,7 @@ class _Talk:
         self._torn = 0
         self._agent = False
         self._ended: re.Match[bytes] | None = None
-        self._result: ExecResult | None = None
+        self._result: Output | None = None
         self._leaving = False
 
     @property
@@ -216,7 +235,7 @@ class _Talk:
             typed = ""
         self._say(typed + last.lines + framing.run(umask))
 
-    def result(self, deadline: Deadline) -> ExecResult:
+    def result(self, deadline: Deadline) -> Output:
         """Return the command's result; one that was cut short by a stop of the guest goes on where it was."""
         self._deadline = deadline
         if self._ended is None:
@@ -226,7 +245,7 @@ class _Talk:
             raise VmError(f"{self._shown} killed the shell that waited for it", hint=_UNKNOWN)
         if self._result is None:
             sent = self._ended[2].decode()
-            self._result = ExecResult(self._output("o", sent), self._output("e", sent), int(self._ended[1]))
+            self._result = Output(self._output("o", sent), self._output("e", sent), int(self._ended[1]))
         if self._result.status == NOT_FOUND and framing.NO_SETSID.search(self._result.stderr):
             raise VmError("the guest has no setsid", hint=_TOOLS)
         if not self._leaving:
@@ -241,17 +260,17 @@ class _Talk:
         if isinstance(error, GuestDiedError):
             return
         if isinstance(error, StateError):
-            self._console.interrupted = True  # it can only be ended once the guest runs again
+            self._shell.interrupted = True  # it can only be ended once the guest runs again
             return
         try:
             if isinstance(error, _LostError):
-                self._console.send(framing.remove(self._token))
+                self._line.send(framing.remove(self._token))
             elif not self._agent:
-                self._console.send(framing.LEAVE_LATER)
+                self._line.send(framing.LEAVE_LATER)
             else:
                 self._interrupt()
         except VmdebugError:
-            self._console.interrupted = True
+            self._shell.interrupted = True
             if isinstance(error, VmdebugError):
                 error.hint = _HANGS
 
@@ -265,7 +284,7 @@ class _Talk:
                 continue
             self._agent = True
             return umask
-        raise VmError("the guest's shell does not start `sh`", detail=self._console.tail(10))
+        raise VmError("the guest's shell does not start `sh`", detail=self._line.tail(10))
 
     def _output(self, file: str, sent: str) -> bytes:
         """Return an output of those that were sent; fetched again where it did not come whole."""
@@ -314,11 +333,11 @@ class _Talk:
 
     def _interrupt(self) -> None:
         """End the command and the agent."""
-        self._console.send(framing.INTERRUPT)
+        self._line.send(framing.INTERRUPT)
         try:
             self._hear(self._answers.gone, "the command to end", deadline=Deadline.after(TERM_SECONDS))
         except DeadlineError:
-            self._console.send(framing.INTERRUPT)
+            self._line.send(framing.INTERRUPT)
             self._hear(self._answers.gone, "the command to end", deadline=Deadline.after(TERM_SECONDS))
 
     def _ask(self, lines: str, question: str, answer: re.Pattern[bytes]) -> re.Match[bytes]:
@@ -327,7 +346,7 @@ class _Talk:
         return self._hear(answer, "the guest's shell to answer", question)
 
     def _say(self, lines: str) -> None:
-        self._console.send(lines)
+        self._line.send(lines)
 
     def _hear(
         self, answer: re.Pattern[bytes], wanted: str, again: str = "", *, deadline: Deadline | None = None
@@ -349,14 +368,14 @@ class _Talk:
             # The beginning of an answer may be at the end of what was heard.
             searched = max(searched, len(self._heard) - LONGEST_ANSWER)
             if deadline.passed:
-                raise self._console.late(deadline, wanted, hint=_HINTS.get(wanted, ""))
+                raise self._line.late(deadline, wanted, hint=_HINTS.get(wanted, ""))
             if ask_at.passed:
                 self._asked += 1
                 self._say(framing.are_you_there(self._token, self._asked))
                 silence *= 2
                 ask_at = Deadline.after(silence)
             soonest = min(deadline.at, ask_at.at) - time.monotonic()
-            if clean := self._denoiser.feed(self._console.receive(max(0.0, soonest), wanted)):
+            if clean := self._denoiser.feed(self._line.receive(max(0.0, soonest), wanted)):
                 self._heard += clean
                 ask_at = Deadline.after(silence)
         self._used = found.end()
@@ -378,121 +397,6 @@ class _Talk:
             if int(idle[1]) == self._asked and self._torn < self._asked:
                 self._torn = self._asked
                 self._say(again)
-
-
-class SerialShell:
-    """Runs commands by the shell on the console, one at a time.
-
-    Args:
-        address: The console's socket and its lock.
-        log: Its log.
-        owner: Has the console of this process, where that is open, and the debugger.
-    """
-
-    def __init__(self, address: PortAddress, log: Path, *, owner: Owner) -> None:
-        self._address = address
-        self._log = log
-        self._owner = owner
-
-    def begin(self, line: bytes, streams: Streams, *, deadline: Deadline) -> SerialRunning:
-        """Start a command; see `Shell.begin`. A descriptor of its input is read up to its end first."""
-        with contextlib.ExitStack() as held:
-            console = self._owner.console
-            if console is None:
-                console = Console(self._address.socket, self._address.lock, self._log)
-                held.enter_context(console)
-            console.meanwhile = self._owner.debugger
-            console.wait_ready(deadline)
-            text = _with_input(console, line, input_of(streams), deadline)
-            running = begin(console, text.decode("utf-8", "surrogateescape"), deadline=deadline)
-            return SerialRunning(running, held.pop_all(), streams)
-
-    def wait_ready(self, deadline: Deadline, *, before: str = "") -> None:
-        """Wait until the shell answers.
-
-        Args:
-            deadline: Until when.
-            before: A command that it runs before it answers; it prints nothing and may be run twice.
-
-        Raises:
-            VmdebugError: as `Console.wait_ready`.
-        """
-        with contextlib.ExitStack() as held:
-            console = self._owner.console
-            if console is None:
-                console = Console(self._address.socket, self._address.lock, self._log)
-                held.enter_context(console)
-            console.wait_ready(deadline, before=before)
-
-
-def input_of(streams: Streams) -> bytes | None:
-    """Return a command's whole input; a descriptor is read up to its end."""
-    if not isinstance(streams.stdin, int):
-        return streams.stdin
-    with os.fdopen(os.dup(streams.stdin), "rb") as stream:
-        return stream.read()
-
-
-def _with_input(console: Console, line: bytes, data: bytes | None, deadline: Deadline) -> bytes:
-    """Return a command that brings its input: in itself, or in a file that was written in pieces before."""
-    if data is None:
-        return line
-    if len(data) <= INPUT_PIECE:
-        return framing.with_input(line, data)
-    found = execute(console, "mktemp", deadline=deadline)
-    if found.status != 0:
-        raise VmError(
-            "the guest has no file for the command's input", detail=found.stderr.decode(errors="replace")
-        )
-    file = found.stdout.strip()
-    for start in range(0, len(data), INPUT_PIECE):
-        piece = framing.with_input(b"cat >>" + file, data[start : start + INPUT_PIECE])
-        execute(console, piece.decode("utf-8", "surrogateescape"), deadline=deadline)
-    return b"{ rm " + file + b"\n" + line + b"\n} <" + file
-
-
-class Owner(Protocol):
-    """Who has the console of this process."""
-
-    console: Console | None
-    debugger: Debugger | None
-
-
-class SerialRunning:
-    """A command that runs over the serial line.
-
-    Args:
-        running: It.
-        held: The console, where it was opened for the command.
-        streams: Its streams; what it writes comes once it has ended.
-    """
-
-    def __init__(self, running: Running, held: contextlib.ExitStack, streams: Streams) -> None:
-        self._running = running
-        self._held = held
-        self._streams = streams
-
-    def result(self, deadline: Deadline) -> Output:
-        """Wait for its end; see `channel.shell.Running.result`."""
-        try:
-            done = self._running.result(deadline)
-        except StateError:
-            raise  # the command goes on with the guest
-        except BaseException:
-            self._held.close()
-            raise
-        self._held.close()
-        outputs = []
-        for data, sink in ((done.stdout, self._streams.stdout), (done.stderr, self._streams.stderr)):
-            if sink is not None and data:
-                sink(data)
-            outputs.append(data if sink is None else b"")
-        return Output(outputs[0], outputs[1], done.status)
-
-    def cancel(self) -> None:
-        """End it; see `channel.shell.Running.cancel`."""
-        self._running.cancel()
-        self._held.close()
 
 
 _FREE = "the guest's shell to take a command"

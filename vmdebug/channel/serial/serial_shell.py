@@ -1,0 +1,135 @@
+"""Commands by the shell on the console: the way into a guest where no agent answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Protocol
+
+from vmdebug.channel.port import PortAddress
+from vmdebug.channel.serial import framing
+from vmdebug.channel.serial.console import Console
+from vmdebug.channel.serial.shell import Running
+from vmdebug.channel.shell import Output, Streams
+from vmdebug.channel.watch import Debugger
+from vmdebug.deadline import Deadline
+from vmdebug.errors import StateError, VmError
+
+INPUT_PIECE = 32768
+"""Bytes of input that a command line carries; more goes into a file of the guest's first."""
+
+
+class SerialShell:
+    """Runs commands by the shell on the console, one at a time.
+
+    Args:
+        address: The console's socket and its lock.
+        log: Its log.
+        owner: Has the console of this process, where that is open, and the debugger.
+    """
+
+    def __init__(self, address: PortAddress, log: Path, *, owner: Owner) -> None:
+        self._address = address
+        self._log = log
+        self._owner = owner
+
+    def begin(self, line: bytes, streams: Streams, *, deadline: Deadline) -> SerialRunning:
+        """Start a command; see `Shell.begin`. A descriptor of its input is read up to its end first."""
+        with contextlib.ExitStack() as held:
+            console = self._owner.console
+            if console is None:
+                console = Console(self._address.socket, self._address.lock, self._log)
+                held.enter_context(console)
+            console.debugger = self._owner.debugger
+            console.shell.wait_ready(deadline)
+            text = _with_input(console, line, input_of(streams), deadline)
+            running = console.shell.begin(text, deadline=deadline)
+            return SerialRunning(running, held.pop_all(), streams)
+
+    def wait_ready(self, deadline: Deadline, *, before: str = "") -> None:
+        """Wait until the shell answers.
+
+        Args:
+            deadline: Until when.
+            before: A command that it runs before it answers; it prints nothing and may be run twice.
+
+        Raises:
+            VmdebugError: as `Console.wait_ready`.
+        """
+        with contextlib.ExitStack() as held:
+            console = self._owner.console
+            if console is None:
+                console = Console(self._address.socket, self._address.lock, self._log)
+                held.enter_context(console)
+            console.shell.wait_ready(deadline, before=before)
+
+
+def input_of(streams: Streams) -> bytes | None:
+    """Return a command's whole input; a descriptor is read up to its end."""
+    if not isinstance(streams.stdin, int):
+        return streams.stdin
+    with os.fdopen(os.dup(streams.stdin), "rb") as stream:
+        return stream.read()
+
+
+def _with_input(console: Console, line: bytes, data: bytes | None, deadline: Deadline) -> bytes:
+    """Return a command that brings its input: in itself, or in a file that was written in pieces before."""
+    if data is None:
+        return line
+    if len(data) <= INPUT_PIECE:
+        return framing.with_input(line, data)
+    found = console.shell.execute("mktemp", deadline=deadline)
+    if found.status != 0:
+        raise VmError(
+            "the guest has no file for the command's input", detail=found.stderr.decode(errors="replace")
+        )
+    file = found.stdout.strip()
+    for start in range(0, len(data), INPUT_PIECE):
+        piece = framing.with_input(b"cat >>" + file, data[start : start + INPUT_PIECE])
+        console.shell.execute(piece, deadline=deadline)
+    return b"{ rm " + file + b"\n" + line + b"\n} <" + file
+
+
+class Owner(Protocol):
+    """Who has the console of this process."""
+
+    console: Console | None
+    debugger: Debugger | None
+
+
+class SerialRunning:
+    """A command that runs over the serial line.
+
+    Args:
+        running: It.
+        held: The console, where it was opened for the command.
+        streams: Its streams; what it writes comes once it has ended.
+    """
+
+    def __init__(self, running: Running, held: contextlib.ExitStack, streams: Streams) -> None:
+        self._running = running
+        self._held = held
+        self._streams = streams
+
+    def result(self, deadline: Deadline) -> Output:
+        """Wait for its end; see `channel.shell.Running.result`."""
+        try:
+            done = self._running.result(deadline)
+        except StateError:
+            raise  # the command goes on with the guest
+        except BaseException:
+            self._held.close()
+            raise
+        self._held.close()
+        outputs = []
+        for data, sink in ((done.stdout, self._streams.stdout), (done.stderr, self._streams.stderr)):
+            if sink is not None and data:
+                sink(data)
+            outputs.append(data if sink is None else b"")
+        return Output(outputs[0], outputs[1], done.status)
+
+    def cancel(self) -> None:
+        """End it; see `channel.shell.Running.cancel`."""
+        self._running.cancel()
+        self._held.close()
