@@ -279,6 +279,15 @@ detector report the time for which the guest was stopped.
 """
 
 
+LOUD = "ignore_loglevel"
+"""The parameter that brings every message of the kernel to the console, also after `dmesg -n 1`.
+
+A kernel that is not to be heard cannot be heard to warn. See ignore_loglevel in kernel-parameters.txt.
+"""
+
+LOUDNESS = ("quiet", "loglevel", LOUD)
+"""Parameters by which the user chooses what the console shows: then `LOUD` is not added."""
+
 BAUD = 115200
 """Speed of the serial console, in bit/s.
 
@@ -297,7 +306,9 @@ def parameters(row: Arch, *, kaslr: bool, append: str) -> tuple[str, ...]:
     """
     slide = () if kaslr else ("nokaslr",)
     console = f"console={row.console},{BAUD}"
-    return (console, *slide, *SANE_WHEN_STOPPED, *row.parameters, *append.split())
+    said = append.split()
+    loud = () if any(word.partition("=")[0] in LOUDNESS for word in said) else (LOUD,)
+    return (console, *slide, *SANE_WHEN_STOPPED, *loud, *row.parameters, *said)
 
 
 _MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)

@@ -46,6 +46,15 @@ def test_ours_come_before_the_users_parameters() -> None:
     assert ours[-2:] == ("quiet", "nowatchdog=0")
 
 
+@pytest.mark.parametrize(
+    ("append", "loud"),
+    [("", True), ("ro", True), ("quiet", False), ("loglevel=4", False), (guest.LOUD, False)],
+)
+def test_the_console_shows_every_message_unless_the_user_chooses(append: str, loud: bool) -> None:
+    ours = guest.parameters(by_name("x86_64"), kaslr=False, append=append)
+    assert (guest.LOUD in ours[: len(ours) - len(append.split())]) == loud
+
+
 def test_kaslr_stays_on_when_asked_for() -> None:
     assert "nokaslr" not in guest.parameters(by_name("x86_64"), kaslr=True, append="")
 
