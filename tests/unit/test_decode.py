@@ -147,6 +147,9 @@ def test_a_bare_address_is_moved_back_by_what_kaslr_moved_it(kernel: Kernel, sai
         " nowhere+0x1/0x2\n",
         " outer+0x0/0x40 [no_such_module]\n",
         " [<ffffffffdeadbeef>]\n",
+        " outer+0x41/0x40\n",  # behind its end
+        " outer+0x2/0x4\n",  # smaller than it is
+        " outer+0x900/0x1000\n",  # in another function of this build
     ],
 )
 def test_what_cannot_be_found_stays_as_it_is(kernel: Kernel, text: str) -> None:

@@ -107,10 +107,12 @@ def _spot(found: re.Match[str], binaries: _Binaries, slide: int) -> _Spot | None
     before = found.string[found.string.rfind("\n", 0, found.start()) + 1 : found.start()]
     if found["address"]:
         return _Spot("", "", int(found["address"], 16) - slide - 1)
-    offset = int(found["offset"], 16)
+    offset, size = int(found["offset"], 16), int(found["size"], 16)
+    if offset > size:
+        return None  # of no function: a character was lost or doubled on the way
     module = (found["module"] or "").replace("-", "_")
-    symbol = binaries.symbols(module).find(found["name"], int(found["size"], 16))
-    if symbol is None:
+    symbol = binaries.symbols(module).find(found["name"], size)
+    if symbol is None or not binaries.symbols(module).reaches(symbol, offset):
         return None
     returned = offset > 0 and _RETURNS.search(before) is not None
     return _Spot(module, symbol.section if module else "", symbol.address + offset - returned)
@@ -123,14 +125,23 @@ def _shown(lines: list[_Line]) -> str:
 
 
 class _Symbol(NamedTuple):
+    """A symbol.
+
+    Args:
+        section: Its section.
+        address: Its address there.
+        least: Its own size in bytes, which the size that kallsyms gives it is at least; 0 where it has none.
+    """
+
     section: str
     address: int
+    least: int = 0
 
 
 class _Symbols:
     """A file's symbols, as `objdump -t` prints them. Only the rows that are asked for are parsed."""
 
-    _ROW = re.compile(r"([0-9a-f]+) .{7} (\S+)\t[0-9a-f]+ ")
+    _ROW = re.compile(r"([0-9a-f]+) .{7} (\S+)\t([0-9a-f]+) ")
 
     def __init__(self, table: str) -> None:
         self._rows: dict[str, list[str]] = defaultdict(list)
@@ -138,15 +149,28 @@ class _Symbols:
             self._rows[row[row.rfind(" ") + 1 :]].append(row)
 
     def find(self, name: str, size: int) -> _Symbol | None:
-        """Return the symbol of a name. If there are several, return the one of that size in kallsyms."""
+        """Return the symbol of a name that can have a size; 0 for any.
+
+        If there are several, return the one of that size in kallsyms. A size that none can have is of another
+        build, or was garbled on the way: None.
+        """
         named = self._parsed(self._rows.get(name, ()))
+        if size:
+            named = [each for each in named if each.least <= size]
         if len(named) > 1:
             named = [each for each in named if self._size(each) == size] or named
         return named[0] if named else None
 
+    def reaches(self, symbol: _Symbol, offset: int) -> bool:
+        """Say whether an offset can be in a symbol's function, the padding behind it included."""
+        return not symbol.least or offset <= symbol.least or offset <= self._size(symbol)
+
     def _parsed(self, rows: Iterable[str]) -> list[_Symbol]:
         found = filter(None, map(self._ROW.match, rows))
-        return [_Symbol(section, int(address, 16)) for address, section in (each.groups() for each in found)]
+        return [
+            _Symbol(section, int(address, 16), int(size, 16))
+            for address, section, size in (each.groups() for each in found)
+        ]
 
     def _size(self, symbol: _Symbol) -> int:
         # kallsyms has no sizes: a symbol reaches to the next one; see get_symbol_pos in kernel/kallsyms.c.
