@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import gdb
@@ -10,6 +11,7 @@ import vmd_early
 import vmd_guest
 import vmd_identity
 import vmd_kgdb
+import vmd_monitor
 
 USE_ITS_OWN = "load the guest's own vmlinux, or continue anyway: --force"
 
@@ -45,6 +47,8 @@ class Connect(gdb.Command):
             vmd_batch.fail(f"cannot connect to the guest at {argument}: {error}\nis it running?")
         if vmd_kgdb.on():
             vmd_kgdb.select_running()
+        if not vmd_kgdb.on():
+            _tell_dead()
         if vmd_guest.has_vmlinux():
             _settle()
         if vmd_kgdb.stuck_later():
@@ -54,6 +58,22 @@ class Connect(gdb.Command):
             )
         if vmd_kgdb.on():
             gdb.execute("frame")
+
+
+_DEAD = {
+    "guest-panicked": "the guest has panicked; its last words: vmd-dmesg 40",
+    "internal-error": "QEMU cannot run the guest any more: its state is internal-error",
+}
+"""QEMU's run states of a guest that has died; see `RunState` of qemu-qmp-ref."""
+
+
+def _tell_dead() -> None:
+    """Say so where the guest has died: its console need not show it."""
+    with contextlib.suppress(gdb.error):  # another gdbstub than QEMU's has no monitor
+        said = " ".join(vmd_monitor.ask("info status"))
+        for state, words in _DEAD.items():
+            if f"({state})" in said:
+                vmd_batch.say(words)
 
 
 def _keep_lock() -> None:

@@ -10,6 +10,7 @@ from typing import Self
 
 import pytest
 
+from tests.unit import cli_doubles
 from vmdebug import cli
 from vmdebug.cli import trace as verb
 from vmdebug.trace.collector import Batch, Feature
@@ -56,6 +57,7 @@ class Session:
     notes = ("symbols of another build",)
 
     def __init__(self, made_up: MadeUp) -> None:
+        self.vm = cli_doubles.machine("vm")
         self.made_up = made_up
         self.closed = False
         self.forced = False

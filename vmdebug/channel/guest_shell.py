@@ -39,15 +39,19 @@ class GuestShell:
     Args:
         ways: Where the ways into it are.
         check: Raises StateError where the guest does not run.
+        cause: Returns how the guest died; "" while it lives.
     """
 
-    def __init__(self, ways: Ways, *, check: Callable[[], None]) -> None:
+    def __init__(
+        self, ways: Ways, *, check: Callable[[], None], cause: Callable[[], str] = lambda: ""
+    ) -> None:
         self.console: Console | None = None
         """The console, where this process has it open: commands over the serial line go through it."""
         self.debugger: Debugger | None = None
         """The debugger of this process that may stop the guest."""
         self._ways = ways
         self._check = check
+        self._cause = cause
         self._found: Found | None = None
         self._shell: Shell | None = None
         self._running: list[Job] = []
@@ -158,7 +162,7 @@ class GuestShell:
             job.cancel()
 
     def _watch(self) -> Watch:
-        return Watch(self._ways.log, self.debugger)
+        return Watch(self._ways.log, self.debugger, cause=self._cause)
 
     def _shell_by(self, kind: Kind) -> Shell:
         ways = self._ways

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -18,6 +19,9 @@ from vmdebug.errors import GuestDiedError
 
 FIRST_SECONDS = 0.1
 """How long an answer is waited for before the console's log is followed: most come within milliseconds."""
+
+FIRST_SILENCE_SECONDS, LAST_SILENCE_SECONDS = 1.0, 8.0
+"""After how long a silence QEMU is asked whether the guest lives; each next one may be twice as long."""
 
 LAST_WORDS_SECONDS = 0.5
 """How long a dying guest may take to finish its last words, for the error."""
@@ -43,11 +47,17 @@ class Watch:
     Args:
         log: The console's log; what is in it already tells of no death.
         debugger: What may stop the guest.
+        cause: Asks QEMU how the guest died; "" while it lives. The log need not say: it may be full.
     """
 
-    def __init__(self, log: Path, debugger: Debugger | None = None) -> None:
+    def __init__(
+        self, log: Path, debugger: Debugger | None = None, *, cause: Callable[[], str] = lambda: ""
+    ) -> None:
         self.log = log
         self.debugger = debugger
+        self._cause = cause
+        self._silent = FIRST_SILENCE_SECONDS
+        self._ask_at = math.inf
         self._held = contextlib.ExitStack()
         self._open: tuple[IO[bytes], Growth] | None = None
         self._seen = b""
@@ -70,8 +80,28 @@ class Watch:
 
         Raises:
             StateError: a debugger has stopped the guest.
-            GuestDiedError: the console's log says that the guest has died.
+            GuestDiedError: the console's log or QEMU says that the guest has died.
         """
+        ready = self._wait(descriptors, seconds, wanted)
+        if ready:
+            self._ask_at = math.inf
+        else:
+            self._ask(wanted)
+        return ready
+
+    def _ask(self, wanted: str) -> None:
+        """Ask QEMU after each longer silence."""
+        now = time.monotonic()
+        if self._ask_at == math.inf:
+            self._silent = FIRST_SILENCE_SECONDS
+            self._ask_at = now + self._silent
+        elif now >= self._ask_at:
+            if cause := self._cause():
+                raise self.died(wanted, cause)
+            self._silent = min(2 * self._silent, LAST_SILENCE_SECONDS)
+            self._ask_at = now + self._silent
+
+    def _wait(self, descriptors: Mapping[int, int], seconds: float, wanted: str) -> frozenset[int]:
         if self._open is None:
             # A quick answer is not worth two more descriptors.
             ready = self._poll(descriptors, min(seconds, FIRST_SECONDS))
@@ -100,10 +130,15 @@ class Watch:
                 growth.seen()
                 if not growth.wait(end.remaining):
                     break
-        cause = cause or death.cause_in_log(self.tail_bytes()) or "QEMU has ended"
+        told = death.cause_in_log(self.tail_bytes())
+        cause = told or cause or "QEMU has ended"
+        name = self.log.parent.name
+        # What the log does not say, the kernel's own log in guest memory does.
+        verb = "log" if told or cause == "QEMU has ended" else "dmesg"
+        hint = f"`vmdebug {verb} {name}` shows all that it said"
         return GuestDiedError(
             f"the guest died while vmdebug waited for {wanted}: {cause}",
-            hint=f"`vmdebug log {self.log.parent.name}` shows all that it said",
+            hint=hint,
             detail=self.tail(),
         )
 

@@ -111,7 +111,7 @@ def attach(
     if kgdb is None:
         kgdb_line.refuse_without(baud=baud, guest=guest, target_host=target_host)
         _refuse(until=until, timeout=timeout, share=share, batch=batch)
-        _to_vm(name, attachment)
+        _to_vm(name, attachment, until=until)
     else:
         kgdb_line.refuse(name=name, until=until, timeout=timeout, share=share)
         nix_words = options.nix_words(override_input, impure, nix_arg)
@@ -126,17 +126,20 @@ def _refuse(*, until: str | None, timeout: float | None, share: bool, batch: boo
         raise UsageError("--share and --batch cannot both be given", hint="leave --share out")
 
 
-def _to_vm(name: str | None, attachment: Callable[..., Attachment]) -> NoReturn:
+def _to_vm(name: str | None, attachment: Callable[..., Attachment], *, until: str | None) -> NoReturn:
     """Run GDB on a VM, in place of this process.
 
     Args:
         name: The VM; None for the only one.
         attachment: Makes the attachment, given what belongs to the VM.
+        until: Where the guest has to run to first, if anywhere.
     """
     from vmdebug import vm
     from vmdebug.debugger import interactive
 
     machine = vm.find(name)
+    if until is not None:
+        machine.check_alive("--until")
     state = machine.state
     wanted = attachment(
         endpoint=state.gdb,

@@ -79,6 +79,7 @@ def trace(
     name, probes = _places(words)
     asked = wanted(probes, when=when, count=count, backtrace=backtrace, ret=ret)
     with session.attach(name, force=force) as attached, interrupts() as over:
+        attached.vm.check_alive("trace")
         with render.step(render.SYMBOLS):
             collector = attached.collector()
         put_batches(FORMATS[chosen](), batches(attached, hits := Trace(collector, asked), over, timeout))

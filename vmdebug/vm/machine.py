@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from vmdebug.vm.qmp import Qmp
     from vmdebug.vm.snapshot import Snapshot
 
-Status = Literal["halted", "running", "paused", "panicked", "exited"]
-"""halted: stopped at the reset vector. paused: stopped elsewhere, by GDB or QEMU. exited: QEMU has ended."""
+Status = Literal["halted", "running", "paused", "panicked", "failed", "exited"]
+"""halted: stopped at the reset vector. paused: stopped elsewhere, by GDB or QEMU. failed: QEMU cannot run the
+guest any more, as where KVM fails. exited: QEMU has ended."""
 
 EndedBy = Literal["gone", "quit", "SIGTERM", "SIGKILL"]
 """What ended a VM. "gone": it had ended before; "quit": QMP's command."""
@@ -47,10 +48,18 @@ _RESUME = {
 }
 """How a guest that does not run is set running, by its status."""
 
+_DEATHS: dict[str, str] = {
+    "panicked": "the kernel panicked",
+    "failed": "QEMU cannot run it any more: its state is internal-error",
+    "exited": "QEMU has ended",
+}
+"""How a guest died, by its status."""
+
 _RUNSTATES: dict[str, Status] = {
     "prelaunch": "halted",
     "running": "running",
     "guest-panicked": "panicked",
+    "internal-error": "failed",
     "shutdown": "exited",
 }
 
@@ -205,7 +214,7 @@ class Vm:
         if self._shell is None:
             from vmdebug.channel.guest_shell import GuestShell  # noqa: PLC0415 - `status` needs none
 
-            self._shell = GuestShell(self.rundir.ways, check=self.check_running)
+            self._shell = GuestShell(self.rundir.ways, check=self.check_running, cause=self.cause_of_death)
         return self._shell
 
     def check_running(self, call: str = "exec") -> None:
@@ -223,6 +232,28 @@ class Vm:
                 f"{call} needs a running guest, and {self.name} is {status}",
                 hint=_RESUME.get(status, "start a new one").format(name=self.name),
             )
+
+    def check_alive(self, call: str) -> None:
+        """Raise where the guest has died.
+
+        Args:
+            call: What needs it, for the error.
+
+        Raises:
+            StateError: it has.
+        """
+        if cause := self.cause_of_death():
+            raise StateError(
+                f"{call} needs a guest that lives, and {self.name} does not: {cause}",
+                hint=f"its last words: vmdebug dmesg {self.name}; a new start: vmdebug restart {self.name}",
+            )
+
+    def cause_of_death(self) -> str:
+        """Return how the guest died; "" while it lives, or QEMU does not say."""
+        try:
+            return _DEATHS.get(self.status(), "")
+        except DeadlineError:
+            return ""
 
     def snapshot(self, tag: str, *, timeout: float = SNAPSHOT_SECONDS) -> None:
         """Take a snapshot; a running guest continues after it, a stopped one stays stopped.
