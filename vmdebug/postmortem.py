@@ -160,6 +160,8 @@ def _titles(troubles: tuple[Trouble, ...]) -> list[str]:
     return titles
 
 
+_INTERLEAVED = "interleaved with what another CPU printed; CONFIG_PRINTK_CALLER tells them apart\n"
+
 _BETWEEN = "\n\f\n"
 
 
@@ -168,7 +170,7 @@ def _told(troubles: tuple[Trouble, ...], kernel: Kernel) -> list[Section]:
 
     They have a deadline of their own, because they are read first.
     """
-    texts = [trouble.text for trouble in troubles]
+    texts = [_INTERLEAVED * trouble.interleaved + trouble.text for trouble in troubles]
     deadline = Deadline.after(PART_SECONDS)
     try:
         texts = decode.decode(_BETWEEN.join(texts), kernel, deadline).split(_BETWEEN) if texts else []

@@ -34,7 +34,8 @@ _DESTINATIONS = (
 _RUN = pytest.StashKey["Run"]()
 
 _MARKER = (
-    "vmdebug(guest=…, kernel=…, halt=…, append=…, kaslr=…, memory=…, cpus=…, allow=[KIND, …], timeout=…):"
+    "vmdebug(guest=…, kernel=…, halt=…, append=…, kaslr=…, memory=…, cpus=…, allow=[KIND, …],"
+    " kmemleak=…, timeout=…):"
     " the guest of this test. KIND is a kernel message that does not fail it: panic, oops, bug, warn,"
     " lockdep, kasan, hung_task, rcu_stall, …"
 )

@@ -463,7 +463,9 @@ def test_a_guest_that_does_not_boot_has_its_report_once_and_is_kept(pytester: py
     try:
         result.assert_outcomes(errors=2)
         assert re.search(r"mount_root\+\S+ \(init/do_mounts\.c:\d+", section(result, "vmdebug: kernel panic"))
-        result.stdout.fnmatch_lines(["it was started once; the report of *::test_never_boots[[]1] has more"])
+        result.stdout.fnmatch_lines(
+            ["it was started once, for *::test_never_boots[[]1], whose report has the details"]
+        )
         assert result.stdout.str().count("vmdebug: kernel panic") == 1
         [folder] = pytester.path.glob("art/*")
         assert "mount_root" in folder.joinpath("backtraces.txt").read_text()
@@ -654,3 +656,113 @@ def test_nothing_is_left_of_a_run_that_is_ended_half_way(
         [sys.executable, "-m", "vmdebug.cli", "status", "--json"], deadline=Deadline.after(SECONDS)
     )
     assert json.loads(status.stdout) == []
+
+
+def test_trouble_that_the_console_does_not_show_fails_its_test_with_the_trace(
+    pytester: pytest.Pytester,
+) -> None:
+    result = run(
+        pytester,
+        """
+        import pytest
+        from vmdebug import VmdebugError
+
+        WARN = "modprobe lkdtm; echo WARNING > /sys/kernel/debug/provoke-crash/DIRECT"
+
+        @pytest.mark.vmdebug(append="quiet")
+        def test_quiet(vm):
+            vm.exec(WARN)
+
+        @pytest.mark.vmdebug(append="loglevel=4", allow="warn")
+        def test_allowed(vm):
+            vm.exec(WARN)
+
+        @pytest.mark.vmdebug(append="quiet", kaslr=True)
+        def test_moved_by_kaslr(vm):
+            vm.exec(WARN)
+
+        @pytest.mark.vmdebug(append="loglevel=4")
+        def test_stopped_by_gdb(session):
+            session.exec(WARN)
+            session.gdb
+
+        def test_well(vm):
+            vm.exec("true")
+
+        @pytest.fixture
+        def late(vm):
+            yield vm
+            vm.exec("dmesg -n 1; echo 0 >/sys/class/tty/ttyS0/console;" + WARN)
+
+        def test_teardown(late):
+            pass
+
+        def test_dead(vm):
+            # As with a full disk under its log, the console shows nothing from here on.
+            vm.exec("echo 0 >/sys/class/tty/ttyS0/console")
+            with pytest.raises(VmdebugError, match="the kernel panicked"):
+                vm.exec("echo c > /proc/sysrq-trigger", timeout=60)
+            with pytest.raises(VmdebugError, match="panicked"):
+                vm.exec("true")
+        """,
+    )
+
+    result.assert_outcomes(passed=3, failed=4, errors=1)
+    result.stdout.fnmatch_lines_random(
+        [
+            "*kernel warn: WARNING: CPU: * at drivers/misc/lkdtm/bugs.c:*",
+            "*kernel panic: Kernel panic - not syncing: sysrq triggered crash",
+            "*the console did not show it: it is in the kernel's log",
+        ]
+    )
+    assert re.search(
+        r"lkdtm_do_action\S+ .*\(drivers/misc/lkdtm/core\.c:\d+", section(result, "vmdebug: kernel warn")
+    )
+    assert re.search(
+        r"sysrq_handle_crash\S+ \(drivers/tty/sysrq\.c:\d+", section(result, "vmdebug: kernel panic")
+    )
+
+
+def test_a_panic_fails_its_test_while_the_disk_of_its_log_is_full(
+    pytester: pytest.Pytester, runtime: Path
+) -> None:
+    if process.run(["unshare", "-m", "true"], deadline=Deadline.after(10), check=False).status:
+        pytest.skip("this user may not mount a file system of its own")
+    pytester.makepyfile(
+        """
+        import os
+        import pytest
+        from vmdebug import VmdebugError
+
+        def test_panic(vm):
+            top = os.environ["XDG_RUNTIME_DIR"]
+            with open(f"{top}/full", "wb", buffering=0) as file, pytest.raises(OSError):
+                while True:
+                    file.write(bytes(1 << 12))
+            try:
+                with pytest.raises(VmdebugError, match="panicked"):
+                    vm.exec("echo c > /proc/sysrq-trigger", timeout=60)
+            finally:
+                os.unlink(f"{top}/full")
+        """
+    )
+    mounted = f"mount -t tmpfs -o size=2m none {runtime} && exec {sys.executable} -m pytest"
+    words = ["unshare", "-m", "sh", "-c", mounted]
+    done = process.run(words, cwd=pytester.path, deadline=Deadline.after(SECONDS), check=False)
+    assert "kernel panic: Kernel panic - not syncing: sysrq triggered crash" in done.stdout, done.stdout
+    assert "1 failed" in done.stdout
+
+
+def test_kmemleak_is_asked_for_where_a_kernel_does_not_have_it(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        @pytest.mark.vmdebug(kmemleak=True)
+        def test_leaks(vm):
+            pass
+        """,
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*the test's marker asks for kmemleak, which this guest does not have*"])

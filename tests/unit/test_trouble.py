@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmdebug.channel.log.trouble import Scanner, Trouble, as_logged, find
+from vmdebug.channel.log import headlines
+from vmdebug.channel.log.trouble import KINDS, Scanner, Trouble, as_logged, find, unseen
 from vmdebug.channel.log.watcher import Watcher
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError
@@ -118,16 +119,185 @@ def test_what_the_checkers_report(kind: str) -> None:
         ("lockup", "watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [sh:40]"),
         ("lockup", "watchdog: Watchdog detected hard LOCKUP on cpu 0"),
         ("lockup", "NMI watchdog: Watchdog detected hard LOCKUP on cpu 0"),
+        ("page_alloc", "sh: page allocation failure: order:4, mode:0x40cc0(GFP_KERNEL|__GFP_COMP)"),
+        ("page_alloc", "insmod: vmalloc error: size 4096, failed to map pages, mode:0xcc0(GFP_KERNEL)"),
+        ("page_alloc", "SLUB: Unable to allocate memory on node -1, gfp=0xcc0(GFP_KERNEL)"),
+        ("oom", "sh invoked oom-killer: gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE), order=0, oom_score_adj=0"),
+        ("oom", "Out of memory: Killed process 77 (sh) total-vm:1kB, anon-rss:1kB, file-rss:0kB"),
+        ("oom", "Memory cgroup out of memory: Killed process 77 (sh) total-vm:1kB"),
+        ("kmemleak", "kmemleak: 11 new suspected memory leaks (see /sys/kernel/debug/kmemleak)"),
+        ("refcount", "unregister_netdevice: waiting for lo to become free. Usage count = 2"),
+        ("refcount", "VFS: Busy inodes after unmount of sda1 (ext4)"),
+        ("refcount", "ref_tracker: lo@00000000 has 1/1 users at: leaked reference."),
+        ("msr", "unchecked MSR access error: RDMSR from 0x1234 at rIP: 0xffffffff81000000 (f+0x1/0x2)"),
+        ("msr", "unchecked MSR access error: WRMSR to 0x1b0 (tried to write 0x0000) at rIP: 0x1 (f+0x1/0x2)"),
+        ("irq", 'irq 10: nobody cared (try booting with the "irqpoll" option)'),
+        ("irq", "__common_interrupt: 1.55 No irq handler for vector"),
+        ("irq", "Uhhuh. NMI received for unknown reason 3d on CPU 0."),
+        ("mce", "mce: [Hardware Error]: CPU 0: Machine Check: 0 Bank 4: b200000000070005"),
+        ("sysfs", "sysfs: cannot create duplicate filename '/devices/virtual/x'"),
+        ("kunit", "not ok 1 example"),
+        ("kunit", "    not ok 12 example_simple_test"),
+        ("bug", "BUG: Bad page state in process sh  pfn:01234"),
+        ("bug", "BUG: Bad rss-counter state mm:00000000f4a2 type:MM_ANONPAGES val:1"),
+        ("bug", "BUG: spinlock bad magic on CPU#0, sh/40"),
+        ("bug", "BUG: using smp_processor_id() in preemptible [00000000] code: sh/40"),
+        (
+            "bug",
+            "softirq: huh, entered softirq 3 NET_RX 00000000 with preempt_count 00000100, exited with 1?",
+        ),
+        ("lockdep", "BUG: MAX_LOCKDEP_ENTRIES too low!"),
+        ("ubsan", "UBSAN: array-index-out-of-bounds in ./include/linux/x.h:12:3"),
+        ("hung_task", "INFO: task :77 blocked for more than 120 seconds."),
+        ("hung_task", "INFO: task sh:77 blocked in I/O wait for more than 120 seconds."),
+        ("warn", "WARNING: stack recursion on stack type 4"),
         ("lockup", "BUG: workqueue lockup - pool cpus=0 node=0 flags=0x0 nice=0 stuck for 30s!"),
     ],
 )
 @pytest.mark.parametrize(
-    "stamp", ["", "[   12.345678] ", "[   12.345678][    T1] ", "[   12.345678][ C0] ", "<4>[    1.0] "]
+    "stamp",
+    [
+        "",
+        "[   12.345678] ",
+        "[   12.345678][    T1] ",
+        "[   12.345678][ C0] ",
+        "<4>[    1.0] ",
+        "[   12.345678] [   T77] ",
+        "[   12.345678][   T77(sh)@1] ",
+    ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_headline(kind: str, words: str, stamp: str, end: str) -> None:
     (found,) = find(f"{stamp}{words}{end}")
     assert (found.kind, found.headline) == (kind, words)
+
+
+@pytest.mark.parametrize("form", headlines.FORMS, ids=lambda form: f"{form.kind} {form.source.split()[0]}")
+def test_each_row_of_the_table_has_a_kind_and_a_source(form: headlines.Form) -> None:
+    assert form.kind in KINDS
+    assert form.source
+    assert not form.starts.match("")
+
+
+def test_each_kind_has_a_row() -> None:
+    assert {form.kind for form in headlines.FORMS} == set(KINDS)
+
+
+COLOURS = "\x1b[0m", "\x1b[1;31m", "\x1b]0;title\x07", "\x1b7", "\x1b[?2004h"
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("name", ["panic", "warn", "bug", "oops"])
+def test_colours_hide_nothing(name: str, colour: str) -> None:
+    text = recorded(name)
+    coloured = "".join(f"{colour}{line[:16]}{colour}{line[16:]}" for line in text.splitlines(keepends=True))
+    assert find(coloured) == find(text)
+
+
+@pytest.mark.parametrize("name", ["panic", "warn", "bug", "oops"])
+def test_a_stamp_in_the_middle_of_a_line_begins_another(name: str) -> None:
+    boot, *lines = recorded(name).splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if find(boot + line) or "cut here" in line)
+    lines[first] = f"[    0.5] half a line: {lines[first]}"
+    text = boot + "".join(f"half a program's: {line}" for line in lines)
+    assert [(each.kind, each.headline) for each in find(text)] == [
+        (each.kind, each.headline) for each in find(recorded(name))
+    ]
+
+
+def test_a_task_without_a_name_is_one_all_the_same() -> None:
+    (found,) = find(recorded("bug").replace("Comm: sh", "Comm: "))
+    assert (found.cpu, found.comm, found.release) == (0, "", "6.1.192-vmdebug")
+
+
+def by_caller(text: str, caller: str) -> list[str]:
+    """Return a recorded console's lines with a caller behind each stamp, as CONFIG_PRINTK_CALLER prints."""
+    lines = text.splitlines(keepends=True)
+    return [line.replace("] ", f"][{caller:>6}] ", 1) for line in lines if line.startswith("[")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([("warn", "oops"), ("bug", "warn"), ("oops", "bug")]),
+    st.lists(st.booleans(), min_size=400, max_size=400),
+    st.sampled_from([("T77", "C1"), ("T77", "T78"), ("C0", "C1")]),
+)
+def test_what_several_cpus_say_at_once_is_told_apart_by_the_callers(
+    names: tuple[str, str], order: list[bool], callers: tuple[str, str]
+) -> None:
+    apart = [by_caller(recorded(name), caller) for name, caller in zip(names, callers, strict=True)]
+    # They are said at the same moment.
+    both = [
+        [f"[    2.000001]{line.partition(']')[2]}" for line in lines if "Linux version" not in line]
+        for lines in apart
+    ]
+    mixed, queues = [], [list(lines) for lines in both]
+    for first in order:
+        queue = queues[0 if first else 1] or queues[1 if first else 0]
+        if queue:
+            mixed.append(queue.pop(0))
+    text = "".join([*mixed, *queues[0], *queues[1]])
+    found = find(text)
+    wanted = [each for lines in both for each in find("".join(lines))]
+    assert sorted(each.text for each in found) == sorted(each.text for each in wanted)
+    assert not any(each.interleaved for each in found)
+
+
+CUT = "[    2.0] ------------[ cut here ]------------\n"
+
+
+def test_without_callers_what_is_mixed_says_so() -> None:
+    first = f"{CUT}[    2.0] WARNING: CPU: 0 PID: 1 at a.c:1 a+0x1/0x2\n"
+    second = first.replace("CPU: 0 PID: 1 at a", "CPU: 1 PID: 2 at b").replace("2.0", "2.1")
+    ends = 2 * "[    2.2] ---[ end trace 0 ]---\n"
+    assert [each.interleaved for each in find(first + second + ends)] == [True, True]
+    assert [each.interleaved for each in find(first + ends + second + ends)] == [False, False]
+
+
+def test_the_panic_of_panic_on_warn_is_no_other_cpus() -> None:
+    text = (
+        f"{CUT}[    2.0] WARNING: CPU: 0 PID: 1 at a.c:1 a+0x1/0x2\n"
+        "[    2.0] Kernel panic - not syncing: panic_on_warn set ...\n"
+    )
+    assert [(each.kind, each.interleaved) for each in find(text)] == [("warn", False), ("panic", False)]
+
+
+def test_the_kernels_own_log_has_the_clean_text_of_what_was_mixed() -> None:
+    mixed = msgspec.structs.replace(find(recorded("bug"))[0], text="mixed up", interleaved=True)
+    (clean,) = as_logged([mixed], find(recorded("bug")))
+    assert (clean.text, clean.interleaved) == (find(recorded("bug"))[0].text, False)
+
+
+@pytest.mark.parametrize("name", ["panic", "warn", "bug", "oops", "lockdep", "kasan"])
+def test_what_the_console_shows_is_not_unseen(name: str) -> None:
+    logged = find("".join(by_caller(recorded(name), "T40")), stamped=True)
+    assert unseen(logged, find(recorded(name))) == ()
+    assert unseen(logged, ()) == logged
+    assert unseen(logged, find(recorded(name))[1:]) == logged[:1]
+
+
+def test_a_console_without_stamps_shows_each_once() -> None:
+    logged = find("".join(f"[    {second}.0] BUG: x\n" for second in (1, 5)))
+    assert [each.time for each in logged] == ["1.0", "5.0"]
+    assert [each.time for each in unseen(logged, find("BUG: x\n"))] == ["5.0"]
+
+
+def test_the_message_of_a_warning_is_no_trouble_of_its_own() -> None:
+    text = (
+        "[    2.0] ------------[ cut here ]------------\n[    2.0] sh: page allocation failure: order:1\n"
+        "[    2.0] WARNING: CPU: 0 PID: 1 at a.c:1 a+0x1/0x2\n[    2.0] ---[ end trace 0 ]---\n"
+    )
+    (found,) = find(text)
+    assert (found.kind, found.headline.rpartition(": ")[2]) == ("warn", "order:1")
+
+
+def test_what_the_oom_killer_kills_belongs_to_what_it_says() -> None:
+    text = (
+        "[    2.0] sh invoked oom-killer: gfp_mask=0x0, order=0\n[    2.0]  </TASK>\n[    2.0] Mem-Info:\n"
+        "[    2.0] Out of memory: Killed process 77 (sh) total-vm:1kB\n"
+    )
+    (found,) = find(text)
+    assert found.text.splitlines()[-1].endswith("total-vm:1kB")
 
 
 @pytest.mark.parametrize(
@@ -137,6 +307,12 @@ def test_a_headline(kind: str, words: str, stamp: str, end: str) -> None:
         "[    1.0] ------------[ cut here ]------------\n[    1.0] nothing comes of it\n",
         "[    1.0] audit: BUG: in the middle of a line\n",
         "[    1.0] unit: started [#1]\n",
+        "[    1.0] INFO: NMI handler (perf_event_nmi_handler) took too long to run: 1.2 msecs\n",
+        "[    1.0] INFO: lockdep is turned off.\n",
+        "[    1.0] rcu: INFO: Stall ended before state dump start\n",
+        "[    1.0]     ok 1 example_simple_test\n",
+        "[    1.0] kmemleak: Kernel memory leak detector initialized (mem pool available: 15687)\n",
+        "[    1.0] clocksource: timekeeping watchdog on CPU0: Marking clocksource 'tsc' as unstable\n",
         f"{BOOT}Kernel panic - not syncing: said by a program\n",
         f"{BOOT}~ # echo BUG: x\r\nBUG: x\r\n",
     ],

@@ -1,10 +1,12 @@
 """A thread that watches a test's guest fail: a kernel splat on the console, a killed QEMU, a passed deadline.
 
-It waits for all of them in one poll(2).
+It waits for all of them in one poll(2). What the console does not show, because of `quiet` or of a full disk,
+is looked for in the kernel's own log in guest memory, when a test has ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -14,17 +16,22 @@ from typing import Self
 
 import pytest
 
-from vmdebug.channel.log.trouble import Trouble
+from vmdebug.channel.log.trouble import Trouble, as_logged, unseen
 from vmdebug.channel.log.watcher import Watcher
 from vmdebug.deadline import Deadline, wait_ready
+from vmdebug.errors import StateError, VmdebugError
 from vmdebug.plugin.settings import DIED
 from vmdebug.vm import Vm, children
+from vmdebug.vm.kernel_log import KernelLog
 
 SETTLE_SECONDS = 1.0
 """How long the kernel may take to print the rest of a splat, before the test is ended."""
 
 GATHER_SECONDS = 0.02
 """How long console output gathers before it is read."""
+
+LOOK_SECONDS = 10.0
+"""How long reading the kernel's log may take: 10 ms is usual, 1 s where KASLR has moved the kernel."""
 
 END_SECONDS = 1.0
 """How long a test that kills its own QEMU may take to remove the run directory."""
@@ -51,6 +58,9 @@ class FailureWatch:
         self._allow = frozenset(allow)
         self._alarm = alarm
         self._console = Watcher(vm.rundir.console_log)
+        self._log = KernelLog(vm)
+        self._hidden: list[Trouble] = []
+        self._stopped_by = ""
         self._lock = threading.Lock()
         self._until: Deadline | None = None
         self._seen = 0
@@ -66,6 +76,7 @@ class FailureWatch:
             FileNotFoundError: the VM has ended.
         """
         self._console.__enter__()
+        self._log.__enter__()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread.start()
         return self
@@ -77,13 +88,55 @@ class FailureWatch:
         os.eventfd_write(self._wake, 1)
         self._thread.join()
         os.close(self._wake)
+        self._log.__exit__(None, None, None)
         self._console.__exit__(None, None, None)
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
         """All the kernel's splats so far, allowed or not, each as complete as it is by now."""
         with self._lock:
-            return self._console.settle(Deadline.after(SETTLE_SECONDS))
+            self._console.settle(Deadline.after(SETTLE_SECONDS))
+            self._read_log()
+            return as_logged((*self._shown, *self._hidden), self._log.troubles)
+
+    def look(self) -> None:
+        """Look for what the console does not show: in the kernel's log in guest memory, and by QMP."""
+        with self._lock:
+            self._console.poll()
+            seen = len(self._hidden)
+            self._read_log()
+            refused = [each for each in self._hidden[seen:] if each.kind not in self._allow]
+            if refused:
+                self._owed(f"{_words(refused)}\nthe console did not show it: it is in the kernel's log")
+            elif self._stopped_by and DIED not in self._allow:
+                self._owed(f"QEMU has stopped {self._vm.name}: its state is {self._stopped_by}")
+
+    def _read_log(self) -> None:
+        """Take in the trouble in guest memory that the console does not show."""
+        try:
+            state = self._log.look(deadline=Deadline.after(LOOK_SECONDS))
+        except StateError:
+            # This kernel's log cannot be found, but QEMU says how the guest does.
+            with contextlib.suppress(VmdebugError):
+                self._take_state(self._vm.qmp("query-status", timeout=LOOK_SECONDS)["status"])
+            return
+        except VmdebugError:
+            return  # QEMU has ended
+        self._hidden += unseen(self._log.troubles, (*self._shown, *self._hidden))
+        self._take_state(state)
+
+    def _take_state(self, state: str) -> None:
+        """Take in QEMU's run state: a guest that has panicked may have had no way to say so."""
+        self._stopped_by = state if state in _FAILED else ""
+        known = (*self._shown, *self._hidden)
+        if state == "guest-panicked" and not any(each.kind == "panic" for each in known):
+            words = "the guest has panicked, says QEMU: its state is guest-panicked"
+            self._hidden.append(Trouble(kind="panic", headline=words, text=words, complete=True))
+
+    @property
+    def _shown(self) -> tuple[Trouble, ...]:
+        """What the console has shown by now."""
+        return self._console.troubles
 
     def until(self, deadline: Deadline | None) -> None:
         """Also raise the alarm at a deadline; None removes it."""
@@ -118,7 +171,8 @@ class FailureWatch:
         return failure
 
     def _refused(self) -> list[Trouble]:
-        return [each for each in self._console.troubles[self._seen :] if each.kind not in self._allow]
+        new = unseen(self._console.troubles[self._seen :], self._hidden)
+        return [each for each in new if each.kind not in self._allow]
 
     def _run(self) -> None:
         qemu = self._pidfd()
@@ -177,6 +231,9 @@ class FailureWatch:
 
 
 _STEP_SECONDS = 0.02
+
+_FAILED = ("internal-error", "io-error")
+"""QEMU's run states in which it has stopped a guest that it cannot run; see `RunState` of qemu-qmp-ref."""
 
 
 def _words(troubles: list[Trouble]) -> str:

@@ -25,6 +25,19 @@ from vmdebug.vm import Vm
 REPORT_SECONDS = 60.0
 """How long the report of a failure may take."""
 
+LEAK_SECONDS = 120.0
+"""How long kmemleak's scan may take: seconds under TCG, for a guest of 256 MB."""
+
+_LEAKS = """\
+leaks=/sys/kernel/debug/kmemleak
+[ -e $leaks ] || exit 3
+sleep 6
+echo scan >$leaks && echo scan >$leaks && head -c 20000 $leaks
+"""
+"""kmemleak takes nothing for a leak that is younger than MSECS_MIN_AGE of mm/kmemleak.c, 5 s."""
+
+_NO_KMEMLEAK = 3
+
 _FOLDER_CHARACTERS = 120
 
 
@@ -121,16 +134,43 @@ class FixtureGuest:
         if self._watch is not None:
             self._watch.until(None)
 
-    def check(self) -> None:
+    def check(self, *, look: bool = False) -> None:
         """Fail the test if its guest has failed and the test has not failed by that yet.
+
+        Args:
+            look: Whether to look for what the console does not show, too.
 
         Raises:
             GuestFailure: the guest has failed, even if the test caught the error.
         """
         __tracebackhide__ = True
+        if look and self._watch is not None:
+            self._watch.look()
         failure = None if self._watch is None else self._watch.failure()
         if failure is not None:
             raise failure
+
+    def find_leaks(self) -> None:
+        """Have kmemleak scan the kernel's memory, if the test's marker asks for it.
+
+        Raises:
+            UsageError: this kernel does not have kmemleak.
+            GuestFailure: it has found leaks.
+            VmdebugError: the guest's shell does not answer.
+        """
+        __tracebackhide__ = True
+        if not self._marker.kmemleak or self._session is None:
+            return
+        done = self._session.exec(_LEAKS, timeout=LEAK_SECONDS)
+        if done.status == _NO_KMEMLEAK:
+            raise UsageError(
+                "the test's marker asks for kmemleak, which this guest does not have",
+                hint="build its kernel with CONFIG_DEBUG_KMEMLEAK, without kmemleak=off, and mount debugfs",
+            )
+        if done.stdout.strip() and "kmemleak" not in self._marker.allow:
+            raise GuestFailure(
+                f"kernel kmemleak: the test leaves memory behind\n{done.stdout}", pytrace=False
+            )
 
     def judged(self, error: BaseException) -> BaseException:
         """Return the error to fail a test with, after an error has ended it.
@@ -141,8 +181,11 @@ class FixtureGuest:
         Args:
             error: The error that ended the test.
         """
-        failure = None if self._watch is None else self._watch.failure()
-        if self._watch is None or failure is None:
+        if self._watch is None:
+            return error
+        self._watch.look()
+        failure = self._watch.failure()
+        if failure is None:
             return error
         told = _tells(error, failure) and not isinstance(error, pytest.skip.Exception)
         replaced = not told and isinstance(error, (VmdebugError, pytest.skip.Exception))

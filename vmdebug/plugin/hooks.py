@@ -107,15 +107,18 @@ class Run:
         """Watch the guest while the test runs: its failure ends the test."""
         __tracebackhide__ = True
         self._begin_next()
-        with _watched(item):
-            return (yield)
+        with _watched(item, look=True):
+            result = yield
+            if (guest := _guest_of(item)) is not None:
+                guest.find_leaks()
+            return result
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """Watch the guest while other fixtures are torn down, which may still use it; then end it."""
         __tracebackhide__ = True
         try:
-            with _watched(item, last=True):
+            with _watched(item, look=True, last=True):
                 return (yield)
         finally:
             if (guest := _guest_of(item)) is not None:
@@ -184,11 +187,12 @@ class _WorkerHeader:
 
 
 @contextlib.contextmanager
-def _watched(item: pytest.Item, *, last: bool = False) -> Iterator[None]:
+def _watched(item: pytest.Item, *, look: bool = False, last: bool = False) -> Iterator[None]:
     """Run a phase of a test, and fail it if its guest fails.
 
     Args:
         item: The test; its guest may be started in the phase.
+        look: Whether to look at the end for trouble that the console does not show.
         last: Whether it is the teardown, which runs even after the guest has failed, and whose failure needs
             its report at once, because the guest ends with it.
 
@@ -204,7 +208,7 @@ def _watched(item: pytest.Item, *, last: bool = False) -> Iterator[None]:
         yield
         if (guest := _guest_of(item)) is not None:
             guest.disarm()
-            guest.check()
+            guest.check(look=look)
     except (KeyboardInterrupt, SystemExit, pytest.exit.Exception):
         raise
     except BaseException as error:

@@ -87,7 +87,8 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         kaslr: Keep address randomisation.
         memory: Guest RAM, as `--memory` takes it, or in MiB.
         cpus: Number of CPUs.
-        allow: Kinds of trouble on the console that do not fail the test.
+        allow: Kinds of trouble that do not fail the test.
+        kmemleak: Whether to have kmemleak scan the kernel's memory at the test's end.
         timeout: Seconds for each phase of the test; 0 for no limit.
     """
 
@@ -99,6 +100,7 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: str | int | None = None
     cpus: int | None = None
     allow: tuple[str, ...] = ()
+    kmemleak: bool = False
     timeout: float | None = None
 
 

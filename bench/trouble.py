@@ -1,0 +1,55 @@
+"""The look for trouble at a test's end against the start of the test's guest, a clone.
+
+The look reads from guest memory what the kernel has printed since the test's start, as the pytest plugin
+does; making the clone is timed until its shell answers. Kernels of the clones share the history of their
+template, which the first look reads in full, once in a test run: it is not timed.
+"""
+
+from __future__ import annotations
+
+import time
+
+from bench.figure import Figure, in_turn
+from vmdebug import sources
+from vmdebug.deadline import Deadline
+from vmdebug.guest import GuestOptions
+from vmdebug.progress import silent
+from vmdebug.vm import Vm
+from vmdebug.vm.clones.template import template
+from vmdebug.vm.kernel_log import KernelLog
+
+GOAL = 0.1
+ROUNDS = 15
+
+
+def figures() -> list[Figure]:
+    """Time looks and clones alternately, under TCG."""
+    spec = sources.resolve(GuestOptions(source="builtin", accel="tcg"), report=silent, deadline=_soon())
+    with template(spec, deadline=_soon()) as made:
+        assert made.how == "clone", made.reason
+        clones: list[Vm] = []
+
+        def clone() -> float:
+            begin = time.perf_counter()
+            clones.append(made.clone(deadline=_soon()))
+            return time.perf_counter() - begin
+
+        def look() -> float:
+            if not clones:
+                clone()
+            with clones.pop() as vm, KernelLog(vm) as log:
+                vm.exec("echo the test says this >/dev/kmsg")
+                begin = time.perf_counter()
+                assert log.look(deadline=_soon()) == "running"
+                return time.perf_counter() - begin
+
+        try:
+            took, started = in_turn(look, clone, rounds=ROUNDS, warm_up=2)
+        finally:
+            for each in clones:
+                each.stop(force=True)
+    return [Figure("trouble-look", took, started, GOAL, "s", "a clone of the guest")]
+
+
+def _soon() -> Deadline:
+    return Deadline.after(300)

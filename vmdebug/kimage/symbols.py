@@ -1,0 +1,64 @@
+"""Addresses of a vmlinux's symbols: a few names out of a table of a hundred thousand, without parsing it."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import msgspec
+
+from vmdebug.filecache import cached
+from vmdebug.kimage import elf
+
+_ROW = struct.Struct("<IBBHQQ")
+"""Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size."""
+
+_FUNCTION_OR_OBJECT = (0, 1, 2)
+"""STT_NOTYPE, STT_OBJECT, STT_FUNC."""
+
+
+class _Addresses(msgspec.Struct, frozen=True):
+    addresses: tuple[int, ...]
+
+
+def addresses(vmlinux: Path, name: str) -> tuple[int, ...]:
+    """Return the linked addresses of the symbols of a name, of a 64-bit little-endian vmlinux.
+
+    Args:
+        vmlinux: The file; the answer comes from the cache while it is unchanged.
+        name: The symbol's name.
+
+    Raises:
+        UsageError: it is not an ELF file, or is damaged.
+        HostError: this user may not read it.
+    """
+    with elf.opened(vmlinux) as stream:
+        found = cached(
+            vmlinux, f"symbol {name}", _Addresses, lambda: _Addresses(_read(elf.parse(vmlinux, stream), name))
+        )
+    return found.addresses
+
+
+def _read(file: object, name: str) -> tuple[int, ...]:
+    table = file.get_section_by_name(".symtab")  # type: ignore[attr-defined] # pyelftools has no types
+    if not elf.has_bytes(table):
+        return ()
+    rows, names = table.data(), table.stringtable.data()
+    found: set[int] = set()
+    for offset in _places(names, name.encode() + b"\0"):
+        for at in _places(rows, struct.pack("<I", offset)):
+            if at % _ROW.size == 0:
+                _, info, _, _, value, _ = _ROW.unpack_from(rows, at)
+                if info & 0xF in _FUNCTION_OR_OBJECT and value:
+                    found.add(value)
+    # The linker stores a name that another one ends with inside that one: those are other symbols' names.
+    return tuple(sorted(found))
+
+
+def _places(data: bytes, wanted: bytes) -> list[int]:
+    """Return where some bytes are in others."""
+    places, at = [], data.find(wanted)
+    while at >= 0:
+        places.append(at)
+        at = data.find(wanted, at + 1)
+    return places

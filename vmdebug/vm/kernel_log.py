@@ -1,0 +1,192 @@
+"""The kernel's messages in guest memory, by QMP: what the console did not show.
+
+`memsave` reads memory of a guest that runs, is stopped, or has panicked alike, and stops nothing. It uses the
+page tables of a CPU as they are: with page-table isolation, a CPU in user space has the kernel's data not
+mapped, so each CPU is tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from vmdebug import arch
+from vmdebug.arch import Debug
+from vmdebug.channel.log.ringbuffer import NANOSECONDS, NotFoundError, Past, Reader, Record
+from vmdebug.channel.log.trouble import Scanner, Trouble
+from vmdebug.deadline import Deadline
+from vmdebug.errors import QmpError, StateError
+from vmdebug.kimage import symbols
+from vmdebug.vm import memfd
+from vmdebug.vm.machine import Vm
+
+if TYPE_CHECKING:
+    from vmdebug.vm.qmp import Qmp
+
+_RING = "prb"
+"""The kernel's `static struct printk_ringbuffer *prb` of kernel/printk/printk.c."""
+
+
+class KernelLog:
+    """The messages of a VM's kernel, read bit by bit, and the trouble in them; a context manager.
+
+    Args:
+        vm: The VM.
+    """
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._scanner = Scanner(stamped=True)
+        self._reader: Reader | None = None
+        self._earlier: tuple[Trouble, ...] = ()
+        self._file = -1
+
+    def __enter__(self) -> Self:
+        self._file = memfd.create("memory")
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        os.close(self._file)
+        self._file = -1
+
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        """The trouble in what has been read so far."""
+        return (*self._earlier, *self._scanner.troubles)
+
+    def look(self, *, deadline: Deadline) -> str:
+        """Read what the kernel has said since the last look.
+
+        Args:
+            deadline: When to give up.
+
+        Returns:
+            QEMU's own run state: "running", "paused", "guest-panicked", "internal-error", …
+
+        Raises:
+            StateError: this kernel's messages cannot be found: it has no vmlinux, is older than 5.10, or has
+                not begun.
+            QmpError: no CPU has the kernel's data mapped.
+            GuestDiedError: QEMU has ended.
+            DeadlineError: it took too long.
+        """
+        with self._vm.connected(timeout=deadline.left("QEMU to answer")) as qmp:
+            state = str(qmp.execute("query-status")["status"])
+            self._read(qmp, last=state != "running")
+        return state
+
+    def _read(self, qmp: Qmp, *, last: bool) -> None:
+        memory = _Memory(qmp, self._file)
+        if self._reader is None:
+            self._begin(memory, last=last)
+            return
+        self._feed(self._reader.new(memory.read, last=last))
+
+    def _begin(self, memory: _Memory, *, last: bool) -> None:
+        """Read what this guest has said, less what another one of the same template has said before."""
+        vmlinux, reader = self._found(memory)
+        self._feed(reader.new(memory.read, last=last))
+        self._reader = reader
+        history = _HISTORIES.get(vmlinux)
+        if reader.since >= 0 and history is not None:
+            last_common = reader.since / NANOSECONDS
+            self._earlier = tuple(each for each in history.troubles if float(each.time) <= last_common)
+        elif reader.read is not None:
+            _HISTORIES[vmlinux] = _History(reader.read, self._scanner.troubles)
+
+    def _feed(self, records: list[Record]) -> None:
+        for record in records:
+            self._scanner.feed("".join(f"{line}\n" for line in record.lines()).encode())
+
+    def _found(self, memory: _Memory) -> tuple[Path, Reader]:
+        """Return the vmlinux, and a reader of the ring buffer, where KASLR has put it."""
+        kernel = self._vm.state.spec.kernel
+        if kernel.vmlinux is None:
+            raise StateError(f"the messages of {self._vm.name} cannot be found: it has no vmlinux")
+        history = _HISTORIES.get(kernel.vmlinux)
+        past = None if history is None else history.past
+        places = symbols.addresses(kernel.vmlinux, _RING)
+        for slide in self._slides(kernel.vmlinux, arch.by_name(kernel.arch).debug):
+            for place in places:
+                reader = Reader((place + slide) & _MASK, past)
+                with contextlib.suppress(QmpError, NotFoundError):
+                    reader.probe(memory.read)
+                    _SLIDES[kernel.vmlinux] = slide
+                    return kernel.vmlinux, reader
+        if not self._vm.state.spec.halt:
+            _SLIDES[kernel.vmlinux] = None
+        raise StateError(f"the messages of {self._vm.name} are not where its vmlinux has them")
+
+    def _slides(self, vmlinux: Path, facts: Debug) -> Iterator[int]:
+        """Yield where KASLR may have moved the kernel, the likely places first."""
+        known = _SLIDES.get(vmlinux, 0)
+        if known is None:
+            return
+        yield from {known: None, 0: None}
+        if "nokaslr" not in self._vm.state.spec.parameters and not self._vm.state.spec.halt:
+            yield from (each * int(facts.kaslr_step, 16) for each in range(facts.kaslr_places))
+
+
+_MASK = (1 << 64) - 1
+
+_SLIDES: dict[Path, int | None] = {}
+"""By how much the last kernel of a vmlinux was moved: clones are where their template is. None: its messages
+cannot be found, so nobody looks for them again."""
+
+
+class _History(NamedTuple):
+    """What a kernel's first guest had said when it was looked at; its clones have said most of it, too."""
+
+    past: Past
+    troubles: tuple[Trouble, ...]
+
+
+_HISTORIES: dict[Path, _History] = {}
+"""By the vmlinux."""
+
+
+class _Memory:
+    """A guest's virtual memory.
+
+    Args:
+        qmp: The connection to its QEMU.
+        file: Descriptor of the file that QEMU writes to.
+    """
+
+    def __init__(self, qmp: Qmp, file: int) -> None:
+        self._qmp = qmp
+        self._file = file
+        self._cpu = 0
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return memory as the CPU sees it that has it mapped.
+
+        Raises:
+            QmpError: no CPU has it mapped.
+        """
+        if not size:
+            return b""
+        first = self._cpu
+        try:
+            return self._by_cpu(first, address, size)
+        except QmpError:
+            for cpu in range(len(self._qmp.execute("query-cpus-fast"))):
+                if cpu != first:
+                    with contextlib.suppress(QmpError):
+                        data = self._by_cpu(cpu, address, size)
+                        self._cpu = cpu
+                        return data
+            raise
+
+    def _by_cpu(self, cpu: int, address: int, size: int) -> bytes:
+        # QAPI has a signed number there.
+        signed = address - (1 << 64) if address >> 63 else address
+        where = {"val": signed, "size": size, "filename": memfd.path(self._file), "cpu-index": cpu}
+        self._qmp.execute("memsave", where)
+        data = os.pread(self._file, size, 0)
+        if len(data) != size:
+            raise QmpError(f"QEMU wrote {len(data)} bytes of guest memory, and {size} were asked for")
+        return data
