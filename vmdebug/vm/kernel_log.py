@@ -42,15 +42,16 @@ class KernelLog:
         self._scanner = Scanner(stamped=True)
         self._reader: Reader | None = None
         self._earlier: tuple[Trouble, ...] = ()
-        self._file = -1
+        self._files: tuple[int, ...] = ()
 
     def __enter__(self) -> Self:
-        self._file = memfd.create("memory")
+        self._files = tuple(memfd.create("memory") for _ in range(_FILES))
         return self
 
     def __exit__(self, *_error: object) -> None:
-        os.close(self._file)
-        self._file = -1
+        for each in self._files:
+            os.close(each)
+        self._files = ()
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
@@ -74,12 +75,18 @@ class KernelLog:
             DeadlineError: it took too long.
         """
         with self._vm.connected(timeout=deadline.left("QEMU to answer")) as qmp:
-            state = str(qmp.execute("query-status")["status"])
-            self._read(qmp, last=state != "running")
+            memory = _Memory(qmp, self._files)
+            state = memory.begin(self._history)
+            self._read(memory, last=state != "running")
         return state
 
-    def _read(self, qmp: Qmp, *, last: bool) -> None:
-        memory = _Memory(qmp, self._file)
+    @property
+    def _history(self) -> _History | None:
+        """What another guest of the same template has said; None once this one is being read."""
+        vmlinux = self._vm.state.spec.kernel.vmlinux
+        return None if vmlinux is None or self._reader is not None else _HISTORIES.get(vmlinux)
+
+    def _read(self, memory: _Memory, *, last: bool) -> None:
         if self._reader is None:
             self._begin(memory, last=last)
             return
@@ -106,12 +113,16 @@ class KernelLog:
         kernel = self._vm.state.spec.kernel
         if kernel.vmlinux is None:
             raise StateError(f"the messages of {self._vm.name} cannot be found: it has no vmlinux")
-        history = _HISTORIES.get(kernel.vmlinux)
-        past = None if history is None else history.past
+        history = self._history
+        if history is not None:
+            reader = Reader(history.past.address, history.past)
+            with contextlib.suppress(QmpError, NotFoundError):
+                reader.probe(memory.read)
+                return kernel.vmlinux, reader
         places = symbols.addresses(kernel.vmlinux, _RING)
         for slide in self._slides(kernel.vmlinux, arch.by_name(kernel.arch).debug):
             for place in places:
-                reader = Reader((place + slide) & _MASK, past)
+                reader = Reader((place + slide) & _MASK)
                 with contextlib.suppress(QmpError, NotFoundError):
                     reader.probe(memory.read)
                     _SLIDES[kernel.vmlinux] = slide
@@ -131,6 +142,9 @@ class KernelLog:
 
 
 _MASK = (1 << 64) - 1
+
+_FILES = 4
+"""How many pieces of memory are read at once."""
 
 _SLIDES: dict[Path, int | None] = {}
 """By how much the last kernel of a vmlinux was moved: clones are where their template is. None: its messages
@@ -153,22 +167,43 @@ class _Memory:
 
     Args:
         qmp: The connection to its QEMU.
-        file: Descriptor of the file that QEMU writes to.
+        files: Descriptors of the files that QEMU writes to.
     """
 
-    def __init__(self, qmp: Qmp, file: int) -> None:
+    def __init__(self, qmp: Qmp, files: tuple[int, ...]) -> None:
         self._qmp = qmp
-        self._file = file
+        self._files = files
         self._cpu = 0
+        self._known: list[tuple[int, bytes]] = []
+
+    def begin(self, history: _History | None) -> str:
+        """Return QEMU's run state, and read with it what will be asked for first, in one go."""
+        places = () if history is None else history.past.places
+        dumps = [
+            ("memsave", self._where(0, place, size, file))
+            for (place, size), file in zip(places, self._files, strict=False)
+        ]
+        state, *done = self._qmp.execute_all([("query-status", {}), *dumps])
+        for (place, size), file, answer in zip(places, self._files, done, strict=False):
+            data = os.pread(file, size, 0) if answer is not None else b""
+            if len(data) == size:
+                self._known.append((place, data))
+        return str(state["status"])
 
     def read(self, address: int, size: int) -> bytes:
-        """Return memory as the CPU sees it that has it mapped.
+        """Return memory as the CPU sees it that has it mapped; what `begin` has read is not read again.
 
         Raises:
             QmpError: no CPU has it mapped.
         """
         if not size:
             return b""
+        for each in self._known:
+            place, data = each
+            if place <= address and address + size <= place + len(data):
+                if place == address and len(data) == size:
+                    self._known.remove(each)  # the ring's head, which is asked for again to see it move
+                return data[address - place :][:size]
         first = self._cpu
         try:
             return self._by_cpu(first, address, size)
@@ -181,12 +216,15 @@ class _Memory:
                         return data
             raise
 
-    def _by_cpu(self, cpu: int, address: int, size: int) -> bytes:
+    @staticmethod
+    def _where(cpu: int, address: int, size: int, file: int) -> dict[str, object]:
         # QAPI has a signed number there.
         signed = address - (1 << 64) if address >> 63 else address
-        where = {"val": signed, "size": size, "filename": memfd.path(self._file), "cpu-index": cpu}
-        self._qmp.execute("memsave", where)
-        data = os.pread(self._file, size, 0)
+        return {"val": signed, "size": size, "filename": memfd.path(file), "cpu-index": cpu}
+
+    def _by_cpu(self, cpu: int, address: int, size: int) -> bytes:
+        self._qmp.execute("memsave", self._where(cpu, address, size, self._files[0]))
+        data = os.pread(self._files[0], size, 0)
         if len(data) != size:
             raise QmpError(f"QEMU wrote {len(data)} bytes of guest memory, and {size} were asked for")
         return data

@@ -171,6 +171,39 @@ class Qmp:
         except (ExecInterruptedError, StateError) as error:
             raise self._lost(f"during {command}") from error
 
+    def execute_all(
+        self, commands: Sequence[tuple[str, Mapping[str, object]]], *, deadline: Deadline | None = None
+    ) -> list[Any]:
+        """Send several commands at once, and return what each returns, or None where QEMU refused it.
+
+        QEMU executes them in their order. A busy guest delays each answer by milliseconds, which are then
+        waited for once.
+
+        Args:
+            commands: Names and arguments, as for `execute`.
+            deadline: When to give up; None: the connection's.
+
+        Raises:
+            QmpError: QEMU closed the connection.
+            StateError: the connection is closed.
+            GuestDiedError: QEMU has ended.
+            DeadlineError: an answer did not come.
+        """
+
+        async def gathered() -> list[Any]:
+            sent = (self._execute(command, arguments, ()) for command, arguments in commands)
+            return await asyncio.gather(*sent, return_exceptions=True)
+
+        names = ", ".join(dict.fromkeys(command for command, _ in commands))
+        what = f"QEMU to answer {names}"
+        found = self._loop.run(gathered, what=what, deadline=deadline or self._deadline)
+        for each in found:
+            if isinstance(each, (ExecInterruptedError, StateError)):
+                raise self._lost(f"during {names}") from each
+            if isinstance(each, BaseException) and not isinstance(each, ExecuteError):
+                raise each
+        return [None if isinstance(each, ExecuteError) else each for each in found]
+
     @contextlib.contextmanager
     def listen(self, *names: str) -> Iterator[Listener]:
         """Collect events from here on. Enter it before the command that causes the event.

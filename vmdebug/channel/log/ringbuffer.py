@@ -49,6 +49,15 @@ _SAMPLE = 8
 _FEW = 4
 """Less than this part of the ring is not overwritten in the milliseconds that reading takes."""
 
+_AHEAD = 64
+"""For how many records of a clone's own a `Past` has places."""
+
+_DIVERGED = 8
+"""How many of the last records may not be a clone's: its template was saved before them."""
+
+_LINE = 96
+"""Bytes of the text of one of those."""
+
 _RECENT = 64
 """How many records a `Past` has."""
 
@@ -104,11 +113,15 @@ class Past(NamedTuple):
         ids: The ids of the last records that it has read, without gap.
         times: The time of each in nanoseconds, by which a record is known again.
         info_size: The size of `struct printk_info`.
+        address: Where the ring is.
+        places: Addresses and sizes of what a clone's reader will ask for first, in that order.
     """
 
     ids: range
     times: tuple[int, ...]
     info_size: int
+    address: int
+    places: tuple[tuple[int, int], ...]
 
 
 class Reader:
@@ -121,7 +134,7 @@ class Reader:
 
     def __init__(self, prb: int, past: Past | None = None) -> None:
         self._prb = prb
-        self._address = 0
+        self._address = 0 if past is None else past.address
         self._next: int | None = None
         self._past = past
         self._info_size = 0 if past is None else past.info_size
@@ -198,9 +211,10 @@ class Reader:
         blocks: list[tuple[int, int, int]] = []
         after = ids.stop
         for number, (state, begin, end) in zip(ids, descs, strict=True):
-            if state & _ID_MASK == number & _ID_MASK and state >> _STATE_SHIFT in _READABLE:
+            current = state & _ID_MASK == number & _ID_MASK
+            if current and state >> _STATE_SHIFT in _READABLE:
                 blocks.append((number, begin, end))
-            elif state >> _STATE_SHIFT != _REUSABLE and not last:
+            elif not (last or (current and state >> _STATE_SHIFT == _REUSABLE)):
                 after = number
                 break
         if not blocks:
@@ -213,16 +227,32 @@ class Reader:
             _, time, length, *_, caller = _INFO.unpack_from(infos, (number - ids.start) * size)
             who = f"C{caller & ~_CPU}" if caller & _CPU else f"T{caller}"
             found.append((number & _ID_MASK, Record(time, who, text.block(begin, end, length))))
-        self.read = _past(found[-_RECENT:], size)
+        self.read = self._as_past(found[-_RECENT:], ring, blocks[-_DIVERGED:][0][1])
         return found, after & _ID_MASK
 
+    def _as_past(self, records: list[tuple[int, Record]], ring: _Ring, text: int) -> Past | None:
+        """Return the last records as a past; None where there is a gap in them.
 
-def _past(records: list[tuple[int, Record]], info_size: int) -> Past | None:
-    """Return the last records as a past; None where there is a gap in them."""
-    first, last = records[0][0], records[-1][0]
-    if last - first != len(records) - 1:
-        return None
-    return Past(range(first, last + 1), tuple(record.time for _, record in records), info_size)
+        Args:
+            records: The records.
+            ring: The ring.
+            text: The position of the text of one of the last ones, from which a clone may have its own.
+        """
+        first, last = records[0][0], records[-1][0]
+        if last - first != len(records) - 1:
+            return None
+        ids = range(first, last + 1)
+        at = first % ring.capacity
+        window = min(len(ids) + _AHEAD, ring.capacity - at)
+        size = self._info_size
+        places = (
+            (self._address, _HEAD_SIZE),
+            (ring.infos + at * size, window * size),
+            (ring.descs + at * _DESC.size, window * _DESC.size),
+            (ring.data + text % ring.size, min(_AHEAD * _LINE, ring.size - text % ring.size)),
+        )
+        times = tuple(record.time for _, record in records)
+        return Past(ids, times, size, self._address, places)
 
 
 def _info_size(read: Read, ring: _Ring) -> int:
