@@ -78,13 +78,14 @@ def test_each_fixture_is_a_fresh_guest_and_several_of_one_test_are_the_same_gues
             assert session.exec("echo on").stdout == "on\\n"
 
         def test_vm_beside_the_others(vm, console, session):
-            console.sendline("echo there > /tmp/file")
+            console.sendline("echo there > /tmp/file; echo wri''tten")
+            console.expect("written", timeout=30)
             assert vm.exec("cat /tmp/file").stdout == "there\\n"
             assert session.exec("cat /tmp/file").stdout == "there\\n"
             session.gdb.cont(wait=False)
             assert vm.exec("cat /tmp/file").stdout == "there\\n"
             session.gdb.interrupt()
-            with pytest.raises(StateError, match="GDB holds it stopped"):
+            with pytest.raises(StateError, match="is paused\\ncontinue or quit the GDB that holds it"):
                 vm.exec("true")
 
         def test_halted_when_it_is_too_late(vm, request):
