@@ -48,52 +48,52 @@
 #include <time.h>
 #include <unistd.h>
 
-#define CLASS "/sys/class/virtio-ports"
-#define PREFIX "org.vmdebug.shell."
+#define SYSFS_PORTS "/sys/class/virtio-ports"
+#define PORT_PREFIX "org.vmdebug.shell."
 
 enum {
 	VERSION = 1,
 	NONCE = 16,
-	HEAD = 5,
-	PORTS = 64,
-	CHUNK = 32768,		/* bytes read at once; virtio_console takes no more in one write */
-	FULL = 65536,		/* bytes for the host that may wait; a command that writes more waits */
-	LONGEST = 4 << 20,	/* bytes of a frame */
-	ARGUMENT = 100000,	/* bytes of a line that go into an argument; the kernel's limit is 131072 */
-	GRACE_MS = 500,		/* between SIGTERM and SIGKILL */
-	HUNG_MS = 200,		/* until a host that has gone is believed to have gone */
-	TTY_MS = 1000,		/* until TTY is taken, for want of a virtio port */
-	SILENCE_MS = 30000,	/* after which the host at the other end of a TTY is taken for gone */
-	DYING = 64,
+	HEADER = 5,
+	MAX_PORTS = 64,
+	CHUNK = 32768,		/* bytes per read; virtio_console writes at most 32 KiB at once */
+	OUTPUT_LIMIT = 65536,	/* bytes queued for the host, above which we read no more output */
+	FRAME_LIMIT = 4 << 20,	/* bytes; a longer frame is dropped */
+	ARGUMENT_LIMIT = 100000, /* longest line passed as an argument; MAX_ARG_STRLEN is 131072 */
+	KILL_DELAY_MS = 500,	/* between SIGTERM and SIGKILL */
+	HANGUP_DELAY_MS = 200,	/* between a hangup and the end of the session */
+	TTY_DELAY_MS = 1000,	/* how long to wait for a virtio port before TTY is opened */
+	TTY_TIMEOUT_MS = 30000,	/* without a frame, after which a session on a TTY ends */
+	TERMINATING = 64,
 };
 
 enum { FLAG = '~', ESCAPE = '}' };
 
-enum kind { PORT, INPUT, OUTPUT, ERRORS, LEFT };
+enum kind { PORT, INPUT, OUTPUT, ERRORS, ABANDONED };
 
 struct queue {
 	unsigned char *data;
 	size_t start, end, size;
 };
 
-/* One of our ends of a command's pipes. `ready`: worth a try since the last EAGAIN. */
+/* Our end of one of a command's pipes. `ready`: no EAGAIN since the last event. */
 struct pipe_end {
 	int fd;
 	int ready;
-	int left; /* bytes still to be read of a command that has ended */
+	int unread; /* bytes that were in the pipe when the command ended */
 };
 
 struct port {
 	int fd;
 	int tty, readable, writable;
-	int64_t hung; /* when to look whether the host has gone for good; 0: it is there */
+	int64_t hangup_at; /* ms: when to check whether the host is still disconnected; 0: it is connected */
 	struct queue frame, out;
 	int escaped, overlong;
 
 	int open; /* a session */
 	unsigned char nonce[NONCE];
-	uint32_t sent, heard;
-	int64_t last; /* when something was heard */
+	uint32_t sent, received; /* frames of the session */
+	int64_t last_received; /* ms */
 
 	pid_t pid; /* 0: no command */
 	int exited, status;
@@ -102,12 +102,12 @@ struct port {
 	int end_of_input;
 };
 
-static struct port ports[PORTS];
+static struct port ports[MAX_PORTS];
 static int count;
 static struct {
 	pid_t group;
 	int64_t at;
-} dying[DYING];
+} terminating[TERMINATING];
 static int epoll, urandom;
 
 static void die(const char *what)
@@ -124,16 +124,16 @@ static int64_t now(void)
 	return time.tv_sec * 1000LL + time.tv_nsec / 1000000;
 }
 
-static size_t length(const struct queue *queue)
+static size_t queued(const struct queue *queue)
 {
 	return queue->end - queue->start;
 }
 
-static void put(struct queue *queue, const void *from, size_t size)
+static void append(struct queue *queue, const void *from, size_t size)
 {
 	if (queue->end + size > queue->size) {
 		if (queue->start)
-			memmove(queue->data, queue->data + queue->start, length(queue));
+			memmove(queue->data, queue->data + queue->start, queued(queue));
 		queue->end -= queue->start;
 		queue->start = 0;
 	}
@@ -147,17 +147,17 @@ static void put(struct queue *queue, const void *from, size_t size)
 	queue->end += size;
 }
 
-static void drop(struct queue *queue, size_t size)
+static void consume(struct queue *queue, size_t size)
 {
 	queue->start += size;
 	if (queue->start == queue->end)
 		queue->start = queue->end = 0;
 }
 
-static void empty(struct queue *queue)
+static void clear(struct queue *queue)
 {
-	/* What a long command or a flood needed is not kept for good. */
-	if (queue->size > 4 * FULL) {
+	/* Free what a long command or much output needed. */
+	if (queue->size > 4 * OUTPUT_LIMIT) {
 		free(queue->data);
 		queue->data = NULL;
 		queue->size = 0;
@@ -167,55 +167,55 @@ static void empty(struct queue *queue)
 
 static int watch(int fd, enum kind kind, int number)
 {
-	/* Edge-triggered: a port that no host has open is at EPOLLHUP all the time. */
+	/* Edge-triggered, because a port without a host reports EPOLLHUP all the time. */
 	struct epoll_event event = { EPOLLIN | EPOLLOUT | EPOLLET, { .u64 = (uint64_t)kind << 32 | (uint32_t)number } };
 
 	return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
 }
 
-static void shut(struct pipe_end *end)
+static void close_end(struct pipe_end *end)
 {
 	if (end->fd < 0)
 		return;
-	/* Not left to close(2): a child between fork and exec has it as well. */
+	/* close(2) does not remove it while a child between fork and exec has the file open, too. */
 	epoll_ctl(epoll, EPOLL_CTL_DEL, end->fd, NULL);
 	close(end->fd);
 	end->fd = -1;
 }
 
-static void stuff(struct queue *out, const unsigned char *at, size_t size)
+static void append_escaped(struct queue *out, const unsigned char *at, size_t size)
 {
 	const unsigned char *end = at + size, *run;
 
 	while (at < end) {
 		for (run = at; at < end && *at != FLAG && *at != ESCAPE; at++)
 			;
-		put(out, run, at - run);
+		append(out, run, at - run);
 		if (at < end) {
-			put(out, *at == FLAG ? "}^" : "}]", 2);
+			append(out, *at == FLAG ? "}^" : "}]", 2);
 			at++;
 		}
 	}
 }
 
-static void tell(struct port *port, char type, const void *data, size_t size)
+static void send_frame(struct port *port, char type, const void *data, size_t size)
 {
 	uint32_t sequence = port->sent++;
-	unsigned char head[HEAD] = { type, sequence, sequence >> 8, sequence >> 16, sequence >> 24 };
+	unsigned char head[HEADER] = { type, sequence, sequence >> 8, sequence >> 16, sequence >> 24 };
 
-	stuff(&port->out, head, HEAD);
-	stuff(&port->out, data, size);
-	put(&port->out, "~", 1);
+	append_escaped(&port->out, head, HEADER);
+	append_escaped(&port->out, data, size);
+	append(&port->out, "~", 1);
 }
 
-static void doom(pid_t group)
+static void terminate_group(pid_t group)
 {
 	kill(-group, SIGTERM);
 	kill(-group, SIGCONT);
-	for (int i = 0; i < DYING; i++) {
-		if (!dying[i].group) {
-			dying[i].group = group;
-			dying[i].at = now() + GRACE_MS;
+	for (int i = 0; i < TERMINATING; i++) {
+		if (!terminating[i].group) {
+			terminating[i].group = group;
+			terminating[i].at = now() + KILL_DELAY_MS;
 			return;
 		}
 	}
@@ -223,39 +223,39 @@ static void doom(pid_t group)
 }
 
 /* End the session, and its command if that still runs. */
-static void leave(struct port *port)
+static void end_session(struct port *port)
 {
 	if (port->pid && !port->exited)
-		doom(port->pid);
+		terminate_group(port->pid);
 	port->pid = 0;
 	port->open = port->exited = port->end_of_input = 0;
-	shut(&port->in);
-	shut(&port->std[0]);
-	shut(&port->std[1]);
-	empty(&port->input);
-	empty(&port->out);
+	close_end(&port->in);
+	close_end(&port->std[0]);
+	close_end(&port->std[1]);
+	clear(&port->input);
+	clear(&port->out);
 }
 
-static void hello(struct port *port, const unsigned char *data, size_t size)
+static void begin_session(struct port *port, const unsigned char *data, size_t size)
 {
 	unsigned char words[1 + NONCE] = { VERSION };
 
-	leave(port);
+	end_session(port);
 	if (size < 1 + NONCE)
 		return;
 	memcpy(port->nonce, data + 1, NONCE);
 	memcpy(words + 1, port->nonce, NONCE);
 	if (urandom >= 0 && write(urandom, port->nonce, NONCE) < 0)
-		urandom = -1; /* its numbers stay as they are */
+		urandom = -1; /* not writable: no seed */
 	port->open = 1;
 	port->sent = 0;
-	port->heard = 1;
-	put(&port->out, "~", 1); /* ends what may have been sent of another frame */
-	tell(port, 'W', words, sizeof(words));
+	port->received = 1;
+	append(&port->out, "~", 1); /* ends a frame that was sent in part */
+	send_frame(port, 'W', words, sizeof(words));
 }
 
-/* Return a file that a shell reads a long line from. */
-static int script(const char *line, size_t size)
+/* Return a memfd with a line that is too long for an argument, or -1. */
+static int line_file(const char *line, size_t size)
 {
 	int fd = memfd_create("command", MFD_CLOEXEC);
 
@@ -274,7 +274,7 @@ static int script(const char *line, size_t size)
 	return fd;
 }
 
-/* Start `sh -c LINE` on three descriptors; in a session of its own, so that it can be signalled with all of its own. */
+/* Start `sh -c LINE` on three descriptors, in a session of its own, so that kill(-pid) reaches all its processes. */
 static int spawn(pid_t *pid, char *line, size_t size, const int fds[3])
 {
 	char *argv[] = { "sh", "-c", line, NULL };
@@ -292,8 +292,8 @@ static int spawn(pid_t *pid, char *line, size_t size, const int fds[3])
 	posix_spawn_file_actions_init(&actions);
 	for (int i = 0; i < 3; i++)
 		posix_spawn_file_actions_adddup2(&actions, fds[i], i);
-	if (size > ARGUMENT) {
-		file = script(line, size);
+	if (size > ARGUMENT_LIMIT) {
+		file = line_file(line, size);
 		if (file < 0)
 			return errno;
 		posix_spawn_file_actions_adddup2(&actions, file, 3);
@@ -307,7 +307,7 @@ static int spawn(pid_t *pid, char *line, size_t size, const int fds[3])
 	return error;
 }
 
-static int our_end(struct pipe_end *end, int fd, enum kind kind, int number)
+static int open_end(struct pipe_end *end, int fd, enum kind kind, int number)
 {
 	end->fd = fd;
 	end->ready = 1;
@@ -315,14 +315,14 @@ static int our_end(struct pipe_end *end, int fd, enum kind kind, int number)
 	return watch(fd, kind, number);
 }
 
-static void run(struct port *port, unsigned char *data, size_t size)
+static void start_command(struct port *port, unsigned char *data, size_t size)
 {
 	int number = port - ports, error = 0, pipes[3][2], theirs[3];
 
 	if (port->pid || size < 2)
 		return;
-	put(&port->frame, "", 1); /* the line's end; `data` is in it */
-	data = port->frame.data + port->frame.start + HEAD;
+	append(&port->frame, "", 1); /* NUL ends the line; this may move the frame */
+	data = port->frame.data + port->frame.start + HEADER;
 	for (int i = 0; i < 3; i++)
 		pipes[i][0] = pipes[i][1] = -1;
 	for (int i = 0; i < 3 && !error; i++) {
@@ -342,44 +342,44 @@ static void run(struct port *port, unsigned char *data, size_t size)
 		for (int i = 0; i < 3; i++)
 			if (pipes[i][i == 0] >= 0)
 				close(pipes[i][i == 0]);
-		tell(port, 'F', strerror(error), strlen(strerror(error)));
+		send_frame(port, 'F', strerror(error), strlen(strerror(error)));
 		return;
 	}
 	port->exited = port->end_of_input = 0;
 	if (pipes[0][1] >= 0)
-		our_end(&port->in, pipes[0][1], INPUT, number);
-	our_end(&port->std[0], pipes[1][0], OUTPUT, number);
-	our_end(&port->std[1], pipes[2][0], ERRORS, number);
+		open_end(&port->in, pipes[0][1], INPUT, number);
+	open_end(&port->std[0], pipes[1][0], OUTPUT, number);
+	open_end(&port->std[1], pipes[2][0], ERRORS, number);
 }
 
-static void heed(struct port *port)
+static void handle_frame(struct port *port)
 {
-	unsigned char *frame = port->frame.data + port->frame.start, *data = frame + HEAD;
-	size_t size = length(&port->frame);
+	unsigned char *frame = port->frame.data + port->frame.start, *data = frame + HEADER;
+	size_t size = queued(&port->frame);
 	uint32_t sequence;
 
-	if (size < HEAD)
+	if (size < HEADER)
 		return;
-	size -= HEAD;
+	size -= HEADER;
 	sequence = frame[1] | frame[2] << 8 | frame[3] << 16 | (uint32_t)frame[4] << 24;
-	port->last = now();
+	port->last_received = now();
 	if (frame[0] == 'H') {
-		hello(port, data, size);
+		begin_session(port, data, size);
 		return;
 	}
-	if (!port->open || sequence != port->heard) {
-		leave(port);
-		tell(port, 'N', "", 0);
+	if (!port->open || sequence != port->received) {
+		end_session(port);
+		send_frame(port, 'N', "", 0);
 		return;
 	}
-	port->heard++;
+	port->received++;
 	switch (frame[0]) {
 	case 'X':
-		run(port, data, size);
+		start_command(port, data, size);
 		break;
 	case 'I':
 		if (port->in.fd >= 0)
-			put(&port->input, data, size);
+			append(&port->input, data, size);
 		break;
 	case 'E':
 		port->end_of_input = 1;
@@ -389,34 +389,34 @@ static void heed(struct port *port)
 			kill(-port->pid, data[0]);
 		break;
 	case 'P':
-		tell(port, 'P', "", 0);
+		send_frame(port, 'P', "", 0);
 		break;
 	case 'Q':
-		leave(port);
+		end_session(port);
 		break;
 	}
 }
 
-static void hear(struct port *port, const unsigned char *at, size_t size)
+static void decode(struct port *port, const unsigned char *at, size_t size)
 {
 	const unsigned char *end = at + size, *run;
 
 	while (at < end) {
 		for (run = at; at < end && *at != FLAG && *at != ESCAPE && !port->escaped; at++)
 			;
-		if (length(&port->frame) + (at - run) <= LONGEST)
-			put(&port->frame, run, at - run);
+		if (queued(&port->frame) + (at - run) <= FRAME_LIMIT)
+			append(&port->frame, run, at - run);
 		else
 			port->overlong = 1;
 		if (at == end)
 			break;
 		if (*at == FLAG) {
 			if (!port->overlong)
-				heed(port);
-			empty(&port->frame);
+				handle_frame(port);
+			clear(&port->frame);
 			port->overlong = port->escaped = 0;
 		} else if (port->escaped) {
-			put(&port->frame, *at == '^' ? "~" : "}", 1);
+			append(&port->frame, *at == '^' ? "~" : "}", 1);
 			port->escaped = 0;
 		} else {
 			port->escaped = 1;
@@ -426,102 +426,102 @@ static void hear(struct port *port, const unsigned char *at, size_t size)
 }
 
 /* Read what the host sent; return whether there was something. */
-static int listen_to(struct port *port)
+static int read_port(struct port *port)
 {
 	static unsigned char bytes[CHUNK];
 	ssize_t got;
 
-	if (!port->readable || length(&port->out) >= FULL)
+	if (!port->readable || queued(&port->out) >= OUTPUT_LIMIT)
 		return 0;
 	got = read(port->fd, bytes, sizeof(bytes));
 	if (got > 0) {
-		hear(port, bytes, got);
+		decode(port, bytes, got);
 		return 1;
 	}
 	port->readable = 0;
-	if (got == 0 && !port->hung)
-		port->hung = now() + HUNG_MS; /* virtio_console: no host is there; a terminal: it is hung up */
+	if (got == 0 && !port->hangup_at)
+		port->hangup_at = now() + HANGUP_DELAY_MS; /* virtio_console: no host; tty: hung up */
 	return 0;
 }
 
-static int feed(struct port *port)
+static int write_stdin(struct port *port)
 {
 	ssize_t wrote;
 	uint32_t used;
 
 	if (port->in.fd < 0)
 		return 0;
-	if (!length(&port->input)) {
+	if (!queued(&port->input)) {
 		if (port->end_of_input)
-			shut(&port->in);
+			close_end(&port->in);
 		return 0;
 	}
 	if (!port->in.ready)
 		return 0;
-	wrote = write(port->in.fd, port->input.data + port->input.start, length(&port->input));
+	wrote = write(port->in.fd, port->input.data + port->input.start, queued(&port->input));
 	if (wrote < 0) {
 		port->in.ready = 0;
 		if (errno != EAGAIN) {
-			shut(&port->in);
-			empty(&port->input);
-			tell(port, 'C', "", 0);
+			close_end(&port->in);
+			clear(&port->input);
+			send_frame(port, 'C', "", 0);
 		}
 		return 0;
 	}
-	drop(&port->input, wrote);
+	consume(&port->input, wrote);
 	used = wrote;
-	tell(port, 'A', (unsigned char[]){ used, used >> 8, used >> 16, used >> 24 }, 4);
+	send_frame(port, 'A', (unsigned char[]){ used, used >> 8, used >> 16, used >> 24 }, 4);
 	return 1;
 }
 
-static int fetch(struct port *port, int which)
+static int read_output(struct port *port, int which)
 {
 	static unsigned char bytes[CHUNK];
 	struct pipe_end *end = &port->std[which];
 	size_t most = sizeof(bytes);
 	ssize_t got;
 
-	if (end->fd < 0 || !end->ready || length(&port->out) >= FULL)
+	if (end->fd < 0 || !end->ready || queued(&port->out) >= OUTPUT_LIMIT)
 		return 0;
-	if (port->exited && end->left < CHUNK)
-		most = end->left;
+	if (port->exited && end->unread < CHUNK)
+		most = end->unread;
 	got = most ? read(end->fd, bytes, most) : -1;
 	if (got > 0) {
-		end->left -= got;
-		tell(port, which ? 'R' : 'O', bytes, got);
+		end->unread -= got;
+		send_frame(port, which ? 'R' : 'O', bytes, got);
 		return 1;
 	}
 	end->ready = 0;
 	if (got == 0)
-		shut(end);
+		close_end(end);
 	return 0;
 }
 
-/* Tell the status once all output has been told; what the background writes from here on is read and forgotten. */
-static int conclude(struct port *port)
+/* Send the status once all output is sent. What background processes write later is read and discarded. */
+static int send_status(struct port *port)
 {
 	if (!port->exited)
 		return 0;
 	for (int i = 0; i < 2; i++)
 		if (port->std[i].fd >= 0 && port->std[i].ready)
 			return 0;
-	shut(&port->in);
-	empty(&port->input);
+	close_end(&port->in);
+	clear(&port->input);
 	for (int i = 0; i < 2; i++) {
-		struct epoll_event event = { EPOLLIN, { .u64 = (uint64_t)LEFT << 32 | (uint32_t)port->std[i].fd } };
+		struct epoll_event event = { EPOLLIN, { .u64 = (uint64_t)ABANDONED << 32 | (uint32_t)port->std[i].fd } };
 
 		if (port->std[i].fd >= 0)
 			epoll_ctl(epoll, EPOLL_CTL_MOD, port->std[i].fd, &event);
 		port->std[i].fd = -1;
 	}
 	port->pid = port->exited = 0;
-	tell(port, 'S', (unsigned char[]){ port->status }, 1);
+	send_frame(port, 'S', (unsigned char[]){ port->status }, 1);
 	return 1;
 }
 
-static int speak(struct port *port)
+static int write_port(struct port *port)
 {
-	size_t size = length(&port->out);
+	size_t size = queued(&port->out);
 	ssize_t wrote;
 
 	if (!port->writable || !size)
@@ -531,21 +531,21 @@ static int speak(struct port *port)
 		port->writable = 0;
 		return 0;
 	}
-	drop(&port->out, wrote);
+	consume(&port->out, wrote);
 	return 1;
 }
 
-/* Do what can be done on a port; return whether there may be more. */
-static int step(struct port *port)
+/* Serve a port without blocking; return whether to call it again at once. */
+static int serve_port(struct port *port)
 {
 	int more;
 
-	more = listen_to(port);
-	more |= feed(port);
-	more |= fetch(port, 0);
-	more |= fetch(port, 1);
-	more |= conclude(port);
-	more |= speak(port);
+	more = read_port(port);
+	more |= write_stdin(port);
+	more |= read_output(port, 0);
+	more |= read_output(port, 1);
+	more |= send_status(port);
+	more |= write_port(port);
 	return more;
 }
 
@@ -561,29 +561,29 @@ static void reap(void)
 			port->exited = 1;
 			port->status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 			for (int i = 0; i < 2; i++) {
-				/* Not up to the end of the file: what is in the background may write for ever. */
-				port->std[i].left = 0;
+				/* Do not read up to EOF: background processes may keep the pipe open and write to it. */
+				port->std[i].unread = 0;
 				if (port->std[i].fd >= 0)
-					ioctl(port->std[i].fd, FIONREAD, &port->std[i].left);
+					ioctl(port->std[i].fd, FIONREAD, &port->std[i].unread);
 				port->std[i].ready = 1;
 			}
 		}
 	}
 }
 
-/* Kill what did not heed SIGTERM; return the milliseconds until there is something of the kind to do, or -1. */
-static int expire(void)
+/* Kill groups that ignore SIGTERM, and end dead sessions; return the milliseconds until the next timer, or -1. */
+static int run_timers(void)
 {
 	int64_t time = now(), next = -1;
 
-	for (int i = 0; i < DYING; i++) {
-		if (!dying[i].group)
+	for (int i = 0; i < TERMINATING; i++) {
+		if (!terminating[i].group)
 			continue;
-		if (time >= dying[i].at || kill(-dying[i].group, 0)) {
-			kill(-dying[i].group, SIGKILL);
-			dying[i].group = 0;
-		} else if (next < 0 || dying[i].at - time < next) {
-			next = dying[i].at - time;
+		if (time >= terminating[i].at || kill(-terminating[i].group, 0)) {
+			kill(-terminating[i].group, SIGKILL);
+			terminating[i].group = 0;
+		} else if (next < 0 || terminating[i].at - time < next) {
+			next = terminating[i].at - time;
 		}
 	}
 	for (struct port *port = ports; port < ports + count; port++) {
@@ -593,19 +593,19 @@ static int expire(void)
 		 * What a new host sends overtakes the message that the old one has gone, which virtio_console
 		 * handles in a work item: by now it has handled the message about the new one, too.
 		 */
-		if (port->hung && time >= port->hung) {
-			port->hung = 0;
+		if (port->hangup_at && time >= port->hangup_at) {
+			port->hangup_at = 0;
 			if (poll(&state, 1, 0) > 0 && state.revents & POLLHUP)
-				leave(port);
-		} else if (port->hung && (next < 0 || port->hung - time < next)) {
-			next = port->hung - time;
+				end_session(port);
+		} else if (port->hangup_at && (next < 0 || port->hangup_at - time < next)) {
+			next = port->hangup_at - time;
 		}
 		if (!port->tty || !port->open)
 			continue;
-		if (time >= port->last + SILENCE_MS)
-			leave(port);
-		else if (next < 0 || port->last + SILENCE_MS - time < next)
-			next = port->last + SILENCE_MS - time;
+		if (time >= port->last_received + TTY_TIMEOUT_MS)
+			end_session(port);
+		else if (next < 0 || port->last_received + TTY_TIMEOUT_MS - time < next)
+			next = port->last_received + TTY_TIMEOUT_MS - time;
 	}
 	return next;
 }
@@ -616,7 +616,7 @@ static void open_port(const char *path, int tty)
 	struct termios settings;
 	int fd;
 
-	if (count == PORTS)
+	if (count == MAX_PORTS)
 		return;
 	fd = open(path, O_RDWR | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 	if (fd < 0)
@@ -642,13 +642,13 @@ static void open_port(const char *path, int tty)
 	count++;
 }
 
-static int attribute(const char *port, const char *name, char *text, size_t size)
+static int read_attribute(const char *port, const char *name, char *text, size_t size)
 {
-	char path[sizeof(CLASS) + 300];
+	char path[sizeof(SYSFS_PORTS) + 300];
 	ssize_t got;
 	int fd;
 
-	snprintf(path, sizeof(path), CLASS "/%s/%s", port, name);
+	snprintf(path, sizeof(path), SYSFS_PORTS "/%s/%s", port, name);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return 0;
@@ -658,22 +658,22 @@ static int attribute(const char *port, const char *name, char *text, size_t size
 	return got > 0;
 }
 
-/* Open the ports that there are; the kernel names them some time after it has made them. */
-static void look(void)
+/* Open new ports. The kernel sets a port's name some time after it creates the port. */
+static void scan_ports(void)
 {
 	struct dirent *entry;
 	unsigned major, minor;
 	char text[128], path[300];
-	DIR *directory = opendir(CLASS);
+	DIR *directory = opendir(SYSFS_PORTS);
 
 	while (directory && (entry = readdir(directory))) {
-		if (entry->d_name[0] == '.' || !attribute(entry->d_name, "name", text, sizeof(text)))
+		if (entry->d_name[0] == '.' || !read_attribute(entry->d_name, "name", text, sizeof(text)))
 			continue;
-		if (strncmp(text, PREFIX, strlen(PREFIX)))
+		if (strncmp(text, PORT_PREFIX, strlen(PORT_PREFIX)))
 			continue;
 		snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
-		/* Without devtmpfs nobody else makes it. */
-		if (access(path, F_OK) && attribute(entry->d_name, "dev", text, sizeof(text)) &&
+		/* Without devtmpfs there is no node. */
+		if (access(path, F_OK) && read_attribute(entry->d_name, "dev", text, sizeof(text)) &&
 		    sscanf(text, "%u:%u", &major, &minor) == 2)
 			mknod(path, S_IFCHR | 0600, makedev(major, minor));
 		open_port(path, 0);
@@ -682,19 +682,19 @@ static void look(void)
 		closedir(directory);
 }
 
-static void note(const struct epoll_event *event)
+static void handle_event(const struct epoll_event *event)
 {
 	enum kind kind = event->data.u64 >> 32;
 	int number = (uint32_t)event->data.u64;
-	static char waste[4096];
+	static char discarded[4096];
 	ssize_t got;
 
 	switch (kind) {
 	case PORT:
 		ports[number].readable |= !!(event->events & EPOLLIN);
 		ports[number].writable |= !!(event->events & EPOLLOUT);
-		if (event->events & EPOLLHUP && !ports[number].hung)
-			ports[number].hung = now() + HUNG_MS;
+		if (event->events & EPOLLHUP && !ports[number].hangup_at)
+			ports[number].hangup_at = now() + HANGUP_DELAY_MS;
 		break;
 	case INPUT:
 		ports[number].in.ready = 1;
@@ -703,55 +703,55 @@ static void note(const struct epoll_event *event)
 	case ERRORS:
 		ports[number].std[kind - OUTPUT].ready = 1;
 		break;
-	case LEFT:
-		got = read(number, waste, sizeof(waste));
+	case ABANDONED:
+		got = read(number, discarded, sizeof(discarded));
 		if (got == 0)
-			shut(&(struct pipe_end){ .fd = number });
+			close_end(&(struct pipe_end){ .fd = number });
 		break;
 	}
 }
 
-static void on_child(int number)
+static void on_sigchld(int number)
 {
 	(void)number;
 }
 
 int main(int argc, char **argv)
 {
-	int64_t began = now(), looking = began;
+	int64_t began = now(), scan_at = began;
 	int pause = 10, known = 0, unchanged = 0, wait, timeout;
-	struct epoll_event events[PORTS];
+	struct epoll_event events[MAX_PORTS];
 	sigset_t child, none;
 
 	sigemptyset(&none);
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &child, NULL);
-	signal(SIGCHLD, on_child);
+	signal(SIGCHLD, on_sigchld);
 	signal(SIGPIPE, SIG_IGN);
 	epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (epoll < 0)
 		die("vmdebug-agent: epoll");
 	urandom = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
 	for (;;) {
-		if (looking && now() >= looking) {
-			look();
-			if (!count && argc > 1 && now() >= began + TTY_MS)
+		if (scan_at && now() >= scan_at) {
+			scan_ports();
+			if (!count && argc > 1 && now() >= began + TTY_DELAY_MS)
 				open_port(argv[1], 1);
 			unchanged = count && count == known ? unchanged + 1 : 0;
 			known = count;
 			pause = pause < 1000 ? 2 * pause : pause;
-			looking = unchanged < 3 ? now() + pause : 0;
+			scan_at = unchanged < 3 ? now() + pause : 0;
 		}
-		timeout = expire();
-		if (looking && (timeout < 0 || looking - now() < timeout))
-			timeout = looking > now() ? looking - now() : 0;
+		timeout = run_timers();
+		if (scan_at && (timeout < 0 || scan_at - now() < timeout))
+			timeout = scan_at > now() ? scan_at - now() : 0;
 		for (int i = 0; i < count; i++)
-			if (step(&ports[i]))
+			if (serve_port(&ports[i]))
 				timeout = 0;
-		wait = epoll_pwait(epoll, events, PORTS, timeout, &none);
+		wait = epoll_pwait(epoll, events, MAX_PORTS, timeout, &none);
 		for (int i = 0; i < wait; i++)
-			note(&events[i]);
+			handle_event(&events[i]);
 		reap();
 	}
 }

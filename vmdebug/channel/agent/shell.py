@@ -25,7 +25,7 @@ PIECE = 1 << 14
 """Bytes of input in one frame."""
 
 LONGEST_LINE = (4 << 20) - 64
-"""Bytes of a command; `agent.c` drops a frame that is longer than its LONGEST."""
+"""Bytes of a command; `agent.c` drops a frame that is longer than its FRAME_LIMIT."""
 
 FIRST_ASK = 0.25
 LAST_ASK = 2.0
