@@ -1,4 +1,4 @@
-"""`vmdebug console`: the guest's serial line, as if one sat at it."""
+"""`vmdebug console`: connects the terminal to the guest's serial line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vmdebug.vm import Vm
 
 RECALL = 10
-"""Lines of the log that are shown on coming in: a prompt that was written before comes from no socket."""
+"""Lines of the log to print first: the socket does not repeat a prompt that was printed earlier."""
 
 app = verb.new_app()
 
@@ -23,8 +23,8 @@ app = verb.new_app()
 def console(name: verb.VmName = None) -> None:
     """Connect to a VM's serial console; Ctrl-] leaves.
 
-    Everything typed goes to the guest, Ctrl-C too. When stdin is no terminal its bytes are typed, and
-    the guest's words are shown until it ends.
+    Sends every key to the guest, including Ctrl-C. If stdin is not a terminal, sends its bytes and prints
+    the guest's output until the VM ends.
     """
     from vmdebug import vm
 
@@ -32,7 +32,7 @@ def console(name: verb.VmName = None) -> None:
 
 
 def show(machine: Vm) -> None:
-    """Connect this terminal with a VM's serial line, until Ctrl-] or the VM's end."""
+    """Connect this terminal to a VM's serial line until Ctrl-] or until the VM ends."""
     from vmdebug.channel.serial import terminal
 
     with machine.console() as line:

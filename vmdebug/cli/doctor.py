@@ -61,7 +61,7 @@ PROGRAMS = (
     Program("qemu-img", "qemu-utils", "disks", required=False),
     Program("nix", "nix-bin", "guests from flakes", required=False),
     Program("make", "make", KERNEL),
-    Program("gcc", "gcc", KERNEL),
+    Program("gcc", "gcc", f"{KERNEL}, and the guest's agent"),
     Program("flex", "flex", KERNEL),
     Program("bison", "bison", KERNEL),
     Program("bc", "bc", KERNEL),

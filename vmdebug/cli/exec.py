@@ -38,18 +38,22 @@ def execute(
         typer.Option(
             "--stdin/--no-stdin",
             "-i/-n",
-            help="Whether the command reads our standard input; by default unless that is a terminal.",
+            help="Give the command vmdebug's standard input; by default if that is not a terminal.",
         ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(metavar="S", min=0, help="Seconds for all of it, a boot still going on included.")
+        float,
+        typer.Option(
+            metavar="S", min=0, help="Exit with status 5 after S seconds, including the rest of a boot."
+        ),
     ] = 60.0,
 ) -> None:
     """Run a command in a guest's shell.
 
-    Its standard input, output and error are ours, byte for byte and as they come, and so is its exit
-    status. One word is a line for the guest's shell, with pipes and globs; several are a program and its
-    arguments, handed over as they are. Ctrl-C ends the command; several commands may run at once.
+    Connects its standard input, output and error to those of vmdebug, byte for byte, and exits with its
+    status. The guest's shell interprets CMD if it is one word, with pipes and globs. Several words are a
+    program and its arguments, which no shell interprets. Ctrl-C ends the command. Several commands can run
+    at once.
     """
     words = verb.tail(context)
     if not words:

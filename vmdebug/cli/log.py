@@ -30,7 +30,7 @@ def log(
     ] = False,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Every byte, what `exec` and the guest's shell say to each other too."),
+        typer.Option("--raw", help="Print every byte, including what `exec` sent over the serial line."),
     ] = False,
     decode: Annotated[
         bool, typer.Option("--decode", help="Put source lines behind the addresses of oopses and warnings.")
