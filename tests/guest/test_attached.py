@@ -69,7 +69,7 @@ def batch(machine: Vm, *commands: str, **changes: Any) -> Completed:
 
 def at_its_shell(machine: Vm) -> bool:
     with machine.console() as console:
-        console.wait_ready(Deadline.after(SECONDS))
+        console.wait_ready(timeout=SECONDS)
     return machine.status() == "running"
 
 
@@ -285,7 +285,7 @@ def test_a_breakpoint_in_a_module_that_comes_later_is_hit_in_its_init(
         )
         line = argv(attachment(machine, *commands))
         with machine.console() as console:
-            console.wait_ready(Deadline.after(SECONDS))
+            console.wait_ready(timeout=SECONDS)
             with process.spawn(line, stdout=process.PIPE, stderr=process.PIPE) as child:
                 assert child.stdout is not None
                 assert child.stderr is not None
@@ -308,7 +308,7 @@ def test_a_breakpoint_in_a_module_is_hit_when_it_is_loaded_anew_elsewhere(with_m
         vm.launch(with_module, bound=True, deadline=Deadline.after(SECONDS)) as machine,
         machine.console() as console,
     ):
-        console.wait_ready(Deadline.after(SECONDS))
+        console.wait_ready(timeout=SECONDS)
         console.sendline("insmod /brd.ko")
         console.expect("brd: module loaded", timeout=SECONDS)
         line = argv(attachment(machine, "break brd_alloc", "continue", "bt 1"))
@@ -323,7 +323,7 @@ def test_a_breakpoint_in_a_module_is_hit_when_it_is_loaded_anew_elsewhere(with_m
 def test_a_module_of_another_build_has_no_symbols(with_module: LaunchSpec, packed: Path) -> None:
     with vm.launch(with_module, bound=True, deadline=Deadline.after(SECONDS)) as machine:
         with machine.console() as console:
-            console.wait_ready(Deadline.after(SECONDS))
+            console.wait_ready(timeout=SECONDS)
             console.sendline("insmod /brd.ko")
             console.expect("brd: module loaded", timeout=SECONDS)
         (packed / "brd.ko").write_bytes(_with_another_build_id(packed / "brd.ko.xz"))

@@ -255,6 +255,6 @@ def test_a_session_goes_on_over_its_own_console_where_that_is_the_only_way(built
         started(builtin, "line", virtio_serial=False, uarts=()) as vm,
         DebugSession(vm, owned=False) as session,
     ):
-        session.console.wait_ready(soon())
+        session.console.wait_ready(timeout=120)
         assert session.exec("echo hi").stdout == "hi\n"
         assert vm.exec("echo ho").stdout == "ho\n"

@@ -46,7 +46,7 @@ def shared(builtin: LaunchSpec) -> Iterator[Vm]:
 @pytest.fixture
 def console(shared: Vm) -> Iterator[Console]:
     with shared.console() as opened:
-        opened.wait_ready(soon())
+        opened.wait_ready(timeout=120)
         yield opened
         assert run(opened, "ls -A /tmp /dev/shm").stdout.count(b"vmdebug-") == 2, (
             "only the listing's own files"
@@ -137,14 +137,14 @@ def test_a_command_that_kills_the_console_s_shell_is_an_error_and_the_next_shell
         run(console, "read -r a b c d e session f </proc/$PPID/stat; kill -9 $session; exec sleep 300")
     run(console, "killall sleep; true")
     console.shell.ready = False
-    console.wait_ready(soon())
+    console.wait_ready(timeout=120)
     assert run(console, "echo hi").stdout == b"hi\n"
 
 
 def test_the_shell_of_a_person_still_echoes(console: Console) -> None:
     run(console, "true")
     console.sendline("stty -a")
-    assert "-echo " not in console.read_until("echok", soon())
+    assert "-echo " not in console.read_until("echok", timeout=120)
 
 
 def test_a_guest_that_is_stopped_is_an_error_and_works_again_when_it_goes_on(
@@ -159,7 +159,7 @@ def test_a_guest_that_is_stopped_is_an_error_and_works_again_when_it_goes_on(
 
 def test_a_panic_is_an_error_at_once(own: Vm) -> None:
     with own.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=120)
         with pytest.raises(GuestDiedError, match="sysrq triggered crash") as caught:
             run(console, "echo c >/proc/sysrq-trigger")
         assert "Call Trace" in caught.value.detail
@@ -167,14 +167,14 @@ def test_a_panic_is_an_error_at_once(own: Vm) -> None:
 
 def test_a_guest_that_powers_off_is_an_error_at_once(own: Vm) -> None:
     with own.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=120)
         with pytest.raises(GuestDiedError):
             run(console, "poweroff -f; sleep 300")
 
 
 def test_the_end_of_qemu_is_an_error_at_once(own: Vm) -> None:
     with own.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=120)
         console.sendline("sleep 300")
         own.state.qemu.signal(signal.SIGKILL)
         with pytest.raises(GuestDiedError):

@@ -115,7 +115,7 @@ def test_detaching_leaves_a_guest_that_boots_to_its_shell(gdb: Gdb, machine: Vm)
     gdb.detach()
     assert gdb.state is State.DETACHED
     with machine.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=SECONDS)
         assert console.shell.execute("echo alive", deadline=soon()).stdout == b"alive\n"
     with pytest.raises(StateError, match="it is detached"):
         gdb.cont()
@@ -124,7 +124,7 @@ def test_detaching_leaves_a_guest_that_boots_to_its_shell(gdb: Gdb, machine: Vm)
 def test_a_breakpoint_in_a_guest_at_its_shell(gdb: Gdb, machine: Vm) -> None:
     gdb.cont(wait=False)
     with machine.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=SECONDS)
         with gdb.breakpoint("do_sys_openat2", when='$_streq(filename, "/etc/nosuch")') as opened:
             console.sendline("cat /etc/nosuch")
             where = gdb.wait_stop(timeout=SECONDS)

@@ -37,7 +37,7 @@ def machine(builtin: LaunchSpec) -> Iterator[Vm]:
     spec = msgspec.structs.replace(builtin, parameters=parameters, cpus=3)
     with vm.launch(spec, bound=True, deadline=Deadline.after(SECONDS)) as started:
         with started.console() as console:
-            console.wait_ready(Deadline.after(SECONDS))
+            console.wait_ready(timeout=SECONDS)
         yield started
 
 

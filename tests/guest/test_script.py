@@ -38,7 +38,7 @@ def session(builtin: LaunchSpec, tmp_path: Path) -> Iterator[DebugSession]:
         vm.launch(spec, bound=True, deadline=Deadline.after(SECONDS)) as started,
         DebugSession(started, owned=False) as opened,
     ):
-        opened.console.wait_ready(Deadline.after(SECONDS))
+        opened.console.wait_ready(timeout=SECONDS)
         yield opened
 
 

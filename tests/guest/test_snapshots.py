@@ -55,14 +55,14 @@ def test_a_stopped_guest_stays_stopped(vm: Vm) -> None:
 def test_a_guest_that_has_panicked_lives_again(vm: Vm) -> None:
     vm.snapshot("alive")
     with vm.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=120)
         console.sendline("echo c >/proc/sysrq-trigger")
         with pytest.raises(VmError, match="Kernel panic"):
             console.expect("never said", timeout=120)
         assert vm.status() == "panicked"
         vm.restore("alive")
         console.restored()
-        console.wait_ready(soon())
+        console.wait_ready(timeout=120)
     assert vm.status() == "running"
     assert vm.exec("echo back").stdout == "back\n"
     assert b"vmdebug: restored the snapshot alive\r\n" in vm.rundir.console_log.read_bytes()

@@ -31,7 +31,7 @@ def attached(builtin: LaunchSpec) -> Iterator[DebugSession]:
     """A session on the builtin guest, at its shell."""
     machine = vm.launch(builtin, bound=True, deadline=soon())
     with DebugSession(machine, owned=True) as made:
-        made.console.wait_ready(soon())
+        made.console.wait_ready(timeout=SECONDS)
         yield made
 
 
@@ -76,7 +76,7 @@ def test_what_is_returned_by_a_function_that_begins_with_inlined_code(attached: 
 def test_hits_of_three_cpus_are_fetched_while_they_come(builtin: LaunchSpec) -> None:
     machine = vm.launch(msgspec.structs.replace(builtin, cpus=3), bound=True, deadline=soon())
     with DebugSession(machine, owned=True) as made:
-        made.console.wait_ready(soon())
+        made.console.wait_ready(timeout=SECONDS)
         each = f"dd if=/dev/zero of=/dev/null bs=7 count={HITS // 5}"
         line = f"{each} & taskset 2 {each} & taskset 4 {each} & wait"
         gdb = made.gdb
@@ -93,7 +93,7 @@ def test_hits_of_three_cpus_are_fetched_while_they_come(builtin: LaunchSpec) -> 
 def test_ctrl_c_leaves_a_guest_that_runs(builtin: LaunchSpec) -> None:
     machine = vm.launch(builtin, bound=True, deadline=soon())
     with session.attach(machine.name) as other:
-        other.console.wait_ready(soon())
+        other.console.wait_ready(timeout=SECONDS)
         argv = [sys.executable, "-m", "vmdebug.cli", "trace", "vfs_read:count", "--json"]
         tracer = process.start(argv, stdout=process.PIPE)
         assert tracer.stdout is not None

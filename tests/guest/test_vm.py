@@ -364,7 +364,7 @@ def test_a_panic_that_ends_qemu_is_told_from_an_exit(start: Start, halted: Launc
 def test_a_guest_that_reboots_has_exited(start: Start) -> None:
     vm = start(halt=False)
     with vm.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=SECONDS)
         assert vm.status() == "running"
         with vm.connected(timeout=SECONDS) as qmp, qmp.listen("SHUTDOWN") as heard:
             console.sendline("reboot -f")
@@ -380,7 +380,7 @@ def test_a_disk_is_used_and_kept(start: Start, tmp_path: Path, halted: LaunchSpe
     assert isinstance(halted.machine, OwnMachine)
     vm = start(machine=msgspec.structs.replace(halted.machine, disk=disk), halt=False)
     with vm.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=SECONDS)
         console.sendline("echo kept > /dev/vda; sync; echo writ''ten")
         console.expect("written", timeout=SECONDS)
     with pytest.raises(LaunchError) as caught:

@@ -19,7 +19,7 @@ class Session:
 
     def __init__(self) -> None:
         self.closed = False
-        self.console = self
+        self.vm = self.shell = self
         self.boots: Exception | None = None
         self.notes: tuple[str, ...] = ()
 
@@ -29,7 +29,7 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def wait_ready(self, _deadline: object) -> None:
+    def wait(self, _deadline: object) -> None:
         if self.boots is not None:
             raise self.boots
 

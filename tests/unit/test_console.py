@@ -24,7 +24,7 @@ def test_what_the_guest_says_is_expected_and_used_up() -> None:
     with line_guest() as guest, guest.console() as console:
         guest.say(b"one 1\r\ntwo 2\r\n")
         assert console.expect(r"one (\d)", timeout=30).group(1) == "1"
-        assert console.read_until(r"two", soon()) == "\r\ntwo"
+        assert console.read_until(r"two", timeout=30) == "\r\ntwo"
         assert console.expect(r" (\d)\r\n", timeout=30).group(1) == "2"
 
 
@@ -32,7 +32,7 @@ def test_bytes_that_are_no_text_are_kept() -> None:
     with line_guest() as guest, guest.console() as console:
         guest.say(b"\xc3")
         guest.say(b"\xbc\xff!")
-        assert console.read_until("!", soon()) == "ü\udcff!"
+        assert console.read_until("!", timeout=30) == "ü\udcff!"
 
 
 def test_a_line_is_typed() -> None:
@@ -51,7 +51,7 @@ def test_what_was_taken_can_be_put_back() -> None:
         assert rest == " ü two".encode()
         console.put_back(rest)
         guest.say(b" three")
-        assert console.read_until("three", soon()) == " ü two three"
+        assert console.read_until("three", timeout=30) == " ü two three"
 
 
 def test_a_second_client_is_told_who_the_first_one_is() -> None:
@@ -105,7 +105,7 @@ def test_a_panic_before_the_connection_is_an_error_at_once() -> None:
         with pytest.raises(GuestDiedError):
             console.expect("hello", timeout=30)
         with pytest.raises(GuestDiedError):
-            console.wait_ready(soon())
+            console.wait_ready(timeout=30)
 
 
 def test_the_end_of_qemu_is_an_error_at_once() -> None:
@@ -182,9 +182,9 @@ def test_who_reads_the_console(text: bytes, look: Look) -> None:
 def test_a_shell_that_was_ready_long_ago_is_found(kind: str) -> None:
     with shell_guest(kind) as guest:
         with guest.console() as console:
-            console.wait_ready(soon())
+            console.wait_ready(timeout=30)
         with guest.console() as console:
-            console.wait_ready(soon())
+            console.wait_ready(timeout=30)
             console.sendline('echo usa""ble')
             assert console.expect("usable", timeout=30)[0] == "usable"
 
@@ -192,11 +192,11 @@ def test_a_shell_that_was_ready_long_ago_is_found(kind: str) -> None:
 def test_a_shell_under_kernel_messages_is_found() -> None:
     with shell_guest("dash") as guest:
         with guest.console() as console:
-            console.wait_ready(soon())
+            console.wait_ready(timeout=30)
             guest.say(b"[    5.000000] random: crng init done\r\n" * 20)
             console.expect("(?:random.*){20}", timeout=30)
         with guest.console() as console:
-            console.wait_ready(soon())
+            console.wait_ready(timeout=30)
             console.sendline('echo usa""ble')
             assert console.expect("usable", timeout=30)[0] == "usable"
 
@@ -204,7 +204,7 @@ def test_a_shell_under_kernel_messages_is_found() -> None:
 def test_what_was_said_until_the_shell_answered_is_left() -> None:
     with shell_guest("dash") as guest, guest.console() as console:
         guest.say(b"first words\r\n")
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         console.expect("first words", timeout=30)
         with pytest.raises(DeadlineError):
             console.expect("echo", timeout=0.2)
@@ -220,20 +220,20 @@ def test_what_was_said_until_the_shell_answered_is_left() -> None:
 def test_somebody_who_lets_no_shell_come_is_an_error(words: bytes, found: str, hint: str) -> None:
     with line_guest(words) as guest, guest.console() as console:
         with pytest.raises(VmError, match=found) as caught:
-            console.wait_ready(soon())
+            console.wait_ready(timeout=30)
         assert hint in caught.value.hint
 
 
 def test_a_guest_that_says_nothing_is_an_error_at_the_deadline() -> None:
     with line_guest() as guest, guest.console() as console, pytest.raises(DeadlineError, match="a shell"):
-        console.wait_ready(Deadline.after(0.2))
+        console.wait_ready(timeout=0.2)
 
 
 def test_a_guest_that_dies_while_it_boots_is_an_error_at_once() -> None:
     with line_guest(b"booting\r\n") as guest, guest.console() as console:
         guest.say(PANIC + END)
         with pytest.raises(GuestDiedError, match="Attempted to kill init"):
-            console.wait_ready(soon())
+            console.wait_ready(timeout=30)
 
 
 def test_a_guest_that_takes_no_input_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

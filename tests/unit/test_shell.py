@@ -30,9 +30,9 @@ def guest(request: pytest.FixtureRequest) -> Iterator[SerialGuest]:
 def console(guest: SerialGuest) -> Iterator[Console]:
     guest.interfere = bytes
     with guest.console() as opened:
-        opened.wait_ready(soon())
+        opened.wait_ready(timeout=30)
         yield opened
-        opened.wait_ready(soon())
+        opened.wait_ready(timeout=30)
         assert guest.left_over() == []
 
 
@@ -173,7 +173,7 @@ def test_a_command_that_kills_its_shell_is_an_error(console: Console, victim: st
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_directory_that_cannot_be_written_to_is_passed_over(kind: str) -> None:
     with shell_guest(kind, TMPDIR="/nonexistent") as guest, guest.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         assert run(console, "echo hi").stdout == b"hi\n"
 
 
@@ -181,7 +181,7 @@ def test_a_directory_that_cannot_be_written_to_is_passed_over(kind: str) -> None
 def test_nowhere_to_write(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(framing, "PREPARE", framing.PREPARE.replace(framing.DIRECTORIES, "/nonexistent"))
     with shell_guest(kind) as guest, guest.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         with pytest.raises(VmError, match="no directory that can be written to"):
             run(console, "echo hi")
         assert not console.shell.interrupted
@@ -206,7 +206,7 @@ def test_a_guest_that_dies_meanwhile_is_an_error_at_once(words: bytes | None, ca
             guest.say(words)
 
     with shell_guest("dash") as guest, guest.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         death = threading.Thread(target=die, args=(guest,))
         death.start()
         with pytest.raises(GuestDiedError, match=cause):
@@ -217,7 +217,7 @@ def test_a_guest_that_dies_meanwhile_is_an_error_at_once(words: bytes | None, ca
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernel_messages_of_the_time_are_left_for_expect(kind: str) -> None:
     with shell_guest(kind) as guest, guest.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         guest.interfere = between([700], [b"[    5.000000] hello: from the kernel\r\n"])
         assert run(console, "echo hi").stdout == b"hi\n"
         console.expect("hello: from the kernel", timeout=30)
@@ -226,7 +226,7 @@ def test_kernel_messages_of_the_time_are_left_for_expect(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_output_torn_by_what_is_no_kernel_message_is_fetched_again(kind: str) -> None:
     with shell_guest(kind) as guest, guest.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         # The first one lands in the data, which starts some 1000 bytes after what is typed first.
         guest.interfere = between(
             [5000, *[9000] * 20], [b"EXT4-fs (vda): mounted\r\n", b"\x1b[32m  OK  \x1b[0m"]
@@ -236,7 +236,7 @@ def test_output_torn_by_what_is_no_kernel_message_is_fetched_again(kind: str) ->
 
 def test_an_answer_torn_by_what_is_no_kernel_message_is_asked_for_again() -> None:
     with shell_guest("dash") as guest, guest.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
 
         def tear(data: bytes) -> bytes:
             status = data.find(b":s3.")
@@ -251,7 +251,7 @@ def test_an_answer_torn_by_what_is_no_kernel_message_is_asked_for_again() -> Non
 
 def test_a_guest_without_gzip() -> None:
     with shell_guest("dash", without=["gzip"]) as guest, guest.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         assert run(console, "echo out; echo err >&2; exit 4") == Output(b"out\n", b"err\n", 4)
         assert len(run(console, "yes | head -c 50000").stdout) == 50000
 
@@ -259,7 +259,7 @@ def test_a_guest_without_gzip() -> None:
 @pytest.mark.parametrize("program", ["base64", "setsid"])
 def test_a_guest_that_lacks_a_program(program: str) -> None:
     with shell_guest("dash", without=[program]) as guest, guest.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         with pytest.raises(VmError, match=f"the guest has no {program}"):
             run(console, "echo hi")
         assert not console.shell.interrupted
@@ -269,7 +269,7 @@ def test_a_guest_that_lacks_a_program(program: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_program_in_the_foreground_is_named_as_the_reason(kind: str) -> None:
     with shell_guest(kind) as guest, guest.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         gate = guest.directory / "gate"
         os.mkfifo(gate)
         console.sendline(f"cat {gate}")
@@ -281,7 +281,7 @@ def test_a_program_in_the_foreground_is_named_as_the_reason(kind: str) -> None:
         # The agent, which starts only now, goes again by itself.
         console.expect("opened", timeout=30)
         console.shell.ready = False
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         console.sendline('echo "shell is ${vmd-itself}"')
         console.expect("shell is itself", timeout=30)
 
@@ -290,7 +290,7 @@ def test_a_program_in_the_foreground_is_named_as_the_reason(kind: str) -> None:
 def test_a_client_that_was_killed_leaves_a_command_that_the_next_one_ends(kind: str) -> None:
     with shell_guest(kind) as guest:
         with guest.console() as console:
-            console.wait_ready(soon())
+            console.wait_ready(timeout=30)
             console.send(framing.start("0123456789"))
             console.expect("_0123456789:r", timeout=30)
             console.send(framing.PREPARE + "_c='sleep 300'\n" + framing.run("22"))
@@ -309,7 +309,7 @@ def hang_once_it_runs(guest: SerialGuest) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_guest_that_does_not_answer_is_an_error_that_says_so(kind: str) -> None:
     with shell_guest(kind) as guest, guest.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         hang = threading.Thread(target=hang_once_it_runs, args=(guest,))
         hang.start()
         with pytest.raises(DeadlineError, match="sleep 300") as caught:
@@ -335,7 +335,7 @@ def test_any_output_comes_through_kernel_messages_anywhere(
 ) -> None:
     command = f"printf '{octal(result.stdout)}'; printf '{octal(result.stderr)}' >&2; exit {result.status}"
     with guest.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         guest.interfere = between(gaps, lines)
         assert run(console, command) == result
 
@@ -345,7 +345,7 @@ def test_any_output_comes_through_kernel_messages_anywhere(
 def test_any_words_arrive_as_they_are(guest: SerialGuest, words: list[str]) -> None:
     guest.interfere = bytes
     with guest.console() as console:
-        console.wait_ready(soon())
+        console.wait_ready(timeout=30)
         sent = [word.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape") for word in words]
         came = run(console, ["printf", "%s\\n", *sent]).stdout
     assert came == b"".join(word.encode("utf-8", "surrogatepass") + b"\n" for word in words)

@@ -45,7 +45,7 @@ def guest() -> Iterator[SerialGuest]:
 @pytest.fixture
 def console(guest: SerialGuest) -> Iterator[Console]:
     with guest.console() as opened:
-        opened.wait_ready(soon())
+        opened.wait_ready(timeout=30)
         yield opened
         opened.debugger = None
         assert opened.shell.execute("echo well", deadline=soon()).stdout == b"well\n"

@@ -142,7 +142,7 @@ def _wait_for_shell(session: DebugSession) -> None:
     from vmdebug.deadline import Deadline
 
     try:
-        session.console.wait_ready(Deadline.after(BOOT_SECONDS))
+        session.vm.shell.wait(Deadline.after(BOOT_SECONDS))
     except VmdebugError as error:
         raise NeverBootedError(
             f"the guest never booted: {error.message}", hint=error.hint, detail=error.detail

@@ -150,9 +150,9 @@ class Console:
         self._expect(pattern, Deadline.after(timeout))
         return cast("re.Match[str]", self._opened.line.match)
 
-    def read_until(self, pattern: str | re.Pattern[str], deadline: Deadline) -> str:
-        """Return what the guest said up to the end of a match; see `expect`."""
-        self._expect(pattern, deadline)
+    def read_until(self, pattern: str | re.Pattern[str], *, timeout: float) -> str:
+        """Return what the guest wrote up to the end of a match; see `expect`."""
+        self._expect(pattern, Deadline.after(timeout))
         return cast("str", self._opened.line.before + self._opened.line.after)
 
     def _expect(self, pattern: str | re.Pattern[str], deadline: Deadline) -> None:
@@ -163,19 +163,18 @@ class Console:
         except pexpect.TIMEOUT:
             raise self.late(deadline, self._wanted) from None
 
-    def wait_ready(self, deadline: Deadline, *, before: str = "") -> None:
-        """Wait until a shell reads the console; at once where one has answered already.
+    def wait_ready(self, *, timeout: float) -> None:
+        """Wait until a shell reads the console; return at once if one has answered already.
 
         Args:
-            deadline: Until when.
-            before: A command that it runs before it answers; it prints nothing and may be run twice.
+            timeout: Seconds.
 
         Raises:
             VmError: somebody else reads it, who wants a password or a decision.
             GuestDiedError: the guest died.
             DeadlineError: no shell answered.
         """
-        self.shell.wait_ready(deadline, before=before)
+        self.shell.wait_ready(Deadline.after(timeout))
 
     def restored(self) -> None:
         """Take note that the guest is an earlier one: what it has said, died of or run since has not been."""
