@@ -57,6 +57,7 @@ class FailureWatch:
         self._vm = vm
         self._allow = frozenset(allow)
         self._alarm = alarm
+        self._held = contextlib.ExitStack()
         self._console = Watcher(vm.rundir.console_log)
         self._log = KernelLog(vm)
         self._hidden: list[Trouble] = []
@@ -75,8 +76,8 @@ class FailureWatch:
         Raises:
             FileNotFoundError: the VM has ended.
         """
-        self._console.__enter__()
-        self._log.__enter__()
+        self._held.enter_context(self._console)
+        self._held.enter_context(self._log)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread.start()
         return self
@@ -88,8 +89,7 @@ class FailureWatch:
         os.eventfd_write(self._wake, 1)
         self._thread.join()
         os.close(self._wake)
-        self._log.__exit__(None, None, None)
-        self._console.__exit__(None, None, None)
+        self._held.close()
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
