@@ -14,6 +14,7 @@ import signal
 import socket
 import tempfile
 import threading
+import tty
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -97,10 +98,17 @@ class SerialGuest:
         directory: Where its socket, lock and log go.
         argv: The interactive shell; none, and nobody reads the line.
         env: Its environment.
+        raw: Whether the terminal is raw from the start, so that no byte is a signal: the agent reads a line
+            that is not its controlling terminal, and a random nonce may hold ^C or ^\\.
     """
 
     def __init__(
-        self, directory: Path, argv: tuple[str, ...] = (), env: dict[str, str] | None = None
+        self,
+        directory: Path,
+        argv: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+        *,
+        raw: bool = False,
     ) -> None:
         self.directory = directory
         self.temporary = directory / "tmp"
@@ -108,6 +116,7 @@ class SerialGuest:
         self.interfere: Callable[[bytes], bytes] = bytes
         """What the line does to what the shell says."""
         self._argv = argv
+        self._raw = raw
         self._env = {
             "HOME": str(directory),
             "HISTFILE": "/dev/null",
@@ -132,6 +141,8 @@ class SerialGuest:
             after_hangup = held.enter_context(contextlib.ExitStack())
             self._master, slave = held.enter_context(_terminal())
             os.set_blocking(self._master, False)
+            if self._raw:
+                tty.setraw(slave)
             if self._argv:
                 setsid = str(process.find("setsid", package="util-linux"))
                 argv = (setsid, "--wait", "--ctty", *self._argv)

@@ -49,7 +49,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SerialGuest]:
     agent = program.find(ARCH, tmp_path_factory.mktemp("agent"), report=silent, deadline=soon())
     with (
         tempfile.TemporaryDirectory(prefix="vmd-", dir="/tmp") as name,
-        SerialGuest(Path(name), (str(agent), "/dev/tty"), {"PATH": os.environ["PATH"]}) as opened,
+        SerialGuest(Path(name), (str(agent), "/dev/tty"), {"PATH": os.environ["PATH"]}, raw=True) as opened,
     ):
         yield opened
 
@@ -271,7 +271,7 @@ def test_the_end_of_qemu_is_an_error_at_once(tmp_path_factory: pytest.TempPathFa
     agent = program.find(ARCH, tmp_path_factory.mktemp("agent"), report=silent, deadline=soon())
     with (
         tempfile.TemporaryDirectory(prefix="vmd-", dir="/tmp") as name,
-        SerialGuest(Path(name), (str(agent), "/dev/tty"), {"PATH": os.environ["PATH"]}) as guest,
+        SerialGuest(Path(name), (str(agent), "/dev/tty"), {"PATH": os.environ["PATH"]}, raw=True) as guest,
     ):
         running = shell_of(guest).begin(b"sleep 300", Streams(), deadline=soon())
         guest.leave()
