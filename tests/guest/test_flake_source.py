@@ -89,7 +89,7 @@ def test_one_evaluation_is_enough(flake: FixtureFlake) -> None:
     what = list(dict.fromkeys(steps))
     assert [step.partition(" /")[0] for step in what] == [
         "building .#base-nixos",
-        "asking which derivation made",
+        "finding the derivation of",
         f"building the symbols of linux-{resolve(flake, 'base-nixos').kernel.release}",
     ]
 
