@@ -4,10 +4,15 @@ A script connects to an abstract socket and gets a terminal on which GDB speaks 
 "Interpreters" in GDB's manual. An abstract socket is not a file, so it vanishes when GDB ends, however it
 ends; see unix(7). Only the same user may connect. The connection lasts as long as the script. When the script
 ends, however it ends, its remaining breakpoints are deleted.
+
+GDB keeps the script's end of that terminal open too, and closes it on its own thread once the script has
+ended. If the script's process closed the last descriptor, GDB could read an end of file from the terminal,
+which mi_execute_command() in gdb/mi/mi-main.c takes as a request to quit GDB.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
 import select
 import signal
@@ -29,6 +34,11 @@ _CREDENTIALS = struct.Struct("iII")
 
 _RETRY_MS = 100
 """Milliseconds until the next attempt to stop the guest."""
+
+_EXIT_MS = 100
+"""Milliseconds for a killed script's process to close its descriptors, which it does in no set order."""
+
+_CHUNK_BYTES = 1 << 16
 
 
 class Share(gdb.Command):
@@ -69,6 +79,39 @@ class Share(gdb.Command):
         os.ftruncate(int(lock), os.pwrite(int(lock), text, 0))
 
 
+class Terminal:
+    """The script's end of the terminal on which GDB speaks MI with it.
+
+    GDB's own thread closes it, so GDB never waits for input on a terminal that is just being closed. Until
+    then the server's thread reads what GDB still writes: a full terminal would block GDB.
+    """
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._descriptor = -1
+
+    def keep(self, descriptor: int) -> None:
+        """Own this descriptor from now on."""
+        with self._lock:
+            self._descriptor = descriptor
+
+    def discard(self) -> None:
+        """Read what GDB has written after the script has ended."""
+        # Without poll(2): a descriptor that another thread waits on is closed only when that wait ends.
+        with self._lock, suppress(OSError):  # nothing to read: EAGAIN
+            if self._descriptor >= 0:
+                os.set_blocking(self._descriptor, False)
+                while os.read(self._descriptor, _CHUNK_BYTES):
+                    pass
+
+    def close(self) -> None:
+        """Close it, which ends the interpreter."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+            self._descriptor = -1
+
+
 class ScriptServer:
     """Accepts scripts; `SERVER` is the only instance.
 
@@ -83,6 +126,8 @@ class ScriptServer:
         self._leaving = False
         self._stopping = False
         self._paged = False
+        self._pid = 0
+        self._terminal = Terminal()
 
     def open(self) -> None:
         """Listen."""
@@ -118,7 +163,9 @@ class ScriptServer:
             # Accept the next script only when the last one's breakpoints are deleted.
             poll.modify(listener, 0 if self._leaving else select.POLLIN)
             ready = {descriptor for descriptor, _ in poll.poll(_RETRY_MS if self._leaving else None)}
-            if not ready and self._leaving:
+            if self._leaving:
+                self._terminal.discard()
+            if not ready and self._stopping:
                 # QEMU ignores a request to stop that arrives before the guest runs.
                 gdb.post_event(self._leave)
             if inside is not None and inside.fileno() in ready:
@@ -127,7 +174,8 @@ class ScriptServer:
                 inside.close()
                 inside = None
                 self._leaving = True
-                gdb.post_event(self._leave)
+                _wait_for_exit(self._pid)
+                gdb.post_event(self._end)
             if listener.fileno() in ready:
                 caller, _ = listener.accept()
                 pid, uid, _ = _CREDENTIALS.unpack(
@@ -137,7 +185,7 @@ class ScriptServer:
                     with caller, suppress(OSError):
                         caller.sendall(f"{self._who}\n".encode())
                     continue
-                inside = caller
+                inside, self._pid = caller, pid
                 self._who = f"pid {pid} ({_name(pid)})"
                 poll.register(inside, select.POLLIN)
                 gdb.post_event(partial(self._join, inside))
@@ -166,7 +214,14 @@ class ScriptServer:
             _tell(f"{self._who} shares this GDB")
         finally:
             os.close(theirs)
-            os.close(ours)
+            self._terminal.keep(ours)
+
+    def _end(self) -> None:
+        """End the script's interpreter, then leave."""
+        self._terminal.close()
+        # GDB serves its descriptors in turn, so it deletes the interpreter before it executes the next event.
+        # Until then everything that is printed goes to that interpreter.
+        gdb.post_event(self._leave)
 
     def _leave(self) -> None:
         """Delete the breakpoints that a script has left; stop the guest for that if it runs."""
@@ -229,6 +284,20 @@ class ScriptServer:
 SERVER = ScriptServer()
 
 
+def _wait_for_exit(pid: int) -> None:
+    """Wait until a process that has been killed has closed its descriptors; a script may also live on."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return  # it has ended
+    try:
+        exited = select.poll()
+        exited.register(descriptor, select.POLLIN)
+        exited.poll(_EXIT_MS)
+    finally:
+        os.close(descriptor)
+
+
 def _name(pid: int) -> str:
     """Return the first words of a process's command line: "vmdebug trace"."""
     try:
@@ -257,5 +326,11 @@ def stands() -> dict[str, object]:
 def _tell(text: str, *, at_prompt: bool = False) -> None:
     """Print a message to the person, and the prompt again if there was one."""
     prompt = gdb.parameter("prompt") if at_prompt or not _runs() else ""
-    gdb.write(f"\n[{text}]\n{prompt}")
-    gdb.flush()
+    # GDB would wait at "--Type <RET> for more--" once messages that nobody asked for have filled a page.
+    paged = bool(gdb.parameter("pagination"))
+    gdb.set_parameter("pagination", False)
+    try:
+        gdb.write(f"\n[{text}]\n{prompt}")
+        gdb.flush()
+    finally:
+        gdb.set_parameter("pagination", paged)
