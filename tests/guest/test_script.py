@@ -18,6 +18,7 @@ from vmdebug.errors import GdbError, StateError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.session import DebugSession
 from vmdebug.sources import cpio
+from vmdebug.vm.rundir import SHELL_PORTS
 
 SECONDS = 120.0
 
@@ -60,6 +61,20 @@ def test_a_module_that_exec_loads_stops_in_its_init(session: DebugSession) -> No
     assert gdb.breakpoints() == (init,)
     gdb.cont(wait=False)
     assert session.exec("grep -c brd /proc/modules", timeout=SECONDS).stdout == "1\n"
+
+
+def test_more_commands_that_a_stop_interrupts_than_there_are_ports(session: DebugSession) -> None:
+    """Each goes on with the guest, and leaves its port when it has ended."""
+    gdb = session.gdb
+    opened = gdb.breakpoint("do_sys_openat2")
+    for _ in range(SHELL_PORTS + 2):
+        gdb.cont(wait=False)
+        with pytest.raises(StateError, match="the guest has stopped: breakpoint-hit in do_sys_openat2"):
+            session.exec("cat /etc/passwd", timeout=SECONDS)
+        assert gdb.wait_stop(timeout=SECONDS).breakpoint == opened
+    opened.delete()
+    gdb.cont(wait=False)
+    assert session.exec("echo next", timeout=SECONDS).stdout == "next\n"
 
 
 def test_a_module_of_ones_own_has_a_directory_of_its_own(session: DebugSession, tmp_path: Path) -> None:

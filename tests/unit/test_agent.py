@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,6 +183,23 @@ def test_a_command_that_is_cancelled_is_ended_gently_first(shell: AgentShell, tm
     assert said.read_text() == "term\n"
     with pytest.raises(StateError, match="was cancelled"):
         running.result(soon())
+
+
+def test_a_command_that_nobody_waits_for_leaves_its_port_once_it_has_ended(
+    shell: AgentShell, tmp_path: Path
+) -> None:
+    """The UART is the only port: the next command needs it."""
+    go_on = tmp_path / "go-on"
+    os.mkfifo(go_on)
+    running = shell.begin(f"echo deserted; read line <{go_on}".encode(), Streams(), deadline=soon())
+    assert not running.settle()
+    go_on.write_text("\n")
+    for pause in soon().pauses("the command to end"):
+        if running.settle():
+            break
+        time.sleep(pause)
+    assert run(shell, "echo next").stdout == b"next\n"
+    assert running.result(soon()) == Output(b"deserted\n", b"", 0)
 
 
 def test_who_stops_listening_ends_the_command(shell: AgentShell, tmp_path: Path) -> None:

@@ -194,6 +194,10 @@ class GuestAgentRunning:
             self._failure = StateError(f"{self._shown} was cancelled")
             self._end()
 
+    def settle(self) -> bool:
+        """Return True: the agent keeps the result; see `Running.settle`."""
+        return True
+
     def _ended(self, deadline: Deadline) -> Output:
         pause = FIRST_PAUSE
         while True:

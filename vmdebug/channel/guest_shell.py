@@ -17,7 +17,7 @@ from vmdebug.channel.port import Ways
 from vmdebug.channel.shell import ExecResult, Job, Shell, Streams
 from vmdebug.channel.watch import Debugger, Watch
 from vmdebug.deadline import Deadline
-from vmdebug.errors import DeadlineError
+from vmdebug.errors import DeadlineError, StateError
 
 if TYPE_CHECKING:
     from vmdebug.channel.serial.console import Console
@@ -55,6 +55,9 @@ class GuestShell:
         self._found: Found | None = None
         self._shell: Shell | None = None
         self._running: list[Job] = []
+        self._deserted: list[
+            Job
+        ] = []  # `run` was interrupted by a stop of the guest: nobody asks for their results
 
     @property
     def found(self) -> Found | None:
@@ -83,6 +86,7 @@ class GuestShell:
             DeadlineError: no shell answered.
         """
         line = shell.command_line(command)
+        self._deserted = [each for each in self._deserted if not each.settle()]
         job = Job(command, self.wait(deadline).begin(line, streams, deadline=deadline), check=check)
         self._running.append(job)
         return job
@@ -99,6 +103,9 @@ class GuestShell:
         job = self.begin(command, streams=streams, deadline=deadline, check=check)
         try:
             return job.result_by(deadline)
+        except StateError:
+            self._deserted.append(job)
+            raise
         finally:
             self._running.remove(job)
 
@@ -157,7 +164,8 @@ class GuestShell:
 
     def close(self) -> None:
         """End the commands whose results nobody has asked for."""
-        running, self._running = self._running, []
+        running = self._running + self._deserted
+        self._running, self._deserted = [], []
         for job in running:
             job.cancel()
 

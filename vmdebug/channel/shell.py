@@ -61,6 +61,12 @@ class Running(Protocol):
     def cancel(self) -> None:
         """End the command with its process group, unless it has ended."""
 
+    def settle(self) -> bool:
+        """Return whether nothing is left to do for a command whose result nobody will ask for. Never waits.
+
+        Where the way into the guest runs one command at a time, this ends the command.
+        """
+
 
 class Shell(Protocol):
     """A way to run commands in a guest."""
@@ -126,6 +132,10 @@ class Job:
     def cancel(self) -> None:
         """End the command with its process group, unless it has ended."""
         self._running.cancel()
+
+    def settle(self) -> bool:
+        """Return whether nothing is left to do for it; see `Running.settle`."""
+        return self._running.settle()
 
 
 def input_of(given: str | bytes | None) -> bytes | None:

@@ -172,6 +172,21 @@ class AgentRunning:
             self._failure = StateError(f"{self._shown} was cancelled")
             self._end(ask=True)
 
+    def settle(self) -> bool:
+        """Take what has arrived, and return whether it has ended; see `Running.settle`."""
+        if self._status is None and self._failure is None:
+            try:
+                self._turn(0)
+            except StateError:
+                return False  # the guest is stopped
+            except VmdebugError as error:
+                self._failure = self._told(error)
+                self._end(ask=False)
+                return True
+        if self._status is not None:
+            self._close()
+        return self._closed
+
     def _turn(self, seconds: float) -> None:
         """Move what can be moved, waiting for it."""
         session, source = self._session, self._input

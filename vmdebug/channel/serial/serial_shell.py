@@ -133,3 +133,8 @@ class SerialRunning:
         """End it; see `channel.shell.Running.cancel`."""
         self._running.cancel()
         self._held.close()
+
+    def settle(self) -> bool:
+        """End it, for the serial line carries one command at a time; see `channel.shell.Running.settle`."""
+        self.cancel()
+        return True
