@@ -26,6 +26,7 @@ from vmdebug.vm.clones.template import Template, template
 READY_GOAL = 0.1
 GDB_GOAL = 0.2
 MEMORY_GOAL = 0.25
+SECONDS = 300.0
 ROUNDS = 7
 SYMBOL = "do_sys_openat2"
 
@@ -33,15 +34,15 @@ SYMBOL = "do_sys_openat2"
 def figures() -> list[Figure]:
     """Time clones and boots alternately, under TCG."""
     spec = sources.resolve(GuestOptions(source="builtin", accel="tcg"), report=silent, deadline=_soon())
-    with template(spec, deadline=_soon()) as made:
+    with template(spec, timeout=SECONDS) as made:
         assert made.how == "clone", made.reason
         ready, boot = in_turn(
-            lambda: _timed(lambda: made.clone(deadline=_soon()), _leave),
+            lambda: _timed(lambda: made.clone(timeout=SECONDS), _leave),
             lambda: _timed(lambda: _boot(spec), _leave),
             rounds=ROUNDS,
         )
         attached, boot_attached = in_turn(
-            lambda: _attached(spec, lambda: made.clone(deadline=_soon())),
+            lambda: _attached(spec, lambda: made.clone(timeout=SECONDS)),
             lambda: _attached(spec, lambda: _boot(spec)),
             rounds=ROUNDS,
         )
@@ -55,7 +56,7 @@ def figures() -> list[Figure]:
 
 
 def _soon() -> Deadline:
-    return Deadline.after(300)
+    return Deadline.after(SECONDS)
 
 
 def _timed(make: Callable[[], Vm], work: Callable[[Vm], None]) -> float:
@@ -69,7 +70,7 @@ def _timed(make: Callable[[], Vm], work: Callable[[Vm], None]) -> float:
 
 
 def _boot(spec: LaunchSpec) -> Vm:
-    vm = launch(spec, bound=True, exact_name=False, deadline=_soon())
+    vm = launch(spec, bound=True, exact_name=False, timeout=SECONDS)
     shellup.come(vm, copy=False, deadline=_soon())
     return vm
 
@@ -90,7 +91,7 @@ def _attached(spec: LaunchSpec, make: Callable[[], Vm]) -> float:
 
 
 def _private_mib(made: Template) -> float:
-    with made.clone(deadline=_soon()) as one, made.clone(deadline=_soon()) as other:
+    with made.clone(timeout=SECONDS) as one, made.clone(timeout=SECONDS) as other:
         one.exec("true")
         other.exec("true")
         text = Path(f"/proc/{other.state.pid}/smaps_rollup").read_text()

@@ -19,19 +19,20 @@ from vmdebug.vm.clones.template import template
 from vmdebug.vm.kernel_log import KernelLog
 
 GOAL = 0.1
+SECONDS = 300.0
 ROUNDS = 15
 
 
 def figures() -> list[Figure]:
     """Time looks and clones alternately, under TCG."""
     spec = sources.resolve(GuestOptions(source="builtin", accel="tcg"), report=silent, deadline=_soon())
-    with template(spec, deadline=_soon()) as made:
+    with template(spec, timeout=SECONDS) as made:
         assert made.how == "clone", made.reason
         clones: list[Vm] = []
 
         def clone() -> float:
             begin = time.perf_counter()
-            clones.append(made.clone(deadline=_soon()))
+            clones.append(made.clone(timeout=SECONDS))
             return time.perf_counter() - begin
 
         def look() -> float:
@@ -52,4 +53,4 @@ def figures() -> list[Figure]:
 
 
 def _soon() -> Deadline:
-    return Deadline.after(300)
+    return Deadline.after(SECONDS)

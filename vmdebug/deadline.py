@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import select
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vmdebug.errors import DeadlineError
+from vmdebug.errors import DeadlineError, UsageError
 
 BUILD_SECONDS = 24 * 3600.0
 """How long it may take to find a guest: nix or make may build a kernel, and Ctrl-C works."""
 
 LAUNCH_SECONDS = 120.0
 """How long QEMU may take until it answers, including the test whether KVM works."""
+
+BOOT_SECONDS = 180.0
+"""How long a guest may take to boot to its shell."""
 
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.05
@@ -37,7 +41,15 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        """Return the deadline that passes `seconds` from now."""
+        """Return the deadline that passes `seconds` from now.
+
+        Raises:
+            UsageError: `seconds` is no number.
+        """
+        if not isinstance(seconds, int | float) or math.isnan(seconds):
+            raise UsageError(
+                f"timeout={seconds!r} is no number of seconds", hint="give a number of seconds: timeout=60"
+            )
         return cls(time.monotonic() + seconds, seconds)
 
     @property
@@ -94,7 +106,7 @@ class Deadline:
 
     def error(self, what: str, *, hint: str = "", detail: str = "") -> DeadlineError:
         """Return the error that says what the caller waited for, and how long."""
-        return DeadlineError(f"waited {self.seconds:g} s for {what}", hint=hint, detail=detail)
+        return DeadlineError(f"waited {round(self.seconds, 2):g} s for {what}", hint=hint, detail=detail)
 
 
 def wait_ready(*descriptors: int, seconds: float | None, events: int = select.POLLIN) -> frozenset[int]:

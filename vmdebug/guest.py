@@ -159,11 +159,9 @@ def checked(options: GuestOptions) -> GuestOptions:
     try:
         return msgspec.convert(msgspec.structs.asdict(options), GuestOptions)
     except msgspec.ValidationError as error:
-        what, _, place = str(error).partition(" - at `$.")
+        what, _, place = str(error).replace("array", "list").replace("null", "None").partition(" - at `$.")
         name = place.rstrip("`")
-        hint = (
-            f"it is one of {', '.join(get_args(Accel))}" if name == "accel" else "see `vmdebug start --help`"
-        )
+        hint = f"it is one of {', '.join(get_args(Accel))}" if name == "accel" else spelling.reference()
         raise UsageError(f"{option(name)}: {what}", hint=hint) from error
 
 

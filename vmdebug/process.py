@@ -63,6 +63,13 @@ class ProcessRef:
         stat = _stat(pid)
         return None if stat is None else cls(pid, stat.started)
 
+    @classmethod
+    def me(cls) -> ProcessRef:
+        """Return this process."""
+        me = cls.of(os.getpid())
+        assert me is not None  # noqa: S101 - /proc has an entry for this process as long as it runs
+        return me
+
     def alive(self) -> bool:
         """Whether it still runs; a zombie does not."""
         stat = _stat(self.pid)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import msgspec
 
 from vmdebug import sources, vm
@@ -29,7 +27,7 @@ def options_of(machine: Vm) -> GuestOptions:
             hint=f"an older vmdebug started it; end it and start a new one: vmdebug stop {machine.name}",
         )
     owner = machine.state.owner
-    if owner is not None and owner != ProcessRef.of(os.getpid()):
+    if owner is not None and owner != ProcessRef.me():
         raise StateError(
             f"{machine.name} belongs to process {owner.pid}, and ends with it",
             hint="restart it there: session.restart()",
@@ -74,7 +72,7 @@ def replace(machine: Vm, spec: LaunchSpec, *, report: Report, launch_seconds: fl
     """
     bound = machine.state.owner is not None
     machine.stop()
-    return vm.launch(spec, bound=bound, report=report, deadline=Deadline.after(launch_seconds))
+    return vm.launch(spec, bound=bound, report=report, timeout=launch_seconds)
 
 
 def attached(machine: Vm) -> str:

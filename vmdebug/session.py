@@ -417,9 +417,7 @@ def start(
     words = None if guest is None else os.fspath(guest)
     wanted = changed(config.lookup(words, Path.cwd()), options)
     spec = sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
-    machine = vm.launch(
-        spec, bound=True, report=report, deadline=Deadline.after(timeout), exact_name=wanted.name is not None
-    )
+    machine = vm.launch(spec, bound=True, report=report, timeout=timeout, exact_name=wanted.name is not None)
     return DebugSession(machine, owned=True, force=wanted.force)
 
 

@@ -52,6 +52,18 @@ def option(name: str, value: Value = None) -> str:
     return _SPELLING.get()(name, value)
 
 
+_REFERENCES: dict[Spelling, str] = {
+    python: "help(vmdebug.GuestOptions) explains each option",
+    command_line: "`vmdebug start --help` explains each option",
+    toml: "docs/configuration.md explains each key",
+}
+
+
+def reference() -> str:
+    """Return where the present reader finds the options explained, as a hint; "" for a spelling of a face."""
+    return _REFERENCES.get(_SPELLING.get(), "")
+
+
 def current() -> Spelling:
     """Return how `option` spells at present."""
     return _SPELLING.get()

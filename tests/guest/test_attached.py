@@ -44,7 +44,7 @@ def start(builtin: LaunchSpec) -> Iterator[Start]:
         ) -> Vm:
             kept = tuple(word for word in builtin.parameters if word != "nokaslr" or not kaslr)
             spec = msgspec.structs.replace(builtin, halt=halt, parameters=(*kept, *append), cpus=cpus)
-            return running.enter_context(vm.launch(spec, bound=True, deadline=Deadline.after(SECONDS)))
+            return running.enter_context(vm.launch(spec, bound=True, timeout=SECONDS))
 
         yield started
 
@@ -274,7 +274,7 @@ def test_a_breakpoint_in_a_module_that_comes_later_is_hit_in_its_init(
 ) -> None:
     kept = tuple(word for word in with_module.parameters if word != "nokaslr" or not kaslr)
     spec = msgspec.structs.replace(with_module, parameters=kept)
-    with vm.launch(spec, bound=True, deadline=Deadline.after(SECONDS)) as machine:
+    with vm.launch(spec, bound=True, timeout=SECONDS) as machine:
         commands = (
             "set breakpoint pending on",
             "break brd_init",
@@ -305,7 +305,7 @@ def test_a_breakpoint_in_a_module_that_comes_later_is_hit_in_its_init(
 
 def test_a_breakpoint_in_a_module_is_hit_when_it_is_loaded_anew_elsewhere(with_module: LaunchSpec) -> None:
     with (
-        vm.launch(with_module, bound=True, deadline=Deadline.after(SECONDS)) as machine,
+        vm.launch(with_module, bound=True, timeout=SECONDS) as machine,
         machine.console() as console,
     ):
         console.wait_ready(timeout=SECONDS)
@@ -321,7 +321,7 @@ def test_a_breakpoint_in_a_module_is_hit_when_it_is_loaded_anew_elsewhere(with_m
 
 
 def test_a_module_of_another_build_has_no_symbols(with_module: LaunchSpec, packed: Path) -> None:
-    with vm.launch(with_module, bound=True, deadline=Deadline.after(SECONDS)) as machine:
+    with vm.launch(with_module, bound=True, timeout=SECONDS) as machine:
         with machine.console() as console:
             console.wait_ready(timeout=SECONDS)
             console.sendline("insmod /brd.ko")

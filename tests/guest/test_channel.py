@@ -16,7 +16,7 @@ import pytest
 
 from vmdebug import process
 from vmdebug.channel import port
-from vmdebug.channel.finding import Found
+from vmdebug.channel.found import Found
 from vmdebug.channel.port import PortAddress
 from vmdebug.channel.shell import ExecResult
 from vmdebug.deadline import Deadline
@@ -39,7 +39,7 @@ def started(spec: LaunchSpec, name: str, **lacking: object) -> Vm:
     means = planning.means(spec, report=silent, deadline=soon())
     features = msgspec.structs.replace(means.features, **lacking)
     start = Start(means=msgspec.structs.replace(means, features=features))
-    return launch(msgspec.structs.replace(spec, name=name), bound=True, deadline=soon(), start=start)
+    return launch(msgspec.structs.replace(spec, name=name), bound=True, timeout=120, start=start)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def shared(builtin: LaunchSpec) -> Iterator[Vm]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("XDG_RUNTIME_DIR", runtime)
-        vm = launch(spec, bound=True, deadline=soon())
+        vm = launch(spec, bound=True, timeout=120)
         patch.undo()
         try:
             yield vm
@@ -56,7 +56,7 @@ def console(shared: Vm) -> Iterator[Console]:
 @pytest.fixture
 def own(builtin: LaunchSpec) -> Iterator[Vm]:
     """A booting guest that the test may kill."""
-    vm = launch(msgspec.structs.replace(builtin, name="own"), bound=True, deadline=soon())
+    vm = launch(msgspec.structs.replace(builtin, name="own"), bound=True, timeout=120)
     yield vm
     vm.stop(force=True)
 

@@ -31,7 +31,7 @@ def soon() -> Deadline:
 def machine(builtin: LaunchSpec) -> Iterator[Vm]:
     """The builtin guest with two CPUs, halted."""
     spec = msgspec.structs.replace(builtin, halt=True, cpus=2)
-    with vm.launch(spec, bound=True, deadline=soon()) as started:
+    with vm.launch(spec, bound=True, timeout=SECONDS) as started:
         yield started
 
 

@@ -33,7 +33,7 @@ def start(builtin: LaunchSpec) -> Iterator[Start]:
             kept = tuple(word for word in builtin.parameters if not (kaslr and word == "nokaslr"))
             kernel = msgspec.structs.replace(builtin.kernel, vmlinux=vmlinux or builtin.kernel.vmlinux)
             spec = msgspec.structs.replace(builtin, halt=halt, parameters=kept, kernel=kernel)
-            machine = running.enter_context(vm.launch(spec, bound=True, deadline=Deadline.after(SECONDS)))
+            machine = running.enter_context(vm.launch(spec, bound=True, timeout=SECONDS))
             told = vm.Vm(machine.rundir, msgspec.structs.replace(machine.state, accel=accel))
             return running.enter_context(DebugSession(told, owned=False))
 

@@ -35,7 +35,7 @@ def machine(builtin: LaunchSpec) -> Iterator[Vm]:
     """The builtin guest with three CPUs and KASLR, at its shell."""
     parameters = tuple(word for word in builtin.parameters if word != "nokaslr")
     spec = msgspec.structs.replace(builtin, parameters=parameters, cpus=3)
-    with vm.launch(spec, bound=True, deadline=Deadline.after(SECONDS)) as started:
+    with vm.launch(spec, bound=True, timeout=SECONDS) as started:
         with started.console() as console:
             console.wait_ready(timeout=SECONDS)
         yield started

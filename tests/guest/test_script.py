@@ -11,7 +11,6 @@ import vmd_module_files
 
 from vmdebug import vm
 from vmdebug.channel.shell import Job
-from vmdebug.deadline import Deadline
 from vmdebug.debugger import stop
 from vmdebug.debugger.stop import Stop
 from vmdebug.errors import GdbError, StateError
@@ -36,7 +35,7 @@ def session(builtin: LaunchSpec, tmp_path: Path) -> Iterator[DebugSession]:
     machine = msgspec.structs.replace(builtin.machine, initrd=initrd)
     spec = msgspec.structs.replace(builtin, machine=machine, cpus=3)
     with (
-        vm.launch(spec, bound=True, deadline=Deadline.after(SECONDS)) as started,
+        vm.launch(spec, bound=True, timeout=SECONDS) as started,
         DebugSession(started, owned=False) as opened,
     ):
         opened.console.wait_ready(timeout=SECONDS)

@@ -21,7 +21,7 @@ def soon() -> Deadline:
 @pytest.fixture
 def vm(builtin: LaunchSpec) -> Iterator[Vm]:
     spec = msgspec.structs.replace(builtin, name="vm", memory=256)
-    with launch(spec, bound=True, deadline=soon()) as started:
+    with launch(spec, bound=True, timeout=120) as started:
         shellup.come(started, copy=False, deadline=soon())
         yield started
 

@@ -29,7 +29,7 @@ def soon() -> Deadline:
 @pytest.fixture
 def attached(builtin: LaunchSpec) -> Iterator[DebugSession]:
     """A session on the builtin guest, at its shell."""
-    machine = vm.launch(builtin, bound=True, deadline=soon())
+    machine = vm.launch(builtin, bound=True, timeout=SECONDS)
     with DebugSession(machine, owned=True) as made:
         made.console.wait_ready(timeout=SECONDS)
         yield made
@@ -74,7 +74,7 @@ def test_what_is_returned_by_a_function_that_begins_with_inlined_code(attached: 
 
 
 def test_hits_of_three_cpus_are_fetched_while_they_come(builtin: LaunchSpec) -> None:
-    machine = vm.launch(msgspec.structs.replace(builtin, cpus=3), bound=True, deadline=soon())
+    machine = vm.launch(msgspec.structs.replace(builtin, cpus=3), bound=True, timeout=SECONDS)
     with DebugSession(machine, owned=True) as made:
         made.console.wait_ready(timeout=SECONDS)
         each = f"dd if=/dev/zero of=/dev/null bs=7 count={HITS // 5}"
@@ -91,7 +91,7 @@ def test_hits_of_three_cpus_are_fetched_while_they_come(builtin: LaunchSpec) -> 
 
 
 def test_ctrl_c_leaves_a_guest_that_runs(builtin: LaunchSpec) -> None:
-    machine = vm.launch(builtin, bound=True, deadline=soon())
+    machine = vm.launch(builtin, bound=True, timeout=SECONDS)
     with session.attach(machine.name) as other:
         other.console.wait_ready(timeout=SECONDS)
         argv = [sys.executable, "-m", "vmdebug.cli", "trace", "vfs_read:count", "--json"]

@@ -46,7 +46,7 @@ def start(halted: LaunchSpec) -> Iterator[Start]:
 
     def starting(*, bound: bool = False, exact_name: bool = True, **changes: Any) -> Vm:
         spec = msgspec.structs.replace(halted, **changes)
-        vm = launch(spec, bound=bound, exact_name=exact_name, deadline=soon())
+        vm = launch(spec, bound=bound, exact_name=exact_name, timeout=SECONDS)
         started.append(vm)
         return vm
 
@@ -67,7 +67,7 @@ def owner(script: str, spec: LaunchSpec, place: Path) -> list[str]:
         from vmdebug.vm import launch
         spec = guest.decode(Path({str(place / "spec.json")!r}).read_bytes(), LaunchSpec)
         def start(bound):
-            return launch(spec, bound=bound, deadline=Deadline.after(60))
+            return launch(spec, bound=bound, timeout=60)
         """
     return [sys.executable, "-c", textwrap.dedent(text) + textwrap.dedent(script)]
 
@@ -307,12 +307,12 @@ def test_a_qemu_that_stands_still_is_killed(start: Start, monkeypatch: pytest.Mo
 
 
 def test_the_accelerator_is_chosen_with_the_true_reason(halted: LaunchSpec) -> None:
-    found = plan(msgspec.structs.replace(halted, accel="auto"), deadline=soon())
+    found = plan(msgspec.structs.replace(halted, accel="auto"), timeout=SECONDS)
     problem = accel.obstacle(X86_64)
     if problem is not None:
         assert (found.accel, found.reason) == ("tcg", problem.message)
         with pytest.raises(HostError, match="no KVM"):
-            plan(msgspec.structs.replace(halted, accel="kvm"), deadline=soon())
+            plan(msgspec.structs.replace(halted, accel="kvm"), timeout=SECONDS)
     else:
         said = {"kvm": "wrote its first line after", "tcg": "no KVM"}
         assert said[found.accel] in found.reason

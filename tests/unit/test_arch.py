@@ -141,7 +141,7 @@ def test_an_image_is_told_by_the_kernel_inside_it(linux: Path) -> None:
 
 
 def test_its_command_line(linux: Path, qemu: Path) -> None:
-    found = planning.plan(resolve(linux, cpus=3), deadline=Deadline.after(20))
+    found = planning.plan(resolve(linux, cpus=3), timeout=20)
     words = found.argv
     assert words[0] == str(qemu)
     assert words[words.index("-machine") + 1] == "playground,accel=tcg"
@@ -161,7 +161,7 @@ def test_the_ram_of_a_saved_state_has_its_name(linux: Path, qemu: Path, runtime:
 
 def test_kvm_is_refused(linux: Path, qemu: Path) -> None:
     with pytest.raises(HostError, match="the guest's kernel is toy64") as caught:
-        planning.plan(resolve(linux, accel="kvm"), deadline=Deadline.after(20))
+        planning.plan(resolve(linux, accel="kvm"), timeout=20)
     assert 'accel="tcg"' in caught.value.hint
 
 
@@ -169,7 +169,7 @@ def test_an_emulator_that_is_not_there(linux: Path, runtime: Path, monkeypatch: 
     spec = resolve(linux)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(HostError, match="qemu-system-toy64") as caught:
-        planning.plan(spec, deadline=Deadline.after(20))
+        planning.plan(spec, timeout=20)
     assert "apt install qemu-system-toys" in caught.value.hint
 
 

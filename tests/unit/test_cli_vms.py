@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit import cli_doubles
 from vmdebug import cli, vm
-from vmdebug.channel.finding import Found
+from vmdebug.channel.found import Found
 from vmdebug.channel.shell import ExecResult, Streams
 from vmdebug.cli import facts
 from vmdebug.deadline import Deadline
@@ -58,6 +58,22 @@ def test_status_promises_these_facts(vms: list[vm.Vm], capsys: pytest.CaptureFix
     facts = json.loads(capsys.readouterr().out)
     assert [each["name"] for each in facts] == ["one", "two"]
     assert set(PROMISED) <= set(facts[0])
+
+
+def test_status_says_which_way_into_the_guest_answers_once_that_is_known(
+    vms: list[vm.Vm], capsys: pytest.CaptureFixture[str]
+) -> None:
+    vms[1].rundir.path.mkdir()
+    assert cli.status_of(["status", "two"]) == 0
+    assert "shell" not in capsys.readouterr().out
+    Found("serial", "no agent answers in the guest").write(vms[1].rundir.ways.memory)
+    assert cli.status_of(["status", "two"]) == 0
+    says = "shell  the shell on the serial line, one command at a time: no agent answers in the guest\n"
+    assert says in capsys.readouterr().out
+    assert cli.status_of(["status", "--json"]) == 0
+    one, two = json.loads(capsys.readouterr().out)
+    assert one["shell"] is None
+    assert two["shell"] == {"way": "serial", "reason": "no agent answers in the guest"}
 
 
 def test_status_is_a_table(vms: list[vm.Vm], capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +224,7 @@ def test_exec_says_once_why_commands_go_over_the_serial_line(
     vms: list[vm.Vm], monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     has_shell(vms[0], monkeypatch, Shell(None))
-    note = b"note: commands go by the shell on the serial line, one command at a time: no agent answers"
+    note = b"note: commands are run by the shell on the serial line, one command at a time: no agent answers"
     cli.status_of(["exec", "two", "-n", "--", "true"])
     assert note in capfdbinary.readouterr().err
     cli.status_of(["exec", "two", "-n", "--", "true"])

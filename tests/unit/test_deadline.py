@@ -1,12 +1,14 @@
 import contextlib
 import itertools
 import os
+import re
 import select
+from typing import Any
 
 import pytest
 
 from vmdebug.deadline import Deadline, wait_ready
-from vmdebug.errors import DeadlineError
+from vmdebug.errors import DeadlineError, UsageError
 
 
 def test_what_remains_is_at_most_what_was_given() -> None:
@@ -72,3 +74,9 @@ def _pipe(pipes: contextlib.ExitStack) -> tuple[int, int]:
     pipes.callback(os.close, read)
     pipes.callback(os.close, write)
     return read, write
+
+
+@pytest.mark.parametrize("seconds", ["5", None, float("nan"), [1]])
+def test_what_is_no_number_of_seconds_is_an_error_that_says_so(seconds: Any) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"timeout={seconds!r} is no number of seconds")):
+        Deadline.after(seconds)

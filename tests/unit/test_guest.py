@@ -127,11 +127,11 @@ class TestOptions:
         [
             ({"kernal": "/k"}, "there is no option kernal=", "did you mean kernel=?"),
             ({"xyzzy": 1}, "there is no option xyzzy=", "the options are: name=, halt=, kernel="),
-            ({"cpus": 0}, "cpus=: Expected `int` >= 1", "vmdebug start --help"),
-            ({"kernel": 1}, "kernel=: Expected `str", "vmdebug start --help"),
+            ({"cpus": 0}, "cpus=: Expected `int` >= 1", "help(vmdebug.GuestOptions)"),
+            ({"kernel": 1}, "kernel=: Expected `str", "help(vmdebug.GuestOptions)"),
             ({"memory": "much"}, "memory=: 'much' is not an amount of memory", "512M"),
             ({"accel": "hvf"}, "accel=: Invalid enum value 'hvf'", "it is one of auto, kvm, tcg"),
-            ({"qemu_args": "-device edu"}, "qemu_args=: Expected `array`", "vmdebug start --help"),
+            ({"qemu_args": "-device edu"}, "qemu_args=: Expected `list`", "help(vmdebug.GuestOptions)"),
         ],
     )
     def test_what_cannot_be_right_is_named(self, said: dict[str, object], says: str, hint: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -237,3 +238,38 @@ def test_a_collector_that_refuses_to_start_is_not_stopped() -> None:
 def test_a_trace_of_no_place() -> None:
     with pytest.raises(UsageError, match="at least one place"):
         probe.wanted([])
+
+
+@pytest.mark.parametrize(
+    ("where", "args", "says", "hint"),
+    [
+        (
+            {"vfs_read": ["count"]},
+            (),
+            "is neither a place nor a list of probes",
+            'gdb.trace("vfs_read", args=',
+        ),
+        (["vfs_read"], (), "is neither a place nor a list of probes", "gdb.trace([Probe("),
+        (
+            "vfs_read:count,*pos",
+            (),
+            "is the command line's form",
+            'gdb.trace("vfs_read", args=["count", "*pos"])',
+        ),
+        ("vfs_read", "count", "args='count' is no list of expressions", 'args=["count"]'),
+        ([READ], ["count"], "args= belongs to one place", "gdb.trace([Probe("),
+    ],
+)
+def test_a_wrong_form_is_an_error_that_shows_the_right_one(
+    where: Any, args: Any, says: str, hint: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)) as raised:
+        probe.wanted(where, args=args)
+    assert hint in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "where", ["open.c:1308", "fs/open.c:1308", "*vfs_read+4", "Class::method", "*a ? b : c"]
+)
+def test_places_with_a_colon_or_a_star_are_places(where: str) -> None:
+    assert probe.wanted(where).probes == (Probe(where),)

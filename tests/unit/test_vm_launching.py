@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from vmdebug import guest, process
-from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, HostError, LaunchError, UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import ProcessRef
@@ -47,7 +46,7 @@ def spec(tcp: int | None = None) -> LaunchSpec:
 
 
 def start(*, tcp: int | None = None, seconds: float = 20) -> None:
-    launch(spec(tcp), bound=False, deadline=Deadline.after(seconds))
+    launch(spec(tcp), bound=False, timeout=seconds)
 
 
 def nothing_is_left() -> bool:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.vm import planning
@@ -47,7 +46,7 @@ def plan(machine: OwnMachine | RunnerMachine, **changes: object) -> Plan:
         "accel": "tcg",
     }
     spec = LaunchSpec(**{**values, **changes})  # type: ignore[arg-type]
-    return planning.plan(spec, deadline=Deadline.after(20))
+    return planning.plan(spec, timeout=20)
 
 
 def test_a_plan_makes_nothing(qemu: Path, runtime: Path) -> None:

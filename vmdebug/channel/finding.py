@@ -7,29 +7,14 @@ import select
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal, Protocol, Self
-
-import msgspec
+from typing import Protocol, Self
 
 from vmdebug.channel import port
-from vmdebug.channel.agent.session import EndedError, Session
+from vmdebug.channel.agent.session import EndedError, Session, VersionError
+from vmdebug.channel.found import ORDER, REASONS, Found, Kind
 from vmdebug.channel.port import PortAddress, Ways
 from vmdebug.channel.watch import Watch
 from vmdebug.deadline import Deadline
-
-Kind = Literal["agent", "agent-uart", "guest-agent", "serial"]
-"""The ways: the agent on virtio-serial ports or on a UART, qemu-guest-agent, the shell on the console."""
-
-ORDER: tuple[Kind, ...] = ("agent", "agent-uart", "guest-agent", "serial")
-"""The best first."""
-
-REASONS: dict[Kind, str] = {
-    "agent": "",
-    "agent-uart": "the guest's kernel has no virtio console",
-    "guest-agent": "the guest does not run vmdebug's agent",
-    "serial": "no agent answers in the guest",
-}
-"""Why there is no better way."""
 
 BETTER_SECONDS = 1.0
 """How long a better way may take to answer once another one has."""
@@ -47,18 +32,6 @@ STEP = 0.1
 """Seconds between two looks at the console's log."""
 
 WANTED = "a shell in the guest"
-
-
-class Found(msgspec.Struct, frozen=True):
-    """The way into a guest.
-
-    Args:
-        kind: Which one.
-        reason: Why not a better one; "" for the best.
-    """
-
-    kind: Kind
-    reason: str = ""
 
 
 class Candidate(Protocol):
@@ -94,6 +67,7 @@ class Search:
         self._asked: dict[Kind, Candidate] = {}
         self._found: Found | None = None
         self._found_at = 0.0
+        self._unusable = ""
 
     def __enter__(self) -> Self:
         """Connect to the ways."""
@@ -142,7 +116,7 @@ class Search:
                 check_at = now + 2 * (now - began)
             # Without a port there is nothing to be patient for.
             if now >= began + FIRST_CHECK and console.read_for() >= (self._patience if self._asked else 0.0):
-                return Found("serial", REASONS["serial"])
+                return Found("serial", self._unusable or REASONS["serial"])
             self._turn(min(STEP, deadline.remaining))
 
     @property
@@ -172,16 +146,19 @@ class Search:
     def _turn(self, seconds: float) -> None:
         descriptors = {each.fileno(): select.POLLIN for each in self._asked.values()}
         ready = self._watch.wait(descriptors, seconds, WANTED)
-        for kind, each in self._asked.items():
+        for kind, each in list(self._asked.items()):
             try:
                 if each.fileno() in ready and each.answered():
                     self._take(kind)
             except EndedError as error:
                 raise self._watch.died(WANTED) from error
+            except VersionError as error:
+                self._unusable = error.message
+                del self._asked[kind]
 
     def _take(self, kind: Kind) -> None:
         if self._found is None or ORDER.index(kind) < ORDER.index(self._found.kind):
-            self._found = Found(kind, REASONS[kind])
+            self._found = Found(kind, self._unusable or REASONS[kind])
             self._found_at = time.monotonic()
 
 

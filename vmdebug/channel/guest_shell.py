@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from vmdebug.channel import shell
 from vmdebug.channel.agent.shell import AgentShell
-from vmdebug.channel.finding import PROMPT_SECONDS, Found, Kind, Search
+from vmdebug.channel.finding import PROMPT_SECONDS, Search
+from vmdebug.channel.found import Found, Kind
 from vmdebug.channel.port import Ways
 from vmdebug.channel.shell import ExecResult, Job, Shell, Streams
 from vmdebug.channel.watch import Debugger, Watch
@@ -23,14 +21,6 @@ if TYPE_CHECKING:
     from vmdebug.channel.serial.console import Console
 
 SEED_BYTES = 16
-
-WORDS: dict[Kind, str] = {
-    "agent": "vmdebug's agent, by virtio-serial ports",
-    "agent-uart": "vmdebug's agent, by a second UART, one command at a time",
-    "guest-agent": "qemu-guest-agent",
-    "serial": "the shell on the serial line, one command at a time",
-}
-"""What people are told of a way."""
 
 
 class GuestShell:
@@ -63,8 +53,7 @@ class GuestShell:
     def found(self) -> Found | None:
         """The way that answered, as far as anybody has asked."""
         if self._found is None:
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                self._found = msgspec.json.decode(self._ways.memory.read_bytes(), type=Found)
+            self._found = Found.read(self._ways.memory)
         return self._found
 
     def begin(
@@ -190,8 +179,7 @@ class GuestShell:
 
     def _remember(self, found: Found) -> None:
         self._found = found
-        with contextlib.suppress(OSError):  # the run directory has gone with QEMU: nothing to remember
-            self._ways.memory.write_bytes(msgspec.json.encode(found))
+        found.write(self._ways.memory)
 
     def _find(self, deadline: Deadline, *, patience: float) -> Found:
         watch = self._watch()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vmdebug.cli import render, verb
-from vmdebug.deadline import LAUNCH_SECONDS, Deadline
+from vmdebug.deadline import LAUNCH_SECONDS
 
 app = verb.new_app()
 
@@ -36,7 +36,7 @@ def clone(
 
     machine = vm.find(name)
     with VmOwner.claim(machine.rundir.attach_lock, machine.name), render.progress() as report:
-        clones = cloning.clone(machine, count, report=report, deadline=Deadline.after(timeout))
+        clones = cloning.clone(machine, count, report=report, timeout=timeout)
     if as_json:
         render.put_json([each.facts() for each in clones])
         return

@@ -59,7 +59,6 @@ def execute(
     if not words:
         raise UsageError("no command to run", hint="it follows two dashes: vmdebug exec NAME -- uname -a")
     from vmdebug import vm
-    from vmdebug.channel.guest_shell import WORDS
     from vmdebug.channel.shell import Streams
     from vmdebug.deadline import Deadline
 
@@ -69,7 +68,7 @@ def execute(
     command = words[0] if len(words) == 1 else words
     done = guest.run(command, streams=streams, deadline=Deadline.after(timeout))
     if not known and guest.found is not None and guest.found.reason:
-        render.tell(f"note: commands go by {WORDS[guest.found.kind]}: {guest.found.reason}")
+        render.tell(f"note: commands are run by {guest.found.describe()}")
     raise typer.Exit(done.status)
 
 

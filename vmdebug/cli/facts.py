@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmdebug.channel.found import Found
 from vmdebug.cli import render
 from vmdebug.errors import VmdebugError
 from vmdebug.spelling import option
@@ -52,6 +53,8 @@ def for_people(vm: Vm, facts: dict[str, Any]) -> dict[str, str]:
         "qmp": facts["qmp"],
         "log": facts["console_log"],
     }
+    if facts["shell"] is not None:
+        found["shell"] = Found(facts["shell"]["way"], facts["shell"]["reason"]).describe()
     return found | ({"note": "\n".join(spec.notes)} if spec.notes else {})
 
 

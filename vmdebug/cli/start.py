@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmdebug.cli import options, render, restart, verb
-from vmdebug.deadline import BUILD_SECONDS, LAUNCH_SECONDS, Deadline
+from vmdebug.deadline import BUILD_SECONDS, Deadline
 
 if TYPE_CHECKING:
     from vmdebug.guest import GuestOptions, LaunchSpec
@@ -119,7 +119,6 @@ def _launch(wanted: GuestOptions, *, bound: bool) -> Vm:
             spec,
             bound=bound,
             report=report,
-            deadline=Deadline.after(LAUNCH_SECONDS),
             exact_name=wanted.name is not None,
         )
 
@@ -129,7 +128,7 @@ def _show_plan(wanted: GuestOptions, *, as_json: bool) -> None:
 
     with render.progress() as report:
         spec = _resolve(wanted, report)
-        plan = vm.plan(spec, report=report, deadline=Deadline.after(LAUNCH_SECONDS))
+        plan = vm.plan(spec, report=report)
     if as_json:
         render.put(guest.encode(spec).decode())
         return

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from vmdebug import sources, vm
-from vmdebug.deadline import BUILD_SECONDS, LAUNCH_SECONDS, Deadline
+from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
@@ -114,10 +114,9 @@ class Guests:
         spec = wanted.spec
         if spec not in self._templates:
             self._report(Step("booting the guest that tests get clones of", note=spec.guest))
-            deadline = Deadline.after(self._boot_seconds)
             try:
                 self._templates[spec] = self._held.enter_context(
-                    template(spec, lost=lost, report=self._report, deadline=deadline)
+                    template(spec, lost=lost, report=self._report, timeout=self._boot_seconds)
                 )
             except VmdebugError as error:
                 self._templates[spec] = _again(error, wanted.test)
@@ -194,7 +193,7 @@ class Guests:
             prewarmed=early,
             lost=lost,
             report=report,
-            deadline=Deadline.after(self._boot_seconds),
+            timeout=self._boot_seconds,
         )
 
     def _halted(self, wanted: Wanted, *, early: bool, report: Report) -> vm.Vm:
@@ -202,7 +201,6 @@ class Guests:
             msgspec.structs.replace(wanted.spec, name=self._name(wanted.name)),
             bound=True,
             report=report,
-            deadline=Deadline.after(LAUNCH_SECONDS),
             start=Start(prewarmed=early),
         )
 

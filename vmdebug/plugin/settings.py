@@ -13,6 +13,7 @@ import pytest
 
 from vmdebug import config as toml
 from vmdebug.channel.log.trouble import KINDS
+from vmdebug.deadline import BOOT_SECONDS
 from vmdebug.errors import UsageError
 from vmdebug.guest import Accel, GuestOptions, changed, memory_mib
 from vmdebug.paths import absolute
@@ -26,9 +27,6 @@ ALLOWED = (*KINDS, DIED)
 
 TIMEOUT_SECONDS = 300.0
 """How long each of a test's setup, call and teardown may take, by default."""
-
-BOOT_SECONDS = 180.0
-"""How long a guest may take until its shell answers, by default."""
 
 
 class Named(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -68,10 +69,48 @@ def wanted(
     Raises:
         UsageError: there is no place.
     """
-    probes = (Probe(where, tuple(args)),) if isinstance(where, str) else tuple(where)
+    probes = (_one(where, args),) if isinstance(where, str) else _several(where, args)
+    return Wanted(probes, when, count, backtrace, ret)
+
+
+_FORM = 'gdb.trace("vfs_read", args=["count"]) or gdb.trace([Probe("vfs_read", ("count",)), Probe("open")])'
+
+
+def _one(where: str, args: Sequence[str]) -> Probe:
+    """Return the probe of one place.
+
+    Raises:
+        UsageError: the place is not like one, or the expressions are no list.
+    """
+    if not isinstance(args, list | tuple) or not all(isinstance(each, str) for each in args):
+        raise UsageError(f"args={args!r} is no list of expressions", hint=f"write {_FORM}")
+    if _SYMBOL_AND_EXPRESSIONS.fullmatch(where):
+        symbol, _, rest = where.partition(":")
+        asked = ", ".join(f'"{each}"' for each in _split(rest))
+        raise UsageError(
+            f"{where!r} is the command line's form of a place and its expressions",
+            hint=f'write gdb.trace("{symbol}", args=[{asked}])',
+        )
+    return Probe(where, tuple(args))
+
+
+_SYMBOL_AND_EXPRESSIONS = re.compile(r"\w+:(?!:)(?!\d+$).+")
+"""`vfs_read:count`, but neither `open.c:1308` nor `*expression`."""
+
+
+def _several(probes: Sequence[Probe], args: Sequence[str]) -> tuple[Probe, ...]:
+    """Return several probes.
+
+    Raises:
+        UsageError: there is none, one is no probe, or expressions are given apart from them.
+    """
+    if not isinstance(probes, list | tuple) or not all(isinstance(each, Probe) for each in probes):
+        raise UsageError(f"{probes!r} is neither a place nor a list of probes", hint=f"write {_FORM}")
     if not probes:
         raise UsageError("a trace needs at least one place", hint="name one: gdb.trace('vfs_read')")
-    return Wanted(probes, when, count, backtrace, ret)
+    if args:
+        raise UsageError("args= belongs to one place, and several probes are given", hint=f"write {_FORM}")
+    return tuple(probes)
 
 
 def parse(words: Sequence[str]) -> tuple[Probe, ...]:

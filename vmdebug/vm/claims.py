@@ -154,12 +154,10 @@ def _vacant(directory: RunDir, *, exact: bool) -> bool:
 
 
 def _take(directory: RunDir, *, guardian: ProcessRef, scratch: bool, prewarmed: bool) -> None:
-    launcher = ProcessRef.of(os.getpid())
-    assert launcher is not None  # noqa: S101 - we are running
     place = directory.scratch if scratch else None
     rundir.make(directory)
     try:
-        who = Launching(launcher=launcher, guardian=guardian, scratch=place, prewarmed=prewarmed)
+        who = Launching(launcher=ProcessRef.me(), guardian=guardian, scratch=place, prewarmed=prewarmed)
         state.write(directory.launching, who)
         if place is not None:
             rundir.make_scratch(place)

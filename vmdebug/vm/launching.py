@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vmdebug import process
-from vmdebug.deadline import Deadline
+from vmdebug.deadline import LAUNCH_SECONDS, Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, LaunchError, UsageError, VmdebugError
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import Child, ProcessRef
@@ -89,7 +89,7 @@ def launch(
     *,
     bound: bool,
     report: Report = silent,
-    deadline: Deadline,
+    timeout: float = LAUNCH_SECONDS,
     exact_name: bool = True,
     start: Start = FROM_BOOT,
 ) -> Vm:
@@ -99,7 +99,7 @@ def launch(
         spec: What to start.
         bound: Whether it ends with this process, even if that is killed.
         report: Called with each step that takes long.
-        deadline: When QEMU has to answer.
+        timeout: Seconds until QEMU has to answer.
         exact_name: Whether the name must not change; otherwise -2, -3, … is added to one that is taken.
         start: How it starts, if not by a boot of its own.
 
@@ -109,6 +109,7 @@ def launch(
         LaunchError: QEMU ended; the detail has its command line and the end of its log.
         DeadlineError: QEMU does not answer. In all these cases nothing is left.
     """
+    deadline = Deadline.after(timeout)
     found = start.means or planning.means(spec, report=report, deadline=deadline)
     guardian = Guardian.start()
     try:
@@ -184,7 +185,7 @@ def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
         reason=how.reason,
         argv=how.argv,
         env=how.env,
-        owner=ProcessRef.of(os.getpid()) if bound else None,
+        owner=ProcessRef.me() if bound else None,
         gdb=gdb,
         started_at=time.time(),
     )

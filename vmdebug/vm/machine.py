@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import msgspec
 
 from vmdebug import locks
+from vmdebug.channel.found import Found
 from vmdebug.channel.log import death
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError
@@ -138,6 +139,7 @@ class Vm:
         """
         spec = self.state.spec
         kernel = spec.kernel
+        found = Found.read(self.rundir.ways.memory)
         return {
             "name": self.name,
             "status": status or self.status(),
@@ -157,6 +159,7 @@ class Vm:
             "owner": None if self.state.owner is None else self.state.owner.pid,
             "started_at": self.state.started_at,
             "clone_of": self.state.clone_of or None,
+            "shell": None if found is None else {"way": found.kind, "reason": found.reason},
         }
 
     def qmp(self, command: str, /, *, timeout: float = QMP_SECONDS, **arguments: object) -> Any:

@@ -45,9 +45,7 @@ class SharedFile(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, fd: int) -> SharedFile:
         """Return how others open a file of this process."""
-        me = ProcessRef.of(os.getpid())
-        assert me is not None  # noqa: S101 - we are running
-        return cls(me, fd, os.fstat(fd).st_ino)
+        return cls(ProcessRef.me(), fd, os.fstat(fd).st_ino)
 
     def open(self) -> int | None:
         """Return a descriptor of this process; None where the holder has closed the file."""

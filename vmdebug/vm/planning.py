@@ -11,7 +11,7 @@ import msgspec
 from vmdebug import arch as arches
 from vmdebug import process
 from vmdebug.arch import Arch
-from vmdebug.deadline import Deadline
+from vmdebug.deadline import LAUNCH_SECONDS, Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.progress import Report, silent
@@ -62,17 +62,23 @@ class Means(msgspec.Struct, frozen=True):
     disk_format: DiskFormat | None = None
 
 
-def plan(spec: LaunchSpec, *, report: Report = silent, deadline: Deadline) -> Plan:
+def plan(spec: LaunchSpec, *, report: Report = silent, timeout: float = LAUNCH_SECONDS) -> Plan:
     """Return how a VM would be started; may boot the kernel once to find out whether KVM works.
+
+    Args:
+        spec: What would be started.
+        report: Called with each step that takes long.
+        timeout: Seconds for all of it.
 
     Raises:
         UsageError: the spec is wrong.
         HostError: the machine lacks something.
+        DeadlineError: it took too long.
     """
     rundir.check_name(spec.name)
     directory = RunDir(rundir.runtime() / spec.name)
     directory.check()
-    return build(spec, means(spec, report=report, deadline=deadline), directory)
+    return build(spec, means(spec, report=report, deadline=Deadline.after(timeout)), directory)
 
 
 def means(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Means:

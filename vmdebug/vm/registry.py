@@ -17,7 +17,7 @@ from vmdebug.vm.machine import Status, Vm
 from vmdebug.vm.rundir import RunDir
 
 SECONDS = 30.0
-"""How long a search may take: another vmdebug may be clearing a VM."""
+"""How long a search may take: another vmdebug may be removing a VM meanwhile."""
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -32,22 +32,25 @@ class Survey(msgspec.Struct, frozen=True):
     problems: tuple[VmdebugError, ...]
 
 
-def every(*, deadline: Deadline | None = None) -> list[Vm]:
+def every(*, timeout: float = SECONDS) -> list[Vm]:
     """Return all VMs of this user, sorted by name; one that has ended is listed once and then removed.
+
+    Args:
+        timeout: Seconds to wait for another vmdebug that is removing a VM.
 
     Raises:
         HostError: the runtime directory is not private, or something in it cannot be removed.
-        DeadlineError: another vmdebug had it locked all the time.
+        DeadlineError: another vmdebug kept it locked.
     """
-    return list(sweep(deadline=deadline).vms)
+    return list(sweep(timeout=timeout).vms)
 
 
-def sweep(*, deadline: Deadline | None = None) -> Survey:
+def sweep(*, timeout: float = SECONDS) -> Survey:
     """Remove what killed launches, owners and QEMUs left, and return all VMs; see `every`."""
     template_registry.sweep()
     vms: list[Vm] = []
     problems: list[VmdebugError] = []
-    with _entries(deadline) as entries:
+    with _entries(timeout) as entries:
         for entry in entries:
             match entry:
                 case Entry(use="running" | "held", state=state) if state is not None:
@@ -70,22 +73,23 @@ def names() -> list[str]:
     return []
 
 
-def find(name: str | None = None, *, deadline: Deadline | None = None) -> Vm:
+def find(name: str | None = None, *, timeout: float = SECONDS) -> Vm:
     """Return a VM by its name; one that has ended is found until `every` has listed it.
 
     Args:
         name: Its name; None means the only one that runs, or the only one that has ended. Prewarmed VMs are
             ignored then.
-        deadline: How long to wait for another vmdebug.
+        timeout: Seconds to wait for another vmdebug that is removing a VM.
 
     Raises:
         UsageError: no VM has that name, or there are several and no name was given; the hint lists them.
         StateError: it is being started.
         VmdebugError: another vmdebug started it, and its state cannot be read.
+        DeadlineError: another vmdebug kept the runtime directory locked.
     """
     if name is not None:
         rundir.check_name(name)
-    with _entries(deadline) as found:
+    with _entries(timeout) as found:
         entries = [entry for entry in found if not _cleared(entry)]
     if name is None:
         return _only([entry for entry in entries if not entry.prewarmed])
@@ -96,12 +100,12 @@ def find(name: str | None = None, *, deadline: Deadline | None = None) -> Vm:
 
 
 @contextlib.contextmanager
-def _entries(deadline: Deadline | None) -> Iterator[list[Entry]]:
+def _entries(timeout: float) -> Iterator[list[Entry]]:
     """Lock RUNTIME, if it exists, and yield its entries."""
     if not os.path.lexists(rundir.runtime()):
         yield []
         return
-    with rundir.locked(deadline or Deadline.after(SECONDS)) as runtime:
+    with rundir.locked(Deadline.after(timeout)) as runtime:
         with os.scandir(runtime) as entries:
             inside = sorted(entry.name for entry in entries if _is_vm(entry))
         yield [claims.look(RunDir(runtime / name)) for name in inside]

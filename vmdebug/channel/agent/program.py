@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -105,4 +106,5 @@ def compile_to(target: Path, compiler: Path, *, deadline: Deadline) -> None:
             f"cannot write {target}: {error.strerror}", hint="make room there, or set XDG_CACHE_HOME"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

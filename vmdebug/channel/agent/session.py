@@ -23,6 +23,10 @@ class EndedError(VmError):
     """QEMU has ended."""
 
 
+class VersionError(VmError):
+    """The agent in the guest speaks another version of the protocol."""
+
+
 class Session:
     """A session on a port. It exists once the agent has answered: `greeted`.
 
@@ -84,7 +88,7 @@ class Session:
         Raises:
             EndedError: QEMU has ended.
             LostError: the agent does not know the session.
-            VmError: the agent speaks another version of the protocol.
+            VersionError: the agent speaks another version of the protocol.
         """
         data = self._port.receive()
         if data is None:
@@ -105,7 +109,7 @@ class Session:
     def _ours(self, frame: Frame) -> bool:
         if frame.kind == b"W" and frame.payload[1:] == self._nonce:
             if frame.payload[0] != VERSION:
-                raise VmError(
+                raise VersionError(
                     f"the agent in the guest speaks version {frame.payload[0]} of its protocol, and vmdebug"
                     f" version {VERSION}",
                     hint="build the guest with this vmdebug",

@@ -133,7 +133,9 @@ def _booted(
     named = msgspec.structs.replace(spec, name=_name(spec))
     fds = () if ram is None else (ram,)
     start = Start(origin=Origin(ram=ram, shared=True), fds=fds, means=means)
-    with launching.launch(named, bound=True, deadline=deadline, exact_name=False, start=start) as vm:
+    with launching.launch(
+        named, bound=True, timeout=deadline.left(launching.ANSWER), exact_name=False, start=start
+    ) as vm:
         shellup.come(vm, copy=False, lost=lost, deadline=deadline)
         yield vm
 

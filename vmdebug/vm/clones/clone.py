@@ -30,14 +30,14 @@ ANSWER_SECONDS = 1.0
 """How long a clone's agent may take to answer. Nothing is said to a clone without an agent and a prompt."""
 
 
-def clone(vm: Vm, count: int = 1, *, report: Report = silent, deadline: Deadline) -> list[Vm]:
+def clone(vm: Vm, count: int = 1, *, report: Report = silent, timeout: float) -> list[Vm]:
     """Start clones of a VM, which outlive this process; the VM is left running or stopped as it was found.
 
     Args:
         vm: The VM; no GDB may be attached to it.
         count: How many.
         report: Called with each step that takes long.
-        deadline: When they have to run.
+        timeout: Seconds until they have to run.
 
     Returns:
         The clones, named NAME-1, NAME-2, …; names that are taken are left out.
@@ -48,6 +48,7 @@ def clone(vm: Vm, count: int = 1, *, report: Report = silent, deadline: Deadline
         VmError: its state cannot be saved or loaded. In all these cases no clone is left.
         DeadlineError: it took too long.
     """
+    deadline = Deadline.after(timeout)
     with contextlib.ExitStack() as protected:
         whole = _saved(vm, report, deadline)
         protected.callback(whole.close)
@@ -99,7 +100,9 @@ def _split(whole: int, into: SavedGuest, deadline: Deadline) -> None:
     assert into.ram is not None  # noqa: S101 - `_saved` made it
     start = Start(origin=Origin(ram=into.ram, shared=True, incoming=True), fds=(into.ram,), means=into.means)
     named = msgspec.structs.replace(into.spec, name=f"{into.name[:50]}-template", tcp=None)
-    with launching.launch(named, bound=True, exact_name=False, start=start, deadline=deadline) as vm:
+    with launching.launch(
+        named, bound=True, exact_name=False, start=start, timeout=deadline.left(launching.ANSWER)
+    ) as vm:
         saved_guest.load(vm, whole, shared=False, run=False, deadline=deadline)
         saved_guest.save(vm, into.state, shared=True, deadline=deadline)
 

@@ -128,7 +128,7 @@ def start(
         msgspec.structs.replace(saved.spec, name=name, halt=False),
         bound=bound,
         report=report,
-        deadline=deadline,
+        timeout=deadline.left(launching.ANSWER),
         exact_name=exact_name,
         start=Start(
             origin=origin,

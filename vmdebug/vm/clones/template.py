@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from vmdebug import guest
-from vmdebug.deadline import Deadline
+from vmdebug.deadline import BOOT_SECONDS, Deadline
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report, silent
@@ -76,7 +76,7 @@ class Template:
         prewarmed: bool = False,
         lost: Callable[[Vm], None] | None = None,
         report: Report = silent,
-        deadline: Deadline,
+        timeout: float = BOOT_SECONDS,
     ) -> Vm:
         """Return a new VM at its shell; it ends with this process.
 
@@ -85,7 +85,7 @@ class Template:
             prewarmed: Whether it is made before it is needed: see `vmdebug.vm.clones.prewarmed`.
             lost: Called with a VM whose shell does not answer, before that VM is ended; may keep it.
             report: Called with each step that takes long.
-            deadline: When its shell has to answer.
+            timeout: Seconds until its shell has to answer.
 
         Raises:
             UsageError: the name is taken.
@@ -93,6 +93,7 @@ class Template:
             VmError: its shell does not answer.
             DeadlineError: it took too long. In all these cases nothing is left.
         """
+        deadline = Deadline.after(timeout)
         vm = self._started(name, prewarmed=prewarmed, report=report, deadline=deadline)
         try:
             shellup.come(vm, copy=self._made.saved is not None, lost=lost, deadline=deadline)
@@ -118,7 +119,7 @@ class Template:
             msgspec.structs.replace(self.spec, name=called),
             bound=True,
             report=report,
-            deadline=deadline,
+            timeout=deadline.left(launching.ANSWER),
             exact_name=exact,
             start=Start(means=self._means, prewarmed=prewarmed),
         )
@@ -131,7 +132,7 @@ def template(
     directory: Path | None = None,
     lost: Callable[[Vm], None] | None = None,
     report: Report = silent,
-    deadline: Deadline,
+    timeout: float = BOOT_SECONDS,
 ) -> Iterator[Template]:
     """Boot a guest to its shell and save it, or use the template of another process.
 
@@ -142,7 +143,7 @@ def template(
         directory: Where its memory is kept; None is shared memory.
         lost: Called with a VM whose shell does not answer, before that VM is ended; may keep it.
         report: Called with each step that takes long.
-        deadline: When the template has to be there.
+        timeout: Seconds until the guest has booted and is saved.
 
     Raises:
         UsageError: the spec is wrong.
@@ -151,6 +152,7 @@ def template(
         VmError: the guest's shell does not answer.
         DeadlineError: it took too long. In all these cases nothing is left.
     """
+    deadline = Deadline.after(timeout)
     spec = msgspec.structs.replace(spec, halt=False)
     means = planning.means(spec, report=report, deadline=deadline)
     place = key(spec, means, directory)
@@ -229,8 +231,7 @@ def _open(holder: Held, spec: LaunchSpec, means: Means) -> SavedGuest | None:
 
 
 def _mine(made: Built) -> Held:
-    me = ProcessRef.of(os.getpid())
-    assert me is not None  # noqa: S101 - we are running
+    me = ProcessRef.me()
     if made.saved is None:
         return Held(holder=me)
     state, log, ram = made.saved.state, made.saved.log, made.saved.ram

@@ -1,0 +1,189 @@
+"""The search for a way into the guest: agents that answer, are silent, in use, or of another version."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vmdebug.channel import finding, port
+from vmdebug.channel.agent.frames import Decoder, Frame
+from vmdebug.channel.agent.session import VERSION
+from vmdebug.channel.finding import Search
+from vmdebug.channel.found import Found
+from vmdebug.channel.port import PortAddress, Ways
+from vmdebug.channel.watch import Watch
+from vmdebug.deadline import Deadline
+from vmdebug.errors import DeadlineError, GuestDiedError, StateError
+
+PROMPT = b"\r\n~ # "
+
+
+class Agent(threading.Thread):
+    """An agent behind QEMU's socket.
+
+    Args:
+        address: Where it listens.
+        version: The version of the protocol that it answers with; None: it never answers; 0: it hangs up.
+    """
+
+    def __init__(self, address: PortAddress, version: int | None) -> None:
+        super().__init__()
+        self._version = version
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(address.socket))
+        self._listener.listen()
+
+    def run(self) -> None:
+        # A client that leaves an answer unread resets the connection.
+        with (
+            contextlib.suppress(ConnectionError),
+            self._listener,
+            self._listener.accept()[0] as client,
+        ):
+            decoder = Decoder()
+            while data := client.recv(4096):
+                if self._version == 0:
+                    return
+                for frame in decoder.feed(data):
+                    if frame.kind == b"H" and self._version is not None:
+                        client.sendall(Frame(b"W", 0, bytes([self._version]) + frame.payload[1:]).encode())
+
+
+@pytest.fixture
+def ways(tmp_path: Path) -> Ways:
+    def address(name: str) -> PortAddress:
+        return PortAddress(tmp_path / f"{name}.sock", tmp_path / f"{name}.lock")
+
+    (tmp_path / "log").touch()
+    return Ways(
+        ports=[address("1"), address("2")],
+        uart=address("uart"),
+        guest_agent=address("guest-agent"),
+        console=address("console"),
+        log=tmp_path / "log",
+        memory=tmp_path / "shell.json",
+    )
+
+
+@pytest.fixture
+def agent() -> Iterator[Callable[[PortAddress, int | None], None]]:
+    """Start an agent; each has to be connected to before the test ends."""
+    agents = []
+
+    def start(address: PortAddress, version: int | None = VERSION) -> None:
+        agents.append(Agent(address, version))
+        agents[-1].start()
+
+    yield start
+    for each in agents:
+        each.join(20)
+        assert not each.is_alive()
+
+
+def find(ways: Ways, *, seconds: float = 60, patience: float = 0.0, running: bool = True) -> Found:
+    def check() -> None:
+        if not running:
+            raise StateError("the guest is paused")
+
+    watch = Watch(ways.log)
+    try:
+        with Search(ways, watch, patience) as search:
+            return search.result(Deadline.after(seconds), check)
+    finally:
+        watch.close()
+
+
+def test_the_agent_is_the_best_way(ways: Ways, agent: Callable[..., None]) -> None:
+    agent(ways.ports[0])
+    agent(ways.uart)
+    assert find(ways) == Found("agent")
+
+
+def test_an_agent_on_the_uart_is_used_when_none_answers_on_the_ports(
+    ways: Ways, agent: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "BETTER_SECONDS", 0.05)
+    agent(ways.ports[0], None)
+    agent(ways.uart)
+    assert find(ways) == Found("agent-uart", "the guest's kernel has no virtio console")
+
+
+def test_ports_that_are_all_in_use_show_that_an_agent_answers(ways: Ways, agent: Callable[..., None]) -> None:
+    for each in ways.ports:
+        agent(each, None)
+    with contextlib.ExitStack() as held:
+        for each in ways.ports:
+            held.callback(port.take([each], what="a port", deadline=Deadline.after(20)).close)
+        assert find(ways) == Found("agent")
+
+
+def test_without_ports_a_prompt_on_the_console_is_used_at_once(ways: Ways) -> None:
+    ways.log.write_bytes(PROMPT)
+    assert find(ways, patience=600) == Found("serial", "no agent answers in the guest")
+
+
+def test_a_silent_agent_is_given_up_when_the_console_has_shown_a_prompt_for_long(
+    ways: Ways, agent: Callable[..., None]
+) -> None:
+    ways.log.write_bytes(PROMPT)
+    agent(ways.ports[0], None)
+    assert find(ways, patience=0.05).kind == "serial"
+
+
+def test_an_agent_of_another_version_leaves_the_serial_line_and_the_reason_says_so(
+    ways: Ways, agent: Callable[..., None]
+) -> None:
+    ways.log.write_bytes(PROMPT)
+    agent(ways.ports[0], VERSION + 1)
+    found = find(ways, patience=600)
+    assert found.kind == "serial"
+    assert found.reason == (
+        f"the agent in the guest speaks version {VERSION + 1} of its protocol, and vmdebug version {VERSION}"
+    )
+
+
+def test_an_agent_of_another_version_leaves_the_next_way(ways: Ways, agent: Callable[..., None]) -> None:
+    agent(ways.ports[0], VERSION + 1)
+    agent(ways.uart)
+    found = find(ways)
+    assert found.kind == "agent-uart"
+
+
+def test_a_guest_without_any_way_is_an_error_with_a_hint(ways: Ways) -> None:
+    with pytest.raises(DeadlineError, match=r"waited 0\.3 s for a shell in the guest") as caught:
+        find(ways, seconds=0.3)
+    assert "stopped by a debugger" in caught.value.hint
+
+
+def test_a_guest_that_does_not_run_is_an_error(ways: Ways) -> None:
+    with pytest.raises(StateError, match="the guest is paused"):
+        find(ways, running=False)
+
+
+def test_the_end_of_qemu_is_an_error(ways: Ways, agent: Callable[..., None]) -> None:
+    agent(ways.ports[0], 0)
+    with pytest.raises(GuestDiedError, match="QEMU has ended"):
+        find(ways)
+
+
+def test_what_was_found_is_read_again(tmp_path: Path) -> None:
+    found = Found("serial", "no agent answers in the guest")
+    assert Found.read(tmp_path / "shell.json") is None
+    found.write(tmp_path / "shell.json")
+    assert Found.read(tmp_path / "shell.json") == found
+    (tmp_path / "shell.json").write_text('{"kind": "telepathy"}')
+    assert Found.read(tmp_path / "shell.json") is None
+    found.write(tmp_path / "gone" / "shell.json")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_way_is_described_with_the_reason() -> None:
+    assert Found("agent").describe() == "vmdebug's agent, on virtio-serial ports"
+    assert Found("serial", "no agent answers in the guest").describe() == (
+        "the shell on the serial line, one command at a time: no agent answers in the guest"
+    )
