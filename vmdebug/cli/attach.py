@@ -30,6 +30,33 @@ class Attach(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+Until = Annotated[str | None, typer.Option(metavar="SYMBOL", help="Run to SYMBOL first.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option(metavar="S", min=0, help="Exit with status 5 if --until or --kgdb takes longer."),
+]
+Program = Annotated[
+    str,
+    typer.Option(
+        metavar="PROG", help="GDB, or a program that takes GDB's options; may include options of its own."
+    ),
+]
+File = Annotated[
+    list[str] | None, typer.Option("-x", metavar="F", help="Run GDB commands from file F. Repeatable.")
+]
+Command = Annotated[
+    list[str] | None, typer.Option("-ex", metavar="CMD", help="Run a GDB command. Repeatable.")
+]
+NoInit = Annotated[bool, typer.Option("-nx", help="Do not read ~/.gdbinit.")]
+Batch = Annotated[
+    bool, typer.Option("--batch", help="Run the commands and exit, with status 1 if one failed.")
+]
+Share = Annotated[bool, typer.Option("--share", help="Let `trace` and `run --name` use this GDB too.")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Warn and continue if the symbols are not those of the running kernel."),
+]
+
 app = verb.new_app()
 
 
@@ -48,34 +75,15 @@ def attach(
     context: typer.Context,
     name: verb.VmName = None,
     *,
-    until: Annotated[str | None, typer.Option(metavar="SYMBOL", help="Run to SYMBOL first.")] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(metavar="S", min=0, help="Exit with status 5 if --until or --kgdb takes longer."),
-    ] = None,
-    gdb: Annotated[
-        str,
-        typer.Option(
-            metavar="PROG", help="GDB, or a program that takes GDB's options; may include options of its own."
-        ),
-    ] = "gdb",
-    x: Annotated[
-        list[str] | None, typer.Option("-x", metavar="F", help="Run GDB commands from file F. Repeatable.")
-    ] = None,
-    ex: Annotated[
-        list[str] | None, typer.Option("-ex", metavar="CMD", help="Run a GDB command. Repeatable.")
-    ] = None,
-    nx: Annotated[bool, typer.Option("-nx", help="Do not read ~/.gdbinit.")] = False,
-    batch: Annotated[
-        bool, typer.Option("--batch", help="Run the commands and exit, with status 1 if one failed.")
-    ] = False,
-    share: Annotated[
-        bool, typer.Option("--share", help="Let `trace` and `run --name` use this GDB too.")
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Warn and continue if the symbols are not those of the running kernel."),
-    ] = False,
+    until: Until = None,
+    timeout: Timeout = None,
+    gdb: Program = "gdb",
+    x: File = None,
+    ex: Command = None,
+    nx: NoInit = False,
+    batch: Batch = False,
+    share: Share = False,
+    force: Force = False,
     kgdb: kgdb_line.Words = None,
     baud: kgdb_line.Baud = None,
     guest: kgdb_line.Guest = None,

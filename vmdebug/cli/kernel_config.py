@@ -22,50 +22,57 @@ EPILOG = verb.examples(
     "vmdebug kernel config --check ~/src/linux/.config",
 )
 
+Source = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="TREE", help="Kernel source tree or tarball; by default Debian's linux-source package."
+    ),
+]
+Base = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        "--from",
+        metavar="NAME|FILE",
+        help="Base configuration: a make target (defconfig, tinyconfig, allnoconfig), a .config,"
+        " `running`, or `vng` for virtme-ng's with ext4.",
+    ),
+]
+Fragments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fragment",
+        "-f",
+        metavar="FRAGMENT|FILE",
+        help="Fragment to merge: one of vmdebug's by name, or a file. Repeatable; the last one wins.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="DIR", help="Directory for .config: one for `make O=DIR`, or TREE."
+    ),
+]
+Builtin = Annotated[
+    bool, typer.Option("--builtin", help="Turn modules into built-ins; list those that cannot be.")
+]
+Check = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE|DIR",
+        help="Check whether a .config can boot a NixOS VM and be debugged; change nothing.",
+    ),
+]
+
 
 def config(
     *,
-    source: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="TREE", help="Kernel source tree or tarball; by default Debian's linux-source package."
-        ),
-    ] = None,
-    base: Annotated[
-        str,
-        typer.Option(
-            "--base",
-            "--from",
-            metavar="NAME|FILE",
-            help="Base configuration: a make target (defconfig, tinyconfig, allnoconfig), a .config,"
-            " `running`, or `vng` for virtme-ng's with ext4.",
-        ),
-    ] = "allnoconfig",
-    fragment: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fragment",
-            "-f",
-            metavar="FRAGMENT|FILE",
-            help="Fragment to merge: one of vmdebug's by name, or a file. Repeatable; the last one wins.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="Directory for .config: one for `make O=DIR`, or TREE."
-        ),
-    ] = None,
-    builtin: Annotated[
-        bool, typer.Option("--builtin", help="Turn modules into built-ins; list those that cannot be.")
-    ] = False,
-    check: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE|DIR",
-            help="Check whether a .config can boot a NixOS VM and be debugged; change nothing.",
-        ),
-    ] = None,
+    source: Source = None,
+    base: Base = "allnoconfig",
+    fragment: Fragments = None,
+    output: Output = None,
+    builtin: Builtin = False,
+    check: Check = None,
     as_json: verb.Json = False,
 ) -> None:
     """Merge configuration fragments, and check that every option they ask for is set.
