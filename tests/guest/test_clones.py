@@ -120,7 +120,6 @@ USER = """\
 import sys
 from pathlib import Path
 from vmdebug import guest
-from vmdebug.deadline import Deadline
 from vmdebug.guest import LaunchSpec
 from vmdebug.vm.clones.template import template
 spec = guest.decode(Path(sys.argv[1]).read_bytes(), LaunchSpec)

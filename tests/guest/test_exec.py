@@ -151,7 +151,7 @@ def test_a_guest_that_is_stopped_is_an_error_and_works_again_when_it_goes_on(
     shared: Vm, console: Console
 ) -> None:
     shared.qmp("stop")
-    with pytest.raises(DeadlineError, match="to take a command"):
+    with pytest.raises(DeadlineError, match="to accept a command"):
         console.shell.execute("true", deadline=Deadline.after(0.5))
     shared.qmp("cont")
     assert run(console, "echo hi").stdout == b"hi\n"

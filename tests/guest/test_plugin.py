@@ -690,7 +690,7 @@ def test_trouble_that_the_console_does_not_show_fails_its_test_with_the_trace(
             vm.exec("true")
 
         @pytest.fixture
-        def late(vm):
+        def timeout_error(vm):
             yield vm
             vm.exec("dmesg -n 1; echo 0 >/sys/class/tty/ttyS0/console;" + WARN)
 

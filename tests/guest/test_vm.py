@@ -62,7 +62,6 @@ def owner(script: str, spec: LaunchSpec, place: Path) -> list[str]:
         import sys
         from pathlib import Path
         from vmdebug import guest
-        from vmdebug.deadline import Deadline
         from vmdebug.guest import LaunchSpec
         from vmdebug.vm import launch
         spec = guest.decode(Path({str(place / "spec.json")!r}).read_bytes(), LaunchSpec)

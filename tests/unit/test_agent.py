@@ -241,10 +241,10 @@ def test_another_clients_answers_are_not_taken_for_ones_own(guest: SerialGuest) 
     address = PortAddress(guest.directory / "sock", guest.directory / "lock")
     session = Session(port.take([address], what="the port", deadline=soon()))
     try:
-        session._ours(Frame(b"W", 0, bytes([1]) + bytes(16)))
+        session._accept(Frame(b"W", 0, bytes([1]) + bytes(16)))
         assert not session.greeted
-        assert not session._ours(Frame(b"O", 1, b"another's"))
-        session._ours(Frame(b"W", 0, bytes([1]) + session._nonce))
+        assert not session._accept(Frame(b"O", 1, b"another's"))
+        session._accept(Frame(b"W", 0, bytes([1]) + session._nonce))
         assert session.greeted
     finally:
         session.close()
@@ -255,7 +255,7 @@ def test_an_agent_of_another_version_is_an_error(guest: SerialGuest) -> None:
     session = Session(port.take([address], what="the port", deadline=soon()))
     try:
         with pytest.raises(VmError, match="speaks version 9 of its protocol") as caught:
-            session._ours(Frame(b"W", 0, bytes([9]) + session._nonce))
+            session._accept(Frame(b"W", 0, bytes([9]) + session._nonce))
         assert "build the guest" in caught.value.hint
     finally:
         session.close()
@@ -321,7 +321,7 @@ def test_signal_numbers_are_the_hosts() -> None:
 
 @pytest.mark.parametrize("command", [5, None, b"echo hi", ["a", 5], {"a"}])
 def test_what_is_no_command_is_an_error_that_says_so(command: object) -> None:
-    with pytest.raises(UsageError, match="is no command"):
+    with pytest.raises(UsageError, match="is not a command"):
         command_line(command)  # type: ignore[arg-type]
 
 

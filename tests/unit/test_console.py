@@ -240,5 +240,5 @@ def test_a_guest_that_takes_no_input_is_an_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("vmdebug.channel.serial.console.PATIENCE", 0.2)
     with line_guest() as guest, guest.console() as console:
         guest.stop()
-        with pytest.raises(VmError, match="taken no input"):
+        with pytest.raises(VmError, match="accepted no input"):
             console.send("x" * 10_000_000)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.serial_guest import kernel_lines
 from vmdebug.channel.log import messages
-from vmdebug.channel.log.messages import Denoiser
+from vmdebug.channel.log.messages import MessageFilter
 from vmdebug.channel.serial import framing
 from vmdebug.channel.serial.framing import Answers, Block
 from vmdebug.channel.shell import command_line
@@ -38,11 +38,11 @@ def test_kernel_messages_are_taken_out_wherever_they_land_and_however_they_are_c
     for place, line in sorted(((place % (len(text) + 1), line) for place, line in noise), reverse=True):
         mixed = mixed[:place] + line + mixed[place:]
     edges = [0, *sorted(cut % (len(mixed) + 1) for cut in cuts), len(mixed)]
-    denoiser = Denoiser()
-    clean = b"".join(denoiser.feed(mixed[start:end]) for start, end in itertools.pairwise(edges))
+    filtered = MessageFilter()
+    clean = b"".join(filtered.feed(mixed[start:end]) for start, end in itertools.pairwise(edges))
     assert clean == text
-    assert sorted(denoiser.noise) == sorted(line for _, line in noise)
-    assert denoiser.held == b""
+    assert sorted(filtered.messages) == sorted(line for _, line in noise)
+    assert filtered.held == b""
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_kernel_messages_are_taken_out_wherever_they_land_and_however_they_are_c
     ],
 )
 def test_other_text_in_brackets_is_no_kernel_message(text: bytes) -> None:
-    assert Denoiser().feed(text) == text
+    assert MessageFilter().feed(text) == text
 
 
 def test_a_prompt_is_held_back_only_until_its_line_goes_on() -> None:
-    denoiser = Denoiser()
-    assert denoiser.feed(b"\r\n[root@nixos:~]# ") == b"\r\n"
-    assert denoiser.feed(b"_0123456789:r.\n") == b"[root@nixos:~]# _0123456789:r.\n"
+    filtered = MessageFilter()
+    assert filtered.feed(b"\r\n[root@nixos:~]# ") == b"\r\n"
+    assert filtered.feed(b"_0123456789:r.\n") == b"[root@nixos:~]# _0123456789:r.\n"
 
 
 @given(st.binary(max_size=5000).map(lambda data: data.replace(b"\0", b"")))
@@ -88,7 +88,7 @@ def test_the_line_that_starts_an_agent_is_short_and_shows_no_answer_in_its_echo(
     assert f"_{TOKEN}:" not in typed
 
 
-@pytest.mark.parametrize("line", [framing.are_you_there(TOKEN, 3), framing.question(TOKEN, 3, agents=False)])
+@pytest.mark.parametrize("line", [framing.probe_line(TOKEN, 3), framing.question(TOKEN, 3, helper=False)])
 def test_no_echo_of_a_question_is_its_answer(line: str) -> None:
     known = Answers.of(TOKEN)
     assert not known.lost.search(line.encode())

@@ -30,7 +30,7 @@ def test_keys_arrive_as_they_are_typed_until_the_one_that_leaves(ends: tuple[int
     keyboard, program = ends
     with line_guest() as guest, guest.console() as console, terminal.raw(program):
         os.write(keyboard, b"ls\r\x03\xff\x1dnot this")
-        assert terminal.converse(console, program, print)
+        assert terminal.relay(console, program, print)
         guest.wait_typed(b"ls\r\x03\xff")
     assert guest.typed == b"ls\r\x03\xff"
 
@@ -43,7 +43,7 @@ def test_what_the_guest_says_is_shown_until_its_end(ends: tuple[int, int]) -> No
         guest.say(b"hello \xff")
         guest.say(panic)
         guest.leave()
-        assert not terminal.converse(console, program, shown.append)
+        assert not terminal.relay(console, program, shown.append)
     assert b"".join(shown) == b"hello \xff" + panic
 
 
@@ -61,7 +61,7 @@ def test_what_is_no_terminal_is_typed_to_its_end_and_answered() -> None:
     with line_guest() as guest, guest.console() as console:
         answering = threading.Thread(target=answer)
         answering.start()
-        assert not terminal.converse(console, read, shown.append)
+        assert not terminal.relay(console, read, shown.append)
         answering.join()
     os.close(read)
     assert b"".join(shown) == b"up 1 min\r\n"

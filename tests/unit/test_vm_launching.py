@@ -137,10 +137,9 @@ LAUNCHER = """\
 import sys
 from pathlib import Path
 from vmdebug import guest
-from vmdebug.deadline import Deadline
 from vmdebug.guest import LaunchSpec
 from vmdebug.vm import launch
-launch(guest.decode(Path(sys.argv[1]).read_bytes(), LaunchSpec), bound=False, deadline=Deadline.after(60))
+launch(guest.decode(Path(sys.argv[1]).read_bytes(), LaunchSpec), bound=False, timeout=60)
 """
 
 

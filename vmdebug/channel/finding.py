@@ -1,4 +1,4 @@
-"""Which way into a guest answers: all are asked at once."""
+"""Finds the way into a guest: asks all of them at once, and takes the best one that answers."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from vmdebug.channel.watch import Watch
 from vmdebug.deadline import Deadline
 
 BETTER_SECONDS = 1.0
-"""How long a better way may take to answer once another one has."""
+"""Once one way has answered: how long to wait for a better one."""
 
 PROMPT_SECONDS = 3.0
-"""How long an agent may take once the console looks as if a shell or a login reads it."""
+"""Once the console shows a prompt: how long to wait for an agent."""
 
 FIRST_CHECK = 0.3
-"""Seconds without an answer after which QEMU is asked whether the guest runs."""
+"""Seconds without an answer after which vmdebug asks QEMU whether the guest runs."""
 
 AGAIN = 0.5
-"""Seconds between two questions to the ways."""
+"""Seconds between two requests on each way."""
 
 STEP = 0.1
-"""Seconds between two looks at the console's log."""
+"""Seconds between two reads of the console's log."""
 
 WANTED = "a shell in the guest"
 
 
 class Candidate(Protocol):
-    """A way that is asked."""
+    """A connected way, which has not answered yet."""
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
 
     def ask(self) -> None:
-        """Ask, once more where that was done before."""
+        """Send the request; call it again to repeat the request."""
 
     def answered(self) -> bool:
-        """Read what has arrived, and return whether that is the answer."""
+        """Read what has arrived, and return whether the answer is complete."""
 
     def close(self) -> None:
         """Disconnect."""
@@ -54,9 +54,9 @@ class Search:
     """Asks the ways into a guest until one answers; a context manager.
 
     Args:
-        ways: The ways.
-        watch: What else is watched.
-        patience: Seconds that an agent may take once the console looks as if somebody reads it.
+        ways: The addresses of the ways.
+        watch: Raises if the guest dies.
+        patience: Once the console shows a prompt, seconds to wait for an agent.
     """
 
     def __init__(self, ways: Ways, watch: Watch, patience: float) -> None:
@@ -67,7 +67,7 @@ class Search:
         self._asked: dict[Kind, Candidate] = {}
         self._found: Found | None = None
         self._found_at = 0.0
-        self._unusable = ""
+        self._mismatch = ""
 
     def __enter__(self) -> Self:
         """Connect to the ways."""
@@ -90,13 +90,13 @@ class Search:
         """Return the best way that answers.
 
         Args:
-            deadline: Until when one has to.
-            check: Raises StateError where the guest does not run.
+            deadline: When to give up.
+            check: Raises StateError if the guest does not run.
 
         Raises:
             StateError: the guest does not run.
-            GuestDiedError: it has died.
-            DeadlineError: none answers.
+            GuestDiedError: the guest has died.
+            DeadlineError: no way answers.
         """
         began = time.monotonic()
         ask_at, check_at = began, began + FIRST_CHECK
@@ -114,15 +114,15 @@ class Search:
             if now >= check_at:
                 check()
                 check_at = now + 2 * (now - began)
-            # Without a port there is nothing to be patient for.
-            if now >= began + FIRST_CHECK and console.read_for() >= (self._patience if self._asked else 0.0):
-                return Found("serial", self._unusable or REASONS["serial"])
+            patience = self._patience if self._asked else 0.0  # without a port, no agent can answer
+            if now >= began + FIRST_CHECK and console.prompt_seconds() >= patience:
+                return Found("serial", self._mismatch or REASONS["serial"])
             self._turn(min(STEP, deadline.remaining))
 
     @property
     def _best(self) -> bool:
-        """Whether no better way than the one found is being asked."""
-        assert self._found is not None  # noqa: S101 - its caller's
+        """Whether no better way than the one found may still answer."""
+        assert self._found is not None  # noqa: S101 - the caller has checked this
         return all(ORDER.index(each) >= ORDER.index(self._found.kind) for each in self._asked)
 
     def _connect(self, kind: Kind, addresses: Sequence[PortAddress]) -> None:
@@ -131,13 +131,13 @@ class Search:
             for address in addresses:
                 opened = opened or port.try_take(address)
         except (FileNotFoundError, ConnectionRefusedError):
-            return  # this QEMU has no such port, or has ended: that shows elsewhere
+            return  # this QEMU has no such port, or has ended, which `Watch` reports
         if opened is None:
-            self._take(kind)  # who has it has been answered
+            self._take(kind)  # another client uses it, so it works
             return
         line: Candidate = Session(opened)
         if kind == "guest-agent":
-            from vmdebug.channel import guest_agent  # noqa: PLC0415 - once for a VM
+            from vmdebug.channel import guest_agent  # noqa: PLC0415 - only needed once for a VM
 
             line = guest_agent.Line(opened, self._watch)
         self._held.callback(line.close)
@@ -153,26 +153,26 @@ class Search:
             except EndedError as error:
                 raise self._watch.died(WANTED) from error
             except VersionError as error:
-                self._unusable = error.message
+                self._mismatch = error.message
                 del self._asked[kind]
 
     def _take(self, kind: Kind) -> None:
         if self._found is None or ORDER.index(kind) < ORDER.index(self._found.kind):
-            self._found = Found(kind, self._unusable or REASONS[kind])
+            self._found = Found(kind, self._mismatch or REASONS[kind])
             self._found_at = time.monotonic()
 
 
 class _Console:
-    """Since when the console looks as if somebody reads it."""
+    """Measures for how long the console has shown a prompt."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
         self._text = b""
         self._since = 0.0
 
-    def read_for(self) -> float:
-        """Return for how many seconds somebody seems to read it; negative: nobody does."""
-        from vmdebug.channel.serial import ready  # noqa: PLC0415 - where the guest is silent
+    def prompt_seconds(self) -> float:
+        """Return for how many seconds the console has shown the same prompt; -1.0 if it shows none."""
+        from vmdebug.channel.serial import ready  # noqa: PLC0415 - only needed if no agent answers at once
 
         text = self._watch.tail_bytes()[-ready.KEPT :]
         if text != self._text or self._since == 0.0:

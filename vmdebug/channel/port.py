@@ -1,7 +1,7 @@
-"""QEMU's end of a port into the guest: a socket that one client has at a time.
+"""QEMU's end of a port into the guest: a socket that serves one client at a time.
 
-QEMU accepts a second client only once the first has gone, and does not tell it: so a client locks a file
-beside the socket first. The lock ends with its holder however that ends, as the connection does.
+QEMU accepts a second client only after the first has disconnected, and the second one cannot tell that it
+waits. So each client first locks a file beside the socket. The kernel releases the lock when its holder ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vmdebug import locks
 from vmdebug.deadline import Deadline
 
 CHUNK = 1 << 18
-"""Bytes received at once."""
+"""Bytes to receive at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class PortAddress:
 
     Args:
         socket: QEMU's socket.
-        lock: The file that its client holds locked.
+        lock: The file that the client keeps locked.
     """
 
     socket: Path
@@ -36,7 +36,7 @@ class PortAddress:
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """Where the ways into a guest are on the host.
+    """The host's ends of all ways into a guest.
 
     Args:
         ports: The agent's virtio-serial ports.
@@ -44,7 +44,7 @@ class Ways:
         guest_agent: qemu-guest-agent's port.
         console: The console's socket and its lock.
         log: The console's log.
-        memory: The file that remembers which one answered.
+        memory: The file that stores which way answered; see `channel.found`.
     """
 
     ports: Sequence[PortAddress]
@@ -56,7 +56,7 @@ class Ways:
 
 
 class Port:
-    """An open port: bytes to the guest and from it. `take` and `try_take` make one."""
+    """An open port, which carries bytes to and from the guest. `take` and `try_take` open one."""
 
     def __init__(self, connection: socket.socket, lock: int) -> None:
         self._connection = connection
@@ -67,7 +67,7 @@ class Port:
         return self._connection.fileno()
 
     def send(self, data: bytes | bytearray | memoryview) -> int:
-        """Send what the guest takes at once, and return how many bytes that was.
+        """Send as many bytes as QEMU accepts now, and return their number.
 
         Raises:
             ConnectionError: QEMU has ended.
@@ -78,7 +78,7 @@ class Port:
             return 0
 
     def receive(self) -> bytes | None:
-        """Return what has arrived; None where nothing has, b"" where QEMU has ended."""
+        """Return the bytes that have arrived; None if none have, b"" if QEMU has ended."""
         try:
             return self._connection.recv(CHUNK)
         except BlockingIOError:
@@ -87,16 +87,16 @@ class Port:
             return b""
 
     def close(self) -> None:
-        """Disconnect, which the guest is told, and let the next client have it."""
+        """Disconnect and unlock the port. QEMU reports the disconnection to the guest."""
         self._connection.close()
         os.close(self._lock)
 
 
 def try_take(address: PortAddress) -> Port | None:
-    """Connect to a port; None where another client has it.
+    """Connect to a port, and return it; None if another client uses it.
 
     Raises:
-        FileNotFoundError: there is no such port; or QEMU has ended, as does
+        FileNotFoundError: there is no such port, or QEMU has ended.
         ConnectionRefusedError: QEMU has ended.
     """
     with contextlib.ExitStack() as held:
@@ -112,17 +112,17 @@ def try_take(address: PortAddress) -> Port | None:
 
 
 def take(addresses: Sequence[PortAddress], *, what: str, deadline: Deadline) -> Port:
-    """Connect to one of several ports that no other client has, waiting for one where all are in use.
+    """Connect to a free one of several ports; wait while all are in use.
 
     Args:
         addresses: The ports.
-        what: What the caller waits for where all are in use, for the error.
-        deadline: Until when.
+        what: What the caller waits for, for the error.
+        deadline: When to give up.
 
     Raises:
-        FileNotFoundError: there are no such ports; or QEMU has ended, as does
+        FileNotFoundError: there are no such ports, or QEMU has ended.
         ConnectionRefusedError: QEMU has ended.
-        DeadlineError: all were in use all the time.
+        DeadlineError: all ports stayed in use.
     """
     for pause in deadline.pauses(what):
         for address in addresses:
@@ -130,4 +130,4 @@ def take(addresses: Sequence[PortAddress], *, what: str, deadline: Deadline) -> 
             if port is not None:
                 return port
         time.sleep(pause)
-    raise AssertionError  # the pauses end by an error
+    raise AssertionError  # `pauses` raises at the deadline

@@ -1,4 +1,4 @@
-"""What every way into the guest offers: a command with its streams, its output and its exit status."""
+"""The interface of every way into the guest: commands with their streams, output and exit status."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError, VmError
 
 SHOWN = 60
-"""Characters of a command that an error shows."""
+"""Number of characters of a command that an error shows."""
 
 Sink = Callable[[bytes], object]
-"""Called with a piece of output as it arrives."""
+"""A function that receives output, piece by piece as it arrives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class Streams:
     """A command's standard streams.
 
     Args:
-        stdin: Its whole input; or a descriptor, which is read as the command takes it; None: /dev/null.
-        stdout: Called with its standard output; None: the result has it.
-        stderr: Called with its standard error; None: the result has it.
+        stdin: All of its input, or a descriptor to read it from as the command consumes it; None: /dev/null.
+        stdout: Called with its standard output; None: `Output.stdout` collects it.
+        stderr: Called with its standard error; None: `Output.stderr` collects it.
     """
 
     stdin: bytes | int | None = None
@@ -34,7 +34,7 @@ class Streams:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a command left: its output, byte for byte, and its exit status (128 + N: signal N ended it)."""
+    """The exact output of a command, and its exit status; 128 + N if signal N ended it."""
 
     stdout: bytes
     stderr: bytes
@@ -45,17 +45,17 @@ class Running(Protocol):
     """A command that runs in the guest."""
 
     def result(self, deadline: Deadline) -> Output:
-        """Wait for its end, and return what it left.
+        """Wait for the command to end, and return its output and exit status.
 
         Args:
-            deadline: When it is ended, with its process group.
+            deadline: When to end the command with its process group.
 
         Raises:
-            StateError: a debugger has stopped the guest; the command goes on with the guest, and `result` can
-                be called again.
-            VmError: its result is lost.
+            StateError: a debugger has stopped the guest. The command continues when the guest does; then call
+                `result` again.
+            VmError: the result is lost.
             GuestDiedError: the guest died.
-            DeadlineError: it took too long; it has been ended.
+            DeadlineError: the command took too long, and was ended.
         """
 
     def cancel(self) -> None:
@@ -75,20 +75,20 @@ class Shell(Protocol):
         """Start a command.
 
         Args:
-            line: What the guest's `sh -c` gets; see `command_line`.
+            line: The argument of `sh -c` in the guest; see `command_line`.
             streams: Its standard streams.
-            deadline: Until when the guest has to take it.
+            deadline: When the guest must have accepted it.
 
         Raises:
-            VmdebugError: as `Running.result`.
+            VmdebugError: as `Running.result` does.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class ExecResult:
-    """What a command in the guest left: its exit status and its output, as text.
+    """The exit status of a command in the guest, and its output as text.
 
-    Bytes that are not UTF-8 survive: `.encode(errors="surrogateescape")` gives them back.
+    Bytes that are not UTF-8 are kept as surrogates: `.encode(errors="surrogateescape")` returns the original.
     """
 
     stdout: str
@@ -105,21 +105,21 @@ class Job:
         self._check = check
 
     def result(self, *, timeout: float = 60.0) -> ExecResult:
-        """Wait for the command's end, and return what it left.
+        """Wait for the command to end, and return its output and exit status.
 
         Args:
-            timeout: Seconds.
+            timeout: Seconds to wait; then the command is ended.
 
         Raises:
-            StateError: a debugger has stopped the guest; call again once it runs.
+            StateError: a debugger has stopped the guest. Call `result` again once it runs.
             VmError: the command failed, and `check` was set; or its result is lost.
             GuestDiedError: the guest panicked or exited.
-            DeadlineError: it took too long; it has been ended.
+            DeadlineError: the command took too long, and was ended.
         """
         return self.result_by(Deadline.after(timeout))
 
     def result_by(self, deadline: Deadline) -> ExecResult:
-        """Return its result by a deadline; see `result`."""
+        """As `result`, with a deadline."""
         done = self._running.result(deadline)
         result = ExecResult(_text(done.stdout), _text(done.stderr), done.status)
         if self._check and done.status != 0:
@@ -139,7 +139,7 @@ class Job:
 
 
 def input_of(given: str | bytes | None) -> bytes | None:
-    """Return what a caller gives as standard input as bytes.
+    """Return the standard input that a caller gives, as bytes.
 
     Raises:
         UsageError: it is neither text nor bytes.
@@ -157,18 +157,18 @@ def input_of(given: str | bytes | None) -> bytes | None:
 
 
 def command_line(command: str | Sequence[str]) -> bytes:
-    """Return a command as the bytes that the guest's `sh -c` gets.
+    """Return the argument of `sh -c` in the guest for a command.
 
     Args:
-        command: A line of shell, as it is; or an argv, quoted.
+        command: A line of shell, which is passed unchanged; or an argv, which is quoted.
 
     Raises:
-        UsageError: it is empty, holds a NUL, or is neither a line nor an argv.
+        UsageError: it is empty, contains a NUL, or is neither a line nor an argv.
     """
     words = [command] if isinstance(command, str) else command
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         raise UsageError(
-            f"{command!r} is no command: it is a line of text, or a list of words of text",
+            f"{command!r} is not a command: give a line of text, or a list of words",
             hint='for example "uname -a" or ["uname", "-a"]',
         )
     text = command if isinstance(command, str) else shlex.join(words)
@@ -176,14 +176,14 @@ def command_line(command: str | Sequence[str]) -> bytes:
         raise UsageError("the command is empty", hint="name the program to run in the guest")
     if "\0" in text:
         raise UsageError(
-            "the command holds a NUL byte, which no shell can take",
-            hint="send binary data by standard input, or write it as printf escapes",
+            "the command contains a NUL byte, which no shell accepts",
+            hint="pass binary data as standard input, or write it as printf escapes",
         )
     return text.encode("utf-8", "surrogateescape")
 
 
 def shown(line: bytes) -> str:
-    """Return a command for an error: its beginning, in backquotes."""
+    """Return the beginning of a command in backquotes, for an error."""
     text = line.decode(errors="replace")
     return f"`{text[:SHOWN]}…`" if len(text) > SHOWN else f"`{text}`"
 

@@ -42,5 +42,5 @@ def show(machine: Vm) -> None:
         render.put_bytes(f"{line.tail(RECALL)} ".encode(errors="replace"))
         stdin = sys.stdin.fileno()
         with terminal.raw(stdin) if interactive else contextlib.nullcontext():
-            left = terminal.converse(line, stdin, render.put_bytes)
+            left = terminal.relay(line, stdin, render.put_bytes)
     render.tell(f"\n--- {'left' if left else 'the end of'} {machine.name} ---")

@@ -1,1 +1,1 @@
-"""Our agent in the guest: the program, its protocol, and commands run by it."""
+"""vmdebug's agent in the guest: its binary, its protocol, and the commands that it runs."""

@@ -18,7 +18,7 @@ class Frame:
     Args:
         kind: Its type, one letter.
         sequence: Its number in the session.
-        payload: What it carries.
+        payload: Its data.
     """
 
     kind: bytes
@@ -26,20 +26,20 @@ class Frame:
     payload: bytes = b""
 
     def encode(self) -> bytes:
-        """Return the bytes to send, the flag that ends them included."""
+        """Return the bytes to send, with the flag at the end."""
         plain = self.kind + self.sequence.to_bytes(_HEAD - 1, "little") + self.payload
-        # The escape first: it must not escape what the flag becomes.
+        # Replace the escape first: the replacement of the flag contains one.
         return plain.replace(ESCAPE, b"}]").replace(FLAG, b"}^") + FLAG
 
 
 class Decoder:
-    """Splits a stream into frames, whatever pieces it comes in; drops what is too short for one."""
+    """Splits a stream into frames. Drops pieces that are too short for a frame."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Return the frames that are complete now."""
+        """Return the frames that `data` completes."""
         first, *rest = data.split(FLAG)
         self._pieces.append(first)
         if not rest:

@@ -1,4 +1,4 @@
-"""The agent's program for a guest: shipped with vmdebug, or compiled when it is first needed."""
+"""The agent's binary for a guest: shipped with vmdebug, or compiled at its first use."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from vmdebug.progress import Report, Step
 NAME = "vmdebug-agent"
 
 FLAGS = ("-static", "-Os", "-s", "-Wall")
-"""Static, for the guest need not have a C library."""
+"""Options of the C compiler. Static, because the guest may have no C library."""
 
 COMPILE_SECONDS = 120.0
 
 _HERE = Path(__file__).parent
 SOURCE = _HERE / "agent.c"
 SHIPPED = _HERE / "shipped"
-"""ARCH/vmdebug-agent, for each architecture that the wheel was built with; see hatch_build.py."""
+"""Directory with ARCH/vmdebug-agent for each architecture of the wheel; see hatch_build.py."""
 
 
 def find(arch: str, into: Path, *, report: Report, deadline: Deadline) -> Path:
-    """Return the agent's program, compiled unless that has been done before.
+    """Return the path of the agent's binary. Compile it unless the cache has it.
 
     Args:
-        arch: The guest's architecture, as `uname -m` there says it.
-        into: The cache's directory for such programs.
-        report: Told about the compiler.
-        deadline: When the compiler is given up.
+        arch: The guest's architecture, as `uname -m` prints it.
+        into: The cache directory.
+        report: Called before the compiler runs.
+        deadline: When the compiler is killed.
 
     Raises:
         HostError: there is no C compiler for it, or no static C library.
@@ -55,7 +55,7 @@ def find(arch: str, into: Path, *, report: Report, deadline: Deadline) -> Path:
 
 
 def compilers(arch: str) -> tuple[str, ...]:
-    """Return the names of C compilers that make programs for an architecture, best first."""
+    """Return the names of the C compilers for an architecture, the preferred one first."""
     cross = (f"{arch}-linux-gnu-gcc", f"{arch}-linux-musl-gcc")
     return ("cc", "gcc", "clang", *cross) if arch == platform.machine() else cross
 
@@ -64,7 +64,7 @@ def find_compiler(arch: str) -> Path:
     """Return a C compiler for an architecture.
 
     Raises:
-        HostError: there is none on PATH.
+        HostError: PATH has none.
     """
     for name in compilers(arch):
         found = shutil.which(name)
@@ -81,12 +81,12 @@ def compile_to(target: Path, compiler: Path, *, deadline: Deadline) -> None:
     """Compile the agent.
 
     Args:
-        target: The program; a reader sees all of it or nothing.
+        target: The binary to write; it appears complete, by a rename.
         compiler: The C compiler.
-        deadline: When it is given up.
+        deadline: When the compiler is killed.
 
     Raises:
-        HostError: it does not compile; without a static C library, the hint says so.
+        HostError: the compiler fails. If the static C library is missing, the hint says so.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:

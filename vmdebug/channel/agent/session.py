@@ -1,4 +1,4 @@
-"""One conversation with the agent in the guest, on one port."""
+"""A session with the agent in the guest, on one port."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from vmdebug.channel.port import Port
 from vmdebug.errors import VmError
 
 VERSION = 1
-"""Of the protocol; see `agent.c`."""
+"""Version of the protocol; see `agent.c`."""
 
 _NONCE = 16
 
 
 class LostError(VmError):
-    """The agent does not know the session: the guest went back to a snapshot, or the agent was restarted."""
+    """The agent does not know this session: a snapshot was loaded, or the agent was restarted."""
 
 
 class EndedError(VmError):
@@ -28,7 +28,7 @@ class VersionError(VmError):
 
 
 class Session:
-    """A session on a port. It exists once the agent has answered: `greeted`.
+    """A session on a port. `greeted` is set once the agent has confirmed it.
 
     Args:
         port: An open port; the session closes it.
@@ -41,37 +41,37 @@ class Session:
         self._decoder = Decoder()
         self._out = bytearray()
         self._sent = 0
-        self._heard = 0
+        self._received = 0
 
     def fileno(self) -> int:
-        """Return the descriptor to wait on."""
+        """Return the descriptor to wait on, for `events`."""
         return self._port.fileno()
 
     @property
     def events(self) -> int:
-        """What to wait for on it."""
+        """The events to wait for, as poll(2) takes them."""
         return select.POLLIN | (select.POLLOUT if self._out else 0)
 
     @property
     def pending(self) -> int:
-        """Bytes that the guest has not taken yet."""
+        """Number of bytes that QEMU has not accepted yet."""
         return len(self._out)
 
     def ask(self) -> None:
-        """Ask for the session; it may be asked again, for a guest that boots may drop what it hears."""
+        """Send the request for a session. Repeat it: a guest that still boots may drop the bytes."""
         self._sent = 0
-        # The flag ends what another client left unfinished.
+        # The flag ends a frame that an earlier client left incomplete.
         self._out += FLAG
-        self.say(b"H", bytes([VERSION]) + self._nonce)
+        self.send(b"H", bytes([VERSION]) + self._nonce)
 
-    def say(self, kind: bytes, payload: bytes = b"") -> None:
-        """Send a frame, as soon as the guest takes it."""
+    def send(self, kind: bytes, payload: bytes = b"") -> None:
+        """Queue a frame, and send as much of the queue as QEMU accepts now."""
         self._out += Frame(kind, self._sent, payload).encode()
         self._sent += 1
         self.flush()
 
     def flush(self) -> None:
-        """Send what the guest takes.
+        """Send as much of the queue as QEMU accepts now.
 
         Raises:
             EndedError: QEMU has ended.
@@ -82,7 +82,7 @@ class Session:
         except ConnectionError as error:
             raise EndedError("QEMU has ended") from error
 
-    def hear(self) -> list[Frame]:
+    def read_frames(self) -> list[Frame]:
         """Return the frames of this session that have arrived.
 
         Raises:
@@ -95,18 +95,19 @@ class Session:
             return []
         if not data:
             raise EndedError("QEMU has ended")
-        return [frame for frame in self._decoder.feed(data) if self._ours(frame)]
+        return [frame for frame in self._decoder.feed(data) if self._accept(frame)]
 
     def answered(self) -> bool:
-        """Read what has arrived, and return whether the agent has answered `ask`; raises as `hear`."""
-        self.hear()
+        """Read what has arrived, and return whether the agent has answered `ask`; see `read_frames`."""
+        self.read_frames()
         return self.greeted
 
     def close(self) -> None:
-        """Disconnect; the agent ends what runs."""
+        """Disconnect. The agent then ends a command that still runs."""
         self._port.close()
 
-    def _ours(self, frame: Frame) -> bool:
+    def _accept(self, frame: Frame) -> bool:
+        """Return whether a frame is an answer in this session."""
         if frame.kind == b"W" and frame.payload[1:] == self._nonce:
             if frame.payload[0] != VERSION:
                 raise VersionError(
@@ -114,11 +115,11 @@ class Session:
                     f" version {VERSION}",
                     hint="build the guest with this vmdebug",
                 )
-            self.greeted, self._heard = True, 1
+            self.greeted, self._received = True, 1
             return False
         if not self.greeted:
-            return False  # another client's
-        if frame.kind == b"N" or frame.sequence != self._heard:
+            return False  # an answer to an earlier client
+        if frame.kind == b"N" or frame.sequence != self._received:
             raise LostError("the agent does not know the session")
-        self._heard += 1
+        self._received += 1
         return True

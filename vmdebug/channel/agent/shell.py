@@ -72,7 +72,7 @@ class AgentShell:
             protected.callback(watch.close)
             session = self._greeted(watch, deadline)
             protected.callback(session.close)
-            session.say(b"X", bytes([streams.stdin is not None]) + line)
+            session.send(b"X", bytes([streams.stdin is not None]) + line)
             protected.pop_all()
         return AgentRunning(session, watch, line, streams)
 
@@ -106,7 +106,7 @@ class AgentShell:
                         raise deadline.error(WANTED, hint=_SILENT, detail=watch.tail(10))  # noqa: TRY301
                     seconds = min(again.remaining, deadline.remaining)
                     if watch.wait({session.fileno(): session.events}, seconds, WANTED):
-                        session.hear()
+                        session.read_frames()
                         session.flush()
                 if not session.greeted:
                     self._silent()
@@ -199,10 +199,10 @@ class AgentRunning:
             source.read(session)
         if session.fileno() in ready:
             session.flush()
-            for frame in session.hear():
+            for frame in session.read_frames():
                 self._take(frame)
         elif not self._pinged and time.monotonic() >= self._heard + PING_SECONDS:
-            session.say(b"P")
+            session.send(b"P")
             self._pinged = True
 
     def _take(self, frame: Frame) -> None:
@@ -238,11 +238,11 @@ class AgentRunning:
         self._input.close()
         with contextlib.suppress(VmdebugError):
             for number in (signal.SIGTERM, signal.SIGKILL) if ask else ():
-                self._session.say(b"K", bytes([number]))
+                self._session.send(b"K", bytes([number]))
                 end = Deadline.after(TERM_SECONDS)
                 while self._status is None and not end.passed:
                     self._turn(end.remaining)
-            self._session.say(b"Q")
+            self._session.send(b"Q")
         self._close()
 
     def _close(self) -> None:
@@ -286,10 +286,10 @@ class _Input:
 
     def _send(self, session: Session, data: bytes) -> None:
         if data:
-            session.say(b"I", data)
+            session.send(b"I", data)
             self.window -= len(data)
         else:
-            session.say(b"E")
+            session.send(b"E")
             self.close()
 
 

@@ -1,7 +1,7 @@
-"""The guest's serial line: one client at a time, pexpect on what QEMU's socket says.
+"""The guest's serial line: pexpect on QEMU's socket, for one client at a time.
 
-QEMU writes what the guest says to a log whether or not somebody is connected,
-and to the socket while somebody is: what was said before is only in the log.
+QEMU always writes the guest's output to a log, and also to the socket while a client is connected.
+Output from before the connection is only in the log.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmError
 
 LOG_LOOK = 1.0
-"""Seconds of quiet after which the log is looked at: what the guest says between our
-connect(2) and QEMU's accept(2) is only there."""
+"""Seconds of silence after which the log is read: output between our connect(2) and QEMU's accept(2) is
+only there."""
 
 TRACE_SECONDS = 0.5
-"""How long a dying guest may take to finish its last words, for the error."""
+"""How long to wait for the rest of a panic's output, for the error."""
 
 TAIL_LINES = 40
-"""Lines of the log that an error shows: a panic's trace and what led to it."""
+"""Lines of the log that an error shows: enough for a panic with its trace."""
 
 PATIENCE = 5.0
-"""Seconds that QEMU may take to answer a connection, and the guest to take input."""
+"""How long QEMU may take to accept a connection, and the guest to accept input, in seconds."""
 
 
 class Console:
     """The serial line of one VM, as a context manager.
 
     Args:
-        socket: QEMU's socket of it.
-        lock: File that its one client holds locked; it starts with that client's pid.
-        log: What QEMU writes of it.
+        socket: QEMU's socket.
+        lock: File that the client keeps locked; it starts with the client's pid.
+        log: QEMU's log of the guest's output.
     """
 
     def __init__(self, socket: Path, lock: Path, log: Path) -> None:
@@ -58,25 +58,25 @@ class Console:
         self.lock = lock
         self.log = log
         self.shell = LineShell(self)
-        """The shell that reads it."""
+        """The shell on the serial line."""
         self.debugger: Debugger | None = None
-        """What may stop the guest while somebody waits here."""
+        """The debugger that may stop the guest during a wait."""
         self._held = contextlib.ExitStack()
         self._open: _Open | None = None
         self._wanted = ""
         self._death = ""
 
     def __enter__(self) -> Self:
-        """Take the console.
+        """Lock the console, and connect to it.
 
         Raises:
-            StateError: another client has it; the message has its pid.
+            StateError: another client uses it; the message has its pid.
             GuestDiedError: QEMU has ended.
         """
         with contextlib.ExitStack() as held:
             lock = held.enter_context(self._locked())
             connection = held.enter_context(self._connected())
-            # Held open: the run directory may go before we do.
+            # Keep it open: the run directory may be removed before the console is closed.
             log = held.enter_context(self.log.open("rb", buffering=0))
             drain = Drain(connection)
             held.callback(drain.close)
@@ -90,14 +90,14 @@ class Console:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._open is None:
-            return  # a session's restart has closed it
+            return  # `DebugSession.restart` has closed it
         self.note(EXEC if self.shell.unfinished else "")
         self.shell.forget()
         self._open = None
         self._held.close()
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when the guest has said something, or is at its end.
+        """Return a descriptor that is readable when the guest has written something, or QEMU has ended.
 
         Raises:
             StateError: the console is not open.
@@ -105,10 +105,10 @@ class Console:
         return self._opened.drain.fileno()
 
     def send(self, text: str) -> None:
-        """Type something.
+        """Type text.
 
         Raises:
-            VmError: the guest takes no more input.
+            VmError: the guest accepts no more input.
             GuestDiedError: QEMU has ended.
         """
         data = text.encode("utf-8", "surrogateescape")
@@ -117,8 +117,8 @@ class Console:
             writable = self._opened.connection.fileno()
             if deadline.passed or not _polled(writable, select.POLLOUT, deadline.left("its input")):
                 raise VmError(
-                    f"the guest has taken no input from its console for {PATIENCE:g} s",
-                    hint="is it stopped by a debugger? set it running first",
+                    f"the guest has accepted no input on its console for {PATIENCE:g} s",
+                    hint="set it running first if a debugger has stopped it",
                 )
             try:
                 data = data[self._opened.connection.send(data, socket.MSG_DONTWAIT) :]
@@ -129,29 +129,29 @@ class Console:
 
     def sendline(self, text: str = "") -> None:
         """Type a line; see `send`."""
-        # LF and not CR: it ends a line also where the terminal does not turn one into the other.
+        # LF ends a line also if the terminal does not translate CR.
         self.send(f"{text}\n")
 
     def expect(self, pattern: str | re.Pattern[str], *, timeout: float) -> re.Match[str]:
         """Wait until the guest writes text that matches a pattern.
 
         Args:
-            pattern: Regular expression as pexpect takes it: a dot matches newlines too, and a
-                terminal's lines end in CR LF. The text is UTF-8 with surrogate escapes.
-            timeout: Seconds.
+            pattern: Regular expression, as pexpect takes it: a dot also matches a newline, and a terminal's
+                lines end in CR LF. The text is UTF-8 with surrogate escapes.
+            timeout: Seconds to wait.
 
         Returns:
-            The match; the guest's output up to its end is consumed.
+            The match. The output up to its end is consumed.
 
         Raises:
-            GuestDiedError: the guest died, now or before; the detail has its last output.
-            DeadlineError: nothing matched in time.
+            GuestDiedError: the guest has died; the detail has its last output.
+            DeadlineError: no output matched in time.
         """
         self._expect(pattern, Deadline.after(timeout))
         return cast("re.Match[str]", self._opened.line.match)
 
     def read_until(self, pattern: str | re.Pattern[str], *, timeout: float) -> str:
-        """Return what the guest wrote up to the end of a match; see `expect`."""
+        """Return the guest's output up to the end of a match; see `expect`."""
         self._expect(pattern, Deadline.after(timeout))
         return cast("str", self._opened.line.before + self._opened.line.after)
 
@@ -161,23 +161,23 @@ class Console:
         try:
             self._opened.line.expect(pattern, timeout=deadline.left(self._wanted))
         except pexpect.TIMEOUT:
-            raise self.late(deadline, self._wanted) from None
+            raise self.timeout_error(deadline, self._wanted) from None
 
     def wait_ready(self, *, timeout: float) -> None:
-        """Wait until a shell reads the console; return at once if one has answered already.
+        """Wait until a shell answers on the console; return at once if it has answered before.
 
         Args:
-            timeout: Seconds.
+            timeout: Seconds to wait.
 
         Raises:
-            VmError: somebody else reads it, who wants a password or a decision.
+            VmError: a program on the console asks for a password or a decision.
             GuestDiedError: the guest died.
             DeadlineError: no shell answered.
         """
         self.shell.wait_ready(Deadline.after(timeout))
 
     def restored(self) -> None:
-        """Take note that the guest is an earlier one: what it has said, died of or run since has not been."""
+        """Discard output, a death and a running command, after the guest was restored to an earlier state."""
         opened = self._opened
         opened.line.take()
         self.raw()
@@ -187,20 +187,20 @@ class Console:
         opened.looked_at = os.fstat(opened.log.fileno()).st_size
 
     def receive(self, seconds: float, wanted: str) -> bytes:
-        """Return what the guest says next, as soon as it says something.
+        """Wait for output of the guest, and return it.
 
-        What `expect` has read and not used comes from `take`, not from here.
+        Output that `expect` has read but not consumed is returned by `take`, not here.
 
         Args:
             seconds: How long to wait.
-            wanted: What for, for the error.
+            wanted: What the caller waits for, for the error.
 
         Returns:
-            Its bytes; none where it said nothing.
+            The new output; b"" if there was none.
 
         Raises:
-            GuestDiedError: it died; what it said last was returned before.
-            StateError: a debugger has stopped it, see `debugger`.
+            GuestDiedError: the guest has died; its last output was returned before.
+            StateError: `debugger` has stopped it.
         """
         self._wanted = wanted
         end = time.monotonic() + seconds
@@ -208,7 +208,7 @@ class Console:
             if self._death:
                 raise self._died()
             left = max(0.0, end - time.monotonic())
-            ready = wait_ready(self.fileno(), self._stops(), seconds=min(left, LOG_LOOK))
+            ready = wait_ready(self.fileno(), self._debugger_fd(), seconds=min(left, LOG_LOOK))
             if self.fileno() in ready:
                 return self._read()
             if ready and self.debugger is not None:
@@ -217,19 +217,19 @@ class Console:
             if time.monotonic() >= end:
                 return b""
 
-    def _stops(self) -> int:
+    def _debugger_fd(self) -> int:
         return -1 if self.debugger is None else self.debugger.fileno()
 
     def raw(self) -> bytes:
-        """Return what the guest has said, unjudged, once `fileno` is readable; nothing at QEMU's end."""
+        """Return new output without looking for a death, once `fileno` is readable; b"" if QEMU has ended."""
         return self._opened.drain.read()
 
     def take(self) -> bytes:
-        """Return, and use up, what came and was matched by no `expect`."""
+        """Return and consume the output that no `expect` has matched."""
         return self._opened.line.take()
 
     def put_back(self, text: bytes) -> None:
-        """Have `expect` see something again, before what comes next."""
+        """Insert text before the output that `expect` reads next."""
         self._opened.line.put_back(text)
 
     def logged(self, size: int) -> bytes:
@@ -239,17 +239,17 @@ class Console:
         return os.pread(log, size, max(0, end - size))
 
     def tail(self, lines: int = TAIL_LINES) -> str:
-        """Return the last lines of the log, without the conversations of `exec`."""
+        """Return the last lines of the log, without the exchanges of `exec`."""
         return process.tail(messages.readable(self.logged(4 * CHUNK)).decode(errors="replace"), lines)
 
-    def late(self, deadline: Deadline, wanted: str, *, hint: str = "") -> DeadlineError:
-        """Return the error that says what was waited for, with the end of the log."""
+    def timeout_error(self, deadline: Deadline, wanted: str, *, hint: str = "") -> DeadlineError:
+        """Return the error for a passed deadline, with the end of the log."""
         return deadline.error(wanted, hint=hint, detail=self.tail(10))
 
     def note(self, what: str) -> None:
-        """Write into the lock what this client does, beside its pid; "" when it goes.
+        """Write this client's pid and its activity into the lock file; "" when it disconnects.
 
-        A client that is killed leaves it, and the next one knows what it finds.
+        After a client was killed, the next one reads from it whether a command may still run.
         """
         os.ftruncate(self._opened.lock, 0)
         os.pwrite(self._opened.lock, f"{os.getpid()} {what}\n".encode() if what else b"", 0)
@@ -264,12 +264,12 @@ class Console:
         data = self.raw()
         if not data:
             raise self._died()
-        # What came is returned in any case: it may hold what was waited for.
+        # Return the data even if the guest has died: it may contain the awaited text.
         self._death = self._opened.watch.feed(data)
         return data
 
     def _read_text(self, seconds: float) -> bytes:
-        """Read for `expect`, which takes an exception for silence."""
+        """Read for `expect`, which expects an exception if there is no output."""
         data = self.receive(seconds, self._wanted)
         if not data:
             raise pexpect.TIMEOUT(self._wanted)
@@ -284,7 +284,7 @@ class Console:
             self._death = death.cause_in_log(os.pread(opened.log.fileno(), size - start, start))
 
     def _died(self) -> GuestDiedError:
-        """Return the error that says how the guest died, with its last words, once it has said them."""
+        """Return the error for a guest that has died, with the end of its output."""
         end = Deadline.after(TRACE_SECONDS)
         while not end.passed and death.END_OF_PANIC not in self.logged(CHUNK):
             if not _polled(self.fileno(), select.POLLIN, TRACE_SECONDS) or not self.raw():
@@ -292,7 +292,7 @@ class Console:
         self._death = self._death or death.cause_in_log(self.logged(4 * CHUNK)) or "QEMU has ended"
         return GuestDiedError(
             f"the guest died while vmdebug waited for {self._wanted or 'it'}: {self._death}",
-            hint=f"`vmdebug log {self.log.parent.name}` shows all that it said",
+            hint=f"`vmdebug log {self.log.parent.name}` shows all of its output",
             detail=self.tail(),
         )
 
@@ -308,7 +308,7 @@ class Console:
                 holder = before[0] if before else "of an unknown number"
                 raise StateError(
                     f"the console of {self.lock.parent.name} is in use by process {holder}",
-                    hint="it has one client at a time: leave `vmdebug console` there with Ctrl-], or wait",
+                    hint="it serves one client at a time: leave `vmdebug console` there with Ctrl-], or wait",
                 )
             self.shell.interrupted = before[1:] == [EXEC]
             yield fd
@@ -323,7 +323,7 @@ class Console:
                 connection.connect(str(self.path))
             except TimeoutError:
                 raise StateError(
-                    f"QEMU does not answer on {self.path}", hint="somebody else may be connected to it"
+                    f"QEMU does not answer on {self.path}", hint="another program may be connected to it"
                 ) from None
             except (FileNotFoundError, ConnectionRefusedError) as error:
                 raise self._gone() from error
@@ -333,12 +333,12 @@ class Console:
     def _gone(self) -> GuestDiedError:
         return GuestDiedError(
             f"no console of {self.lock.parent.name} at {self.path}: QEMU has ended",
-            hint="`vmdebug status` lists what runs",
+            hint="`vmdebug status` lists the VMs that run",
         )
 
 
 class _Line(SpawnBase):  # type: ignore[misc] # pexpect ships no types
-    """pexpect, fed by a function, with room for what is to be read again."""
+    """pexpect on a function that reads, with a buffer for text to be read again."""
 
     def __init__(self, read: Callable[[float], bytes]) -> None:
         super().__init__(maxread=CHUNK, encoding="utf-8", codec_errors="surrogateescape")
@@ -348,18 +348,18 @@ class _Line(SpawnBase):  # type: ignore[misc] # pexpect ships no types
         self._text = _new_decoder()
 
     def read_nonblocking(self, size: int = 1, timeout: float = -1) -> str:  # noqa: ARG002 - see below
-        """Return what comes next. SpawnBase calls it; its `size` is no limit, for nothing gets lost."""
+        """Return the next text, for SpawnBase. It may be longer than `size`; pexpect buffers it."""
         data, self._pending = self._pending or self._read(timeout), b""
         return self._text.decode(data)
 
     def take(self) -> bytes:
-        """Return all that came and was not used up."""
+        """Return and consume all text that was not matched."""
         text = "" if self.expect(["(?s).+", pexpect.TIMEOUT], timeout=0) else self.after
         undecoded, self._text = self._text.getstate()[0], _new_decoder()
         return cast("str", text).encode("utf-8", "surrogateescape") + undecoded
 
     def put_back(self, data: bytes) -> None:
-        """Have it come again, first."""
+        """Insert data before the next text."""
         self._pending = data + self._pending
 
 
@@ -369,16 +369,16 @@ def _new_decoder() -> codecs.IncrementalDecoder:
 
 @dataclass(slots=True)
 class _Open:
-    """What an open console holds.
+    """The state of an open console.
 
     Args:
         lock: Descriptor of the lock file.
-        connection: To QEMU, for writing.
-        drain: What comes from there.
+        connection: Connection to QEMU, for writing.
+        drain: Reads the connection.
         log: The log.
         line: pexpect on the connection.
-        watch: Sees the guest die.
-        looked_at: Up to where the log has been searched for its death.
+        watch: Detects the guest's death in its output.
+        looked_at: Size of the log that has been searched for a death.
     """
 
     lock: int

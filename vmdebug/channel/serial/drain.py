@@ -1,9 +1,8 @@
-"""Reading a socket as fast as its writer writes, whoever wants the data and when.
+"""A thread that reads a socket continuously, so that QEMU never blocks on it.
 
-QEMU holds the guest at its serial port while a connected client does not read,
-and Linux' default buffers fill with some 280 of QEMU's one-byte writes. A client
-that looks at something else for a while, at GDB say, would stop the guest in the
-middle of a message. So a thread reads all the time.
+QEMU stops the guest at its serial port while the connected client does not read, and Linux's default
+socket buffer holds about 280 of QEMU's one-byte writes. A client that waits for something else, such as GDB,
+would stop the guest in the middle of a message.
 """
 
 from __future__ import annotations
@@ -18,16 +17,17 @@ CHUNK = 1 << 16
 """Bytes read at once."""
 
 GATHER = 0.0003
-"""Seconds in which bytes gather before they are read. QEMU writes each by itself, and waking
-a reader for each takes it longer than the writing: read at once, output takes twice as long.
-Not much later its socket is full of them."""
+"""Seconds between two reads. QEMU writes each byte separately, and waking a reader for each takes longer
+than the write itself: without this pause, output takes twice as long. After a much longer pause the socket
+buffer would be full."""
 
 
 class Drain:
-    """What a connected socket says, kept until it is asked for.
+    """Reads a connected socket, and keeps the data until `read` returns it.
 
     Args:
-        connection: Read by nobody else. It is the caller's to write to, and to close after `close`.
+        connection: The socket. Only this thread reads it; the caller may write to it, and closes it after
+            `close`.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -35,17 +35,17 @@ class Drain:
         self._lock = threading.Lock()
         self._kept = bytearray()
         self._ended = False
-        # Readable while something is kept, and for good after the end.
+        # Readable while data is kept, and always after the end.
         self._ready = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="vmdebug-console", daemon=True)
         self._thread.start()
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when `read` has something to tell."""
+        """Return a descriptor that is readable when `read` has data, or the connection has ended."""
         return self._ready
 
     def read(self) -> bytes:
-        """Return all that is kept; nothing where nothing came, and after the end."""
+        """Return all data that is kept; b"" if there is none, or after the end."""
         with self._lock:
             data = bytes(self._kept)
             self._kept.clear()
@@ -54,8 +54,8 @@ class Drain:
         return data
 
     def close(self) -> None:
-        """Stop reading; the connection is at its end."""
-        with contextlib.suppress(OSError):  # QEMU was quicker
+        """Shut the connection down, and end the thread."""
+        with contextlib.suppress(OSError):  # QEMU has closed it first
             self._connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         os.close(self._ready)

@@ -1,34 +1,32 @@
-r"""What `exec` types into the guest's shell and how it reads the answers; pure text.
+r"""The protocol of `exec` on the serial line: the lines to type, and the patterns of the answers; pure text.
 
-A command is typed at the prompt that starts an agent: a shell that reads its
-lines from the console and evaluates them. Lines that the agent gets may be long,
-are not edited by any line editor, land in no history, and are answered::
+The line typed at the prompt starts a helper: a shell that reads lines from the console and evaluates
+them. Lines for the helper may be long, bypass line editing and history, and are answered::
 
     host                                    guest
     sh -c '_a=TOKEN;…while read…'   →
-                                        ←   _TOKEN:r.  0022       ready, and the umask
+                                        ←   _TOKEN:r.  0022       ready; the umask
     PREPARE, _c='COMMAND', run          →
-                                        ←   _TOKEN:o.  base64     standard output, if any
-                                        ←   _TOKEN:e5.oh^no       standard error, if any, a short one
-                                        ←   _TOKEN:s0oe.          status, and which outputs there were
+                                        ←   _TOKEN:o.  base64     standard output, if there is any
+                                        ←   _TOKEN:e5.oh^no       standard error, if there is any; short form
+                                        ←   _TOKEN:s0oe.          exit status; the outputs that exist
     exit                                →
-                                        ←   _TOKEN:z.             files removed, agent gone
+                                        ←   _TOKEN:z.             files are removed, the helper exits
 
-Three things carry it through a busy console:
+The protocol works on a console that other programs and the kernel write to:
 
-- No answer can be mistaken: TOKEN is typed only behind `_a=`, so an echo never
-  shows `_TOKEN:`, and `_`, `.` and `:` are not in base64's alphabet.
-- Kernel messages land between any two bytes, but come whole, from their time
-  stamp to their newline, which `noise.Denoiser` takes out.
-- What else lands in the data shows, because gzip checks its own content, and a short
-  output is told with its length; then blocks are asked for (`BLOCKS`), each with its
-  digest, smaller ones where it fails.
+- Answers are unambiguous. TOKEN is typed only after `_a=`, so the terminal's echo never contains
+  `_TOKEN:`, and base64 uses none of `_`, `.` and `:`.
+- Kernel messages may start between any two bytes, but stay in one piece. `messages.MessageFilter` removes
+  them.
+- Other output within the data is detected: gzip has a checksum, and a short output is sent with its
+  length. vmdebug then requests blocks (`BLOCKS`) with a digest each, and splits blocks that fail again.
 
-A short output is sent as it is, by what the shell has in itself: that takes half the time.
-Its blanks are `^` meanwhile, so that no kernel message that a program quotes is taken for one.
-A shell that cannot read up to a NUL (dash), or an output with a NUL, takes the longer way.
+A short output is sent unencoded by the shell's own commands, which takes half the time. Blanks are sent as
+`^`, so that a kernel message quoted in the output is not filtered out. An output with a NUL, and any
+output of a shell that cannot read up to a NUL (dash), is sent as base64.
 
-The terminal's settings are never touched, so nothing has to be put back.
+The terminal's settings are not changed, so nothing has to be restored.
 """
 
 from __future__ import annotations
@@ -43,70 +41,70 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LINE = 480
-"""Bytes of a typed line: below the smallest line editor of a busybox, 512."""
+"""Bytes of a typed line; the smallest line editor of busybox takes 512."""
 
 GROUP = 2000
-"""Bytes typed before an acknowledgement: half of N_TTY_BUF_SIZE, drivers/tty/n_tty.c."""
+"""Bytes to type before waiting for an acknowledgement: half of N_TTY_BUF_SIZE, drivers/tty/n_tty.c."""
 
 ARGUMENT = 100_000
-"""Bytes of a command that are still one argument; the limit is MAX_ARG_STRLEN, 131072."""
+"""Bytes of a command that is passed as one argument; the kernel's limit is MAX_ARG_STRLEN, 131072."""
 
 INTERRUPT = "\x03"
 """^C."""
 
 KILL_LINE = "\x05\x15"
-"""^E^U: drops what somebody left on the line, in a line editor and without one."""
+"""^E^U: discards text that was left on the line, with and without a line editor."""
 
 SHORT = 500
-"""Characters of an output that the shell reads by itself, which it does one by one."""
+"""Characters of the longest output in the short form: the shell reads it character by character."""
 
 DIRECTORIES = "${TMPDIR:-/tmp} /dev/shm /run"
-"""Where the agent's files go, words of the guest's shell: the first that can be written."""
+"""Directories for the helper's files, as words of the guest's shell; the first writable one is used."""
 
 
 def token() -> str:
-    """Return a name for one run that no output contains."""
+    """Return a random name for one run, which no output contains."""
     return secrets.token_hex(5)
 
 
 def start(token: str) -> str:
-    """Return the line that starts the agent, typed at a prompt of any kind of shell."""
+    """Return the line that starts the helper, for the prompt of any shell."""
     return (
         f"{KILL_LINE} sh -c '_a={token};f(){{ echo _$_a:r.;umask;}};vmd=f;f;"
         'while read -r _l;do eval "$_l";done\'\n'
     )
 
 
-# The files are ours alone; whatever ends the agent removes them; `are_you_there` uses $vmd.
+# Only this user can read the files; the trap removes them however the helper ends. `probe_line` uses $vmd.
 PREPARE = (
     '_k=_$_a: vmd="echo ${_k}t";umask 77\n'
     "trap 'rm -f \"$_d\".?;echo ${_k}z.' 0;trap exit 1 2\n"
     f'for _d in {DIRECTORIES};do _d=$_d/vmdebug-$_a;{{ :;}}>"$_d.o">"$_d.e"&&break;done'
-    # It stays, so that the shell behind it gets none of the lines that follow.
+    # Keep reading, so that the outer shell does not get the lines that follow.
     "||{ echo ${_k}d.;while read -r _l;do :;done;}\n"
     'O(){ _n=;for _f in o e;do [ -s "$_d.$_f" ]&&{ _n=$_n$_f;P||{ echo $_k$_f.;gzip -1<"$_d.$_f"|base64;};};'
     "done;echo ${_k}s$_s$_n.;}\n"
-    # Of read's statuses 1 is the end of the file, 0 that something was left.
+    # `read` returns 1 at the end of the file, and 0 if more is left.
     f'P(){{ IFS= read -rd "" -n{SHORT} _x 2>/dev/null<"$_d.$_f";[ $? = 1 ]||return;_y=${{#_x}}.;'
     'case $_x in *[_[^]*)return 1;esac;while case $_x in *" "*);;*)false;esac;do '
     '_y=$_y${_x%%" "*}^;_x=${_x#*" "};done;echo "$_k$_f$_y$_x";}\n'
 )
-"""The agent's definitions, a line each."""
+"""The helper's definitions, one on each line."""
 
 
 def run(umask: str) -> str:
-    """Return the line that runs the command in `$_c` and sends what came of it.
+    """Return the line that runs the command in `$_c`, and sends its outputs and exit status.
 
-    On the left the command, in a session of its own, see setsid(2): no ^C of ours reaches it,
-    and it cannot read our terminal. Its process group is told first. On the right who waits
-    for its status, whom a ^C has end the command, gently first. It is no background job:
-    those ignore SIGINT, and a shell cannot stop ignoring what it was born ignoring.
+    It is a pipeline. The left side prints its process group and runs the command in a session of its own,
+    see setsid(2), where ^C does not reach it and it cannot read the terminal. The right side waits for the
+    exit status. On ^C it ends the command, first with SIGTERM. It is not a background job, because those
+    ignore SIGINT, and a shell cannot reset a signal that was ignored when it started.
 
-    A ^C ends the read as well and sets `$_i`; what is left is read by `cat`, which the next ^C ends. The
-    shell must not read a second time: that of busybox 1.38 never returns, once a trap has ended one.
+    A ^C also interrupts `read`, and sets `$_i`; then `cat` reads the rest, which the next ^C ends. The shell
+    must not call `read` again: in busybox 1.38, the first `read` after an interrupted one never returns.
 
     Args:
-        umask: The command's, as `umask` printed it.
+        umask: The umask of the command, as `umask` printed it.
     """
     return (
         f'{{ trap : 2;(read _g _y</proc/self/stat;echo $_g;umask {umask};exec setsid sh -c "$_c" '
@@ -120,89 +118,89 @@ SEND_AGAIN = "O\n"
 LEAVE = "exit\n"
 
 LEAVE_LATER = "${vmd+exit}\n"
-"""Ends an agent that comes to read it when nobody waits any more; nothing to another shell."""
+"""Ends the helper when it reads this after vmdebug has stopped waiting; has no effect in another shell."""
 
 NO_SETSID = re.compile(rb"exec: .*setsid: not found")
-"""What a shell says to `run` where there is no setsid, with status 127."""
+"""The shell's message, with status 127, if the guest has no setsid; see `run`."""
 
 BLOCKS = (
     'B(){ dd if="$_d.$1" of="$_d.b" skip=$2 bs=$3 count=1 2>/dev/null;set -- $1 $2 $3 $(md5sum<"$_d.b");'
     'echo ${_k}b$1.$2.$3.$4.;base64<"$_d.b";echo ${_k}e.;}\n'
 )
-"""Defines B: sends a block, given its file, index and size."""
+"""Defines B, which sends a block, given its file, index and size."""
 
 LARGEST = 16384
 SMALLEST = 256
 """Bytes of a block."""
 
 SPLIT = 4
-"""Into how many a block is split that did not come through."""
+"""Number of parts into which a damaged block is split."""
 
 
 ASK_SIZES = (
     "_m=;for _p in base64 dd md5sum wc;do command -v $_p>/dev/null||_m=$_m-$_p;done;"
     'echo ${_k}n$(wc -c<"$_d.o").$(wc -c<"$_d.e").$_m.\n'
 )
-"""Asks how many bytes both outputs have, and which programs `BLOCKS` lacks."""
+"""Requests the sizes of both outputs, and the programs missing for `BLOCKS`."""
 
 
 def ask_blocks(blocks: Sequence[Block]) -> str:
-    """Return the line that asks for blocks, followed by the answer that ends them."""
+    """Return the line that requests blocks, and the answer that marks their end."""
     calls = ";".join(f"B {block.file} {block.index} {block.size}" for block in blocks)
     return f"{calls};echo ${{_k}}n.\n"
 
 
-def are_you_there(token: str, number: int) -> str:
-    """Return a line to type while it is quiet.
+def probe_line(token: str, number: int) -> str:
+    """Return a line to type when no answer comes.
 
-    An agent with nothing to do says `_TOKEN:t NUMBER`: then its last answer was lost.
-    Where the agent has gone, the shell that reads the line says `_TOKEN:: NUMBER`.
+    An idle helper answers `_TOKEN:t NUMBER`; its last answer was then lost. If the helper has
+    ended, the shell that reads the line answers `_TOKEN:: NUMBER`.
     """
     return f'${{vmd-echo _{token}""::}} {number}\n'
 
 
-def question(token: str, number: int, *, agents: bool, before: str = "") -> str:
+def question(token: str, number: int, *, helper: bool, before: str = "") -> str:
     """Return the line that any shell answers with `answer`.
 
     Args:
-        token: Of this question.
-        number: How many times it has been asked.
-        agents: Whether an agent may read it, who is to answer something else.
-        before: A command that any shell takes and that prints nothing; run before the answer.
+        token: Name of this question.
+        number: Number of this repetition.
+        helper: Whether a helper may read the line; it then must not give this answer.
+        before: A command to run before the answer; it must print nothing and work in any shell.
     """
     first = f"{before};" if before else ""
-    words = f'${{vmd-echo _{token}"":}}' if agents else f'echo _{token}"":'
+    words = f'${{vmd-echo _{token}"":}}' if helper else f'echo _{token}"":'
     return f"{KILL_LINE} {first}{words}{number}.\n"
 
 
 def answer(token: str, number: int) -> bytes:
-    """Return what a shell answers to `question`."""
+    """Return the answer of a shell to `question`."""
     return f"_{token}:{number}.".encode()
 
 
 def remove(token: str) -> str:
-    """Return the line, for a prompt, that removes the files of an agent that could not."""
+    """Return the line, for a prompt, that removes the files of a helper that was killed."""
     return f"{KILL_LINE} for d in {DIRECTORIES};do rm -f $d/vmdebug-{token}.?;done\n"
 
 
 def with_input(line: bytes, stdin: bytes) -> bytes:
-    """Return a command that brings its own standard input.
+    """Return a command that contains its standard input as a here-document.
 
     Args:
         line: The command.
         stdin: Its input.
     """
-    # No line of base64 is an underscore alone.
+    # base64 has no underscore, so none of its lines ends the here-document.
     return b"base64 -d <<'_' | {\n" + base64.encodebytes(stdin) + b"_\n" + line + b"\n}"
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Lines to type at once.
+    """Lines to type together.
 
     Args:
         lines: The lines.
-        length: How long `$_c` is after them, for `ACKNOWLEDGE`.
+        length: The length of `$_c` after these lines, for `ACKNOWLEDGE`.
     """
 
     lines: str
@@ -210,13 +208,13 @@ class Group:
 
 
 def upload(command: bytes) -> list[Group]:
-    r"""Return what puts a command into the agent's `$_c`; all groups but the last are to be acknowledged.
+    r"""Return the lines that assign a command to the helper's `$_c`; each group but the last is acknowledged.
 
     Args:
-        command: What `vmdebug.channel.shell.command_line` returned.
+        command: The command, from `vmdebug.channel.shell.command_line`.
     """
     plain = _PLAIN.fullmatch(command) is not None
-    # Each byte that a terminal, a quoted string or %b would take for its own goes as \0ooo.
+    # Each byte that is special to a terminal, a quoted string or %b is sent as \0ooo.
     text = (command if plain else _SPECIAL.sub(_octal, command)).decode("ascii")
     pieces = [text[at : at + LINE] for at in range(0, len(text), LINE)]
     lines = [f"_c='{pieces[0]}'\n", *(f"_c=$_c'{piece}'\n" for piece in pieces[1:])]
@@ -226,7 +224,7 @@ def upload(command: bytes) -> list[Group]:
         typed, lines = lines[:full], lines[full:]
         groups.append(Group("".join(typed), (len(groups) + 1) * full * LINE))
     if not plain:
-        # The x keeps a newline at the end from being cut by $(…).
+        # $(…) removes a newline at the end; the x protects it.
         lines.append('_c=$(printf %bx "$_c");_c=${_c%x}\n')
     if len(command) > ARGUMENT:
         lines.append('printf %s "$_c">"$_d.c";_c=". \'$_d.c\'"\n')
@@ -242,12 +240,12 @@ def _octal(match: re.Match[bytes]) -> bytes:
 
 
 ACKNOWLEDGE = "echo ${_k}n${#_c}.\n"
-"""Asks for the length of `$_c`."""
+"""Requests the length of `$_c`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The patterns of an agent's answers."""
+    """The patterns of a helper's answers."""
 
     ready: re.Pattern[bytes]
     length: re.Pattern[bytes]
@@ -293,7 +291,7 @@ class Block:
     size: int
 
     def parts(self, whole: int) -> list[Block]:
-        """Return the smaller blocks that make it up, in a file of `whole` bytes; the smallest itself."""
+        """Return its smaller blocks, in a file of `whole` bytes; a block of the smallest size stays."""
         if self.size <= SMALLEST:
             return [self]
         size = self.size // SPLIT
@@ -302,16 +300,16 @@ class Block:
 
 
 def blocks_of(file: str, size: int) -> list[Block]:
-    """Return the blocks that make up an output of `size` bytes."""
+    """Return the blocks of an output of `size` bytes."""
     return [Block(file, index, LARGEST) for index in range(-(-size // LARGEST))]
 
 
 def unpack(sent: bytes) -> bytes | None:
-    """Return what an agent sent as `gzip | base64`; None where it did not come through whole."""
+    """Return the data that was sent as `gzip | base64`; None if it is damaged."""
     packed = _unbase64(sent)
     if packed is None:
         return None
-    # 31: a gzip stream, whose trailer zlib checks.
+    # 31 selects the gzip format; zlib verifies its checksum.
     stream = zlib.decompressobj(31)
     try:
         data = stream.decompress(packed)
@@ -321,11 +319,11 @@ def unpack(sent: bytes) -> bytes | None:
 
 
 def unpack_short(sent: bytes, length: int) -> bytes | None:
-    """Return an output that an agent sent as it is; None where it did not come through whole.
+    """Return an output that was sent in the short form; None if it is damaged.
 
     Args:
-        sent: What came, with the newline behind it.
-        length: How many characters it has; a shell may count those of UTF-8.
+        sent: The received bytes, with the newline after them.
+        length: Its length as the shell counts it: in bytes, or in characters of UTF-8.
     """
     data = sent.replace(b"\r\n", b"\n").replace(b"^", b" ").removesuffix(b"\n")
     lengths = (len(data), len(data.decode(errors="replace")))
@@ -333,7 +331,7 @@ def unpack_short(sent: bytes, length: int) -> bytes | None:
 
 
 def unpack_block(sent: bytes, digest: bytes) -> bytes | None:
-    """Return a block that was sent with its MD5 in hex; None where it did not come through whole."""
+    """Return a block that was sent with its MD5 digest in hex; None if it is damaged."""
     data = _unbase64(sent)
     if data is None:
         return None

@@ -1,8 +1,8 @@
-"""Waiting for a shell on the console, of a guest that boots or has long been up.
+"""Waits for a shell on the console, during the boot or at any later time.
 
-Only an answer proves a shell: its prompt may be any, may be long in the past,
-and may be buried under kernel messages. So a line is typed that a shell answers,
-as soon as the text looks like a prompt, or when all has been quiet for a while.
+Only an answer proves that a shell reads the console: a prompt can have any form, and kernel messages may
+follow it. So vmdebug types a line that any shell answers, as soon as the output looks like a prompt, or
+after a period of silence.
 """
 
 from __future__ import annotations
@@ -13,57 +13,57 @@ import re
 import time
 from typing import Protocol
 
-from vmdebug.channel.log.messages import Denoiser
+from vmdebug.channel.log.messages import MessageFilter
 from vmdebug.channel.serial import framing
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, VmError
 
 KEPT = 8192
-"""Bytes at the end of a console's text that are looked at."""
+"""Bytes at the end of a console's output that are examined."""
 
 WANTED = "a shell on the guest's console"
 
 STEP = 0.02
-"""Seconds between two looks at the log."""
+"""Seconds between two reads of the log."""
 
 INTERRUPT_PATIENCE = 0.2
-"""Seconds that a shell has to take in a ^C."""
+"""Seconds to wait after a ^C, before the next line."""
 
 FIRST_PATIENCE = 0.5
 LAST_PATIENCE = 4.0
-"""Seconds until an unanswered line is typed again; each time twice as long."""
+"""Seconds until an unanswered line is typed again; the time doubles with each repetition."""
 
 
 class Look(enum.Enum):
-    """Who seems to read the line."""
+    """The program that seems to read the console."""
 
     PROMPT = "a shell"
     LOGIN = "a login"
     EMERGENCY = "systemd's emergency mode"
     STAGE_1 = "NixOS's stage 1, which failed"
-    OTHER = "nobody that is known"
+    OTHER = "an unknown program"
 
 
 QUIET = {
-    # Shorter than this, and a "# " in the middle of a line is taken for a prompt.
+    # With less, a "# " within a line that is still being written would count as a prompt.
     Look.PROMPT: 0.05,
-    # An automatic login goes on on the same line.
+    # An automatic login continues on the same line.
     Look.LOGIN: 1.5,
     Look.EMERGENCY: 1.5,
     Look.STAGE_1: 1.5,
-    # A boot loader stops for what is typed to it; its countdown speaks every second.
+    # A boot loader stops its countdown, which prints every second, when something is typed.
     Look.OTHER: 2.0,
 }
-"""Seconds without a word after which the look of a console is believed."""
+"""Seconds of silence after which vmdebug relies on what the console looks like."""
 
 HINTS = {
-    Look.LOGIN: 'have it log in by itself: NixOS, `services.getty.autologinUser = "root";`; '
+    Look.LOGIN: 'enable automatic login: on NixOS, `services.getty.autologinUser = "root";`; '
     "elsewhere, `agetty --autologin root`",
-    Look.EMERGENCY: "the log says what failed; `vmdebug console` takes the root password",
-    Look.STAGE_1: "what its root file system needs must be built into the kernel, or the initrd's modules "
-    "be this kernel's",
+    Look.EMERGENCY: "the log has the reason; enter the root password in `vmdebug console`",
+    Look.STAGE_1: "build the drivers for its root file system into the kernel, or use an initrd with this "
+    "kernel's modules",
 }
-"""What to do about those who will not let a shell come."""
+"""What to do about a program that prevents a shell."""
 
 # CSI and OSC sequences, ECMA-48 5.4 and 5.6: colours, bracketed paste, titles.
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_=>])")
@@ -78,19 +78,19 @@ _LOOKS = (
     ),
     # nixos/modules/system/boot/stage-1-init.sh
     (Look.STAGE_1, re.compile(rb"An error occurred in stage 1 of the boot process[^$#]*\Z")),
-    # Ends of prompts: also the bytes of an arrow and of an angle quote in UTF-8.
+    # Ends of prompts, including an arrow and an angle quote in UTF-8.
     (Look.PROMPT, re.compile(rb"(?:[#$%>]|\xe2\x9d\xaf|\xc2\xbb) *\Z")),
 )
 
 
 def look(text: bytes) -> Look:
-    """Return who reads a console, by the end of what it has shown.
+    """Return the program that reads a console, judged by the end of its output.
 
-    Escape sequences and kernel messages are passed over.
+    Escape sequences and kernel messages are ignored.
     """
-    denoiser = Denoiser()
-    # What is held back at the end may be a prompt: "[root@nixos:~]# ".
-    plain = denoiser.feed(text[-KEPT:]) + denoiser.held
+    message_filter = MessageFilter()
+    # The text held back at the end may be a prompt, such as "[root@nixos:~]# ".
+    plain = message_filter.feed(text[-KEPT:]) + message_filter.held
     seen = _ESCAPES.sub(b"", plain).replace(b"\r", b"")
     for kind, pattern in _LOOKS:
         if pattern.search(seen):
@@ -99,19 +99,19 @@ def look(text: bytes) -> Look:
 
 
 class Line(Protocol):
-    """What waiting for a shell, and talking to it, needs of a console."""
+    """The part of a console that this module and `serial.shell` use; see `Console`."""
 
     def send(self, text: str) -> None:
-        """Type something."""
+        """Type text."""
 
     def receive(self, seconds: float, wanted: str) -> bytes:
-        """Return what the guest says next."""
+        """Wait for output of the guest, and return it."""
 
     def take(self) -> bytes:
-        """Return, and use up, what came and was matched by no `expect`."""
+        """Return and consume the output that no `expect` has matched."""
 
     def put_back(self, text: bytes) -> None:
-        """Have `expect` see something again."""
+        """Insert text before the output that `expect` reads next."""
 
     def logged(self, size: int) -> bytes:
         """Return the last bytes of the log."""
@@ -119,34 +119,34 @@ class Line(Protocol):
     def tail(self, lines: int = ...) -> str:
         """Return the last lines of the log."""
 
-    def late(self, deadline: Deadline, wanted: str, *, hint: str = "") -> DeadlineError:
-        """Return the error that says what was waited for."""
+    def timeout_error(self, deadline: Deadline, wanted: str, *, hint: str = "") -> DeadlineError:
+        """Return the error for a passed deadline."""
 
     def note(self, what: str) -> None:
-        """Write into the lock what this client does."""
+        """Write this client's activity into the lock file."""
 
 
 def wait(line: Line, deadline: Deadline, *, interrupting: bool, before: str = "") -> None:
     """Wait until a shell answers on the line.
 
     Args:
-        line: The console; what it says is left for `expect`, but for our line and its answer.
-        deadline: Until when.
-        interrupting: Whether a command of an earlier client may be in the foreground, to be ended first.
-        before: A command that the shell runs before it answers; it may be run more than once.
+        line: The console. Its output stays for `expect`, except the typed line and its answer.
+        deadline: When to give up.
+        interrupting: Whether a command of an earlier client may run in the foreground; it is ended first.
+        before: A command to run before the answer; it may run more than once.
 
     Raises:
-        VmError: somebody reads it who will not let a shell come.
+        VmError: a program on the console asks for a password or a decision.
         GuestDiedError: the guest died.
         DeadlineError: no shell answered.
     """
     unread = line.take()
-    heard = b""
+    output = b""
     question = _Question(interrupting=interrupting, before=before)
     watch = _Watch(line)
     try:
-        while (answer := question.answer(heard)) is None:
-            # What a client of ours left is no stranger: it needs no look.
+        while (answer := question.answer(output)) is None:
+            # After an earlier client's command, type at once, whatever the console looks like.
             if watch.quiet() >= max(question.patience, 0.0 if interrupting else QUIET[watch.seen]):
                 if watch.seen in HINTS:
                     raise VmError(
@@ -156,10 +156,10 @@ def wait(line: Line, deadline: Deadline, *, interrupting: bool, before: str = ""
                     )
                 question.ask(line)
                 watch.restart()
-            heard += line.receive(min(STEP, _left(line, deadline)), WANTED)
-        heard = question.taken_out(heard[:answer]) + heard[answer:]
+            output += line.receive(min(STEP, _left(line, deadline)), WANTED)
+        output = question.without(output[:answer]) + output[answer:]
     finally:
-        line.put_back(unread + heard)
+        line.put_back(unread + output)
 
 
 def _left(line: Line, deadline: Deadline) -> float:
@@ -171,17 +171,17 @@ def _left(line: Line, deadline: Deadline) -> float:
 
 
 class _Watch:
-    """What the log shows, and for how long: what is said while we connect is nowhere else."""
+    """The look of the console, and for how long it has been silent, by its log, which has all output."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
         self._text = line.logged(KEPT)
         self.seen = look(self._text)
-        # A prompt that stands there as we come is one at once.
+        # A prompt that was there before counts at once.
         self._since = -math.inf if self.seen is Look.PROMPT else time.monotonic()
 
     def quiet(self) -> float:
-        """Return for how many seconds the console has looked as `seen` says."""
+        """Return for how many seconds the console has been silent."""
         text = self._line.logged(KEPT)
         if text != self._text:
             self._text = text
@@ -190,15 +190,15 @@ class _Watch:
         return time.monotonic() - self._since
 
     def restart(self) -> None:
-        """Count from now."""
+        """Restart the count."""
         self._since = time.monotonic()
 
 
 class _Question:
-    """A line that only a shell at its prompt answers, typed until it does.
+    """A line that only a shell at its prompt answers; `ask` types it again and again.
 
     Args:
-        interrupting: Whether a ^C goes before it, by itself: what follows at once, a shell drops.
+        interrupting: Whether to type ^C first, and then to wait: a shell drops input that follows at once.
         before: A command on the same line.
     """
 
@@ -218,24 +218,25 @@ class _Question:
             return
         self._interrupted = False
         self._asked += 1
-        words = framing.question(self._token, self._asked, agents=self._interrupting, before=self._before)
+        words = framing.question(self._token, self._asked, helper=self._interrupting, before=self._before)
         line.send(words)
         self.patience = self._patience
         self._patience = min(2 * self._patience, LAST_PATIENCE)
 
-    def answer(self, heard: bytes) -> int | None:
-        """Return where the answer to the last asking ends."""
+    def answer(self, output: bytes) -> int | None:
+        """Return the offset at which the answer to the last `ask` ends; None if there is none yet."""
         wanted = framing.answer(self._token, self._asked)
-        at = heard.find(wanted)
+        at = output.find(wanted)
         return None if at < 0 else at + len(wanted)
 
-    def taken_out(self, heard: bytes) -> bytes:
-        """Return what was heard without our lines and their answers, kernel messages among them kept."""
-        ours = self._token.encode()
-        return b"".join(_messages(line) if ours in line else line for line in heard.splitlines(keepends=True))
+    def without(self, output: bytes) -> bytes:
+        """Return output without the typed lines and their answers; kernel messages in them stay."""
+        token = self._token.encode()
+        lines = output.splitlines(keepends=True)
+        return b"".join(_messages(line) if token in line else line for line in lines)
 
 
 def _messages(line: bytes) -> bytes:
-    denoiser = Denoiser()
-    denoiser.feed(line)
-    return b"".join(denoiser.noise)
+    message_filter = MessageFilter()
+    message_filter.feed(line)
+    return b"".join(message_filter.messages)

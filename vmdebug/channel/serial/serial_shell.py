@@ -1,4 +1,4 @@
-"""Commands by the shell on the console: the way into a guest where no agent answers."""
+"""Runs commands in the shell on the console: the way into a guest if no agent answers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, VmError
 
 INPUT_PIECE = 32768
-"""Bytes of input that a command line carries; more goes into a file of the guest's first."""
+"""Bytes of input that fit into the command line; more is first written to a file in the guest."""
 
 
 class SerialShell:
-    """Runs commands by the shell on the console, one at a time.
+    """Runs commands in the shell on the console, one at a time.
 
     Args:
         address: The console's socket and its lock.
-        log: Its log.
-        owner: Has the console of this process, where that is open, and the debugger.
+        log: The console's log.
+        owner: Has this process's open console, if there is one, and the debugger.
     """
 
     def __init__(self, address: PortAddress, log: Path, *, owner: Owner) -> None:
@@ -35,7 +35,7 @@ class SerialShell:
         self._owner = owner
 
     def begin(self, line: bytes, streams: Streams, *, deadline: Deadline) -> SerialRunning:
-        """Start a command; see `Shell.begin`. A descriptor of its input is read up to its end first."""
+        """Start a command; see `Shell.begin`. If its input is a descriptor, read all of it first."""
         with contextlib.ExitStack() as held:
             console = self._owner.console
             if console is None:
@@ -51,11 +51,11 @@ class SerialShell:
         """Wait until the shell answers.
 
         Args:
-            deadline: Until when.
-            before: A command that it runs before it answers; it prints nothing and may be run twice.
+            deadline: When to give up.
+            before: A command to run before the answer; it must print nothing, and may run more than once.
 
         Raises:
-            VmdebugError: as `Console.wait_ready`.
+            VmdebugError: as `Console.wait_ready` does.
         """
         with contextlib.ExitStack() as held:
             console = self._owner.console
@@ -66,7 +66,7 @@ class SerialShell:
 
 
 def input_of(streams: Streams) -> bytes | None:
-    """Return a command's whole input; a descriptor is read up to its end."""
+    """Return all of a command's input; read it to the end if it is a descriptor."""
     if not isinstance(streams.stdin, int):
         return streams.stdin
     with os.fdopen(os.dup(streams.stdin), "rb") as stream:
@@ -74,7 +74,7 @@ def input_of(streams: Streams) -> bytes | None:
 
 
 def _with_input(console: Console, line: bytes, data: bytes | None, deadline: Deadline) -> bytes:
-    """Return a command that brings its input: in itself, or in a file that was written in pieces before."""
+    """Return a command with its input: as a here-document, or in a file that this function writes first."""
     if data is None:
         return line
     if len(data) <= INPUT_PIECE:
@@ -82,7 +82,8 @@ def _with_input(console: Console, line: bytes, data: bytes | None, deadline: Dea
     found = console.shell.execute("mktemp", deadline=deadline)
     if found.status != 0:
         raise VmError(
-            "the guest has no file for the command's input", detail=found.stderr.decode(errors="replace")
+            "cannot create a file in the guest for the command's input",
+            detail=found.stderr.decode(errors="replace"),
         )
     file = found.stdout.strip()
     for start in range(0, len(data), INPUT_PIECE):
@@ -92,7 +93,7 @@ def _with_input(console: Console, line: bytes, data: bytes | None, deadline: Dea
 
 
 class Owner(Protocol):
-    """Who has the console of this process."""
+    """The owner of this process's console; see `GuestShell`."""
 
     console: Console | None
     debugger: Debugger | None
@@ -102,9 +103,9 @@ class SerialRunning:
     """A command that runs over the serial line.
 
     Args:
-        running: It.
-        held: The console, where it was opened for the command.
-        streams: Its streams; what it writes comes once it has ended.
+        running: The command.
+        held: Closes the console, if it was opened for this command.
+        streams: Its streams; its output arrives when it has ended.
     """
 
     def __init__(self, running: Running, held: contextlib.ExitStack, streams: Streams) -> None:
@@ -113,11 +114,11 @@ class SerialRunning:
         self._streams = streams
 
     def result(self, deadline: Deadline) -> Output:
-        """Wait for its end; see `channel.shell.Running.result`."""
+        """Wait for the command to end; see `channel.shell.Running.result`."""
         try:
             done = self._running.result(deadline)
         except StateError:
-            raise  # the command goes on with the guest
+            raise  # the command continues with the guest
         except BaseException:
             self._held.close()
             raise
@@ -130,7 +131,7 @@ class SerialRunning:
         return Output(outputs[0], outputs[1], done.status)
 
     def cancel(self) -> None:
-        """End it; see `channel.shell.Running.cancel`."""
+        """End the command; see `channel.shell.Running.cancel`."""
         self._running.cancel()
         self._held.close()
 

@@ -1,8 +1,7 @@
-"""`exec`: a command in the guest's shell, over the console.
+"""Runs a command in the guest's shell on the console, by the protocol of `framing`.
 
-The conversation of `framing`, held; each wait is for an answer, and where one
-does not come the agent is asked whether it is there, so that a killed shell or
-an answer that was torn by other output is seen long before the deadline.
+If an answer does not come, vmdebug probes the helper, so that it detects a killed shell, or an answer
+that other output has damaged, long before the deadline.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 
-from vmdebug.channel.log.messages import Denoiser
+from vmdebug.channel.log.messages import MessageFilter
 from vmdebug.channel.serial import framing, ready
 from vmdebug.channel.serial.framing import Answers, Block
 from vmdebug.channel.serial.ready import Line
@@ -22,29 +21,29 @@ from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugErr
 
 IDLE = "console"
 EXEC = "exec"
-"""The note in the lock of a client, and of one that runs a command."""
+"""The activities of a client in its lock file: it holds the console, or it runs a command."""
 
 FIRST_SILENCE = 0.5
-"""Seconds of silence after which the agent is asked whether it is there; each time twice as long."""
+"""Seconds of silence after which the helper is probed; the time doubles with each probe."""
 
 TERM_SECONDS = 0.5
-"""How long a command may take over SIGTERM before SIGKILL."""
+"""How long a command may take to end at SIGTERM before it gets SIGKILL."""
 
 STARTS = 3
-"""How often the agent is started, where a program in the foreground ate what was typed."""
+"""How many times to start the helper, if a program in the foreground reads the typed line."""
 
 LONGEST_ANSWER = 128
-"""Bytes of the longest answer but for outputs."""
+"""Bytes of the longest answer, outputs excepted."""
 
 NOT_FOUND = 127
-"""Status of a shell that does not find a program."""
+"""A shell's status if it does not find a program."""
 
 ROUND = 32
-"""Blocks that are asked for at once."""
+"""Number of blocks to request at once."""
 
 
 class LineShell:
-    """The shell on a console: whether it is at its prompt, and the command that it runs.
+    """The shell on a console: whether it is at its prompt, and which command it runs.
 
     Args:
         line: The console.
@@ -55,29 +54,29 @@ class LineShell:
         self.ready = False
         """Whether the shell has answered on this connection."""
         self.interrupted = False
-        """Whether a command may be in the foreground that nobody waits for."""
+        """Whether an abandoned command may still run in the foreground."""
         self.running: Running | None = None
-        """The command whose result nobody has heard."""
+        """The command whose result has not been read yet."""
 
     @property
     def unfinished(self) -> bool:
-        """Whether the next client finds a command in the foreground."""
+        """Whether a command may run in the foreground when this client disconnects."""
         return self.interrupted or self.running is not None
 
     def forget(self) -> None:
-        """Take note that the guest is an earlier one, or that the connection has ended."""
+        """Discard the state, after the guest was restored to an earlier one, or the connection was closed."""
         self.ready = self.interrupted = False
         self.running = None
 
     def wait_ready(self, deadline: Deadline, *, before: str = "") -> None:
-        """Wait until the shell answers; return at once where it has answered already.
+        """Wait until the shell answers; return at once if it has answered before.
 
         Args:
-            deadline: Until when.
-            before: A command that it runs before it answers; it prints nothing and may be run twice.
+            deadline: When to give up.
+            before: A command to run before the answer; it must print nothing, and may run more than once.
 
         Raises:
-            VmError: somebody else reads the console, who wants a password or a decision.
+            VmError: a program on the console asks for a password or a decision.
             GuestDiedError: the guest died.
             DeadlineError: no shell answered.
         """
@@ -88,31 +87,32 @@ class LineShell:
     def execute(self, command: str | Sequence[str] | bytes, *, deadline: Deadline) -> Output:
         """Run a command in the guest.
 
-        It runs as `sh -c COMMAND` below the console's shell, in that shell's directory and environment, in a
-        session of its own without a terminal, with /dev/null as its input. Its background processes continue.
+        The console's shell starts it as `sh -c COMMAND`, in the shell's directory and environment. It has a
+        session of its own without a terminal, and /dev/null as its input. Its background processes continue.
         Kernel messages that arrive meanwhile stay for `Console.expect`.
 
         Args:
-            command: A line of shell, an argv, or what `command_line` returned.
-            deadline: When it is ended, with its process group.
+            command: A line of shell, an argv, or a result of `command_line`.
+            deadline: When to end the command with its process group.
 
         Raises:
-            UsageError: the command is empty or holds a NUL.
-            VmError: the command killed the shell it ran in; or the guest lacks what this takes, a
-                directory to write to or a program.
+            UsageError: the command is empty or contains a NUL.
+            VmError: the command killed the shell that it ran in; or the guest has no writable directory, or
+                lacks a program.
             GuestDiedError: the guest died.
-            DeadlineError: it took too long; it has been ended, and the console is at its prompt,
-                unless the message says otherwise.
+            DeadlineError: the command took too long, and was ended. The console is at its prompt, unless the
+                message says otherwise.
         """
         return self.begin(command, deadline=deadline).result(deadline)
 
     def begin(self, command: str | Sequence[str] | bytes, *, deadline: Deadline) -> Running:
         """Start a command in the guest; see `execute`.
 
-        The console is the command's until its result has been heard; one begun before is heard out first.
+        The console belongs to the command until its result is read. If an earlier command still runs, wait
+        for its end first.
 
         Raises:
-            VmdebugError: as in `execute`.
+            VmdebugError: as `execute` does.
         """
         text = command if isinstance(command, bytes) else command_line(command)
         if self.running is not None:
@@ -121,11 +121,11 @@ class LineShell:
             self.ready = False
             self.wait_ready(deadline)
         unread = self.line.take()
-        talk = _Talk(self, deadline, text)
+        exchange = _Exchange(self, deadline, text)
         self.line.note(EXEC)
-        running = Running(self, talk, unread)
+        running = Running(self, exchange, unread)
         with running.ended_by_errors():
-            talk.begin(text)
+            exchange.begin(text)
         self.running = running
         return running
 
@@ -133,49 +133,49 @@ class LineShell:
 class Running:
     """A command that runs in the guest; made by `begin`."""
 
-    def __init__(self, shell: LineShell, talk: _Talk, unread: bytes) -> None:
+    def __init__(self, shell: LineShell, exchange: _Exchange, unread: bytes) -> None:
         self._shell = shell
-        self._talk = talk
+        self._exchange = exchange
         self._unread = unread
         self._result: Output | None = None
         self._failure: BaseException | None = None
 
     def result(self, deadline: Deadline) -> Output:
-        """Wait for its end; return what it left, also when it is asked again.
+        """Wait for the command to end, and return its output and exit status; may be called again.
 
         Args:
-            deadline: When it is ended, with its process group.
+            deadline: When to end the command with its process group.
 
         Raises:
-            StateError: a debugger has stopped the guest; the command goes on with it, and can be waited for
-                again.
-            VmdebugError: as in `execute`.
+            StateError: a debugger has stopped the guest. The command continues when the guest does; then call
+                `result` again.
+            VmdebugError: as `execute` does.
         """
         if self._failure is not None:
             raise self._failure
         if self._result is None:
             with self.ended_by_errors():
-                self._result = self._talk.result(deadline)
+                self._result = self._exchange.result(deadline)
             self._close()
         return self._result
 
     def cancel(self) -> None:
-        """End it, unless it has ended."""
+        """End the command, unless it has ended."""
         if self._result is None and self._failure is None:
             self._failure = VmError("the command was cancelled")
-            self._talk.abandon(self._failure)
+            self._exchange.abandon(self._failure)
             self._close()
 
     @contextlib.contextmanager
     def ended_by_errors(self) -> Iterator[None]:
-        """End it where the block fails, but for a guest that a debugger has stopped."""
+        """End the command if the block raises, unless a debugger has stopped the guest."""
         try:
             yield
         except BaseException as error:
             if isinstance(error, StateError) and self._shell.running is self:
                 raise
             self._failure = error
-            self._talk.abandon(error)
+            self._exchange.abandon(error)
             self._close()
             raise
 
@@ -183,21 +183,21 @@ class Running:
         shell = self._shell
         if shell.running is self:
             shell.running = None
-        shell.line.put_back(self._unread + b"".join(self._talk.noise))
-        # A command that could not be ended is the next client's to end.
+        shell.line.put_back(self._unread + b"".join(self._exchange.kernel_messages))
+        # If the command could not be ended, the next client has to end it.
         shell.line.note(EXEC if shell.interrupted else IDLE)
 
 
 class _LostError(VmError):
-    """The agent has gone: a shell at its prompt answered in its place."""
+    """The helper has ended: a shell at its prompt answered instead."""
 
 
-class _Talk:
-    """One command's conversation with an agent.
+class _Exchange:
+    """The exchange with a helper that runs one command.
 
     Args:
-        shell: The shell that starts the agent.
-        deadline: For all of it.
+        shell: The shell that starts the helper.
+        deadline: When to give up.
         command: The command, for errors.
     """
 
@@ -206,66 +206,66 @@ class _Talk:
         self._line = shell.line
         self._deadline = deadline
         self._shown = shown(command)
-        self._denoiser = Denoiser()
+        self._filter = MessageFilter()
         self._token = framing.token()
         self._answers = Answers.of(self._token)
-        self._heard = bytearray()
-        self._used = 0
-        self._asked = 0
-        self._torn = 0
-        self._agent = False
+        self._received = bytearray()
+        self._consumed = 0
+        self._probes = 0
+        self._repeated_at = 0
+        self._started = False
         self._ended: re.Match[bytes] | None = None
         self._result: Output | None = None
         self._leaving = False
 
     @property
-    def noise(self) -> list[bytes]:
-        """The kernel messages that came meanwhile."""
-        return self._denoiser.noise
+    def kernel_messages(self) -> list[bytes]:
+        """The kernel messages that arrived meanwhile."""
+        return self._filter.messages
 
     def begin(self, command: bytes) -> None:
-        """Set the command going; see `begin`."""
+        """Start the command."""
         umask = self._start()
         *groups, last = framing.upload(command)
         typed = framing.PREPARE
         for group in groups:
-            taken = self._ask(typed + group.lines, framing.ACKNOWLEDGE, self._answers.length)
+            taken = self._query(typed + group.lines, framing.ACKNOWLEDGE, self._answers.length)
             if int(taken[1]) != group.length:
-                raise VmError(f"of {group.length} bytes typed into the guest {int(taken[1])} arrived")
+                raise VmError(f"only {int(taken[1])} of {group.length} bytes typed into the guest arrived")
             typed = ""
-        self._say(typed + last.lines + framing.run(umask))
+        self._type(typed + last.lines + framing.run(umask))
 
     def result(self, deadline: Deadline) -> Output:
-        """Return the command's result; one that was cut short by a stop of the guest goes on where it was."""
+        """Return the command's result. After a stop of the guest, a second call continues the first one."""
         self._deadline = deadline
         if self._ended is None:
             wanted = f"{self._shown} to end in the guest"
-            self._ended = self._hear(self._answers.status, wanted, framing.SEND_AGAIN)
-        if self._answers.killed in self._heard:
-            raise VmError(f"{self._shown} killed the shell that waited for it", hint=_UNKNOWN)
+            self._ended = self._read_answer(self._answers.status, wanted, framing.SEND_AGAIN)
+        if self._answers.killed in self._received:
+            raise VmError(f"{self._shown} killed the shell that ran it", hint=_UNKNOWN)
         if self._result is None:
             sent = self._ended[2].decode()
             self._result = Output(self._output("o", sent), self._output("e", sent), int(self._ended[1]))
         if self._result.status == NOT_FOUND and framing.NO_SETSID.search(self._result.stderr):
             raise VmError("the guest has no setsid", hint=_TOOLS)
         if not self._leaving:
-            self._say(framing.LEAVE)
+            self._type(framing.LEAVE)
             self._leaving = True
-        self._hear(self._answers.gone, "the shell's prompt to come back")
-        self._agent = False
+        self._read_answer(self._answers.gone, "the shell's prompt to come back")
+        self._started = False
         return self._result
 
     def abandon(self, error: BaseException) -> None:
-        """After an error, leave the console at its prompt as far as that goes."""
+        """After an error, bring the console back to its prompt if possible."""
         if isinstance(error, GuestDiedError):
             return
         if isinstance(error, StateError):
-            self._shell.interrupted = True  # it can only be ended once the guest runs again
+            self._shell.interrupted = True  # the command can be ended only when the guest runs again
             return
         try:
             if isinstance(error, _LostError):
                 self._line.send(framing.remove(self._token))
-            elif not self._agent:
+            elif not self._started:
                 self._line.send(framing.LEAVE_LATER)
             else:
                 self._interrupt()
@@ -275,30 +275,30 @@ class _Talk:
                 error.hint = _HANGS
 
     def _start(self) -> str:
-        """Start the agent; return the umask that it found."""
+        """Start the helper, and return the umask of the shell."""
         for _ in range(STARTS):
-            self._say(framing.start(self._token))
+            self._type(framing.start(self._token))
             try:
-                umask = self._hear(self._answers.ready, _FREE)[1].decode()
+                umask = self._read_answer(self._answers.ready, _FREE)[1].decode()
             except _LostError:
                 continue
-            self._agent = True
+            self._started = True
             return umask
-        raise VmError("the guest's shell does not start `sh`", detail=self._line.tail(10))
+        raise VmError("the shell in the guest does not start `sh`", detail=self._line.tail(10))
 
     def _output(self, file: str, sent: str) -> bytes:
-        """Return an output of those that were sent; fetched again where it did not come whole."""
+        """Return one of the outputs; fetch it in blocks if it arrived damaged."""
         if file not in sent:
             return b""
-        for came in self._answers.output.finditer(self._heard):
+        for came in self._answers.output.finditer(self._received):
             if came[1].decode() == file and (data := framing.unpack(came[2])) is not None:
                 return data
-        for came in self._answers.short.finditer(self._heard):
+        for came in self._answers.short.finditer(self._received):
             if came[1].decode() == file:
                 data = framing.unpack_short(came[3], int(came[2]))
                 if data is not None:
                     return data
-        sizes = self._ask("", framing.ASK_SIZES, self._answers.sizes)
+        sizes = self._query("", framing.ASK_SIZES, self._answers.sizes)
         if missing := sizes[3].decode():
             raise VmError(
                 f"the guest has no {missing[1:].replace('-', ', ')}",
@@ -307,14 +307,14 @@ class _Talk:
         return self._by_blocks(file, int(sizes["oe".index(file) + 1]))
 
     def _by_blocks(self, file: str, size: int) -> bytes:
-        """Return an output fetched in blocks, each as often and as small as it takes."""
-        self._say(framing.BLOCKS)
+        """Fetch an output in blocks, and return it; split and repeat blocks that arrive damaged."""
+        self._type(framing.BLOCKS)
         wanted = framing.blocks_of(file, size)
         have: dict[int, bytes] = {}
         while wanted:
             now, wanted = wanted[:ROUND], wanted[ROUND:]
-            start = self._used
-            self._ask("", framing.ask_blocks(now), self._answers.end_of_blocks)
+            start = self._consumed
+            self._query("", framing.ask_blocks(now), self._answers.end_of_blocks)
             came = self._blocks(start)
             for block in now:
                 data = came.get(block)
@@ -325,82 +325,82 @@ class _Talk:
         return b"".join(have[offset] for offset in sorted(have))
 
     def _blocks(self, start: int) -> dict[Block, bytes | None]:
-        """Return the blocks that have come since `start`; None for those that came torn."""
+        """Return the blocks received since `start`; None for a damaged one."""
         return {
             Block(came[1].decode(), int(came[2]), int(came[3])): framing.unpack_block(came[5], came[4])
-            for came in self._answers.block.finditer(self._heard, start)
+            for came in self._answers.block.finditer(self._received, start)
         }
 
     def _interrupt(self) -> None:
-        """End the command and the agent."""
+        """End the command and the helper."""
         self._line.send(framing.INTERRUPT)
         try:
-            self._hear(self._answers.gone, "the command to end", deadline=Deadline.after(TERM_SECONDS))
+            self._read_answer(self._answers.gone, "the command to end", deadline=Deadline.after(TERM_SECONDS))
         except DeadlineError:
             self._line.send(framing.INTERRUPT)
-            self._hear(self._answers.gone, "the command to end", deadline=Deadline.after(TERM_SECONDS))
+            self._read_answer(self._answers.gone, "the command to end", deadline=Deadline.after(TERM_SECONDS))
 
-    def _ask(self, lines: str, question: str, answer: re.Pattern[bytes]) -> re.Match[bytes]:
-        """Type lines and a question; return the answer, for which it is asked again where it got torn."""
-        self._say(lines + question)
-        return self._hear(answer, "the guest's shell to answer", question)
+    def _query(self, lines: str, question: str, answer: re.Pattern[bytes]) -> re.Match[bytes]:
+        """Type lines and a request, and return the answer; repeat the request if the answer is damaged."""
+        self._type(lines + question)
+        return self._read_answer(answer, "the guest's shell to answer", question)
 
-    def _say(self, lines: str) -> None:
+    def _type(self, lines: str) -> None:
         self._line.send(lines)
 
-    def _hear(
+    def _read_answer(
         self, answer: re.Pattern[bytes], wanted: str, again: str = "", *, deadline: Deadline | None = None
     ) -> re.Match[bytes]:
-        """Return the next answer of a kind.
+        """Wait for an answer, and return its match.
 
         Args:
             answer: Its pattern.
-            wanted: What is waited for, for the error.
-            again: What has it sent again.
-            deadline: Until when, instead of the command's.
+            wanted: What the caller waits for, for the error.
+            again: The request to repeat if the answer was damaged.
+            deadline: When to give up; by default the command's deadline.
         """
         deadline = deadline or self._deadline
         silence = FIRST_SILENCE
         ask_at = Deadline.after(silence)
-        searched = self._used
-        while not (found := answer.search(self._heard, searched)):
-            self._heed(searched, again)
-            # The beginning of an answer may be at the end of what was heard.
-            searched = max(searched, len(self._heard) - LONGEST_ANSWER)
+        searched = self._consumed
+        while not (found := answer.search(self._received, searched)):
+            self._check(searched, again)
+            # The received text may end within an answer.
+            searched = max(searched, len(self._received) - LONGEST_ANSWER)
             if deadline.passed:
-                raise self._line.late(deadline, wanted, hint=_HINTS.get(wanted, ""))
+                raise self._line.timeout_error(deadline, wanted, hint=_HINTS.get(wanted, ""))
             if ask_at.passed:
-                self._asked += 1
-                self._say(framing.are_you_there(self._token, self._asked))
+                self._probes += 1
+                self._type(framing.probe_line(self._token, self._probes))
                 silence *= 2
                 ask_at = Deadline.after(silence)
             soonest = min(deadline.at, ask_at.at) - time.monotonic()
-            if clean := self._denoiser.feed(self._line.receive(max(0.0, soonest), wanted)):
-                self._heard += clean
+            if clean := self._filter.feed(self._line.receive(max(0.0, soonest), wanted)):
+                self._received += clean
                 ask_at = Deadline.after(silence)
-        self._used = found.end()
+        self._consumed = found.end()
         return found
 
-    def _heed(self, start: int, again: str) -> None:
-        """Look for what is said in place of an answer."""
-        if self._heard.find(self._answers.nowhere, start) >= 0:
-            self._used = len(self._heard)
+    def _check(self, start: int, again: str) -> None:
+        """Look for answers that mean a failure, and repeat the request if a probe finds the helper idle."""
+        if self._received.find(self._answers.nowhere, start) >= 0:
+            self._consumed = len(self._received)
             raise VmError(
-                "the guest has no directory that can be written to",
+                "the guest has no writable directory",
                 hint=f"mount a tmpfs on one of {framing.DIRECTORIES}",
             )
-        for lost in self._answers.lost.finditer(self._heard, start):
-            # Those before the last one may have lain in the terminal since before the agent was started.
-            if int(lost[1]) == self._asked:
+        for lost in self._answers.lost.finditer(self._received, start):
+            # Answers to earlier probes may be from before the helper was started.
+            if int(lost[1]) == self._probes:
                 raise _LostError(f"{self._shown} killed the shell that it ran in", hint=_UNKNOWN)
-        for idle in self._answers.idle.finditer(self._heard, start):
-            if int(idle[1]) == self._asked and self._torn < self._asked:
-                self._torn = self._asked
-                self._say(again)
+        for idle in self._answers.idle.finditer(self._received, start):
+            if int(idle[1]) == self._probes and self._repeated_at < self._probes:
+                self._repeated_at = self._probes
+                self._type(again)
 
 
-_FREE = "the guest's shell to take a command"
-_TOOLS = "exec takes the tools of busybox, or of GNU coreutils and util-linux"
-_UNKNOWN = "its status and its output are not known"
-_HANGS = "the console does not answer to ^C either: does the guest hang, or is it stopped by a debugger?"
-_HINTS = {_FREE: "something else may be in the foreground there; look with `vmdebug console`"}
+_FREE = "the guest's shell to accept a command"
+_TOOLS = "exec needs the tools of busybox, or of GNU coreutils and util-linux"
+_UNKNOWN = "its exit status and output are lost"
+_HANGS = "the console does not react to ^C either: does the guest hang, or has a debugger stopped it?"
+_HINTS = {_FREE: "another program may run in the foreground; look at it with `vmdebug console`"}

@@ -1,4 +1,4 @@
-"""A person at the guest's serial line: keys go there as they are typed, what it says is shown."""
+"""Connects a person's terminal to the guest's serial line."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ from typing import NoReturn
 from vmdebug.channel.serial.console import Console
 
 LEAVE = b"\x1d"
-"""Ctrl-], as in telnet and virsh: what a guest's programs do not use."""
+"""Ctrl-], as in telnet and virsh; programs in a guest hardly use it."""
 
 CHUNK = 4096
 
 ENDS = (signal.SIGTERM, signal.SIGHUP)
-"""Signals that end a program without unwinding it."""
+"""Signals that, by default, end a program without running its `finally` blocks."""
 
 
-def converse(console: Console, stdin: int, show: Callable[[bytes], object]) -> bool:
-    """Carry bytes both ways until Ctrl-] or the guest's end; a panic is shown like all else.
+def relay(console: Console, stdin: int, show: Callable[[bytes], object]) -> bool:
+    """Copy bytes in both directions until Ctrl-] is typed or QEMU ends. A panic of the guest does not end it.
 
     Args:
         console: An open console.
-        stdin: Descriptor to read from: a terminal, on which Ctrl-] leaves, or something whose
-            bytes are typed as they are.
-        show: Called with what the guest says.
+        stdin: Descriptor to read from. If it is no terminal, Ctrl-] has no meaning in its bytes.
+        show: Called with the guest's output.
 
     Returns:
-        Whether it was left; otherwise QEMU has ended.
+        True if Ctrl-] was typed, False if QEMU has ended.
 
     Raises:
-        VmError: the guest takes no more input.
+        VmError: the guest accepts no more input.
     """
     leave = LEAVE if os.isatty(stdin) else None
     poll = select.poll()
@@ -57,13 +56,13 @@ def converse(console: Console, stdin: int, show: Callable[[bytes], object]) -> b
             if left:
                 return True
             if not typed:
-                # Not a terminal, or one that is gone: what was typed may still be answered.
+                # The input has ended, but the guest may still answer.
                 poll.unregister(stdin)
 
 
 @contextlib.contextmanager
 def raw(terminal: int) -> Iterator[None]:
-    """Have a terminal hand every key on, Ctrl-C too; however the block ends, it is as before.
+    """Put a terminal into raw mode, in which Ctrl-C is a byte, and restore it after the block.
 
     Args:
         terminal: Its descriptor.
@@ -79,8 +78,8 @@ def raw(terminal: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unwinding() -> Iterator[None]:
-    """Have a SIGTERM and a closed terminal unwind the program, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # only it may set handlers
+    """Raise SystemExit at SIGTERM and SIGHUP, so that the terminal is restored."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     before = {number: signal.signal(number, _unwind) for number in ENDS}
