@@ -15,7 +15,7 @@ in
   default = app "Start a guest in QEMU under GDB's control" (lib.getExe vmdebug);
 
   # Only a build shows what builders can access; --check repeats it if it succeeded before.
-  ccache = app "Say whether builders can use ccache, and if not, what to put where" (toString (
+  ccache = app "Check whether Nix builders can use ccache, and print what to configure" (toString (
     pkgs.writeShellScript "ccache" ''
       if nix-store --realise ${check} >/dev/null 2>&1 && nix-store --realise --check ${check} >/dev/null 2>&1; then
         echo "Nix's builders can use ccache."

@@ -6,8 +6,8 @@ let
   kernelOf = guest: guest.config.boot.kernelPackages.kernel;
   prefixed = prefix: lib.mapAttrs' (name: lib.nameValuePair "${prefix}-${name}");
 
-  # What `guests` says of a guest without evaluating its configuration. A system that somebody else made says nothing,
-  # and neither does one that cannot even be called.
+  # The attributes that `guests` adds to a system, which can be read without evaluating its configuration. Other systems
+  # do not have them, and a system whose function fails is treated like those.
   notes =
     guest:
     let
@@ -19,11 +19,11 @@ rec {
   kernelFor = import ./kernel;
   gdbScriptsFor = import ./kernel/gdb-scripts.nix;
 
-  # An existing system with vmdebug's module.
+  # Adds vmdebug's module to an existing system.
   debuggable = system: system.extendModules { modules = [ modules.vmdebug ]; };
 
-  # Each system with each kernel: { SYSTEM-KERNEL = …; }.
-  #   systems: name → its modules, or { modules; diskImage; }; kernels: as in kernels.nix.
+  # Combines each system with each kernel: { SYSTEM-KERNEL = …; }.
+  #   systems: { NAME = modules; } or { NAME = { modules; diskImage; }; }; kernels: see kernels.nix.
   guests =
     {
       systems,
@@ -57,15 +57,15 @@ rec {
       ) kernels
     ) systems;
 
-  # The packages of some guests. No name needs the configuration of a guest, so a guest that does not evaluate
-  # breaks only its own packages.
+  # The packages of the given guests. The names do not depend on the configurations, so a guest that does not
+  # evaluate breaks only its own packages.
   packagesFor =
     guests:
     prefixed "vm" (lib.mapAttrs (_: guest: guest.config.system.build.vm) guests)
     // gdbScripts guests
     // diskImages guests;
 
-  # Scripts are named after the kernel: guests with the same kernel share them.
+  # The GDB scripts are named after the kernel, because guests with the same kernel share them.
   gdbScripts =
     guests:
     prefixed "gdb-scripts" (
@@ -78,7 +78,7 @@ rec {
       ) guests
     );
 
-  # Images of whole disks, for the systems of `guests` that have a diskImage.
+  # Whole-disk images of the systems that have a diskImage.
   diskImages =
     guests:
     prefixed "disk-image" (
@@ -87,14 +87,14 @@ rec {
       )
     );
 
-  # The image of one system, of the kind that its vmdebug.diskImage names.
+  # The disk image of one system, in the format that its vmdebug.diskImage selects.
   diskImage =
     guest:
     let
       kind = guest.config.vmdebug.diskImage;
       images =
         guest.config.system.build.images
-          or (throw "vmdebug: this nixpkgs has no system.build.images; NixOS 25.05 is the first that has");
+          or (throw "vmdebug: this nixpkgs has no system.build.images; use NixOS 25.05 or later");
     in
     if kind == null then
       throw "vmdebug: vmdebug.diskImage of ${guest.config.system.name} is null; set it to a name of system.build.images"

@@ -7,7 +7,7 @@
 {
   pkgs,
   dir ? "/var/cache/ccache",
-  # What the compiler is the front of: the one that kernels are built with, which nixpkgs takes without its wrapper.
+  # The compiler that ccache runs: nixpkgs builds kernels with the unwrapped compiler.
   cc ? pkgs.lib.getExe pkgs.stdenv.cc.cc,
 }:
 let

@@ -8,7 +8,7 @@
   base,
   # Whether it is a .config, not a target of make.
   isFile,
-  # Whether everything is off that no fragment asks for.
+  # Whether the base turns off all options that no fragment sets.
   minimal,
   files,
   patches,

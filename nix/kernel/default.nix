@@ -1,7 +1,7 @@
 # A kernel from a source and fragments, built with nixpkgs' linuxManualConfig.
 #
-# Evaluating it builds nothing: the version is read from the source's Makefile, and the options from base and
-# fragments; config.nix checks that they are in the configuration.
+# Evaluating it builds nothing: it reads the version from the source's Makefile, and the options from base and
+# fragments. config.nix checks that the configuration has these options.
 {
   pkgs,
   src,
@@ -10,7 +10,7 @@
   patches ? [ ],
   # Needed if `src` is a derivation: reading its files would build it.
   version ? null,
-  # As nixpkgs does with every kernel's.
+  # nixpkgs strips the modules of every kernel.
   stripModules ? true,
   # The ccache directory, as builders see it; null: no ccache.
   ccacheDir ? null,
@@ -77,8 +77,8 @@ let
     dir = ccacheDir;
     cc = compilerOf (kernelWith [ ]);
   };
-  # The compiler that nixpkgs builds this kernel with: the last CC= of make's command line counts. It is not the stdenv's
-  # wrapper, whose hardening would make another kernel of the same configuration.
+  # The compiler that nixpkgs uses for this kernel: make uses the last CC= of its command line. It is not the stdenv's
+  # wrapper, because its hardening flags would build a different kernel.
   compilerOf =
     kernel:
     let
@@ -89,7 +89,7 @@ let
 
   enabled = option: options.${option} or "n" == "y";
   modular = enabled "CONFIG_MODULES";
-  # Of the choice of formats. Kconfig has a default for it, so it may also stand in a file that is not read here.
+  # One option of the choice of formats. Kconfig has a default for it, so the option may be missing here.
   dwarf = lib.any enabled [
     "CONFIG_DEBUG_INFO"
     "CONFIG_DEBUG_INFO_DWARF4"
@@ -110,7 +110,7 @@ kernel.overrideAttrs (
       vmdebug.modulesLoseDwarf = modular && dwarf && stripModules;
     };
   }
-  # nixpkgs' own words for it: modules_install gets no INSTALL_MOD_STRIP, and the fixup phase leaves them alone.
+  # With dontStrip, nixpkgs does not pass INSTALL_MOD_STRIP to modules_install, and does not strip in its fixup phase.
   // lib.optionalAttrs (!stripModules) { dontStrip = true; }
   # nixpkgs makes an output `dev`, and puts vmlinux there, only for a kernel with modules.
   // lib.optionalAttrs (!modular) {

@@ -18,9 +18,9 @@ rec {
     else if lib.elem fragment names then
       shipped + "/${fragment}.config"
     else
-      throw "vmdebug: there is no fragment ${fragment}; those of kconfigs/: ${lib.concatStringsSep ", " names}";
+      throw "vmdebug: there is no fragment ${fragment}; kconfigs/ has: ${lib.concatStringsSep ", " names}";
 
-  # Fragments and those that they need (`# Needs:`), each once, before the first that needs it.
+  # The fragments and their dependencies (`# Needs:`), each once and before the first fragment that needs it.
   withNeeds =
     fragments:
     lib.unique (

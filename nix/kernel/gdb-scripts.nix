@@ -9,7 +9,7 @@ in
 stdenv.mkDerivation {
   pname = "linux-gdb-scripts";
   inherit (kernel) version src;
-  # They change headers from which constants.py is generated.
+  # Patches may change the headers from which constants.py is generated.
   patches = kernel.patches or [ ];
   depsBuildBuild = [ pkgs.buildPackages.stdenv.cc ];
   nativeBuildInputs = with pkgs.buildPackages; [

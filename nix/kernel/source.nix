@@ -10,7 +10,7 @@ let
       found = lib.filter (each: each != null) (map (builtins.match "${name} = ?(.*)") head);
     in
     if found == [ ] then
-      throw "vmdebug: ${src}/Makefile does not say its ${name}: is it a kernel's source?"
+      throw "vmdebug: ${src}/Makefile has no ${name}: is it a kernel source tree?"
     else
       lib.head (lib.head found);
   # The suffixes of linux-next and of the real-time patches.

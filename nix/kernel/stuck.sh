@@ -1,10 +1,10 @@
 #!/bin/sh
-# stuck.sh .config FRAGMENT…: fails, and names them, where options of the fragments are not in the configuration.
+# stuck.sh .config FRAGMENT…: fails, and lists the options of the fragments that the configuration does not have.
 set -eu
 config=$1
 shift
-# Of an option in several fragments the last one counts, as for merge_config.sh; what a fragment's head only
-# wishes for may be otherwise.
+# If several fragments set an option, the last one counts, as for merge_config.sh. Options that a fragment's head
+# lists under Wishes may be missing.
 cat "$@" | awk -v config="$config" '
 	function note(name, value) { if (!(name in want)) order[++n] = name; want[name] = value }
 	/^CONFIG_[A-Za-z0-9_]+=/ { i = index($0, "="); note(substr($0, 1, i - 1), substr($0, i + 1)) }
@@ -16,10 +16,10 @@ cat "$@" | awk -v config="$config" '
 		for (k = 1; k <= n; k++) {
 			name = order[k]; got = (name in have) ? have[name] : "n"
 			if (got == want[name] || name in wished) continue
-			print "vmdebug: " name " was asked to be " want[name] ", and is " got
+			print "vmdebug: " name ": wanted " want[name] ", found " got
 			bad = 1
 		}
-		if (bad) print "vmdebug: `vmdebug kernel config --source TREE …` says which dependency stopped them"
+		if (bad) print "vmdebug: `vmdebug kernel config --source TREE …` names the dependencies that are missing"
 		exit bad
 	}
 ' >&2

@@ -1,4 +1,4 @@
-# Selects the kernel by name: vmdebug.kernel.name is the name of a line in vmdebug.kernels.
+# Selects the kernel by name: vmdebug.kernel.name names an attribute of vmdebug.kernels.
 {
   config,
   lib,
@@ -14,8 +14,8 @@ let
     config.vmdebug.kernels.${cfg.name}
       or (throw "vmdebug.kernel.name is ${cfg.name}; there are: ${lib.concatStringsSep ", " there}");
 
-  # NixOS's list for VMs has modules that your own kernel may lack, and a missing module fails the build of the initrd.
-  # Drivers that are built in count as present. The option is newer than NixOS 25.05.
+  # NixOS's list of modules for VMs may contain modules that your kernel lacks, which fails the build of the initrd.
+  # Built-in drivers count as present. The option allowMissingModules is newer than NixOS 25.05.
   missingAllowed =
     if options.boot.initrd ? allowMissingModules then
       { boot.initrd.allowMissingModules = lib.mkDefault true; }
@@ -33,40 +33,40 @@ let
       src = mkOption {
         type = types.nullOr types.path;
         default = null;
-        description = "The kernel's source, most often a flake input with flake = false; null: NixOS's own kernel, from the cache.";
+        description = "The kernel's source, for example a flake input with flake = false; null: NixOS's own kernel, from the binary cache.";
       };
       version = mkOption {
         type = types.nullOr types.str;
         default = null;
-        description = "Its version; only needed where `src` is a derivation, whose Makefile cannot be read before it is built.";
+        description = "The kernel's version; only needed if `src` is a derivation, because its Makefile cannot be read before it is built.";
       };
       base = mkOption {
         type = types.either types.path types.str;
         default = "x86_64_defconfig";
-        description = "What the fragments are merged onto: a configuration target of `make`, or a .config.";
+        description = "The configuration to merge the fragments onto: a configuration target of `make`, or a .config.";
       };
       fragments = mkOption {
         type = types.listOf (types.either types.path types.str);
         default = [ ];
-        description = "Fragments: names of vmdebug's kconfigs/, or files. An option that does not stick fails the build.";
+        description = "Fragments: names of vmdebug's kconfigs/, or files. The build fails if an option cannot be set.";
       };
       patches = mkOption {
         type = types.listOf types.path;
         default = [ ];
-        description = "Patches, in order.";
+        description = "Patches to apply, in order.";
       };
       params = mkOption {
         type = types.listOf types.str;
         default = [ ];
-        description = "Kernel parameters that go with this kernel.";
+        description = "Kernel parameters for this kernel.";
       };
       stripModules = mkOption {
         type = types.nullOr types.bool;
         default = null;
         description = ''
-          Whether its modules are installed without debug information, as nixpkgs installs every kernel's. With false a
-          debugger has lines and types in modules too, and the modules are several times as large. null: as with true,
-          and with a warning where the kernel's configuration asks for debug information.
+          Whether to strip debug information from the modules, as nixpkgs does for every kernel. With false, a debugger
+          knows lines and types in modules too, and the modules are several times as large. null: strip it, and warn if
+          the kernel's configuration enables debug information.
         '';
       };
     };
@@ -77,32 +77,32 @@ in
     kernels = mkOption {
       type = types.attrsOf row;
       default = { };
-      description = "The kernels that there are to choose from; `nixos`, NixOS's own, is always one.";
+      description = "The available kernels; `nixos`, NixOS's own kernel, is always one of them.";
     };
     kernel = {
       name = mkOption {
         type = types.str;
         default = "nixos";
-        description = "The one that is taken.";
+        description = "The name of the kernel to use.";
       };
       params = mkOption {
         type = types.listOf types.str;
         default = [ ];
-        description = "More kernel parameters, after those of the kernel's line.";
+        description = "More kernel parameters, added after those of the selected kernel.";
       };
       ccache = {
         enable = mkOption {
           type = types.bool;
           default = false;
           description = ''
-            Whether the kernel is compiled through ccache. Where builders cannot write the cache the build's log says what to
-            put where, and it is compiled without.
+            Whether to compile the kernel with ccache. If builders cannot write to the cache, the build's log says what to
+            configure, and the kernel is compiled without ccache.
           '';
         };
         dir = mkOption {
           type = types.str;
           default = "/var/cache/ccache";
-          description = "The cache, as builders see it.";
+          description = "The path of the cache in the builders.";
         };
       };
     };
@@ -111,7 +111,7 @@ in
   config = lib.mkMerge [
     {
       vmdebug.kernels.nixos = { };
-      # Last: of a parameter that is given twice, `loglevel=` by NixOS itself, the kernel takes the last one.
+      # Add them last: if a parameter occurs twice, as NixOS's own `loglevel=`, the kernel uses the last one.
       boot.kernelParams = lib.mkAfter (chosen.params ++ cfg.params);
     }
     (lib.mkIf (chosen.src != null) {
@@ -133,12 +133,11 @@ in
         lib.optional
           (chosen.stripModules == null && config.boot.kernelPackages.kernel.vmdebug.modulesLoseDwarf or false)
           ''
-            vmdebug.kernels.${cfg.name} asks for debug information, and nixpkgs strips it from the kernel's modules: a
-            debugger has neither lines nor types in them. vmdebug.kernels.${cfg.name}.stripModules = false keeps it; true
-            is what happens now, without this warning.
+            vmdebug.kernels.${cfg.name} enables debug information, but nixpkgs strips it from the modules, so a debugger
+            knows neither lines nor types in them. Set vmdebug.kernels.${cfg.name}.stripModules = false to keep it, or
+            true to hide this warning.
           '';
-      # The machine's own configuration lists the modules that it needs. If the kernel lacks one, the build fails,
-      # since the machine would not boot.
+      # The machine's configuration lists the modules that it needs to boot. The build fails if the kernel lacks one.
       boot.initrd.includeDefaultModules = lib.mkDefault false;
       virtualisation.vmVariant = missingAllowed;
     })

@@ -1,4 +1,4 @@
-# Debugging a machine over its serial line, with `vmdebug attach --kgdb DEVICE --guest GUEST` at the other end.
+# Enables kgdb on a machine's serial line; `vmdebug attach --kgdb DEVICE --guest GUEST` connects to it.
 # The kernel needs the options in ../kgdb.config.
 { config, lib, ... }:
 let
@@ -9,22 +9,22 @@ in
     enable = lib.mkOption {
       type = lib.types.bool;
       default = true;
-      description = "Whether the machine answers to kgdb.";
+      description = "Whether to enable kgdb on the serial line.";
     };
     device = lib.mkOption {
       type = lib.types.str;
       default = "ttyS0";
-      description = "The serial line of the machine that the cable is on.";
+      description = "The machine's serial port that the cable is connected to.";
     };
     speed = lib.mkOption {
       type = lib.types.ints.positive;
       default = 115200;
-      description = "Its speed, in baud.";
+      description = "The speed of the serial port, in baud.";
     };
     wait = lib.mkOption {
       type = lib.types.bool;
       default = false;
-      description = "Whether the kernel waits for the debugger, as soon as it has its serial line.";
+      description = "Whether the kernel waits for the debugger at boot, when it has initialised the serial port.";
     };
   };
 
@@ -33,7 +33,7 @@ in
       "console=tty0"
       "console=${cfg.device},${toString cfg.speed}n8"
       "kgdboc=${cfg.device},${toString cfg.speed}"
-      # Load the kernel where its symbols say, and do not take a stop in kgdb for a hang.
+      # Load the kernel at the addresses of its symbols, and do not report a stop in kgdb as a hang.
       "nokaslr"
       "nowatchdog"
     ]

@@ -1,6 +1,6 @@
 # For the nodes of a NixOS test: `imports = [ vmdebug.nixosModules.test ]` in a node, or in the test's `defaults`.
 #
-# A node is a VM by itself, so what vmdebug.nix does in a variant of the machine is done here to the node.
+# A node is itself a VM, so this module configures the node, where vmdebug.nix configures vmVariant.
 {
   config,
   lib,
@@ -16,29 +16,29 @@ in
       type = lib.types.bool;
       default = true;
       description = ''
-        Whether there is a root shell on the serial line where the node runs without the test driver, as with
-        `vmdebug start`. Under the driver the serial line is the node's log.
+        Whether to run a root shell on the serial line when the node runs without the test driver, for example with
+        `vmdebug start`. With the driver, the serial line is the node's log.
       '';
     };
     clonable = lib.mkOption {
       type = lib.types.bool;
       default = false;
       description = ''
-        Whether the node goes without 9p, so that it can be saved and cloned. The test driver's `copy_from_vm` and
+        Whether to remove the node's 9p shares, so that it can be saved and cloned. The test driver's `copy_from_vm` and
         `copy_from_host` need 9p.
       '';
     };
   };
 
   config = {
-    # A plain GDB has the kernel's addresses from its vmlinux.
+    # A plain GDB uses the addresses of vmlinux.
     boot.kernelParams = [ "nokaslr" ];
     virtualisation = lib.mkIf cfg.clonable {
       useNixStoreImage = true;
       writableStore = lib.mkDefault true;
       sharedDirectories = lib.mkForce { };
     };
-    # The test modules turn the serial line's getty off. The driver gives the VM a virtio console for its own shell.
+    # NixOS's test modules disable the getty on the serial line. The driver uses a virtio console for its own shell.
     systemd.services.vmdebug-shell = lib.mkIf cfg.shell {
       description = "Root shell on the serial line";
       wantedBy = [ "multi-user.target" ];

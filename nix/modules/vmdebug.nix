@@ -1,5 +1,5 @@
-# A guest that can be debugged and cloned. Importing it is all it takes; it changes the VM, and nothing of a
-# machine that the same configuration runs on.
+# Makes a system's VM a guest that can be debugged and cloned; import it, nothing else is needed. It changes only
+# the VM (virtualisation.vmVariant), not a machine with the same configuration.
 {
   config,
   lib,
@@ -9,7 +9,7 @@
 let
   cfg = config.vmdebug;
 
-  # Runs the commands of `vmdebug exec`; one source with the guests that vmdebug makes itself.
+  # Runs the commands of `vmdebug exec`; vmdebug's own guests use the same source.
   agent = pkgs.runCommandCC "vmdebug-agent" { } ''
     mkdir -p $out/bin
     $CC -Os -Wall -o $out/bin/vmdebug-agent ${../../vmdebug/channel/agent/agent.c}
@@ -20,53 +20,53 @@ in
     enable = lib.mkOption {
       type = lib.types.bool;
       default = true;
-      description = "Whether the VM of this configuration is made for debugging its kernel.";
+      description = "Whether to prepare the VM of this configuration for kernel debugging.";
     };
     autologin = lib.mkOption {
       type = lib.types.nullOr lib.types.str;
       default = "root";
-      description = "Who is logged in on the VM's serial line; `vmdebug exec` and `console` need a shell there. null: nobody.";
+      description = "The user to log in automatically on the VM's serial line, for `vmdebug console`; null: none.";
     };
     clonable = lib.mkOption {
       type = lib.types.bool;
       default = true;
       description = ''
-        Whether the VM goes without 9p, so that it can be saved, cloned and migrated: QEMU refuses all three where a 9p
-        file system is mounted. The Nix store is then an image (virtualisation.useNixStoreImage), made anew at each start,
-        and there is no /tmp/shared.
+        Whether to remove the VM's 9p shares, so that it can be saved, cloned and migrated: QEMU refuses all three while a
+        9p file system is mounted. The Nix store is then an image (virtualisation.useNixStoreImage), built at each
+        start, and there is no /tmp/shared.
       '';
     };
     diskImage = lib.mkOption {
       type = lib.types.nullOr lib.types.str;
       default = null;
       example = "raw-efi";
-      description = "The member of system.build.images that lib.diskImage returns; null: none.";
+      description = "The image of system.build.images that lib.diskImage returns; null: none.";
     };
   };
 
   config = lib.mkIf cfg.enable {
     virtualisation.vmVariant = {
       virtualisation = {
-        # A serial line, and userspace that talks to it, not a window.
+        # Use a serial line, not a window.
         graphics = lib.mkDefault false;
         useNixStoreImage = lib.mkDefault cfg.clonable;
-        # NixOS's default is a store without an overlay where it is an image, and then nothing can be built in the guest.
+        # By default, a store image has no overlay, and the guest could not build anything.
         writableStore = lib.mkDefault true;
-        # Those of the runner itself too: /tmp/xchg and /tmp/shared.
+        # Remove the runner's own shares, too: /tmp/xchg and /tmp/shared.
         sharedDirectories = lib.mkIf cfg.clonable (lib.mkForce { });
       };
-      # vmdebug finds a kernel that was moved; a plain GDB, and breakpoints set before it moves, do not.
+      # vmdebug finds the kernel after KASLR has moved it; a plain GDB and early breakpoints need fixed addresses.
       boot.kernelParams = [ "nokaslr" ];
-      # What a kernel says is what one wants to read.
+      # Print all messages except debug messages on the console.
       boot.consoleLogLevel = lib.mkDefault 7;
       services.getty.autologinUser = lib.mkDefault cfg.autologin;
       boot.kernelModules = [ "virtio_console" ];
-      # Before a getty: once the console has a prompt, commands have a way in.
+      # Start it before a getty, so that `exec` works when the console shows a prompt.
       systemd.services.vmdebug-agent = {
         description = "Commands of vmdebug exec";
         wantedBy = [ "multi-user.target" ];
         before = [ "getty.target" ];
-        # A login's environment, not a service's.
+        # Use the environment of a login.
         script = ''
           . ${config.system.build.setEnvironment}
           export HOME=/root
@@ -74,10 +74,10 @@ in
           exec ${agent}/bin/vmdebug-agent
         '';
         serviceConfig.Restart = "always";
-        # A command's background processes outlive the agent.
+        # Keep background processes of commands when the agent ends.
         serviceConfig.KillMode = "process";
       };
-      # setsid, base64 and their like, by which commands come in over the serial line without the agent.
+      # setsid, base64 and other programs that `exec` needs on the serial line, if the agent does not run.
       environment.systemPackages = [
         pkgs.coreutils
         pkgs.util-linux

@@ -8,16 +8,16 @@
   boot.loader.systemd-boot.enable = true;
   boot.loader.efi.canTouchEfiVariables = true;
 
-  # Mounted by the labels that system.build.images.raw-efi sets, so that the disk image and later deployments mount the
-  # same file systems. Label an installer's partitions with e2label and fatlabel. The priority overrides the hardware
-  # configuration, and an image overrides both.
+  # Use the labels that system.build.images.raw-efi sets, so that the disk image and later deployments mount the same
+  # file systems. After an installation by hand, set them with e2label and fatlabel. This priority overrides the
+  # hardware configuration; the disk image's module overrides both.
   fileSystems = lib.mkOverride 90 {
     "/" = {
       device = "/dev/disk/by-label/nixos";
       fsType = "ext4";
-      # The image is as large as what is in it. Its first boot grows the partition (boot.growPartition, of the image's
-      # module) and each boot the file system to what the partition has. Said here, since NixOS's disk-image.nix defines
-      # its file systems with a priority that differs between releases, and in some of them these take its place.
+      # The image is only as large as its contents. Its first boot grows the partition (boot.growPartition in the image's
+      # module), and each boot grows the file system. NixOS's disk-image.nix sets this too, but with a priority that
+      # differs between releases, so that the definition here may replace it.
       autoResize = true;
     };
     "/boot" = {

@@ -100,7 +100,7 @@ def test_a_busybox_with_libraries_will_not_do() -> None:
 
 def test_a_busybox_that_is_a_script(tmp_path: Path) -> None:
     (tmp_path / "busybox").write_text("#!/bin/sh\n")
-    with pytest.raises(HostError, match="no ELF program"):
+    with pytest.raises(HostError, match="is not an ELF program"):
         initramfs.check_static(tmp_path / "busybox")
 
 

@@ -392,7 +392,7 @@ def test_a_directory_that_is_no_kernels_source_is_named(flake: OurFlake, tmp_pat
         overriding(flake, kernel_own=empty).evaluate(
             f"nixosConfigurations.base-own.{VARIANT}.system.build.vm.drvPath"
         )
-    assert "does not say its VERSION: is it a kernel's source?" in caught.value.detail
+    assert "has no VERSION: is it a kernel source tree?" in caught.value.detail
 
 
 def test_a_kernels_line_has_its_parameters(flake: OurFlake) -> None:
@@ -528,7 +528,7 @@ def test_a_system_is_made_debuggable_without_touching_it(flake: OurFlake, tmp_pa
               vmdebug.kernel.name = "mine";
               vmdebug.kernels.mine = { src = vmdebug.inputs.kernel-src; fragments = [ "debgu" ]; };
             }""",
-            "there is no fragment debgu; those of kconfigs/: base, ",
+            "there is no fragment debgu; kconfigs/ has: base, ",
         ),
     ],
 )
@@ -592,7 +592,7 @@ def test_modules_that_lose_their_debug_information_are_told_of(
     """nixpkgs strips every kernel's."""
     mine = theirs(flake, tmp_path, a_kernel(line))
     warnings = mine.evaluate("nixosConfigurations.theirs.config.warnings")
-    assert any("vmdebug.kernels.mine.stripModules = false keeps it" in each for each in warnings) is warned
+    assert any("vmdebug.kernels.mine.stripModules = false to keep it" in each for each in warnings) is warned
     assert mine.evaluate(KERNEL, "kernel: kernel.dontStrip or false") is not stripped
 
 

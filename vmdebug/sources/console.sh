@@ -1,16 +1,15 @@
 #!/bin/sh
-# Shells on the console of vmdebug's initramfs, one after the other; started by init.
+# Runs a shell on the console of vmdebug's initramfs, and starts a new one when it ends; init starts this.
 #
-# cttyhack makes the console the controlling terminal, so that ^C reaches the
-# command in the foreground. The shell gets the terminal as a script and not as its
-# standard input: reading that, busybox edits lines itself and sends the terminal
-# "where is the cursor" (ESC[6n), which lands in the middle of a program's input.
+# cttyhack makes the console the controlling terminal, so that ^C reaches the foreground command. The shell
+# reads the terminal as a script, not as its standard input: with the latter, busybox would edit lines and
+# query the cursor position (ESC[6n), and the terminal's answer would become input of a program.
 
-# Where there is no sysfs, cttyhack looks for the terminal at its own descriptors.
+# Without sysfs, cttyhack uses the terminal of its own descriptors.
 exec </dev/console >/dev/console 2>&1
 cd "$HOME" || exit
 
 while :; do
-	# A shell that cannot start must not fill the log.
+	# Pause, so that a shell that cannot start does not fill the log.
 	setsid cttyhack sh -i /dev/tty || sleep 1
 done

@@ -1,11 +1,10 @@
 #!/bin/sh
-# The first process of vmdebug's initramfs. It serves kernels of every
-# configuration, so what a kernel lacks is passed over quietly. The kernel hands
-# on the parameters that it doesn't know ("nokaslr") as arguments: none is looked at.
-# The shells are in /etc/console; this process takes care of the end.
+# The init process of vmdebug's initramfs. It must work with any kernel configuration, so it ignores
+# mounts that fail. It ignores its arguments: the kernel passes unknown parameters ("nokaslr") to init.
+# /etc/console runs the shells; this process handles poweroff and reboot.
 
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=dumb ENV=/etc/shell
-# Colours are escape sequences, and a program at the other end would have to strip them.
+# No colours: programs on the host would have to strip the escape sequences.
 export LS_COLORS=none
 
 mount_quietly() { # TYPE DIRECTORY [OPTIONS]
@@ -14,7 +13,7 @@ mount_quietly() { # TYPE DIRECTORY [OPTIONS]
 
 mount_quietly proc /proc
 mount_quietly sysfs /sys
-# Without devtmpfs the nodes that came with the archive stay.
+# Without devtmpfs, the device nodes of the archive stay in use.
 mount_quietly devtmpfs /dev
 mkdir -p /dev/pts /dev/shm
 mount_quietly devpts /dev/pts
@@ -29,12 +28,12 @@ ip link set lo up 2>/dev/null
 
 echo "vmdebug: guest ready"
 
-# What busybox's reboot and poweroff send to the first process. Without ACPI there is
-# nothing that turns the machine off, and a reset ends QEMU when it has -no-reboot.
+# busybox's reboot and poweroff send these signals to init. Without ACPI the kernel cannot power the machine
+# off, so reset it: this ends a QEMU with -no-reboot.
 trap 'reboot -f' TERM
 if [ -d /sys/firmware/acpi ]; then trap 'poweroff -f' USR2; else trap 'reboot -f' USR2; fi
 
-# What runs commands for the host; it sets its commands' signals itself. Killed, it comes back.
+# The agent runs commands for the host, and resets their signals. Restart it if it is killed.
 if [ -x /bin/vmdebug-agent ]; then
 	(
 		cd "$HOME" || exit
@@ -45,11 +44,11 @@ if [ -x /bin/vmdebug-agent ]; then
 	) </dev/null >/dev/null 2>&1 &
 fi
 
-# A background command of a shell has SIGINT ignored, and so has everything below it.
-# This makes a background process that hasn't.
+# A shell's background command and its children ignore SIGINT. start-stop-daemon starts a background process
+# that does not.
 start-stop-daemon -S -b -x /etc/console
 
-# A trap waits for a command in the foreground, but not for `wait`.
+# The shell runs a trap only after a foreground command has ended, but at once during `wait`.
 while :; do
 	sleep 1000000 &
 	wait $!

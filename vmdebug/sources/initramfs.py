@@ -1,12 +1,12 @@
-"""The initial RAM file system of guests that bring none: busybox, an init, a shell on the console.
+"""Builds vmdebug's initramfs: busybox, an init script, the agent, and a shell on the console.
 
-It is made without root and comes out the same, byte for byte, whenever the same
-busybox, modules and scripts go in. It is not compressed: the kernel then needs no
-decompressor, and copying 2 MB is quicker than inflating them under TCG.
+The build needs no root, and is reproducible: the same inputs give the same bytes.
+The archive is not compressed, so the kernel needs no decompressor; under TCG, copying 2 MB is faster than
+decompressing it.
 
-Ending such a guest from inside: `poweroff`, or `reboot` with QEMU's `-no-reboot`. Both
-ask init, which acts at once. A kernel without ACPI cannot power the machine off: there
-init reboots instead, while `poweroff -f`, which goes past it, only halts.
+To end such a guest from inside, run `poweroff`, or `reboot` if QEMU has `-no-reboot`; both signal init. A
+kernel without ACPI cannot power the machine off, so init reboots it instead. `poweroff -f` bypasses init, and
+only halts such a kernel.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from vmdebug.errors import HostError
 from vmdebug.sources import cache, cpio
 
 READY = "vmdebug: guest ready"
-"""What init prints once everything is mounted, a line by itself, before the first prompt."""
+"""The line that init prints when all file systems are mounted, before the first prompt."""
 
 PROMPT = "~ # "
-"""What the shell prints when it waits for a command in its home directory."""
+"""The shell's prompt in its home directory."""
 
 _BUSYBOX = "busybox"
 _PACKAGE = "busybox-static"
 _FORMAT = 1
-"""Raised when equal inputs must give another archive than before."""
+"""Increase it when the same inputs must give a different archive."""
 
 _KEPT = 8
-"""Archives that stay in the cache, the last used ones; QEMU reads its own only when it starts."""
+"""Number of most recently used archives to keep in the cache; QEMU reads one only when it starts."""
 
 _HERE = Path(__file__).parent
 _DIRECTORIES = ("dev", "mnt", "proc", "root", "run", "sys", "tmp")
 _NODES = (
-    # Before init runs the kernel opens /dev/console; the others serve kernels without devtmpfs.
+    # The kernel opens /dev/console before it runs init; the other nodes are for kernels without devtmpfs.
     cpio.node("dev/console", 5, 1),
     cpio.node("dev/null", 1, 3, 0o666),
     cpio.node("dev/zero", 1, 5, 0o666),
@@ -56,19 +56,18 @@ def build(
     agent_tty: str = "",
     deadline: Deadline,
 ) -> Path:
-    """Return the archive, from the cache where it has been made before.
+    """Return the archive, and build it unless the cache has it.
 
     Args:
-        modules: Directory whose `.ko` files and `modules.*` lists become
-            /lib/modules/RELEASE, as `make modules_install` lays it out; None leaves them out.
-        release: RELEASE, the kernel's `uname -r`; needed with `modules`.
-        agent: The program that runs commands for the host; None leaves it out.
-        agent_tty: The serial port that the agent takes where the kernel has no virtio console: "ttyS3".
-        deadline: When asking busybox for its programs is given up.
+        modules: Directory to install as /lib/modules/RELEASE, laid out by `make modules_install`; or None.
+        release: RELEASE, the kernel's `uname -r`; required with `modules`.
+        agent: The agent's binary, or None.
+        agent_tty: The serial port that the agent uses if the kernel has no virtio console: "ttyS3".
+        deadline: When to give up waiting for busybox to list its applets.
 
     Raises:
         HostError: busybox is missing or needs shared libraries, or the cache cannot be written.
-        DeadlineError: busybox did not answer in time.
+        DeadlineError: busybox took too long.
     """
     busybox = process.find(_BUSYBOX, package=_PACKAGE)
     program = busybox.read_bytes()
@@ -85,12 +84,12 @@ def build(
 
 
 def check_static(busybox: Path) -> None:
-    """Make sure that a program runs where there are no libraries.
+    """Check that a program is statically linked.
 
     Raises:
-        HostError: it names a dynamic loader (PT_INTERP, see elf(5)), or is no ELF file.
+        HostError: the program has a dynamic loader (PT_INTERP, see elf(5)), or is not an ELF file.
     """
-    from elftools.common.exceptions import ELFError  # noqa: PLC0415 - 30 ms, and seldom needed
+    from elftools.common.exceptions import ELFError  # noqa: PLC0415 - takes 30 ms, and is rarely needed
     from elftools.elf.elffile import ELFFile  # noqa: PLC0415 - as above
 
     hint = f"install a static one: apt install {_PACKAGE}"
@@ -98,7 +97,7 @@ def check_static(busybox: Path) -> None:
         with busybox.open("rb") as stream:
             dynamic = any(segment["p_type"] == "PT_INTERP" for segment in ELFFile(stream).iter_segments())
     except ELFError as error:
-        raise HostError(f"{busybox} is no ELF program: {error}", hint=hint) from error
+        raise HostError(f"{busybox} is not an ELF program: {error}", hint=hint) from error
     if dynamic:
         raise HostError(f"{busybox} needs shared libraries, which an initramfs does not have", hint=hint)
 
@@ -118,7 +117,7 @@ def _scripts() -> list[cpio.Entry]:
         cpio.file("init", (_HERE / "init.sh").read_bytes(), 0o755),
         cpio.file("etc/console", (_HERE / "console.sh").read_bytes(), 0o755),
         cpio.file("etc/shell", (_HERE / "shell.sh").read_bytes()),
-        # Without them `id` and `ls -l` have numbers only.
+        # For the names that `id` and `ls -l` print.
         cpio.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n"),
         cpio.file("etc/group", b"root:x:0:\n"),
     ]
@@ -137,7 +136,7 @@ def _agent(program: Path | None, tty: str) -> list[cpio.Entry]:
 def _modules(directory: Path | None, release: str) -> list[cpio.Entry]:
     if directory is None:
         return []
-    # `build` and `source` are links to the kernel tree, which the guest does not have.
+    # Skip the links `build` and `source`: the guest has no kernel tree.
     found = [path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
     return [
         cpio.file(f"lib/modules/{release}/{path.relative_to(directory).as_posix()}", path.read_bytes())

@@ -1,4 +1,4 @@
-"""Guests whose QEMU command line is ours: a tree, an image, `builtin`; they boot our initramfs."""
+"""Guests that vmdebug boots with its own initramfs and QEMU command line: a tree, an image, `builtin`."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from vmdebug.spelling import option
 
 
 def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
-    """Return what starts a kernel with our initramfs.
+    """Return the LaunchSpec of a kernel with vmdebug's initramfs.
 
     Args:
         guest: A tree, an image, or `builtin`.
-        options: What its user says about it.
-        report: Told where the guest's agent is compiled.
-        deadline: When making the initramfs is given up.
+        options: The user's options.
+        report: Called when the guest's agent is compiled.
+        deadline: When to give up making the initramfs.
 
     Raises:
-        UsageError: a file is not what it should be.
-        HostError: something is missing on this machine.
-        MismatchError: symbols and kernel are of different builds.
-        DeadlineError: the initramfs took too long.
+        UsageError: a file does not exist, or has the wrong type.
+        HostError: a program is missing on this machine.
+        MismatchError: symbols and kernel are from different builds.
+        DeadlineError: making the initramfs took too long.
     """
     name = naming.vm_name(guest, options)
-    # With a kernel given, the guest's own need not exist: `start --kernel TREE` before any `kernel build`.
+    # If the user gives a kernel, the guest's own need not exist: `--kernel TREE` works before `kernel build`.
     kernel = replacements.symbols(replacements.kernel(options) or _kernel(guest, options), options)
     agent, lacking = _agent(kernel, report, deadline)
     initrd = _initrd(guest, options, kernel, agent, deadline)
@@ -57,7 +57,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         cpus=options.cpus or 1,
         tcp=options.tcp,
         qemu_args=options.qemu_args,
-        notes=(*replacements.notes(kernel), *_without_meaning(options), *lacking),
+        notes=(*replacements.notes(kernel), *_ineffective(options), *lacking),
     )
 
 
@@ -68,7 +68,7 @@ def _kernel(guest: Guest, options: GuestOptions) -> Kernel:
         case "image":
             return image.kernel(Path(guest.location), search=options.vmlinux is None, force=options.force)
         case "builtin":
-            # It needs all that builds kernels, and the others need none of that.
+            # Only this guest needs the modules that build kernels.
             from vmdebug.sources import builtin  # noqa: PLC0415
 
             return builtin.kernel(force=options.force)
@@ -77,20 +77,20 @@ def _kernel(guest: Guest, options: GuestOptions) -> Kernel:
 
 
 def _agent(kernel: Kernel, report: Report, deadline: Deadline) -> tuple[Path | None, tuple[str, ...]]:
-    """Return the program that runs commands in the guest; without one, a note that says why."""
+    """Return the agent's binary; or None, and a note with the reason."""
     try:
         where = cache.directory("agent")
         return program.find(kernel.arch, where, report=report, deadline=deadline), ()
     except HostError as error:
         why = f"{error.message} ({error.hint})" if error.hint else error.message
-        return None, (f"commands go over the serial line, one at a time: {why}",)
+        return None, (f"exec uses the serial line, one command at a time: {why}",)
 
 
 def _initrd(
     guest: Guest, options: GuestOptions, kernel: Kernel, agent: Path | None, deadline: Deadline
 ) -> Path:
     tty = arch.by_name(kernel.arch).second_console
-    # Only the builtin kernel's modules are few, and laid out as `make modules_install` does.
+    # Only the builtin kernel has few modules, in the layout of `make modules_install`.
     if guest.kind == "builtin" and options.kernel is None and kernel.modules is not None:
         return initramfs.build(
             modules=kernel.modules, release=kernel.release, agent=agent, agent_tty=tty, deadline=deadline
@@ -102,7 +102,7 @@ def _disk(options: GuestOptions) -> Path | None:
     if options.disk is None:
         return None
     disk = absolute(options.disk)
-    # A block device is as good as a file.
+    # A block device is allowed too.
     if not holds(disk.exists) or disk.is_dir():
         raise UsageError(
             f"{option('disk', options.disk)}: there is no disk image {disk}",
@@ -111,9 +111,7 @@ def _disk(options: GuestOptions) -> Path | None:
     return disk
 
 
-def _without_meaning(options: GuestOptions) -> tuple[str, ...]:
+def _ineffective(options: GuestOptions) -> tuple[str, ...]:
     return (
-        ("nix's options mean nothing for this guest: only flakes are built by nix",)
-        if options.nix_args
-        else ()
+        ("the options for nix have no effect: nix builds only guests of flakes",) if options.nix_args else ()
     )

@@ -1,7 +1,7 @@
-# Read by each interactive shell of vmdebug's initramfs, see console.
+# Each interactive shell of vmdebug's initramfs reads this file; see /etc/console.
 #
-# busybox shows a prompt only where it edits the line itself, so the prompt is
-# written while the shell expands it, and expands to nothing.
+# busybox prints a prompt only when it edits lines itself. So these variables call printf when the shell expands
+# them, and expand to nothing.
 prompt() {
 	case $PWD in
 	"$HOME" | "$HOME"/*) printf '~%s # ' "${PWD#"$HOME"}" ;;
