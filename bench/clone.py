@@ -19,7 +19,7 @@ from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.guest import GuestOptions, LaunchSpec
 from vmdebug.progress import silent
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, launch, shellup
+from vmdebug.vm import Vm, launch, wait_shell
 from vmdebug.vm.clones import saved_guest
 from vmdebug.vm.clones.template import Template, template
 
@@ -71,7 +71,7 @@ def _timed(make: Callable[[], Vm], work: Callable[[Vm], None]) -> float:
 
 def _boot(spec: LaunchSpec) -> Vm:
     vm = launch(spec, bound=True, exact_name=False, timeout=SECONDS)
-    shellup.come(vm, copy=False, deadline=_soon())
+    wait_shell.wait(vm, copy=False, deadline=_soon())
     return vm
 
 

@@ -36,9 +36,9 @@ def soon() -> Deadline:
 
 def started(spec: LaunchSpec, name: str, **lacking: object) -> Vm:
     """A booting guest, whose QEMU lacks devices."""
-    means = planning.means(spec, report=silent, deadline=soon())
-    features = msgspec.structs.replace(means.features, **lacking)
-    start = Start(means=msgspec.structs.replace(means, features=features))
+    resources = planning.resources(spec, report=silent, deadline=soon())
+    features = msgspec.structs.replace(resources.features, **lacking)
+    start = Start(resources=msgspec.structs.replace(resources, features=features))
     return launch(msgspec.structs.replace(spec, name=name), bound=True, timeout=120, start=start)
 
 

@@ -20,7 +20,7 @@ from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.errors import HostError, StateError, VmError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, every, find, launch, memfd, rundir, shellup, template_registry
+from vmdebug.vm import Vm, every, find, launch, memfd, rundir, template_registry, wait_shell
 from vmdebug.vm.clones import clone as cloning
 from vmdebug.vm.clones import saved_guest
 from vmdebug.vm.clones.template import Template, template
@@ -215,7 +215,7 @@ def test_a_directory_that_cannot_hold_memory_is_named(small: LaunchSpec) -> None
 
 def test_a_running_vm_is_cloned_and_goes_on(small: LaunchSpec) -> None:
     with launch(small, bound=True, timeout=120) as vm:
-        shellup.come(vm, copy=False, deadline=soon())
+        wait_shell.wait(vm, copy=False, deadline=soon())
         vm.exec("echo before >/tmp/x")
         clones = cloning.clone(vm, 2, timeout=120)
         try:
@@ -236,7 +236,7 @@ def test_a_clone_of_a_vm_with_a_port_has_another_one(small: LaunchSpec) -> None:
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
     with launch(msgspec.structs.replace(small, tcp=port), bound=True, timeout=120) as vm:
-        shellup.come(vm, copy=False, deadline=soon())
+        wait_shell.wait(vm, copy=False, deadline=soon())
         (clone,) = cloning.clone(vm, timeout=120)
         try:
             assert vm.state.gdb == f"127.0.0.1:{port}"

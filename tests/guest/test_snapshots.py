@@ -11,7 +11,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmError
 from vmdebug.guest import LaunchSpec
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, launch, shellup
+from vmdebug.vm import Vm, launch, wait_shell
 
 
 def soon() -> Deadline:
@@ -22,7 +22,7 @@ def soon() -> Deadline:
 def vm(builtin: LaunchSpec) -> Iterator[Vm]:
     spec = msgspec.structs.replace(builtin, name="vm", memory=256)
     with launch(spec, bound=True, timeout=120) as started:
-        shellup.come(started, copy=False, deadline=soon())
+        wait_shell.wait(started, copy=False, deadline=soon())
         yield started
 
 
@@ -38,7 +38,7 @@ def test_a_guest_goes_back_to_what_it_was(vm: Vm) -> None:
     (first,) = vm.snapshots()
     assert first.tag == "first"
     assert first.bytes > 1 << 20
-    with pytest.raises(UsageError, match="vm has a snapshot first already"):
+    with pytest.raises(UsageError, match="vm already has a snapshot first"):
         vm.snapshot("first")
     vm.delete_snapshot("first")
     assert vm.snapshots() == ()

@@ -313,7 +313,7 @@ def test_the_accelerator_is_chosen_with_the_true_reason(halted: LaunchSpec) -> N
         with pytest.raises(HostError, match="no KVM"):
             plan(msgspec.structs.replace(halted, accel="kvm"), timeout=SECONDS)
     else:
-        said = {"kvm": "wrote its first line after", "tcg": "no KVM"}
+        said = {"kvm": "printed its first message after", "tcg": "no KVM"}
         assert said[found.accel] in found.reason
 
 

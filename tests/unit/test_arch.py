@@ -25,7 +25,7 @@ from vmdebug.progress import silent
 from vmdebug.sources import kernel_source, naming, own
 from vmdebug.sources.kernels import image, tree
 from vmdebug.vm import planning
-from vmdebug.vm.argv import Origin
+from vmdebug.vm.argv import InitialState
 from vmdebug.vm.rundir import RunDir
 
 TOY = msgspec.structs.replace(
@@ -154,8 +154,8 @@ def test_its_command_line(linux: Path, qemu: Path) -> None:
 
 def test_the_ram_of_a_saved_state_has_its_name(linux: Path, qemu: Path, runtime: Path) -> None:
     spec = resolve(linux, accel="tcg")
-    found = planning.means(spec, report=silent, deadline=Deadline.after(20))
-    words = planning.build(spec, found, RunDir(runtime / "vm"), origin=Origin(ram=9)).argv
+    found = planning.resources(spec, report=silent, deadline=Deadline.after(20))
+    words = planning.build(spec, found, RunDir(runtime / "vm"), initial=InitialState(ram=9)).argv
     assert "memory-backend=toy.ram" in words
 
 

@@ -60,7 +60,7 @@ def test_tcg_is_not_questioned(tmp_path: Path, host: Host) -> None:
 def test_a_kernel_that_speaks_is_the_proof(tmp_path: Path, host: Host, asked: Accel) -> None:
     choice = choose(asked, subject(tmp_path, LINE), host)
     assert choice.accel == "kvm"
-    assert choice.reason.startswith("the kernel wrote its first line after ")
+    assert choice.reason.startswith("the kernel printed its first message after ")
 
 
 def test_the_proof_is_remembered_for_this_boot(tmp_path: Path, host: Host) -> None:
@@ -82,7 +82,7 @@ def test_a_silent_kernel_means_tcg_and_is_remembered(
     of = subject(tmp_path, SILENT)
     for _ in range(2):
         assert choose("auto", of, host) == Choice(
-            "tcg", "no KVM: the kernel wrote nothing for 0.3 s under it"
+            "tcg", "no KVM: with KVM the kernel printed nothing for 0.3 s"
         )
     assert boots(tmp_path) == 1
     with pytest.raises(HostError) as caught:
@@ -110,7 +110,7 @@ def test_no_device(tmp_path: Path, host: Host) -> None:
     host.device.unlink()
     of = subject(tmp_path, LINE)
     choice = choose("auto", of, host)
-    assert (choice.accel, choice.reason) == ("tcg", f"no KVM: {host.device} is not there")
+    assert (choice.accel, choice.reason) == ("tcg", f"no KVM: {host.device} does not exist")
     with pytest.raises(HostError) as caught:
         choose("kvm", of, host)
     assert "modprobe" in caught.value.hint
@@ -120,7 +120,7 @@ def test_no_device(tmp_path: Path, host: Host) -> None:
 def test_no_permission(tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda _path, _mode: False)
     of = subject(tmp_path, LINE)
-    assert choose("auto", of, host).reason == f"no KVM: {host.device} may not be opened by this user"
+    assert choose("auto", of, host).reason == f"no KVM: this user may not open {host.device}"
     with pytest.raises(HostError) as caught:
         choose("kvm", of, host)
     assert "usermod -aG kvm" in caught.value.hint
@@ -151,7 +151,7 @@ def test_no_cpuinfo_is_no_flag(host: Host) -> None:
 
 def test_the_state_in_words_for_doctor(host: Host) -> None:
     assert "opens and the CPU supports it" in accel.kvm_state(host)
-    with pytest.raises(HostError, match="is not there"):
+    with pytest.raises(HostError, match="does not exist"):
         accel.kvm_state(msgspec.structs.replace(host, device=Path("/nowhere")))
 
 

@@ -36,7 +36,7 @@ def test_what_it_complains_of_again_has_happened_again() -> None:
     [
         ("Error while writing VM state: Input/output error", "set TMPDIR"),
         ("Could not write: No space left on device", "set TMPDIR"),
-        ("Device 'disk0' is writable but does not support snapshots", "has to be qcow2"),
+        ("Device 'disk0' is writable but does not support snapshots", "to qcow2"),
         ("VirtFS device is active", "unmount the 9p shares"),
     ],
 )

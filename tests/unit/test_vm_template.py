@@ -10,7 +10,7 @@ from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.vm.accel import Choice
 from vmdebug.vm.clones import build, template
 from vmdebug.vm.features import Features
-from vmdebug.vm.planning import Means
+from vmdebug.vm.planning import Resources
 
 X86_64 = by_name("x86_64")
 SPEC = LaunchSpec(
@@ -26,22 +26,25 @@ SPEC = LaunchSpec(
     [
         ({}, ""),
         ({"qemu_args": ("-device", "virtio-balloon-pci")}, ""),
-        ({"machine": OwnMachine(disk=Path("/d"))}, "the disk /d has one writer at a time"),
+        ({"machine": OwnMachine(disk=Path("/d"))}, "the disk /d can have only one writer"),
         (
             {"machine": OwnMachine(disk=Path("/d"), throwaway=True)},
-            "what it writes to the disk /d would not be",
+            "its changes to the disk /d are not copied",
         ),
-        ({"machine": RunnerMachine(script=Path("/r"), system_name="n")}, "a runner's guest has a disk"),
-        ({"qemu_args": ("-drive", "file=x")}, "QEMU's argument -drive gives it a disk"),
-        ({"qemu_args": ("--drive", "file=x")}, "QEMU's argument --drive gives it a disk"),
-        ({"qemu_args": ("-usb", "x.img")}, "QEMU's argument x.img gives it a disk"),
+        (
+            {"machine": RunnerMachine(script=Path("/r"), system_name="n")},
+            "the guest of a NixOS VM runner has a disk",
+        ),
+        ({"qemu_args": ("-drive", "file=x")}, "the QEMU argument -drive attaches a disk"),
+        ({"qemu_args": ("--drive", "file=x")}, "the QEMU argument --drive attaches a disk"),
+        ({"qemu_args": ("-usb", "x.img")}, "the QEMU argument x.img attaches a disk"),
         ({"qemu_args": ("-append", "-drive")}, ""),
-        ({"qemu_args": ("-m", "4G")}, "QEMU's argument -m says where its memory is"),
-        ({"qemu_args": ("-M", "q35,memory-backend=m")}, "QEMU's argument -M says where its memory is"),
+        ({"qemu_args": ("-m", "4G")}, "the QEMU argument -m defines its memory"),
+        ({"qemu_args": ("-M", "q35,memory-backend=m")}, "the QEMU argument -M defines its memory"),
         ({"qemu_args": ("-machine", "q35")}, ""),
         (
             {"qemu_args": ("-readconfig", "f")},
-            "QEMU's argument -readconfig names a file that vmdebug does not read",
+            "the QEMU argument -readconfig names a file that vmdebug does not read",
         ),
     ],
 )
@@ -52,25 +55,25 @@ def test_what_keeps_a_guest_from_being_saved_is_named(changes: dict[str, object]
 
 
 @pytest.fixture
-def means(tmp_path: Path) -> Means:
+def resources(tmp_path: Path) -> Resources:
     qemu = tmp_path / "qemu"
     qemu.write_text("a QEMU")
-    return Means(qemu=qemu, arch=X86_64, choice=Choice("tcg", "asked for"), features=Features())
+    return Resources(qemu=qemu, arch=X86_64, choice=Choice("tcg", "asked for"), features=Features())
 
 
-def test_a_template_is_told_by_all_that_makes_the_guest(means: Means, tmp_path: Path) -> None:
+def test_a_template_is_told_by_all_that_makes_the_guest(resources: Resources, tmp_path: Path) -> None:
     image = tmp_path / "bzImage"
     image.write_bytes(b"one kernel")
     spec = msgspec.structs.replace(SPEC, kernel=Kernel(arch="x86_64", image=image, origin="a test"))
-    key = template.key(spec, means, None)
+    key = template.key(spec, resources, None)
     for same in ({"name": "other"}, {"halt": True}, {"notes": ("a note",)}, {"guest": "by another name"}):
-        assert template.key(msgspec.structs.replace(spec, **same), means, None) == key
+        assert template.key(msgspec.structs.replace(spec, **same), resources, None) == key
     for other in ({"memory": 64}, {"parameters": ("quiet",)}, {"cpus": 2}, {"qemu_args": ("-s",)}):
-        assert template.key(msgspec.structs.replace(spec, **other), means, None) != key
-    assert template.key(spec, means, tmp_path) != key
+        assert template.key(msgspec.structs.replace(spec, **other), resources, None) != key
+    assert template.key(spec, resources, tmp_path) != key
     image.write_bytes(b"another one")
-    assert template.key(spec, means, None) != key
+    assert template.key(spec, resources, None) != key
     image.write_bytes(b"one kernel")
-    assert template.key(spec, means, None) == key
-    means.qemu.write_text("a newer QEMU")
-    assert template.key(spec, means, None) != key
+    assert template.key(spec, resources, None) == key
+    resources.qemu.write_text("a newer QEMU")
+    assert template.key(spec, resources, None) != key

@@ -15,10 +15,10 @@ from vmdebug.plugin.guests import Guests
 from vmdebug.plugin.settings import Marker, Settings, Target
 from vmdebug.progress import silent
 from vmdebug.vm import planning
-from vmdebug.vm.planning import Means
+from vmdebug.vm.planning import Resources
 
 _PROGRAM_SECONDS = 20.0
-_MEANS_SECONDS = 300.0
+_RESOURCES_SECONDS = 300.0
 _ID_CHARACTERS = 12
 
 
@@ -35,20 +35,20 @@ def lines(targets: Mapping[Target, str], run: Settings, guests: Guests) -> list[
     for target, name in targets.items():
         try:
             spec = guests.spec(settings.options(run, Marker(), target, halted=False))
-            means = planning.means(spec, report=silent, deadline=Deadline.after(_MEANS_SECONDS))
+            resources = planning.resources(spec, report=silent, deadline=Deadline.after(_RESOURCES_SECONDS))
         except VmdebugError as error:
             # The tests that want this target fail with the whole error.
             told.setdefault(f"{_named(target)}: {error.message}")
             continue
-        programs.setdefault(_programs(means))
+        programs.setdefault(_programs(resources))
         told.setdefault(_kernel(spec) + (f" [{name}]" if name else ""))
     return [f"vmdebug: {each}" for each in (*programs, *told)]
 
 
-def _programs(means: Means) -> str:
-    accel = f"{means.choice.accel} ({means.choice.reason})"
+def _programs(resources: Resources) -> str:
+    accel = f"{resources.choice.accel} ({resources.choice.reason})"
     gdb = shutil.which("gdb")
-    return f"{_version('QEMU', str(means.qemu))}, {accel}, {_version('GDB', gdb) if gdb else 'no GDB'}"
+    return f"{_version('QEMU', str(resources.qemu))}, {accel}, {_version('GDB', gdb) if gdb else 'no GDB'}"
 
 
 def _kernel(spec: LaunchSpec) -> str:

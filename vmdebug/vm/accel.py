@@ -1,8 +1,8 @@
-"""Chooses a VM's accelerator, and says why.
+"""Chooses a VM's accelerator, and gives the reason.
 
-A /dev/kvm that opens and creates virtual machines does not prove that KVM works: under a nested hypervisor
-without VMX or SVM a Linux guest can hang before its first message, while QMP and the gdbstub answer as
-usual. So the kernel itself is booted to its first line, once for each boot of the host, QEMU and kernel.
+KVM may not work although /dev/kvm opens and creates virtual machines: under a nested hypervisor without VMX
+or SVM, a Linux guest can hang before its first message, while QMP and the gdbstub answer as usual. So vmdebug
+boots the kernel to its first message, once for each boot of the host, QEMU and kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vmdebug.vm import argv
 from vmdebug.vm.argv import RealAccel
 
 BOOT_SECONDS = 10.0
-"""How long a kernel may take to its first line under KVM; 0.2 s is usual."""
+"""How long a kernel may take until its first message under KVM; 0.2 s is usual."""
 
 FIRST_LINE = b"Linux version "
 """The start of a kernel's first line; see linux_banner in its init/version.c."""
@@ -38,7 +38,7 @@ def _instead() -> str:
 
 
 def _look() -> str:
-    return f"see what the host's kernel says: dmesg | grep -i kvm; {_instead()}"
+    return f"look at the host's kernel log: dmesg | grep -i kvm; {_instead()}"
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Host(msgspec.Struct, frozen=True):
-    """Where the host describes KVM; tests use other files."""
+    """The files in which the host describes KVM; tests use others."""
 
     device: Path = Path("/dev/kvm")
     cpuinfo: Path = Path("/proc/cpuinfo")
@@ -61,10 +61,10 @@ HOST = Host()
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of booting a kernel to its first line.
+    """The result of booting a kernel to its first message.
 
     Args:
-        seconds: How long it took; None where the line did not come.
+        seconds: How long it took; None if the message did not come.
     """
 
     seconds: float | None
@@ -90,11 +90,11 @@ def choose(
     """Choose an accelerator.
 
     Args:
-        asked: The user's choice; `auto` is KVM where a kernel boots under it, else TCG.
+        asked: The user's choice; `auto` is KVM if the kernel boots with it, else TCG.
         subject: What to accelerate.
-        report: Called when a kernel is booted to find out.
-        deadline: When to give up that boot, which takes `BOOT_SECONDS` at most.
-        host: Where the host describes KVM.
+        report: Called when the kernel is booted to test KVM.
+        deadline: When to give up that boot, which takes at most `BOOT_SECONDS`.
+        host: The files in which the host describes KVM.
 
     Raises:
         HostError: KVM was asked for and does not work here; the hint says how to make it work.
@@ -110,7 +110,7 @@ def choose(
 
 
 def kvm_state(host: Host = HOST) -> str:
-    """Return in words why KVM may work here, without booting a kernel.
+    """Return why KVM may work here, without booting a kernel.
 
     Raises:
         HostError: it cannot work; the hint says how to make it work.
@@ -118,11 +118,11 @@ def kvm_state(host: Host = HOST) -> str:
     problem = obstacle(arches.native(), host)
     if problem is not None:
         raise problem
-    return f"{host.device} opens and the CPU supports it; the first start proves it by booting a kernel"
+    return f"{host.device} opens and the CPU supports it; the first start tests it by booting the kernel"
 
 
 def obstacle(arch: Arch, host: Host = HOST) -> HostError | None:
-    """Return why KVM cannot work, as far as that shows without starting a guest."""
+    """Return why KVM cannot work, or None if only a boot can tell."""
     if arch.name != host.machine:
         return HostError(
             f"no KVM: the guest's kernel is {arch.name}, and this host is {host.machine}",
@@ -132,34 +132,34 @@ def obstacle(arch: Arch, host: Host = HOST) -> HostError | None:
         module = " (or ".join(arch.kvm_modules) + ")" * (len(arch.kvm_modules) - 1)
         load = f"load the module: modprobe {module}; if that fails, " if module else ""
         return HostError(
-            f"no KVM: {host.device} is not there",
-            hint=f"{load}switch virtualisation on in the firmware, or nested virtualisation on in the host;"
+            f"no KVM: {host.device} does not exist",
+            hint=f"{load}enable virtualisation in the firmware, or nested virtualisation in the host;"
             f" {_instead()}",
         )
     if not os.access(host.device, os.R_OK | os.W_OK):
         return HostError(
-            f"no KVM: {host.device} may not be opened by this user",
-            hint=f'join its group: sudo usermod -aG kvm "$USER", then log in anew; {_instead()}',
+            f"no KVM: this user may not open {host.device}",
+            hint=f'join its group: sudo usermod -aG kvm "$USER", then log in again; {_instead()}',
         )
     if arch.kvm_flags and not _cpu_flags(host) & set(arch.kvm_flags):
         wanted = " nor ".join(arch.kvm_flags)
         return HostError(
             f"no KVM: {host.device} opens, but the CPU has neither {wanted}, so a guest would hang",
-            hint=f"this is a VM without nested virtualisation: switch it on in its host; {_instead()}",
+            hint=f"this is a VM without nested virtualisation: enable it in the host; {_instead()}",
         )
     return None
 
 
 def boot(command: Sequence[str], deadline: Deadline) -> Boot:
-    """Run a command until it writes a kernel's first line to stdout.
+    """Run a command until it writes a kernel's first message to stdout.
 
     Args:
-        command: The command line of `argv.probe`; it is ended in any case.
+        command: The command line of `argv.probe`; it is always ended.
         deadline: When to give up.
 
     Raises:
-        HostError: it ended without that line. The result is not cached: another hypervisor may use the CPU
-            just now.
+        HostError: it ended before that message. The result is not cached, because another hypervisor may use
+            the CPU at this time.
     """
     started = time.monotonic()
     reading, writing = os.pipe()
@@ -177,17 +177,17 @@ def boot(command: Sequence[str], deadline: Deadline) -> Boot:
     if deadline.passed:
         return Boot(seconds=None)
     last = process.tail(said.decode(errors="replace"), 1)
-    raise HostError(f"no KVM: QEMU ended before the kernel's first line: {last}", hint=_look())
+    raise HostError(f"no KVM: QEMU ended before the kernel's first message: {last}", hint=_look())
 
 
 def _proof(subject: Subject, report: Report, deadline: Deadline, host: Host) -> str:
-    """Return in words why KVM works, by booting the kernel under it or by the cached result of that."""
+    """Return in words how well KVM works, from booting the kernel or from its cached result."""
 
     def booting() -> Boot:
         report(Step("trying KVM", note=f"up to {BOOT_SECONDS:g} s"))
         command = argv.probe(qemu=subject.qemu, arch=subject.arch, accel="kvm", image=subject.image)
         found = boot(command, deadline.at_most(BOOT_SECONDS))
-        deadline.left("a kernel's first line under KVM")  # a boot that was cut short proves nothing
+        deadline.left("the kernel's first message under KVM")  # a boot that was cut short is no result
         return found
 
     problem = obstacle(subject.arch, host)
@@ -195,8 +195,8 @@ def _proof(subject: Subject, report: Report, deadline: Deadline, host: Host) -> 
         raise problem
     seconds = _remembered(subject, host, booting).seconds
     if seconds is None:
-        raise HostError(f"no KVM: the kernel wrote nothing for {BOOT_SECONDS:g} s under it", hint=_look())
-    return f"the kernel wrote its first line after {seconds:g} s under it"
+        raise HostError(f"no KVM: with KVM the kernel printed nothing for {BOOT_SECONDS:g} s", hint=_look())
+    return f"the kernel printed its first message after {seconds:g} s"
 
 
 def _remembered(subject: Subject, host: Host, booting: Callable[[], Boot]) -> Boot:
@@ -221,7 +221,7 @@ def _cpu_flags(host: Host) -> set[str]:
 
 
 def _read_until(fd: int, wanted: bytes, deadline: Deadline) -> bytes:
-    """Read until the wanted bytes or the end of the file has come, or the deadline has passed."""
+    """Read until the wanted bytes, the end of the file, or the deadline."""
     said = b""
     while wanted not in said and not deadline.passed:
         if wait_ready(fd, seconds=deadline.remaining):

@@ -1,4 +1,4 @@
-"""QEMU's command line, a function a family of devices; all pure.
+"""Builds QEMU's command line, with one function for each family of devices; pure.
 
 See qemu(1), or https://www.qemu.org/docs/master/system/invocation.html.
 """
@@ -31,12 +31,12 @@ PROBE_MEMORY_MIB = 512
 _QCOW2_MAGIC = b"QFI\xfb"
 
 _REFUSED = {
-    "gdb": "vmdebug has a gdbstub on a socket of its own; {tcp} puts it on 127.0.0.1:PORT",
-    "s": "vmdebug has a gdbstub on a socket of its own; {tcp} puts it on 127.0.0.1:PORT",
-    "accel": "tell vmdebug instead: {kvm} or {tcg}",
-    "enable-kvm": "tell vmdebug instead: {kvm}",
-    "daemonize": "vmdebug start leaves QEMU in the background by itself",
-    "pidfile": "vmdebug finds QEMU by a pidfile of its own; `vmdebug status --json` has the pid",
+    "gdb": "vmdebug opens the gdbstub on a socket; {tcp} opens it on 127.0.0.1:PORT",
+    "s": "vmdebug opens the gdbstub on a socket; {tcp} opens it on 127.0.0.1:PORT",
+    "accel": "use {kvm} or {tcg}",
+    "enable-kvm": "use {kvm}",
+    "daemonize": "vmdebug start already leaves QEMU in the background",
+    "pidfile": "vmdebug needs its own pidfile; `vmdebug status --json` prints the pid",
 }
 
 
@@ -46,14 +46,13 @@ MACHINE = ("machine", "M")
 """The names of the option that chooses the machine."""
 
 
-class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a guest's memory and state come from, if not from a boot.
+class InitialState(msgspec.Struct, frozen=True, kw_only=True):
+    """The memory and state that a guest starts with.
 
     Args:
-        ram: Descriptor of the file with the guest's RAM, which QEMU inherits; None is QEMU's own memory.
-        shared: Whether the guest writes to that file; otherwise it gets a copy of each page that it writes
-            to.
-        incoming: Whether QEMU waits, stopped, for a state to be loaded, instead of booting.
+        ram: Descriptor of the file with the guest's RAM, which QEMU inherits; None: QEMU allocates the RAM.
+        shared: Whether the guest writes to that file; otherwise the pages that it writes to are copied.
+        incoming: Whether QEMU waits for a state to load, instead of booting.
     """
 
     ram: int | None = None
@@ -61,14 +60,14 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     incoming: bool = False
 
 
-BOOT = Origin()
+BOOT = InitialState()
 
 
 def check_extra(given: Options, *, qemu: str) -> None:
-    """Refuse QEMU arguments of the user that conflict with vmdebug's own, or start no guest.
+    """Check that the user's QEMU arguments do not conflict with vmdebug's own, and start a guest.
 
     Raises:
-        UsageError: the message names the argument, the hint says what to use instead.
+        UsageError: an argument is not allowed; the hint names the alternative.
     """
     for option in given.every:
         if option.name in _REFUSED:
@@ -104,9 +103,9 @@ def own(
     rundir: RunDir,
     features: Features,
     disk_format: DiskFormat | None,
-    origin: Origin = BOOT,
+    initial: InitialState = BOOT,
 ) -> tuple[str, ...]:
-    """Return the whole command line of a guest whose QEMU options are ours.
+    """Return the whole command line of a guest with vmdebug's own QEMU options.
 
     Args:
         spec: What to start.
@@ -117,7 +116,7 @@ def own(
         rundir: Where its sockets and logs are.
         features: This QEMU's features.
         disk_format: The format of `machine.disk`; None without a disk.
-        origin: Where its memory and state come from.
+        initial: The memory and state that it starts with.
     """
     given = qemuargs.parse(spec.qemu_args)
     return (
@@ -126,13 +125,13 @@ def own(
         *machine_type(arch, accel),
         *cpu(arch, accel),
         *size(arch, spec.memory or DEFAULT_MEMORY_MIB, spec.cpus or 1),
-        *memory(arch, spec.memory or DEFAULT_MEMORY_MIB, origin),
+        *memory(arch, spec.memory or DEFAULT_MEMORY_MIB, initial),
         *boot(spec.kernel, machine.initrd, spec.parameters),
         *_disk(machine, disk_format),
         *entropy(features),
         *generation(features, given),
         *harness(spec, arch=arch, rundir=rundir, features=features, given=given),
-        *incoming(origin),
+        *incoming(initial),
         *spec.qemu_args,
     )
 
@@ -140,14 +139,14 @@ def own(
 def harness(
     spec: LaunchSpec, *, arch: Arch, rundir: RunDir, features: Features, given: Options
 ) -> tuple[str, ...]:
-    """Return what vmdebug adds to every guest: console, monitors, gdbstub, debug devices, shell ports, end.
+    """Return the options that every guest gets: console, monitors, gdbstub, debug devices, shell ports.
 
     Args:
         spec: What to start.
         arch: The kernel's architecture.
         rundir: Where its sockets and logs are.
         features: This QEMU's features.
-        given: The options of the user and of a runner; their devices are not added a second time.
+        given: The options of the user and of a runner; devices in them are not added again.
     """
     return (
         *no_user_interface(),
@@ -164,9 +163,9 @@ def harness(
 
 
 def probe(*, qemu: Path, arch: Arch, accel: RealAccel, image: Path) -> tuple[str, ...]:
-    """Return the command line that boots a kernel to its first line, which QEMU writes to stdout.
+    """Return the command line that boots a kernel to its first message, with the console on stdout.
 
-    The early console shows the line before the console's driver runs, where the kernel has one.
+    With an early console, the message appears before the console's driver runs.
     """
     return (
         str(qemu),
@@ -208,15 +207,15 @@ def size(arch: Arch, memory_mib: int, cpus: int) -> tuple[str, ...]:
     return ("-m", str(memory_mib), "-smp", f"{cpus}{sockets}")
 
 
-def memory(arch: Arch, memory_mib: int, origin: Origin) -> tuple[str, ...]:
-    """Put the RAM into a file, where it is to be shared; of a shared one `x-ignore-shared` saves nothing.
+def memory(arch: Arch, memory_mib: int, initial: InitialState) -> tuple[str, ...]:
+    """Put the RAM into a file, if clones share it; with `x-ignore-shared`, a saved state omits shared RAM.
 
-    The block is called as QEMU calls its own, so that a state fits whichever way its RAM was had.
+    The memory block has the name that QEMU uses by default, so that a state can be loaded with either.
     """
-    if origin.ram is None:
+    if initial.ram is None:
         return ()
-    share = "on" if origin.shared else "off"
-    file = f"size={memory_mib}M,mem-path=/proc/self/fd/{origin.ram},share={share}"
+    share = "on" if initial.shared else "off"
+    file = f"size={memory_mib}M,mem-path=/proc/self/fd/{initial.ram},share={share}"
     return (
         "-object",
         f"memory-backend-file,id={arch.ram_id},{file}",
@@ -225,9 +224,9 @@ def memory(arch: Arch, memory_mib: int, origin: Origin) -> tuple[str, ...]:
     )
 
 
-def incoming(origin: Origin) -> tuple[str, ...]:
-    """Make QEMU wait for a state; QMP's `migrate-incoming` says where it is."""
-    return ("-S", "-incoming", "defer") if origin.incoming else ()
+def incoming(initial: InitialState) -> tuple[str, ...]:
+    """Make QEMU wait for a state, which QMP's `migrate-incoming` loads."""
+    return ("-S", "-incoming", "defer") if initial.incoming else ()
 
 
 def boot(kernel: Kernel, initrd: Path | None, parameters: Sequence[str]) -> tuple[str, ...]:
@@ -259,7 +258,7 @@ def disk(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
 
 
 def throwaway(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
-    """Attach a disk image that does not change: what the guest writes goes into an unnamed file in $TMPDIR.
+    """Attach a disk image read-only: the guest's writes go into an unnamed file in $TMPDIR.
 
     See `snapshot` of `-drive` in QEMU's manual; `-blockdev` has no such option.
     """
@@ -272,20 +271,20 @@ def throwaway(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
 
 
 def disk_format(head: bytes) -> DiskFormat:
-    """Return a disk image's format, by its first bytes.
+    """Return a disk image's format, according to its first bytes.
 
-    QEMU's own guess is not used: a guest can change that by what it writes to a raw disk.
+    Do not let QEMU guess it: a guest could then write a qcow2 header to a raw disk.
     """
     return "qcow2" if head.startswith(_QCOW2_MAGIC) else "raw"
 
 
 def entropy(features: Features) -> tuple[str, ...]:
-    """Give the guest a source of random numbers, so that no program in it waits for them."""
+    """Give the guest a source of random numbers, so that no program has to wait for them."""
     return ("-device", "virtio-rng-pci") if features.rng else ()
 
 
 def generation(features: Features, given: Options) -> tuple[str, ...]:
-    """Tell a kernel with CONFIG_VMGENID when it is a copy, so that it reseeds its random numbers.
+    """Notify a kernel with CONFIG_VMGENID when it is a clone, so that it reseeds its random numbers.
 
     See docs/specs/vmgenid.txt of QEMU: each QEMU has an id of its own, and notifies the guest after a load.
     """
@@ -299,10 +298,10 @@ def no_user_interface() -> tuple[str, ...]:
 
 
 def console(rundir: RunDir) -> tuple[str, ...]:
-    """Put the first serial port on a socket, and log all that the guest writes to it.
+    """Put the first serial port on a socket, and log the guest's output.
 
-    QEMU appends to the log: a clone's begins with its template's log, and loading a snapshot leaves a mark
-    in it.
+    QEMU appends to the log, because a clone's log begins with its template's, and `snapshot.load` writes to
+    it.
     """
     line = f"socket,id=console0,path={value(rundir.console)},server=on,wait=off"
     log = f"logfile={value(rundir.console_log)},logappend=on"
@@ -328,7 +327,7 @@ def monitors(rundir: RunDir) -> tuple[str, ...]:
 def gdbstub(rundir: RunDir, port: int | None) -> tuple[str, ...]:
     """Open the gdbstub, on a socket or on 127.0.0.1.
 
-    Never a bare `-s`: that listens on every interface, and whoever connects can run programs as the user.
+    Do not use `-s`: it listens on every interface, and any client that connects can run programs as the user.
     """
     where = f"path={value(rundir.gdb)}" if port is None else f"host=127.0.0.1,port={port}"
     return (
@@ -340,7 +339,7 @@ def gdbstub(rundir: RunDir, port: int | None) -> tuple[str, ...]:
 
 
 def debug_devices(features: Features, given: Options) -> tuple[str, ...]:
-    """Add the devices by which a kernel reports a panic and describes its memory for dumps.
+    """Add the devices with which a kernel reports a panic and describes its memory for dumps.
 
     Args:
         features: This QEMU's features.
@@ -353,7 +352,7 @@ def debug_devices(features: Features, given: Options) -> tuple[str, ...]:
 
 
 def ends(features: Features) -> tuple[str, ...]:
-    """Make a reboot end QEMU, and a panic stop the guest so that it can be examined."""
+    """End QEMU at a reboot, and pause the guest at a panic, so that it can be examined."""
     return ("-no-reboot", *(("-action", "panic=pause") if features.actions else ()))
 
 

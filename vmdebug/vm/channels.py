@@ -1,7 +1,7 @@
-"""QEMU's end of the ways into the guest: virtio-serial ports, qemu-guest-agent's port, a second UART; pure.
+"""QEMU's options for the ways into the guest: virtio-serial ports and a second UART; pure.
 
-A port has one client at a time and a command needs one for itself, so there are as many ports as commands may
-run at once. `vmdebug.channel` has the clients.
+A port serves one client at a time, and each command needs one, so the number of ports limits the number of
+commands at once. `vmdebug.channel` has the clients.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from vmdebug.vm.qemuargs import Options, value
 from vmdebug.vm.rundir import SHELL_PORTS, RunDir
 
 PORT_NAME = "org.vmdebug.shell."
-"""What the agent finds its ports by; a number follows."""
+"""Prefix of the names of the agent's ports; a number follows."""
 
 GUEST_AGENT_NAME = "org.qemu.guest_agent.0"
-"""What qemu-guest-agent finds its port by, unless it was told another one."""
+"""Default name of qemu-guest-agent's port."""
 
 _BUS = "vmdebug"
 
 _WITHOUT_ISA = ("microvm",)
-"""Machine types that a UART cannot be added to."""
+"""Machine types to which no UART can be added."""
 
 
 def devices(rundir: RunDir, *, arch: Arch, features: Features, given: Options) -> tuple[str, ...]:
-    """Return the options that give the guest its ports.
+    """Return the options for the guest's ports.
 
     Args:
         rundir: Where their sockets are.
@@ -34,7 +34,7 @@ def devices(rundir: RunDir, *, arch: Arch, features: Features, given: Options) -
     """
     words: list[str] = []
     if features.virtio_serial:
-        # Port 0 is a console's, by the virtio specification; one more is qemu-guest-agent's.
+        # The virtio specification reserves port 0 for a console; one more port is qemu-guest-agent's.
         words += ["-device", f"virtio-serial-pci,id={_BUS},max_ports={SHELL_PORTS + 2}"]
         for number, address in enumerate(rundir.shell_ports, 1):
             words += _chardev(f"shell{number}", str(address.socket))

@@ -1,7 +1,7 @@
-"""The children of this process that it leaves running: kept here until they have ended and are reaped.
+"""Keeps the children that this process leaves running, and reaps them when they have ended.
 
-A QEMU that ends before the Python that started it stays a zombie until it is waited for, and a `Popen` that
-is deleted before that writes a warning.
+A QEMU that ends before its parent stays a zombie until the parent waits for it, and Python warns about a
+`Popen` that is deleted before that.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def reap() -> None:
 
 
 def status(pid: int) -> int | None:
-    """Return a child's exit status, negative for a signal; None where it runs or is not ours."""
+    """Return a child's exit status, negative for a signal; None if it runs or is unknown."""
     reap()
     with _lock:
         return _ended.get(pid)

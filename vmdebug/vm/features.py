@@ -1,6 +1,6 @@
-"""The features of a QEMU: what its own help lists, cached until its file changes.
+"""The features of a QEMU, from its help output, cached until the binary changes.
 
-Versions are not compared: distributions remove devices and add some.
+Do not compare versions: distributions add and remove devices.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _UARTS = {"isa-serial", "pci-serial"}
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
-    """The features of a QEMU. The defaults are the minimum, for a QEMU that cannot be asked.
+    """The features of a QEMU. The defaults are the minimum, for a QEMU that cannot be run.
 
     Args:
-        version: Its version; "" where unknown.
-        pvpanic: The device by which a guest reports a panic, or "".
-        vmcoreinfo: Whether it has the device by which a guest describes its memory for dumps.
+        version: Its version; "" if unknown.
+        pvpanic: The name of its pvpanic device, with which a guest reports a panic; or "".
+        vmcoreinfo: Whether it has vmcoreinfo, with which a guest describes its memory for dumps.
         rng: Whether it has virtio-rng-pci.
         actions: Whether it has `-action panic=…`.
-        vmgenid: Whether it has the device by which a guest notices that it is a copy.
+        vmgenid: Whether it has vmgenid, which notifies a guest that it is a clone.
         virtio_serial: Whether it has virtio-serial ports on a PCI bus.
-        uarts: Its devices that give a guest another UART.
+        uarts: Its devices that are UARTs.
     """
 
     version: str = ""
@@ -74,12 +74,12 @@ def of(qemu: Path, *, deadline: Deadline) -> Features:
 
     Raises:
         HostError: it does not run.
-        DeadlineError: it did not answer.
+        DeadlineError: it took too long.
     """
     try:
         return cached(qemu, "qemu-features-3", Features, lambda: _ask(qemu, deadline))
     except OSError as error:
-        raise HostError(f"cannot look at {qemu}: {error.strerror}") from error
+        raise HostError(f"cannot read {qemu}: {error.strerror}") from error
 
 
 def _ask(qemu: Path, deadline: Deadline) -> Features:

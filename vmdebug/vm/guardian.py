@@ -1,17 +1,19 @@
-"""The guardian: a small process that ends a VM when the VM's owner has ended, by SIGKILL as well.
+"""The guardian: a small process that ends a VM when the VM's owner has ended, even by SIGKILL.
 
-It reads orders from a pipe. Each line says what to remove or which group to kill; it does that at the pipe's
-end, unless it reads `release` before. The kernel closes the owner's end of the pipe however the owner ends.
+It reads orders from a pipe. Each line names a directory to remove or a process group to kill. The guardian
+does this when the pipe is closed, unless it has read `release`. The kernel closes the owner's end of the pipe
+however the owner ends.
 
-Two more properties depend on which process has which end of a pipe open:
+Two more properties depend on the open ends of the pipes:
 
-- A started program writes `group PID` itself, before it becomes QEMU, and has the orders' writing end open
-  until then. If the owner is killed in between, the guardian still knows which group to kill.
-- Every started program inherits the writing end of a second pipe, the lifeline. Its end tells the guardian
-  that the last of them has ended, so that it never signals a pid that the kernel has reused.
+- A started program writes `group PID` itself before it executes QEMU, and keeps the writing end open until
+  then. So if the owner is killed in between, the guardian knows the group.
+- Every started program inherits the writing end of a second pipe, the lifeline. When it closes, the last of
+them
+  has ended, so the guardian never signals a pid that the kernel has reused.
 
-Every launch has a guardian; a detached VM's guardian is released once the VM runs. An owner that forks
-without exec passes its end of the pipe to the child: then the VM runs until both have ended.
+Every launch has a guardian. The guardian of a detached VM is released when the VM runs. If an owner forks
+without exec, the child has the pipe open too, and the VM runs until both have ended.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from vmdebug.deadline import Deadline
 from vmdebug.process import Child, ProcessRef
 
 END_SECONDS = 15.0
-"""Longer than the guardian takes to end a VM and remove its directory."""
+"""How long the guardian may take to end a VM and remove its directory."""
 
 _RELEASE_SECONDS = 5.0
 
-# The lifeline is descriptor 1, of all descriptors the one that a shell can name and does not need here.
+# The lifeline is descriptor 1, which the script does not need otherwise.
 _WATCH = """\
 cd /
 group=
@@ -53,7 +55,7 @@ _ANNOUNCE = 'echo "group $$" && exec "$@" >&2'
 
 
 class Guardian:
-    """A guardian; it runs from `start` to `release` or `end`."""
+    """A guardian, which runs from `start` until `release` or `end`."""
 
     def __init__(self, child: Child, ref: ProcessRef, orders: int, lifeline: int) -> None:
         self.ref = ref
@@ -63,7 +65,7 @@ class Guardian:
 
     @classmethod
     def start(cls) -> Guardian:
-        """Start a guardian, through which the VM is started.
+        """Start a guardian. Then start the VM with its `spawn`.
 
         Raises:
             HostError: there is no `sh`.
@@ -80,24 +82,24 @@ class Guardian:
             _close(*fds)
             raise
         _close(orders_read, lifeline_read)
-        # Not reaped before release or end, so its pid is still its own.
+        # It is not reaped before `release` or `end`, so its pid is not reused.
         ref = ProcessRef.of(child.pid)
         assert ref is not None  # noqa: S101 - a child that was not waited for has an entry in /proc
         return cls(child, ref, orders, lifeline)
 
     def remove(self, path: Path) -> None:
-        """Order it to remove a directory when the owner has ended."""
+        """Tell it to remove a directory when the owner has ended."""
         self._order(f"remove {path}")
 
     def spawn(
         self, argv: Sequence[str], *, env: Mapping[str, str], log: Path, pass_fds: Sequence[int] = ()
     ) -> Child:
-        """Start the VM's program in a session of its own; it ends with the owner.
+        """Start the VM's program in a session of its own; the guardian ends it with the owner.
 
         Args:
             argv: Program and arguments.
-            env: Its whole environment.
-            log: Gets its stdout and stderr.
+            env: Its complete environment.
+            log: File for its stdout and stderr.
             pass_fds: Descriptors that it inherits.
 
         Raises:
@@ -114,7 +116,7 @@ class Guardian:
             )
 
     def release(self) -> None:
-        """End the guardian without its work: the VM stays, or has ended and is cleared by others."""
+        """End the guardian, and leave the VM and its directories."""
         try:
             self._order("release")
         except BrokenPipeError:
@@ -123,10 +125,10 @@ class Guardian:
             self._leave()
 
     def end(self, deadline: Deadline) -> None:
-        """Make it end the VM and remove the directories, and wait for that.
+        """Make it end the VM and remove the directories, and wait until it has.
 
         Raises:
-            DeadlineError: it has not finished; it continues.
+            DeadlineError: it has not finished, and continues.
         """
         self._close_pipes()
         if not self.ref.wait(deadline.left("the VM to end")):

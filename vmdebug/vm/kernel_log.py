@@ -1,8 +1,8 @@
-"""The kernel's messages in guest memory, by QMP: what the console did not show.
+"""Reads the kernel's messages from guest memory with QMP, including those that the console does not show.
 
-`memsave` reads memory of a guest that runs, is stopped, or has panicked alike, and stops nothing. It uses the
-page tables of a CPU as they are: with page-table isolation, a CPU in user space has the kernel's data not
-mapped, so each CPU is tried.
+`memsave` reads the memory of a guest that runs, is stopped or has panicked, and does not stop it. It uses the
+current page tables of a CPU. With page-table isolation, a CPU in user space does not map the kernel's data,
+so all CPUs are tried.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from vmdebug.vm.qmp import Qmp
 
 _RING = "prb"
-"""The kernel's `static struct printk_ringbuffer *prb` of kernel/printk/printk.c."""
+"""Name of `static struct printk_ringbuffer *prb` in kernel/printk/printk.c."""
 
 
 class KernelLog:
-    """The messages of a VM's kernel, read bit by bit, and the trouble in them; a context manager.
+    """Reads the messages of a VM's kernel incrementally, and finds trouble in them; a context manager.
 
     Args:
         vm: The VM.
@@ -55,22 +55,22 @@ class KernelLog:
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
-        """The trouble in what has been read so far."""
+        """The trouble in the messages read so far."""
         return (*self._earlier, *self._scanner.troubles)
 
     def look(self, *, deadline: Deadline) -> str:
-        """Read what the kernel has said since the last look.
+        """Read the kernel's new messages.
 
         Args:
             deadline: When to give up.
 
         Returns:
-            QEMU's own run state: "running", "paused", "guest-panicked", "internal-error", …
+            QEMU's run state: "running", "paused", "guest-panicked", "internal-error", …
 
         Raises:
-            StateError: this kernel's messages cannot be found: it has no vmlinux, is older than 5.10, or has
-                not begun.
-            QmpError: no CPU has the kernel's data mapped.
+            StateError: the messages cannot be found: the kernel has no vmlinux, is older than 5.10, or has
+                not started.
+            QmpError: no CPU maps the kernel's data.
             GuestDiedError: QEMU has ended.
             DeadlineError: it took too long.
         """
@@ -82,7 +82,7 @@ class KernelLog:
 
     @property
     def _history(self) -> _History | None:
-        """What another guest of the same template has said; None once this one is being read."""
+        """The messages of another clone of the same template; None after this guest's were read."""
         vmlinux = self._vm.state.spec.kernel.vmlinux
         return None if vmlinux is None or self._reader is not None else _HISTORIES.get(vmlinux)
 
@@ -93,7 +93,7 @@ class KernelLog:
         self._feed(self._reader.new(memory.read, last=last))
 
     def _begin(self, memory: _Memory, *, last: bool) -> None:
-        """Read what this guest has said, less what another one of the same template has said before."""
+        """Read this guest's messages, without those that another clone of the template has in common."""
         vmlinux, reader = self._found(memory)
         self._feed(reader.new(memory.read, last=last))
         self._reader = reader
@@ -109,10 +109,10 @@ class KernelLog:
             self._scanner.feed("".join(f"{line}\n" for line in record.lines()).encode())
 
     def _found(self, memory: _Memory) -> tuple[Path, Reader]:
-        """Return the vmlinux, and a reader of the ring buffer, where KASLR has put it."""
+        """Find the ring buffer, and return the vmlinux and a reader of it."""
         kernel = self._vm.state.spec.kernel
         if kernel.vmlinux is None:
-            raise StateError(f"the messages of {self._vm.name} cannot be found: it has no vmlinux")
+            raise StateError(f"cannot find the messages of {self._vm.name}: it has no vmlinux")
         history = self._history
         if history is not None:
             reader = Reader(history.past.address, history.past)
@@ -129,10 +129,10 @@ class KernelLog:
                     return kernel.vmlinux, reader
         if not self._vm.state.spec.halt:
             _SLIDES[kernel.vmlinux] = None
-        raise StateError(f"the messages of {self._vm.name} are not where its vmlinux has them")
+        raise StateError(f"cannot find the messages of {self._vm.name} at the address in its vmlinux")
 
     def _slides(self, vmlinux: Path, facts: Debug) -> Iterator[int]:
-        """Yield where KASLR may have moved the kernel, the likely places first."""
+        """Yield the possible KASLR offsets, the likely ones first."""
         known = _SLIDES.get(vmlinux, 0)
         if known is None:
             return
@@ -144,22 +144,22 @@ class KernelLog:
 _MASK = (1 << 64) - 1
 
 _FILES = 4
-"""How many pieces of memory are read at once."""
+"""Number of pieces of memory to read at once."""
 
 _SLIDES: dict[Path, int | None] = {}
-"""By how much the last kernel of a vmlinux was moved: clones are where their template is. None: its messages
-cannot be found, so nobody looks for them again."""
+"""The last KASLR offset by vmlinux; clones have the offset of their template. None: the messages cannot be
+found, so do not search again."""
 
 
 class _History(NamedTuple):
-    """What a kernel's first guest had said when it was looked at; its clones have said most of it, too."""
+    """The messages of the first guest with a kernel; its clones have most of them in common."""
 
     past: Past
     troubles: tuple[Trouble, ...]
 
 
 _HISTORIES: dict[Path, _History] = {}
-"""By the vmlinux."""
+"""Histories by vmlinux."""
 
 
 class _Memory:
@@ -177,7 +177,7 @@ class _Memory:
         self._known: list[tuple[int, bytes]] = []
 
     def begin(self, history: _History | None) -> str:
-        """Return QEMU's run state, and read with it what will be asked for first, in one go."""
+        """Return QEMU's run state, and read the memory needed first in the same round trip."""
         places = () if history is None else history.past.places
         dumps = [
             ("memsave", self._where(0, place, size, file))
@@ -191,10 +191,10 @@ class _Memory:
         return str(state["status"])
 
     def read(self, address: int, size: int) -> bytes:
-        """Return memory as the CPU sees it that has it mapped; what `begin` has read is not read again.
+        """Return memory, as a CPU that maps it sees it; use what `begin` has read.
 
         Raises:
-            QmpError: no CPU has it mapped.
+            QmpError: no CPU maps it.
         """
         if not size:
             return b""
@@ -202,7 +202,9 @@ class _Memory:
             place, data = each
             if place <= address and address + size <= place + len(data):
                 if place == address and len(data) == size:
-                    self._known.remove(each)  # the ring's head, which is asked for again to see it move
+                    self._known.remove(
+                        each
+                    )  # the ring's head, which is read again later to see whether it has moved
                 return data[address - place :][:size]
         first = self._cpu
         try:
@@ -218,7 +220,7 @@ class _Memory:
 
     @staticmethod
     def _where(cpu: int, address: int, size: int, file: int) -> dict[str, object]:
-        # QAPI has a signed number there.
+        # QAPI's type is a signed number.
         signed = address - (1 << 64) if address >> 63 else address
         return {"val": signed, "size": size, "filename": memfd.path(file), "cpu-index": cpu}
 
@@ -226,5 +228,5 @@ class _Memory:
         self._qmp.execute("memsave", self._where(cpu, address, size, self._files[0]))
         data = os.pread(self._files[0], size, 0)
         if len(data) != size:
-            raise QmpError(f"QEMU wrote {len(data)} bytes of guest memory, and {size} were asked for")
+            raise QmpError(f"QEMU wrote {len(data)} of {size} bytes of guest memory")
         return data

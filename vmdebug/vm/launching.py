@@ -1,4 +1,4 @@
-"""Starts a VM: a spec becomes a QEMU that answers, or an error and nothing is left."""
+"""Starts a VM from a spec. If that fails, nothing of it remains."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import Child, ProcessRef
 from vmdebug.progress import Report, Step, silent
 from vmdebug.spelling import option
-from vmdebug.vm import argv, children, claims, planning, rundir, state
-from vmdebug.vm.argv import BOOT, Origin
+from vmdebug.vm import argv, children, directory_use, planning, rundir, state
+from vmdebug.vm.argv import BOOT, InitialState
 from vmdebug.vm.guardian import END_SECONDS, Guardian
 from vmdebug.vm.machine import Vm
-from vmdebug.vm.planning import Means, Plan
+from vmdebug.vm.planning import Plan, Resources
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
 
@@ -32,41 +32,41 @@ if TYPE_CHECKING:
 ANSWER = "QEMU to answer on QMP"
 
 _PAUSE = 0.004
-"""The longest pause between two tries to connect: QEMU takes some 50 ms to listen."""
+"""The longest pause between two attempts to connect; QEMU takes about 50 ms until it listens."""
 
 _PORT_TAKEN = "Address already in use"
 
 _HINTS = (
-    (r"Failed to get .* lock", "another VM uses that disk: end it, or give this one a copy"),
-    (r"No space left on device", "free some space where the run directory or the disk is"),
-    (r"Could not access KVM|failed to initialize kvm", "emulate: {accel}; `vmdebug doctor` looks at KVM"),
-    (r"host forwarding rule", "another program has that port, or another VM: forward another one"),
-    (r"CPU model 'host' requires", "give QEMU another CPU: -- -cpu max"),
+    (r"Failed to get .* lock", "another VM uses that disk: end that VM, or use a copy of the disk"),
+    (r"No space left on device", "free some space on the file system of the run directory or the disk"),
+    (r"Could not access KVM|failed to initialize kvm", "use TCG: {accel}; `vmdebug doctor` checks KVM"),
+    (r"host forwarding rule", "another program or VM uses that port: forward another port"),
+    (r"CPU model 'host' requires", "choose another CPU model: -- -cpu max"),
     (
         r"at most one \w+ device is permitted",
-        "vmdebug adds that device, and does not read the files of -readconfig: take it out of that file",
+        "vmdebug adds that device: remove it from the file of -readconfig, which vmdebug does not read",
     ),
     (r"annot set up guest memory|annot allocate memory", "give the guest less: {memory}"),
 )
-"""Messages in QEMU's log, and what to do about each."""
+"""Messages in QEMU's log, with hints."""
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """How a VM starts, if not by a boot of its own.
+    """How a VM starts, if it does not boot.
 
     Args:
-        origin: Where its memory and state come from.
+        initial: The memory and state that it starts with.
         fds: Descriptors that QEMU inherits.
         log: The first bytes of its console's log.
-        means: What the host has for its spec, where that is known already.
-        clone_of: The VM that it is cloned from, or "".
-        prewarmed: Whether it is made before it is needed: see `vmdebug.vm.clones.prewarmed`.
+        resources: The host's resources for its spec; None: find them.
+        clone_of: The VM that it is a clone of, or "".
+        prewarmed: Whether it is prewarmed; see `vmdebug.vm.clones.prewarmed`.
     """
 
-    origin: Origin = BOOT
+    initial: InitialState = BOOT
     fds: tuple[int, ...] = ()
     log: bytes = b""
-    means: Means | None = None
+    resources: Resources | None = None
     clone_of: str = ""
     prewarmed: bool = False
 
@@ -101,7 +101,7 @@ def launch(
         report: Called with each step that takes long.
         timeout: Seconds until QEMU has to answer.
         exact_name: Whether the name must not change; otherwise -2, -3, … is added to one that is taken.
-        start: How it starts, if not by a boot of its own.
+        start: How it starts, if it does not boot.
 
     Raises:
         UsageError: the spec is wrong, or its name or port is taken.
@@ -110,10 +110,10 @@ def launch(
         DeadlineError: QEMU does not answer. In all these cases nothing is left.
     """
     deadline = Deadline.after(timeout)
-    found = start.means or planning.means(spec, report=report, deadline=deadline)
+    found = start.resources or planning.resources(spec, report=report, deadline=deadline)
     guardian = Guardian.start()
     try:
-        directory = claims.claim(
+        directory = directory_use.reserve(
             spec.name,
             exact=exact_name,
             guardian=guardian.ref,
@@ -126,7 +126,7 @@ def launch(
             guardian.remove(directory.scratch)
         named = msgspec.structs.replace(spec, name=directory.name)
         report(Step("starting QEMU", note=directory.name))
-        how = planning.build(named, found, directory, origin=start.origin)
+        how = planning.build(named, found, directory, initial=start.initial)
         if start.log:
             _begin_log(directory, start.log)
         attempt = _start(named, how, directory, guardian, start.fds)
@@ -134,7 +134,7 @@ def launch(
         started = msgspec.structs.replace(settled, clone_of=start.clone_of)
         state.write(directory.state, started)
     except BaseException:
-        # The guardian kills and removes all that was made so far.
+        # The guardian kills the processes and removes the directories.
         guardian.end(Deadline.after(END_SECONDS))
         children.reap()
         rundir.tidy()
@@ -164,7 +164,7 @@ def _start(
 
 
 def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
-    """Wait until QEMU answers, and return what it is."""
+    """Wait until QEMU answers, and return its state."""
     gdb, how = str(attempt.rundir.gdb), attempt.plan
     with _connected(attempt, deadline) as qmp:
         if attempt.spec.tcp is not None:
@@ -174,7 +174,7 @@ def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
     try:
         qemu = ProcessRef.of(int(attempt.rundir.pidfile.read_text()))
     except (OSError, ValueError):
-        qemu = None  # QEMU has removed its pidfile: it ended right after it had answered
+        qemu = None  # QEMU has removed its pidfile, because it ended just after its answer
     if qemu is None:
         raise _failure(attempt)
     return State(
@@ -210,7 +210,7 @@ def _connected(attempt: _Attempt, deadline: Deadline) -> Iterator[Qmp]:
                         qmp.connect(attempt.rundir.control, process=attempt.leader, deadline=deadline)
                     )
                     break
-                # QEMU makes the socket once it has read its options. A QEMU that ends is noticed at once.
+                # QEMU makes the socket after it has read its options; this wait returns at once if it ends.
                 if attempt.leader.wait(pause):
                     raise _failure(attempt)
             yield found
@@ -235,7 +235,7 @@ def _port(qmp: Qmp) -> int:
 
 
 def _as_decided(how: Plan, qmp: Qmp) -> Plan:
-    """Return the plan with the accelerator that a runner's QEMU uses: its script may choose one itself."""
+    """Return the plan with the accelerator that a runner's QEMU uses, which the script may have chosen."""
     real: argv.RealAccel = "kvm" if qmp.execute("query-kvm")["enabled"] else "tcg"
     if real == how.accel:
         return how
@@ -244,14 +244,14 @@ def _as_decided(how: Plan, qmp: Qmp) -> Plan:
 
 def _failure(attempt: _Attempt) -> VmdebugError:
     """Return the error for a QEMU that ended before it answered."""
-    attempt.child.wait()  # it has ended: this reaps it
+    attempt.child.wait()  # it has ended; reap it
     log = _log(attempt)
     port = attempt.spec.tcp
     if port and _PORT_TAKEN in log:
         return UsageError(
             f"port {port} on 127.0.0.1 is taken",
-            hint=f"choose another one, or a free one: {option('tcp', 0)};"
-            f" who has it: ss -ltnp 'sport = :{port}'",
+            hint=f"choose another port, or any free one: {option('tcp', 0)};"
+            f" to see which process uses it: ss -ltnp 'sport = :{port}'",
             detail=_evidence(attempt),
         )
     status = attempt.child.returncode

@@ -1,4 +1,4 @@
-"""A VM that was started: its status, QMP, snapshots, and how it ends."""
+"""A started VM: its status, QMP, snapshots, commands and end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vmdebug.channel.found import Found
 from vmdebug.channel.log import death
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError
-from vmdebug.vm import children, claims, state
+from vmdebug.vm import children, directory_use, state
 from vmdebug.vm.guardian import Guardian
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from vmdebug.vm.snapshot import Snapshot
 
 Status = Literal["halted", "running", "paused", "panicked", "failed", "exited"]
-"""halted: stopped at the reset vector. paused: stopped elsewhere, by GDB or QEMU. failed: QEMU cannot run the
-guest any more, as where KVM fails. exited: QEMU has ended."""
+"""halted: stopped at the reset vector. paused: stopped elsewhere, by GDB or QEMU. failed: QEMU cannot
+continue the guest, for example because KVM has failed. exited: QEMU has ended."""
 
 EndedBy = Literal["gone", "quit", "SIGTERM", "SIGKILL"]
-"""What ended a VM. "gone": it had ended before; "quit": QMP's command."""
+"""How a VM was ended. "gone": it had already ended; "quit": by the QMP command."""
 
 QMP_SECONDS = 10.0
 """How long a short QMP command may take, the wait for other commands included."""
@@ -41,17 +41,17 @@ SNAPSHOT_SECONDS = 60.0
 """How long one snapshot may take; 0.1 s is usual for 256 MB."""
 
 QUIT_SECONDS = 5.0
-"""How long QEMU may take over each ended_by of its end before the next, harder one."""
+"""How long QEMU may take to end by `quit`, and then by SIGTERM."""
 
 _RESUME = {
-    "halted": "let it go: vmdebug attach {name} --batch; in a script: session.gdb.cont(wait=False)",
-    "paused": "continue or quit the GDB that holds it; if none does: vmdebug attach {name} --batch",
+    "halted": "set it running: vmdebug attach {name} --batch; in a script: session.gdb.cont(wait=False)",
+    "paused": "continue or quit the GDB that is attached; if none is: vmdebug attach {name} --batch",
 }
-"""How a guest that does not run is set running, by its status."""
+"""How to set a guest running, by its status."""
 
 _DEATHS: dict[str, str] = {
     "panicked": "the kernel panicked",
-    "failed": "QEMU cannot run it any more: its state is internal-error",
+    "failed": "QEMU cannot continue it: its state is internal-error",
     "exited": "QEMU has ended",
 }
 """How a guest died, by its status."""
@@ -70,9 +70,9 @@ class Vm:
 
     Args:
         rundir: Its run directory.
-        state: What was started, and how.
+        state: Its recorded state.
         guardian: Its guardian, if this process is its owner.
-        ended: Its last status, if its directory is removed already.
+        ended: Its last status, if its directory is already removed.
     """
 
     def __init__(
@@ -123,16 +123,16 @@ class Vm:
         except GuestDiedError:
             return self._end_status()
         status = _RUNSTATES.get(runstate, "paused")
-        # A kernel without a pvpanic driver reports its panic on the console only, and then loops. GDB
-        # may have stopped it there, or before the driver was called.
-        told = status in ("running", "paused") and death.panicked(self.rundir.console_log)
-        return "panicked" if told else status
+        # A kernel without a pvpanic driver reports its panic only on the console, and then loops. With a
+        # driver, GDB # may have stopped the guest before the driver was called.
+        in_log = status in ("running", "paused") and death.panicked(self.rundir.console_log)
+        return "panicked" if in_log else status
 
     def facts(self, status: Status | None = None) -> dict[str, Any]:
         """Return the object of `status --json`.
 
         Args:
-            status: Its status, if that is known; otherwise QEMU is asked.
+            status: Its status, if the caller knows it; None: ask QEMU.
 
         Raises:
             DeadlineError: QEMU does not answer.
@@ -163,17 +163,17 @@ class Vm:
         }
 
     def qmp(self, command: str, /, *, timeout: float = QMP_SECONDS, **arguments: object) -> Any:
-        """Execute a QMP command and return what it returns.
+        """Execute a QMP command and return its result.
 
         Args:
             command: Its name in the QMP reference.
-            timeout: Seconds until the answer has to be there, the wait for other commands included.
-            **arguments: Its arguments; `**{"node-name": …}` where they have dashes.
+            timeout: Seconds to wait for the result, including the wait for other commands.
+            **arguments: Its arguments; write those with dashes as `**{"node-name": …}`.
 
         Raises:
             QmpError: QEMU refused it.
             GuestDiedError: QEMU has ended.
-            DeadlineError: no answer came, or other commands kept QEMU busy.
+            DeadlineError: QEMU did not answer, or other commands kept it busy.
         """
         with self.connected(timeout=timeout) as qmp:
             return qmp.execute(command, arguments or None)
@@ -182,11 +182,11 @@ class Vm:
     def connected(self, *, timeout: float = QMP_SECONDS) -> Iterator[Qmp]:
         """Hold vmdebug's QMP connection for several commands and the events that they cause.
 
-        Other commands of vmdebug to this VM wait meanwhile, in this process and in others: keep it short.
-        A program that stays connected has a socket of its own, `facts()["qmp"]`.
+        Meanwhile other commands of vmdebug to this VM wait, in this process and in others, so keep the block
+        short. A program that stays connected can use the socket `facts()["qmp"]`.
 
         Args:
-            timeout: Seconds for all of it, the wait for other commands included.
+            timeout: Seconds for the whole block, including the wait for other commands.
 
         Raises:
             GuestDiedError: QEMU has ended.
@@ -206,14 +206,14 @@ class Vm:
             raise GuestDiedError(f"QEMU of {self.name} has ended", hint="start it again") from error
 
     def console(self) -> Console:
-        """Return the serial line's client, to be entered by `with`."""
-        from vmdebug.channel.serial.console import Console  # noqa: PLC0415 - so that pexpect is imported where it is used
+        """Return a client of the serial line; enter it with `with`."""
+        from vmdebug.channel.serial.console import Console  # noqa: PLC0415 - imports pexpect only when needed
 
         return Console(self.rundir.console, self.rundir.console_lock, self.rundir.console_log)
 
     @property
     def shell(self) -> GuestShell:
-        """The guest's shell, by the best way into it."""
+        """The guest's shell, through the best way into the guest."""
         if self._shell is None:
             from vmdebug.channel.guest_shell import GuestShell  # noqa: PLC0415 - `status` needs none
 
@@ -221,13 +221,13 @@ class Vm:
         return self._shell
 
     def check_running(self, call: str = "exec") -> None:
-        """Raise where the guest does not run.
+        """Raise if the guest does not run.
 
         Args:
-            call: What needs it, for the error.
+            call: The call that needs it, for the error.
 
         Raises:
-            StateError: it does not; the hint says how it is set running.
+            StateError: the guest does not run; the hint says how to set it running.
         """
         status = self.status()
         if status != "running":
@@ -237,35 +237,38 @@ class Vm:
             )
 
     def check_alive(self, call: str) -> None:
-        """Raise where the guest has died.
+        """Raise if the guest has died.
 
         Args:
-            call: What needs it, for the error.
+            call: The call that needs it, for the error.
 
         Raises:
-            StateError: it has.
+            StateError: the guest has died.
         """
         if cause := self.cause_of_death():
             raise StateError(
-                f"{call} needs a guest that lives, and {self.name} does not: {cause}",
-                hint=f"its last words: vmdebug dmesg {self.name}; a new start: vmdebug restart {self.name}",
+                f"{call} needs a live guest, and {self.name} has died: {cause}",
+                hint=f"print its log: vmdebug dmesg {self.name}; start it again: vmdebug restart {self.name}",
             )
 
     def cause_of_death(self) -> str:
-        """Return how the guest died; "" while it lives, or QEMU does not say."""
+        """Return how the guest died; "" if it lives, or QEMU does not answer."""
         try:
             return _DEATHS.get(self.status(), "")
         except DeadlineError:
             return ""
 
     def snapshot(self, tag: str, *, timeout: float = SNAPSHOT_SECONDS) -> None:
-        """Take a snapshot; a running guest continues after it, a stopped one stays stopped.
+        """Take a snapshot. Afterwards a running guest continues, and a stopped one stays stopped.
 
         Args:
-            tag: What it is called.
-            timeout: Seconds until it has to be taken. What is raised: `vmdebug.vm.snapshot.save`.
+            tag: The snapshot's name.
+            timeout: Seconds to wait.
+
+        Raises:
+            VmdebugError: see `vmdebug.vm.snapshot.save`.
         """
-        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
+        from vmdebug.vm import snapshot  # noqa: PLC0415 - only imported when needed
 
         with self.connected(timeout=timeout) as qmp:
             snapshot.save(qmp, tag, vm=self.name)
@@ -274,11 +277,14 @@ class Vm:
         """Load a snapshot. While a GDB is attached use `DebugSession.restore`.
 
         Args:
-            tag: Which one.
-            run: Whether a guest that has panicked since is set running.
-            timeout: Seconds until it has to be loaded. What is raised: `vmdebug.vm.snapshot.load`.
+            tag: The snapshot's name.
+            run: Whether to set the guest running if it has panicked since.
+            timeout: Seconds to wait.
+
+        Raises:
+            VmdebugError: see `vmdebug.vm.snapshot.load`.
         """
-        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
+        from vmdebug.vm import snapshot  # noqa: PLC0415 - only imported when needed
 
         with self.connected(timeout=timeout) as qmp:
             snapshot.load(qmp, tag, vm=self.name, console_log=self.rundir.console_log, run=run)
@@ -287,12 +293,12 @@ class Vm:
         """Return the VM's snapshots, oldest first.
 
         Args:
-            timeout: Seconds until QEMU has to answer.
+            timeout: Seconds to wait for QEMU's answer.
 
         Raises:
             GuestDiedError: QEMU has ended.
         """
-        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
+        from vmdebug.vm import snapshot  # noqa: PLC0415 - only imported when needed
 
         with self.connected(timeout=timeout) as qmp:
             return snapshot.every(qmp)
@@ -301,10 +307,13 @@ class Vm:
         """Delete a snapshot.
 
         Args:
-            tag: Which one.
-            timeout: Seconds until it has to be gone. What is raised: `vmdebug.vm.snapshot.delete`.
+            tag: The snapshot's name.
+            timeout: Seconds to wait.
+
+        Raises:
+            VmdebugError: see `vmdebug.vm.snapshot.delete`.
         """
-        from vmdebug.vm import snapshot  # noqa: PLC0415 - where it is used
+        from vmdebug.vm import snapshot  # noqa: PLC0415 - only imported when needed
 
         with self.connected(timeout=timeout) as qmp:
             snapshot.delete(qmp, tag, vm=self.name)
@@ -318,7 +327,7 @@ class Vm:
         self.qmp("stop")
 
     def resume(self) -> None:
-        """Set the guest running. Do not use it while a GDB is attached: GDB would lose packets.
+        """Set the guest running. Do not call it while a GDB is attached: GDB would lose packets.
 
         Raises:
             GuestDiedError: QEMU has ended.
@@ -332,7 +341,7 @@ class Vm:
             timeout: Seconds to wait.
 
         Raises:
-            DeadlineError: it still runs.
+            DeadlineError: QEMU still runs.
         """
         if not self.state.qemu.wait(timeout):
             raise Deadline.after(timeout).error(f"QEMU of {self.name} to end")
@@ -346,28 +355,28 @@ class Vm:
         timeout: float = 60.0,
         check: bool = False,
     ) -> ExecResult:
-        """Run a command in the shell of the guest, which has to run.
+        """Run a command in the shell of the guest, which must be running.
 
         Args:
-            command: A line for its shell, or an argv.
-            stdin: Its standard input; None: it has none.
-            timeout: Seconds for all of it, the boot included when the guest still boots.
-            check: Whether an exit status other than 0 is an error.
+            command: A line for the shell, or an argv.
+            stdin: Its standard input; None: /dev/null.
+            timeout: Seconds to wait, including the rest of a boot.
+            check: Whether to raise if the exit status is not 0.
 
         Raises:
-            StateError: GDB holds the guest stopped; or the serial line is the only way to its shell, and
-                somebody else has that.
+            StateError: GDB has stopped the guest; or the serial line is the only way into the guest, and
+                another client uses it.
             VmError: the command failed and `check` is set.
             GuestDiedError: the guest panicked or exited.
             DeadlineError: the guest's shell or the command took too long.
         """
-        from vmdebug.channel.shell import Streams, input_of  # noqa: PLC0415 - where it is used
+        from vmdebug.channel.shell import Streams, input_of  # noqa: PLC0415 - only imported when needed
 
         streams = Streams(stdin=input_of(stdin))
         return self.shell.run(command, streams=streams, deadline=Deadline.after(timeout), check=check)
 
     def keep(self) -> None:
-        """Make it outlive this process, as a VM of `vmdebug start` does.
+        """Keep the VM after this process ends, like a VM of `vmdebug start`.
 
         Raises:
             HostError: its directory cannot be written.
@@ -375,39 +384,39 @@ class Vm:
         if self._guardian is None:
             return
         kept = msgspec.structs.replace(self.state, owner=None)
-        # The state comes first: if this process is killed in between, the guardian ends the VM.
+        # Write the state first: if this process is killed in between, the guardian ends the VM.
         state.write(self.rundir.state, kept)
         self.state = kept
         self._guardian.release()
         self._guardian = None
 
     def stop(self, *, force: bool = False, timeout: float = 4 * QUIT_SECONDS) -> EndedBy:
-        """End it and remove its directory.
+        """End the VM and remove its directory.
 
         Args:
             force: Whether to send SIGKILL at once.
-            timeout: Seconds that QEMU has to end by itself or by SIGTERM; then it gets SIGKILL.
+            timeout: Seconds to wait for QEMU to end by `quit` or SIGTERM, before SIGKILL.
 
         Returns:
-            What ended it.
+            How it was ended.
 
         Raises:
-            HostError: it does not end on SIGKILL, or its directory cannot be removed.
+            HostError: it does not end after SIGKILL, or its directory cannot be removed.
         """
         ended_by = self._end(force=force, deadline=Deadline.after(timeout))
-        claims.kill(self.state.qemu, self.state.leader)
+        directory_use.kill(self.state.qemu, self.state.leader)
         if self._shell is not None:
             self._shell.close()
         if self._guardian is not None:
             self._guardian.release()
             self._guardian = None
         self._ended = self._ended or self._end_status()
-        claims.discard(self.rundir, self.state)
+        directory_use.discard(self.rundir, self.state)
         children.reap()
         return ended_by
 
     def _end(self, *, force: bool, deadline: Deadline) -> EndedBy:
-        """End QEMU by `quit`, then by SIGTERM; return "SIGKILL" if only that is left."""
+        """End QEMU by `quit`, then by SIGTERM; return "SIGKILL" if neither ends it."""
         qemu = self.state.qemu
         if not qemu.alive():
             return "gone"

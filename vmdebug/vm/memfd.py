@@ -1,8 +1,8 @@
-"""Unnamed files, for memory and states: the kernel frees them with the last process that uses them.
+"""Unnamed files for memory and states, which the kernel frees with the last process that uses them.
 
-They are memory by memfd_create(2), or O_TMPFILE files of open(2). A process keeps one by a descriptor or a
-mapping, and another process of the same user opens it through /proc/PID/fd. Nothing has to be removed, even
-when a process is killed.
+They are made by memfd_create(2), or by open(2) with O_TMPFILE. A descriptor or a mapping keeps a file;
+another process of the same user opens it through /proc/PID/fd. No file is left behind, even if a process is
+killed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vmdebug.errors import HostError
 from vmdebug.process import ProcessRef
 
 MARGIN_MIB = 64
-"""MiB that have to be free beside the memory itself, for QEMU and the rest of the machine."""
+"""MiB that must stay free, for QEMU and the rest of the machine."""
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -35,7 +35,7 @@ class SharedFile(msgspec.Struct, frozen=True):
     Args:
         holder: The process that has it open.
         fd: The descriptor there.
-        inode: Its number, which tells it apart from a later file under the same descriptor.
+        inode: Its inode number, which differs from that of a later file with the same descriptor.
     """
 
     holder: ProcessRef
@@ -44,11 +44,11 @@ class SharedFile(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, fd: int) -> SharedFile:
-        """Return how others open a file of this process."""
+        """Return how other processes open a file of this process."""
         return cls(ProcessRef.me(), fd, os.fstat(fd).st_ino)
 
     def open(self) -> int | None:
-        """Return a descriptor of this process; None where the holder has closed the file."""
+        """Open the file, and return its descriptor; None if the holder has closed it."""
         if not self.holder.alive():
             return None
         try:
@@ -62,7 +62,7 @@ class SharedFile(msgspec.Struct, frozen=True):
 
 
 def path(fd: int) -> str:
-    """Return a path by which another program opens a file of this process."""
+    """Return a path with which another program can open a file of this process."""
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 
@@ -71,8 +71,7 @@ def create(name: str, directory: Path | None = None) -> int:
 
     Args:
         name: Shown in /proc/PID/maps.
-        directory: The file system for it; None is shared memory, which unlike /dev/shm has no limit of its
-            own.
+        directory: A directory of the file system to use; None: memory, without the size limit of /dev/shm.
 
     Raises:
         HostError: the directory cannot have unnamed files; see O_TMPFILE in open(2).
@@ -89,11 +88,11 @@ def create(name: str, directory: Path | None = None) -> int:
 
 
 def shortage(mib: int, directory: Path | None = None) -> str:
-    """Return why there is no room for an amount of memory; "" where there is room.
+    """Return why there is not enough space for an amount of memory; "" if there is.
 
     Args:
-        mib: The most that may be needed, in MiB.
-        directory: Where; None is shared memory.
+        mib: The largest amount needed, in MiB.
+        directory: The directory to use; None: memory.
 
     Raises:
         HostError: the directory does not exist.
@@ -122,7 +121,7 @@ def _free_space(directory: Path) -> int | None:
         raise HostError(
             f"cannot keep a guest's memory in {directory}: {error.strerror}", hint="name another directory"
         ) from error
-    # A file system that does not count blocks has 0 of them.
+    # Some file systems do not count blocks, and report 0.
     return free.f_bavail * free.f_frsize // _MIB if free.f_blocks else None
 
 
@@ -144,22 +143,22 @@ def read(fd: int) -> bytes:
 
 
 def closed_by(stack: contextlib.ExitStack, fd: int) -> int:
-    """Return a descriptor after making a stack close it."""
+    """Register a descriptor to be closed by a stack, and return it."""
     stack.callback(os.close, fd)
     return fd
 
 
 @contextlib.contextmanager
 def piped(fd: int) -> Iterator[int]:
-    """Yield the reading end of a pipe through which a file's content goes, once; closed after the block.
+    """Yield the reading end of a pipe, into which a thread writes a file's content once.
 
-    A program that reads a stream takes a pipe without starting `cat`.
+    QEMU can read a migration stream from a pipe, without a `cat` process.
 
     Args:
         fd: The file's descriptor; its offset does not change.
     """
     reading, writing = os.pipe()
-    # It has a descriptor of its own, and ends with the last reader: nobody has to wait for it.
+    # The thread has a descriptor of its own, and ends when the reading end is closed.
     copying = threading.Thread(target=_copy, args=(os.dup(fd), writing), name="vmdebug-pipe", daemon=True)
     copying.start()
     try:

@@ -1,4 +1,4 @@
-"""Plans a launch: what the host has for a spec, and the command that follows; makes nothing."""
+"""Plans a launch: finds QEMU, its features and the accelerator, and builds the command; starts nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vmdebug.guest import LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.progress import Report, silent
 from vmdebug.vm import accel, argv, features, qemuargs, rundir, runner
 from vmdebug.vm.accel import Choice, Subject
-from vmdebug.vm.argv import BOOT, DiskFormat, Origin, RealAccel
+from vmdebug.vm.argv import BOOT, DiskFormat, InitialState, RealAccel
 from vmdebug.vm.features import Features
 from vmdebug.vm.rundir import RunDir
 
@@ -42,11 +42,11 @@ class Plan(msgspec.Struct, frozen=True):
         return process.shell_line(self.argv, self.env)
 
 
-class Means(msgspec.Struct, frozen=True):
-    """What the host has for a spec.
+class Resources(msgspec.Struct, frozen=True):
+    """The host's resources for a spec.
 
     Args:
-        qemu: The emulator; for a runner that names none, the one on PATH, which it may not use.
+        qemu: The emulator. For a runner that names none, the one on PATH; the runner may use another one.
         arch: The kernel's architecture.
         choice: The accelerator.
         features: The emulator's features.
@@ -78,11 +78,11 @@ def plan(spec: LaunchSpec, *, report: Report = silent, timeout: float = LAUNCH_S
     rundir.check_name(spec.name)
     directory = RunDir(rundir.runtime() / spec.name)
     directory.check()
-    return build(spec, means(spec, report=report, deadline=Deadline.after(timeout)), directory)
+    return build(spec, resources(spec, report=report, deadline=Deadline.after(timeout)), directory)
 
 
-def means(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Means:
-    """Return what the host has for a spec.
+def resources(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Resources:
+    """Return the host's resources for a spec.
 
     Raises:
         UsageError: the spec is wrong.
@@ -98,25 +98,25 @@ def means(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Means:
     qemu = named if named and known else process.find(arch.qemu, package=arch.qemu_package)
     subject = Subject(qemu, arch, spec.kernel.image)
     own = isinstance(spec.machine, OwnMachine)
-    return Means(
+    return Resources(
         qemu=qemu,
         arch=arch,
         choice=accel.choose(spec.accel, subject, report=report, deadline=deadline),
-        # A runner's QEMU that cannot be asked gets the minimum.
+        # Assume the minimum for a runner's QEMU that is not known.
         features=features.of(qemu, deadline=deadline) if own or known else Features(),
         script=script,
         disk_format=_disk_format(spec.machine),
     )
 
 
-def build(spec: LaunchSpec, found: Means, directory: RunDir, *, origin: Origin = BOOT) -> Plan:
-    """Return the plan for a run directory, which need not exist.
+def build(spec: LaunchSpec, found: Resources, directory: RunDir, *, initial: InitialState = BOOT) -> Plan:
+    """Return the plan for a run directory, which does not have to exist.
 
     Args:
         spec: What to start.
-        found: What the host has for it.
-        directory: Where its sockets and logs will be.
-        origin: Where its memory and state come from; a runner always boots.
+        found: The host's resources.
+        directory: The directory for its sockets and logs.
+        initial: The memory and state that it starts with; a runner always boots.
     """
     chosen = found.choice
     match spec.machine:
@@ -130,7 +130,7 @@ def build(spec: LaunchSpec, found: Means, directory: RunDir, *, origin: Origin =
                 rundir=directory,
                 features=found.features,
                 disk_format=found.disk_format,
-                origin=origin,
+                initial=initial,
             )
             return Plan(command, {}, chosen.accel, chosen.reason)
         case RunnerMachine() as machine:

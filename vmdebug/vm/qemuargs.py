@@ -1,17 +1,17 @@
-"""Reads QEMU's command-line arguments as QEMU does; all pure.
+"""Parses QEMU's command-line arguments as QEMU does; pure.
 
-The user's arguments (`-- ARGS`, `qemu_args`) and those of a NixOS runner script become frozen values here.
-All other modules ask these values, and never search the words.
+This module parses the user's arguments (`-- ARGS`, `qemu_args`) and those of a NixOS runner script into
+frozen values. Other modules use these values, and never search the words.
 
-Rests on `lookup_opt` of QEMU's softmmu/vl.c (system/vl.c since 8.2), util/qemu-option.c and util/keyval.c:
+See `lookup_opt` of QEMU's softmmu/vl.c (system/vl.c since 8.2), util/qemu-option.c and util/keyval.c:
 
-- An option begins with one dash or two. Its name has to match exactly, so QEMU has no `-name=argument`.
+- An option begins with one dash or two. Its name must match exactly, so there is no `-name=argument`.
 - A word without a dash, where an option is expected, is a disk image, as if by `-hda`.
-- A list is `key=value,key=value`. A comma inside a value is written twice. The first value of some options
-  needs no key. A key without a value is a flag: `readonly` is `readonly=on`, `noacpi` is `acpi=off`.
-- An argument that begins with `{` is JSON. Its nested members are read as dotted keys: `file.filename`.
+- A list is `key=value,key=value`. A comma within a value is doubled. The first value of some options needs no
+  key. A key without a value is a flag: `readonly` is `readonly=on`, `noacpi` is `acpi=off`.
+- An argument that begins with `{` is JSON. Nested members become dotted keys: `file.filename`.
 
-The files of `-readconfig` are not read; see `unread`.
+Files of `-readconfig` are not read; see `unread`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _FIRST_KEY = {
     "tpmdev": "type",
     "virtfs": "fsdriver",
 }
-"""The key that the first value of an option's list has where none is written."""
+"""The key of the first value of an option's list, if it has none."""
 
 _JSON = frozenset({"audiodev", "blockdev", "compat", "device", "display", "netdev", "object"})
 """Options whose argument may be a JSON object."""
@@ -65,14 +65,14 @@ _LISTED = frozenset(
     overcommit rtc smp tpmdev trace vga
     """.split()  # noqa: SIM905 - a list of words
 )
-"""Options whose argument may ask for a list of what there is: `-device help`, `-nic model=help`."""
+"""Options that print a list if the argument contains `help`: `-device help`, `-nic model=help`."""
 
 _PRINTS = frozenset({"h", "help", "version", "audio-help"})
 
 _HELP = frozenset({"help", "?"})
 
 _DISKS = frozenset("blockdev drive fda fdb hda hdb hdc hdd mtdblock pflash sd".split())  # noqa: SIM905 - a list of words
-"""Options that give the guest an image that it may write to."""
+"""Options that attach a disk image, which the guest may write to."""
 
 _FILES = frozenset({"readconfig"})
 """Options that name a file with more options."""
@@ -82,9 +82,9 @@ class Option(msgspec.Struct, frozen=True):
     """One option of a QEMU command line.
 
     Args:
-        word: The option as it was written: "--device"; of a bare disk image its path.
+        word: The option as it was written: "--device"; or the path of a bare disk image.
         name: Its name without dashes; "hda" for a bare disk image.
-        argument: The word after it, as it was written; None where the option takes none, or it is missing.
+        argument: The word after it; None if the option takes none, or it is missing.
     """
 
     word: str
@@ -93,7 +93,7 @@ class Option(msgspec.Struct, frozen=True):
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """The argument as keys and values; a later value of a key replaces an earlier one."""
+        """The keys and values of the argument. If a key occurs twice, the later value counts."""
         if self.argument is None:
             return {}
         if self.name in _JSON and self.argument.startswith("{"):
@@ -102,7 +102,7 @@ class Option(msgspec.Struct, frozen=True):
 
     @property
     def prints(self) -> bool:
-        """Whether QEMU prints something and ends instead of starting a guest: `-version`, `-device help`."""
+        """Whether QEMU only prints information, without starting a guest: `-version`, `-device help`."""
         if self.name in _PRINTS:
             return True
         if self.name not in _LISTED or self.argument is None or self.argument.startswith("{"):
@@ -112,16 +112,16 @@ class Option(msgspec.Struct, frozen=True):
 
 
 class Options(msgspec.Struct, frozen=True):
-    """The options of a command line, in their order."""
+    """The options of a command line, in order."""
 
     every: tuple[Option, ...] = ()
 
     def named(self, *names: str) -> tuple[Option, ...]:
-        """Return the options of these names."""
+        """Return the options with these names."""
         return tuple(option for option in self.every if option.name in names)
 
     def values(self, key: str, *names: str) -> tuple[str, ...]:
-        """Return the values that options of these names give to a key, in their order."""
+        """Return the values of a key in the options with these names, in order."""
         given = (option.properties for option in self.named(*names))
         return tuple(each[key] for each in given if key in each)
 
@@ -130,7 +130,7 @@ class Options(msgspec.Struct, frozen=True):
         return frozenset(self.values("driver", "device"))
 
     def disks(self) -> tuple[Option, ...]:
-        """Return the options that give the guest a disk image."""
+        """Return the options that attach a disk image."""
         return self.named(*_DISKS)
 
     def unread(self) -> tuple[Option, ...]:
@@ -144,7 +144,7 @@ class Options(msgspec.Struct, frozen=True):
 def parse(words: Iterable[str]) -> Options:
     """Return the options of a command line.
 
-    Arguments that QEMU refuses are no error here. An unknown option is taken to have an argument.
+    Arguments that QEMU refuses are not an error here. An unknown option is assumed to have an argument.
 
     Args:
         words: The arguments, without the program.
@@ -166,7 +166,7 @@ def properties(text: str, *, first: str | None = None) -> dict[str, str]:
 
     Args:
         text: A list of `key=value`.
-        first: The key of the first value where it has none.
+        first: The key of the first value, if it has none.
     """
     found: dict[str, str] = {}
     while text:
@@ -184,9 +184,9 @@ def properties(text: str, *, first: str | None = None) -> dict[str, str]:
 
 
 def members(text: str) -> dict[str, str]:
-    """Return the members of a JSON object, nested ones by dotted keys.
+    """Return the members of a JSON object, with dotted keys for nested ones.
 
-    Broken JSON has no members; QEMU refuses it.
+    Return nothing for invalid JSON, which QEMU refuses.
     """
     try:
         return dict(_flat("", msgspec.json.decode(text)))

@@ -1,13 +1,13 @@
 """QMP, QEMU's monitor protocol: a synchronous client on qemu.qmp.
 
-qemu.qmp is asynchronous and has no timeouts. Its event loop runs in one thread a connection, and every
-call has a deadline. See docs/interop/qmp-spec and qemu-qmp-ref of QEMU.
+qemu.qmp is asynchronous and has no timeouts. Each connection runs its event loop in a thread, and every call
+has a deadline. See docs/interop/qmp-spec and qemu-qmp-ref of QEMU.
 
-QEMU serves one client at a time on a socket, and a second one waits until the first has gone:
-`vmdebug.vm.rundir` says which socket is for whom.
+QEMU serves one client at a time on a socket; a second one waits until the first has disconnected. There is
+one socket for vmdebug and one for other programs, see `vmdebug.vm.rundir`.
 
-Import this module where a connection is made: asyncio and qemu.qmp take 60 ms to import. `vmdebug start`
-imports it while QEMU starts.
+Import this module only to connect: asyncio and qemu.qmp take 60 ms to import. `vmdebug start` imports it
+while QEMU starts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, QmpError, VmdebugError, VmError
 from vmdebug.process import ProcessRef
 
-BUSY = "QMP serves one client at a time on a socket: is another one connected to it?"
+BUSY = "a QMP socket serves one client at a time: is another one connected?"
 
 _CLOSE_SECONDS = 2.0
 _EXIT_SECONDS = 1.0
@@ -50,14 +50,14 @@ T = TypeVar("T")
 
 
 class NoListenerError(QmpError):
-    """Nobody listens on the socket: QEMU does not yet, or has ended."""
+    """No process listens on the socket: QEMU has not opened it yet, or has ended."""
 
 
 class Event(msgspec.Struct, frozen=True):
     """An event of QEMU.
 
     Args:
-        name: As in the QMP reference: "GUEST_PANICKED".
+        name: Its name in the QMP reference: "GUEST_PANICKED".
         data: Its arguments.
         time: When it happened, in seconds since the epoch.
     """
@@ -70,19 +70,19 @@ class Event(msgspec.Struct, frozen=True):
 def connect(path: Path, *, process: ProcessRef | None = None, deadline: Deadline) -> Qmp:
     """Connect to a QMP socket and wait until QEMU answers.
 
-    The answer proves that QEMU has made its devices. Its greeting does not: that comes from a thread of its
-    own. See "Capabilities negotiation" in qmp-spec.
+    When QEMU answers, it has made its devices. Its greeting proves nothing, because another thread sends it.
+    See "Capabilities negotiation" in qmp-spec.
 
     Args:
         path: The socket.
-        process: QEMU, or the runner that starts it: tells a lost connection from a QEMU that has ended.
-        deadline: When to give up; also for each command and event that has no deadline of its own.
+        process: QEMU, or the runner that starts it; shows whether QEMU has ended when the connection is lost.
+        deadline: When to give up, and the default deadline of commands and events.
 
     Raises:
-        NoListenerError: nobody listens there.
+        NoListenerError: no process listens on the socket.
         GuestDiedError: QEMU ended before it answered.
         QmpError: the other side does not speak QMP.
-        DeadlineError: no answer came: QEMU hangs, or somebody else is connected.
+        DeadlineError: QEMU did not answer: it hangs, or another client is connected.
     """
     what = f"QEMU to answer on {path}"
     with contextlib.ExitStack() as protected:
@@ -98,8 +98,8 @@ class Qmp:
 
     Args:
         path: The socket.
-        process: QEMU, where it is known.
-        deadline: For calls that have none of their own.
+        process: QEMU, or None if unknown.
+        deadline: The default deadline of all calls.
     """
 
     def __init__(self, path: Path, process: ProcessRef | None, deadline: Deadline) -> None:
@@ -107,10 +107,10 @@ class Qmp:
         self._process = process
         self._deadline = deadline
         self._client = QMPClient()
-        # The library would take an event that comes before the answer for the answer; `execute` does not.
+        # The library's negotiation takes an event that arrives first for the answer; `execute` does not.
         self._client.negotiate = False
-        # The library keeps every event for a listener that nobody reads; ours are made by `listen`.
-        self._client.events.event_filter = _hear_nothing
+        # The library's default listener would collect all events; `listen` makes its own listeners.
+        self._client.events.event_filter = _accept_none
         self._loop = _Loop()
         self._gone: asyncio.Task[None] | None = None
 
@@ -123,7 +123,7 @@ class Qmp:
         self.close()
 
     def greet(self, connected: socket.socket, what: str) -> None:
-        """Take over a connected socket and negotiate capabilities; for `connect`."""
+        """Use a connected socket, and negotiate capabilities; called by `connect`."""
         try:
             self._loop.run(lambda: self._greet(connected), what=what, deadline=self._deadline, hint=BUSY)
         except ConnectError as error:
@@ -132,7 +132,7 @@ class Qmp:
             raise QmpError(f"{self.path} does not speak QMP: {error}") from error
         except ExecuteError as error:
             raise QmpError(f"QEMU refused qmp_capabilities: {error}") from error
-        # qemu.qmp 0.0.6 asserts that the connection still stands at the end of its `connect`.
+        # qemu.qmp 0.0.6 asserts at the end of its `connect` that the connection is still open.
         except (AssertionError, ExecInterruptedError, StateError) as error:
             raise self._lost("before it answered") from error
 
@@ -144,19 +144,19 @@ class Qmp:
         fds: Sequence[int] = (),
         deadline: Deadline | None = None,
     ) -> Any:
-        """Execute a command and return what it returns.
+        """Execute a command and return its result.
 
         Args:
             command: Its name in the QMP reference.
-            arguments: Its arguments, of JSON's types.
-            fds: File descriptors passed with it, for `getfd` and `add-fd`; they stay open here.
-            deadline: When to give up; None: the connection's.
+            arguments: Its arguments, as JSON values.
+            fds: File descriptors to pass, for `getfd` and `add-fd`; they stay open in this process.
+            deadline: When to give up; by default the connection's deadline.
 
         Raises:
             QmpError: QEMU refused it, or closed the connection.
             StateError: the connection is closed.
             GuestDiedError: QEMU has ended.
-            DeadlineError: no answer came.
+            DeadlineError: QEMU did not answer.
         """
         try:
             return self._loop.run(
@@ -174,20 +174,20 @@ class Qmp:
     def execute_all(
         self, commands: Sequence[tuple[str, Mapping[str, object]]], *, deadline: Deadline | None = None
     ) -> list[Any]:
-        """Send several commands at once, and return what each returns, or None where QEMU refused it.
+        """Send several commands at once, and return their results; None for a command that QEMU refused.
 
-        QEMU executes them in their order. A busy guest delays each answer by milliseconds, which are then
-        waited for once.
+        QEMU executes them in order. A busy guest delays each answer by milliseconds; this way, vmdebug waits
+        for that delay only once.
 
         Args:
             commands: Names and arguments, as for `execute`.
-            deadline: When to give up; None: the connection's.
+            deadline: When to give up; by default the connection's deadline.
 
         Raises:
             QmpError: QEMU closed the connection.
             StateError: the connection is closed.
             GuestDiedError: QEMU has ended.
-            DeadlineError: an answer did not come.
+            DeadlineError: QEMU did not answer.
         """
 
         async def gathered() -> list[Any]:
@@ -206,10 +206,10 @@ class Qmp:
 
     @contextlib.contextmanager
     def listen(self, *names: str) -> Iterator[Listener]:
-        """Collect events from here on. Enter it before the command that causes the event.
+        """Collect events in the block. Enter it before the command that causes the event.
 
         Args:
-            names: Which ones; none given: all.
+            names: The names of the events; by default all.
 
         Raises:
             GuestDiedError: QEMU has ended.
@@ -230,7 +230,7 @@ class Qmp:
 
     def close(self) -> None:
         """Disconnect; a second call does nothing."""
-        # QEMU may have closed it first, and the library reports that once more here.
+        # If QEMU has closed the connection first, the library reports that again here.
         with contextlib.suppress(QMPError, EOFError, OSError, VmdebugError):
             self._loop.run(
                 self._client.disconnect, what="QMP to close", deadline=Deadline.after(_CLOSE_SECONDS)
@@ -238,16 +238,16 @@ class Qmp:
         self._loop.stop()
 
     def _lost(self, when: str) -> VmError:
-        """Return the error for a closed connection: QEMU closes its sockets a moment before it ends."""
+        """Return the error for a closed connection. QEMU closes its sockets shortly before it ends."""
         if self._process is None or self._process.wait(_EXIT_SECONDS):
-            return GuestDiedError(f"QEMU ended {when}", hint="its last words are in qemu.log and console.log")
-        return QmpError(f"QEMU closed {self.path} {when}", hint="it runs on: connect again")
+            return GuestDiedError(f"QEMU ended {when}", hint="see qemu.log and console.log for the reason")
+        return QmpError(f"QEMU closed {self.path} {when}", hint="it still runs: connect again")
 
     def _on_loop(self, act: Callable[[], None]) -> None:
         async def acting() -> None:
             act()
 
-        with contextlib.suppress(errors.StateError):  # closed: no event comes any more
+        with contextlib.suppress(errors.StateError):  # closed, so there are no more events
             self._loop.run(acting, what="QMP's own thread", deadline=Deadline.after(_CLOSE_SECONDS))
 
     async def _greet(self, connected: socket.socket) -> None:
@@ -276,7 +276,7 @@ class Qmp:
 
 
 class Listener:
-    """The events since `Qmp.listen` was entered, in their order."""
+    """The events since `Qmp.listen` was entered, in order."""
 
     def __init__(self, qmp: Qmp, events: EventListener) -> None:
         self._qmp = qmp
@@ -285,15 +285,15 @@ class Listener:
     def next(
         self, wanted: Callable[[Event], bool] | None = None, *, deadline: Deadline | None = None
     ) -> Event:
-        """Return the next event, waiting for it.
+        """Wait for the next event, and return it.
 
         Args:
-            wanted: Says whether an event is the one that is waited for; others are dropped. None: each is.
-            deadline: When to give up; None: the connection's.
+            wanted: Returns whether an event is the wanted one; others are dropped. None: take any event.
+            deadline: When to give up; by default the connection's deadline.
 
         Raises:
-            GuestDiedError: QEMU ended, and all its events have been returned.
-            DeadlineError: none came.
+            GuestDiedError: QEMU has ended, and all its events have been returned.
+            DeadlineError: there was no such event.
         """
         names = " or ".join(sorted(self._events.names)) or "an event"
         while True:
@@ -313,10 +313,10 @@ class _Loop:
     def run(
         self, make: Callable[[], Coroutine[Any, Any, T]], *, what: str, deadline: Deadline, hint: str = ""
     ) -> T:
-        """Run a coroutine to its end in the loop, and cancel it at the deadline or at Ctrl-C.
+        """Run a coroutine in the loop; cancel it at the deadline, or at Ctrl-C.
 
         Raises:
-            StateError: it was stopped.
+            StateError: the loop was stopped.
         """
         left = deadline.left(what)
         loop = self._started()
@@ -349,12 +349,12 @@ class _Loop:
 
 
 def _connected(path: Path, what: str, deadline: Deadline) -> socket.socket:
-    """Return a connected socket; asyncio takes EAGAIN, the full queue of unix(7), for success."""
+    """Return a connected socket. asyncio would take EAGAIN, for a full queue, for success; see unix(7)."""
     with contextlib.ExitStack() as protected:
         connected = protected.enter_context(socket.socket(socket.AF_UNIX))
         connected.setblocking(False)
         retries = deadline.pauses(what)
-        # Others are before us in the queue, and no descriptor tells when it moves.
+        # The queue is full, and no descriptor shows when there is a free place.
         while not _try(connected, path):
             if deadline.passed:
                 raise deadline.error(what, hint=BUSY)
@@ -370,13 +370,13 @@ def _try(connected: socket.socket, path: Path) -> bool:
     except BlockingIOError:
         return False
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise NoListenerError(f"nobody listens on {path}") from error
+        raise NoListenerError(f"no process listens on {path}") from error
     except OSError as error:
         raise QmpError(f"cannot connect to {path}: {error.strerror}") from error
     return True
 
 
-def _hear_nothing(event: Message) -> bool:  # noqa: ARG001 - the library's signature
+def _accept_none(event: Message) -> bool:  # noqa: ARG001 - the library's signature
     return False
 
 

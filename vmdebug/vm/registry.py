@@ -1,4 +1,4 @@
-"""The VMs of this user: finds them by name, lists them, and removes what killed processes left."""
+"""The VMs of this user: finds and lists them, and removes what killed processes have left."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import msgspec
 from vmdebug.channel.log import death
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
-from vmdebug.vm import claims, rundir, template_registry
-from vmdebug.vm.claims import Entry
+from vmdebug.vm import directory_use, rundir, template_registry
+from vmdebug.vm.directory_use import Entry
 from vmdebug.vm.machine import Status, Vm
 from vmdebug.vm.rundir import RunDir
 
@@ -24,8 +24,8 @@ class Survey(msgspec.Struct, frozen=True):
     """The VMs of this user.
 
     Args:
-        vms: All VMs, sorted by name; one that has ended is listed once, and its directory is removed.
-        problems: Why the state of further VMs cannot be read.
+        vms: All VMs, sorted by name. A VM that has ended is in it once; its directory is already removed.
+        problems: Why the states of other VMs cannot be read.
     """
 
     vms: tuple[Vm, ...]
@@ -33,20 +33,20 @@ class Survey(msgspec.Struct, frozen=True):
 
 
 def every(*, timeout: float = SECONDS) -> list[Vm]:
-    """Return all VMs of this user, sorted by name; one that has ended is listed once and then removed.
+    """Return all VMs of this user, sorted by name. A VM that has ended is returned once, and then removed.
 
     Args:
         timeout: Seconds to wait for another vmdebug that is removing a VM.
 
     Raises:
-        HostError: the runtime directory is not private, or something in it cannot be removed.
+        HostError: the runtime directory is not private, or a file in it cannot be removed.
         DeadlineError: another vmdebug kept it locked.
     """
     return list(sweep(timeout=timeout).vms)
 
 
 def sweep(*, timeout: float = SECONDS) -> Survey:
-    """Remove what killed launches, owners and QEMUs left, and return all VMs; see `every`."""
+    """Remove what killed processes have left, and return all VMs; see `every`."""
     template_registry.sweep()
     vms: list[Vm] = []
     problems: list[VmdebugError] = []
@@ -58,33 +58,32 @@ def sweep(*, timeout: float = SECONDS) -> Survey:
                 case Entry(use="ended", state=state) if state is not None:
                     ended: Status = "panicked" if death.panicked(entry.rundir.console_log) else "exited"
                     vms.append(Vm(entry.rundir, state, ended=ended))
-                    claims.clear(entry)
+                    directory_use.clear(entry)
                 case Entry(use="orphan"):
-                    claims.clear(entry)
+                    directory_use.clear(entry)
                 case Entry(problem=VmdebugError() as problem):
                     problems.append(problem)
     return Survey(tuple(vms), tuple(problems))
 
 
 def names() -> list[str]:
-    """Return the names of all VMs without changing anything: for completion in a shell."""
+    """Return the names of all VMs and change nothing; for completion in a shell."""
     with contextlib.suppress(OSError):
         return sorted(entry.name for entry in os.scandir(rundir.runtime()) if _is_vm(entry))
     return []
 
 
 def find(name: str | None = None, *, timeout: float = SECONDS) -> Vm:
-    """Return a VM by its name; one that has ended is found until `every` has listed it.
+    """Return a VM by its name. A VM that has ended is found until `every` has returned it.
 
     Args:
-        name: Its name; None means the only one that runs, or the only one that has ended. Prewarmed VMs are
-            ignored then.
+        name: Its name; None: the only VM that runs, else the only one that has ended, without prewarmed ones.
         timeout: Seconds to wait for another vmdebug that is removing a VM.
 
     Raises:
-        UsageError: no VM has that name, or there are several and no name was given; the hint lists them.
-        StateError: it is being started.
-        VmdebugError: another vmdebug started it, and its state cannot be read.
+        UsageError: no VM has that name; or there are several, and no name is given. The hint lists the VMs.
+        StateError: the VM has not started yet.
+        VmdebugError: another version of vmdebug started the VM, and its state cannot be read.
         DeadlineError: another vmdebug kept the runtime directory locked.
     """
     if name is not None:
@@ -108,7 +107,7 @@ def _entries(timeout: float) -> Iterator[list[Entry]]:
     with rundir.locked(Deadline.after(timeout)) as runtime:
         with os.scandir(runtime) as entries:
             inside = sorted(entry.name for entry in entries if _is_vm(entry))
-        yield [claims.look(RunDir(runtime / name)) for name in inside]
+        yield [directory_use.inspect(RunDir(runtime / name)) for name in inside]
 
 
 def _is_vm(entry: os.DirEntry[str]) -> bool:
@@ -117,7 +116,7 @@ def _is_vm(entry: os.DirEntry[str]) -> bool:
 
 def _cleared(entry: Entry) -> bool:
     if entry.use == "orphan":
-        claims.clear(entry)
+        directory_use.clear(entry)
         return True
     return False
 
@@ -128,7 +127,7 @@ def _only(entries: list[Entry]) -> Vm:
     if not candidates:
         raise UsageError("no VM runs", hint="start one: vmdebug start")
     if len(candidates) > 1:
-        raise UsageError(f"{len(candidates)} VMs run: say which one", hint=_known(candidates))
+        raise UsageError(f"{len(candidates)} VMs run: name one of them", hint=_known(candidates))
     return _vm(candidates[0])
 
 

@@ -1,8 +1,8 @@
-"""Run directories: RUNTIME/NAME/ has a VM's sockets, logs and state, accessible to its user only.
+"""Run directories: RUNTIME/NAME/ has the sockets, logs and state of a VM.
 
-RUNTIME is $XDG_RUNTIME_DIR/vmdebug, or /tmp/vmdebug-UID where that variable is not set. Whoever can connect
-to a gdbstub or to QMP controls the guest and can run programs as the user, so a directory that another user
-could have made or can enter is refused.
+RUNTIME is $XDG_RUNTIME_DIR/vmdebug, or /tmp/vmdebug-UID if that variable is not set. A program that connects
+to the gdbstub or to QMP controls the guest and can run programs as the user. So vmdebug refuses a directory
+that belongs to another user, or that another user can enter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONGEST_SOCKET_PATH = 107
 """Longest path of a socket in bytes: `sun_path` without its final NUL; see unix(7)."""
 
 SHELL_PORTS = 24
-"""How many commands can run in a guest at once. Each port costs the guest 0.5 MiB; a bus has 31."""
+"""Number of commands that can run in a guest at once. Each port takes 0.5 MiB of its memory; a bus has 31."""
 
 SPACE = 1 << 20
 """Bytes that must be free for a VM's logs and state."""
@@ -38,7 +38,7 @@ TIDY_SECONDS = 1.0
 """How long removing an empty directory may wait for another vmdebug."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-"""What names of VMs and tags of snapshots match."""
+"""The pattern of VM names and snapshot tags."""
 
 NAME_HINT = "use up to 63 ASCII letters, digits and _ . - that begin with a letter or a digit"
 
@@ -65,12 +65,12 @@ class RunDir(msgspec.Struct, frozen=True):
 
     @property
     def state(self) -> Path:
-        """What was started, and how; see `vmdebug.vm.state.State`."""
+        """The file with the VM's `vmdebug.vm.state.State`."""
         return self.path / "state.json"
 
     @property
     def launching(self) -> Path:
-        """Which processes start it; written when the directory is made."""
+        """The file with its `vmdebug.vm.state.Launching`, written when the directory is made."""
         return self.path / "launch.json"
 
     @property
@@ -95,7 +95,7 @@ class RunDir(msgspec.Struct, frozen=True):
 
     @property
     def attach_lock(self) -> Path:
-        """Locked by the attached GDB; has that GDB's pid."""
+        """File that the attached GDB keeps locked; contains its pid."""
         return self.path / "attach.lock"
 
     @property
@@ -105,7 +105,7 @@ class RunDir(msgspec.Struct, frozen=True):
 
     @property
     def console_lock(self) -> Path:
-        """Locked by the client of `console`."""
+        """File that the client of `console` keeps locked."""
         return self.path / "console.lock"
 
     @property
@@ -120,7 +120,7 @@ class RunDir(msgspec.Struct, frozen=True):
 
     @property
     def shell_line(self) -> PortAddress:
-        """The UART that the agent takes where the guest's kernel has no virtio console."""
+        """The UART that the agent uses if the guest's kernel has no virtio console."""
         return self._port("shline")
 
     @property
@@ -130,7 +130,7 @@ class RunDir(msgspec.Struct, frozen=True):
 
     @property
     def ways(self) -> Ways:
-        """All ways to the guest's shell."""
+        """The host's ends of all ways into the guest."""
         return Ways(
             ports=self.shell_ports,
             uart=self.shell_line,
@@ -150,12 +150,12 @@ class RunDir(msgspec.Struct, frozen=True):
 
     @property
     def pidfile(self) -> Path:
-        """Has QEMU's pid, and exists while QEMU runs."""
+        """File with QEMU's pid; QEMU removes it when it ends."""
         return self.path / "qemu.pid"
 
     @property
     def scratch(self) -> Path:
-        """The directory for a runner script's disk, which is too big for XDG_RUNTIME_DIR: that is RAM.
+        """The directory for a runner script's disk, which is too big for XDG_RUNTIME_DIR, a tmpfs.
 
         Its name differs between VMs of the same name under different RUNTIMEs.
         """
@@ -163,7 +163,7 @@ class RunDir(msgspec.Struct, frozen=True):
         return disk_directory().absolute() / f"vmdebug-{os.geteuid()}-{self.name}-{place}"
 
     def check(self) -> None:
-        """Refuse a directory in which sockets cannot be bound.
+        """Check that sockets can be bound in this directory.
 
         Raises:
             HostError: a path is too long, or has a newline.
@@ -189,7 +189,7 @@ def disk_directory() -> Path:
 
 
 def check_name(name: str) -> None:
-    """Refuse an invalid name of a VM.
+    """Check the name of a VM.
 
     Raises:
         UsageError: it is invalid.
@@ -210,7 +210,7 @@ def runtime() -> Path:
 
 
 def root() -> Path:
-    """Return RUNTIME's path after checking that VMs can be kept there.
+    """Check that RUNTIME is private and has space, and return its path.
 
     Raises:
         HostError: it is not private, cannot be made, or has no space.
@@ -227,14 +227,13 @@ def root() -> Path:
 
 @contextlib.contextmanager
 def locked(deadline: Deadline) -> Iterator[Path]:
-    """Lock RUNTIME, which is made if needed: one process at a time changes it.
+    """Make RUNTIME if it does not exist, and lock it, so that one process at a time changes it.
 
-    The lock is on the directory itself, which is removed at the end if it is empty: where no VM is, vmdebug
-    leaves nothing.
+    The lock is on the directory itself. After the block, the directory is removed if it is empty.
 
     Raises:
         HostError: it cannot be made or is not private.
-        DeadlineError: another vmdebug had it locked all the time.
+        DeadlineError: another vmdebug kept it locked.
     """
     path = runtime()
     fd = _lock_directory(path, deadline)
@@ -247,14 +246,14 @@ def locked(deadline: Deadline) -> Iterator[Path]:
 
 
 def tidy() -> None:
-    """Remove RUNTIME if no VM is in it and no other process has it locked."""
+    """Remove RUNTIME if it is empty and no other process has locked it."""
     if _exists(runtime()):
         with contextlib.suppress(VmdebugError), locked(Deadline.after(TIDY_SECONDS)):
             pass
 
 
 def make(rundir: RunDir) -> None:
-    """Make a VM's directory. RUNTIME has to be locked.
+    """Make a VM's directory. RUNTIME must be locked.
 
     Raises:
         HostError: it cannot be made.
@@ -265,7 +264,7 @@ def make(rundir: RunDir) -> None:
 
 
 def make_scratch(path: Path) -> None:
-    """Make a runner's scratch directory; one that a VM of the same name left is removed.
+    """Make a runner's scratch directory; first remove one that an earlier VM of that name left.
 
     Raises:
         HostError: it cannot be made, or belongs to another user.
@@ -277,10 +276,10 @@ def make_scratch(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a directory with all that is in it, if it exists.
+    """Remove a directory and its contents, if it exists.
 
     Raises:
-        HostError: something in it cannot be removed.
+        HostError: a file in it cannot be removed.
     """
     try:
         shutil.rmtree(path)
@@ -296,7 +295,7 @@ def host_error(what: str, error: OSError) -> HostError:
     """Return the error for a failed system call under RUNTIME.
 
     Args:
-        what: What was tried: "make /run/user/1000/vmdebug".
+        what: What failed: "make /run/user/1000/vmdebug".
         error: The system's error.
     """
     number = error.errno or 0
@@ -319,7 +318,7 @@ def _lock_directory(path: Path, deadline: Deadline) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # the directory was removed while we waited, so this lock excludes nobody
+        os.close(fd)  # the directory was removed meanwhile, so this lock has no effect
 
 
 def _mkdir(path: Path, *, exist_ok: bool = False) -> None:
@@ -334,7 +333,7 @@ def _mkdir(path: Path, *, exist_ok: bool = False) -> None:
 
 
 def same(fd: int, path: Path) -> bool:
-    """Return whether a path still names an open file or directory."""
+    """Return whether a path still refers to an open file or directory."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(fd), path.lstat())
     return False
@@ -345,7 +344,7 @@ def _exists(path: Path) -> bool:
 
 
 def _refuse_unless_private(path: Path) -> None:
-    """Raise HostError unless the directory is this user's alone, or does not exist any more."""
+    """Raise HostError if a directory exists and is not private to this user."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -371,6 +370,6 @@ def _refuse_full(path: Path) -> None:
         free = os.statvfs(path)
     except FileNotFoundError:
         return
-    # A file system that does not count blocks has 0 of them.
+    # Some file systems do not count blocks, and report 0.
     if free.f_blocks and free.f_bavail * free.f_frsize < SPACE:
         raise host_error(f"keep a VM's logs and state in {path}", OSError(errno.ENOSPC, ""))

@@ -1,8 +1,8 @@
-"""The command and environment of a NixOS VM runner, and what its script says beforehand; all pure.
+"""Builds the command and environment of a NixOS VM runner, and reads QEMU's options in its script; pure.
 
-Rests on nixpkgs' nixos/modules/virtualisation/qemu-vm.nix. The script's command line ends in `$QEMU_OPTS
-"$@"`: the shell splits the variable at blanks and globs it, but not the arguments. So vmdebug passes
-arguments and leaves the variable to the user.
+See nixos/modules/virtualisation/qemu-vm.nix of nixpkgs. The script's QEMU command line ends in `$QEMU_OPTS
+"$@"`. The shell splits and globs the variable, but not the arguments, so vmdebug passes arguments and leaves
+the variable to the user.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vmdebug.vm.qemuargs import Options
 from vmdebug.vm.rundir import RunDir
 
 DISK = "disk.qcow2"
-"""A run's new disk, in its scratch directory; the script makes it."""
+"""File name of a run's new disk in its scratch directory; the script makes it."""
 
 _QEMU = re.compile(r"(?<![^\s\"'=])/\S*?/qemu-(?:system-\w+|kvm)\b")
 _COMMAND = re.compile(r"(?<![^\s\"'=/])qemu-(?:system-\w+|kvm)\b[\"']?")
@@ -41,7 +41,7 @@ def command(
     rundir: RunDir,
     features: Features,
 ) -> tuple[str, ...]:
-    """Return the runner with its arguments.
+    """Return the command line of the runner.
 
     Args:
         spec: What to start.
@@ -50,7 +50,7 @@ def command(
         accel: The chosen accelerator.
         arch: The kernel's architecture.
         rundir: Where its sockets and logs are.
-        features: What its QEMU has.
+        features: The features of its QEMU.
     """
     every = given + qemuargs.parse(spec.qemu_args)
     return (
@@ -66,7 +66,7 @@ def command(
 def options(script: str, *, inherited: Mapping[str, str]) -> Options:
     """Return the QEMU options of a script and of the user's QEMU_OPTS.
 
-    Shell variables are not expanded: `file="$NIX_DISK_IMAGE"` stays as it is written.
+    Shell variables are not expanded: `file="$NIX_DISK_IMAGE"` stays unchanged.
 
     Args:
         script: The script's text.
@@ -82,10 +82,10 @@ def options(script: str, *, inherited: Mapping[str, str]) -> Options:
 
 
 def _words(text: str) -> list[str]:
-    """Return the words of the shell command that a text begins with."""
+    """Return the words of the shell command at the start of a text."""
     lines = text.replace("\\\n", " ").split("\n")
     for count in range(1, len(lines) + 1):
-        with contextlib.suppress(ValueError):  # a quotation that ends on a later line
+        with contextlib.suppress(ValueError):  # the quotation ends on a later line
             return shlex.split("\n".join(lines[:count]))
     return lines[0].split()
 
@@ -93,8 +93,8 @@ def _words(text: str) -> list[str]:
 def accelerator(given: Options, arch: Arch, accel: RealAccel) -> tuple[str, ...]:
     """Choose the accelerator, and a CPU that works with it.
 
-    QEMU accepts `-machine accel=` together with the script's own `-machine`, but not with an `-accel`: a
-    script that has one keeps it.
+    QEMU accepts `-machine accel=` in addition to the script's own `-machine`, but not with `-accel`. If the
+    script has an `-accel`, keep it.
 
     Args:
         given: The script's own options.
@@ -110,20 +110,21 @@ def accelerator(given: Options, arch: Arch, accel: RealAccel) -> tuple[str, ...]
 def environment(
     spec: LaunchSpec, machine: RunnerMachine, *, scratch: Path, inherited: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the variables that the runner gets beside those that it inherits.
+    """Return the variables to add to the runner's environment.
 
     Args:
         spec: What to start.
         machine: Its `machine`.
-        scratch: The run's own directory, which exists before the script starts.
-        inherited: The inherited variables; the user's kernel parameters come last, so that they win.
+        scratch: The run's scratch directory, which exists before the script starts.
+        inherited: The inherited variables; the user's kernel parameters come last, so that they override
+            others.
 
     Raises:
         UsageError: a path has blanks, at which the script would split it.
     """
     variables = {
         "NIX_DISK_IMAGE": str(machine.disk or scratch / DISK),
-        # The script takes its state directory from here if both are set.
+        # The script uses TMPDIR as its state directory if both are set.
         "TMPDIR": str(scratch),
         "USE_TMPDIR": "1",
     }
@@ -141,17 +142,17 @@ def kernel_variable(system_name: str) -> str:
 
 
 def qemu(script: str) -> Path | None:
-    """Return the absolute path of the QEMU that a script starts; None where it has none."""
+    """Return the absolute path of the QEMU that a script starts; None if it contains none."""
     found = _QEMU.findall(script)
     return Path(found[-1]) if found else None
 
 
 def _unquoted(path: Path) -> str:
-    """Return a path that a shell does not change where it is not quoted, as in the script."""
+    """Check that a shell does not change a path that is not quoted, and return it."""
     if not re.fullmatch(r"/[\w./+@%:,=^~-]*", str(path)):
         raise UsageError(
             f"the kernel image {path} cannot be passed to a runner script: its path has blanks or"
             " characters that a shell expands",
-            hint="move it, or make a link to it, where the path has none",
+            hint="move it, or make a link to it in another directory",
         )
     return str(path)

@@ -1,8 +1,8 @@
-"""Snapshots of a VM: memory, devices and disks under a tag; loading one takes a tenth of a second.
+"""Snapshots of a VM: its memory, devices and disks under a tag; loading one takes a tenth of a second.
 
-QEMU keeps snapshots in qcow2 images; its jobs `snapshot-save`, `-load` and `-delete` manage them, see
-qapi/migration.json. For the memory a guest gets an image that no device uses, when its first snapshot is
-taken: an unnamed file, which the kernel frees when QEMU ends.
+QEMU stores snapshots in qcow2 images, with the jobs `snapshot-save`, `-load` and `-delete`; see
+qapi/migration.json. For the memory, vmdebug adds an image that no device uses at a guest's first snapshot: an
+unnamed file, which the kernel frees when QEMU ends.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from vmdebug.vm.qmp import Event, Qmp
 
 NODE = "vmdebug-state"
-"""Name of the block node that holds the snapshots; "NODE-file" is the one below it."""
+"""Name of the block node that stores the memory; "NODE-file" is the node of its file."""
 
 _JOB = "vmdebug-snapshot"
 
 _IMAGE_BYTES = 1 << 20
-"""Size of the image as a disk; the snapshots lie behind that."""
+"""Size of the image's disk; the snapshots are stored after it."""
 
 _HINTS = (
-    (r"VirtFS|9p", "unmount the 9p shares in the guest first: umount -a -t 9p"),
+    (r"VirtFS|9p", "unmount the 9p shares in the guest: umount -a -t 9p"),
     (
         r"does not support snapshots|No block device",
-        "a disk has to be qcow2 for it: qemu-img convert -O qcow2",
+        "convert the disk to qcow2: qemu-img convert -O qcow2",
     ),
-    # QEMU has no other words for a full file system: save_snapshot of migration/savevm.c.
+    # QEMU reports a full file system like this; see save_snapshot of migration/savevm.c.
     (
         r"No space left|while writing VM state: Input/output error",
-        "set TMPDIR to a directory that has room for the guest's memory",
+        "set TMPDIR to a directory with enough space for the guest's memory",
     ),
-    (r"non-migratable|not migratable", "leave that device out of the guest"),
+    (r"non-migratable|not migratable", "remove that device from the guest"),
 )
-"""QEMU's messages about snapshots that it cannot take, and what to do about each."""
+"""QEMU's messages about failed snapshots, with hints."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         tag: Its name.
         bytes: The size of its memory and devices, without disks.
         time: When it was taken, in seconds since the epoch.
-        guest_time: How long the guest had run by then, in seconds.
+        guest_time: How long the guest had run when it was taken, in seconds.
     """
 
     tag: str
@@ -63,10 +63,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def save(qmp: Qmp, tag: str, *, vm: str) -> None:
-    """Take a snapshot; a running guest continues after it, a stopped one stays stopped.
+    """Take a snapshot. Afterwards a running guest continues, and a stopped one stays stopped.
 
     Args:
-        qmp: A connection to QEMU; its deadline counts.
+        qmp: A connection to QEMU, which has the deadline.
         tag: The snapshot's name.
         vm: The VM's name, for messages.
 
@@ -81,7 +81,7 @@ def save(qmp: Qmp, tag: str, *, vm: str) -> None:
     nodes = _nodes(qmp)
     if tag in _tags(nodes):
         raise UsageError(
-            f"{vm} has a snapshot {tag} already",
+            f"{vm} already has a snapshot {tag}",
             hint=f"choose another tag, or delete that one: vmdebug snapshot delete {vm} {tag}",
         )
     if NODE not in nodes:
@@ -91,19 +91,19 @@ def save(qmp: Qmp, tag: str, *, vm: str) -> None:
 
 
 def load(qmp: Qmp, tag: str, *, vm: str, console_log: Path, run: bool = True) -> None:
-    """Load a snapshot; a running guest continues from there, a stopped one stays stopped.
+    """Load a snapshot. Afterwards a running guest continues, and a stopped one stays stopped.
 
-    A guest that has panicked since runs, too: the snapshot is from before the panic.
+    A guest that has panicked since the snapshot is set running.
 
     Args:
-        qmp: A connection to QEMU; its deadline counts.
-        tag: Which snapshot.
+        qmp: A connection to QEMU, which has the deadline.
+        tag: The snapshot's name.
         vm: The VM's name, for messages.
-        console_log: The console's log, which gets a mark: what follows was written by the earlier guest.
-        run: Whether a guest that had panicked is set running; otherwise GDB does that.
+        console_log: The console's log, into which a mark is written.
+        run: Whether to set a guest running that has panicked; if not, GDB does it.
 
     Raises:
-        UsageError: there is none of that tag; the hint lists those there are.
+        UsageError: there is no such snapshot; the hint lists the existing ones.
         VmError: it cannot be loaded.
         GuestDiedError: QEMU has ended.
         DeadlineError: it took too long.
@@ -111,7 +111,7 @@ def load(qmp: Qmp, tag: str, *, vm: str, console_log: Path, run: bool = True) ->
     nodes = _known(qmp, tag, vm)
     panicked = qmp.execute("query-status")["status"] == "guest-panicked"
     _run_on(qmp, f"cannot load the snapshot {tag} of {vm}", "snapshot-load", tag, nodes)
-    # QEMU opens its log for appending, so neither writes over the other.
+    # QEMU has also opened the log for appending, so neither overwrites the other's text.
     with console_log.open("ab", buffering=0) as log:
         log.write(death.restored(tag))
     if panicked and run:
@@ -122,12 +122,12 @@ def delete(qmp: Qmp, tag: str, *, vm: str) -> None:
     """Delete a snapshot.
 
     Args:
-        qmp: A connection to QEMU; its deadline counts.
-        tag: Which snapshot.
+        qmp: A connection to QEMU, which has the deadline.
+        tag: The snapshot's name.
         vm: The VM's name, for messages.
 
     Raises:
-        UsageError: there is none of that tag; the hint lists those there are.
+        UsageError: there is no such snapshot; the hint lists the existing ones.
         VmError: it cannot be deleted.
         GuestDiedError: QEMU has ended.
         DeadlineError: it took too long.
@@ -137,11 +137,11 @@ def delete(qmp: Qmp, tag: str, *, vm: str) -> None:
 
 
 def every(qmp: Qmp) -> tuple[Snapshot, ...]:
-    """Return the snapshots there are, oldest first.
+    """Return all snapshots, the oldest first.
 
     Raises:
         GuestDiedError: QEMU has ended.
-        DeadlineError: it does not answer.
+        DeadlineError: QEMU does not answer.
     """
     return tuple(sorted(_tags(_nodes(qmp)).values(), key=lambda each: each.time))
 
@@ -164,7 +164,7 @@ def _known(qmp: Qmp, tag: str, vm: str) -> Mapping[str, Any]:
 
 
 def _nodes(qmp: Qmp) -> Mapping[str, Any]:
-    """Return the block nodes that keep snapshots, by name: the guest's writable disks, and our image."""
+    """Return the block nodes of a snapshot by name: the guest's writable disks, and vmdebug's image."""
     found = {}
     for device in qmp.execute("query-block"):
         inserted = device.get("inserted")
@@ -177,7 +177,7 @@ def _nodes(qmp: Qmp) -> Mapping[str, Any]:
 
 
 def _tags(nodes: Mapping[str, Any]) -> dict[str, Snapshot]:
-    """Return the snapshots that hold memory: those of our image."""
+    """Return the snapshots with memory, which are in vmdebug's image."""
     return {
         each["name"]: Snapshot(
             tag=each["name"],
@@ -190,15 +190,15 @@ def _tags(nodes: Mapping[str, Any]) -> dict[str, Snapshot]:
 
 
 def _make_room(qmp: Qmp) -> None:
-    """Give QEMU an image for snapshots, in an unnamed file.
+    """Add an image for snapshots to QEMU, in an unnamed file.
 
     Raises:
-        HostError: this QEMU has no snapshots by QMP, or the file cannot be made.
+        HostError: this QEMU has no QMP command for snapshots, or the file cannot be made.
     """
     known = {each["name"] for each in qmp.execute("query-commands")}
     if "snapshot-save" not in known:
         raise HostError(
-            "this QEMU has no snapshot-save on QMP, which came with QEMU 6.0", hint="install a newer QEMU"
+            "this QEMU lacks the QMP command snapshot-save, which QEMU 6.0 added", hint="install a newer QEMU"
         )
     fd = memfd.create("snapshots", rundir.disk_directory())
     try:
@@ -209,7 +209,7 @@ def _make_room(qmp: Qmp) -> None:
     path = f"/dev/fdset/{added['fdset-id']}"
     qmp.execute("blockdev-add", {"driver": "file", "node-name": file, "filename": path})
     image = {"driver": "qcow2", "file": file, "size": _IMAGE_BYTES}
-    _run(qmp, "the image for snapshots cannot be made", "blockdev-create", {"options": image})
+    _run(qmp, "cannot make the image for snapshots", "blockdev-create", {"options": image})
     qmp.execute("blockdev-add", {"driver": "qcow2", "node-name": NODE, "file": file})
 
 

@@ -1,4 +1,4 @@
-"""A run directory's files about its VM: frozen values in JSON."""
+"""The files in a run directory that describe its VM: frozen values in JSON."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vmdebug.process import ProcessRef
 from vmdebug.vm import rundir
 
 LAYOUT = 1
-"""Increased with every change to `State` that an older vmdebug would misread."""
+"""Increase it with every change of `State` that an older vmdebug would misread."""
 
 
 class Launching(msgspec.Struct, frozen=True, kw_only=True):
-    """The processes that make a VM; written first, so that a launch that was killed can be cleared.
+    """The processes that start a VM; written first, so that a killed launch can be cleared.
 
     Args:
         launcher: The process that starts the VM.
-        guardian: The process that ends the VM with its owner; it ends itself once a detached VM runs.
-        scratch: Directory outside the run directory that is removed with it, or None.
-        prewarmed: Whether the VM is made before it is needed: see `vmdebug.vm.clones.prewarmed`.
+        guardian: The process that ends the VM with its owner. It exits when a detached VM runs.
+        scratch: Directory outside the run directory to remove with it, or None.
+        prewarmed: Whether the VM is prewarmed; see `vmdebug.vm.clones.prewarmed`.
     """
 
     launcher: ProcessRef
@@ -38,7 +38,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """A VM that was started.
 
     Args:
-        layout: Of this file; see `LAYOUT`.
+        layout: Layout of the file; see `LAYOUT`.
         spec: What was started; its name is the VM's.
         qemu: QEMU's process.
         leader: The leader of QEMU's session: QEMU, or a runner script that did not `exec` it.
@@ -46,10 +46,10 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         reason: Why that accelerator, in words.
         argv: The command.
         env: The variables added to its environment.
-        owner: The process that the VM ends with; None for a detached VM.
+        owner: The process with which the VM ends; None for a detached VM.
         gdb: The argument of GDB's `target remote`: a socket's path, or 127.0.0.1:PORT.
         started_at: When it was started, in seconds since the epoch.
-        clone_of: The VM that it was cloned from, or "".
+        clone_of: The VM that it is a clone of, or "".
     """
 
     layout: int = LAYOUT
@@ -87,7 +87,7 @@ def write(path: Path, value: State | Launching) -> None:
     """Write a value atomically.
 
     Raises:
-        HostError: there is no space, or it cannot be written; no file is left.
+        HostError: it cannot be written; no file is left.
     """
     temporary = path.with_suffix(".new")
     try:
@@ -100,7 +100,7 @@ def write(path: Path, value: State | Launching) -> None:
 
 
 def read_launching(path: Path) -> Launching | None:
-    """Return the processes that make a VM; None where that was not written."""
+    """Return the processes that start a VM; None if the file is missing."""
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         return guest.decode(path.read_bytes(), Launching)
     return None
@@ -110,7 +110,7 @@ def read(path: Path) -> State | None:
     """Return a VM's state; None before it is written.
 
     Raises:
-        VmdebugError: the file is of another layout, or damaged.
+        VmdebugError: the file has another layout, or is damaged.
     """
     try:
         data = path.read_bytes()

@@ -1,8 +1,8 @@
-"""The templates that processes share: which process has which template's files open.
+"""The registry of templates that processes share.
 
-RUNTIME/.templates/KEY.json names the processes that have the template's files open. Its lock is held while a
-template is looked up, made or closed: of four processes that need the same one, one boots it and three wait.
-The file only says where to look; the kernel frees the memory with the last process that has it open.
+RUNTIME/.templates/KEY.json names the processes that have the template's files open. A process locks it while
+it looks up, makes or closes a template: if four processes need the same one, one boots it and three wait. The
+kernel frees the memory with the last process that has it open.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vmdebug.vm import rundir
 from vmdebug.vm.memfd import SharedFile
 
 DIRECTORY = ".templates"
-"""In RUNTIME; no VM's name begins with a dot."""
+"""Directory of the registry in RUNTIME; no VM's name begins with a dot."""
 
 How = Literal["clone", "load", "boot"]
 
@@ -35,8 +35,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         holder: The process.
-        files: The state, the console's log and, where it is a file of its own, the RAM; none where each VM
-            boots.
+        files: The state, the console's log and, if it is a separate file, the RAM. Empty if each VM boots.
     """
 
     holder: ProcessRef
@@ -48,7 +47,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         how: How its VMs are made.
-        reason: Why not in a faster way.
+        reason: Why they are not made in a faster way.
         holders: The processes that have it open.
     """
 
@@ -58,7 +57,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Slot:
-    """One template's file while its lock is held; made by `slot`.
+    """A template's registry file while it is locked; made by `slot`.
 
     Args:
         fd: The locked file.
@@ -70,12 +69,12 @@ class Slot:
         self._path = path
 
     def read(self) -> Entry | None:
-        """Return the template with its living holders; None where it has none."""
+        """Return the template with its living holders; None if it has none."""
         data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
         try:
             found = guest.decode(data, Entry)
         except msgspec.MsgspecError:
-            return None  # the file is new, or of another vmdebug
+            return None  # the file is new, or from another version of vmdebug
         living = tuple(each for each in found.holders if each.holder.alive())
         return msgspec.structs.replace(found, holders=living) if living else None
 
@@ -92,7 +91,7 @@ class Slot:
             raise rundir.host_error(f"write {self._path}", error) from error
 
     def leave(self, mine: Held) -> None:
-        """Remove a holder; the last one's file is removed as well."""
+        """Remove a holder, and the file with the last one."""
         found = self.read()
         holders = [] if found is None else list(found.holders)
         if mine in holders:
@@ -105,22 +104,22 @@ class Slot:
 
 @contextlib.contextmanager
 def slot(key: str, *, deadline: Deadline) -> Iterator[Slot]:
-    """Lock a template's file, which is made if it does not exist.
+    """Lock a template's file; make it if it does not exist.
 
     Args:
         key: The template's hash.
-        deadline: How long to wait for another process that has it locked.
+        deadline: When to give up waiting for another process.
 
     Raises:
         HostError: it cannot be made.
-        DeadlineError: another process had it locked all the time.
+        DeadlineError: another process kept it locked.
     """
     path = rundir.runtime() / DIRECTORY / f"{key}.json"
     fd = _locked(path, deadline)
     try:
         yield Slot(fd, path)
     finally:
-        # It is empty where the template could not be made.
+        # It is empty if the template could not be made.
         if not os.fstat(fd).st_size:
             path.unlink(missing_ok=True)
         os.close(fd)
@@ -128,7 +127,7 @@ def slot(key: str, *, deadline: Deadline) -> Iterator[Slot]:
 
 
 def sweep() -> None:
-    """Remove the files that name no living process, except those that are locked."""
+    """Remove the files without a living process, except locked ones."""
     directory = rundir.runtime() / DIRECTORY
     with contextlib.suppress(OSError):
         for path in list(directory.iterdir()):
@@ -151,7 +150,7 @@ def _locked(path: Path, deadline: Deadline) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # the file was removed while we waited, so this lock excludes nobody
+        os.close(fd)  # the file was removed meanwhile, so this lock has no effect
 
 
 def _opened(path: Path, deadline: Deadline) -> int:
@@ -164,7 +163,7 @@ def _opened(path: Path, deadline: Deadline) -> int:
 
 
 def _tidy(directory: Path) -> None:
-    """Remove the directory if it is empty, then RUNTIME if that is; files are made with RUNTIME locked."""
+    """Remove the directory, and then RUNTIME, if they are empty. RUNTIME is locked while a file is made."""
     with contextlib.suppress(VmdebugError, FileNotFoundError):
         if directory.exists():
             with rundir.locked(Deadline.after(rundir.TIDY_SECONDS)), contextlib.suppress(OSError):

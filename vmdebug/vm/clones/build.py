@@ -1,4 +1,4 @@
-"""Booting a guest to its shell and saving it there, in the fastest way to continue from that it allows."""
+"""Boots a guest to its shell and saves it, in the form that lets VMs continue from it fastest."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, VmError
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.progress import Report, Step
-from vmdebug.vm import argv, launching, memfd, qemuargs, rundir, shellup
-from vmdebug.vm.argv import Origin
+from vmdebug.vm import argv, launching, memfd, qemuargs, rundir, wait_shell
+from vmdebug.vm.argv import InitialState
 from vmdebug.vm.clones import saved_guest
 from vmdebug.vm.clones.saved_guest import SavedGuest
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
-from vmdebug.vm.planning import Means
+from vmdebug.vm.planning import Resources
 from vmdebug.vm.qemuargs import Options
 from vmdebug.vm.template_registry import How
 
 PROOF_SECONDS = 20.0
-"""How long the first VM of a template may take to its shell; 0.1 s is usual."""
+"""How long the shell of a template's first VM may take to answer; 0.1 s is usual."""
 
 CLONED = "its memory is shared, and each VM maps it copy-on-write"
 
@@ -32,12 +32,12 @@ _OWN_MEMORY = ("m", "numa", "mem-path", "incoming", "loadvm")
 
 
 class Built(msgspec.Struct, frozen=True):
-    """What a template consists of.
+    """A finished template.
 
     Args:
-        how: How VMs are made of it.
-        reason: Why not in a faster way.
-        saved: The saved guest; None where each VM boots.
+        how: How VMs are made from it.
+        reason: Why they are not made in a faster way.
+        saved: The saved guest; None if each VM boots.
     """
 
     how: How
@@ -47,20 +47,20 @@ class Built(msgspec.Struct, frozen=True):
 
 def build(
     spec: LaunchSpec,
-    means: Means,
+    resources: Resources,
     *,
     directory: Path | None,
     lost: Callable[[Vm], None] | None,
     report: Report,
     deadline: Deadline,
 ) -> Built:
-    """Boot a guest to its shell and save it; the VM that booted has ended afterwards.
+    """Boot a guest to its shell, save it, and end it.
 
     Args:
         spec: The guest.
-        means: What the host has for it.
+        resources: What the host has for it.
         directory: Where its memory is kept; None is shared memory.
-        lost: See `shellup.come`.
+        lost: See `wait_shell.come`.
         report: Called with each step that takes long.
         deadline: When to give up.
 
@@ -78,12 +78,12 @@ def build(
         file = ram = None if lacking else memfd.closed_by(files, saved_guest.new_ram(spec, directory))
         report(Step("booting the template", note=spec.name))
         try:
-            with _booted(spec, means, ram, lost, deadline) as vm:
+            with _booted(spec, resources, ram, lost, deadline) as vm:
                 if ram is not None and not saved_guest.can_ignore_shared(vm, deadline=deadline):
                     ram, lacking = None, f"this QEMU has no migration capability {saved_guest.IGNORE_SHARED}"
                 whole = SavedGuest(
                     spec=spec,
-                    means=means,
+                    resources=resources,
                     ram=ram,
                     state=memfd.closed_by(files, memfd.create("state", _place(directory, lacking))),
                     log=memfd.closed_by(files, memfd.create("log")),
@@ -101,42 +101,48 @@ def build(
 
 
 def obstacle(spec: LaunchSpec) -> str:
-    """Return why a guest cannot be saved as a whole; "" where nothing is known against it."""
+    """Return why a guest cannot be saved; "" if there is no known reason."""
     if isinstance(spec.machine, RunnerMachine):
-        return "a runner's guest has a disk and mounted 9p shares, which no copy can have"
+        return "the guest of a NixOS VM runner has a disk and mounted 9p shares, which cannot be copied"
     if spec.machine.disk is not None and spec.machine.throwaway:
-        return f"what it writes to the disk {spec.machine.disk} would not be copied with its memory"
+        return f"its changes to the disk {spec.machine.disk} are not copied with its memory"
     if spec.machine.disk is not None:
-        return f"the disk {spec.machine.disk} has one writer at a time"
+        return f"the disk {spec.machine.disk} can have only one writer"
     return _obstacle_in(qemuargs.parse(spec.qemu_args))
 
 
 def _obstacle_in(given: Options) -> str:
     for option in given.disks():
-        return f"QEMU's argument {option.word} gives it a disk, which has one writer at a time"
+        return f"the QEMU argument {option.word} attaches a disk, which can have only one writer"
     for option in given.named(*_OWN_MEMORY, *argv.MACHINE):
         if option.name in _OWN_MEMORY or "memory-backend" in option.properties:
-            return f"QEMU's argument {option.word} says where its memory is"
+            return f"the QEMU argument {option.word} defines its memory"
     for option in given.unread():
-        return f"QEMU's argument {option.word} names a file that vmdebug does not read: it may name a disk"
+        return (
+            f"the QEMU argument {option.word} names a file that vmdebug does not read; it may contain a disk"
+        )
     return ""
 
 
 class _RefusedError(VmError):
-    """The guest runs, and QEMU cannot save or load its state."""
+    """QEMU cannot save or load the state of the guest, which itself works."""
 
 
 @contextlib.contextmanager
 def _booted(
-    spec: LaunchSpec, means: Means, ram: int | None, lost: Callable[[Vm], None] | None, deadline: Deadline
+    spec: LaunchSpec,
+    resources: Resources,
+    ram: int | None,
+    lost: Callable[[Vm], None] | None,
+    deadline: Deadline,
 ) -> Iterator[Vm]:
     named = msgspec.structs.replace(spec, name=_name(spec))
     fds = () if ram is None else (ram,)
-    start = Start(origin=Origin(ram=ram, shared=True), fds=fds, means=means)
+    start = Start(initial=InitialState(ram=ram, shared=True), fds=fds, resources=resources)
     with launching.launch(
         named, bound=True, timeout=deadline.left(launching.ANSWER), exact_name=False, start=start
     ) as vm:
-        shellup.come(vm, copy=False, lost=lost, deadline=deadline)
+        wait_shell.wait(vm, copy=False, lost=lost, deadline=deadline)
         yield vm
 
 
@@ -151,23 +157,23 @@ def _save(vm: Vm, whole: SavedGuest, deadline: Deadline) -> None:
 
 
 def _prove(built: Built, deadline: Deadline) -> None:
-    """Start a first VM of it: QEMU saves the state of some devices that it cannot load."""
+    """Start a first VM from it, because QEMU cannot load the state of some devices that it saves."""
     if built.saved is None:
         return
     until = deadline.at_most(PROOF_SECONDS)
     name = _name(built.saved.spec)
     try:
         with saved_guest.start(built.saved, name=name, bound=True, deadline=until) as vm:
-            shellup.come(vm, copy=True, deadline=until)
+            wait_shell.wait(vm, copy=True, deadline=until)
     except VmError as error:
         raise _RefusedError(f"its state can be saved but not loaded: {error.message}") from error
 
 
 def _name(spec: LaunchSpec) -> str:
-    """Return the name of the VMs that make a template; a name has at most 63 characters."""
+    """Return the name for the VM that makes a template; a name has at most 63 characters."""
     return f"{spec.name[:50]}-template"
 
 
 def _place(directory: Path | None, lacking: str) -> Path | None:
-    """Return where the state is kept: with the RAM in it a disk, which may have room for that."""
+    """Return the directory for the state: if it contains the RAM, one on a disk, which has more space."""
     return rundir.disk_directory() if lacking else directory

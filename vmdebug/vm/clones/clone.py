@@ -1,9 +1,9 @@
-"""Clones of a running VM: it is paused for a moment, and continues beside them.
+"""Clones a running VM, which is paused for a moment and then continues.
 
-The VM's RAM is QEMU's own, so its whole state is saved first. A QEMU that never runs the guest loads that
-state into RAM in a shared file and saves the devices' state once more. Then any number of clones map that
-memory; see `vmdebug.vm.clones.saved_guest`. The memory is an unnamed file, which the kernel frees with the
-last clone.
+The VM's RAM is private memory of its QEMU, so its whole state is saved first. A second QEMU, which does not
+run the guest, loads that state with its RAM in a file, and saves only the devices' state. Then any number of
+clones map that file; see `vmdebug.vm.clones.saved_guest`. The file has no name, and the kernel frees it with
+the last clone.
 """
 
 from __future__ import annotations
@@ -19,34 +19,35 @@ from vmdebug.channel.serial import ready
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError
 from vmdebug.progress import Report, Step, silent
-from vmdebug.vm import launching, memfd, planning, registry, rundir, shellup
-from vmdebug.vm.argv import Origin
+from vmdebug.vm import launching, memfd, planning, registry, rundir, wait_shell
+from vmdebug.vm.argv import InitialState
 from vmdebug.vm.clones import build, saved_guest
 from vmdebug.vm.clones.saved_guest import SavedGuest
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
 
 ANSWER_SECONDS = 1.0
-"""How long a clone's agent may take to answer. Nothing is said to a clone without an agent and a prompt."""
+"""How long a clone's agent may take to answer. Nothing is typed into a clone without an agent and a
+prompt."""
 
 
 def clone(vm: Vm, count: int = 1, *, report: Report = silent, timeout: float) -> list[Vm]:
-    """Start clones of a VM, which outlive this process; the VM is left running or stopped as it was found.
+    """Start clones of a VM, which outlive this process; the VM runs or stays stopped as before.
 
     Args:
         vm: The VM; no GDB may be attached to it.
-        count: How many.
+        count: Number of clones.
         report: Called with each step that takes long.
         timeout: Seconds until they have to run.
 
     Returns:
-        The clones, named NAME-1, NAME-2, …; names that are taken are left out.
+        The clones, named NAME-1, NAME-2, …; names that are taken are skipped.
 
     Raises:
         StateError: the VM is at its reset vector, has panicked or ended, or cannot be cloned.
-        HostError: there is no room for its memory.
-        VmError: its state cannot be saved or loaded. In all these cases no clone is left.
-        DeadlineError: it took too long.
+        HostError: there is not enough space for its memory.
+        VmError: its state cannot be saved or loaded.
+        DeadlineError: it took too long. In all these cases no clone is left.
     """
     deadline = Deadline.after(timeout)
     with contextlib.ExitStack() as protected:
@@ -60,7 +61,7 @@ def clone(vm: Vm, count: int = 1, *, report: Report = silent, timeout: float) ->
                 undone.callback(clone.stop, force=True)
                 made.append(clone)
                 if clone.shell.answers(deadline.at_most(ANSWER_SECONDS)) or _at_shell(clone):
-                    shellup.come(clone, copy=True, deadline=deadline)
+                    wait_shell.wait(clone, copy=True, deadline=deadline)
             for each in made:
                 each.keep()
             undone.pop_all()
@@ -76,7 +77,7 @@ def _saved(vm: Vm, report: Report, deadline: Deadline) -> SavedGuest:
     status = vm.status()
     if status not in ("running", "paused"):
         raise StateError(f"{vm.name} cannot be cloned: it is {status}", hint="clone a guest that has booted")
-    means = planning.means(spec, report=report, deadline=deadline)
+    resources = planning.resources(spec, report=report, deadline=deadline)
     report(Step("saving its state", note=vm.name))
     with contextlib.ExitStack() as files:
         ram = memfd.closed_by(files, saved_guest.new_ram(spec, None))
@@ -87,7 +88,7 @@ def _saved(vm: Vm, report: Report, deadline: Deadline) -> SavedGuest:
             with _paused(vm, resume=status == "running"):
                 saved_guest.save(vm, whole, shared=False, deadline=deadline)
                 memfd.write(log, vm.rundir.console_log.read_bytes())
-            result = SavedGuest(spec=spec, means=means, ram=ram, state=state, log=log, name=vm.name)
+            result = SavedGuest(spec=spec, resources=resources, ram=ram, state=state, log=log, name=vm.name)
             _split(whole, result, deadline)
         finally:
             os.close(whole)
@@ -96,9 +97,13 @@ def _saved(vm: Vm, report: Report, deadline: Deadline) -> SavedGuest:
 
 
 def _split(whole: int, into: SavedGuest, deadline: Deadline) -> None:
-    """Split a whole state into RAM in a file and the devices' state, by a QEMU that never runs the guest."""
+    """Split a whole state into RAM and devices, with a QEMU that does not run the guest."""
     assert into.ram is not None  # noqa: S101 - `_saved` made it
-    start = Start(origin=Origin(ram=into.ram, shared=True, incoming=True), fds=(into.ram,), means=into.means)
+    start = Start(
+        initial=InitialState(ram=into.ram, shared=True, incoming=True),
+        fds=(into.ram,),
+        resources=into.resources,
+    )
     named = msgspec.structs.replace(into.spec, name=f"{into.name[:50]}-template", tcp=None)
     with launching.launch(
         named, bound=True, exact_name=False, start=start, timeout=deadline.left(launching.ANSWER)
@@ -109,7 +114,7 @@ def _split(whole: int, into: SavedGuest, deadline: Deadline) -> None:
 
 @contextlib.contextmanager
 def _paused(vm: Vm, *, resume: bool) -> Iterator[None]:
-    """Set the guest running after the block if it ran before: saving stops it."""
+    """Set the guest running after the block, if it ran before; saving stops it."""
     try:
         yield
     finally:
@@ -129,11 +134,11 @@ def _next(name: str, whole: SavedGuest, deadline: Deadline) -> Vm:
         except UsageError:
             if called not in registry.names():
                 raise
-            # taken meanwhile
-    raise AssertionError  # the numbers never end
+            # Another process has taken the name meanwhile.
+    raise AssertionError  # there is always another number
 
 
 def _at_shell(vm: Vm) -> bool:
-    """Return whether the guest's last output is a prompt: nothing may be typed into a running program."""
+    """Return whether the console shows a prompt, and no program would read typed text."""
     with vm.console() as console:
         return ready.look(console.logged(ready.KEPT)) is ready.Look.PROMPT

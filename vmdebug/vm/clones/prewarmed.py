@@ -1,7 +1,7 @@
-"""VMs that are started before they are needed.
+"""Prewarmed VMs, which are started before a test needs them.
 
-A prewarmed VM is paused at its shell: it takes no CPU time and stays as it came from its template. Commands
-without a VM's name never mean a prewarmed one. Whoever takes it makes it an ordinary VM.
+A prewarmed VM is paused at its shell, so it takes no CPU time and does not change. Commands without the name
+of a VM ignore it. `resume` makes it an ordinary VM.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from vmdebug.vm.machine import Vm
 
 
 def pause(vm: Vm, *, deadline: Deadline) -> None:
-    """Pause a prewarmed VM; one at its reset vector is stopped already.
+    """Pause a prewarmed VM. A VM at its reset vector is already stopped.
 
     Args:
-        vm: One that was started as `prewarmed`.
+        vm: A VM that was started with `prewarmed`.
         deadline: When to give up.
 
     Raises:
@@ -28,7 +28,7 @@ def pause(vm: Vm, *, deadline: Deadline) -> None:
 
 
 def resume(vm: Vm, *, deadline: Deadline) -> None:
-    """Make a prewarmed VM an ordinary one, and let it run.
+    """Make a prewarmed VM an ordinary one, and set it running.
 
     Args:
         vm: The VM.

@@ -1,9 +1,8 @@
-"""A guest's memory and devices, saved in files, and VMs that continue from there.
+"""Saves a guest's memory and devices to files, and starts VMs that continue from them.
 
-The RAM is a file that each clone maps privately: a page that a clone writes to is copied, all others exist
-once. The devices' state, a few hundred KB, is what `migrate` saves with `x-ignore-shared`; see
-docs/devel/migration of QEMU. Where the RAM cannot be shared, the state has the RAM as well, and each VM reads
-it.
+Each clone maps the file with the RAM privately: the kernel copies a page when a clone writes to it, and the
+clones share all others. `migrate` with `x-ignore-shared` saves the state of the devices, a few hundred KB;
+see docs/devel/migration of QEMU. If the RAM cannot be shared, the state contains it, and each VM reads it.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec
 from vmdebug.progress import Report, silent
 from vmdebug.spelling import option
 from vmdebug.vm import launching, memfd
-from vmdebug.vm.argv import Origin
+from vmdebug.vm.argv import InitialState
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
-from vmdebug.vm.planning import Means
+from vmdebug.vm.planning import Resources
 
 if TYPE_CHECKING:
     from vmdebug.vm.qmp import Event, Qmp
@@ -39,26 +38,26 @@ _ANSWER = "QEMU to answer on QMP"
 
 
 class SavedGuest(msgspec.Struct, frozen=True, kw_only=True):
-    """A saved guest; its owner calls `close`.
+    """A saved guest; its owner must call `close`.
 
     Args:
-        spec: What was started.
-        means: What the host has for it.
-        ram: Descriptor of the file with its RAM; None where the state has the RAM as well.
+        spec: The spec of the saved VM.
+        resources: The host's resources.
+        ram: Descriptor of the file with its RAM; None if the state contains the RAM.
         state: Descriptor of the file with its state.
-        log: Descriptor of the file with what it had written to its console.
-        name: Name of the VM that was saved.
+        log: Descriptor of the file with its console's output.
+        name: The name of the saved VM.
     """
 
     spec: LaunchSpec
-    means: Means
+    resources: Resources
     ram: int | None
     state: int
     log: int
     name: str
 
     def close(self) -> None:
-        """Close its files; the kernel frees the memory with the last clone that maps it."""
+        """Close its files. The kernel frees the memory with the last clone that maps it."""
         os.close(self.state)
         os.close(self.log)
         if self.ram is not None:
@@ -66,7 +65,7 @@ class SavedGuest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def can_ignore_shared(vm: Vm, *, deadline: Deadline) -> bool:
-    """Return whether a VM's QEMU can save a state without the RAM that is shared."""
+    """Return whether a VM's QEMU can save a state without shared RAM."""
     with vm.connected(timeout=deadline.left(_ANSWER)) as qmp:
         return _can_ignore_shared(qmp)
 
@@ -77,7 +76,7 @@ def save(vm: Vm, into: int, *, shared: bool, deadline: Deadline) -> None:
     Args:
         vm: The VM. It stays stopped.
         into: Descriptor of the file for the state.
-        shared: Whether its RAM is in a shared file, and not saved with the state.
+        shared: Whether its RAM is in a shared file, and the state must not contain it.
         deadline: When to give up.
 
     Raises:
@@ -114,16 +113,16 @@ def start(
         name: The VM's name.
         bound: Whether it ends with this process.
         exact_name: Whether the name must not change; otherwise -2, -3, … is added to one that is taken.
-        prewarmed: Whether it is made before it is needed: see `vmdebug.vm.clones.prewarmed`.
+        prewarmed: Whether it is prewarmed; see `vmdebug.vm.clones.prewarmed`.
         report: Called with each step that takes long.
-        deadline: When it has to run.
+        deadline: When it must run.
 
     Raises:
         LaunchError: QEMU ended.
         VmError: it cannot load the state.
         DeadlineError: it took too long. In all these cases nothing is left.
     """
-    origin = Origin(ram=saved.ram, incoming=True)
+    initial = InitialState(ram=saved.ram, incoming=True)
     vm = launching.launch(
         msgspec.structs.replace(saved.spec, name=name, halt=False),
         bound=bound,
@@ -131,10 +130,10 @@ def start(
         timeout=deadline.left(launching.ANSWER),
         exact_name=exact_name,
         start=Start(
-            origin=origin,
+            initial=initial,
             fds=() if saved.ram is None else (saved.ram,),
             log=memfd.read(saved.log),
-            means=saved.means,
+            resources=saved.resources,
             clone_of=saved.name,
             prewarmed=prewarmed,
         ),
@@ -154,12 +153,12 @@ def load(vm: Vm, state: int, *, shared: bool, run: bool = True, deadline: Deadli
         vm: The VM.
         state: Descriptor of the file with the state.
         shared: Whether the RAM is in a file, and not in the state.
-        run: Whether the guest is set running.
+        run: Whether to set the guest running.
         deadline: When to give up.
 
     Raises:
         VmError: QEMU cannot load it.
-        GuestDiedError: QEMU has ended, as it does when the state is of another machine.
+        GuestDiedError: QEMU has ended, for example because the state is from another machine.
         DeadlineError: it took too long.
     """
     with vm.connected(timeout=deadline.left(_ANSWER)) as qmp, qmp.listen("MIGRATION") as events:
@@ -171,30 +170,30 @@ def load(vm: Vm, state: int, *, shared: bool, run: bool = True, deadline: Deadli
         if moved.data["status"] != "completed":
             words = vm.rundir.qemu_log.read_text(errors="replace")
             raise VmError(
-                f"{vm.name} cannot load the saved state that it was to continue from",
+                f"{vm.name} cannot load the saved state",
                 detail=process.tail(words),
             )
         if shared:
-            # A state that is saved later must have the RAM again.
+            # States that are saved later must contain the RAM.
             _set_capabilities(qmp, shared=False)
         if run:
             qmp.execute("cont")
 
 
 def memory_mib(spec: LaunchSpec) -> int:
-    """Return how much RAM a guest with a command line of ours has, in MiB."""
+    """Return the RAM of a guest with vmdebug's QEMU command line, in MiB."""
     return spec.memory or DEFAULT_MEMORY_MIB
 
 
 def new_ram(spec: LaunchSpec, directory: Path | None) -> int:
-    """Return a descriptor of a file for a guest's RAM.
+    """Make a file for a guest's RAM, and return its descriptor.
 
     Raises:
-        HostError: the directory cannot have one, or has no room.
+        HostError: there is not enough space, or the directory does not support unnamed files.
     """
     if missing := memfd.shortage(memory_mib(spec), directory):
         raise HostError(
-            missing, hint=f"give the guest less: {option('memory')}; or name a directory that has it"
+            missing, hint=f"give the guest less memory: {option('memory')}; or choose another directory"
         )
     ram = memfd.create("ram", directory)
     os.ftruncate(ram, memory_mib(spec) << 20)

@@ -1,16 +1,16 @@
-"""Templates: a guest is booted once, and any number of VMs continue from there.
+"""Templates: boot a guest once, and start any number of VMs that continue from there.
 
-A VM of a template is made in the fastest way that the guest allows; `Template.reason` says why
-not in a faster one:
+A template makes its VMs in the fastest way that the guest allows. `Template.reason` says why it uses no
+faster way:
 
 clone
-    The RAM is shared memory, which each VM maps copy-on-write: `vmdebug.vm.clones.saved_guest`.
+    Each VM maps the template's RAM copy-on-write; see `vmdebug.vm.clones.saved_guest`.
 load
-    The whole state is saved, RAM included, and each VM loads it.
+    Each VM loads the whole saved state, which contains the RAM.
 boot
     Each VM boots.
 
-Processes that need the same template share one: `vmdebug.vm.template_registry`.
+Processes that need the same template share one; see `vmdebug.vm.template_registry`.
 """
 
 from __future__ import annotations
@@ -28,45 +28,45 @@ from vmdebug.deadline import BOOT_SECONDS, Deadline
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report, silent
-from vmdebug.vm import launching, planning, shellup, template_registry
+from vmdebug.vm import launching, planning, template_registry, wait_shell
 from vmdebug.vm.clones import build, saved_guest
 from vmdebug.vm.clones.build import Built
 from vmdebug.vm.clones.saved_guest import SavedGuest
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
 from vmdebug.vm.memfd import SharedFile
-from vmdebug.vm.planning import Means
+from vmdebug.vm.planning import Resources
 from vmdebug.vm.template_registry import Entry, Held, How
 
 LEAVE_SECONDS = 10.0
-"""How long closing a template may wait for a process that opens it just now."""
+"""How long closing a template may wait for another process that is opening it."""
 
 _FORMAT = 1
-"""Increased when a template made by an older vmdebug must not be used."""
+"""Increase it when templates made by older versions of vmdebug must not be used."""
 
 
 class Template:
     """A template, which exists until the block of `template` ends.
 
     Args:
-        spec: The guest of its VMs.
-        means: What the host has for it.
+        spec: The spec of its VMs.
+        resources: The host's resources.
         made: The saved guest, or why there is none.
     """
 
-    def __init__(self, spec: LaunchSpec, means: Means, made: Built) -> None:
+    def __init__(self, spec: LaunchSpec, resources: Resources, made: Built) -> None:
         self.spec = spec
-        self._means = means
+        self._resources = resources
         self._made = made
 
     @property
     def how(self) -> How:
-        """How its VMs are made: "clone", "load", "boot"."""
+        """How its VMs are made: "clone", "load" or "boot"."""
         return self._made.how
 
     @property
     def reason(self) -> str:
-        """Why its VMs are not made in a faster way, in words."""
+        """Why its VMs are not made in a faster way."""
         return self._made.reason
 
     def clone(
@@ -81,8 +81,8 @@ class Template:
         """Return a new VM at its shell; it ends with this process.
 
         Args:
-            name: Its name; None is the spec's name, with a number where that is taken.
-            prewarmed: Whether it is made before it is needed: see `vmdebug.vm.clones.prewarmed`.
+            name: Its name; None: the spec's name, with a number if that is taken.
+            prewarmed: Whether it is prewarmed; see `vmdebug.vm.clones.prewarmed`.
             lost: Called with a VM whose shell does not answer, before that VM is ended; may keep it.
             report: Called with each step that takes long.
             timeout: Seconds until its shell has to answer.
@@ -96,7 +96,7 @@ class Template:
         deadline = Deadline.after(timeout)
         vm = self._started(name, prewarmed=prewarmed, report=report, deadline=deadline)
         try:
-            shellup.come(vm, copy=self._made.saved is not None, lost=lost, deadline=deadline)
+            wait_shell.wait(vm, copy=self._made.saved is not None, lost=lost, deadline=deadline)
         except BaseException:
             if vm.bound:
                 vm.stop(force=True)
@@ -121,7 +121,7 @@ class Template:
             report=report,
             timeout=deadline.left(launching.ANSWER),
             exact_name=exact,
-            start=Start(means=self._means, prewarmed=prewarmed),
+            start=Start(resources=self._resources, prewarmed=prewarmed),
         )
 
 
@@ -136,11 +136,11 @@ def template(
 ) -> Iterator[Template]:
     """Boot a guest to its shell and save it, or use the template of another process.
 
-    The memory is an unnamed file: the kernel frees it with the last process and the last VM that use it.
+    The memory is an unnamed file, which the kernel frees with the last process and VM that use it.
 
     Args:
         spec: The guest; `halt` is ignored.
-        directory: Where its memory is kept; None is shared memory.
+        directory: The directory for its memory; None: an unnamed file in memory.
         lost: Called with a VM whose shell does not answer, before that VM is ended; may keep it.
         report: Called with each step that takes long.
         timeout: Seconds until the guest has booted and is saved.
@@ -154,15 +154,15 @@ def template(
     """
     deadline = Deadline.after(timeout)
     spec = msgspec.structs.replace(spec, halt=False)
-    means = planning.means(spec, report=report, deadline=deadline)
-    place = key(spec, means, directory)
+    resources = planning.resources(spec, report=report, deadline=deadline)
+    place = key(spec, resources, directory)
     with contextlib.ExitStack() as held:
         with template_registry.slot(place, deadline=deadline) as slot:
             found = slot.read()
-            made = None if found is None else _shared(found, spec, means)
+            made = None if found is None else _shared(found, spec, resources)
             if made is None:
                 made = build.build(
-                    spec, means, directory=directory, lost=lost, report=report, deadline=deadline
+                    spec, resources, directory=directory, lost=lost, report=report, deadline=deadline
                 )
             if made.saved is not None:
                 held.callback(made.saved.close)
@@ -170,27 +170,27 @@ def template(
             others = () if found is None else found.holders
             slot.write(Entry(how=made.how, reason=made.reason, holders=(*others, mine)))
             held.callback(_leave, place, mine)
-        yield Template(spec, means, made)
+        yield Template(spec, resources, made)
 
 
-def key(spec: LaunchSpec, means: Means, directory: Path | None) -> str:
-    """Return a hash of all that makes a template: the guest, its files, QEMU and vmdebug.
+def key(spec: LaunchSpec, resources: Resources, directory: Path | None) -> str:
+    """Return a hash of everything that a template depends on: the guest, its files, QEMU and vmdebug.
 
     Args:
         spec: The guest; its name and notes are ignored.
-        means: What the host has for it.
-        directory: Where its memory is kept.
+        resources: The host's resources.
+        directory: The directory for its memory.
     """
     anonymous = msgspec.structs.replace(spec, name="", guest="", notes=(), halt=False)
     initrd = None if isinstance(spec.machine, RunnerMachine) else spec.machine.initrd
-    # Their content and not their times: the cache touches a file when it returns it.
+    # Hash the content, because the cache changes the time of a file that it returns.
     files = [_digest(path) for path in (spec.kernel.image, initrd) if path is not None]
-    words = [str(_FORMAT), means.choice.accel, str(directory), _stamp(means.qemu), *files]
+    words = [str(_FORMAT), resources.choice.accel, str(directory), _stamp(resources.qemu), *files]
     return hashlib.sha256(guest.encode(anonymous) + "\n".join(words).encode()).hexdigest()[:16]
 
 
 def _stamp(path: Path) -> str:
-    """Return text that changes with a file; that a file is missing is the launch's error to raise."""
+    """Return text that changes with a file. If it is missing, the launch raises the error."""
     with contextlib.suppress(OSError):
         found = path.stat()
         return f"{path} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
@@ -204,18 +204,18 @@ def _digest(path: Path) -> str:
     return str(path)
 
 
-def _shared(found: Entry, spec: LaunchSpec, means: Means) -> Built | None:
-    """Return the template of other processes; None where they have closed it meanwhile."""
+def _shared(found: Entry, spec: LaunchSpec, resources: Resources) -> Built | None:
+    """Return the template of other processes; None if they have closed it meanwhile."""
     if found.how == "boot":
         return Built("boot", found.reason)
     for holder in found.holders:
-        whole = _open(holder, spec, means)
+        whole = _open(holder, spec, resources)
         if whole is not None:
             return Built(found.how, found.reason, whole)
     return None
 
 
-def _open(holder: Held, spec: LaunchSpec, means: Means) -> SavedGuest | None:
+def _open(holder: Held, spec: LaunchSpec, resources: Resources) -> SavedGuest | None:
     with contextlib.ExitStack() as opened:
         fds = []
         for each in holder.files:
@@ -226,7 +226,7 @@ def _open(holder: Held, spec: LaunchSpec, means: Means) -> SavedGuest | None:
         opened.pop_all()
     state, log, *ram = fds
     return SavedGuest(
-        spec=spec, means=means, ram=ram[0] if ram else None, state=state, log=log, name=spec.name
+        spec=spec, resources=resources, ram=ram[0] if ram else None, state=state, log=log, name=spec.name
     )
 
 

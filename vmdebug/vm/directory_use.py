@@ -1,6 +1,6 @@
-"""Who uses a run directory: claims one, looks at one, and clears one that nobody uses.
+"""Finds out which processes use a run directory; reserves one for a launch, and clears an unused one.
 
-All of this happens with RUNTIME locked, so a launch in progress is never mistaken for one that was killed.
+All functions need the lock on RUNTIME, so that a launch in progress is not taken for one that was killed.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import Launching, State
 
 Use = Literal["running", "launching", "ended", "held", "orphan", "unreadable"]
-"""How a run directory is used.
+"""The use of a run directory.
 
 running: QEMU runs, and so does its owner if it has one.
-launching: a process is starting it.
-ended: QEMU has ended, and no command has listed that yet.
-held: QEMU has ended, and its owner may still read the logs.
-orphan: its launch was killed, or its owner has ended; to be cleared.
+launching: a process is starting QEMU.
+ended: QEMU has ended, and no command has reported that yet.
+held: QEMU has ended, but its owner may still read the logs.
+orphan: its launch was killed, or its owner has ended; it must be cleared.
 unreadable: another vmdebug made it, and QEMU runs.
 """
 
 GUARDIAN_SECONDS = 10.0
-"""How long a guardian may take to end a VM before this process does that."""
+"""How long a guardian may take to end a VM; then this process does it."""
 
 LEADER_SECONDS = 3.0
 """How long a runner script may run after its QEMU has ended."""
 
 KILL_SECONDS = 10.0
-"""How long a killed QEMU may take to end: the kernel frees its memory first."""
+"""How long QEMU may take to end after SIGKILL: the kernel first frees its memory."""
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A run directory and who uses it.
+    """A run directory and its use.
 
     Args:
         rundir: The directory.
-        use: How it is used.
-        state: Its VM's state, where that is there and can be read.
-        launching: The processes that make it, where that was written.
+        use: Its use.
+        state: The state of its VM, or None if it is missing or cannot be read.
+        launching: The processes that start the VM, or None if that file is missing.
         problem: Why the state cannot be read.
     """
 
@@ -62,11 +62,11 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def prewarmed(self) -> bool:
-        """Whether it was made before it is needed: see `vmdebug.vm.clones.prewarmed`."""
+        """Whether its VM is prewarmed; see `vmdebug.vm.clones.prewarmed`."""
         return self.launching is not None and self.launching.prewarmed
 
     def describe(self) -> str:
-        """Return in words who uses it, with the pid of the process to look at."""
+        """Return its use in words, with the pid of a process."""
         if self.state is not None and self.use == "running":
             return f"its QEMU has pid {self.state.pid}"
         if self.state is not None and self.state.owner is not None:
@@ -76,8 +76,8 @@ class Entry(msgspec.Struct, frozen=True):
         return f"see {self.rundir.path}"
 
 
-def look(directory: RunDir) -> Entry:
-    """Return who uses a directory that exists."""
+def inspect(directory: RunDir) -> Entry:
+    """Return the use of an existing directory."""
     launching = state.read_launching(directory.launching)
     try:
         found = state.read(directory.state)
@@ -85,8 +85,8 @@ def look(directory: RunDir) -> Entry:
         alive = _recorded_qemu(directory) is not None
         return Entry(directory, "unreadable" if alive else "orphan", None, launching, problem)
     if found is None:
-        going_on = launching is not None and launching.launcher.alive()
-        return Entry(directory, "launching" if going_on else "orphan", None, launching)
+        in_progress = launching is not None and launching.launcher.alive()
+        return Entry(directory, "launching" if in_progress else "orphan", None, launching)
     return Entry(directory, _use(found), found, launching)
 
 
@@ -98,7 +98,7 @@ def _use(found: State) -> Use:
     return "ended" if found.owner is None else "held"
 
 
-def claim(
+def reserve(
     name: str,
     *,
     exact: bool,
@@ -107,15 +107,15 @@ def claim(
     prewarmed: bool = False,
     deadline: Deadline,
 ) -> RunDir:
-    """Make a run directory; it is recorded as this process's from its first moment.
+    """Make a run directory, and record this process in it as the launcher.
 
     Args:
         name: The VM's name.
         exact: Whether the name must not change; otherwise -2, -3, … is added to one that is taken.
-        guardian: The process that removes the directory if this process ends; recorded in it.
+        guardian: The process that removes the directory if this process ends; it is recorded, too.
         scratch: Whether to make a scratch directory as well.
-        prewarmed: Whether the VM is made before it is needed.
-        deadline: How long to wait for another vmdebug that launches or clears a VM.
+        prewarmed: Whether the VM is prewarmed.
+        deadline: When to give up waiting for another vmdebug that launches or clears a VM.
 
     Raises:
         UsageError: the name is invalid or taken.
@@ -128,7 +128,7 @@ def claim(
             if _vacant(directory, exact=exact):
                 _take(directory, guardian=guardian, scratch=scratch, prewarmed=prewarmed)
                 return directory
-    raise AssertionError  # the candidates never end, or the taken one was an error
+    raise AssertionError  # there is always another candidate, unless `exact` has raised
 
 
 def _candidates(name: str, *, exact: bool) -> Iterator[str]:
@@ -138,17 +138,17 @@ def _candidates(name: str, *, exact: bool) -> Iterator[str]:
 
 
 def _vacant(directory: RunDir, *, exact: bool) -> bool:
-    """Clear the directory if it is unused; return whether it can be made, or if `exact` raise UsageError."""
+    """Clear the directory if it is unused; if it is in use, return False, or raise with `exact`."""
     if not os.path.lexists(directory.path):
         return True
-    entry = look(directory)
+    entry = inspect(directory)
     if entry.use in ("ended", "orphan"):
         clear(entry)
         return True
     if exact:
         raise UsageError(
-            f"there is a VM named {directory.name} already: {entry.describe()}",
-            hint=f"end it: vmdebug stop {directory.name}  or give this one another name: {option('name')}",
+            f"there is already a VM named {directory.name}: {entry.describe()}",
+            hint=f"end it: vmdebug stop {directory.name}; or choose another name: {option('name')}",
         )
     return False
 
@@ -167,14 +167,14 @@ def _take(directory: RunDir, *, guardian: ProcessRef, scratch: bool, prewarmed: 
 
 
 def clear(entry: Entry) -> None:
-    """Kill a VM's remaining processes and remove its directories. RUNTIME has to be locked.
+    """Kill a VM's remaining processes and remove its directories. RUNTIME must be locked.
 
     Raises:
         HostError: a process does not end, or a directory cannot be removed.
     """
     launching = entry.launching
     if launching is not None:
-        _outwait(launching)
+        _wait_guardian(launching)
     qemu = entry.state.qemu if entry.state is not None else _recorded_qemu(entry.rundir)
     leader = entry.state.leader if entry.state is not None else qemu
     if qemu is not None and leader is not None:
@@ -194,8 +194,8 @@ def kill(qemu: ProcessRef, leader: ProcessRef) -> None:
     qemu.signal(signal.SIGKILL)
     if not qemu.wait(KILL_SECONDS):
         raise HostError(
-            f"QEMU, process {qemu.pid}, does not end on SIGKILL",
-            hint=f"it hangs in the host's kernel: see /proc/{qemu.pid}/stack",
+            f"QEMU, process {qemu.pid}, does not end after SIGKILL",
+            hint=f"it hangs in the host's kernel; look at /proc/{qemu.pid}/stack",
         )
     # A runner script that did not exec QEMU may clean up first; then its session is killed.
     leader.wait(LEADER_SECONDS)
@@ -208,36 +208,36 @@ def discard(directory: RunDir, ended: State) -> None:
 
     Raises:
         HostError: see `clear`.
-        DeadlineError: another vmdebug had RUNTIME locked all the time.
+        DeadlineError: another vmdebug kept RUNTIME locked.
     """
     if not os.path.lexists(directory.path):
         return
     with rundir.locked(Deadline.after(KILL_SECONDS)):
         if not os.path.lexists(directory.path):
             return
-        entry = look(directory)
+        entry = inspect(directory)
         if entry.state == ended:
             clear(entry)
 
 
-def _outwait(launching: Launching) -> None:
-    """Wait until the guardian has ended: it could still remove a later VM's directory."""
+def _wait_guardian(launching: Launching) -> None:
+    """Wait until the guardian has ended, so that it cannot remove the directory of a later VM."""
     guardian = launching.guardian
     if not guardian.alive():
         return
-    # If its owner has ended, it is ending the VM and then itself; otherwise it still waits for the owner.
+    # If its owner has ended, the guardian ends the VM and then itself. Otherwise it waits for its owner.
     at_work = not launching.launcher.alive()
     if at_work and guardian.wait(GUARDIAN_SECONDS):
         return
     guardian.signal_group(signal.SIGKILL)
     if not guardian.wait(KILL_SECONDS):
         raise HostError(
-            f"the guardian, process {guardian.pid}, does not end", hint="look at what it waits for"
+            f"the guardian, process {guardian.pid}, does not end", hint=f"look at /proc/{guardian.pid}/stack"
         )
 
 
 def _recorded_qemu(directory: RunDir) -> ProcessRef | None:
-    """Return the process of the pidfile if it is this VM's QEMU, whose command line names the pidfile."""
+    """Return the process of the pidfile, if its command line shows that it is this VM's QEMU."""
     try:
         pid = int(directory.pidfile.read_text())
         found = ProcessRef.of(pid)

@@ -13,7 +13,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, StateError, UsageError, VmdebugError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import ProcessRef
-from vmdebug.vm import claims, registry, rundir, state
+from vmdebug.vm import directory_use, registry, rundir, state
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import Launching, State
 
@@ -83,7 +83,7 @@ def put(
 
 
 def claim(name: str, *, exact: bool = True, scratch: bool = False) -> RunDir:
-    return claims.claim(name, exact=exact, guardian=GONE, scratch=scratch, deadline=soon())
+    return directory_use.reserve(name, exact=exact, guardian=GONE, scratch=scratch, deadline=soon())
 
 
 def clear_all() -> None:
@@ -102,12 +102,14 @@ def _cleared(runtime: Path) -> Iterator[None]:
 def test_a_claimed_directory_says_from_the_start_whose_it_is() -> None:
     directory = claim("vm")
     assert state.read_launching(directory.launching) == Launching(launcher=me(), guardian=GONE)
-    assert claims.look(directory).use == "launching"
+    assert directory_use.inspect(directory).use == "launching"
 
 
 def test_a_prewarmed_vm_is_marked_from_the_start() -> None:
-    directory = claims.claim("vm", exact=True, guardian=GONE, scratch=False, prewarmed=True, deadline=soon())
-    assert claims.look(directory).prewarmed
+    directory = directory_use.reserve(
+        "vm", exact=True, guardian=GONE, scratch=False, prewarmed=True, deadline=soon()
+    )
+    assert directory_use.inspect(directory).prewarmed
 
 
 def test_without_a_name_a_prewarmed_vm_is_never_meant(qemu: ProcessRef) -> None:
@@ -221,7 +223,7 @@ def test_a_vm_whose_owner_has_gone_is_killed_and_not_listed(qemu: ProcessRef) ->
 
 
 def test_a_guardian_that_is_stuck_is_killed_first(qemu: ProcessRef, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "GUARDIAN_SECONDS", 0.05)
+    monkeypatch.setattr(directory_use, "GUARDIAN_SECONDS", 0.05)
     put("vm", guardian=qemu)
     assert registry.every() == []
     assert not qemu.alive()
