@@ -1,60 +1,17 @@
-"""The table of headlines against the kernel's source: each `BUG:`, `WARNING:`, `INFO:`, `UBSAN:` in it."""
+"""The table of headlines against the source of the builtin kernel; `tests/unit` has newer kernels'."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fixtures.kernelheadlines import said, unknown
 from vmdebug import sources
-from vmdebug.channel.log.headlines import FORMS, form, squeezed
+from vmdebug.channel.log.headlines import FORMS
 from vmdebug.deadline import Deadline
 from vmdebug.guest import GuestOptions
 from vmdebug.progress import silent
-
-PARTS = (
-    "kernel",
-    "mm",
-    "lib",
-    "fs",
-    "block",
-    "init",
-    "security",
-    "net/core",
-    "arch/x86",
-    "arch/arm64",
-    "include",
-)
-_SAID = re.compile(r'"(?:\[ )?((?:BUG|WARNING|INFO|UBSAN): ?[^"]*)"')
-
-SAMPLES = {"s": "word", "c": "x", "d": "7", "i": "7", "u": "7", "x": "7f", "X": "7F", "p": "00000000f4a2"}
-_DIRECTIVE = re.compile(
-    r"%[-+ #0]*(?:\d+|\*)?(?:\.(?:\d+|\*))?(?:hh|h|ll|l|z|t)?([a-zA-Z])(?:[A-Za-z]+(?=\W|$))?"
-)
-
-NOT_TROUBLE = {
-    "the end of another report, or its absence": r"INFO: (?:lockdep is turned off|Stall ended before)",
-    "what a stop in the debugger, or emulation, makes of the time": (
-        r"INFO: (?:NMI handler|timekeeping)|WARNING: (?:timekeeping|Underflow|Overflow)"
-    ),
-    "part of a text": r"(?:INFO|WARNING): ?(?:%s|%pV)?(?:\\n)?$|INFO: (?:recovery|rcu_tasks_trace detected)",
-    "advice on a mitigation": (
-        r"WARNING: [^%]*(?:mitigation|vulnerable|IBPB|UNRET|SRSO|leak|eBPF)|WARNING: See https"
-    ),
-    "advice on the machine or its boot": (
-        r"WARNING: (?:This combination|Ancient|Forcing|PAE|BIOS|bogus|SMP|polling|mapping|x1-x3)"
-        r"|WARNING: (?:'bootconfig'|Absolute relocations)"
-    ),
-    "advice on settings": r"WARNING: (?:workqueue cpumask|Domain|FUNCTION TRACING)",
-    "advice of a driver or a file system": (
-        r"WARNING: (?:RTT|Requested queue|Reset corrupted|partial inode|trying to remove)"
-        r"|WARNING: (?:the dlm|the lkb|The mand)"
-    ),
-    "said in kdb": r"WARNING: no (?:task|process) for cpu",
-}
-"""Why a text of the source is no trouble, and which are those."""
 
 
 @pytest.fixture(scope="module")
@@ -64,26 +21,10 @@ def source() -> Path:
     return (spec.kernel.vmlinux.parent / "source").resolve()
 
 
-def said(source: Path) -> Iterator[str]:
-    for part in PARTS:
-        for path in (source / part).rglob("*.[ch]"):
-            for line in path.read_text(errors="replace").splitlines():
-                # Comments, and what a tool that runs on the build machine prints.
-                if "fprintf" not in line and not line.lstrip().startswith(("*", "/*", "//")):
-                    yield from _SAID.findall(line)
-
-
-def shown(text: str) -> str:
-    """Return a format as the kernel may print it."""
-    return _DIRECTIVE.sub(lambda found: SAMPLES.get(found[1], "word"), text).replace("\\n", "")
-
-
 def test_each_headline_of_the_source_is_known_or_is_no_trouble(source: Path) -> None:
-    texts = sorted(set(said(source)))
+    texts = sorted({text for _, text in said(source)})
     assert len(texts) > 80
-    known = re.compile("|".join(NOT_TROUBLE.values()))
-    unknown = [text for text in texts if form(squeezed(shown(text))) is None and not known.match(text)]
-    assert unknown == []
+    assert unknown(texts) == []
 
 
 def test_each_row_names_a_source_that_there_is(source: Path) -> None:

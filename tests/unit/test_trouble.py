@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fixtures import kernelheadlines
 from vmdebug.channel.log import headlines
 from vmdebug.channel.log.trouble import KINDS, Scanner, Trouble, as_logged, find, unseen
 from vmdebug.channel.log.watcher import Watcher
@@ -101,6 +102,7 @@ def test_what_the_checkers_report(kind: str) -> None:
         ("bug", "BUG kmalloc-64 (Not tainted): Poison overwritten"),
         ("warn", "WARNING: CPU: 1 PID: 1 at lib/refcount.c:28 refcount_warn_saturate+0xba/0x110"),
         ("warn", "WARNING: lib/refcount.c:28 at refcount_warn_saturate+0xba/0x110, CPU#1: sh/40"),
+        ("warn", "WARNING: at refcount_warn_saturate+0xba/0x110, CPU#1: sh/40"),
         ("lockdep", "WARNING: possible circular locking dependency detected"),
         ("lockdep", "WARNING: HARDIRQ-safe -> HARDIRQ-unsafe lock order detected"),
         ("lockdep", "WARNING: inconsistent lock state"),
@@ -112,6 +114,10 @@ def test_what_the_checkers_report(kind: str) -> None:
         ("kmsan", "BUG: KMSAN: uninit-value in f+0x1/0x2"),
         ("ubsan", "UBSAN: array-index-out-of-bounds in lib/x.c:12:3"),
         ("hung_task", "INFO: task kworker/0:1:9 blocked for more than 120 seconds."),
+        (
+            "hung_task",
+            "INFO: The task sh:77 has been waiting for writeback completion for more than 121 seconds.",
+        ),
         ("rcu_stall", "rcu: INFO: rcu_sched detected stalls on CPUs/tasks:"),
         ("rcu_stall", "rcu: INFO: rcu_preempt self-detected stall on CPU"),
         ("rcu_stall", "INFO: rcu_tasks detected stalls on tasks:"),
@@ -170,6 +176,14 @@ def test_what_the_checkers_report(kind: str) -> None:
 def test_a_headline(kind: str, words: str, stamp: str, end: str) -> None:
     (found,) = find(f"{stamp}{words}{end}")
     assert (found.kind, found.headline) == (kind, words)
+
+
+@pytest.mark.parametrize("file", sorted(kernelheadlines.RECORDED.iterdir()), ids=lambda file: file.stem)
+def test_each_headline_of_newer_kernels_is_known_or_is_no_trouble(file: Path) -> None:
+    """`tests/guest` has the same test on the source of the builtin kernel."""
+    texts = kernelheadlines.recorded(file)
+    assert len(texts) > 100
+    assert kernelheadlines.unknown(texts) == []
 
 
 @pytest.mark.parametrize("form", headlines.FORMS, ids=lambda form: f"{form.kind} {form.source.split()[0]}")

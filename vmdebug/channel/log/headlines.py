@@ -1,8 +1,9 @@
 """The table of headlines: the first lines of what the kernel prints when something is wrong.
 
-Each row names the kernel source that prints it. The texts are those of Linux 4.19 to 7.2; rows of older and
-newer kernels stand beside each other, because no version is asked for. A line that starts with `WARNING: ` or
-`INFO: ` and matches no row is advice, as about a mitigation or a boot loader, and no trouble.
+Each row names the kernel source that prints it. The texts are those of Linux 4.19 to 7.2, and tests compare
+them with the sources of 6.1, 6.12 and 7.2. Rows of older and newer kernels stand beside each other, because no
+version is asked for. A line that starts with `WARNING: ` or `INFO: ` and matches no row is advice, as about a
+mitigation or a boot loader, and no trouble.
 
 QEMU's log of a console can have a character twice, so patterns match text in which `squeezed` has made one
 character of every run of one.
@@ -138,6 +139,9 @@ _HANGS = (
         _END_OF_STACK,
         "kernel/hung_task.c",
     ),
+    _form(
+        "hung_task", r"INFO: The task .*:\d+ has been waiting for writeback ", _ONE_LINE, "fs/fs-writeback.c"
+    ),
 )
 
 _LOCKDEP = (
@@ -187,10 +191,10 @@ _BUGS = (
 )
 
 _WARNINGS = (
-    # The second is 6.19's.
+    # The second is 6.19's; without CONFIG_DEBUG_BUGVERBOSE it has no file.
     _form(
         "warn",
-        r"WARNING: (?:CPU: \d+ PID: \d+ at |.* at .*, CPU#\d+: )",
+        r"WARNING: (?:CPU: \d+ PID: \d+ at |(?:.* )?at .*, CPU#\d+: )",
         END_OF_TRACE,
         "kernel/panic.c, lib/bug.c",
     ),
