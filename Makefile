@@ -62,7 +62,7 @@ test: setup lint kernel
 
 # NIXPKGS is a checkout of nixpkgs or a copy of one; nothing is fetched. A current nixpkgs needs Nix 2.18 or newer.
 test-nixlib: $(VENV)
-	@test -f '$(NIXPKGS)/lib/default.nix' || { echo 'usage: make test-nixlib NIXPKGS=DIR, a directory with the lib/ and nixos/ of nixpkgs' >&2; exit 2; }
+	@test -f '$(NIXPKGS)/lib/default.nix' || { echo 'usage: make test-nixlib NIXPKGS=DIR, a directory with the lib/ of nixpkgs, or all of nixpkgs' >&2; exit 2; }
 	VMDEBUG_NIXPKGS='$(abspath $(NIXPKGS))' $(BIN)pytest -n 0 tests/unit/test_nix_flake.py $(PYTEST_ARGS)
 
 lint: $(VENV)

@@ -40,7 +40,7 @@ let
     CONFIG_MODULES = "y";
     CONFIG_EFI_STUB = "y";
   };
-  options = byDefault // ofBase // lib.mergeAttrsList (map optionsOf files);
+  options = builtins.foldl' (all: file: all // optionsOf file) (byDefault // ofBase) files;
 
   source = import ./source.nix { inherit lib src; };
   released = if version == null then source.version else version;

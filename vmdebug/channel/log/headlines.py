@@ -1,9 +1,9 @@
 """The table of headlines: the first lines of what the kernel prints when something is wrong.
 
 Each row names the kernel source that prints it. The texts are those of Linux 4.19 to 7.2, and tests compare
-them with the sources of 6.1, 6.12 and 7.2. Rows of older and newer kernels stand beside each other, because no
-version is asked for. A line that starts with `WARNING: ` or `INFO: ` and matches no row is advice, as about a
-mitigation or a boot loader, and no trouble.
+them with the sources of 6.1, 6.12 and 7.2. Rows of older and newer kernels stand beside each other, because
+no version is asked for. A line that starts with `WARNING: ` or `INFO: ` and matches no row is advice, as
+about a mitigation or a boot loader, and no trouble.
 
 QEMU's log of a console can have a character twice, so patterns match text in which `squeezed` has made one
 character of every run of one.
