@@ -16,8 +16,8 @@ in
       type = lib.types.bool;
       default = true;
       description = ''
-        Whether to run a root shell on the serial line when the node runs without the test driver, for example with
-        `vmdebug start`. With the driver, the serial line is the node's log.
+        Whether to run a root shell on the serial line, and the agent of `vmdebug exec`, when vmdebug starts the node.
+        When the test driver starts it, the serial line is the node's log.
       '';
     };
     clonable = lib.mkOption {
@@ -38,7 +38,12 @@ in
       writableStore = lib.mkDefault true;
       sharedDirectories = lib.mkForce { };
     };
-    # NixOS's test modules disable the getty on the serial line. The driver uses a virtio console for its own shell.
+    boot.kernelModules = [ "virtio_console" ];
+    # Only the driver gives the VM a virtio console, which it uses for its own shell.
+    systemd.services.vmdebug-agent = lib.mkIf cfg.shell (
+      import ./agent.nix { inherit config pkgs; } // { unitConfig.ConditionPathExists = "!/dev/hvc0"; }
+    );
+    # NixOS's test modules disable the getty on the serial line.
     systemd.services.vmdebug-shell = lib.mkIf cfg.shell {
       description = "Root shell on the serial line";
       wantedBy = [ "multi-user.target" ];

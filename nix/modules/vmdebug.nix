@@ -8,12 +8,6 @@
 }:
 let
   cfg = config.vmdebug;
-
-  # Runs the commands of `vmdebug exec`; vmdebug's own guests use the same source.
-  agent = pkgs.runCommandCC "vmdebug-agent" { } ''
-    mkdir -p $out/bin
-    $CC -Os -Wall -o $out/bin/vmdebug-agent ${../../vmdebug/channel/agent/agent.c}
-  '';
 in
 {
   options.vmdebug = {
@@ -61,22 +55,7 @@ in
       boot.consoleLogLevel = lib.mkDefault 7;
       services.getty.autologinUser = lib.mkDefault cfg.autologin;
       boot.kernelModules = [ "virtio_console" ];
-      # Start it before a getty, so that `exec` works when the console shows a prompt.
-      systemd.services.vmdebug-agent = {
-        description = "Commands of vmdebug exec";
-        wantedBy = [ "multi-user.target" ];
-        before = [ "getty.target" ];
-        # Use the environment of a login.
-        script = ''
-          . ${config.system.build.setEnvironment}
-          export HOME=/root
-          cd /root
-          exec ${agent}/bin/vmdebug-agent
-        '';
-        serviceConfig.Restart = "always";
-        # Keep background processes of commands when the agent ends.
-        serviceConfig.KillMode = "process";
-      };
+      systemd.services.vmdebug-agent = import ./agent.nix { inherit config pkgs; };
       # setsid, base64 and other programs that `exec` needs on the serial line, if the agent does not run.
       environment.systemPackages = [
         pkgs.coreutils
