@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from vmdebug.errors import DeadlineError, UsageError
 
@@ -109,15 +110,18 @@ class Deadline:
         return DeadlineError(f"waited {round(self.seconds, 2):g} s for {what}", hint=hint, detail=detail)
 
 
-def wait_ready(*descriptors: int, seconds: float | None, events: int = select.POLLIN) -> frozenset[int]:
+def wait_ready(
+    *descriptors: int, seconds: float | None, events: Mapping[int, int] = MappingProxyType({})
+) -> frozenset[int]:
     """Return the descriptors that are ready, waiting until one is or the time has passed; see poll(2).
 
     A descriptor whose other end is closed counts as ready: the read that follows says what happened.
 
     Args:
-        descriptors: What to wait on; a negative one is ignored, as poll(2) does.
+        descriptors: Descriptors to read from; a negative one is ignored, as poll(2) does.
         seconds: How long to wait at most; None waits without a limit.
-        events: What to wait for: `select.POLLIN` to read, `select.POLLOUT` to write.
+        events: Further descriptors, and what to wait for on each: `select.POLLIN` to read, `select.POLLOUT`
+            to write.
 
     Returns:
         The ready descriptors; empty where the time has passed.
@@ -125,7 +129,9 @@ def wait_ready(*descriptors: int, seconds: float | None, events: int = select.PO
     waiter = select.poll()
     for descriptor in descriptors:
         if descriptor >= 0:
-            waiter.register(descriptor, events)
+            waiter.register(descriptor, select.POLLIN)
+    for descriptor, wanted in events.items():
+        waiter.register(descriptor, wanted)
     return frozenset(
         descriptor for descriptor, _ in waiter.poll(None if seconds is None else max(0.0, seconds) * 1000)
     )

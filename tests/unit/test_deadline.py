@@ -53,7 +53,7 @@ def test_wait_ready_returns_the_descriptors_that_are_ready() -> None:
         assert wait_ready(quiet, read, seconds=0) == frozenset()
         os.write(write, b"x")
         assert wait_ready(quiet, read, seconds=None) == {read}
-        assert wait_ready(write, seconds=0, events=select.POLLOUT) == {write}
+        assert wait_ready(quiet, seconds=0, events={write: select.POLLOUT}) == {write}
 
 
 def test_wait_ready_ignores_a_negative_descriptor() -> None:

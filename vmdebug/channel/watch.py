@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import select
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import IO, Protocol
 from vmdebug import process
 from vmdebug.channel.log import death
 from vmdebug.channel.log.inotify import Growth
-from vmdebug.deadline import Deadline
+from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import GuestDiedError
 
 FIRST_SECONDS = 0.1
@@ -159,15 +158,9 @@ class Watch:
         return process.tail(messages.readable(self.tail_bytes()).decode(errors="replace"), lines)
 
     def _poll(self, descriptors: Mapping[int, int], seconds: float) -> frozenset[int]:
-        poll = select.poll()
-        for descriptor, events in descriptors.items():
-            poll.register(descriptor, events)
         stopped = -1 if self.debugger is None else self.debugger.fileno()
-        if stopped >= 0:
-            poll.register(stopped, select.POLLIN)
-        if self._open is not None:
-            poll.register(self._open[1].fileno(), select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(1000 * seconds)}
+        growth = -1 if self._open is None else self._open[1].fileno()
+        ready = wait_ready(stopped, growth, seconds=seconds, events=descriptors)
         if stopped in ready and self.debugger is not None and not ready & descriptors.keys():
             self.debugger.look()
         return frozenset(ready & descriptors.keys())

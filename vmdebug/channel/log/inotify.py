@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from vmdebug.deadline import wait_ready
 
 _IN_MODIFY = 0x2  # <sys/inotify.h>
 _EVENTS_BYTES = 4096
@@ -61,9 +62,7 @@ class Growth:
 
     def wait(self, seconds: float) -> bool:
         """Return whether it has grown since `seen`, at the latest after `seconds`."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return bool(poll.poll(1000 * seconds))
+        return bool(wait_ready(self._fd, seconds=seconds))
 
 
 def _checked(result: int) -> int:

@@ -115,7 +115,8 @@ class Console:
         deadline = Deadline.after(PATIENCE)
         while data:
             writable = self._opened.connection.fileno()
-            if deadline.passed or not _polled(writable, select.POLLOUT, deadline.left("its input")):
+            writes = {writable: select.POLLOUT}
+            if deadline.passed or not wait_ready(seconds=deadline.left("its input"), events=writes):
                 raise VmError(
                     f"the guest has accepted no input on its console for {PATIENCE:g} s",
                     hint="set it running first if a debugger has stopped it",
@@ -287,7 +288,7 @@ class Console:
         """Return the error for a guest that has died, with the end of its output."""
         end = Deadline.after(TRACE_SECONDS)
         while not end.passed and death.END_OF_PANIC not in self.logged(CHUNK):
-            if not _polled(self.fileno(), select.POLLIN, TRACE_SECONDS) or not self.raw():
+            if not wait_ready(self.fileno(), seconds=TRACE_SECONDS) or not self.raw():
                 break
         self._death = self._death or death.cause_in_log(self.logged(4 * CHUNK)) or "QEMU has ended"
         return GuestDiedError(
@@ -388,9 +389,3 @@ class _Open:
     line: _Line
     watch: death.Watch = field(default_factory=death.Watch)
     looked_at: int = 0
-
-
-def _polled(fd: int, event: int, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(fd, event)
-    return bool(poll.poll(1000 * seconds))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import termios
 import threading
@@ -14,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from vmdebug.channel.serial.console import Console
+from vmdebug.deadline import wait_ready
 
 LEAVE = b"\x1d"
 """Ctrl-], as in telnet and virsh; programs in a guest hardly use it."""
@@ -39,12 +39,10 @@ def relay(console: Console, stdin: int, show: Callable[[bytes], object]) -> bool
         VmError: the guest accepts no more input.
     """
     leave = LEAVE if os.isatty(stdin) else None
-    poll = select.poll()
-    poll.register(console, select.POLLIN)
-    poll.register(stdin, select.POLLIN)
+    source = stdin
     while True:
-        for fd, _ in poll.poll():
-            if fd != stdin:
+        for fd in wait_ready(console.fileno(), source, seconds=None):
+            if fd != source:
                 said = console.raw()
                 if not said:
                     return False
@@ -57,7 +55,7 @@ def relay(console: Console, stdin: int, show: Callable[[bytes], object]) -> bool
                 return True
             if not typed:
                 # The input has ended, but the guest may still answer.
-                poll.unregister(stdin)
+                source = -1
 
 
 @contextlib.contextmanager
