@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.figure import Figure
 
-BENCHMARKS = ("attach", "clone", "exec", "help", "mi", "start", "suite", "trace", "trouble", "value")
+BENCHMARKS = ("attach", "clone", "exec", "help", "kaslr", "mi", "start", "suite", "trace", "trouble", "value")
 OUT = Path(__file__).parent / "out" / "latest.json"
 
 

@@ -86,8 +86,8 @@ def _keep_lock() -> None:
 def _settle() -> None:
     force = bool(gdb.convenience_variable("vmd_force"))
     verdict = vmd_identity.settle(force=force)
-    if verdict.state == vmd_identity.UNMAPPED and gdb.convenience_variable("vmd_kaslr") and _early():
-        verdict = vmd_identity.settle(force=force)
+    if verdict.state == vmd_identity.UNMAPPED and gdb.convenience_variable("vmd_kaslr"):
+        verdict = _early(verdict, force=force)
     if verdict.moved:
         vmd_batch.say(f"KASLR: symbols moved by {verdict.slide:#x}")
     if verdict.state == vmd_identity.OTHER:
@@ -106,20 +106,30 @@ def _tell_unmapped(_event: object = None) -> None:
         )
 
 
-def _early() -> bool:
-    first = vmd_early.WAITING.plant(vmd_guest.accel(), kaslr=True)
-    if not first:
+def _early(verdict: vmd_identity.Verdict, *, force: bool) -> vmd_identity.Verdict:
+    """Run the guest until its kernel is mapped, and from there to its first C function."""
+    if not vmd_early.WAITING.plant(vmd_guest.accel(), kaslr=True):
         vmd_batch.say(
             "KASLR: the kernel is not mapped yet, and KVM has too few hardware breakpoints to wait for it\n"
             "continue, interrupt, then: vmd-slide --apply"
         )
-        return False
+        return verdict
+    if not _run_to_kernel():
+        return verdict
+    verdict = vmd_identity.settle(force=force)
+    if verdict.state == vmd_identity.PROVEN:
+        first = vmd_early.WAITING.plant(vmd_guest.accel(), kaslr=False)
+        if _run_to_kernel():
+            vmd_batch.say(f"KASLR: the guest ran to {first}, where the kernel's address is known")
+    return verdict
+
+
+def _run_to_kernel() -> bool:
+    """Run the guest to where `vmd_early` stops it; return whether it stopped there."""
     try:
         gdb.execute("continue", to_string=True)
     finally:
         reached = vmd_early.WAITING.reached()
-    if reached:
-        vmd_batch.say(f"KASLR: the guest ran to {first}, where the kernel's address is known")
     return reached
 
 
