@@ -201,7 +201,7 @@ def test_a_disk_has_one_writer(small: LaunchSpec, tmp_path: Path) -> None:
     assert isinstance(machine, OwnMachine)
     (tmp_path / "disk.raw").write_bytes(bytes(1 << 20))
     with template(msgspec.structs.replace(small, machine=machine), timeout=120) as made:
-        assert (made.how, made.reason) == ("boot", f"the disk {machine.disk} has one writer at a time")
+        assert (made.how, made.reason) == ("boot", f"the disk {machine.disk} can have only one writer")
 
 
 def test_a_directory_that_cannot_hold_memory_is_named(small: LaunchSpec) -> None:

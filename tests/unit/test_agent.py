@@ -266,7 +266,7 @@ def test_a_guest_that_goes_back_to_a_snapshot_loses_the_command(guest: SerialGue
     running = shell_of(guest).begin(b"sleep 300", Streams(), deadline=deadline)
     # What an agent answers that has not heard all that was said: the number is another one.
     running._session._sent += 1
-    with pytest.raises(VmError, match="result of `sleep 300` is lost: the guest went back to a snapshot"):
+    with pytest.raises(VmError, match="result of `sleep 300` is lost: a snapshot was loaded"):
         running.result(deadline)
     assert run(shell_of(guest), "echo hi").stdout == b"hi\n"
 

@@ -1,8 +1,8 @@
-"""Commands run by qemu-guest-agent; see docs/interop/qemu-ga-ref.txt of QEMU.
+"""Runs commands with qemu-guest-agent; see docs/interop/qemu-ga-ref.txt of QEMU.
 
-It takes one request at a time and streams nothing: a command's whole input goes with the request, and its
-output comes once it has ended, up to the 16 MiB that qemu-ga keeps (GUEST_EXEC_MAX_OUTPUT of qga/commands.c).
-Several commands run at once; each request waits for its turn.
+It handles one request at a time and has no streams: the request contains all of a command's input, and the
+output arrives when the command has ended, up to 16 MiB (GUEST_EXEC_MAX_OUTPUT of qga/commands.c). Several
+commands can run at once; their requests wait for each other.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ WANTED = "qemu-guest-agent in the guest"
 
 FIRST_PAUSE = 0.01
 LAST_PAUSE = 0.25
-"""Seconds between two questions whether a command has ended."""
+"""Seconds between two requests for the status of a command."""
 
 TERM_SECONDS = 0.5
-"""How long a command may take over SIGTERM before SIGKILL."""
+"""How long a command may take to end at SIGTERM before it gets SIGKILL."""
 
 REQUEST_SECONDS = 5.0
-"""How long the agent may take to answer a question about a command, or a request to end one."""
+"""How long the agent may take to answer a request about a running command."""
 
-# qemu-ga has a service's environment, not a login's; NixOS has the latter in this file.
+# qemu-ga has the environment of a service. On NixOS this file sets that of a login.
 _RUN = (
     'if [ -r /etc/set-environment ]; then . /etc/set-environment; fi; cd "${HOME:-/}"; exec setsid sh -c "$0"'
 )
@@ -42,17 +42,17 @@ _SENTINEL = b"\xff"
 
 
 class Line:
-    """A connection to qemu-guest-agent, for a request and its answer.
+    """A connection to qemu-guest-agent.
 
     Args:
-        opened: An open port; the line closes it.
-        watch: What else is watched.
+        opened: An open port, which `close` closes.
+        watch: Watches for the guest's death or stop.
     """
 
     def __init__(self, opened: Port, watch: Watch) -> None:
         self._port = opened
         self._watch = watch
-        self._heard = b""
+        self._received = b""
         self._token = int.from_bytes(os.urandom(4), "little") >> 1
 
     def fileno(self) -> int:
@@ -60,8 +60,9 @@ class Line:
         return self._port.fileno()
 
     def ask(self) -> None:
-        """Ask whether the agent is there; it may be asked again."""
-        # The byte that is in no JSON text has the agent drop what another client left unfinished.
+        """Send a request to synchronise; it can be repeated."""
+        # This byte, which is invalid in JSON, makes the agent discard an incomplete request of an earlier
+        # client.
         self._send(_SENTINEL + _request("guest-sync-delimited", {"id": self._token}))
 
     def answered(self) -> bool:
@@ -72,7 +73,7 @@ class Line:
         return False
 
     def call(self, command: str, arguments: dict[str, Any], deadline: Deadline) -> Any:
-        """Execute a command of the agent's and return what it returns.
+        """Execute a command of the agent, and return its result.
 
         Raises:
             VmError: the agent refused it.
@@ -102,27 +103,27 @@ class Line:
             except ConnectionError as error:
                 raise self._watch.died(WANTED) from error
             if not sent:
-                return  # full: nobody reads it
+                return  # the buffer is full, because the agent does not read
             rest = rest[sent:]
 
     def _line(self) -> bytes | None:
-        if b"\n" not in self._heard:
+        if b"\n" not in self._received:
             data = self._port.receive()
             if data == b"":
                 raise self._watch.died(WANTED)
-            self._heard += data or b""
-        if b"\n" not in self._heard:
+            self._received += data or b""
+        if b"\n" not in self._received:
             return None
-        line, _, self._heard = self._heard.partition(b"\n")
+        line, _, self._received = self._received.partition(b"\n")
         return line
 
 
 class GuestAgentShell:
-    """Runs commands by qemu-guest-agent.
+    """Runs commands with qemu-guest-agent.
 
     Args:
         address: Its port.
-        watch: Returns what else is watched while a command runs.
+        watch: Returns a watch for the guest's death or stop while a command runs.
     """
 
     def __init__(self, address: PortAddress, *, watch: Callable[[], Watch]) -> None:
@@ -130,7 +131,7 @@ class GuestAgentShell:
         self._watch = watch
 
     def begin(self, line: bytes, streams: Streams, *, deadline: Deadline) -> GuestAgentRunning:
-        """Start a command; see `Shell.begin`. A descriptor of its input is read up to its end first."""
+        """Start a command; see `Shell.begin`. If its input is a descriptor, read all of it first."""
         arguments = {
             "path": "/bin/sh",
             "arg": ["-c", _RUN, line.decode(errors="surrogateescape")],
@@ -143,7 +144,7 @@ class GuestAgentShell:
         return GuestAgentRunning(self, pid, line, streams)
 
     def call(self, command: str, arguments: dict[str, Any], deadline: Deadline) -> Any:
-        """Execute a command of the agent's, once no other client has it; see `Line.call`."""
+        """Wait until no other client uses the agent, and execute one of its commands; see `Line.call`."""
         watch = self._watch()
         try:
             opened = port.take([self._address], what=f"a turn with {WANTED}", deadline=deadline)
@@ -174,14 +175,14 @@ class GuestAgentRunning:
         self._failure: BaseException | None = None
 
     def result(self, deadline: Deadline) -> Output:
-        """Wait for its end; see `Running.result`."""
+        """Wait for the command to end; see `Running.result`."""
         if self._failure is not None:
             raise self._failure
         if self._output is None:
             try:
                 self._output = self._ended(deadline)
             except StateError:
-                raise  # the command goes on with the guest
+                raise  # the command continues with the guest
             except BaseException as error:
                 self._failure = error
                 self._end()
@@ -189,7 +190,7 @@ class GuestAgentRunning:
         return self._output
 
     def cancel(self) -> None:
-        """End it; see `Running.cancel`."""
+        """End the command; see `Running.cancel`."""
         if self._output is None and self._failure is None:
             self._failure = StateError(f"{self._shown} was cancelled")
             self._end()
@@ -214,8 +215,8 @@ class GuestAgentRunning:
     def _delivered(self, found: dict[str, Any]) -> Output:
         if found.get("out-truncated") or found.get("err-truncated"):
             raise VmError(
-                f"{self._shown} wrote more than qemu-guest-agent keeps",
-                hint="have it write to a file in the guest, and read that in parts",
+                f"{self._shown} wrote more than the 16 MiB that qemu-guest-agent keeps",
+                hint="redirect its output to a file in the guest, and read that in parts",
             )
         outputs = [base64.b64decode(found.get(key, "")) for key in ("out-data", "err-data")]
         sinks = (self._streams.stdout, self._streams.stderr)
@@ -227,18 +228,18 @@ class GuestAgentRunning:
         return Output(outputs[0], outputs[1], status)
 
     def _end(self) -> None:
-        """End the command with its process group, gently first: `guest-exec` has made it a group's leader."""
-        # Without `--`, which dash's kill does not take.
+        """End the command with its process group, first with SIGTERM; `_RUN` made it a group leader."""
+        # dash's kill does not accept `--`.
         line = f"kill -TERM -{self._pid}; sleep {TERM_SECONDS}; kill -KILL -{self._pid}"
         try:
             words = {"path": "/bin/sh", "arg": ["-c", line]}
             self._agent.call("guest-exec", words, Deadline.after(REQUEST_SECONDS))
         except VmdebugError:
-            return  # why it is ended is being told
+            return  # the caller is already raising the reason
 
 
 def _request(command: str, arguments: dict[str, Any]) -> bytes:
-    # Not UTF-8 in places: what surrogates stand for is sent as the byte it was.
+    # Surrogates become the bytes that they stand for, so the text may not be valid UTF-8.
     words = {"execute": command, "arguments": arguments}
     return json.dumps(words, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
 

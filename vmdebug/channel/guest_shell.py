@@ -1,4 +1,4 @@
-"""The shell of a guest, by the best way that answers; that is found out once and remembered beside the VM."""
+"""The shell of a guest, through the best way that answers; the way is stored beside the VM."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class GuestShell:
     """Runs commands in a guest.
 
     Args:
-        ways: Where the ways into it are.
-        check: Raises StateError where the guest does not run.
+        ways: The host's ends of the ways into it.
+        check: Raises StateError if the guest does not run.
         cause: Returns how the guest died; "" while it lives.
     """
 
@@ -36,7 +36,7 @@ class GuestShell:
         self, ways: Ways, *, check: Callable[[], None], cause: Callable[[], str] = lambda: ""
     ) -> None:
         self.console: Console | None = None
-        """The console, where this process has it open: commands over the serial line go through it."""
+        """The console, if this process has it open; commands on the serial line use it."""
         self.debugger: Debugger | None = None
         """The debugger of this process that may stop the guest."""
         self._ways = ways
@@ -45,13 +45,12 @@ class GuestShell:
         self._found: Found | None = None
         self._shell: Shell | None = None
         self._running: list[Job] = []
-        self._deserted: list[
-            Job
-        ] = []  # `run` was interrupted by a stop of the guest: nobody asks for their results
+        # Commands of `run` that a stop of the guest has interrupted; nothing reads their results.
+        self._abandoned: list[Job] = []
 
     @property
     def found(self) -> Found | None:
-        """The way that answered, as far as anybody has asked."""
+        """The way that has answered; None if none was searched for yet."""
         if self._found is None:
             self._found = Found.read(self._ways.memory)
         return self._found
@@ -64,18 +63,18 @@ class GuestShell:
         Args:
             command: A line of shell, or an argv.
             streams: Its standard streams.
-            deadline: Until when it has to be started.
-            check: Whether an exit status other than 0 is an error, for its result.
+            deadline: When the guest must have started it.
+            check: Whether `Job.result` raises if the exit status is not 0.
 
         Raises:
-            UsageError: the command is empty or holds a NUL.
-            StateError: the guest does not run; or somebody else has the only way into it.
-            VmError: the guest has no shell, or does not start it.
+            UsageError: the command is empty or contains a NUL.
+            StateError: the guest does not run; or another client uses the only way into it.
+            VmError: the guest has no shell, or cannot start the command.
             GuestDiedError: the guest died.
             DeadlineError: no shell answered.
         """
         line = shell.command_line(command)
-        self._deserted = [each for each in self._deserted if not each.settle()]
+        self._abandoned = [each for each in self._abandoned if not each.settle()]
         job = Job(command, self.wait(deadline).begin(line, streams, deadline=deadline), check=check)
         self._running.append(job)
         return job
@@ -93,13 +92,13 @@ class GuestShell:
         try:
             return job.result_by(deadline)
         except StateError:
-            self._deserted.append(job)
+            self._abandoned.append(job)
             raise
         finally:
             self._running.remove(job)
 
     def wait(self, deadline: Deadline) -> Shell:
-        """Return the guest's shell once it answers.
+        """Wait until a way into the guest answers, and return its shell.
 
         Raises:
             VmdebugError: see `begin`.
@@ -113,29 +112,29 @@ class GuestShell:
         return self._shell
 
     def greet(self, deadline: Deadline, *, copy: bool = False) -> None:
-        """Return once the guest's shell has answered.
+        """Wait until the guest's shell answers.
 
         Args:
-            deadline: Until when.
-            copy: Whether the guest goes on where another stood: then it gets random numbers of its own.
+            deadline: When to give up.
+            copy: Whether the guest is a clone; then it gets random bytes of its own.
 
         Raises:
             VmdebugError: see `begin`.
         """
         way = self.wait(deadline)
         if isinstance(way, AgentShell):
-            way.greet(deadline)  # the agent stirs what it is greeted with
+            way.greet(deadline)  # the agent writes the nonce of the session to /dev/urandom
             return
-        from vmdebug.channel.serial.serial_shell import SerialShell  # noqa: PLC0415 - pexpect, where it is used
+        from vmdebug.channel.serial.serial_shell import SerialShell  # noqa: PLC0415 - imports pexpect only when needed
 
-        stir = f"echo {os.urandom(SEED_BYTES).hex()} >/dev/urandom" if copy else ""
+        write_random = f"echo {os.urandom(SEED_BYTES).hex()} >/dev/urandom" if copy else ""
         if isinstance(way, SerialShell):
-            way.wait_ready(deadline, before=stir)
-        elif stir:
-            self.run(stir, streams=Streams(), deadline=deadline)
+            way.wait_ready(deadline, before=write_random)
+        elif write_random:
+            self.run(write_random, streams=Streams(), deadline=deadline)
 
     def answers(self, deadline: Deadline) -> bool:
-        """Say whether an agent answers in the guest by a deadline; nothing is typed on its console."""
+        """Return whether an agent in the guest answers by a deadline; type nothing on its console."""
         watch = self._watch()
         try:
             with Search(self._ways, watch, math.inf) as search:
@@ -147,14 +146,14 @@ class GuestShell:
         return True
 
     def forget(self) -> None:
-        """Take note that the guest is an earlier one: what was found may not be there yet."""
+        """Discard the channel, if it is the serial line, after the guest was restored to an earlier state."""
         if self._found is not None and self._found.kind == "serial":
             self._found = self._shell = None
 
     def close(self) -> None:
-        """End the commands whose results nobody has asked for."""
-        running = self._running + self._deserted
-        self._running, self._deserted = [], []
+        """End the commands whose results were not read."""
+        running = self._running + self._abandoned
+        self._running, self._abandoned = [], []
         for job in running:
             job.cancel()
 
@@ -169,11 +168,11 @@ class GuestShell:
             case "agent-uart":
                 return AgentShell([ways.uart], watch=self._watch, silent=self._check)
             case "guest-agent":
-                from vmdebug.channel.guest_agent import GuestAgentShell  # noqa: PLC0415 - where it is used
+                from vmdebug.channel.guest_agent import GuestAgentShell  # noqa: PLC0415 - only imported when needed
 
                 return GuestAgentShell(ways.guest_agent, watch=self._watch)
             case "serial":
-                from vmdebug.channel.serial.serial_shell import SerialShell  # noqa: PLC0415 - pexpect, where it is used
+                from vmdebug.channel.serial.serial_shell import SerialShell  # noqa: PLC0415 - imports pexpect only when needed
 
                 return SerialShell(ways.console, ways.log, owner=self)
 

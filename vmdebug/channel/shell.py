@@ -62,9 +62,9 @@ class Running(Protocol):
         """End the command with its process group, unless it has ended."""
 
     def settle(self) -> bool:
-        """Return whether nothing is left to do for a command whose result nobody will ask for. Never waits.
+        """Clean up a command whose result will not be read, and return whether that is finished; do not wait.
 
-        Where the way into the guest runs one command at a time, this ends the command.
+        If the way into the guest runs one command at a time, this ends the command.
         """
 
 

@@ -1,4 +1,4 @@
-"""Waiting for the guest, while it may die, and while a debugger may stop it."""
+"""Waits for the guest, and notices if it dies or a debugger stops it."""
 
 from __future__ import annotations
 
@@ -17,36 +17,37 @@ from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import GuestDiedError
 
 FIRST_SECONDS = 0.1
-"""How long an answer is waited for before the console's log is followed: most come within milliseconds."""
+"""How long to wait before following the console's log; most answers come within milliseconds."""
 
 FIRST_SILENCE_SECONDS, LAST_SILENCE_SECONDS = 1.0, 8.0
-"""After how long a silence QEMU is asked whether the guest lives; each next one may be twice as long."""
+"""Seconds of silence after which QEMU is asked whether the guest lives; the time doubles up to the second
+value."""
 
 LAST_WORDS_SECONDS = 0.5
-"""How long a dying guest may take to finish its last words, for the error."""
+"""How long to wait for the rest of a panic's output, for the error."""
 
 TAIL_BYTES = 1 << 18
 TAIL_LINES = 40
-"""How much of the log an error shows: a panic's trace and what led to it."""
+"""How much of the log an error shows: enough for a panic with its trace."""
 
 
 class Debugger(Protocol):
-    """What may stop the guest: `debugger.gdb.Gdb` is one."""
+    """A debugger that may stop the guest; `debugger.gdb.Gdb` implements it."""
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable once the guest has stopped, or -1."""
+        """Return a descriptor that becomes readable when the guest stops; or -1."""
 
     def look(self) -> None:
-        """Raise StateError where the guest has stopped and does not go on by itself."""
+        """Raise StateError if the guest has stopped and will not continue by itself."""
 
 
 class Watch:
-    """Waits on descriptors, and raises where the guest will not answer any more; a context manager.
+    """Waits on descriptors, and raises if the guest dies or stops meanwhile.
 
     Args:
-        log: The console's log; what is in it already tells of no death.
-        debugger: What may stop the guest.
-        cause: Asks QEMU how the guest died; "" while it lives. The log need not say: it may be full.
+        log: The console's log.
+        debugger: The debugger that may stop the guest, or None.
+        cause: Asks QEMU how the guest died; returns "" while it lives. The log may be full, and not show it.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Watch:
         self._seen = b""
 
     def close(self) -> None:
-        """Follow the log no more."""
+        """Stop following the log."""
         self._open = None
         self._held.close()
 
@@ -70,16 +71,16 @@ class Watch:
         """Return the descriptors that are ready.
 
         Args:
-            descriptors: What to wait for on each: `select.POLLIN`, `select.POLLOUT`.
-            seconds: How long at most.
+            descriptors: The events to wait for on each one: `select.POLLIN`, `select.POLLOUT`.
+            seconds: How long to wait at most.
             wanted: What the caller waits for, for the error.
 
         Returns:
-            Those that are ready; empty where the time has passed.
+            The ready descriptors; empty if the time has passed.
 
         Raises:
             StateError: a debugger has stopped the guest.
-            GuestDiedError: the console's log or QEMU says that the guest has died.
+            GuestDiedError: the guest has died, according to the console's log or QEMU.
         """
         ready = self._wait(descriptors, seconds, wanted)
         if ready:
@@ -89,7 +90,7 @@ class Watch:
         return ready
 
     def _ask(self, wanted: str) -> None:
-        """Ask QEMU after each longer silence."""
+        """Ask QEMU whether the guest lives, after increasing periods of silence."""
         now = time.monotonic()
         if self._ask_at == math.inf:
             self._silent = FIRST_SILENCE_SECONDS
@@ -102,7 +103,7 @@ class Watch:
 
     def _wait(self, descriptors: Mapping[int, int], seconds: float, wanted: str) -> frozenset[int]:
         if self._open is None:
-            # A quick answer is not worth two more descriptors.
+            # Do not open two more descriptors for a quick answer.
             ready = self._poll(descriptors, min(seconds, FIRST_SECONDS))
             if ready or seconds <= FIRST_SECONDS:
                 return ready
@@ -117,11 +118,11 @@ class Watch:
             self._look(wanted)
 
     def died(self, wanted: str, cause: str = "") -> GuestDiedError:
-        """Return the error that says how the guest died, with its last words, once it has said them.
+        """Return the error for a guest that has died, with the end of its output.
 
         Args:
             wanted: What the caller waited for.
-            cause: How it died, where that is known; otherwise the log tells, or QEMU has ended.
+            cause: How it died; "": find it in the log, else QEMU has ended.
         """
         end = Deadline.after(LAST_WORDS_SECONDS)
         with contextlib.suppress(FileNotFoundError), Growth(self.log) as growth:
@@ -132,9 +133,9 @@ class Watch:
         told = death.cause_in_log(self.tail_bytes())
         cause = told or cause or "QEMU has ended"
         name = self.log.parent.name
-        # What the log does not say, the kernel's own log in guest memory does.
+        # If the console does not show the reason, the kernel's log in guest memory does.
         verb = "log" if told or cause == "QEMU has ended" else "dmesg"
-        hint = f"`vmdebug {verb} {name}` shows all that it said"
+        hint = f"`vmdebug {verb} {name}` shows all of its output"
         return GuestDiedError(
             f"the guest died while vmdebug waited for {wanted}: {cause}",
             hint=hint,
@@ -142,7 +143,7 @@ class Watch:
         )
 
     def tail_bytes(self) -> bytes:
-        """Return the end of the log; nothing where it is gone."""
+        """Return the end of the log; b"" if the log is gone."""
         if self._open is not None:
             stream = self._open[0].fileno()
             return os.pread(stream, TAIL_BYTES, max(0, os.fstat(stream).st_size - TAIL_BYTES))
@@ -153,7 +154,7 @@ class Watch:
 
     def tail(self, lines: int = TAIL_LINES) -> str:
         """Return the last lines of the log."""
-        from vmdebug.channel.log import messages  # noqa: PLC0415 - for errors only
+        from vmdebug.channel.log import messages  # noqa: PLC0415 - only imported for errors
 
         return process.tail(messages.readable(self.tail_bytes()).decode(errors="replace"), lines)
 
@@ -166,7 +167,7 @@ class Watch:
         return frozenset(ready & descriptors.keys())
 
     def _follow(self) -> None:
-        with contextlib.suppress(OSError):  # gone with QEMU, which its sockets tell
+        with contextlib.suppress(OSError):  # removed because QEMU has ended, which the sockets show
             stream = self._held.enter_context(self.log.open("rb", buffering=0))
             growth = self._held.enter_context(Growth(self.log))
             self._open = stream, growth

@@ -1,4 +1,4 @@
-"""Commands run by the agent in the guest."""
+"""Runs commands with the agent in the guest."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, StateError, UsageError, VmdebugError, VmError
 
 WINDOW = 1 << 17
-"""Bytes of input that may be on their way to a command: they wait in the agent's memory."""
+"""Bytes of input to send before the command reads them; the agent keeps them in memory."""
 
 PIECE = 1 << 14
 """Bytes of input in one frame."""
 
 LONGEST_LINE = (4 << 20) - 64
-"""Bytes of a command; `agent.c` drops a frame that is longer than its FRAME_LIMIT."""
+"""Bytes of the longest command; `agent.c` drops frames longer than its FRAME_LIMIT."""
 
 FIRST_ASK = 0.25
 LAST_ASK = 2.0
-"""Seconds until the agent is asked again; each time twice as long."""
+"""Seconds until the request is repeated; the time doubles with each repetition."""
 
 PING_SECONDS = 1.0
-"""Seconds of silence after which the agent is asked whether it knows the command."""
+"""Seconds of silence after which vmdebug asks the agent whether it still knows the session."""
 
 TERM_SECONDS = 0.5
-"""How long a command may take over SIGTERM before SIGKILL, and then over that."""
+"""How long a command may take to end at SIGTERM, and then at SIGKILL."""
 
 WANTED = "the agent in the guest"
 
 
 class AgentShell:
-    """Runs commands by the agent, each on a port of its own.
+    """Runs commands with the agent, each on a port of its own.
 
     Args:
         addresses: The ports.
-        watch: Returns what else is watched while a command runs.
-        silent: Called when the agent does not answer at once; raises where it cannot.
+        watch: Returns a watch for the guest's death or stop while a command runs.
+        silent: Called when the agent does not answer at once; raises if it cannot.
     """
 
     def __init__(
@@ -64,31 +64,31 @@ class AgentShell:
         """
         if len(line) > LONGEST_LINE:
             raise UsageError(
-                f"the command has {len(line)} bytes, and the guest's agent takes {LONGEST_LINE}",
-                hint="send it as the standard input of sh",
+                f"the command has {len(line)} bytes; the guest's agent accepts {LONGEST_LINE}",
+                hint="pass it as the standard input of sh",
             )
         watch = self._watch()
         with contextlib.ExitStack() as protected:
             protected.callback(watch.close)
-            session = self._greeted(watch, deadline)
+            session = self._open_session(watch, deadline)
             protected.callback(session.close)
             session.send(b"X", bytes([streams.stdin is not None]) + line)
             protected.pop_all()
         return AgentRunning(session, watch, line, streams)
 
     def greet(self, deadline: Deadline) -> None:
-        """Return once the agent answers.
+        """Wait until the agent answers.
 
         Raises:
-            VmdebugError: as `Shell.begin`.
+            VmdebugError: as `Shell.begin` does.
         """
         watch = self._watch()
         try:
-            self._greeted(watch, deadline).close()
+            self._open_session(watch, deadline).close()
         finally:
             watch.close()
 
-    def _greeted(self, watch: Watch, deadline: Deadline) -> Session:
+    def _open_session(self, watch: Watch, deadline: Deadline) -> Session:
         busy = f"one of the {len(self._addresses)} ports into the guest: a command runs on each of them"
         try:
             session = Session(port.take(self._addresses, what=busy, deadline=deadline))
@@ -123,8 +123,8 @@ class AgentRunning:
     """A command that the agent runs.
 
     Args:
-        session: The session that it was started in.
-        watch: What else is watched.
+        session: The session that runs it.
+        watch: Watches for the guest's death or stop.
         line: The command.
         streams: Its streams.
     """
@@ -143,22 +143,22 @@ class AgentRunning:
         self._status: int | None = None
         self._failure: BaseException | None = None
         self._closed = False
-        self._heard = time.monotonic()
+        self._last_frame_at = time.monotonic()
         self._pinged = False
 
     def result(self, deadline: Deadline) -> Output:
-        """Wait for its end; see `Running.result`."""
+        """Wait for the command to end; see `Running.result`."""
         if self._failure is not None:
             raise self._failure
         try:
             while self._status is None:
                 if deadline.passed:
                     raise deadline.error(self._wanted, detail=self._watch.tail(10))  # noqa: TRY301
-                self._turn(deadline.remaining)
+                self._transfer(deadline.remaining)
         except StateError:
-            raise  # the command goes on with the guest
+            raise  # the command continues with the guest
         except BaseException as error:
-            self._failure = self._told(error)
+            self._failure = self._translate(error)
             self._end(ask=not isinstance(self._failure, (GuestDiedError, VmError)))
             if self._failure is error:
                 raise
@@ -167,28 +167,28 @@ class AgentRunning:
         return Output(bytes(self._stdout), bytes(self._stderr), self._status)
 
     def cancel(self) -> None:
-        """End it; see `Running.cancel`."""
+        """End the command; see `Running.cancel`."""
         if self._status is None and self._failure is None:
             self._failure = StateError(f"{self._shown} was cancelled")
             self._end(ask=True)
 
     def settle(self) -> bool:
-        """Take what has arrived, and return whether it has ended; see `Running.settle`."""
+        """Handle the frames that have arrived; return whether the command has ended."""
         if self._status is None and self._failure is None:
             try:
-                self._turn(0)
+                self._transfer(0)
             except StateError:
                 return False  # the guest is stopped
             except VmdebugError as error:
-                self._failure = self._told(error)
+                self._failure = self._translate(error)
                 self._end(ask=False)
                 return True
         if self._status is not None:
             self._close()
         return self._closed
 
-    def _turn(self, seconds: float) -> None:
-        """Move what can be moved, waiting for it."""
+    def _transfer(self, seconds: float) -> None:
+        """Wait until data can be sent or received, and do so."""
         session, source = self._session, self._input
         descriptors = {session.fileno(): session.events}
         source.queue(session)
@@ -200,13 +200,13 @@ class AgentRunning:
         if session.fileno() in ready:
             session.flush()
             for frame in session.read_frames():
-                self._take(frame)
-        elif not self._pinged and time.monotonic() >= self._heard + PING_SECONDS:
+                self._handle(frame)
+        elif not self._pinged and time.monotonic() >= self._last_frame_at + PING_SECONDS:
             session.send(b"P")
             self._pinged = True
 
-    def _take(self, frame: Frame) -> None:
-        self._heard, self._pinged = time.monotonic(), False
+    def _handle(self, frame: Frame) -> None:
+        self._last_frame_at, self._pinged = time.monotonic(), False
         match frame.kind:
             case b"O" | b"R":
                 self._sinks[frame.kind](frame.payload)
@@ -220,28 +220,28 @@ class AgentRunning:
                 why = frame.payload.decode(errors="replace")
                 raise VmError(f"{self._shown} cannot be started in the guest: {why}")
 
-    def _told(self, error: BaseException) -> BaseException:
-        """Return an error of the session as its caller is told it."""
+    def _translate(self, error: BaseException) -> BaseException:
+        """Return the error to raise for an error of the session."""
         if isinstance(error, EndedError):
             return self._watch.died(self._wanted)
         if isinstance(error, LostError):
             return VmError(
-                f"the result of {self._shown} is lost: the guest went back to a snapshot while it ran, or the"
-                " guest's agent was restarted",
+                f"the result of {self._shown} is lost: a snapshot was loaded meanwhile, or the guest's agent"
+                " was restarted",
                 hint="run it again",
             )
         return error
 
     def _end(self, *, ask: bool) -> None:
-        """End the command, gently first, and leave the port."""
-        self._sinks = dict.fromkeys(self._sinks, _forget)
+        """End the command, first with SIGTERM, and disconnect."""
+        self._sinks = dict.fromkeys(self._sinks, _discard)
         self._input.close()
         with contextlib.suppress(VmdebugError):
             for number in (signal.SIGTERM, signal.SIGKILL) if ask else ():
                 self._session.send(b"K", bytes([number]))
                 end = Deadline.after(TERM_SECONDS)
                 while self._status is None and not end.passed:
-                    self._turn(end.remaining)
+                    self._transfer(end.remaining)
             self._session.send(b"Q")
         self._close()
 
@@ -253,10 +253,10 @@ class AgentRunning:
 
 
 class _Input:
-    """A command's input, sent as far as the command takes it.
+    """A command's input, which is sent as the command reads it.
 
     Args:
-        stdin: As `Streams.stdin`.
+        stdin: See `Streams.stdin`.
     """
 
     def __init__(self, stdin: bytes | int | None) -> None:
@@ -266,22 +266,22 @@ class _Input:
 
     @property
     def readable(self) -> bool:
-        """Whether the descriptor is to be read."""
+        """Whether to read the descriptor now."""
         return self.descriptor >= 0 and self.window > 0
 
     def close(self) -> None:
-        """Send no more."""
+        """Stop sending."""
         self.descriptor, self._rest = -1, None
 
     def queue(self, session: Session) -> None:
-        """Send of bytes what the command takes."""
+        """Send as many bytes as the command can accept now."""
         while self._rest is not None and (self.window > 0 or not self._rest) and not session.pending:
             size = min(PIECE, self.window)
             piece, self._rest = self._rest[:size], self._rest[size:]
             self._send(session, bytes(piece))
 
     def read(self, session: Session) -> None:
-        """Send what the descriptor has."""
+        """Read the descriptor, and send the data."""
         self._send(session, os.read(self.descriptor, min(PIECE, self.window)))
 
     def _send(self, session: Session, data: bytes) -> None:
@@ -293,7 +293,7 @@ class _Input:
             self.close()
 
 
-def _forget(data: bytes) -> None:
+def _discard(data: bytes) -> None:
     del data
 
 

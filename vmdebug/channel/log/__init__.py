@@ -1,1 +1,1 @@
-"""The console's log: kernel messages in it, the guest's death, the kernel's complaints."""
+"""Reads the console's log: kernel messages, the guest's death, kernel trouble."""

@@ -1,6 +1,6 @@
-"""How a console tells that its machine has died; pure patterns.
+"""Detects in a console's output that the guest has died; pure patterns.
 
-The texts are the kernel's own: `panic()` in kernel/panic.c, `kernel_halt()`,
+The texts are those of the kernel: `panic()` in kernel/panic.c, `kernel_halt()`,
 `kernel_power_off()` and `kernel_restart()` in kernel/reboot.c, the banner of
 init/version.c.
 """
@@ -11,8 +11,8 @@ import os
 import re
 from pathlib import Path
 
-# A kernel message starts a line or follows its time stamp. Text that a program
-# only quotes ("grep 'Kernel panic'") stands behind something else.
+# A kernel message is at the start of a line or after a time stamp. A program that quotes it, such as
+# "grep 'Kernel panic'", prints other text before it.
 _START = rb"(?:^|[\r\n]|\] )"
 
 _DEATHS = re.compile(
@@ -29,14 +29,14 @@ _RESTORED = b"vmdebug: restored the snapshot "
 _BOOT = re.compile(_START + rb"(?:Linux version |" + _RESTORED + rb")")
 
 WINDOW = 1024
-"""How many bytes a death can span; LOG_LINE_MAX of kernel/printk/printk.c."""
+"""Largest length of such a message in bytes; LOG_LINE_MAX of kernel/printk/printk.c."""
 
 END_OF_PANIC = b"---[ end Kernel panic"
-"""What a panic prints last, after the trace."""
+"""The last line of a panic, after its trace."""
 
 
 def cause(text: bytes) -> str:
-    """Return how the machine died by a piece of its console; "" while it lives."""
+    """Return how the guest died, according to a part of its console's output; "" if it lives."""
     found = _DEATHS.search(text)
     if found is None:
         return ""
@@ -48,46 +48,45 @@ def cause(text: bytes) -> str:
 
 
 def cause_in_log(log: bytes) -> str:
-    """Return how the machine died by its whole log; "" while it lives.
+    """Return how the guest died, according to its whole log; "" if it lives.
 
-    A kernel that was started after a panic, by kexec, is a live machine, and so is
-    one that was restored from a snapshot: what lies before the last of these does not count.
+    Only output after the last boot (by kexec), and after the last restored snapshot, counts.
     """
     boots = [match.start() for match in _BOOT.finditer(log)]
     return cause(log[boots[-1] if boots else 0 :])
 
 
 def restored(tag: str) -> bytes:
-    """Return what is written into a log when a machine goes back to a snapshot."""
+    """Return the mark to write into the log when a snapshot is restored."""
     return b"\r\n" + _RESTORED + tag.encode() + b"\r\n"
 
 
-def went_back(line: str) -> bool:
-    """Say whether a line of a log is what `restored` wrote."""
+def is_restored_mark(line: str) -> bool:
+    """Return whether a line of a log is a mark from `restored`."""
     return line.startswith(_RESTORED.decode())
 
 
 class Watch:
-    """Looks for a death in a stream, across the pieces that it comes in."""
+    """Looks for a death in a stream that arrives in pieces."""
 
     def __init__(self) -> None:
         self._recent = b""
 
     def feed(self, data: bytes) -> str:
-        """Return how the machine died, by what has come so far; "" while it lives."""
+        """Return how the guest died, according to the stream so far; "" if it lives."""
         text = self._recent + data
         self._recent = text[-WINDOW:]
         return cause(text)
 
 
 LOOKED_AT = 1 << 20
-"""Bytes at the end of a log that `panicked` reads: little follows a panic's own messages."""
+"""Bytes at the end of a log that `panicked` reads; a panic's messages are near the end."""
 
 
 def panicked(log: Path) -> bool:
-    """Say whether the kernel whose console a file logs has panicked; no file: not yet.
+    """Return whether the kernel has panicked, according to its console's log; False if there is no log.
 
-    A kernel without a pvpanic driver tells nobody else.
+    A kernel without a pvpanic driver reports a panic only there.
     """
     try:
         with log.open("rb") as stream:

@@ -1,12 +1,12 @@
-"""The table of headlines: the first lines of what the kernel prints when something is wrong.
+"""The table of headlines: the first lines of the kernel's reports of trouble.
 
-Each row names the kernel source that prints it. The texts are those of Linux 4.19 to 7.2, and tests compare
-them with the sources of 6.1, 6.12 and 7.2. Rows of older and newer kernels stand beside each other, because
-no version is asked for. A line that starts with `WARNING: ` or `INFO: ` and matches no row is advice, as
-about a mitigation or a boot loader, and no trouble.
+Each row names the kernel source that prints it. The texts are from Linux 4.19 to 7.2, and tests compare them
+with the sources of 6.1, 6.12 and 7.2. The table has the forms of all these kernels, because vmdebug does not
+compare versions. A line that starts with `WARNING: ` or `INFO: ` and matches no row is only advice, for
+example about a mitigation or a boot loader.
 
-QEMU's log of a console can have a character twice, so patterns match text in which `squeezed` has made one
-character of every run of one.
+QEMU's log of a console may contain a character twice, so the patterns match text in which `squeezed` has
+reduced every run of one character to one.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ Kind = Literal[
     "sysfs",
     "kunit",
 ]
-"""bug: BUG(), and what starts with `BUG:` and has no kind of its own. lockup: soft, hard, or of a workqueue.
-refcount: a reference that is never dropped: of a network device, of a file system's inodes, by ref_tracker.
-irq: an interrupt or NMI that nobody handles. kunit: a test of KUnit that is `not ok`."""
+"""bug: BUG(), and headlines with `BUG:` that have no kind of their own. lockup: soft, hard, or of a
+workqueue.
+refcount: a leaked reference: to a network device, to inodes of a file system, or one that ref_tracker
+reports.
+irq: an unhandled interrupt or NMI. kunit: a KUnit test that is `not ok`."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -48,19 +50,19 @@ _RUN = re.compile(r"(.)\1+")
 
 
 def squeezed(text: str) -> str:
-    """Return text with every run of one character made one."""
+    """Return text with every run of one character reduced to one."""
     return _RUN.sub(r"\1", text)
 
 
 def pattern(words: str, flags: re.RegexFlag = re.NOFLAG) -> re.Pattern[str]:
-    """Return a pattern for squeezed text; punctuation has to be written squeezed."""
+    """Return a pattern for squeezed text; its punctuation must already be squeezed."""
     return re.compile(re.sub(r"([A-Za-z])\1", r"\1", words), flags)
 
 
 RULE = pattern(r"=$")
 END_OF_TRACE = pattern(r"-\[ end trace ")
 _END_OF_PANIC = pattern(r"-\[ end Kernel panic")
-_END_OF_STACK = pattern(r"</TASK>")  # since 5.16; on other stacks <IRQ>, <NMI> a task's follows
+_END_OF_STACK = pattern(r"</TASK>")  # since 5.16; after the stacks <IRQ> and <NMI>, the task's stack follows
 _END_OF_OOM = pattern(
     r"(?:Memory cgroup o|O)ut of memory(?: \(oom_kill_allocating_task\))?"
     r"(?:: Killed process| and no killable)"
@@ -70,19 +72,20 @@ _ONE_LINE = pattern(r"")
 DIE = pattern(
     r"(?:(?:Oops|Internal error|Kernel BUG\b)[^\[]*|[a-z][\w ,()-]+: [0-9a-f]+ )\[#(\d+)\]", re.IGNORECASE
 )
-"""What `die` of arch/*/kernel writes: by itself for a fault that nothing announced, else below that."""
+"""The line that `die` of arch/*/kernel prints: the headline of a fault without one of its own, else below
+it."""
 
 
 class Form(NamedTuple):
-    """What a kind of splat looks like.
+    """The form of a splat.
 
     Args:
-        kind: The kind.
-        starts: Matches its headline from the line's start.
+        kind: Its kind.
+        starts: Matches its headline, from the start of the line.
         ends: Matches its last line.
         source: The kernel source that prints the headline.
-        whole: Matches the line with which all of it has been said that matters.
-        alone: Whether the line is no headline where it is the message of a WARN().
+        whole: Matches the line that completes its important part.
+        alone: Whether the line is not a headline if it is the message of a WARN().
     """
 
     kind: Kind
@@ -106,10 +109,10 @@ def _form(
 
 
 _UBSAN_END = pattern(f"{RULE.pattern}|{END_OF_TRACE.pattern}")
-"""Newer kernels cut it out as they do a warning."""
+"""Newer kernels end it like a warning."""
 
 _PANICS = (
-    # QEMU's pvpanic device stops a guest between its stack and the last line.
+    # QEMU's pvpanic device stops a guest after the stack, before the last line.
     _form("panic", r"Kernel panic - not syncing", _END_OF_PANIC, "kernel/panic.c", whole=_END_OF_STACK),
 )
 
@@ -191,7 +194,7 @@ _BUGS = (
 )
 
 _WARNINGS = (
-    # The second is 6.19's; without CONFIG_DEBUG_BUGVERBOSE it has no file.
+    # The second form is that of 6.19; without CONFIG_DEBUG_BUGVERBOSE it has no file.
     _form(
         "warn",
         r"WARNING: (?:CPU: \d+ PID: \d+ at |(?:.* )?at .*, CPU#\d+: )",
@@ -271,7 +274,7 @@ FORMS: tuple[Form, ...] = (
     *_OTHERS,
     Form("oops", DIE, END_OF_TRACE, "arch/*/kernel/dumpstack.c, traps.c: die()", END_OF_TRACE),
 )
-"""Every row; the first one that matches a line says what it is."""
+"""All rows; the first one that matches a line counts."""
 
 _ANY = re.compile("|".join(f"(?:{each.starts.pattern})" for each in FORMS[:-1]))
 

@@ -1,6 +1,6 @@
-"""Waiting for a file to grow: inotify(7), of which Python's standard library has nothing.
+"""Waits for a file to grow, with inotify(7), which Python's standard library lacks.
 
-Two calls of libc's. The packages on PyPI that wrap them run ldconfig or a compiler to find libc first.
+It calls two functions of libc. The packages on PyPI that wrap them run ldconfig or a compiler to find libc.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EVENTS_BYTES = 4096
 
 
 class Growth:
-    """Tells when a file has been written to, as a context manager.
+    """Notifies when a file has been written to; a context manager.
 
     Args:
         path: The file.
@@ -30,10 +30,10 @@ class Growth:
         self._fd = -1
 
     def __enter__(self) -> Self:
-        """Begin to watch it.
+        """Start watching.
 
         Raises:
-            OSError: it is not there, or the user has too many watches.
+            OSError: the file does not exist, or the user has too many watches.
         """
         libc = ctypes.CDLL(None, use_errno=True)
         with contextlib.ExitStack() as held:
@@ -51,17 +51,17 @@ class Growth:
         self._fd = -1
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable from the file's next growth on, until `seen`."""
+        """Return a descriptor that is readable when the file has grown since `seen`."""
         return self._fd
 
     def seen(self) -> None:
-        """Forget the growth up to now: call it before the file is read."""
+        """Reset the notification; call it before reading the file."""
         with contextlib.suppress(BlockingIOError):
             while os.read(self._fd, _EVENTS_BYTES):
                 pass
 
     def wait(self, seconds: float) -> bool:
-        """Return whether it has grown since `seen`, at the latest after `seconds`."""
+        """Wait at most `seconds` for the file to grow, and return whether it has grown since `seen`."""
         return bool(wait_ready(self._fd, seconds=seconds))
 
 

@@ -1,11 +1,11 @@
-"""The kernel's ring buffer of messages, read from the memory of a guest that may run meanwhile.
+"""Reads the kernel's ring buffer of messages from the memory of a guest, which may run meanwhile.
 
 The layout is that of kernel/printk/printk_ringbuffer.h since Linux 5.10 (896fbe20b4e2), on 64-bit
-little-endian machines. What differs between kernels is found by looking, so no debug information is needed:
-the fields behind `tail_id`, and the size of `struct printk_info`.
+little-endian machines. The differences between kernels are detected from the data, without debug information:
+the fields after `tail_id`, and the size of `struct printk_info`.
 
-Writers never wait for a reader, so a record may be overwritten while it is read: the ring's tail is read
-again afterwards, and what it has passed is dropped.
+The kernel may overwrite a record while it is read. So the ring's tail is read again afterwards, and records
+before it are dropped.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ from typing import NamedTuple
 from vmdebug.errors import VmError
 
 Read = Callable[[int, int], bytes]
-"""Returns so many bytes of guest memory from a virtual address on."""
+"""A function that reads guest memory, given a virtual address and a number of bytes."""
 
 _READABLE = (1, 2)
-"""Values of `enum desc_state` for records that can be read: committed, finalized."""
+"""Values of `enum desc_state` for readable records: committed, finalized."""
 
 _REUSABLE = 3
-"""The state of a record that is gone, as is the very first one."""
+"""The state of a record that was dropped; the very first one has it, too."""
 
 _STATE_SHIFT = 62
 _ID_MASK = (1 << _STATE_SHIFT) - 1
 """DESC_FLAGS_SHIFT: the two top bits of a descriptor's state_var are its state, the other bits its id."""
 
 _HEAD_SIZE = 96
-"""Bytes of `struct printk_ringbuffer` that are read."""
+"""Number of bytes of `struct printk_ringbuffer` to read."""
 
 _DESC = struct.Struct("<QQQ")
 """struct prb_desc: state_var, text_blk_lpos.begin, text_blk_lpos.next."""
 
 _INFO = struct.Struct("<QQHBBI")
-"""struct printk_info as far as `caller_id`: seq, ts_nsec, text_len, facility, flags and level, caller_id."""
+"""struct printk_info up to `caller_id`: seq, ts_nsec, text_len, facility, flags and level, caller_id."""
 
 _INFO_SIZES = (88, *range(32, 200, 8))
-"""Sizes that `struct printk_info` may have, the usual one first: it ends with `dev_info`, and
+"""Possible sizes of `struct printk_info`, the usual one first: it ends with `dev_info`;
 CONFIG_PRINTK_EXECUTION_CTX adds the task's name and the CPU."""
 
 _SAMPLE = 8
-"""Records by which the size is found; a kernel that has just begun has fewer."""
+"""Number of records from which the size is detected; a kernel that has just started has fewer."""
 
 _FEW = 4
-"""Less than this part of the ring is not overwritten in the milliseconds that reading takes."""
+"""1/4 of the ring is not overwritten in the milliseconds that reading takes."""
 
 _AHEAD = 64
-"""For how many records of a clone's own a `Past` has places."""
+"""Number of new records of a clone that the places of a `Past` cover."""
 
 _DIVERGED = 8
-"""How many of the last records may not be a clone's: its template was saved before them."""
+"""Number of latest records that a clone may lack, because its template was saved before them."""
 
 _LINE = 96
-"""Bytes of the text of one of those."""
+"""Bytes of text to allow for each new record."""
 
 _RECENT = 64
-"""How many records a `Past` has."""
+"""Number of records in a `Past`."""
 
 _LONG = 8
 _BITS = range(4, 32)
@@ -70,7 +70,7 @@ NANOSECONDS = 1_000_000_000
 
 
 class NotFoundError(VmError):
-    """There is no ring buffer at the address: the kernel is another one, or is not there yet."""
+    """There is no ring buffer at the address: the kernel is another one, or has not started yet."""
 
 
 class Record(NamedTuple):
@@ -78,8 +78,8 @@ class Record(NamedTuple):
 
     Args:
         time: Nanoseconds since boot.
-        caller: Who printed it, as printk writes it: "T77" for a task, "C1" for a CPU in an interrupt.
-        text: Its text, which can have several lines.
+        caller: Its caller, as printk writes it: "T77" for a task, "C1" for a CPU in an interrupt.
+        text: Its text, which may have several lines.
     """
 
     time: int
@@ -107,14 +107,14 @@ class _Ring(NamedTuple):
 
 
 class Past(NamedTuple):
-    """Where another reader of the same kernel has been: a clone has the history of its template.
+    """The position of an earlier reader of the same kernel; a clone has the records of its template.
 
     Args:
-        ids: The ids of the last records that it has read, without gap.
-        times: The time of each in nanoseconds, by which a record is known again.
+        ids: The ids of the last records that it has read, without gaps.
+        times: The time of each record in nanoseconds, which identifies it.
         info_size: The size of `struct printk_info`.
-        address: Where the ring is.
-        places: Addresses and sizes of what a clone's reader will ask for first, in that order.
+        address: The address of the ring.
+        places: Addresses and sizes of the memory that a clone's reader needs first, in that order.
     """
 
     ids: range
@@ -125,11 +125,12 @@ class Past(NamedTuple):
 
 
 class Reader:
-    """Reads a guest's ring buffer; each call of `new` returns what has come since the one before.
+    """Reads a guest's ring buffer. Each call of `new` returns the records since the previous call.
 
     Args:
         prb: The address of the kernel's variable `prb`.
-        past: Where to begin, if the guest has that history; None, or another history: with the oldest record.
+        past: The position to start from, if the guest has these records; otherwise start with the oldest
+            record.
     """
 
     def __init__(self, prb: int, past: Past | None = None) -> None:
@@ -141,10 +142,10 @@ class Reader:
         self.since = -1
         """The time of the last record that `past` and this guest have in common, in nanoseconds; else -1."""
         self.read: Past | None = None
-        """The last records that have been read."""
+        """The last records read."""
 
     def probe(self, read: Read) -> None:
-        """Prove that there is a ring buffer.
+        """Check that there is a ring buffer.
 
         Raises:
             NotFoundError: there is none.
@@ -153,12 +154,12 @@ class Reader:
         self._ring(read)
 
     def new(self, read: Read, *, last: bool = False) -> list[Record]:
-        """Return the records since the last call; the first call returns all that there are.
+        """Return the records since the last call; the first call returns all of them.
 
         Args:
             read: Reads guest memory.
-            last: Whether the guest does not run: a record that is being written will never be whole, and is
-                passed over. Otherwise the next call begins with it.
+            last: Whether the guest is stopped. Then skip a record that is only partly written; otherwise the
+                next call starts with it.
 
         Raises:
             NotFoundError: there is no ring buffer.
@@ -174,7 +175,7 @@ class Reader:
             return []
         ids = range(first, first + count)
         found, self._next = self._records(read, ring, ids, last=last)
-        # Fewer records than that are not overtaken while they are read.
+        # A smaller number of records cannot be overwritten while they are read.
         tail = self._ring(read).tail if count > ring.capacity // _FEW else first
         return [record for number, record in found if not 0 < (tail - number) & _ID_MASK <= ring.capacity]
 
@@ -186,7 +187,7 @@ class Reader:
         return ring
 
     def _resume(self, read: Read, ring: _Ring, past: Past) -> None:
-        """Begin behind the last record that a past has, too."""
+        """Start after the last record that the guest and `past` have in common."""
         span = (ring.head - ring.tail) & _ID_MASK
         if any((number - ring.tail) & _ID_MASK > span for number in (past.ids[0], past.ids[-1])):
             return
@@ -197,7 +198,7 @@ class Reader:
                 return
 
     def _first(self, ring: _Ring) -> int:
-        """Return the id to begin with: the next one, or the oldest where that is gone."""
+        """Return the id to start with: the next one, or the oldest if that was dropped."""
         span = (ring.head - ring.tail) & _ID_MASK
         if self._next is None or ((self._next - ring.tail) & _ID_MASK) > span + 1:
             return ring.tail
@@ -206,7 +207,7 @@ class Reader:
     def _records(
         self, read: Read, ring: _Ring, ids: range, *, last: bool
     ) -> tuple[list[tuple[int, Record]], int]:
-        """Return the records that can be read, each with its id, and the id to go on with."""
+        """Return the readable records with their ids, and the id to continue with."""
         descs = _DESC.iter_unpack(_elements(read, ring.descs, _DESC.size, ids, ring.capacity))
         blocks: list[tuple[int, int, int]] = []
         after = ids.stop
@@ -231,12 +232,12 @@ class Reader:
         return found, after & _ID_MASK
 
     def _as_past(self, records: list[tuple[int, Record]], ring: _Ring, text: int) -> Past | None:
-        """Return the last records as a past; None where there is a gap in them.
+        """Return the last records as a `Past`; None if they have a gap.
 
         Args:
             records: The records.
             ring: The ring.
-            text: The position of the text of one of the last ones, from which a clone may have its own.
+            text: The position of the text of one of the last records; a clone's own text may start there.
         """
         first, last = records[0][0], records[-1][0]
         if last - first != len(records) - 1:
@@ -256,20 +257,20 @@ class Reader:
 
 
 def _info_size(read: Read, ring: _Ring) -> int:
-    """Return the size of `struct printk_info`: the step at which sequence numbers are consecutive."""
+    """Return the size of `struct printk_info`: the stride that gives consecutive sequence numbers."""
     data = read(ring.infos, max(_INFO_SIZES) * _SAMPLE)
     size: int
     for size in _INFO_SIZES:
         numbers = [_u64(data[each * size :][:_LONG]) for each in range(_SAMPLE)]
         steps: list[int] = [later - former for former, later in itertools.pairwise(numbers)]
-        # The newest and the oldest record may be neighbours there.
+        # One step may be between the newest and the oldest record.
         if steps.count(1) >= len(steps) - 1:
             return size
     raise NotFoundError("the records of the kernel's ring buffer have an unknown layout")
 
 
 class _Text:
-    """The text of a run of records, read in one go, or in two where the ring starts anew in it."""
+    """The text of consecutive records, read at once, or in two parts if it wraps around."""
 
     def __init__(self, read: Read, ring: _Ring, blocks: list[tuple[int, int]]) -> None:
         self._size = ring.size
@@ -286,9 +287,9 @@ class _Text:
         """Return the text of the data block between two logical positions."""
         if begin & 1:
             return b""  # a record without data: BLK_DATALESS
-        last = (end - 1) % (1 << 64)  # positions are words of the kernel's, and begin just below their end
+        last = (end - 1) % (1 << 64)  # positions are unsigned and start just below the overflow
         if begin // self._size != last // self._size:
-            begin = 0  # a block that does not fit at the end is at the start
+            begin = 0  # a block that does not fit at the end of the ring is at its start
         start = begin % self._size + _LONG  # after the descriptor's id
         stop = min(start + length, last % self._size + 1)
         for at, data in self._parts:
@@ -298,9 +299,9 @@ class _Text:
 
 
 def _ring(data: bytes) -> _Ring | None:
-    """Return the ring that a `struct printk_ringbuffer` describes; None if these bytes are none."""
+    """Return the ring that a `struct printk_ringbuffer` describes; None if the bytes are not one."""
     bits, descs, infos, head, tail = struct.unpack_from("<I4xQQQQ", data)
-    # Kernels differ in how many words follow: last_finalized_id, last_finalized_seq.
+    # Depending on the kernel, last_finalized_id and last_finalized_seq follow.
     for at in (40, 48, 56):
         size, text = struct.unpack_from("<I4xQ", data, at)
         if size in _BITS and bits in _BITS and all(each & _KERNEL for each in (descs, infos, text)):
@@ -309,7 +310,7 @@ def _ring(data: bytes) -> _Ring | None:
 
 
 def _elements(read: Read, base: int, size: int, ids: range, capacity: int) -> bytes:
-    """Return a ring's elements of some consecutive ids."""
+    """Return a ring's elements for consecutive ids."""
     at = ids.start % capacity
     up_to_the_end = min(len(ids), capacity - at)
     data = read(base + at * size, up_to_the_end * size)

@@ -1,18 +1,17 @@
-"""Kernel trouble in what a console says: panics, oopses, warnings, and what the kernel's checkers report.
+"""Finds kernel trouble in a console's output: panics, oopses, warnings, and reports of the kernel's checkers.
 
-`headlines` has the table of first lines. Pure; `watcher` follows a console's log.
+`headlines` has the table of headlines. This module is pure; `watcher` follows a console's log.
 
-Programs can write the same words. Where the kernel stamps its lines with the time, as it does
-unless somebody has switched that off, only stamped ones count, and a stamped one only once: `dmesg` on the
-console repeats them.
+Programs may print the same text. If the kernel prints time stamps, as it does by default, only lines with a
+time stamp count, and each only once, because `dmesg` on the console repeats them.
 
-Several CPUs can print at once. Where the kernel says behind the time stamp who prints a line
-(CONFIG_PRINTK_CALLER: the task, or the CPU in an interrupt), each caller's lines are kept apart. Where it
-does not, a splat that others were printed into says so: `Trouble.interleaved`.
+Several CPUs may print at once. If the kernel prints the caller of a line after the time stamp
+(CONFIG_PRINTK_CALLER: the task, or the CPU in an interrupt), the lines of different callers are separated. If
+it does not, `Trouble.interleaved` marks a splat that contains lines of another one.
 
-QEMU's log of a console can have a character twice: `qemu_chr_write_buffer` of its chardev/char.c logs it
-also when the socket beside the log is full, and again when that takes it. So lines are compared with
-every run of one character squeezed into one.
+QEMU's log of a console may contain a character twice: `qemu_chr_write_buffer` of chardev/char.c logs a
+character when the client's socket is full, and again when the socket accepts it. So lines are compared with
+every run of one character reduced to one.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ __all__ = ["KINDS", "Kind", "Scanner", "Trouble", "as_logged", "find", "unseen"]
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that the kernel complained about.
+    """One report of kernel trouble.
 
     Args:
-        kind: Which kind.
-        headline: The line that says what it is, without its time stamp.
-        text: The whole splat as the kernel printed it, what was printed between its lines left out.
-        complete: Whether its end has been read; one that isn't may still grow.
-        time: When it was printed, as in the headline's time stamp: "12.345678"; "" without a stamp.
-        interleaved: Whether the text has lines that another CPU printed at the same time.
-        release: The kernel's release, where it says so; so are the following.
+        kind: Its kind.
+        headline: Its first line, without the time stamp.
+        text: The whole splat as the kernel printed it, without other output between its lines.
+        complete: Whether its end has been read; otherwise it may grow.
+        time: The headline's time stamp: "12.345678"; or "".
+        interleaved: Whether the text contains lines that another CPU printed at the same time.
+        release: The kernel's release, if the splat has it; likewise the following.
         cpu: The CPU.
-        pid: The task.
+        pid: The task's pid.
         comm: The task's name.
     """
 
@@ -69,7 +68,7 @@ _STAMP = re.compile(
 """print_prefix of kernel/printk/printk.c; dmesg(1) puts a space before the caller."""
 
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[0-Z\\^-~])")
-"""Control sequences of ECMA-48: CSI, OSC, and those of two characters."""
+"""Control sequences of ECMA-48: CSI, OSC, and two-character sequences."""
 
 _TASK = re.compile(
     r"CPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+) Comm: (?P<comm>.{0,20}?) (?:Kdump: loaded )?"
@@ -78,28 +77,28 @@ _TASK = re.compile(
 _HUNG = re.compile(r"INFO: task (?P<comm>.*):(?P<pid>\d+) ")
 
 _GAP_SECONDS = 1
-"""A splat is printed in one go: what the kernel says so much later is not of it."""
+"""A splat is printed without pauses: a line that comes this much later does not belong to it."""
 
 _LINES = 1000
-"""How many lines a splat can have. RCU's, of many CPUs, are the longest."""
+"""Maximum number of lines of a splat. RCU stalls of many CPUs are the longest."""
 
 _OPENING_LINES = 12
-"""How far below a "cut here" the line stands that says what it is about."""
+"""Maximum number of lines between a "cut here" and the headline."""
 
 
 class _Line(NamedTuple):
-    """A line of the kernel's.
+    """A line of the kernel.
 
     Args:
-        text: All of it, from its time stamp on.
-        said: What is behind its time stamp.
-        key: That, squeezed.
-        caller: Who printed it; "" where the kernel does not say.
-        time: Its time stamp; "" without.
+        text: The whole line, with its time stamp.
+        message: The text after the time stamp.
+        key: The squeezed message.
+        caller: The caller; "" if the kernel does not print it.
+        time: The time stamp, or "".
     """
 
     text: str
-    said: str
+    message: str
     key: str
     caller: str = ""
     time: str = ""
@@ -120,7 +119,7 @@ class _Splat:
     task: dict[str, str] = field(default_factory=dict)
 
     def trouble(self) -> Trouble:
-        assert self.form is not None  # noqa: S101 - callers have looked
+        assert self.form is not None  # noqa: S101 - the callers have checked this
         task = self.task
         return Trouble(
             kind=self.form.kind,
@@ -137,11 +136,11 @@ class _Splat:
 
 
 class Scanner:
-    """Finds trouble in a console's stream, whatever pieces it comes in.
+    """Finds trouble in a console's output, which arrives in pieces.
 
     Args:
-        stamped: Whether the kernel stamps its lines; None: it does from the first that is stamped on. Where
-            the beginning of the console isn't seen, as of a clone's, it is better said.
+        stamped: Whether the kernel prints time stamps; None: yes after the first line with one. Set it if the
+            start of the output is missing, as for a clone.
     """
 
     def __init__(self, *, stamped: bool | None = None) -> None:
@@ -151,26 +150,26 @@ class Scanner:
         self._open: dict[str, _Splat] = {}
         self._before: dict[str, _Line] = {}
         self._time = 0
-        self._told: set[str] = set()
+        self._seen: set[str] = set()
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
-        """What has been found so far, in the order of the headlines; the last ones may still grow."""
+        """The trouble found so far, in the order of the headlines; the last ones may still grow."""
         return tuple(each.trouble() for each in self._found)
 
     @property
     def growing(self) -> bool:
-        """Whether something has begun and not been told whole."""
+        """Whether a splat has started and is not complete."""
         return any(not each.complete for each in self._open.values())
 
     def feed(self, data: bytes) -> None:
-        """Take in what comes next."""
+        """Process the next piece of output."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._line(line)
 
     def finish(self) -> None:
-        """Take what has come for all there will be."""
+        """Process the rest; there is no more output."""
         if self._rest:
             self._line(self._rest)
             self._rest = b""
@@ -180,8 +179,8 @@ class Scanner:
         whole = raw.decode(errors="replace").rstrip("\r")
         if "\x1b" in whole:
             whole = _CONTROL.sub("", whole)
-        if death.went_back(whole):
-            # Time begins there once more, and what is told again has happened again.
+        if death.is_restored_mark(whole):
+            # The time restarts there, and repeated lines are new events.
             self._boot(stamped=self._stamped)
         for line in _parts(whole):
             if _BOOT.match(line.key) and (line.time or not self._stamped):
@@ -193,15 +192,15 @@ class Scanner:
                 self._kernel_line(line)
 
     def _boot(self, *, stamped: bool | None) -> None:
-        """Begin anew: a kernel boots, by kexec or after a reset, or goes back to a snapshot."""
+        """Reset the state: a kernel boots, or a snapshot was restored."""
         self._close_all()
         self._stamped = stamped
         self._time = 0
-        self._told.clear()
+        self._seen.clear()
         self._before.clear()
 
     def _pause(self, time: int) -> None:
-        """Close what has not gone on for a while."""
+        """Close splats that have not continued for a while."""
         self._time = max(self._time, time)
         for caller, splat in [*self._open.items()]:
             if time > splat.last + _GAP_SECONDS:
@@ -226,14 +225,14 @@ class Scanner:
         self._look(line)
 
     def _again(self, line: _Line) -> bool:
-        """Whether a headline has been seen before, with the same time stamp."""
-        known = squeezed(f"{line.time} {line.said}")
-        again = bool(self._stamped) and known in self._told
-        self._told.add(known)
+        """Whether this headline, with this time stamp, was seen before."""
+        known = squeezed(f"{line.time} {line.message}")
+        again = bool(self._stamped) and known in self._seen
+        self._seen.add(known)
         return again
 
     def _continues(self, form: Form, line: _Line) -> bool:
-        """Whether a line that could begin something belongs to what has begun already."""
+        """Whether a line that looks like a headline belongs to the open splat."""
         splat = self._open.get(line.caller)
         if splat is None:
             return False
@@ -253,9 +252,9 @@ class Scanner:
         splat = self._open.get(line.caller)
         if splat is None or splat.form is not None:
             splat = self._begin(_Splat([before] if before else []), line)
-        # What WARN(condition, "…") has to say stands above, without anything before it.
-        message = [each.said for each in splat.lines[1:2]] if form.kind == "warn" else []
-        splat.headline = ": ".join([line.said, *message])
+        # The message of WARN(condition, "…") is the line above.
+        message = [each.message for each in splat.lines[1:2]] if form.kind == "warn" else []
+        splat.headline = ": ".join([line.message, *message])
         splat.time = line.time
         splat.form = form
         splat.lines.append(line)
@@ -265,15 +264,15 @@ class Scanner:
         self._found.append(splat)
 
     def _look(self, line: _Line) -> None:
-        """Look at a line of the splat for who it is about, and for its end."""
+        """Look in a line of the splat for the task and CPU, and for its end."""
         splat = self._open.get(line.caller)
         if splat is None:
             return
-        if task := _TASK.search(line.said) or _HUNG.match(line.said):
-            told = task.groupdict()
+        if task := _TASK.search(line.message) or _HUNG.match(line.message):
+            named = task.groupdict()
             if not splat.task.get("cpu"):
-                splat.task.update(told)
-            elif told.get("cpu") and told["cpu"] != splat.task["cpu"] and not line.caller:
+                splat.task.update(named)
+            elif named.get("cpu") and named["cpu"] != splat.task["cpu"] and not line.caller:
                 splat.interleaved = splat.form is not None and splat.form.kind in _ONE_CPU
         if splat.form is None:
             if len(splat.lines) > _OPENING_LINES:
@@ -284,9 +283,9 @@ class Scanner:
             self._close(line.caller)
 
     def _begin(self, splat: _Splat, line: _Line) -> _Splat:
-        """Open a splat, and close the one of the same caller that is open."""
+        """Open a splat, and close the open one of the same caller."""
         other = self._open.get(line.caller)
-        # One CPU prints nothing else between a trace and its end, but the panic of panic_on_warn.
+        # Before the end of its trace, a CPU prints nothing else, except the panic of panic_on_warn.
         panics = line.key.startswith("Kernel panic")
         if other is not None and not (line.caller or other.complete or panics):
             splat.interleaved = other.interleaved = _traced(other)
@@ -306,34 +305,34 @@ class Scanner:
 
 
 _ONE_CPU = ("oops", "bug", "warn", "kasan", "kfence", "kmsan", "msr", "page_alloc")
-"""Kinds whose splat is about one CPU."""
+"""Kinds of splats that concern one CPU."""
 
 
 def _traced(splat: _Splat) -> bool:
-    """Whether a splat ends with an "end trace" that has not come: another CPU's words came between."""
+    """Whether an open splat still lacks its "end trace", so that other lines belong to another CPU."""
     form = splat.form
     return form is None or (form.ends is headlines.END_OF_TRACE and form.kind != "oops")
 
 
 def _parts(whole: str) -> Iterator[_Line]:
-    """Split a line at its time stamps: a message without newline is followed by another one's stamp."""
+    """Split a line at its time stamps: a message without a newline is followed by the next stamp."""
     stamps = [*_STAMP.finditer(whole)]
     if not stamps:
         yield _Line(whole, whole, squeezed(whole).lstrip())
         return
     ends = [*(stamp.start() for stamp in stamps[1:]), len(whole)]
     for stamp, end in zip(stamps, ends, strict=True):
-        said = whole[stamp.end() : end]
+        message = whole[stamp.end() : end]
         caller = squeezed(stamp["caller"] or "")
         time = f"{stamp['seconds']}.{stamp['fraction']}"
-        yield _Line(whole[stamp.start() : end], said, squeezed(said).lstrip(), caller, time)
+        yield _Line(whole[stamp.start() : end], message, squeezed(message).lstrip(), caller, time)
 
 
 def find(text: str, *, stamped: bool | None = None) -> tuple[Trouble, ...]:
-    """Return the trouble in a console's text, in its order.
+    """Return the trouble in a console's output, in order.
 
     Args:
-        text: What the console said.
+        text: The output.
         stamped: See `Scanner`.
     """
     scanner = Scanner(stamped=stamped)
@@ -343,14 +342,14 @@ def find(text: str, *, stamped: bool | None = None) -> tuple[Trouble, ...]:
 
 
 def as_logged(troubles: Iterable[Trouble], log: str | Iterable[Trouble]) -> tuple[Trouble, ...]:
-    """Return trouble that was read on a console with the texts of the kernel's own log, where that has it.
+    """Return the trouble of a console with the texts of the kernel's own log, as far as it has them.
 
-    A character that QEMU wrote twice makes a symbol's name, or its size, another one; and the log in guest
-    memory always has the callers, by which the lines of several CPUs are told apart.
+    A character that QEMU wrote twice changes a symbol's name or size. The log in guest memory does not have
+    such errors, and always has the callers, which separate the lines of several CPUs.
 
     Args:
         troubles: The trouble.
-        log: What dmesg(1) prints, or would; or the trouble in it.
+        log: The output of dmesg(1), or the trouble in it.
     """
     logged: dict[tuple[str, ...], list[Trouble]] = defaultdict(list)
     for each in find(log, stamped=True) if isinstance(log, str) else log:
@@ -367,11 +366,11 @@ def as_logged(troubles: Iterable[Trouble], log: str | Iterable[Trouble]) -> tupl
 
 
 def unseen(logged: Iterable[Trouble], shown: Iterable[Trouble]) -> tuple[Trouble, ...]:
-    """Return the trouble in the kernel's own log that a console did not show.
+    """Return the trouble in the kernel's own log that the console did not show.
 
     Args:
-        logged: The trouble in the log, where each line has its time stamp.
-        shown: The trouble on the console, whose kernel may print no time stamps.
+        logged: The trouble in the log, which has time stamps.
+        shown: The trouble on the console, which may have no time stamps.
     """
     stamped: set[tuple[str, ...]] = set()
     plain: dict[tuple[str, ...], int] = defaultdict(int)
@@ -392,9 +391,9 @@ def unseen(logged: Iterable[Trouble], shown: Iterable[Trouble]) -> tuple[Trouble
     return tuple(found)
 
 
-_TOLD_APART = 40
-"""How many characters of a headline count: what was printed between its lines may end it."""
+_COMPARED = 40
+"""Number of characters of a headline to compare, because other output may cut it off."""
 
 
 def _moment(trouble: Trouble) -> tuple[str, ...]:
-    return squeezed(trouble.time), trouble.kind, squeezed(trouble.headline).lstrip()[:_TOLD_APART]
+    return squeezed(trouble.time), trouble.kind, squeezed(trouble.headline).lstrip()[:_COMPARED]

@@ -16,16 +16,18 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError
 
 QUIET_SECONDS = 0.25
-"""After so long without a further line a splat is taken for whole: one that panics is stopped on the way."""
+"""Seconds without another line after which a splat counts as complete: a panic may stop the guest within
+it."""
 
 _CHUNK = 1 << 16
 _TAIL = 4096
 
 
 class Watcher:
-    """Follows a console's log, as a context manager; outlives the log's directory.
+    """Follows a console's log; a context manager. The log may be removed meanwhile.
 
-    Trouble is told by its first lines, in time to stop what led to it; its text is whole after `settle`.
+    Trouble is reported at its headline, so that a test can be stopped at once; its text is complete after
+    `settle`.
 
     Args:
         log: The console's log.
@@ -35,7 +37,7 @@ class Watcher:
     def __init__(self, log: Path, *, stamped: bool | None = None) -> None:
         self.log = log
         self._scanner = Scanner(stamped=stamped)
-        self._told = 0
+        self._reported = 0
         self._held = contextlib.ExitStack()
         self._open: tuple[IO[bytes], Growth] | None = None
 
@@ -43,7 +45,7 @@ class Watcher:
         """Open the log.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no log.
         """
         with contextlib.ExitStack() as held:
             stream = held.enter_context(self.log.open("rb", buffering=0))
@@ -58,29 +60,29 @@ class Watcher:
         self._held.close()
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable once the console has said more, until the next `poll`."""
+        """Return a descriptor that is readable when the log has grown since the last `poll`."""
         return self._opened[1].fileno()
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
-        """All that has been seen by the last `poll`, as far as it had been told."""
+        """All trouble that was found up to the last `poll`."""
         return self._scanner.troubles
 
     def poll(self) -> tuple[Trouble, ...]:
-        """Read what the console has said by now; return the trouble that is new."""
+        """Read the log's new text, and return the new trouble."""
         stream, growth = self._opened
         growth.seen()
         while data := stream.read(_CHUNK):
             self._scanner.feed(data)
         found = self._scanner.troubles
-        new, self._told = found[self._told :], len(found)
+        new, self._reported = found[self._reported :], len(found)
         return new
 
     def wait(self, deadline: Deadline) -> tuple[Trouble, ...]:
-        """Return new trouble as soon as there is some.
+        """Wait for new trouble, and return it.
 
         Raises:
-            DeadlineError: there was none; the detail has the log's end.
+            DeadlineError: there was none; the detail has the end of the log.
         """
         stream, growth = self._opened
         while not (new := self.poll()):
@@ -92,10 +94,10 @@ class Watcher:
         return new
 
     def settle(self, deadline: Deadline) -> tuple[Trouble, ...]:
-        """Wait until what has begun is told whole, or goes on no more; return all trouble so far.
+        """Wait until all splats are complete, or do not continue, and return all trouble.
 
         Args:
-            deadline: When to take it as it is.
+            deadline: When to stop waiting.
         """
         self.poll()
         with contextlib.suppress(DeadlineError):
