@@ -108,7 +108,7 @@ def _tell_unmapped(_event: object = None) -> None:
 
 def _early(verdict: vmd_identity.Verdict, *, force: bool) -> vmd_identity.Verdict:
     """Run the guest until its kernel is mapped, and from there to its first C function."""
-    if not vmd_early.WAITING.plant(vmd_guest.accel(), kaslr=True):
+    if not vmd_early.WAITING.set(vmd_guest.accel(), kaslr=True):
         vmd_batch.say(
             "KASLR: the kernel is not mapped yet, and KVM has too few hardware breakpoints to wait for it\n"
             "continue, interrupt, then: vmd-slide --apply"
@@ -118,7 +118,7 @@ def _early(verdict: vmd_identity.Verdict, *, force: bool) -> vmd_identity.Verdic
         return verdict
     verdict = vmd_identity.settle(force=force)
     if verdict.state == vmd_identity.PROVEN:
-        first = vmd_early.WAITING.plant(vmd_guest.accel(), kaslr=False)
+        first = vmd_early.WAITING.set(vmd_guest.accel(), kaslr=False)
         if _run_to_kernel():
             vmd_batch.say(f"KASLR: the guest ran to {first}, where the kernel's address is known")
     return verdict

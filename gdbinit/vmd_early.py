@@ -11,14 +11,14 @@ import vmd_slide
 
 
 class Waiting:
-    """What stops the guest once the kernel is mapped; `WAITING` is the only instance."""
+    """Stops the guest once the kernel is mapped; `WAITING` is the only instance."""
 
     def __init__(self) -> None:
         self._waiter: gdb.Breakpoint | None = None
         self._disabled: list[gdb.Breakpoint] = []
         self._at: int | None = None
 
-    def plant(self, accel: str, *, kaslr: bool) -> str:
+    def set(self, accel: str, *, kaslr: bool) -> str:
         """Make the guest stop when its kernel is mapped.
 
         Without KASLR it stops at the first kernel function that runs at its linked address; under KVM this
@@ -57,7 +57,7 @@ class Waiting:
         return self._waiter is not None
 
     def reached(self) -> bool:
-        """Delete what was set; return whether the guest stopped for it."""
+        """Delete the breakpoint or watchpoint; return whether it stopped the guest."""
         had = self.pending
         self.clear()
         pc = vmd_guest.register("pc") if had and vmd_guest.connected() else None
@@ -129,11 +129,11 @@ def _in_kernel(breakpoint_: gdb.Breakpoint) -> bool:
 WAITING = Waiting()
 
 
-def await_kernel(accel: str, kaslr: str) -> dict[str, object]:
-    """`-vmd-await ACCEL KASLR`: stop the guest once its kernel is mapped; KASLR is 1 or 0."""
-    return {"first": WAITING.plant(accel, kaslr=kaslr == "1")}
+def wait_kernel(accel: str, kaslr: str) -> dict[str, object]:
+    """`-vmd-wait-kernel ACCEL KASLR`: stop the guest once its kernel is mapped; KASLR is 1 or 0."""
+    return {"first": WAITING.set(accel, kaslr=kaslr == "1")}
 
 
-def awaited() -> dict[str, object]:
-    """`-vmd-awaited`: delete what was set; returns whether the guest stopped for it."""
+def end_wait_kernel() -> dict[str, object]:
+    """`-vmd-end-wait-kernel`: delete what was set; returns whether the guest stopped for it."""
     return {"reached": f"{WAITING.reached():d}"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gdb
 import vmd_batch
 import vmd_guest
-from vmd_follow import FOLLOWING
+from vmd_follow import STEP
 
 
 class Finish(gdb.Command):
@@ -27,16 +27,16 @@ class Finish(gdb.Command):
         if argument:
             vmd_batch.fail(f"vmd-finish takes no argument, got {argument!r}", vmd_batch.USAGE)
         vmd_guest.need_connected()
-        if not FOLLOWING.finish(silent=True):
+        if not STEP.finish(silent=True):
             gdb.execute("finish")
             return
-        came = False
+        returned = False
         try:
             gdb.execute("continue")
         finally:
-            came = FOLLOWING.end()
-        if came:
+            returned = STEP.end()
+        if returned:
             gdb.execute("frame")
-            value = FOLLOWING.returned()
+            value = STEP.returned()
             if value is not None:
                 print(f"Value returned is ${gdb.add_history(value)} = {value.format_string()}")

@@ -19,36 +19,36 @@ import vmd_kgdb
 from vmd_registers import Registers, narrowed
 
 
-class Back(gdb.Breakpoint):
+class ReturnBreakpoint(gdb.Breakpoint):
     """A breakpoint at the address to which a task returns in a frame.
 
     Args:
         pc: The return address.
         frame: The frame to return to.
-        but: The number of GDB's thread that GDB itself waits on; None if there is none.
+        awaited: The number of the thread on which GDB itself waits for the return; None if there is none.
         silent: Whether GDB does not report the stop.
     """
 
-    def __init__(self, pc: int, frame: gdb.Frame, *, but: int | None, silent: bool) -> None:
+    def __init__(self, pc: int, frame: gdb.Frame, *, awaited: int | None, silent: bool) -> None:
         super().__init__(f"*{pc:#x}", internal=True)
         self.silent = silent
-        self.came = False
+        self.stopped = False
         self._frame = vmd_frame.called(frame)
-        self._but = but
+        self._awaited = awaited
 
     def stop(self) -> bool:
-        """Stop if the frame is the right one: other tasks run the same code."""
+        """Stop if the task has returned to the frame; other tasks run the same code."""
         thread = gdb.selected_thread()
-        helped = thread is not None and thread.num == self._but
-        self.came = not helped and vmd_frame.called(gdb.selected_frame()) == self._frame
-        return self.came
+        by_gdb = thread is not None and thread.num == self._awaited
+        self.stopped = not by_gdb and vmd_frame.called(gdb.selected_frame()) == self._frame
+        return self.stopped
 
 
-class Following:
-    """The breakpoints of one step; `FOLLOWING` is the only instance."""
+class FollowedStep:
+    """The breakpoints of one step; `STEP` is the only instance."""
 
     def __init__(self) -> None:
-        self._breakpoints: list[Back] = []
+        self._breakpoints: list[ReturnBreakpoint] = []
         self._kind: gdb.Type | None = None
 
     def finish(self, *, silent: bool = False) -> bool:
@@ -68,7 +68,7 @@ class Following:
         if caller is None:
             raise gdb.GdbError("finish: this is the outermost frame, it has no caller")
         self._kind = vmd_function_exits.return_type(vmd_function_exits.functions(frame.pc())[1])
-        self._breakpoints = [Back(caller.pc(), caller, but=None, silent=silent)]
+        self._breakpoints = [ReturnBreakpoint(caller.pc(), caller, awaited=None, silent=silent)]
         return True
 
     def next(self, *, silent: bool = False) -> bool:
@@ -78,17 +78,19 @@ class Following:
         if vmd_kgdb.on() or thread is None or len(vmd_guest.cpus()) == 1:
             return False
         frame = gdb.newest_frame()
-        self._breakpoints = [Back(pc, frame, but=thread.num, silent=silent) for pc in set(_returns(frame))]
+        self._breakpoints = [
+            ReturnBreakpoint(pc, frame, awaited=thread.num, silent=silent) for pc in set(_returns(frame))
+        ]
         return bool(self._breakpoints)
 
     def end(self) -> bool:
         """Delete the breakpoints; return whether one of them stopped the guest."""
-        came = any(each.came for each in self._breakpoints)
+        stopped = any(each.stopped for each in self._breakpoints)
         for each in self._breakpoints:
             if each.is_valid():
                 each.delete()
         self._breakpoints = []
-        return came
+        return stopped
 
     def returned(self) -> gdb.Value | None:
         """Return the value that the finished function returned; None if no register holds it."""
@@ -97,7 +99,7 @@ class Following:
         return gdb.Value(narrowed(Registers()[vmd_arch.current().result], self._kind)).cast(self._kind)
 
 
-FOLLOWING = Following()
+STEP = FollowedStep()
 
 
 def _returns(frame: gdb.Frame) -> Iterator[int]:
@@ -119,14 +121,14 @@ def _returns(frame: gdb.Frame) -> Iterator[int]:
 
 def follow(how: str) -> dict[str, object]:
     """`-vmd-follow finish|next`: set breakpoints for the next step; returns whether there are any."""
-    planted = FOLLOWING.finish() if how == "finish" else FOLLOWING.next()
-    return {"planted": f"{planted:d}"}
+    followed = STEP.finish() if how == "finish" else STEP.next()
+    return {"followed": f"{followed:d}"}
 
 
-def followed() -> dict[str, object]:
-    """`-vmd-followed`: delete them; returns whether one stopped the guest, and the returned value."""
-    came = FOLLOWING.end()
-    value = FOLLOWING.returned() if came else None
+def end_follow() -> dict[str, object]:
+    """`-vmd-end-follow`: delete them; returns whether one stopped the guest, and the returned value."""
+    stopped = STEP.end()
+    value = STEP.returned() if stopped else None
     if value is None:
-        return {"came": f"{came:d}"}
-    return {"came": "1", "value": value.format_string(), "number": f"${gdb.add_history(value)}"}
+        return {"stopped": f"{stopped:d}"}
+    return {"stopped": "1", "value": value.format_string(), "number": f"${gdb.add_history(value)}"}

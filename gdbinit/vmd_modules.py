@@ -187,7 +187,7 @@ class Watch:
         self.wanted = False
         self.starting: Starting | None = None
 
-    def plant(self) -> None:
+    def set(self) -> None:
         """Set the breakpoint as soon as possible: under KVM not before the kernel is mapped."""
         if (
             self.wanted
@@ -241,7 +241,7 @@ class Modules(gdb.Command):
         SYMBOLS.use(":".join([*SYMBOLS.own, _usual_path()]))
         WATCH.wanted |= "--watch" in options and WATCH.starting is None
         try:
-            WATCH.plant()
+            WATCH.set()
             if options:
                 _follow()
             else:
@@ -256,7 +256,7 @@ def catch_up(_event: object = None) -> None:
     thread = gdb.selected_thread()
     if thread is None or thread.is_running():
         return
-    WATCH.plant()
+    WATCH.set()
     if SYMBOLS.behind:
         _follow()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gdb
 import vmd_batch
 import vmd_guest
-from vmd_follow import FOLLOWING
+from vmd_follow import STEP
 
 
 class Next(gdb.Command):
@@ -34,8 +34,8 @@ class Next(gdb.Command):
 def _step() -> None:
     followed = True
     while followed:
-        FOLLOWING.next(silent=True)
+        STEP.next(silent=True)
         try:
             gdb.execute("next")
         finally:
-            followed = FOLLOWING.end()
+            followed = STEP.end()

@@ -71,8 +71,8 @@ class Share(gdb.Command):
         import vmd_mi  # noqa: PLC0415 - needed only by scripts; needs GDB 12
 
         vmd_mi.define()
-        vmd_mi.Command("-vmd-own", SERVER.own)
-        vmd_mi.Command("-vmd-stands", stands)
+        vmd_mi.Command("-vmd-script-breakpoint", SERVER.own_breakpoint)
+        vmd_mi.Command("-vmd-run-state", run_state)
         SERVER.open()
         # Scripts read the address there.
         text = f"{os.getpid()}\n{SERVER.address}\n".encode()
@@ -122,7 +122,7 @@ class ScriptServer:
         self.address = ""
         self._listener: socket.socket | None = None
         self._own: list[gdb.Breakpoint] = []
-        self._who = ""
+        self._script = ""
         self._leaving = False
         self._stopping = False
         self._paged = False
@@ -147,8 +147,8 @@ class ScriptServer:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def own(self, number: str) -> dict[str, object]:
-        """`-vmd-own NUMBER`: delete this breakpoint when the script ends."""
+    def own_breakpoint(self, number: str) -> dict[str, object]:
+        """`-vmd-script-breakpoint NUMBER`: delete this breakpoint when the script ends."""
         self._own += [each for each in gdb.breakpoints() if each.number == int(number)]
         return {}
 
@@ -156,7 +156,7 @@ class ScriptServer:
         """Accept scripts, one at a time; this is the thread's main function."""
         import socket  # noqa: PLC0415 - as above
 
-        inside: socket.socket | None = None
+        client: socket.socket | None = None
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         while True:
@@ -168,11 +168,11 @@ class ScriptServer:
             if not ready and self._stopping:
                 # QEMU ignores a request to stop that arrives before the guest runs.
                 gdb.post_event(self._leave)
-            if inside is not None and inside.fileno() in ready:
+            if client is not None and client.fileno() in ready:
                 # A script sends nothing on this socket: it has ended.
-                poll.unregister(inside)
-                inside.close()
-                inside = None
+                poll.unregister(client)
+                client.close()
+                client = None
                 self._leaving = True
                 _wait_for_exit(self._pid)
                 gdb.post_event(self._end)
@@ -181,14 +181,14 @@ class ScriptServer:
                 pid, uid, _ = _CREDENTIALS.unpack(
                     caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
                 )
-                if uid != os.getuid() or inside is not None:
+                if uid != os.getuid() or client is not None:
                     with caller, suppress(OSError):
-                        caller.sendall(f"{self._who}\n".encode())
+                        caller.sendall(f"{self._script}\n".encode())
                     continue
-                inside, self._pid = caller, pid
-                self._who = f"pid {pid} ({_name(pid)})"
-                poll.register(inside, select.POLLIN)
-                gdb.post_event(partial(self._join, inside))
+                client, self._pid = caller, pid
+                self._script = f"pid {pid} ({_name(pid)})"
+                poll.register(client, select.POLLIN)
+                gdb.post_event(partial(self._join, client))
 
     def _join(self, caller: socket.socket) -> None:
         """Give a script a terminal with an MI interpreter."""
@@ -199,7 +199,7 @@ class ScriptServer:
         try:
             ours, theirs = os.openpty()
         except OSError as error:
-            _tell(f"{self._who} cannot share this GDB: {error}")
+            _tell(f"{self._script} cannot share this GDB: {error}")
             caller.shutdown(socket.SHUT_RDWR)
             return
         try:
@@ -211,7 +211,7 @@ class ScriptServer:
             # GDB's "--Type <RET> for more--" would block the script.
             self._paged = self._paged or bool(gdb.parameter("pagination"))
             gdb.set_parameter("pagination", False)
-            _tell(f"{self._who} shares this GDB")
+            _tell(f"{self._script} shares this GDB")
         finally:
             os.close(theirs)
             self._terminal.keep(ours)
@@ -227,49 +227,49 @@ class ScriptServer:
         """Delete the breakpoints that a script has left; stop the guest for that if it runs."""
         if not self._leaving:
             return  # the guest has stopped meanwhile
-        if self._has_left() and _runs():
+        if self._has_leftovers() and _runs():
             if not self._stopping:
                 gdb.events.stop.connect(self._stopped)
                 self._stopping = True
             gdb.execute("interrupt")
             return
-        self._have_stopped()
-        self._clear(go_on=False)
+        self._note_stop()
+        self._clear(resume=False)
 
-    def _has_left(self) -> bool:
+    def _has_leftovers(self) -> bool:
         import vmd_trace  # noqa: PLC0415 - imported with vmd_mi
 
         self._own = [each for each in self._own if each.is_valid()]
         return bool(self._own or vmd_trace.open_traces() or vmd_early.WAITING.pending)
 
     def _stopped(self, event: gdb.StopEvent) -> None:
-        self._have_stopped()
+        self._note_stop()
         interrupted = isinstance(event, gdb.SignalEvent) and event.stop_signal == "SIGINT"
         hit = event.breakpoints if isinstance(event, gdb.BreakpointEvent) else ()
         ours = bool(hit) and all(each in self._own for each in hit)
-        gdb.post_event(partial(self._clear, go_on=interrupted or ours))
+        gdb.post_event(partial(self._clear, resume=interrupted or ours))
 
-    def _have_stopped(self) -> None:
+    def _note_stop(self) -> None:
         if self._stopping:
             gdb.events.stop.disconnect(self._stopped)
         self._stopping = self._leaving = False
 
-    def _clear(self, *, go_on: bool) -> None:
+    def _clear(self, *, resume: bool) -> None:
         try:
-            self._take_out()
-            if go_on:
+            self._delete_leftovers()
+            if resume:
                 gdb.execute("continue &")
         except gdb.error as error:
-            _tell(f"{self._who} has ended; some of its breakpoints may remain: {error}")
+            _tell(f"{self._script} has ended; some of its breakpoints may remain: {error}")
         else:
-            words = "; the guest runs on" if go_on else ""
-            _tell(f"{self._who} has ended{words}", at_prompt=go_on)
+            words = "; the guest runs on" if resume else ""
+            _tell(f"{self._script} has ended{words}", at_prompt=resume)
         finally:
             if self._paged:
                 gdb.set_parameter("pagination", True)
             self._paged = False
 
-    def _take_out(self) -> None:
+    def _delete_leftovers(self) -> None:
         import vmd_trace  # noqa: PLC0415
 
         for number in vmd_trace.open_traces():
@@ -312,11 +312,11 @@ def _name(pid: int) -> str:
 
 def _runs() -> bool:
     """Whether the guest runs. Do not list GDB's threads for this: GDB would have to ask QEMU."""
-    return stands()["state"] == "running"
+    return run_state()["state"] == "running"
 
 
-def stands() -> dict[str, object]:
-    """`-vmd-stands`: "running", "stopped" or "unconnected"; GDB refuses `-thread-info` while it runs."""
+def run_state() -> dict[str, object]:
+    """`-vmd-run-state`: "running", "stopped" or "unconnected"; GDB refuses `-thread-info` while it runs."""
     thread = gdb.selected_thread()
     if thread is None or not thread.is_valid():
         return {"state": "unconnected"}

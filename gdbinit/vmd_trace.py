@@ -51,10 +51,10 @@ class Trace:
         self.notes: list[str] = []
         try:
             for index, (where, args) in enumerate(wanted["probes"]):
-                self._plant(index, where, args)
+                self._set_probe(index, where, args)
             self._check()
             for probe in self._probes if wanted["ret"] else ():
-                probe.returns = probe.enabled and self._plant_exits(probe.where)
+                probe.returns = probe.enabled and self._set_exits(probe.where)
         except BaseException:
             self.end()
             raise
@@ -70,7 +70,7 @@ class Trace:
         """Whether it has recorded as many hits as wanted."""
         return self._count is not None and self._seen >= self._count
 
-    def _plant(self, index: int, where: str, args: list[str]) -> None:
+    def _set_probe(self, index: int, where: str, args: list[str]) -> None:
         probe = Probe(self, index, where, args)
         self._probes.append(probe)
         self._breakpoints.append(probe)
@@ -92,7 +92,7 @@ class Trace:
                 probe.enabled = False
                 self.notes.append(f"{probe.where} records no hits: no such condition there: {words}")
 
-    def _plant_exits(self, where: str) -> bool:
+    def _set_exits(self, where: str) -> bool:
         """Set breakpoints at a function's exits, in each of its copies; return whether there are any."""
         already = len(self._breakpoints)
         for sal in gdb.decode_line(where)[1] or ():

@@ -1,8 +1,8 @@
-"""What differs between architectures: one frozen row each, read from `gdbinit/arches/`.
+"""The differences between architectures: one frozen row for each, read from `gdbinit/arches/`.
 
-A row is a JSON file, so that GDB can have it where vmdebug cannot be imported. vmdebug hands the `debug`
-part to each GDB that it starts; a GDB that somebody sources `vmdebug.gdb` into reads the file itself.
-See `gdbinit/vmd_arch.py`. The file's `sources` say what each fact rests on.
+A row is a JSON file, because GDB needs it too and cannot import vmdebug. vmdebug passes the `debug` part to
+each GDB that it starts; if a user sources `vmdebug.gdb`, GDB reads the file itself. See
+`gdbinit/vmd_arch.py`. The file's `sources` name the source of each fact.
 
 To support another architecture, add its file, a reader of its boot image's format to `vmdebug.kimage`, and
 a configuration fragment to `kconfigs/`.
@@ -26,47 +26,47 @@ Hex = Annotated[str, msgspec.Meta(pattern="^0x[0-9a-f]+$")]
 
 
 class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The facts about an architecture's kernel in memory: the part of a row that GDB gets.
+    """The facts about an architecture's kernel in memory: the part of a row that GDB needs.
 
-    `gdbinit/vmd_arch.py` has the same fields. Registers are called as GDB calls them.
+    `gdbinit/vmd_arch.py` has the same fields. Registers have GDB's names.
 
     Args:
-        name: As in `Arch`.
-        gdb_names: What GDB calls the architecture of such a guest: `show architecture`.
+        name: See `Arch`.
+        gdb_names: GDB's names of the architecture, as printed by `show architecture`.
         first_symbols: Functions that run at their linked address early on, the first usable one first. The
             code before them runs identity-mapped, so breakpoints at its linked addresses are never hit.
         identity_mapped: Functions that run identity-mapped and nowhere else.
-        hardware_breakpoints: How many of them KVM can hold at once.
+        hardware_breakpoints: Number of hardware breakpoints that KVM supports.
         breakpoint_kind: The kind in `Z0` packets, which is the length of the breakpoint instruction.
         kernel_map: The difference between a kernel symbol's address and its physical address without KASLR;
             kernels are linked above it.
-        kaslr_step: KASLR moves the kernel by multiples of this, in bytes.
-        kaslr_places: How many such places there are.
+        kaslr_step: The KASLR offset is a multiple of this number of bytes.
+        kaslr_places: Number of possible KASLR offsets.
         zero_based_below: A per-CPU variable linked below this address is relative to zero, not to the kernel.
-        per_cpu_register: The register that holds the CPU's per-CPU offset in the kernel.
-        paging_register: The register that tells whether paging is on.
-        paging_bit: The bit of it.
+        per_cpu_register: The register with the CPU's per-CPU offset in the kernel.
+        paging_register: The register that shows whether paging is enabled.
+        paging_bit: The number of that bit.
         vectors: Regular expression that finds the exception table's address in QEMU's `info registers`.
         vector_bytes: Size of the table's first entry.
-        vector_address: The slices of that entry that make the handler's address, the lowest bits first.
+        vector_address: The slices of that entry that form the handler's address, the lowest bits first.
         first_vector: The symbol of that handler.
         pc: The program counter.
         sp: The stack pointer.
         result: The register in which a function returns a number or a pointer.
         arguments: The registers of the first arguments.
-        return_address_bytes: How much of the stack a return address takes at a function's return instruction.
+        return_address_bytes: Size of the return address on the stack at a function's return instruction.
         calls: Regular expression for the instructions that call, as GDB disassembles them.
         returns: Regular expression for the mnemonics that return.
-        jumps: Regular expression for the mnemonics that may leave a function otherwise.
+        jumps: Regular expression for the mnemonics of other instructions that may leave a function.
         return_thunks: Functions that a kernel with mitigations jumps to in order to return.
-        exception_entry: Regular expression for how the names begin of the functions that save a
+        exception_entry: Regular expression for the start of the names of the functions that save a
             `struct pt_regs` and then call C.
         pt_regs: The registers in `struct pt_regs`, in its order, 8 bytes each.
-        unwound: Those of them that a backtrace goes on with.
-        mode_register: The one that tells whether user space was interrupted.
-        user_mode: The bits in it that do.
-        switch_frame: The struct at `task->thread.sp` of a task that sleeps.
-        switch_registers: The registers that fields of it hold.
+        unwound: The registers among them that a backtrace restores.
+        mode_register: The register that shows whether user space was interrupted.
+        user_mode: The bits in it that show this.
+        switch_frame: The struct at `task->thread.sp` of a sleeping task.
+        switch_registers: The registers that its fields contain.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""The guest as frozen values, the only ones that pass between the layers.
+"""The frozen values that describe a guest; the layers pass them to each other.
 
 A source turns `GuestOptions` into a `LaunchSpec`; the VM layer starts a `LaunchSpec`; the debugger takes its
-`Kernel`. All of them survive JSON unchanged: `encode`, `decode`.
+`Kernel`. `encode` and `decode` convert them to and from JSON without loss.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ Accel = Literal["auto", "kvm", "tcg"]
 GuestKind = Literal["flake", "runner", "tree", "image", "builtin"]
 
 DEFAULT_MEMORY_MIB = 512
-"""Guest RAM if neither the guest nor the user says."""
+"""Guest RAM, if neither the guest nor the user defines it."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class Guest(msgspec.Struct, frozen=True, kw_only=True):
-    """What GUEST names; made by `vmdebug.sources.parse`.
+    """A parsed GUEST; made by `vmdebug.sources.parse`.
 
     Args:
         kind: The kind of source.
         words: GUEST as the user wrote it.
-        location: Absolute path of the script, tree or image; for a flake its reference, a path in it made
-            absolute; "" for `builtin`.
-        attribute: For a flake the attribute after `#`; else "".
+        location: Absolute path of the script, tree or image; the reference of a flake, with an absolute path;
+            "" for `builtin`.
+        attribute: The attribute after `#` of a flake; otherwise "".
     """
 
     kind: GuestKind
@@ -48,28 +48,28 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a user can say about a guest: the options of `start`, and a `[guest.NAME]` table.
+    """The options of a guest, which `start` and a `[guest.NAME]` table accept.
 
     Args:
         source: GUEST, in any of its written forms.
-        name: The VM's name; None makes one from the guest.
+        name: The VM's name; None: derive it from the guest.
         halt: Stop at the reset vector.
         kernel: Boot image or build tree to boot instead of the guest's own kernel.
         vmlinux: vmlinux to use when it is not found automatically.
         gdb_scripts: Directory with `vmlinux-gdb.py` beside `scripts/gdb`.
         append: Kernel parameters to add.
         kaslr: Keep address randomisation; by default `nokaslr` is added.
-        accel: The accelerator; `auto` takes KVM if it works here.
-        memory: Guest RAM in MiB; None leaves it to the guest.
-        cpus: Number of CPUs; None leaves it to the guest.
-        disk: Disk image to use and keep; by default each run has a fresh one.
-        tcp: Port on 127.0.0.1 for GDB; 0 takes a free one, None uses a socket in the run directory.
+        accel: The accelerator; `auto` uses KVM if it works here.
+        memory: Guest RAM in MiB; None: the guest's default.
+        cpus: Number of CPUs; None: the guest's default.
+        disk: Disk image to use and keep; by default each run has a new one.
+        tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket in the run directory.
         qemu_args: More arguments for QEMU.
         nix_args: More arguments for nix: `--override-input`, `--impure`.
-        force: Continue even if symbols and kernel are of different builds.
-        table: NAME of the `[guest.NAME]` that it was read from; set by `vmdebug.config`. The VM gets that
-            name if it is free, while `name` fails if it is taken.
-        from_table: The fields whose values are the table's; messages spell them as vmdebug.toml does.
+        force: Continue even if symbols and kernel are from different builds.
+        table: NAME of the `[guest.NAME]` that it was read from; set by `vmdebug.config`. If a VM already has
+            that name, a number is added, while a `name` that is taken is an error.
+        from_table: The fields that come from the table; messages spell them as in vmdebug.toml.
     """
 
     source: str = "builtin"
@@ -92,7 +92,7 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     from_table: tuple[str, ...] = ()
 
     def speller(self) -> spelling.Spelling:
-        """Return how messages spell these options: the table's values as vmdebug.toml does, else as usual."""
+        """Return how messages spell these options: those from the table as in vmdebug.toml."""
 
         def spell(name: str, value: spelling.Value = None) -> str:
             if name in self.from_table and value == getattr(self, name):
@@ -109,7 +109,7 @@ AnyPath = str | os.PathLike[str]
 class StartOptions(TypedDict, total=False):
     """The keyword arguments of `vmdebug.start`; `GuestOptions` explains each.
 
-    A field that is not given is the guest's own in vmdebug.toml, else the default.
+    An option that is not given has the guest's value in vmdebug.toml, or else the default.
     """
 
     name: str | None
@@ -130,11 +130,11 @@ class StartOptions(TypedDict, total=False):
 
 
 def changed(base: GuestOptions, said: Mapping[str, Any]) -> GuestOptions:
-    """Return options with some of them changed: what a caller says goes before what vmdebug.toml says.
+    """Return options with those of the caller, which override those of vmdebug.toml.
 
     Args:
-        base: What vmdebug.toml says, or the defaults.
-        said: `StartOptions` that the caller gave.
+        base: The options in vmdebug.toml, or the defaults.
+        said: The `StartOptions` of the caller.
 
     Raises:
         UsageError: there is no such option, or its value is of a wrong type or out of range.
@@ -151,10 +151,10 @@ def changed(base: GuestOptions, said: Mapping[str, Any]) -> GuestOptions:
 
 
 def checked(options: GuestOptions) -> GuestOptions:
-    """Return options whose values are of the types, and within the limits, that `GuestOptions` states.
+    """Check the types and limits of the values, and return the options.
 
     Raises:
-        UsageError: one is not.
+        UsageError: a value is wrong.
     """
     try:
         return msgspec.convert(msgspec.structs.asdict(options), GuestOptions)
@@ -166,7 +166,7 @@ def checked(options: GuestOptions) -> GuestOptions:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Return a value of `StartOptions` as `GuestOptions` has it."""
+    """Convert a value of `StartOptions` to the type in `GuestOptions`."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if name == "memory" and isinstance(value, str):
@@ -184,7 +184,7 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         image: The boot image.
-        origin: Where it came from, for messages: "the tree /src/linux".
+        origin: Its source, for messages: "the tree /src/linux".
         arch: Row of `vmdebug.arch`.
         build_id: GNU build-id in hex; "" if the image has none.
         release: Its `uname -r`; "" if unknown.
@@ -206,12 +206,12 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OwnMachine(msgspec.Struct, frozen=True, kw_only=True, tag="own"):
-    """A guest whose QEMU command line vmdebug makes.
+    """A guest for which vmdebug builds QEMU's command line.
 
     Args:
         initrd: Initial RAM file system, or None.
         disk: Disk image for the first virtio-blk device, or None.
-        throwaway: Whether the guest's writes end with the VM, so that several VMs can share the disk.
+        throwaway: Whether to discard the guest's writes with the VM, so that several VMs can share the disk.
     """
 
     initrd: Path | None = None
@@ -226,7 +226,7 @@ class RunnerMachine(msgspec.Struct, frozen=True, kw_only=True, tag="runner"):
         script: The `run-NAME-vm` script.
         system_name: NAME, the guest's host name.
         kernel_override: Whether `Kernel.image` replaces the runner's kernel.
-        disk: qcow2 image to use and keep; None makes a fresh one for each run.
+        disk: qcow2 image to use and keep; None: a new one for each run.
     """
 
     script: Path
@@ -236,21 +236,21 @@ class RunnerMachine(msgspec.Struct, frozen=True, kw_only=True, tag="runner"):
 
 
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything needed to start a VM; made by a source, used by the VM layer.
+    """Everything needed to start a VM. A source makes it, and the VM layer uses it.
 
     Args:
         name: The name of the VM and of its run directory.
         guest: GUEST as the user wrote it.
-        machine: What makes QEMU's command line.
+        machine: How QEMU's command line is made.
         kernel: The kernel that boots.
-        parameters: Kernel parameters: vmdebug's, then the user's; a runner puts its own before them.
+        parameters: Kernel parameters: vmdebug's, then the user's. A runner adds its own before them.
         halt: Stop at the reset vector.
         accel: The accelerator that the user wants.
-        memory: Guest RAM in MiB; None leaves it to the runner.
-        cpus: Number of CPUs; None leaves it to the runner.
-        tcp: Port on 127.0.0.1 for GDB; 0 takes a free one, None uses a socket.
+        memory: Guest RAM in MiB; None: the runner's default.
+        cpus: Number of CPUs; None: the runner's default.
+        tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket.
         qemu_args: More arguments for QEMU, at the end.
-        notes: What the user should know about the choices that were made.
+        notes: Notes for the user about automatic choices.
         asked: The options that it was made from, with absolute paths, for `restart`.
     """
 
@@ -270,7 +270,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SANE_WHEN_STOPPED = ("nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1")
-"""Parameters that keep a guest from taking a stop in the debugger for a hang; `Arch.parameters` has more.
+"""Parameters that prevent a guest from reporting a stop in the debugger as a hang; `Arch.parameters` has
+more.
 
 See Documentation/admin-guide/kernel-parameters.txt: without them the lockup detectors and RCU's stall
 detector report the time for which the guest was stopped.
@@ -278,29 +279,29 @@ detector report the time for which the guest was stopped.
 
 
 LOUD = "ignore_loglevel"
-"""The parameter that brings every message of the kernel to the console, also after `dmesg -n 1`.
+"""The parameter that makes the console show all kernel messages, even after `dmesg -n 1`.
 
-A kernel that is not to be heard cannot be heard to warn. See ignore_loglevel in kernel-parameters.txt.
+Otherwise a warning of the kernel might not appear there. See ignore_loglevel in kernel-parameters.txt.
 """
 
 LOUDNESS = ("quiet", "loglevel", LOUD)
-"""Parameters by which the user chooses what the console shows: then `LOUD` is not added."""
+"""Parameters with which the user chooses the console's log level; then `LOUD` is not added."""
 
 BAUD = 115200
 """Speed of the serial console, in bit/s.
 
-QEMU's 16550 delays the end of its input by the time of four characters (hw/char/serial.c): 4 ms a line at
-the kernel's default of 9600.
+QEMU's 16550 delays the end of its input by the time of four characters (hw/char/serial.c): 4 ms for each line
+at the kernel's default of 9600.
 """
 
 
 def parameters(row: Arch, *, kaslr: bool, append: str) -> tuple[str, ...]:
-    """Return the kernel parameters of a guest: vmdebug's first, so that the user's override them.
+    """Return the kernel parameters of a guest: vmdebug's, then the user's, which override them.
 
     Args:
         row: The guest's architecture.
         kaslr: Whether to keep address randomisation.
-        append: The user's parameters, as on a kernel command line.
+        append: The user's parameters, in the form of a kernel command line.
     """
     slide = () if kaslr else ("nokaslr",)
     console = f"console={row.console},{BAUD}"
@@ -317,7 +318,7 @@ def memory_mib(text: str) -> int:
     """Return an amount of guest RAM in MiB.
 
     Args:
-        text: As QEMU's `-m` takes it: a number of MiB, or one with M, G or T: "512", "2G", "1.5GiB".
+        text: A number of MiB, or a number with M, G or T: "512", "2G", "1.5GiB".
 
     Raises:
         UsageError: it is not a whole number of MiB, at least 1.
@@ -333,15 +334,15 @@ T = TypeVar("T")
 
 
 def encode(value: object) -> bytes:
-    """Return a value of this module, or one that contains such values, as JSON."""
+    """Return a value of this module, or a value that contains such values, as JSON."""
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=_encode_path), indent=2)
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """Return the value that `encode` wrote.
+    """Return the value that `encode` has written.
 
     Raises:
-        msgspec.ValidationError: the JSON is not one of `kind`.
+        msgspec.ValidationError: the JSON is not a `kind`.
     """
     return msgspec.json.decode(data, type=kind, dec_hook=_decode_path)
 

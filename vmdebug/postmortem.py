@@ -1,7 +1,7 @@
 """The report about a guest that failed, in sections.
 
-Collecting raises no errors: a section that cannot be collected says why, so that the original failure is
-still what is reported.
+Collecting raises no errors, so that the original failure is reported: a section that cannot be collected
+contains the reason.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from vmdebug.guest import Kernel
 from vmdebug.session import DebugSession
 
 CONSOLE_LINES = 100
-"""How many of the console's last lines a report shows."""
+"""Number of the console's last lines in a report."""
 
 DMESG_LINES = 100
-"""How many of the kernel log's last lines a report shows."""
+"""Number of the kernel log's last lines in a report."""
 
 LOG_LINES = 100_000
-"""How many lines of the kernel log are read, for the file and for the splats."""
+"""Number of lines of the kernel log to read, for the file and for the splats."""
 
 FRAMES = 32
 """How many frames of each CPU a report shows."""
 
 PART_SECONDS = 10.0
-"""How long one section may take, so that one that hangs leaves time for the others."""
+"""How long one section may take, so that a section that hangs leaves time for the others."""
 
 DUMP_SECONDS = 60.0
 """How long a vmcore may take: 0.7 s for 256 MB on a quiet machine."""
@@ -102,7 +102,7 @@ def collect(
         session: The session; its VM may be in any state, or have ended.
         troubles: The kernel's splats; they come first, decoded.
         dump: File for a vmcore, for crash(8) and drgn; None for no vmcore.
-        deadline: For the whole report; a section that is late says so.
+        deadline: The deadline of the whole report; later sections contain an error.
     """
     parts = _Parts(deadline)
     rundir = session.vm.rundir

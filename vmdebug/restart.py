@@ -36,7 +36,7 @@ def options_of(machine: Vm) -> GuestOptions:
 
 
 def resolve(machine: Vm, *, halt: bool | None = None, report: Report, deadline: Deadline) -> LaunchSpec:
-    """Return the spec that restarts a VM, with its kernel read anew; the VM runs on.
+    """Return the spec to restart a VM with the present build of its kernel; the VM keeps running.
 
     Args:
         machine: The VM.
@@ -76,7 +76,7 @@ def replace(machine: Vm, spec: LaunchSpec, *, report: Report, launch_seconds: fl
 
 
 def attached(machine: Vm) -> str:
-    """Return in words who has a GDB attached; "" if nobody has."""
+    """Return which process has a GDB attached; "" if none has."""
     try:
         with VmOwner.claim(machine.rundir.attach_lock, machine.name):
             return ""

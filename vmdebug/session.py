@@ -1,8 +1,8 @@
-"""A debugging session: one VM, its console and its GDB, under one owner of the run state.
+"""A debugging session: one VM with its console and its GDB; it controls when the guest runs.
 
-While GDB is attached, only GDB resumes the guest: after a QMP `cont` that it does not know of, it loses
-packets. So every call that needs the guest running or stopped goes through the session. A call that the
-present state does not allow raises at once, instead of waiting for something that cannot happen.
+While GDB is attached, only GDB may resume the guest: after a `cont` on QMP, GDB loses packets. So every call
+that needs the guest running or stopped goes through the session. A call that is impossible in the present
+state raises at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STOP_SECONDS = 30.0
 """How long the end of a session may take."""
 
 _ATTACHED = "GDB to be attached"
-"""What the deadline is for, in its error."""
+"""What a deadline is for, in its error."""
 
 
 class DebugSession:
@@ -49,9 +49,9 @@ class DebugSession:
     Args:
         machine: The running VM.
         owned: Whether the VM ends with the session.
-        force: Whether to go on with symbols of another build than the kernel that runs; `gdb.notes` has a
+        force: Whether to continue with symbols from another build than the running kernel; `gdb.notes` has a
             warning.
-        preloaded: A GDB that loads the guest's symbols already. The caller closes it, in case nobody took it.
+        preloaded: A GDB that already loads the guest's symbols. The caller closes it, in case it is not used.
     """
 
     def __init__(
@@ -76,24 +76,24 @@ class DebugSession:
         self.close()
 
     def close(self) -> None:
-        """Detach GDB, and end the VM if the session started it.
+        """Detach GDB, and end the VM if the session has started it.
 
-        Otherwise a guest that has not panicked runs on.
+        Otherwise the guest continues to run, unless it has panicked.
 
         Raises:
-            DeadlineError: QEMU did not end, not even by SIGKILL.
+            DeadlineError: QEMU did not end, even after SIGKILL.
         """
         try:
             with self._console_held:
                 if self._gdb is not None:
-                    # A detached guest runs on, and one that has panicked would reboot.
+                    # After a detach the guest runs, and a guest that has panicked would reboot.
                     self._gdb.close(resume=self._owned or self.status != "panicked")
             self.vm.shell.close()
         finally:
             introduced = self._console is not None or self._gdb is not None
             self._console = self._gdb = None
             if introduced:
-                self._introduce()
+                self._connect_shell()
             if self._owned:
                 self.vm.stop(timeout=STOP_SECONDS)
 
@@ -109,36 +109,36 @@ class DebugSession:
 
     @property
     def console(self) -> Console:
-        """The guest's serial line. Nobody else can use it until the session ends.
+        """The guest's serial line. Other processes cannot use it until the session ends.
 
         Raises:
             StateError: another process uses it; the message has its pid.
         """
         if self._console is None:
             self._console = self._console_held.enter_context(self.vm.console())
-            self._introduce()
+            self._connect_shell()
         return self._console
 
     @property
     def gdb(self) -> Gdb:
-        """The attached GDB. Its first use attaches it, which stops the guest.
+        """The attached GDB. The first use attaches it, which stops the guest.
 
-        While a person shares a GDB (`vmdebug attach --share`), it is that one, and the guest is not stopped.
+        If a person shares a GDB (`vmdebug attach --share`), it is that one, and the guest is not stopped.
 
         Raises:
             StateError: another GDB is attached; the message has its pid.
             HostError: there is no GDB on this machine.
             GdbError: GDB did not load the symbols or did not connect.
-            MismatchError: the symbols are not those of the kernel in guest memory. If the kernel is not
+            MismatchError: the symbols do not belong to the kernel in guest memory. If the kernel is not
                 mapped yet, the call that runs the guest to that point raises it.
         """
         if self._gdb is None:
             self._gdb = self._attach(ATTACH_SECONDS)
-            self._introduce()
+            self._connect_shell()
         return self._gdb
 
     def collector(self) -> Collector:
-        """Return what collects the hits of one `vmdebug.Trace`: the attached GDB.
+        """Return a collector for one `vmdebug.Trace`, which uses the attached GDB.
 
         Raises:
             VmdebugError: see `gdb`.
@@ -146,17 +146,17 @@ class DebugSession:
         return self.gdb.collector()
 
     def exchanges(self) -> str:
-        """Return the last commands and answers of the attached GDB, in GDB/MI; "" if none is attached."""
+        """Return the last GDB/MI commands and answers of the attached GDB; "" if none is attached."""
         return "" if self._gdb is None else self._gdb.exchanges()
 
     @contextlib.contextmanager
     def examined(self, *, timeout: float = ATTACH_SECONDS) -> Iterator[Gdb]:
-        """Hold the guest stopped for questions to GDB, and leave everything as it was found.
+        """Stop the guest and yield its GDB; restore the previous state after the block.
 
-        If no GDB is attached, one is for the block.
+        If no GDB is attached, attach one for the block.
 
         Args:
-            timeout: Seconds until GDB is attached and the guest is stopped.
+            timeout: Seconds to wait until GDB is attached and the guest is stopped.
 
         Raises:
             VmdebugError: see `gdb`.
@@ -213,16 +213,16 @@ class DebugSession:
         """Run a command in the guest's shell.
 
         Args:
-            command: A line for its shell, or an argv.
-            stdin: Its standard input; None: it has none.
-            timeout: Seconds for all of it, the boot included when the guest still boots.
-            check: Whether an exit status other than 0 is an error.
-            wait: Whether to wait for its end. Without, a `Job` is returned, whose `result` does: what stops
-                the guest at a breakpoint on the way can be looked at in between.
+            command: A line for the shell, or an argv.
+            stdin: Its standard input; None: /dev/null.
+            timeout: Seconds to wait, including the rest of a boot.
+            check: Whether to raise if the exit status is not 0.
+            wait: Whether to wait for its end. If not, return a `Job` at once; `Job.result` waits. Use this to
+                examine a breakpoint that the command hits.
 
         Raises:
-            StateError: the guest does not run, or stops on the way. That stop is kept for `gdb.wait_stop`,
-                and the command goes on with the guest.
+            StateError: the guest does not run, or a breakpoint stops it. `gdb.wait_stop` returns that stop,
+                and the command continues when the guest does.
             VmError: the command failed and `check` is set.
             GuestDiedError: the guest panicked or exited.
             DeadlineError: the guest's shell or the command took too long.
@@ -235,13 +235,13 @@ class DebugSession:
         return self.vm.shell.begin(command, streams=streams, deadline=deadline, check=check)
 
     def snapshot(self, tag: str) -> None:
-        """Take a snapshot of the guest, which then runs or is stopped as before.
+        """Take a snapshot. Afterwards the guest runs or is stopped, as before.
 
         Args:
             tag: The snapshot's name.
 
         Raises:
-            UsageError: the tag is not valid, or is taken.
+            UsageError: the tag is invalid, or is taken.
             HostError: this QEMU cannot take snapshots.
             VmError: this guest cannot be saved: a 9p share is mounted, a disk is not qcow2.
         """
@@ -249,15 +249,15 @@ class DebugSession:
             self.vm.snapshot(tag)
 
     def restore(self, tag: str) -> None:
-        """Load a snapshot. A running guest runs on from there, a stopped one stays stopped.
+        """Load a snapshot. Afterwards a running guest continues, and a stopped one stays stopped.
 
-        Breakpoints stay as they are now. Frames of earlier stops are invalid.
+        Breakpoints stay set. Frames of earlier stops become invalid.
 
         Args:
             tag: The snapshot's name.
 
         Raises:
-            UsageError: there is none of that name; the hint lists the names.
+            UsageError: there is no such snapshot; the hint lists the existing ones.
             VmError: QEMU cannot load it.
         """
         with self._held():
@@ -268,16 +268,16 @@ class DebugSession:
             if self._gdb is not None:
                 self._gdb.replaced()
 
-    def _introduce(self) -> None:
-        """Tell the guest's shell which console is open here, and which debugger may stop the guest."""
+    def _connect_shell(self) -> None:
+        """Set the open console and the debugger of the guest's shell."""
         self.vm.shell.console, self.vm.shell.debugger = self._console, self._gdb
         if self._console is not None:
             self._console.debugger = self._gdb
 
     def _held(self) -> contextlib.AbstractContextManager[None]:
-        """Have an attached GDB hold the guest stopped.
+        """Return a context in which an attached GDB keeps the guest stopped.
 
-        Then no breakpoint of GDB is in the memory that is saved or loaded, and only GDB resumes the guest.
+        Then the memory to save or load contains no breakpoint of GDB, and only GDB resumes the guest.
         """
         return contextlib.nullcontext() if self._gdb is None else self._gdb.held()
 
@@ -291,19 +291,19 @@ class DebugSession:
     ) -> None:
         """Start the VM again, with its name, its options and the present build of its kernel.
 
-        An attached GDB stays: it loads the symbols again, keeps its breakpoints by their names and lines, and
-        finds the guest at the reset vector. `Breakpoint.address` of earlier breakpoints does not change. The
-        VM runs until the guest is resolved and built.
+        An attached GDB stays attached: it loads the new symbols, sets its breakpoints again by name or line,
+        and is stopped at the reset vector. `Breakpoint.address` of earlier breakpoints does not change. The
+        old VM runs until the guest is resolved and built.
 
         Args:
             build: Whether to run make in the kernel's tree first.
-            jobs: With `build`: number of compilers at once; None for one a CPU.
-            report: Told about long steps.
-            timeout: Seconds until QEMU has to answer.
+            jobs: With `build`: number of parallel jobs; None: one for each CPU.
+            report: Called with each long step.
+            timeout: Seconds to wait for QEMU's answer.
 
         Raises:
             StateError: the VM belongs to another process, or a person shares the GDB.
-            UsageError: with `build`, the guest's kernel is not built in a tree.
+            UsageError: with `build`, the guest's kernel does not come from a build tree.
             BuildError: make failed.
             LaunchError: QEMU did not start; the VM has ended.
         """
@@ -321,12 +321,12 @@ class DebugSession:
         self.vm = restart.replace(self.vm, spec, report=report, launch_seconds=timeout)
         if self.restarted is not None:
             self.restarted()
-        self._introduce()
+        self._connect_shell()
         if gdb is not None:
-            self._take_up(gdb)
+            self._reattach(gdb)
 
-    def _take_up(self, gdb: Gdb) -> None:
-        """Connect the GDB that was attached before to the new VM."""
+    def _reattach(self, gdb: Gdb) -> None:
+        """Connect a GDB that was attached to the old VM to the new one."""
         deadline = Deadline.after(ATTACH_SECONDS)
         vmlinux = self.vm.state.spec.kernel.vmlinux
         with contextlib.ExitStack() as undo:
@@ -337,15 +337,15 @@ class DebugSession:
             undo.pop_all()
 
     def _needs_running(self, call: str) -> None:
-        """Raise where our GDB holds the guest stopped; another's shows when the guest does not answer."""
+        """Raise if this session's GDB has stopped the guest; with another GDB, no answer comes."""
         if self._gdb is not None and self._gdb.stopped:
             raise StateError(
-                f"{call} needs a running guest, and GDB holds it stopped",
-                hint="set it running first: session.gdb.cont(wait=False)",
+                f"{call} needs a running guest, and GDB has stopped it",
+                hint="set it running: session.gdb.cont(wait=False)",
             )
 
     def _attach(self, timeout: float) -> Gdb:
-        """Return a GDB on the guest: that of a person who shares it, or one of our own."""
+        """Return a GDB on the guest: a shared one if there is one, else a new one."""
         deadline = Deadline.after(timeout)
         lock = self.vm.rundir.attach_lock
         shared = share.ask(lock, timeout)
@@ -378,7 +378,7 @@ class DebugSession:
         )
 
     def _wanted(self) -> Wanted | None:
-        """Return the kernel that the guest should run; None without symbols to prove."""
+        """Return the kernel that the guest should run; None if there are no symbols to compare."""
         spec = self.vm.state.spec
         if spec.kernel.vmlinux is None:
             return None
@@ -397,21 +397,21 @@ def start(
     timeout: float = LAUNCH_SECONDS,
     **options: Unpack[StartOptions],
 ) -> DebugSession:
-    """Start a guest that ends with the session, even if this process is killed.
+    """Start a guest; it ends with the session, even if this process is killed.
 
     Args:
-        guest: GUEST as on the command line; None is vmdebug.toml's default, else the builtin guest.
-        report: Told about long steps.
-        timeout: Seconds in which QEMU has to answer; building the guest is not counted.
-        **options: What `vmdebug start` takes, see `StartOptions`; they go before vmdebug.toml's.
+        guest: GUEST as on the command line; None: the default of vmdebug.toml, else the builtin guest.
+        report: Called with each long step.
+        timeout: Seconds to wait for QEMU's answer, without the time for building the guest.
+        **options: The options of `vmdebug start`, see `StartOptions`; they override those of vmdebug.toml.
 
     Returns:
         The session, a context manager.
 
     Raises:
-        UsageError: the guest or an option cannot be right.
+        UsageError: the guest or an option is wrong.
         HostError: the machine lacks something.
-        MismatchError: kernel and symbols do not belong together.
+        MismatchError: kernel and symbols are from different builds.
         LaunchError: QEMU did not start.
     """
     words = None if guest is None else os.fspath(guest)
@@ -422,13 +422,13 @@ def start(
 
 
 def attach(name: str | None = None, *, force: bool = False) -> DebugSession:
-    """Use a VM that `vmdebug start` left running. It goes on after the session.
+    """Return a session for a VM that `vmdebug start` has left running; the VM outlives the session.
 
     Args:
-        name: Its name; None for the only one that runs.
-        force: Whether to go on with symbols of another build than the kernel that runs.
+        name: The VM's name; None: the only one that runs.
+        force: Whether to continue with symbols from another build than the running kernel.
 
     Raises:
-        UsageError: there is no such VM, or several and no name.
+        UsageError: there is no such VM; or there are several, and no name is given.
     """
     return DebugSession(vm.find(name), owned=False, force=force)

@@ -1,8 +1,8 @@
-"""How messages spell an option for their reader, and what a mistyped word probably means.
+"""Spells options in messages for their reader, and suggests corrections of mistyped words.
 
 The same hint says `--kernel TREE` on the command line, `kernel="TREE"` to a Python caller and
-`kernel = "TREE"` where vmdebug.toml is read: code writes `option("kernel", "TREE")`. Python is the default;
-a face sets its own spelling with `spelled` for as long as it runs, as gettext has its locale.
+`kernel = "TREE"` for vmdebug.toml; the code writes `option("kernel", "TREE")`. The default is Python's
+spelling; `spelled` sets another one for a block.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SPELLING: ContextVar[Spelling] = ContextVar("vmdebug_spelling", default=python)
 
 
 def option(name: str, value: Value = None) -> str:
-    """Return how the present reader spells an option.
+    """Return the spelling of an option for the present reader.
 
     Args:
         name: The field of `GuestOptions`: "gdb_scripts".
@@ -60,18 +60,18 @@ _REFERENCES: dict[Spelling, str] = {
 
 
 def reference() -> str:
-    """Return where the present reader finds the options explained, as a hint; "" for a spelling of a face."""
+    """Return a hint where the options are explained for the present reader; "" if unknown."""
     return _REFERENCES.get(_SPELLING.get(), "")
 
 
 def current() -> Spelling:
-    """Return how `option` spells at present."""
+    """Return the present spelling."""
     return _SPELLING.get()
 
 
 @contextlib.contextmanager
 def spelled(spelling: Spelling) -> Iterator[None]:
-    """Have `option` spell for another reader while the block runs."""
+    """Set the spelling for the block."""
     token = _SPELLING.set(spelling)
     try:
         yield
@@ -80,7 +80,7 @@ def spelled(spelling: Spelling) -> Iterator[None]:
 
 
 def nearest(word: str, among: Iterable[str]) -> str:
-    """Return the word that a mistyped one probably means; "" if none is close."""
+    """Return the word that is most similar to a mistyped one; "" if none is similar."""
     import difflib  # noqa: PLC0415 - most runs have no mistake
 
     return next(iter(difflib.get_close_matches(word, list(among), n=1)), "")

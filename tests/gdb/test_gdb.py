@@ -517,7 +517,7 @@ signal.pause()
 def test_a_claim_on_the_stub_lasts_until_gdb_lets_go(unconnected: Gdb, bare: Bare, directory: Path) -> None:
     lock = directory / "attach.lock"
     unconnected.connect(bare.endpoint, owner=VmOwner.claim(lock, "vm"))
-    with pytest.raises(StateError, match=f"a GDB is attached to vm already: pid {os.getpid()}"):
+    with pytest.raises(StateError, match=f"a GDB is already attached to vm: pid {os.getpid()}"):
         VmOwner.claim(lock, "vm")
     unconnected.detach()
     unconnected.connect(bare.endpoint, owner=VmOwner.claim(lock, "vm"))

@@ -418,7 +418,10 @@ def test_a_second_one_is_refused_until_the_first_has_ended_even_by_kill_9(
 ) -> None:
     machine, gdb = terminal
     lock = machine.rundir.attach_lock
-    with pytest.raises(StateError, match=f"already: pid {gdb.pid} \\(gdb\\)"), VmOwner.claim(lock, "vm"):
+    with (
+        pytest.raises(StateError, match=f"attached to vm: pid {gdb.pid} \\(gdb\\)"),
+        VmOwner.claim(lock, "vm"),
+    ):
         pass
     gdb.sendline("shell sleep 600 >/dev/null 2>&1 & echo $! =")
     gdb.expect(r"(\d+) =")

@@ -117,7 +117,7 @@ def test_a_command_goes_on_over_stops_and_its_result_comes(session: DebugSession
     gdb.cont(wait=False)
     job = session.exec("cat /etc/nosuch; echo after", wait=False)
     assert gdb.wait_stop(timeout=SECONDS).frame.arg("filename").string_() == "/etc/nosuch"
-    with pytest.raises(StateError, match="GDB holds it stopped"):
+    with pytest.raises(StateError, match="GDB has stopped it"):
         session.exec("true")
     gdb.cont(wait=False)
     assert job.result(timeout=SECONDS).stdout == "after\n"

@@ -103,19 +103,19 @@ def test_force_warns_and_asks_no_more() -> None:
 @pytest.mark.parametrize(
     ("wanted", "planted"),
     [
-        ({}, "-vmd-await tcg 0"),
-        ({"kaslr": True}, "-vmd-await tcg 1"),
-        ({"accel": "kvm"}, "-vmd-await kvm 0"),
+        ({}, "-vmd-wait-kernel tcg 0"),
+        ({"kaslr": True}, "-vmd-wait-kernel tcg 1"),
+        ({"accel": "kvm"}, "-vmd-wait-kernel kvm 0"),
     ],
 )
 def test_a_kernel_that_is_not_mapped_is_waited_for(wanted: dict[str, Any], planted: str) -> None:
-    gdb = Gdb(prove=UNMAPPED, **{"await": {"first": "x86_64_start_kernel"}}, awaited={"reached": "1"})
+    gdb = Gdb(prove=UNMAPPED, wait_kernel={"first": "x86_64_start_kernel"}, end_wait_kernel={"reached": "1"})
     asked = identity(gdb, **wanted)
     assert asked.wait(planned=True)
     assert asked.waiting
     assert asked.arrived()
     assert not asked.waiting
-    assert gdb.asked == ["-vmd-prove 0", planted, "-vmd-awaited"]
+    assert gdb.asked == ["-vmd-prove 0", planted, "-vmd-end-wait-kernel"]
 
 
 @pytest.mark.parametrize("answer", [PROVEN, PROVEN | {"state": "placed"}, PROVEN | {"state": "unknown"}])
@@ -126,7 +126,7 @@ def test_a_kernel_that_runs_is_not_waited_for(answer: Mapping[str, Any]) -> None
 
 
 def test_kvm_and_kaslr_have_no_early_breakpoints_and_say_so() -> None:
-    gdb = Gdb(prove=UNMAPPED, **{"await": {"first": ""}})
+    gdb = Gdb(prove=UNMAPPED, wait_kernel={"first": ""})
     asked = identity(gdb, accel="kvm", kaslr=True)
     with pytest.raises(StateError, match="one of 512 places: KVM has 4 hardware breakpoints") as caught:
         asked.wait(planned=True)

@@ -110,7 +110,7 @@ def test_a_second_one_is_told_who_the_first_is(tmp_path: Path) -> None:
         assert lock.read_text() == f"{os.getpid()}\n"
         with pytest.raises(StateError) as caught, VmOwner.claim(lock, "nixos"):
             pass
-    assert caught.value.message.startswith(f"a GDB is attached to nixos already: pid {os.getpid()} (")
+    assert caught.value.message.startswith(f"a GDB is already attached to nixos: pid {os.getpid()} (")
     assert caught.value.hint == f"quit it there, or end it with: kill {os.getpid()}"
     with VmOwner.claim(lock, "nixos"):
         pass
@@ -139,7 +139,10 @@ def test_the_lock_goes_with_the_program_and_ends_with_it_even_by_kill_9(tmp_path
     with process.spawn(become, stdin=process.PIPE, stdout=process.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
-        with pytest.raises(StateError, match=f"already: pid {child.pid} "), VmOwner.claim(lock, "nixos"):
+        with (
+            pytest.raises(StateError, match=f"attached to nixos: pid {child.pid} "),
+            VmOwner.claim(lock, "nixos"),
+        ):
             pass
         child.send_signal(signal.SIGKILL)
         child.wait()

@@ -98,7 +98,7 @@ class TestOpening:
 
     def test_the_second_who_attaches_is_told_of_the_first(self) -> None:
         where = Endpoint("tcp", "rack7:2001")
-        already = rf"attached at rack7:2001 already: pid {os.getpid()}"
+        already = rf"attached at rack7:2001: pid {os.getpid()}"
         with KgdbOwner.claim(where), pytest.raises(StateError, match=already):
             KgdbOwner.claim(where)
         with KgdbOwner.claim(where):

@@ -40,7 +40,7 @@ class Breakpoints:
         identity: Knows places that are never hit.
         inspection: Knows the CPUs.
         modules: Loads symbols that a breakpoint waits for.
-        planted: Told the number of each breakpoint that was set.
+        on_set: Called with the number of each new breakpoint.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Breakpoints:
         identity: Identity,
         inspection: Inspection,
         modules: ModuleSymbols,
-        planted: Callable[[int], None],
+        on_set: Callable[[int], None],
     ) -> None:
         self._connection = connection
         self._table = table
@@ -60,7 +60,7 @@ class Breakpoints:
         self._identity = identity
         self._inspection = inspection
         self._modules = modules
-        self._planted = planted
+        self._on_set = on_set
 
     def set(
         self,
@@ -272,7 +272,7 @@ class Breakpoints:
             if never is not None:
                 self.delete(made)
                 raise never
-            self._planted(made.number)
+            self._on_set(made.number)
         return made
 
     def _need_cpu(self, cpu: int, what: str) -> None:

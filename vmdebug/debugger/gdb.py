@@ -1,8 +1,8 @@
-"""One GDB on one guest: its start and end, and what it offers.
+"""One GDB on one guest.
 
-`Gdb` puts the parts together, each the only owner of its state: `connection` (commands, the run state),
-`identity` and `modules` (symbols), `inspection` (values and frames), `control` (running and stopping),
-`breakpoints`, and `ownership` (whose GDB and guest these are).
+`Gdb` combines these parts, each of which owns its state: `connection` (commands, run state), `identity` and
+`modules` (symbols), `inspection` (values and frames), `control` (running and stopping), `breakpoints`, and
+`ownership` (who may use the gdbstub).
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def _of(
 
 
 class Gdb:
-    """One GDB; a context manager that lets go of the guest and ends GDB. Made by `start` or `join`.
+    """One GDB; a context manager that detaches from the guest and ends GDB. Made by `start` or `join`.
 
-    A GDB that a person shares is only left at the end, and keeps its guest.
+    A GDB that a person shares keeps running, with its guest.
     """
 
     def __init__(self, connection: Connection, owner: Owner = UNCLAIMED) -> None:
@@ -80,7 +80,7 @@ class Gdb:
             identity=self._identity,
             inspection=self._inspection,
             modules=self._modules,
-            planted=self._planted,
+            on_set=self._breakpoint_set,
         )
 
     @classmethod
@@ -101,15 +101,15 @@ class Gdb:
                 `notes` has the reason.
             timeout: Seconds that GDB may take to load the symbols.
             program: GDB's name or path.
-            row: The architecture of the guest; None has `gdbinit/` take it from vmlinux.
+            row: The architecture of the guest; None: `gdbinit/` detects it from vmlinux.
 
         Raises:
             HostError: there is no GDB, or it is too old or has no Python.
-            UsageError: GDB cannot read `vmlinux`; the message has its words.
+            UsageError: GDB cannot read `vmlinux`; the message has GDB's reason.
             DeadlineError: it took too long.
         """
         deadline = Deadline.after(timeout)
-        # Messages of GDB are matched in places: they have to be English, whatever the user's locale.
+        # vmdebug matches some of GDB's messages, so they must be in English.
         env = {**os.environ, "LC_ALL": "C.UTF-8"}
         beside = startup.importing("vmd_mi", "vmd_scripts", row=row)
         argv = [*startup.mi_argv(process.find(program, package="gdb")), "-iex", beside]
@@ -118,7 +118,7 @@ class Gdb:
             loading.settings(gdb._connection, deadline)
             if vmlinux is not None:
                 loading.symbols(gdb._connection, Path(vmlinux), deadline)
-            loading.commands(gdb._connection, deadline)  # a thread in GDB has imported them meanwhile
+            loading.commands(gdb._connection, deadline)  # a thread in GDB has already imported them
             if scripts is not None:
                 gdb.notes += loading.scripts(gdb._connection, Path(scripts), deadline)
         except BaseException:
@@ -141,18 +141,18 @@ class Gdb:
         interrupter: Callable[[], None] | None = None,
         wanted: Wanted | None = None,
     ) -> Self:
-        """Use the GDB that a person shares. Breakpoints that are set here go when it is left.
+        """Use the GDB that a person shares. Breakpoints that are set here are deleted at the end.
 
         Args:
-            owner: Our place in it; see `share.ask`. It is given back at the end.
+            owner: The connection to it; see `share.ask`. It is released at the end.
             timeout: Seconds.
             interrupter: See `connect`.
             wanted: See `connect`.
 
         Raises:
-            StateError: that GDB is connected to no guest.
+            StateError: that GDB is not connected to a guest.
             MismatchError: its symbols are not those of the kernel in the guest.
-            GdbError: it refuses to talk.
+            GdbError: it refuses a command.
             DeadlineError: it does not answer.
         """
         gdb = cls(Connection.join(owner.pid, owner.terminal), owner)
@@ -192,7 +192,7 @@ class Gdb:
 
     @property
     def identity(self) -> Verdict | None:
-        """What is known of the kernel in guest memory, and how far KASLR moved it; None if nobody asked."""
+        """The comparison with the kernel in guest memory, and its KASLR offset; None if not requested."""
         return self._identity.verdict
 
     def connect(
@@ -204,24 +204,24 @@ class Gdb:
         interrupter: Callable[[], None] | None = None,
         wanted: Wanted | None = None,
     ) -> Stop:
-        """Attach to a guest, which stops it, and prove that its kernel is that of the symbols.
+        """Attach to a guest, which stops it, and check that its kernel is the one of the symbols.
 
         Args:
             endpoint: Path of QEMU's gdbstub socket, or HOST:PORT.
             timeout: Seconds.
-            owner: The claim on that gdbstub. From here on it is this GDB's, which gives it back when it lets
-                go of the guest.
-            interrupter: Stops the running guest from outside, such as QMP's `stop`, which QEMU reports to GDB
-                as SIGINT; None has GDB interrupt it.
-            wanted: The kernel to prove, now or as soon as the guest has mapped it; None proves nothing.
+            owner: The claim on that gdbstub; this GDB releases it when it detaches.
+            interrupter: Stops the running guest from outside, for example with QMP's `stop`, which QEMU
+                reports to GDB as SIGINT; None: GDB interrupts it.
+            wanted: The kernel to compare with, now or as soon as the guest has mapped it; None: do not
+                compare.
 
         Returns:
             Where the guest was.
 
         Raises:
-            StateError: GDB is connected already.
-            MismatchError: the kernel in guest memory is of another build.
-            GdbError: nobody answers there.
+            StateError: GDB is already connected.
+            MismatchError: the kernel in guest memory is from another build.
+            GdbError: there is no gdbstub at the endpoint.
             DeadlineError: it took too long.
         """
         with contextlib.ExitStack() as undo:
@@ -257,14 +257,14 @@ class Gdb:
         loading.symbols(self._connection, Path(vmlinux), Deadline.after(timeout))
 
     def detach(self, *, timeout: float = STOP_SECONDS) -> None:
-        """Let go of the guest: breakpoints are taken out of it, and it runs.
+        """Remove the breakpoints from the guest, let it run, and disconnect.
 
         Args:
             timeout: Seconds.
 
         Raises:
-            StateError: GDB is not attached, or a person shares it: its guest is that person's.
-            DeadlineError: the guest did not stop for it.
+            StateError: GDB is not attached, or it is the GDB of a person.
+            DeadlineError: the guest did not stop.
         """
         self._need_ours("detach")
         self._connection.need("detach", State.STOPPED, State.RUNNING)
@@ -275,12 +275,12 @@ class Gdb:
         self._owner.release()
 
     def close(self, *, resume: bool = True, timeout: float = STOP_SECONDS) -> None:
-        """Let go of the guest and end GDB, by force if needed; nothing happens the second time.
+        """Detach from the guest and end GDB, by force if needed; a second call does nothing.
 
-        A GDB that a person shares keeps its guest as it is, and goes on without the breakpoints set here.
+        A GDB that a person shares keeps running with its guest, without the breakpoints set here.
 
         Args:
-            resume: Whether the guest runs on; otherwise it stays as it is.
+            resume: Whether to let the guest run; otherwise it stays stopped.
             timeout: Seconds until GDB is ended by force.
         """
         deadline = Deadline.after(timeout)
@@ -310,25 +310,25 @@ class Gdb:
             where: A symbol, file:line, `*expression`; or several probes with their own expressions.
             args: Expressions to collect at each hit, in the language of the place.
             when: Condition of a hit, in the same language.
-            count: How many hits; later ones are ignored.
+            count: Maximum number of hits.
             backtrace: Whether to collect the frames.
-            ret: Whether to collect the return value, which takes a second stop a hit.
+            ret: Whether to collect the return value, which needs a second stop for each hit.
 
         Raises:
-            UsageError: there is no place.
+            UsageError: `where` or `args` has the wrong form.
             GdbError: at the start of the block: there is no such place, or an expression or the condition can
-                be evaluated at no hit.
-            StateError: at the start of the block: GDB isn't attached.
+                never be evaluated there.
+            StateError: at the start of the block: GDB is not attached.
         """
         wanted = probe.wanted(where, args=args, when=when, count=count, backtrace=backtrace, ret=ret)
         return Trace(self.collector(), wanted)
 
     def collector(self) -> GdbCollector:
-        """Return what collects one trace inside this GDB; `trace` is the short way to it."""
+        """Return a collector for one trace inside this GDB; `trace` uses it."""
         return GdbCollector(self, self._connection.fetch, self._table)
 
     def exchanges(self) -> str:
-        """Return the last commands and answers, in GDB/MI, one in a line; long ones are cut."""
+        """Return the last GDB/MI commands and answers, one on each line; long ones are cut."""
         return "\n".join(self._connection.exchanges())
 
     @overload
@@ -341,8 +341,8 @@ class Gdb:
         """Resume the guest, and return its next stop.
 
         Args:
-            timeout: Seconds until it has to stop.
-            wait: Whether to wait for the stop; without, return None at once.
+            timeout: Seconds to wait for the stop.
+            wait: Whether to wait for the stop; otherwise return None at once.
 
         Raises:
             StateError: it is not stopped.
@@ -402,8 +402,8 @@ class Gdb:
                 hint="close() leaves it; only that person detaches, by `detach` there",
             )
 
-    def _planted(self, number: int) -> None:
-        command = self._owner.planted(number)
+    def _breakpoint_set(self, number: int) -> None:
+        command = self._owner.on_breakpoint(number)
         if command:
             self._connection.ask(command)
 
@@ -430,10 +430,10 @@ class Gdb:
 
     def _adopt(self, timeout: float) -> None:
         """Ask for the state of GDB and the guest, which GDB does not report to a new MI terminal."""
-        stands = self._connection.fetch("-vmd-stands", timeout)["state"]
-        if stands == "unconnected":
+        state = self._connection.fetch("-vmd-run-state", timeout)["state"]
+        if state == "unconnected":
             raise StateError(
-                f"the GDB that is shared, pid {self.pid}, is connected to no guest",
+                f"the shared GDB, pid {self.pid}, is not connected to a guest",
                 hint="quit it, and attach again: vmdebug attach --share",
             )
-        self._connection.run.adopt(State(stands))
+        self._connection.run.adopt(State(state))

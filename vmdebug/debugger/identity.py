@@ -142,7 +142,7 @@ class Identity:
         wanted = self._wanted
         if wanted is None or self._verdict.state != "unmapped":
             return False
-        command = f"-vmd-await {wanted.accel} {wanted.kaslr:d}"
+        command = f"-vmd-wait-kernel {wanted.accel} {wanted.kaslr:d}"
         self._waiting = bool(self._fetch(command, SETTLE_SECONDS)["first"])
         if not self._waiting and wanted.kaslr and wanted.accel == "kvm" and planned:
             facts = arch.by_name(wanted.kernel.arch).debug
@@ -157,7 +157,7 @@ class Identity:
     def arrived(self) -> bool:
         """Take out what `wait` set; return whether the guest has stopped there."""
         self._waiting = False
-        return bool(self._fetch("-vmd-awaited", SETTLE_SECONDS)["reached"] == "1")
+        return bool(self._fetch("-vmd-end-wait-kernel", SETTLE_SECONDS)["reached"] == "1")
 
     def never_hit(self, entry: Mapping[str, Any], where: str) -> UsageError | None:
         """Return the error for a breakpoint in code that runs before the kernel is mapped; None for others.

@@ -1,10 +1,10 @@
-"""Whose a GDB and its guest are: the owner of a gdbstub.
+"""The owner of a gdbstub, and what a session may do with its GDB.
 
-A gdbstub serves one GDB at a time. An owner is who may use it, and what a session may do with the GDB.
-`VmOwner` holds the stub of a VM, `kgdb.owner.KgdbOwner` that of a machine in kgdb, each for a GDB of its own.
-`share.SharedOwner` is a guest in the GDB of a person. `UNCLAIMED` is for a stub that no other process knows.
+A gdbstub serves one GDB at a time. `VmOwner` owns the stub of a VM, and `kgdb.owner.KgdbOwner` that of a
+machine in kgdb, each for a GDB of its own. `share.SharedOwner` uses the GDB of a person. `UNCLAIMED` is for a
+stub that no other process can know.
 
-Each owner is made by a function that claims the stub, and keeps it until `release`.
+A function that claims the stub makes the owner, which keeps it until `release`.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ class Owner(Protocol):
     """The owner of a gdbstub."""
 
     exclusive: bool
-    """Whether the session may let go of the guest, connect again, and end GDB."""
+    """Whether the session may detach, connect again, and end GDB."""
 
-    def planted(self, number: int) -> str:
-        """Return the MI command that tells GDB of a breakpoint that was set; "" for none."""
+    def on_breakpoint(self, number: int) -> str:
+        """Return an MI command to execute for a new breakpoint; "" for none."""
 
     def release(self) -> None:
-        """Give the stub back; nothing happens the second time."""
+        """Release the stub; a second call does nothing."""
 
 
 class Claim:
-    """A claim that lasts as long as a descriptor is open, and so no longer than this process."""
+    """A claim that lasts until its descriptor is closed, at the latest when this process ends."""
 
     exclusive = True
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        """A program that this process becomes inherits the claim with it, if it is made inheritable."""
+        """The descriptor; if it is inheritable, a program that this process executes inherits the claim."""
 
     def __enter__(self) -> Self:
         return self
@@ -54,12 +54,12 @@ class Claim:
     ) -> None:
         self.release()
 
-    def planted(self, number: int) -> str:  # noqa: ARG002 - see Owner
-        """Return no command: the breakpoints go with GDB."""
+    def on_breakpoint(self, number: int) -> str:  # noqa: ARG002 - see Owner
+        """Return no command: the breakpoints disappear with GDB."""
         return ""
 
     def release(self) -> None:
-        """Give the stub back; nothing happens the second time."""
+        """Release the stub; a second call does nothing."""
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -76,7 +76,7 @@ class VmOwner(Claim):
         that has it open; see flock(2).
 
         Args:
-            lock: The VM's `attach.lock`; it holds the pid of the owner.
+            lock: The VM's `attach.lock`, which contains the owner's pid.
             vm: The VM's name, for the error.
             interactive: Whether a person will type at the GDB.
 
@@ -95,7 +95,7 @@ class VmOwner(Claim):
 class _Unclaimed:
     exclusive = True
 
-    def planted(self, number: int) -> str:  # noqa: ARG002 - see Owner
+    def on_breakpoint(self, number: int) -> str:  # noqa: ARG002 - see Owner
         return ""
 
     def release(self) -> None:
@@ -103,17 +103,17 @@ class _Unclaimed:
 
 
 UNCLAIMED: Owner = _Unclaimed()
-"""The owner of a stub that no other process knows; it holds nothing."""
+"""The owner of a stub that no other process can know; it locks nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The process that claimed a VM's stub last, as `attach.lock` names it.
+    """The last process that claimed a VM's stub, according to `attach.lock`.
 
     Args:
         pid: Its process id; 0 if unknown.
         interactive: Whether it is a person's GDB that is not shared.
-        address: The abstract socket at which a shared GDB lets scripts in; "" if it is not shared.
+        address: The abstract socket on which a shared GDB accepts scripts; "" if it is not shared.
     """
 
     pid: int = 0
@@ -122,7 +122,7 @@ class Holder:
 
 
 def holder(lock: Path) -> Holder:
-    """Return who wrote a VM's `attach.lock` last; it may have ended since."""
+    """Return the process that wrote `attach.lock` last; it may have ended since."""
     try:
         pid, _, kind = lock.read_text().partition("\n")
         kind = kind.strip()
@@ -138,6 +138,6 @@ def _vm_taken(vm: str, by: Holder) -> StateError:
     who = f"pid {by.pid} ({name})" if name else f"pid {by.pid or 'unknown'}"
     share = "type `vmd-share` there to share it, or attach with `--share`; or " if by.interactive else ""
     return StateError(
-        f"a GDB is attached to {vm} already: {who}",
+        f"a GDB is already attached to {vm}: {who}",
         hint=f"{share}quit it there, or end it with: kill {by.pid}" if by.pid else "quit it first",
     )

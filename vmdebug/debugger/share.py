@@ -1,7 +1,7 @@
-"""How a script gets into a person's GDB.
+"""Connects a script to a person's GDB.
 
-The person's GDB lets in whoever asks at its socket (`gdbinit/vmd_share.py`), and sends a terminal on which it
-speaks MI. The prompt stays the person's.
+The person's GDB accepts scripts on a socket (`gdbinit/vmd_share.py`), and sends them a terminal on which it
+speaks MI. The person keeps the prompt.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _WORD_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class SharedOwner:
-    """A guest in a person's GDB, until `line` is closed; made by `ask`.
+    """The connection of a script to a person's GDB, until `line` is closed; made by `ask`.
 
     Args:
         pid: GDB's process id.
-        terminal: Descriptor of our end of the terminal on which that GDB speaks MI.
-        line: The connection; when it ends, GDB takes out the breakpoints that were set over the terminal.
+        terminal: Descriptor of the script's end of the terminal on which GDB speaks MI.
+        line: The connection. When it ends, GDB deletes the breakpoints that the script has set.
     """
 
     pid: int
@@ -33,28 +33,28 @@ class SharedOwner:
 
     exclusive = False
 
-    def planted(self, number: int) -> str:
-        """Return the command that has GDB take the breakpoint out if this process is killed."""
-        return f"-vmd-own {number}"
+    def on_breakpoint(self, number: int) -> str:
+        """Return the command that makes GDB delete the breakpoint if this process is killed."""
+        return f"-vmd-script-breakpoint {number}"
 
     def release(self) -> None:
-        """Leave the GDB; nothing happens the second time."""
+        """Disconnect from GDB; a second call does nothing."""
         self.line.close()
 
 
 def ask(lock: Path, timeout: float) -> SharedOwner | None:
-    """Ask the GDB that is attached to let us in.
+    """Connect to the attached GDB, if it is shared.
 
     Args:
         lock: The VM's `attach.lock`, which names its socket.
-        timeout: Seconds; GDB answers as soon as it has no command of the person to execute.
+        timeout: Seconds to wait; GDB answers when it executes no command of the person.
 
     Returns:
         None if no GDB is shared.
 
     Raises:
-        StateError: another script is in it.
-        GdbError: it has no terminal to give, or ended meanwhile.
+        StateError: another script uses it.
+        GdbError: it cannot open a terminal, or has ended.
         DeadlineError: it does not answer.
     """
     found = holder(lock)
@@ -76,19 +76,19 @@ def ask(lock: Path, timeout: float) -> SharedOwner | None:
 
 def _terminal(line: socket.socket, pid: int, deadline: Deadline) -> int:
     """Return the terminal that GDB sends."""
-    line.settimeout(deadline.left("the GDB that is shared to let us in"))
+    line.settimeout(deadline.left("the shared GDB to accept the script"))
     try:
         word, terminals, _, _ = socket.recv_fds(line, _WORD_BYTES, 1)
     except TimeoutError:
         raise DeadlineError(
-            f"the GDB that is shared, pid {pid}, did not let us in",
-            hint="it lets scripts in at its prompt and while the guest runs: it may wait for an answer there",
+            f"the shared GDB, pid {pid}, did not accept the script",
+            hint="it accepts scripts at its prompt, and while the guest runs; it may wait for its user",
         ) from None
     if terminals:
         return terminals[0]
     if word:
         raise StateError(
-            f"the GDB that is shared, pid {pid}, has a script in it already: {word.decode().strip()}",
-            hint="wait for its end, or end it",
+            f"another script uses the shared GDB, pid {pid}: {word.decode().strip()}",
+            hint="wait until it ends, or end it",
         )
-    raise GdbError(f"the GDB that is shared, pid {pid}, has ended or has no terminal to give")
+    raise GdbError(f"the shared GDB, pid {pid}, has ended or cannot open a terminal")

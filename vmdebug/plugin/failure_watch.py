@@ -1,7 +1,7 @@
-"""A thread that watches a test's guest fail: a kernel splat on the console, a killed QEMU, a passed deadline.
+"""A thread that detects failures of a test's guest: kernel trouble, a killed QEMU, a passed deadline.
 
-It waits for all of them in one poll(2). What the console does not show, because of `quiet` or of a full disk,
-is looked for in the kernel's own log in guest memory, when a test has ended.
+It waits for all of them in one poll(2). After the test, it also reads the kernel's log in guest memory, for
+trouble that the console did not show because of `quiet` or a full disk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GATHER_SECONDS = 0.02
 """How long console output gathers before it is read."""
 
 LOOK_SECONDS = 10.0
-"""How long reading the kernel's log may take: 10 ms is usual, 1 s where KASLR has moved the kernel."""
+"""How long reading the kernel's log may take: 10 ms is usual, 1 s after KASLR has moved the kernel."""
 
 END_SECONDS = 1.0
 """How long a test that kills its own QEMU may take to remove the run directory."""
@@ -40,7 +40,7 @@ END_SECONDS = 1.0
 class GuestFailure(pytest.fail.Exception):  # type: ignore[name-defined,misc] # a class attribute of a function
     """The test failed because of its guest; no `except Exception` in the test catches it."""
 
-    # As pytest's own outcomes do: reports print no module before the name.
+    # As for pytest's own outcomes, so that reports do not print a module before the name.
     __module__ = "builtins"
 
 
@@ -49,7 +49,7 @@ class FailureWatch:
 
     Args:
         vm: The VM.
-        allow: Kinds of trouble that are no failure.
+        allow: Kinds of trouble that do not fail the test.
         alarm: Called with the failure, in the watching thread.
     """
 
@@ -93,30 +93,30 @@ class FailureWatch:
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
-        """All the kernel's splats so far, allowed or not, each as complete as it is by now."""
+        """All splats of the kernel so far, allowed or not; the last ones may be incomplete."""
         with self._lock:
             self._console.settle(Deadline.after(SETTLE_SECONDS))
             self._read_log()
             return as_logged((*self._shown, *self._hidden), self._log.troubles)
 
     def look(self) -> None:
-        """Look for what the console does not show: in the kernel's log in guest memory, and by QMP."""
+        """Look for trouble that the console does not show, in guest memory and with QMP."""
         with self._lock:
             self._console.poll()
             seen = len(self._hidden)
             self._read_log()
             refused = [each for each in self._hidden[seen:] if each.kind not in self._allow]
             if refused:
-                self._owed(f"{_words(refused)}\nthe console did not show it: it is in the kernel's log")
+                self._set_due(f"{_words(refused)}\nthe console did not show it; it is in the kernel's log")
             elif self._stopped_by and DIED not in self._allow:
-                self._owed(f"QEMU has stopped {self._vm.name}: its state is {self._stopped_by}")
+                self._set_due(f"QEMU has stopped {self._vm.name}: its state is {self._stopped_by}")
 
     def _read_log(self) -> None:
-        """Take in the trouble in guest memory that the console does not show."""
+        """Record trouble in guest memory that the console does not show."""
         try:
             state = self._log.look(deadline=Deadline.after(LOOK_SECONDS))
         except StateError:
-            # This kernel's log cannot be found, but QEMU says how the guest does.
+            # The log of this kernel cannot be found, but QEMU knows whether the guest has panicked.
             with contextlib.suppress(VmdebugError):
                 self._take_state(self._vm.qmp("query-status", timeout=LOOK_SECONDS)["status"])
             return
@@ -126,33 +126,33 @@ class FailureWatch:
         self._take_state(state)
 
     def _take_state(self, state: str) -> None:
-        """Take in QEMU's run state: a guest that has panicked may have had no way to say so."""
+        """Record QEMU's run state: a panic may not have reached the console or the log."""
         self._stopped_by = state if state in _FAILED else ""
         known = (*self._shown, *self._hidden)
         if state == "guest-panicked" and not any(each.kind == "panic" for each in known):
-            words = "the guest has panicked, says QEMU: its state is guest-panicked"
+            words = "the guest has panicked: QEMU's state is guest-panicked"
             self._hidden.append(Trouble(kind="panic", headline=words, text=words, complete=True))
 
     @property
     def _shown(self) -> tuple[Trouble, ...]:
-        """What the console has shown by now."""
+        """The trouble on the console so far."""
         return self._console.troubles
 
     def until(self, deadline: Deadline | None) -> None:
-        """Also raise the alarm at a deadline; None removes it."""
+        """Set the deadline of the test; None removes it."""
         self._until = deadline
         os.eventfd_write(self._wake, 1)
 
     def failure(self) -> GuestFailure | None:
-        """Return the failure that is due: the guest has failed, and `settled` was not called since."""
-        self._complaint()
+        """Return the failure of the guest that `settled` has not confirmed yet; None if there is none."""
+        self._new_trouble()
         return self._due
 
     def settled(self) -> None:
-        """Note that the failure that was due has failed the test."""
+        """Confirm that the failure has failed the test."""
         self._due = None
 
-    def _complaint(self) -> GuestFailure | None:
+    def _new_trouble(self) -> GuestFailure | None:
         """Return the failure for the splats since the last look; None if all are allowed."""
         with self._lock:
             self._console.poll()
@@ -162,10 +162,10 @@ class FailureWatch:
             self._console.settle(Deadline.after(SETTLE_SECONDS))
             refused = self._refused()
             self._seen = len(self._console.troubles)
-            return self._owed(_words(refused))
+            return self._set_due(_words(refused))
 
-    def _owed(self, words: str) -> GuestFailure:
-        """Return a failure, which is due from now on unless an earlier one is."""
+    def _set_due(self, words: str) -> GuestFailure:
+        """Return a failure, and keep it for `failure`, unless there is an earlier one."""
         failure = GuestFailure(words, pytrace=True)
         self._due = self._due or failure
         return failure
@@ -186,11 +186,11 @@ class FailureWatch:
                     os.eventfd_read(self._wake)
                     continue
                 if self._console.fileno() in ready:
-                    # QEMU writes byte by byte: reading each would take CPU time and the GIL from the test.
+                    # QEMU writes byte by byte; reading each would cost CPU time and the GIL.
                     wait_ready(self._wake, seconds=GATHER_SECONDS)
                 if qemu in ready:
                     watched = -1
-                found = self._complaint() or (self._death() if qemu in ready else None) or self._late()
+                found = self._new_trouble() or (self._death() if qemu in ready else None) or self._late()
                 if found is not None:
                     self._alarm(found)
         finally:
@@ -202,7 +202,7 @@ class FailureWatch:
         if until is None or not until.passed:
             return None
         self._until = None
-        return self._owed(f"the test has taken more than {until.seconds:g} s, its vmdebug timeout")
+        return self._set_due(f"the test has taken more than {until.seconds:g} s, its vmdebug timeout")
 
     def _pidfd(self) -> int | None:
         try:
@@ -211,16 +211,16 @@ class FailureWatch:
             return None
 
     def _death(self) -> GuestFailure | None:
-        """Return the failure for a killed QEMU; None if it exited by itself, as at a reboot."""
-        # Not by waitid(2): another thread, which starts the next test's guest, may have reaped it.
+        """Return the failure for a killed QEMU; None if it exited by itself, for example at a reboot."""
+        # Do not use waitid(2): the thread that starts the next test's guest may have reaped it.
         status = children.status(self._vm.state.pid)
         if status is None or status >= 0 or DIED in self._allow:
             return None
-        # `Vm.stop` removes the run directory: then it was killed on purpose.
+        # `Vm.stop` kills QEMU intentionally, and removes the run directory.
         if self._stopping():
             return None
         name = signal.Signals(-status).name
-        return self._owed(f"QEMU of {self._vm.name} was killed by {name}")
+        return self._set_due(f"QEMU of {self._vm.name} was killed by {name}")
 
     def _stopping(self) -> bool:
         end = Deadline.after(END_SECONDS)
@@ -233,7 +233,7 @@ class FailureWatch:
 _STEP_SECONDS = 0.02
 
 _FAILED = ("internal-error", "io-error")
-"""QEMU's run states in which it has stopped a guest that it cannot run; see `RunState` of qemu-qmp-ref."""
+"""QEMU's run states for a guest that it cannot continue; see `RunState` of qemu-qmp-ref."""
 
 
 def _words(troubles: list[Trouble]) -> str:

@@ -1,4 +1,4 @@
-"""The guest behind a test's fixtures: it is started, watched, reported on if the test fails, and ended."""
+"""The guest of a test's fixtures: starts it, watches it, makes the report if the test fails, and ends it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ leaks=/sys/kernel/debug/kmemleak
 sleep 6
 echo scan >$leaks && echo scan >$leaks && head -c 20000 $leaks
 """
-"""kmemleak takes nothing for a leak that is younger than MSECS_MIN_AGE of mm/kmemleak.c, 5 s."""
+"""kmemleak ignores memory that is younger than MSECS_MIN_AGE of mm/kmemleak.c, 5 s."""
 
 _NO_KMEMLEAK = 3
 
@@ -46,8 +46,8 @@ class FixtureGuest:
 
     Args:
         wanted: The guest to start.
-        settings: Those of the test run.
-        marker: What the test's marker says.
+        settings: The settings of the test run.
+        marker: The test's marker.
         guests: Starts guests.
     """
 
@@ -55,9 +55,9 @@ class FixtureGuest:
         self.header: list[str] = []
         """Header lines about its guest, if they could not be printed before the tests."""
         self.slow = ""
-        """Why the guest is no clone of a template; "" if it is one."""
+        """Why the guest is not a clone of a template; "" if it is one."""
         self.kept = ""
-        """The name of the VM if it was left running; else ""."""
+        """The name of the VM, if it was left running; or ""."""
         self._wanted = wanted
         self._settings = settings
         self._marker = marker
@@ -151,11 +151,11 @@ class FixtureGuest:
             raise failure
 
     def find_leaks(self) -> None:
-        """Have kmemleak scan the kernel's memory, if the test's marker asks for it.
+        """Run a scan of kmemleak, if the test's marker asks for it.
 
         Raises:
             UsageError: this kernel does not have kmemleak.
-            GuestFailure: it has found leaks.
+            GuestFailure: the scan has found leaks.
             VmdebugError: the guest's shell does not answer.
         """
         __tracebackhide__ = True
@@ -175,8 +175,8 @@ class FixtureGuest:
     def judged(self, error: BaseException) -> BaseException:
         """Return the error to fail a test with, after an error has ended it.
 
-        The guest's failure replaces a vmdebug error, which is its consequence and says less, and a skip; it
-        keeps the traceback. If the error already reports the failure, the failure counts as settled.
+        The guest's failure replaces a skip, and a vmdebug error, which is only its consequence; it keeps the
+        traceback. If the error already reports the failure, that is confirmed.
 
         Args:
             error: The error that ended the test.
@@ -187,25 +187,25 @@ class FixtureGuest:
         failure = self._watch.failure()
         if failure is None:
             return error
-        told = _tells(error, failure) and not isinstance(error, pytest.skip.Exception)
-        replaced = not told and isinstance(error, (VmdebugError, pytest.skip.Exception))
-        if told or replaced:  # else it is reported at the end of the test
+        reported = _reports(error, failure) and not isinstance(error, pytest.skip.Exception)
+        replaced = not reported and isinstance(error, (VmdebugError, pytest.skip.Exception))
+        if reported or replaced:  # otherwise the end of the test reports it
             self._watch.settled()
         return failure.with_traceback(error.__traceback__) if replaced else error
 
     @property
-    def told(self) -> bool:
-        """Whether there are sections that no report of the test has yet."""
+    def has_sections(self) -> bool:
+        """Whether there are sections that no report of the test contains yet."""
         return bool(self._sections)
 
     def explain(self) -> list[tuple[str, str]]:
-        """Return the sections of a failed test's report that none of its reports has yet."""
+        """Return the sections of a failed test that none of its reports contains yet."""
         self.gather()
         found, self._sections = self._sections, []
         return found
 
     def gather(self) -> None:
-        """Collect the report of a failed test while its guest is there, and write it to the artifacts.
+        """Collect the report of a failed test while its guest exists, and write it to the artifacts.
 
         A later failure of the same test gets a report only if the kernel has printed another splat.
         """
@@ -228,7 +228,7 @@ class FixtureGuest:
         self._watch = self._watching.enter_context(watch)
 
     def _restarted(self) -> None:
-        """FailureWatch the VM that replaced the test's."""
+        """Watch the VM that replaced the test's VM."""
         self.check()
         self._watching.close()
         self._look_after(self.session.vm)
@@ -238,7 +238,7 @@ class FixtureGuest:
     def _lost(self, vm: Vm) -> None:
         """Collect the report about a guest whose shell does not answer, before it is ended."""
         self._failed = True
-        with contextlib.suppress(VmdebugError, OSError):  # the test fails by the error that led here
+        with contextlib.suppress(VmdebugError, OSError):  # the error that led here fails the test
             with Watcher(vm.rundir.console_log) as console:
                 troubles = console.settle(Deadline.after(SETTLE_SECONDS))
             self._sections = self._collect(DebugSession(vm, owned=False), troubles)
@@ -253,7 +253,7 @@ class FixtureGuest:
                 session.vm.stop(force=True)
 
     def _keep(self, vm: Vm) -> bool:
-        """Leave a failed test's VM running if `keep` is set and it runs; return whether."""
+        """Leave a failed test's VM running if `keep` is set; return whether it stays."""
         if not self._failed or not self._settings.keep or not vm.state.qemu.alive():
             return False
         vm.keep()
@@ -281,12 +281,12 @@ class FixtureGuest:
         return None if top is None else top / folder_name(self._wanted.test)
 
 
-def _tells(error: BaseException | None, failure: GuestFailure) -> bool:
-    """Whether an error is a failure, or was raised while the failure left the test."""
+def _reports(error: BaseException | None, failure: GuestFailure) -> bool:
+    """Whether an error is a failure, or was raised while the failure was handled."""
     if error is None or error is failure:
         return error is failure
     parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    return _tells(error.__context__, failure) or any(_tells(part, failure) for part in parts)
+    return _reports(error.__context__, failure) or any(_reports(part, failure) for part in parts)
 
 
 def _empty(folder: Path) -> None:
@@ -297,12 +297,12 @@ def _empty(folder: Path) -> None:
 
 
 def folder_name(test: str) -> str:
-    """Return the name of a test's directory, which no other test has.
+    """Return the name of a test's directory, which is unique.
 
     Args:
         test: Its node id.
     """
     plain = re.sub(r"[/\\]|::|\[", "-", test).removesuffix("]")
     name = re.sub(r"[^A-Za-z0-9_.+=,-]+", "_", plain)[:_FOLDER_CHARACTERS]
-    # A changed name may be another test's: a checksum tells them apart.
+    # Add a checksum to a changed name, because another test may have the same.
     return name if name == plain else f"{name}-{zlib.crc32(test.encode()):08x}"

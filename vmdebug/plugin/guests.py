@@ -1,4 +1,4 @@
-"""The guests of a test run: each is resolved once, booted once, and then cloned for each test."""
+"""The guests of a test run: resolves and boots each one once, and clones it for each test."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vmdebug.vm.clones.template import Template, template
 from vmdebug.vm.launching import Start
 
 _NAME_CHARACTERS = 20
-"""How much of a test's name its VM's name has: the paths of sockets are limited."""
+"""Number of characters of a test's name in its VM's name; the paths of sockets are limited."""
 
 _HOLD_SECONDS = 10.0
 
@@ -49,7 +49,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Guest(NamedTuple):
-    """A VM, and the GDB that loads its symbols meanwhile, if the test needs one."""
+    """A VM and, if the test needs it, a GDB that already loads its symbols."""
 
     vm: vm.Vm
     preloaded: PreloadedGdb | None
@@ -66,7 +66,8 @@ class Guest(NamedTuple):
 class Guests:
     """The guests of one pytest process; `close` ends them.
 
-    A guest that failed once fails for every later test at once: one that never boots costs its timeout once.
+    A guest that failed once fails at once for later tests, so that a guest that never boots takes its timeout
+    only once.
 
     Args:
         report: Called with each long step.
@@ -88,7 +89,7 @@ class Guests:
         return found if isinstance(found, LaunchSpec) else None
 
     def spec(self, options: GuestOptions) -> LaunchSpec:
-        """Return the spec of a guest that leaves nothing behind.
+        """Return the spec of a guest with throwaway disks.
 
         Raises:
             VmdebugError: see `vmdebug.sources.resolve`.
@@ -102,7 +103,7 @@ class Guests:
         return _or_raise(self._specs[options])
 
     def template(self, wanted: Wanted, *, lost: Lost | None = None) -> Template:
-        """Return the template that a test's VM is a clone of, or what replaces a template.
+        """Return the template for a test's VM; make it at the first call.
 
         Args:
             wanted: The guest of the test.
@@ -124,7 +125,7 @@ class Guests:
         return _or_raise(self._templates[spec])
 
     def guest(self, wanted: Wanted, *, lost: Lost | None = None) -> Guest:
-        """Return the guest of a test, at its shell or at the reset vector, as its spec says.
+        """Return the guest of a test, at its shell, or at the reset vector if its spec says so.
 
         Args:
             wanted: The guest.
@@ -136,15 +137,15 @@ class Guests:
         return self._taken(wanted) or self._made(wanted, lost=lost, report=self._report)
 
     def begin(self, wanted: Wanted) -> None:
-        """Start the guest of a later test beforehand, if that is quick: halted, or cloned from a template.
+        """Start the guest of the next test in advance, if that is quick: a halted guest, or a clone.
 
-        One that was started for another test is ended.
+        A guest that was started for another test is ended.
         """
         if wanted.spec.halt or self._cloned(wanted.spec):
             self._prewarmer.begin(wanted)
 
     def close(self) -> None:
-        """End the templates, and a guest that no test took."""
+        """End the templates, and a guest that was not used."""
         try:
             self._prewarmer.close()
         finally:
@@ -178,7 +179,7 @@ class Guests:
         return guest
 
     def _taken(self, wanted: Wanted) -> Guest | None:
-        """Return the test's guest if it was started beforehand; None if not, or if that failed."""
+        """Return the test's guest if it was started in advance; None if it was not, or that failed."""
         with contextlib.suppress(VmdebugError):
             guest = self._prewarmer.take(wanted)
             if guest is not None:
@@ -211,7 +212,7 @@ class Guests:
 
 
 def _fresh(spec: LaunchSpec) -> LaunchSpec:
-    """Return the spec with a throwaway disk: no test sees what another one wrote."""
+    """Return the spec with a throwaway disk, so that no test sees the changes of another one."""
     if not isinstance(spec.machine, OwnMachine) or spec.machine.disk is None:
         return spec
     return msgspec.structs.replace(spec, machine=msgspec.structs.replace(spec.machine, throwaway=True))

@@ -272,7 +272,7 @@ def _guest_of(item: pytest.Item) -> FixtureGuest | None:
 def _words(item: pytest.Item, error: VmdebugError) -> str:
     """Return the message for a guest that did not start; its report shows the details."""
     guest = _guest_of(item)
-    if guest is None or not guest.told:
+    if guest is None or not guest.has_sections:
         return str(error)
     hint = "" if isinstance(error, GuestDiedError) else error.hint  # it names a log that is gone
     return "\n".join(part for part in (error.message, hint) if part)

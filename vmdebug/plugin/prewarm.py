@@ -1,4 +1,4 @@
-"""A thread makes one thing before it is asked for."""
+"""A thread that makes an object before it is needed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Made = TypeVar("Made")
 
 
 class Prewarmer(Generic[Wanted, Made]):
-    """Makes one thing at a time in a thread; `close` ends a thing that nobody took.
+    """Makes one object at a time in a thread; `close` ends an object that was not taken.
 
     Args:
-        make: Makes a thing; runs in the thread.
-        end: Ends a thing that nobody took; runs in the thread.
+        make: Makes an object; runs in the thread.
+        end: Ends an object that was not taken; runs in the thread.
     """
 
     def __init__(self, make: Callable[[Wanted], Made], *, end: Callable[[Made], None]) -> None:
@@ -26,14 +26,14 @@ class Prewarmer(Generic[Wanted, Made]):
         self._coming: Future[Made] | None = None
 
     def begin(self, wanted: Wanted) -> None:
-        """Start to make a thing; an earlier one that nobody took is ended."""
+        """Start to make an object; end an earlier one that was not taken."""
         self.drop()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="vmdebug-prewarm")
         self._wanted, self._coming = wanted, self._pool.submit(self._make, wanted)
 
     def take(self, wanted: Wanted) -> Made | None:
-        """Return the thing that was started, once it is made; None if another one was started, or none.
+        """Wait for the object and return it; None if a different one was started, or none.
 
         Raises:
             Exception: `make` raised it.
@@ -43,25 +43,25 @@ class Prewarmer(Generic[Wanted, Made]):
         try:
             made = self._coming.result()
         except BaseException:
-            self.drop()  # after an interrupted wait the thing is still being made
+            self.drop()  # after an interrupted wait, the thread is still making it
             raise
         self._coming = None
         return made
 
     def drop(self) -> None:
-        """End the thing that nobody took, as soon as it is made; returns at once."""
+        """End the object as soon as it is made; return at once."""
         coming, self._coming = self._coming, None
         if coming is not None and self._pool is not None:
             self._pool.submit(self._dropped, coming)
 
     def close(self) -> None:
-        """End the thing that nobody took, and wait until it is ended."""
+        """End the object if it was not taken, and wait until it has ended."""
         self.drop()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
 
     def _dropped(self, coming: Future[Made]) -> None:
-        # A failure to make it stays silent: no test asked for it.
+        # Ignore a failure to make it: no test has needed it.
         if coming.exception() is None:
             self._end(coming.result())

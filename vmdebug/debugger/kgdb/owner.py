@@ -26,7 +26,7 @@ class KgdbOwner(Claim):
         connects to it learns the pid of the owner.
 
         Raises:
-            StateError: a GDB is attached already; the message has its pid.
+            StateError: a GDB is already attached; the message has its pid.
         """
         address = endpoint.address if endpoint.kind == "tcp" else os.path.realpath(endpoint.address)
         name = f"\0vmdebug-kgdb-{os.getuid()}-{hashlib.sha256(address.encode()).hexdigest()[:16]}"
@@ -45,7 +45,7 @@ class KgdbOwner(Claim):
 
 def _line_taken(endpoint: Endpoint, pid: int) -> StateError:
     return StateError(
-        f"a GDB is attached at {endpoint.address} already: pid {pid or 'unknown'}",
+        f"a GDB is already attached at {endpoint.address}: pid {pid or 'unknown'}",
         hint=f"quit it there, or end it with: kill {pid}" if pid else "quit it first",
     )
 
