@@ -48,6 +48,43 @@ def vmlinux(
     return path
 
 
+def split(path: Path) -> Path:
+    """Make a vmlinux whose types are in a `.dwo` file beside it, like -gsplit-dwarf."""
+    process.run(
+        [
+            "gcc",
+            "-g",
+            "-gsplit-dwarf",
+            "-fno-stack-protector",
+            "-c",
+            "-x",
+            "c",
+            "-",
+            "-o",
+            "vmlinux-kernel.o",
+        ],
+        stdin=(_SOURCE % f"Linux version {BANNER}\\n").encode(),
+        cwd=path.parent,
+        deadline=Deadline.after(60),
+    )
+    link: list[str | Path] = [
+        "gcc",
+        "-nostdlib",
+        "-static",
+        f"-Wl,--build-id=0x{ID}",
+        "vmlinux-kernel.o",
+        "-o",
+        path,
+    ]
+    process.run(link, cwd=path.parent, deadline=Deadline.after(60))
+    return path
+
+
+def objcopy(*words: str | Path) -> None:
+    """Run objcopy of binutils."""
+    process.run(["objcopy", *words], deadline=Deadline.after(60))
+
+
 def _lz4(data: bytes) -> bytes:
     blocks = [
         lz4.block.compress(data[at : at + (8 << 20)], store_size=False) for at in range(0, len(data), 8 << 20)

@@ -13,8 +13,8 @@ import pytest
 import zstandard
 
 from tests.unit import kernelfiles
-from tests.unit.kernelfiles import BANNER, ID, OTHER_ID, RELEASE
-from vmdebug import kimage, sources
+from tests.unit.kernelfiles import BANNER, ID, OTHER_ID, RELEASE, objcopy
+from vmdebug import sources
 from vmdebug.arch import by_name
 from vmdebug.cli import status_of
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
@@ -103,15 +103,25 @@ def test_nothing_but_an_image(linux: Path) -> None:
 
 
 class TestDwarf:
-    @pytest.mark.parametrize(
-        ("options", "version"),
-        [(("-gdwarf-4",), 4), (("-gdwarf-5",), 5), (("-gz=zlib",), 5), (("-gdwarf64", "-gdwarf-4"), 4)],
-    )
-    def test_its_version(self, tmp_path: Path, options: tuple[str, ...], version: int) -> None:
-        assert kimage.dwarf_version(kernelfiles.vmlinux(tmp_path / "vmlinux", options=options)) == version
+    def test_its_version_and_where_it_is(self, linux: Path) -> None:
+        vmlinux = linux / "vmlinux"
+        assert rows(tree.kernel(linux))["DWARF"] == Row("DWARF", "ok", "version 5")
+        objcopy("--only-keep-debug", vmlinux, linux / "vmlinux.debug")
+        objcopy("--strip-debug", f"--add-gnu-debuglink={linux / 'vmlinux.debug'}", vmlinux)
+        found = rows(tree.kernel(linux))["DWARF"]
+        assert (found.state, found.found) == (
+            "ok",
+            f"version 5, in {linux / 'vmlinux.debug'}, by its .gnu_debuglink",
+        )
+        (linux / "vmlinux.debug").unlink()
+        assert rows(tree.kernel(linux))["DWARF"].found == "none"
 
-    def test_none(self, tmp_path: Path) -> None:
-        assert kimage.dwarf_version(kernelfiles.vmlinux(tmp_path / "vmlinux", dwarf=False)) == 0
+    def test_split_files_that_are_gone(self, linux: Path) -> None:
+        kernelfiles.split(linux / "vmlinux")
+        (linux / "vmlinux-kernel.dwo").unlink()
+        row = rows(tree.kernel(linux))["DWARF"]
+        assert (row.state, row.found) == ("warning", "version 5, split: 1 .dwo files")
+        assert f"do not exist: {linux / 'vmlinux-kernel.dwo'}" in row.reason
 
 
 class TestConstants:

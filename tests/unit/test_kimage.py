@@ -29,7 +29,7 @@ def vmlinux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_vmlinux_tells_its_build_id_banner_and_dwarf(vmlinux: Path) -> None:
     found = kimage.read_vmlinux(vmlinux)
-    assert found == kimage.Vmlinux(build_id=ID, banner=BANNER, has_dwarf=True, arch="x86_64")
+    assert found == kimage.Vmlinux(build_id=ID, banner=BANNER, arch="x86_64")
     assert found.release == RELEASE
 
 
@@ -65,16 +65,6 @@ def test_xens_notes_before_the_build_id_are_passed_over(tmp_path: Path) -> None:
     assert ours + xen in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(ours + xen, xen + ours))
     assert kimage.build_id(path) == ID
-
-
-def test_a_vmlinux_without_dwarf_says_so(tmp_path: Path) -> None:
-    assert not kimage.read_vmlinux(kernelfiles.vmlinux(tmp_path / "vmlinux", dwarf=False)).has_dwarf
-
-
-def test_compressed_dwarf_is_dwarf(tmp_path: Path) -> None:
-    for style in ("zlib", "zlib-gnu"):
-        packed = kernelfiles.vmlinux(tmp_path / style, options=(f"-gz={style}",))
-        assert kimage.read_vmlinux(packed).has_dwarf, style
 
 
 def test_the_banner_is_the_one_with_a_build_number(tmp_path: Path) -> None:

@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Literal
 
 from vmdebug.errors import MismatchError
+from vmdebug.kimage.debuginfo import Dwarf, by_build_id, dwarf
 from vmdebug.kimage.formats import Image
 from vmdebug.kimage.image import is_image, read_image, unknown_format
-from vmdebug.kimage.vmlinux import Vmlinux, dwarf_version, is_elf, read_vmlinux
+from vmdebug.kimage.vmlinux import Vmlinux, is_elf, read_vmlinux
 from vmdebug.spelling import option
 
 __all__ = [
+    "Dwarf",
     "Image",
     "Proof",
     "Vmlinux",
     "build_id",
+    "by_build_id",
     "check",
-    "dwarf_version",
+    "dwarf",
     "is_elf",
     "is_image",
     "read_image",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,10 +20,6 @@ _NUMBER = re.compile(rb" #\d")
 _MOST_SECTIONS = 4096
 _LARGEST_RODATA = 256 << 20
 
-_SHF_COMPRESSED = 0x800
-_UNIT_SURELY = 64 << 10
-"""This many compressed bytes include the head of the first unit."""
-
 
 class Vmlinux(msgspec.Struct, frozen=True, kw_only=True):
     """A kernel's ELF file.
@@ -32,13 +27,11 @@ class Vmlinux(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         build_id: GNU build-id in hex; "" if it has none.
         banner: "RELEASE (WHO@WHERE) (COMPILER) #N SMP DATE"; "" if the file does not have its data.
-        has_dwarf: Whether it has types and source lines, not only symbols.
         arch: The row of `vmdebug.arch`.
     """
 
     build_id: str
     banner: str
-    has_dwarf: bool
     arch: str
 
     @property
@@ -69,27 +62,6 @@ def read_vmlinux(path: Path) -> Vmlinux:
         return cached(path, "vmlinux", Vmlinux, lambda: _vmlinux(path, stream))
 
 
-def dwarf_version(vmlinux: Path) -> int:
-    """Return the DWARF version of a vmlinux's first unit; 0 if it has no DWARF.
-
-    Raises:
-        UsageError: it is not an ELF file, or is damaged.
-        HostError: this user may not read it.
-    """
-    with elf.opened(vmlinux) as stream:
-        file = elf.parse(vmlinux, stream)
-        section = file.get_section_by_name(".debug_info")
-        if not elf.has_bytes(section):
-            return 0
-        stream.seek(section["sh_offset"])
-        start = stream.read(min(section["sh_size"], _UNIT_SURELY))
-    if section["sh_flags"] & _SHF_COMPRESSED:
-        start = _unpacked(start)
-    # A unit begins with its length. 64-bit DWARF has 0xffffffff and 8 more bytes; see DWARF 5, 7.5.1.
-    at = 12 if start.startswith(b"\xff\xff\xff\xff") else 4
-    return int.from_bytes(start[at : at + 2], "little")
-
-
 def _vmlinux(path: Path, stream: IO[bytes]) -> Vmlinux:
     if stream.read(4) != b"\x7fELF":
         raise UsageError(f"{path} is not a vmlinux: it is not an ELF file", hint=_WANTED_VMLINUX)
@@ -103,7 +75,6 @@ def _vmlinux(path: Path, stream: IO[bytes]) -> Vmlinux:
         found = Vmlinux(
             build_id=elf.build_id(file),
             banner=_banner(rodata),
-            has_dwarf=any(elf.has_bytes(sections.get(name)) for name in (".debug_info", ".zdebug_info")),
             arch=elf.arch_of(path, machine),
         )
     except UsageError:
@@ -135,16 +106,6 @@ def _bytes_of(stream: IO[bytes], section: Any) -> bytes:
         return b""
     stream.seek(section["sh_offset"])
     return stream.read(min(section["sh_size"], _LARGEST_RODATA))
-
-
-def _unpacked(section: bytes) -> bytes:
-    """Return the first bytes of a compressed section's content; see Elf64_Chdr in elf(5)."""
-    kind, packed = int.from_bytes(section[:4], "little"), section[24:]
-    if kind == 1:
-        return zlib.decompressobj().decompress(packed, 16)
-    import zstandard  # noqa: PLC0415 - rarely needed
-
-    return zstandard.ZstdDecompressor().stream_reader(packed).read(16)
 
 
 def _banner(rodata: bytes) -> str:

@@ -106,15 +106,27 @@ def _vmlinux(kernel: Kernel) -> Row:
 
 
 def _dwarf(kernel: Kernel) -> Row:
-    version = kimage.dwarf_version(kernel.vmlinux) if kernel.vmlinux is not None else 0
-    if version:
-        return Row("DWARF", "ok", f"version {version}")
-    return Row(
-        "DWARF",
-        "warning",
-        "none",
-        "no source lines, types or arguments; build with CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y",
-    )
+    there = kimage.dwarf(kernel.vmlinux) if kernel.vmlinux is not None else kimage.Dwarf()
+    if not there.version:
+        return Row(
+            "DWARF",
+            "warning",
+            "none",
+            "no source lines, types or arguments; build with CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y",
+        )
+    packed = f", {there.compression}-compressed" if there.compression else ""
+    where = f", in {there.file}, by its {there.how}" if there.file else ""
+    split = f", split: {there.split} .dwo files" if there.split else ""
+    found = f"version {there.version}{packed}{where}{split}"
+    if there.lacking:
+        return Row(
+            "DWARF",
+            "warning",
+            found,
+            f"no types and arguments from {len(there.lacking)} of these files, which do not exist:"
+            f" {there.lacking[0]}; keep the build tree where it was built",
+        )
+    return Row("DWARF", "ok", found)
 
 
 def _scripts(kernel: Kernel) -> Row:

@@ -169,7 +169,7 @@ def _with_types(kernel: Kernel) -> Wanted:
             f"the GDB scripts of {kernel.origin} need its symbols, and there are none",
             hint=f"give its vmlinux: {option('vmlinux', 'FILE')}",
         )
-    if not kimage.read_vmlinux(kernel.vmlinux).has_dwarf:
+    if not kimage.dwarf(kernel.vmlinux).version:
         raise UsageError(
             f"{kernel.vmlinux} has no debugging information, and the kernel's GDB scripts need its types",
             hint="build the kernel with CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y",

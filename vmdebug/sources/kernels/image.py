@@ -94,7 +94,8 @@ def symbols(image: Path, release: str, *, force: bool = False) -> Path | None:
         raise apart
     if others:
         return others[0]
-    return next((each for each in elsewhere(release) if not is_apart(image, each)), None)
+    installed = elsewhere(release, kimage.read_image(image).build_id)
+    return next((each for each in installed if not is_apart(image, each)), None)
 
 
 def beside(image: Path, release: str) -> Iterator[Path]:
@@ -108,8 +109,11 @@ def beside(image: Path, release: str) -> Iterator[Path]:
             yield from _files([image.parents[row.image.count("/")] / "vmlinux"])
 
 
-def elsewhere(release: str) -> Iterator[Path]:
-    """Yield the vmlinux files of debug packages and installed builds for a release."""
+def elsewhere(release: str, build_id: str = "") -> Iterator[Path]:
+    """Yield the files of debug packages and installed builds for a build-id and a release."""
+    named = kimage.by_build_id(build_id)
+    if named is not None:
+        yield named
     # The release comes from an untrusted file: it must not lead out of these directories.
     if _RELEASE.fullmatch(release):
         yield from _files([_ROOT / place.format(release=release) for place in _ELSEWHERE])

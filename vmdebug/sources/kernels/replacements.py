@@ -81,8 +81,7 @@ def notes(kernel: Kernel) -> tuple[str, ...]:
     if kernel.vmlinux is None:
         return (_why_no_symbols(kernel),)
     found = []
-    symbols = kimage.read_vmlinux(kernel.vmlinux)
-    if not symbols.has_dwarf:
+    if not kimage.dwarf(kernel.vmlinux).version:
         found.append(
             f"{kernel.vmlinux} has no debugging information: no source lines, types or arguments;"
             " build with CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y"
