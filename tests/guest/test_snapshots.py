@@ -73,7 +73,7 @@ def test_bad_tags_are_named_with_those_there_are(vm: Vm) -> None:
     for refused in (vm.restore, vm.delete_snapshot):
         with pytest.raises(UsageError, match="vm has no snapshot two") as caught:
             refused("two")
-        assert caught.value.hint == "there is: one"
+        assert caught.value.hint == "its snapshots are: one"
     with pytest.raises(UsageError, match="'a b' cannot be a snapshot's tag"):
         vm.snapshot("a b")
 

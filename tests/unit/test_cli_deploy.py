@@ -67,7 +67,7 @@ def test_a_machine_that_refuses_is_found_out_before_anything_is_built(
     rebuild = StandIn(path, "nixos-rebuild", "")
     assert cli.status_of(["deploy", f"{path}#box", "--target-host", BOX]) == 3
     said = capsys.readouterr().err
-    assert f"vmdebug: {BOX} lets nobody in without a password" in said
+    assert f"vmdebug: {BOX} does not accept a login without a password" in said
     assert "ssh-copy-id brendan@192.168.2.3" in said
     assert "Permission denied (publickey)." in said
     assert rebuild.calls == []

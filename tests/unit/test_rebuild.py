@@ -104,11 +104,11 @@ def test_how_it_is_told_to_become_root_and_to_stay_what_it_is(
 @pytest.mark.parametrize(
     ("status", "stderr", "kind", "said"),
     [
-        (255, "Permission denied (publickey).", HostError, "lets nobody in without a password"),
+        (255, "Permission denied (publickey).", HostError, "does not accept a login without a password"),
         (255, "Host key verification failed.", HostError, "is not known to ssh"),
         (255, "No route to host", HostError, "ssh cannot connect to brendan@192.168.2.3"),
         (90, "", HostError, "does not run NixOS"),
-        (91, "", HostError, "sudo on brendan@192.168.2.3 wants a password"),
+        (91, "", HostError, "sudo on brendan@192.168.2.3 asks for a password"),
         (1, "oops", BuildError, "ended with status 1"),
     ],
 )

@@ -67,7 +67,9 @@ def test_a_modular_kernel_is_refused_with_what_mends_it(runner: Path, kernel: Ke
     configure(
         kernel, "".join(f"CONFIG_{name}=y\n" for name in options(runner) - {"EXT4_FS"}) + "CONFIG_EXT4_FS=m\n"
     )
-    with pytest.raises(UsageError, match=r"cannot boot \.#base: not built in are EXT4_FS=m\n") as caught:
+    with pytest.raises(
+        UsageError, match=r"cannot boot \.#base: these options are not built in: EXT4_FS=m\n"
+    ) as caught:
         requirements.refuse(kernel, runner, SCRIPT, ".#base")
     assert caught.value.hint.startswith("vmdebug kernel config --source ")
     assert " -f nixos-boot -o " in caught.value.hint

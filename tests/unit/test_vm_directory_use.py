@@ -82,8 +82,18 @@ def put(
     return directory
 
 
-def claim(name: str, *, exact: bool = True, scratch: bool = False) -> RunDir:
+def reserve(name: str, *, exact: bool = True, scratch: bool = False) -> RunDir:
     return directory_use.reserve(name, exact=exact, guardian=GONE, scratch=scratch, deadline=soon())
+
+
+def a_qemu_of(directory: RunDir) -> process.Child:
+    """Start a process with the pidfile in its command line; its output shows that /proc has that line."""
+    words = ["sh", "-c", "echo started; while :; do sleep 1000; done", str(directory.pidfile)]
+    child = process.start(words, stdout=process.PIPE, session=True)
+    assert child.stdout is not None
+    with child.stdout:
+        assert child.stdout.readline() == b"started\n"
+    return child
 
 
 def clear_all() -> None:
@@ -93,14 +103,14 @@ def clear_all() -> None:
 
 @pytest.fixture(autouse=True)
 def _cleared(runtime: Path) -> Iterator[None]:
-    """The runtime directory of a test that may leave claims in it."""
+    """The runtime directory of a test that may leave directories in it."""
     yield
     if rundir.runtime().exists():
         clear_all()
 
 
-def test_a_claimed_directory_says_from_the_start_whose_it_is() -> None:
-    directory = claim("vm")
+def test_a_reserved_directory_names_its_launcher_from_the_start() -> None:
+    directory = reserve("vm")
     assert state.read_launching(directory.launching) == Launching(launcher=me(), guardian=GONE)
     assert directory_use.inspect(directory).use == "launching"
 
@@ -122,7 +132,7 @@ def test_a_scratch_directory_is_made_and_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    directory = claim("vm", scratch=True)
+    directory = reserve("vm", scratch=True)
     launching = state.read_launching(directory.launching)
     assert launching is not None
     assert launching.scratch == directory.scratch
@@ -134,7 +144,7 @@ def test_a_scratch_directory_that_cannot_be_made_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
     with pytest.raises(HostError):
-        claim("vm", scratch=True)
+        reserve("vm", scratch=True)
     assert not rundir.runtime().exists()
 
 
@@ -144,14 +154,14 @@ def test_a_full_disk_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(state, "write", full)
     with pytest.raises(HostError):
-        claim("vm")
+        reserve("vm")
     assert not rundir.runtime().exists()
 
 
 def test_a_taken_name_is_refused_with_the_pid_and_the_two_ways_out(qemu: ProcessRef) -> None:
     put("vm", there=some_state("vm", qemu))
     with pytest.raises(UsageError) as caught:
-        claim("vm")
+        reserve("vm")
     assert f"its QEMU has pid {qemu.pid}" in caught.value.message
     assert "vmdebug stop vm" in caught.value.hint
     assert "name=" in caught.value.hint
@@ -159,32 +169,32 @@ def test_a_taken_name_is_refused_with_the_pid_and_the_two_ways_out(qemu: Process
 
 def test_a_default_name_gives_way(qemu: ProcessRef) -> None:
     put("vm", there=some_state("vm", qemu))
-    assert claim("vm", exact=False).name == "vm-2"
-    assert claim("vm", exact=False).name == "vm-3"
+    assert reserve("vm", exact=False).name == "vm-2"
+    assert reserve("vm", exact=False).name == "vm-3"
 
 
 def test_a_launch_that_is_going_on_has_its_name() -> None:
-    claim("vm")
+    reserve("vm")
     with pytest.raises(UsageError, match=f"process {os.getpid()} is starting it"):
-        claim("vm")
+        reserve("vm")
 
 
 @pytest.mark.parametrize("launcher", [GONE, None])
 def test_a_launch_that_was_cut_short_has_not(launcher: ProcessRef | None) -> None:
     old = put("vm", launcher=launcher)
     (old.path / "old").touch()
-    assert not (claim("vm").path / "old").exists()
+    assert not (reserve("vm").path / "old").exists()
 
 
 def test_a_vm_that_has_ended_has_not() -> None:
     put("vm", there=some_state("vm"))
-    assert claim("vm").name == "vm"
+    assert reserve("vm").name == "vm"
 
 
 def test_one_that_its_owner_still_holds_has(qemu: ProcessRef) -> None:
     put("vm", launcher=qemu, there=some_state("vm", owner=qemu))
     with pytest.raises(UsageError, match=f"process {qemu.pid} still holds it"):
-        claim("vm")
+        reserve("vm")
 
 
 def test_an_ended_vm_is_listed_once() -> None:
@@ -246,7 +256,7 @@ def test_scratch_goes_with_its_vm(tmp_path: Path) -> None:
 
 def test_a_cut_short_launch_whose_qemu_lives_is_ended() -> None:
     directory = put("vm")
-    child = process.start(["tail", "-f", "/dev/null", directory.pidfile], session=True)
+    child = a_qemu_of(directory)
     try:
         directory.pidfile.write_text(f"{child.pid}\n")
         registry.sweep()
@@ -266,7 +276,7 @@ def test_a_process_that_has_the_pid_by_now_is_left_alone(qemu: ProcessRef) -> No
 def test_what_another_vmdebug_started_is_a_problem_and_no_obstacle(qemu: ProcessRef) -> None:
     put("good", there=some_state("good", qemu))
     bad = put("newer")
-    child = process.start(["tail", "-f", "/dev/null", bad.pidfile], session=True)
+    child = a_qemu_of(bad)
     try:
         bad.pidfile.write_text(f"{child.pid}\n")
         newer = msgspec.structs.replace(some_state("newer"), layout=99)
@@ -302,10 +312,10 @@ def test_several_are_listed(qemu: ProcessRef) -> None:
         put(name, there=some_state(name, qemu))
     with pytest.raises(UsageError, match="2 VMs run") as caught:
         registry.find()
-    assert caught.value.hint == "there is: one, two"
+    assert caught.value.hint == "the VMs are: one, two"
     with pytest.raises(UsageError, match="no VM named three") as caught:
         registry.find("three")
-    assert caught.value.hint == "there is: one, two"
+    assert caught.value.hint == "the VMs are: one, two"
 
 
 def test_none_at_all() -> None:
@@ -319,7 +329,7 @@ def test_none_at_all() -> None:
 
 
 def test_one_that_is_being_started_is_not_there_yet() -> None:
-    claim("vm")
+    reserve("vm")
     with pytest.raises(StateError, match="has not started yet"):
         registry.find("vm")
     assert registry.every() == []

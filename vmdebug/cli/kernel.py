@@ -159,7 +159,7 @@ def check(
     """Check that image, vmlinux, scripts and modules match, without starting anything.
 
     Exits with status 4 if they do not. For a .config, or a tree that is not built yet, checks whether the
-    kernel could boot to our shell and be debugged; exits with status 1 if not.
+    kernel could boot to vmdebug's busybox shell and be debugged; exits with status 1 if not.
     """
     import msgspec
 

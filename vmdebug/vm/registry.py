@@ -144,4 +144,4 @@ def _vm(entry: Entry) -> Vm:
 
 def _known(entries: list[Entry]) -> str:
     there = ", ".join(entry.rundir.name for entry in entries)
-    return f"there is: {there}" if there else "start one: vmdebug start"
+    return f"the VMs are: {there}" if there else "start one: vmdebug start"

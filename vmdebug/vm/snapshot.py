@@ -158,7 +158,11 @@ def _known(qmp: Qmp, tag: str, vm: str) -> Mapping[str, Any]:
     nodes = _nodes(qmp)
     there = _tags(nodes)
     if tag not in there:
-        hint = f"there is: {', '.join(there)}" if there else f"take one: vmdebug snapshot save {vm} {tag}"
+        hint = (
+            f"its snapshots are: {', '.join(there)}"
+            if there
+            else f"take one: vmdebug snapshot save {vm} {tag}"
+        )
         raise UsageError(f"{vm} has no snapshot {tag}", hint=hint)
     return nodes
 

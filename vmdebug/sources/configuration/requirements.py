@@ -26,7 +26,7 @@ from vmdebug.sources.configuration.dotconfig import Configuration
 from vmdebug.sources.kernels import tree
 from vmdebug.spelling import option
 
-Purpose = Literal["our shell", "NixOS VM", "systemd", "debugging", "advice"]
+Purpose = Literal["busybox shell", "NixOS VM", "systemd", "debugging", "advice"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,17 @@ class Need:
 
 
 _OWN = (
-    Need("BLK_DEV_INITRD", "our shell", "the initramfs", "base"),
-    Need("BINFMT_ELF", "our shell", "programs", "base"),
-    Need("PROC_FS", "our shell", "/proc", "base"),
-    Need("SERIAL_8250_CONSOLE", "our shell", "the console", "vm-boot"),
-    Need("TTY", "our shell", "the console", "base"),
+    Need("BLK_DEV_INITRD", "busybox shell", "the initramfs", "base"),
+    Need("BINFMT_ELF", "busybox shell", "programs", "base"),
+    Need("PROC_FS", "busybox shell", "/proc", "base"),
+    Need("SERIAL_8250_CONSOLE", "busybox shell", "the console", "vm-boot"),
+    Need("TTY", "busybox shell", "the console", "base"),
 )
 
 
 def own(row: Arch) -> tuple[Need, ...]:
-    """Return what our shell needs of a kernel of an architecture."""
-    return (Need("64BIT", "our shell", "busybox is a 64-bit program", row.fragment), *_OWN)
+    """Return the options that vmdebug's busybox shell needs, for an architecture."""
+    return (Need("64BIT", "busybox shell", "busybox is a 64-bit program", row.fragment), *_OWN)
 
 
 _DISK = (
@@ -131,7 +131,7 @@ def all_() -> tuple[Need, ...]:
     return (*own(arch.native()), *NIXOS, *DEBUG)
 
 
-HAS_TO: tuple[Purpose, ...] = ("our shell", "debugging")
+HAS_TO: tuple[Purpose, ...] = ("busybox shell", "debugging")
 """The purposes that `kernel check` requires; a NixOS VM is not one of them."""
 
 NIXOS_TOO: tuple[Purpose, ...] = (*HAS_TO, "NixOS VM", "systemd")
@@ -245,7 +245,7 @@ def refuse(kernel: Kernel, script: Path, text: str, guest: str) -> str:
         return ""
     width = max(len(str(lack)) for lack in found)
     raise UsageError(
-        f"{kernel.origin} cannot boot {guest}: not built in are {', '.join(map(str, found))}",
+        f"{kernel.origin} cannot boot {guest}: these options are not built in: {', '.join(map(str, found))}",
         hint=mending(kernel, found),
         detail="\n".join(f"{lack!s:<{width}}  {lack.need.why}" for lack in found)
         + f"\naccording to {origin}; the guest's initrd has only modules of its own kernel"

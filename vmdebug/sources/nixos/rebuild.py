@@ -38,7 +38,7 @@ FACTS = ("nixos-generate-config", "--show-hardware-config")
 """Prints the contents of hardware-configuration.nix; see nixos-generate-config(8)."""
 
 BATCH = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
-"""ssh must not ask questions: nobody could answer."""
+"""Options that keep ssh from asking questions."""
 
 _TOPLEVEL = ("config", "system", "build", "toplevel")
 _NO_NIXOS, _NO_SUDO, _SSH_FAILED = 90, 91, 255
@@ -178,7 +178,7 @@ def refused(host: str, done: process.Completed) -> HostError | BuildError:
     alone = host.rpartition("@")[2]
     match done.status:
         case 255 if "Permission denied" in done.stderr:
-            what = f"{host} lets nobody in without a password"
+            what = f"{host} does not accept a login without a password"
             hint = f"copy your key to it: ssh-copy-id {host}; load a key with a passphrase into ssh-agent"
         case 255 if "Host key verification failed" in done.stderr:
             what, hint = f"{host} is not known to ssh", f"check its key once: ssh {host}"
@@ -187,7 +187,7 @@ def refused(host: str, done: process.Completed) -> HostError | BuildError:
         case 90:
             what, hint = f"{host} does not run NixOS", "install NixOS, or write a disk image to its disk"
         case 91:
-            what = f"sudo on {host} wants a password"
+            what = f"sudo on {host} asks for a password"
             hint = f"deploy as root@{alone}, or set security.sudo.wheelNeedsPassword = false on it"
         case status:
             return BuildError(f"a command on {host} ended with status {status}", detail=detail)
