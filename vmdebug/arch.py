@@ -130,6 +130,9 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         early_console: The kernel parameter that shows messages before the console's driver runs.
         parameters: Kernel parameters that keep this architecture's kernel from taking a stop in the debugger
             for a fault.
+        uefi: Where distributions install a UEFI firmware for QEMU.
+        uefi_beside_qemu: Where QEMU installs its own, relative to its prefix.
+        uefi_package: The Debian package that has one.
         debug: What GDB gets.
         sources: What facts rest on, by field, for whoever changes the file.
     """
@@ -155,6 +158,9 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     second_console: str
     early_console: str
     parameters: tuple[str, ...]
+    uefi: tuple[str, ...]
+    uefi_beside_qemu: str
+    uefi_package: str
     debug: Debug
     sources: dict[str, str] = {}
 

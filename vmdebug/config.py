@@ -27,7 +27,7 @@ from typing import Any, get_args
 import msgspec
 
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import Accel, GuestOptions, StartOptions, memory_mib
+from vmdebug.guest import UEFI, Accel, GuestOptions, StartOptions, memory_mib
 from vmdebug.paths import absolute, holds
 from vmdebug.spelling import nearest
 
@@ -206,7 +206,7 @@ def _options(path: Path, name: str, table: Mapping[str, Any]) -> GuestOptions:
 def _value(path: Path, name: str, key: str, value: Any) -> Any:
     """Return a value as `GuestOptions` has it; `GuestOptions` checks its type."""
     if isinstance(value, str):
-        if key in _PATHS:
+        if key in _PATHS or (key == "firmware" and value != UEFI):
             return str(absolute(value, path.parent))
         if key == "source":
             return anchored(value, path.parent)

@@ -26,6 +26,9 @@ GuestKind = Literal["flake", "runner", "tree", "image", "builtin"]
 DEFAULT_MEMORY_MIB = 512
 """Guest RAM, if neither the guest nor the user defines it."""
 
+UEFI = "uefi"
+"""The value of the option `firmware` that stands for the installed firmware."""
+
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
@@ -63,6 +66,8 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         memory: Guest RAM in MiB; None: the guest's default.
         cpus: Number of CPUs; None: the guest's default.
         disk: Disk image to use and keep; by default each run has a new one.
+        firmware: A firmware to boot through: a file, or `uefi` for the installed one; None: QEMU loads the
+            kernel.
         tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket in the run directory.
         qemu_args: More arguments for QEMU.
         nix_args: More arguments for nix: `--override-input`, `--impure`.
@@ -84,6 +89,7 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     memory: Positive | None = None
     cpus: Positive | None = None
     disk: str | None = None
+    firmware: str | None = None
     tcp: Port | None = None
     qemu_args: tuple[str, ...] = ()
     nix_args: tuple[str, ...] = ()
@@ -123,6 +129,7 @@ class StartOptions(TypedDict, total=False):
     memory: int | str | None
     cpus: int | None
     disk: AnyPath | None
+    firmware: AnyPath | None
     tcp: int | None
     qemu_args: Sequence[str]
     nix_args: Sequence[str]
@@ -212,11 +219,13 @@ class OwnMachine(msgspec.Struct, frozen=True, kw_only=True, tag="own"):
         initrd: Initial RAM file system, or None.
         disk: Disk image for the first virtio-blk device, or None.
         throwaway: Whether to discard the guest's writes with the VM, so that several VMs can share the disk.
+        firmware: The firmware that loads the kernel; None: QEMU does.
     """
 
     initrd: Path | None = None
     disk: Path | None = None
     throwaway: bool = False
+    firmware: Path | None = None
 
 
 class RunnerMachine(msgspec.Struct, frozen=True, kw_only=True, tag="runner"):
@@ -328,6 +337,27 @@ def memory_mib(text: str) -> int:
     if mib < 1 or mib != int(mib):
         raise UsageError(f"{text!r} is not an amount of memory", hint="give MiB, or a unit: 512, 512M, 2G")
     return int(mib)
+
+
+def unheard(row: Arch, words: Sequence[str]) -> tuple[str, ...]:
+    """Return a note if kernel parameters put the console where vmdebug does not listen.
+
+    Each `console=` gets the kernel's messages; the last one is also /dev/console, which programs write to.
+    See Documentation/admin-guide/serial-console.rst.
+
+    Args:
+        row: The guest's architecture.
+        words: All parameters of the guest.
+    """
+    consoles = [word.partition("=")[2].partition(",")[0] for word in words if word.startswith("console=")]
+    if not consoles or consoles[-1] == row.console:
+        return ()
+    who = "the guest's programs write" if row.console in consoles else "the kernel and its programs write"
+    note = (
+        f"console={consoles[-1]} is the last console=: {who} to {consoles[-1]}, and vmdebug reads"
+        f" {row.console}; leave it out, or add console={row.console} after it"
+    )
+    return (note,)
 
 
 T = TypeVar("T")

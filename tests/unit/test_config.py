@@ -25,6 +25,7 @@ accel = "tcg"
 memory = "2G"
 cpus = 2
 disk = "~/disk.qcow2"
+firmware = "uefi"
 tcp = true
 qemu-args = ["-device", "edu"]
 nix-args = ["--impure"]
@@ -74,6 +75,7 @@ class TestLookup:
             memory=2048,
             cpus=2,
             disk="/home/me/disk.qcow2",
+            firmware="uefi",
             tcp=0,
             qemu_args=("-device", "edu"),
             nix_args=("--impure",),

@@ -1,16 +1,17 @@
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.unit import kernelfiles
-from vmdebug import guest
+from vmdebug import guest, process
 from vmdebug.arch import by_name
 from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
 from vmdebug.progress import silent
-from vmdebug.sources import builtin, initramfs, naming, own
+from vmdebug.sources import builtin, firmware, initramfs, naming, own
 from vmdebug.sources.kernels import image, tree
 
 INITRD = Path("/cache/initramfs.cpio")
@@ -123,6 +124,34 @@ def test_a_disk_that_is_not_there(linux: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no disk image") as caught:
             resolve(linux, disk=str(disk))
         assert "qemu-img create" in caught.value.hint
+
+
+def test_a_firmware(linux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="there is no file") as caught:
+        resolve(linux, firmware=str(tmp_path / "OVMF.fd"))
+    assert "uefi" in caught.value.hint
+    (tmp_path / "OVMF.fd").touch()
+    assert resolve(linux, firmware=str(tmp_path / "OVMF.fd")).machine == OwnMachine(
+        initrd=INITRD, firmware=tmp_path / "OVMF.fd"
+    )
+    (tmp_path / "bin").mkdir()
+    qemu = tmp_path / "bin/qemu-system-x86_64"
+    row = msgspec.structs.replace(by_name("x86_64"), uefi=(str(tmp_path / "gone"),))
+    monkeypatch.setattr(process, "find", lambda *_args, **_named: qemu)
+    with pytest.raises(HostError, match="no UEFI firmware for x86_64") as lacking:
+        firmware.find(row, GuestOptions(firmware="uefi"))
+    assert "apt install ovmf" in lacking.value.hint
+    beside = tmp_path / row.uefi_beside_qemu
+    beside.parent.mkdir(parents=True)
+    beside.touch()
+    assert firmware.find(row, GuestOptions(firmware="uefi")) == beside
+
+
+def test_a_console_that_vmdebug_does_not_read(linux: Path) -> None:
+    (note,) = resolve(linux, append="console=tty0").notes
+    assert note.startswith("console=tty0 is the last console=: the guest's programs write to tty0")
+    assert "add console=ttyS0 after it" in note
+    assert resolve(linux, append="console=tty0 console=ttyS0,9600").notes == ()
 
 
 def test_nixs_options_are_not_passed_over_in_silence(linux: Path) -> None:

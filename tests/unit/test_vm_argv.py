@@ -45,6 +45,12 @@ def own(of: LaunchSpec, accel: argv.RealAccel = "tcg", features: Features = ALL)
     return list(words)
 
 
+def test_a_firmware_is_flash_that_the_guest_cannot_write() -> None:
+    words = own(spec(machine=OwnMachine(firmware=Path("/a,b.fd"))))
+    at = words.index("-drive")
+    assert words[at + 1] == "if=pflash,unit=0,format=raw,readonly=on,file=/a,,b.fd"
+
+
 def test_the_whole_command_line() -> None:
     everything = spec(
         machine=OwnMachine(initrd=Path("/i.cpio"), disk=Path("/d.qcow2")),

@@ -95,6 +95,13 @@ Disk = Annotated[
     str | None,
     typer.Option(metavar="F", help="Disk image to use and keep; by default each run has a fresh one."),
 ]
+Firmware = Annotated[
+    str | None,
+    typer.Option(
+        metavar="uefi|F",
+        help="Boot through a firmware: `uefi` is the installed OVMF. By default QEMU loads the kernel.",
+    ),
+]
 Tcp = Annotated[
     int | None,
     typer.Option(

@@ -14,7 +14,7 @@ import msgspec
 
 from vmdebug import arch, config, kimage
 from vmdebug.errors import UsageError, VmdebugError
-from vmdebug.guest import Guest, GuestKind, GuestOptions
+from vmdebug.guest import UEFI, Guest, GuestKind, GuestOptions
 from vmdebug.paths import absolute, holds
 from vmdebug.sources.kernels import tree
 from vmdebug.spelling import nearest, option
@@ -66,6 +66,8 @@ def anchored(options: GuestOptions) -> GuestOptions:
         for name in ("kernel", "vmlinux", "gdb_scripts", "disk")
         if (words := getattr(options, name)) is not None
     }
+    if options.firmware not in (None, UEFI):
+        paths["firmware"] = str(absolute(options.firmware))
     return msgspec.structs.replace(options, source=config.anchored(options.source, Path.cwd()), **paths)
 
 

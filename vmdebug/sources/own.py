@@ -16,10 +16,11 @@ from vmdebug.guest import (
     LaunchSpec,
     OwnMachine,
     parameters,
+    unheard,
 )
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report
-from vmdebug.sources import cache, initramfs, naming
+from vmdebug.sources import cache, firmware, initramfs, naming
 from vmdebug.sources.kernels import image, replacements, tree
 from vmdebug.spelling import option
 
@@ -44,20 +45,22 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
     kernel = replacements.symbols(replacements.kernel(options) or _kernel(guest, options), options)
     agent, lacking = _agent(kernel, report, deadline)
     initrd = _initrd(guest, options, kernel, agent, deadline)
-    machine = OwnMachine(initrd=initrd, disk=_disk(options))
+    row = arch.by_name(kernel.arch)
+    machine = OwnMachine(initrd=initrd, disk=_disk(options), firmware=firmware.find(row, options))
+    words = parameters(row, kaslr=options.kaslr, append=options.append)
     return LaunchSpec(
         name=name,
         guest=options.table or guest.words,
         machine=machine,
         kernel=kernel,
-        parameters=parameters(arch.by_name(kernel.arch), kaslr=options.kaslr, append=options.append),
+        parameters=words,
         halt=options.halt,
         accel=options.accel,
         memory=options.memory or DEFAULT_MEMORY_MIB,
         cpus=options.cpus or 1,
         tcp=options.tcp,
         qemu_args=options.qemu_args,
-        notes=(*replacements.notes(kernel), *_ineffective(options), *lacking),
+        notes=(*replacements.notes(kernel), *_ineffective(options), *unheard(row, words), *lacking),
     )
 
 

@@ -127,6 +127,7 @@ def own(
         *size(arch, spec.memory or DEFAULT_MEMORY_MIB, spec.cpus or 1),
         *memory(arch, spec.memory or DEFAULT_MEMORY_MIB, initial),
         *boot(spec.kernel, machine.initrd, spec.parameters),
+        *firmware(machine.firmware),
         *_disk(machine, disk_format),
         *entropy(features),
         *generation(features, given),
@@ -237,6 +238,14 @@ def boot(kernel: Kernel, initrd: Path | None, parameters: Sequence[str]) -> tupl
         *(("-initrd", str(initrd)) if initrd else ()),
         *(("-append", " ".join(parameters)) if parameters else ()),
     )
+
+
+def firmware(path: Path | None) -> tuple[str, ...]:
+    """Have a firmware load the kernel, which it gets from QEMU.
+
+    It is read-only flash, because some images have no place for variables; UEFI then keeps them in memory.
+    """
+    return ("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={value(path)}") if path else ()
 
 
 def _disk(machine: OwnMachine, disk_format: DiskFormat | None) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import msgspec
 from vmdebug import arch, kimage
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
-from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec, RunnerMachine, parameters
+from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec, RunnerMachine, parameters, unheard
 from vmdebug.paths import absolute
 from vmdebug.progress import Report
 from vmdebug.sources import cache, naming, nix
@@ -201,6 +201,12 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         HostError: a file cannot be read.
     """
     script.refuse(found.text, accel=options.accel)
+    if options.firmware is not None:
+        raise UsageError(
+            f"{option('firmware', options.firmware)} is for guests whose QEMU command line vmdebug makes;"
+            f" {found.script} makes its own",
+            hint="set virtualisation.useEFIBoot = true in the system",
+        )
     bare = Kernel(
         image=found.image,
         arch=kimage.read_image(found.image).arch,
@@ -216,6 +222,8 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         notes: tuple[str, ...] = (f"no symbols: {why}; give them: {option('vmlinux', 'FILE')}",)
     else:
         notes = replacements.notes(kernel)
+    row = arch.by_name(kernel.arch)
+    words = parameters(row, kaslr=options.kaslr, append=options.append)
     return LaunchSpec(
         name=naming.vm_name(guest, options),
         guest=options.table or guest.words,
@@ -226,7 +234,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
             disk=_disk(options),
         ),
         kernel=kernel,
-        parameters=parameters(arch.by_name(kernel.arch), kaslr=options.kaslr, append=options.append),
+        parameters=words,
         halt=options.halt,
         accel=options.accel,
         memory=options.memory,
@@ -237,6 +245,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
             *notes,
             *filter(None, [unsure]),
             *_ignored(found, options),
+            *unheard(row, words),
             *script.notes(found.text, found.vlans),
         ),
     )
