@@ -8,6 +8,7 @@ module has just that: 64-bit little-endian files; see elf(5).
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,7 @@ def sections(path: str) -> dict[str, Section]:
     """Return the sections of a 64-bit little-endian ELF file by name.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: it is not one, or is damaged.
         OSError: it cannot be read.
     """
     with Path(path).open("rb") as file:
@@ -56,24 +57,35 @@ def sections(path: str) -> dict[str, Section]:
             raise ValueError(f"{path} is not a 64-bit little-endian ELF file")
         fields = _HEADER.unpack(header)
         offset, count, names_at = fields[6], fields[12], fields[13]
-        file.seek(offset)
-        rows = list(_SECTION.iter_unpack(file.read(count * _SECTION.size)))
-        file.seek(rows[names_at][4])
-        names = file.read(rows[names_at][5])
+        rows = list(_SECTION.iter_unpack(_at(file, offset, count * _SECTION.size)))
+        if names_at >= len(rows):
+            raise ValueError(f"{path} is damaged: it has no section {names_at}, which should hold the names")
+        names = _at(file, rows[names_at][4], rows[names_at][5])
     return {section.name: section for section in (_section(row, names) for row in rows)}
 
 
 def read(path: str, address: int, size: int) -> bytes:
-    """Return the bytes that the file has for a linked address; b"" if it has none."""
+    """Return the bytes that the file has for a linked address, at most `size`; b"" if it has none.
+
+    Raises:
+        ValueError: the file is no ELF file, or is damaged.
+        OSError: it cannot be read.
+    """
     for section in sections(path).values():
         if section.stored and section.address <= address < section.address + section.size:
+            start = address - section.address
             with Path(path).open("rb") as file:
-                return _at(file, section.offset + address - section.address, size)
+                return _at(file, section.offset + start, min(size, section.size - start))
     return b""
 
 
 def content(path: str, section: Section) -> bytes:
-    """Return the bytes of a section."""
+    """Return the bytes of a section.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: it cannot be read.
+    """
     with Path(path).open("rb") as file:
         return _at(file, section.offset, section.size)
 
@@ -91,8 +103,7 @@ def build_id(notes: bytes) -> str:
 
 
 def _section(row: tuple[int, ...], names: bytes) -> Section:
-    start = row[0]
-    name = names[start : names.index(b"\0", start)].decode(errors="replace")
+    name = names[row[0] :].partition(b"\0")[0].decode(errors="replace")
     return Section(
         name,
         address=row[3],
@@ -104,6 +115,11 @@ def _section(row: tuple[int, ...], names: bytes) -> Section:
 
 
 def _at(file: IO[bytes], offset: int, size: int) -> bytes:
+    end = os.fstat(file.fileno()).st_size
+    if offset + size > end:
+        raise ValueError(
+            f"{file.name} is damaged: it should have {size} bytes at {offset}, and ends at {end}"
+        )
     file.seek(offset)
     return file.read(size)
 

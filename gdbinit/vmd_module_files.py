@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -90,22 +89,15 @@ def build_id(path: Path) -> str:
     Raises:
         ValueError: it is not an ELF file, or is damaged.
     """
-    note = _sections(path).get(NOTE)
+    note = vmd_elf.sections(str(path)).get(NOTE)
     return vmd_elf.build_id(vmd_elf.content(str(path), note)) if note is not None else ""
 
 
 def allocated(path: Path) -> list[str]:
     """Return the names of a module's sections that occupy memory."""
-    return [section.name for section in _sections(path).values() if section.allocated and section.size]
-
-
-def _sections(path: Path) -> dict[str, vmd_elf.Section]:
-    try:
-        return vmd_elf.sections(str(path))
-    except (IndexError, struct.error) as error:
-        raise ValueError(
-            f"{path} is damaged: it has no section headers at the offset in its ELF header"
-        ) from error
+    return [
+        section.name for section in vmd_elf.sections(str(path)).values() if section.allocated and section.size
+    ]
 
 
 def _unpack(path: Path, to: Path) -> None:

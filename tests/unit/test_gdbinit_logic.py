@@ -72,6 +72,24 @@ def test_a_file_that_is_not_elf(tmp_path: Path) -> None:
         vmd_elf.sections(str(tmp_path / "vmlinux"))
 
 
+@pytest.mark.parametrize(
+    ("offset", "value", "told"),
+    [
+        (0x28, 1 << 63, "is damaged: it should have 256 bytes at 9223372036854775808, and ends at"),
+        (0x3C, 0xFFFF, "is damaged: it should have 4194240 bytes"),
+        (0x3E, 0xFFFF, "is damaged: it has no section 65535, which should hold the names"),
+    ],
+)
+def test_a_damaged_elf_file(tmp_path: Path, offset: int, value: int, told: str) -> None:
+    """e_shoff, e_shnum and e_shstrndx of elf(5)."""
+    path = elf(tmp_path, 0xFFFFFFFF81000000, GNU)
+    data = bytearray(Path(path).read_bytes())
+    struct.pack_into("<Q" if offset == 0x28 else "<H", data, offset, value)
+    Path(path).write_bytes(data)
+    with pytest.raises(ValueError, match=told):
+        vmd_elf.sections(path)
+
+
 LISTING = """
 Object file /k/vmlinux:
 

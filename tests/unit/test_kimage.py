@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import struct
@@ -14,7 +15,7 @@ from tests.unit.kernelfiles import BANNER, ID, NUMBER, OTHER_ID, PACKERS, RELEAS
 from vmdebug import filecache, kimage, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, MismatchError, UsageError
-from vmdebug.kimage import bzimage
+from vmdebug.kimage import bzimage, symbols
 
 
 @pytest.fixture(autouse=True)
@@ -270,3 +271,13 @@ def _read_or_refuse(data: bytes, read: Callable[[Path], kimage.Image | kimage.Vm
         except UsageError:
             return
         assert found.banner.isprintable()
+
+
+@settings(max_examples=300, deadline=None)
+@given(damage=_DAMAGE, keep=st.none() | st.integers(0, 1 << 15))
+def test_the_symbols_of_a_damaged_vmlinux_never_surprise(
+    vmlinux: Path, damage: list[tuple[int, bytes]], keep: int | None
+) -> None:
+    with tempfile.TemporaryDirectory() as directory, contextlib.suppress(UsageError):
+        path = _file(Path(directory), _damaged(vmlinux.read_bytes(), damage, keep))
+        assert all(address > 0 for address in symbols.addresses(path, "linux_banner"))

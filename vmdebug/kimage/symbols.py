@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -33,10 +34,16 @@ def addresses(vmlinux: Path, name: str) -> tuple[int, ...]:
         HostError: this user may not read it.
     """
     with elf.opened(vmlinux) as stream:
-        found = cached(
-            vmlinux, f"symbol {name}", _Addresses, lambda: _Addresses(_read(elf.parse(vmlinux, stream), name))
-        )
+        found = cached(vmlinux, f"symbol {name}", _Addresses, lambda: _read_file(vmlinux, stream, name))
     return found.addresses
+
+
+def _read_file(vmlinux: Path, stream: IO[bytes], name: str) -> _Addresses:
+    file = elf.parse(vmlinux, stream)
+    try:
+        return _Addresses(_read(file, name))
+    except Exception as error:
+        raise elf.damaged(vmlinux, error) from error
 
 
 def _read(file: object, name: str) -> tuple[int, ...]:
