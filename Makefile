@@ -10,6 +10,8 @@ ONLY ?=
 NIXPKGS ?=
 # Further arguments for pytest: make test PYTEST_ARGS='-k console -x'
 PYTEST_ARGS ?=
+# Arguments for the soak test: make soak SOAK='kills --kills 100 --seed 7'
+SOAK ?=
 
 # `nix develop` provides the Python packages and sets VMDEBUG_NO_VENV.
 ifdef VMDEBUG_NO_VENV
@@ -23,7 +25,7 @@ ON_PATH := PATH="$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH"
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup host kernel demo test test-nixlib lint bench clean
+.PHONY: help setup host kernel demo test test-nixlib lint bench soak clean
 # The virtual environment needs python3-venv, which `host` installs.
 .NOTPARALLEL:
 
@@ -34,6 +36,7 @@ help:
 	@echo 'make setup   install what is missing: packages through apt, and requirements.txt into .venv'
 	@echo 'make lint    run ruff, mypy and import-linter; needs only .venv, and neither apt nor root'
 	@echo 'make bench   run the benchmarks against their baselines; ONLY=NAME runs one'
+	@echo 'make soak    kill, restart and feed vmdebug for an hour; SOAK="kills --kills 100" runs a part'
 	@echo 'make clean   remove what make made here (built kernels stay in ~/.cache/vmdebug)'
 
 setup: host $(VENV)
@@ -70,6 +73,9 @@ lint: $(VENV)
 	$(BIN)ruff format --check
 	$(if $(VENV),$(BIN)mypy,@echo 'lint: mypy does not run: nixpkgs has no types-gdb')
 	$(if $(VENV),$(BIN)lint-imports,@if command -v lint-imports >/dev/null; then lint-imports; else echo 'lint: import-linter does not run: this nixpkgs does not have it'; fi)
+
+soak: kernel
+	@$(ON_PATH) PYTHONPATH=gdbinit python -m soak.run $(SOAK)
 
 bench: kernel
 	@$(ON_PATH) python -m bench.run $(ONLY)

@@ -1,0 +1,173 @@
+"""Kill a verb, QEMU, GDB, pytest or one of its workers at a random moment, and look for what is left."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from soak.result import Result
+from soak.world import HUNG, VMDEBUG, Ended, World, aftermath, world
+from vmdebug import process
+from vmdebug.process import ProcessRef
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+LATEST_SECONDS = 2.0
+"""Until when the signal is sent, after the verb has started."""
+
+PATIENCE_SECONDS = 3.0
+"""How long a verb may go on after another process was killed, before Ctrl-C is tried."""
+
+END_SECONDS = 60.0
+"""Until when a verb has ended after a signal; longer counts as a hang."""
+
+SUITE = """
+import pytest
+
+@pytest.mark.parametrize("number", range(4))
+def test_guest(vm, number):
+    assert vm.exec("echo hello").stdout == "hello\\\\n"
+
+def test_breakpoint(gdb):
+    assert gdb.breakpoint("do_sys_openat2").number
+"""
+
+SCRIPT = """
+def main(session):
+    session.gdb.breakpoint("do_sys_openat2")
+    session.gdb.cont(wait=False)
+    session.gdb.wait_stop(timeout=60)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What is disturbed.
+
+    Args:
+        words: The words of the verb; of pytest where `suite` is set.
+        vm: Whether a VM "s" has to run before.
+        suite: Whether it is pytest.
+    """
+
+    words: tuple[str, ...]
+    vm: bool = True
+    suite: bool = False
+
+
+ACTIONS = (
+    Action(("start", "builtin", "--name", "s"), vm=False),
+    Action(("start", "builtin", "--name", "s", "--halt"), vm=False),
+    Action(("start", "builtin", "--name", "s", "--fg"), vm=False),
+    Action(("run", "script.py", "--guest", "builtin"), vm=False),
+    Action(("suite.py",), vm=False, suite=True),
+    Action(("suite.py", "-n", "2"), vm=False, suite=True),
+    Action(("run", "script.py", "--name", "s")),
+    Action(("exec", "s", "--", "sleep 1; seq 20000")),
+    Action(("attach", "s", "--batch", "-ex", "bt")),
+    Action(("attach", "s", "--batch", "--until", "do_sys_openat2", "--timeout", "5")),
+    Action(("trace", "s", "vfs_read", "--count", "20")),
+    Action(("console", "s")),
+    Action(("log", "s", "-f")),
+    Action(("dmesg", "s")),
+    Action(("status", "s")),
+    Action(("snapshot", "save", "s", "one")),
+    Action(("clone", "s", "--count", "2")),
+    Action(("restart", "s")),
+    Action(("stop", "s")),
+)
+
+
+def run(count: int, rng: random.Random) -> Result:
+    """Kill something `count` times."""
+    failures: list[str] = []
+    signals: Counter[str] = Counter()
+    with world() as here:
+        (here.root / "suite.py").write_text(SUITE)
+        (here.root / "script.py").write_text(SCRIPT)
+        for number in range(count):
+            action, which, late = rng.choice(ACTIONS), rng.choice(SIGNALS), rng.uniform(0, LATEST_SECONDS)
+            victim = rng.choice(("itself", "itself", "qemu", "gdb", "any"))
+            what = f"kill {number}: {which.name} to {victim} {late:.2f} s after {' '.join(action.words)}"
+            problems = _disturb(here, action, which, late=late, victim=victim, rng=rng)
+            signals[which.name] += 1
+            for problem in problems:
+                failures.append(f"{what}: {problem}")
+                print(f"  {failures[-1]}", file=sys.stderr, flush=True)
+            if problems:
+                here.end()
+    each = ", ".join(f"{total} {name}" for name, total in sorted(signals.items()))
+    return Result(f"{count} kills ({each}), {len(failures)} failures", tuple(failures))
+
+
+def _disturb(
+    here: World, action: Action, which: signal.Signals, *, late: float, victim: str, rng: random.Random
+) -> list[str]:
+    """Disturb an action once, and return what went wrong."""
+    if action.vm and (started := here.run("start", "builtin", "--name", "s")).status:
+        return [f"the VM does not start: {started.output[-300:]}"]
+    with tempfile.TemporaryFile(dir=here.root) as output:
+        child = process.start(
+            _program(action), env=here.env, cwd=here.root, stdin=process.PIPE, stdout=output, stderr=output
+        )
+        try:
+            time.sleep(late)  # the moment is the random part of this test
+            for ref in _victims(here, victim, child.pid, rng):
+                ref.signal(which)
+            ended = _end(child, output, forced=victim == "itself")
+        finally:
+            process.end_group(child)
+            if child.stdin is not None:
+                child.stdin.close()
+    problems = []
+    if ended.status == HUNG:
+        problems.append(f"it hung: {ended.output[-300:]}")
+    if ended.traceback and not action.suite:
+        problems.append(f"a traceback: {ended.output[-600:]}")
+    return problems + aftermath(here)
+
+
+def _program(action: Action) -> Sequence[str | Path]:
+    if action.suite:
+        return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *action.words]
+    return [VMDEBUG, *action.words]
+
+
+def _victims(here: World, victim: str, pid: int, rng: random.Random) -> list[ProcessRef]:
+    """Return whom the signal goes to; none where no such process runs at the moment."""
+    if victim == "itself":
+        ref = ProcessRef.of(pid)
+        return [] if ref is None else [ref]
+    found = [ref for ref in here.processes() if victim == "any" or victim in _name(ref.pid)]
+    return [rng.choice(found)] if found else []
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
+
+
+def _end(child: process.Child, output: IO[bytes], *, forced: bool) -> Ended:
+    """Wait until the verb has ended; Ctrl-C ends one that goes on because nothing has happened to it."""
+    ref = ProcessRef.of(child.pid)
+    if ref is not None and not ref.wait(END_SECONDS if forced else PATIENCE_SECONDS):
+        ref.signal(signal.SIGINT)
+        if child.stdin is not None:
+            child.stdin.close()
+        if forced or not ref.wait(END_SECONDS):
+            return Ended(HUNG, _text(output))
+    return Ended(child.wait(), _text(output))
+
+
+def _text(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read().decode(errors="replace")

@@ -1,0 +1,156 @@
+"""A private world for the VMs of a soak test, and what is left in it.
+
+Every process that starts in it inherits a variable with a unique value. So each one is found in /proc,
+however it was started, and whoever its parent is now.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmdebug import process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import DeadlineError
+from vmdebug.process import ProcessRef
+
+MARK = "VMDEBUG_SOAK"
+SETTLE_SECONDS = 20.0
+"""Until when a guardian has cleaned up after a kill, on a machine under load."""
+
+VERB_SECONDS = 120.0
+"""Until when a verb has ended; longer counts as a hang."""
+
+_OUR_FRAME = re.compile(r'Traceback \(most recent call last\):.*File "[^"]*/vmdebug/', re.DOTALL)
+
+HUNG = 1000
+"""The exit status that stands for a hang."""
+
+VMDEBUG = process.find("vmdebug", package="vmdebug")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a verb ended: its exit status, and all that it printed."""
+
+    status: int
+    output: str
+
+    @property
+    def traceback(self) -> bool:
+        """Whether it showed a traceback with frames of vmdebug; one of a person's script alone is right."""
+        return bool(_OUR_FRAME.search(self.output))
+
+
+@dataclass(slots=True)
+class World:
+    """A directory for runtime and temporary files, and the environment that uses it."""
+
+    root: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def runtime(self) -> Path:
+        """$XDG_RUNTIME_DIR."""
+        return self.root / "run"
+
+    @property
+    def temporary(self) -> Path:
+        """$TMPDIR."""
+        return self.root / "tmp"
+
+    def run(self, *words: str | Path, seconds: float = VERB_SECONDS) -> Ended:
+        """Run vmdebug with these words; one that hangs is killed, and has the status HUNG."""
+        program = [VMDEBUG, *words]
+        try:
+            done = process.run(program, env=self.env, deadline=Deadline.after(seconds), check=False)
+        except DeadlineError as error:
+            return Ended(HUNG, f"hung: {error.detail}")
+        return Ended(done.status, done.stdout + done.stderr)
+
+    def processes(self) -> list[ProcessRef]:
+        """Return the live processes of this world, but not ourselves."""
+        mark = f"{MARK}={self.env[MARK]}".encode()
+        found = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                ours = mark in environ.read_bytes().split(b"\0")
+            except OSError:
+                continue  # it has ended, or is a zombie
+            ref = ProcessRef.of(int(environ.parent.name)) if ours else None
+            if ref is not None and ref.pid != os.getpid():
+                found.append(ref)
+        return found
+
+    def left(self) -> list[str]:
+        """Return what is left once everything should have ended."""
+        end = Deadline.after(SETTLE_SECONDS)
+        processes = [
+            f"pid {ref.pid} ({_words(ref.pid)})" for ref in self.processes() if not ref.wait(end.remaining)
+        ]
+        files = [
+            str(path) for place in (self.runtime / "vmdebug", self.temporary) for path in _entries(place)
+        ]
+        return processes + files
+
+    def end(self) -> None:
+        """Kill what is left, so that one failure is counted once."""
+        for ref in self.processes():
+            ref.signal(signal.SIGKILL)
+        for place in (self.runtime, self.temporary):
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(mode=0o700)
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    """Make a world, and remove it at the end."""
+    root = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
+    made = World(root)
+    made.env = {
+        **os.environ,
+        "XDG_RUNTIME_DIR": str(made.runtime),
+        "TMPDIR": str(made.temporary),
+        MARK: secrets.token_hex(8),
+    }
+    try:
+        made.runtime.mkdir(mode=0o700)
+        made.temporary.mkdir(mode=0o700)
+        yield made
+    finally:
+        made.end()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def aftermath(here: World) -> list[str]:
+    """Use vmdebug as a person would afterwards, end all VMs, and return what is wrong or left."""
+    problems = []
+    for words in (("status", "--json"), ("stop", "--all", "--force"), ("status", "--json")):
+        ended = here.run(*words)
+        if ended.status or ended.traceback:
+            problems.append(f"`vmdebug {' '.join(words)}` ended with {ended.status}: {ended.output[-300:]}")
+    if not problems and json.loads(ended.output):
+        problems.append(f"still there after stop --all: {ended.output[:300]}")
+    return problems + [f"left: {each}" for each in here.left()]
+
+
+def _entries(directory: Path) -> list[Path]:
+    """Return what is in a directory, but for pytest's own base of temporary directories."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    return sorted(path for path in found if not path.name.startswith("pytest-of-"))
+
+
+def _words(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:120]
+    except OSError:
+        return "?"
