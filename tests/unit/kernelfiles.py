@@ -125,6 +125,21 @@ def raw_bzimage(packed: bytes, *, version: str = VERSION, protocol: int = 0x020F
     return bytes(setup) + bytes(gap) + packed + bytes(512)
 
 
+def uki(**sections: bytes) -> bytes:
+    """Return a unified kernel image: a PE file for EFI, without code, with these sections."""
+    table, contents, at = b"", b"", 4096
+    for name, data in sections.items():
+        stored = -(-len(data) // 512) * 512
+        place = (len(data), at << 8, stored, at, 0, 0, 0, 0, 0x40000040)
+        table += struct.pack("<8sIIIIIIHHI", f".{name}".encode(), *place)
+        contents += data.ljust(stored, b"\0")
+        at += stored
+    optional = struct.pack("<H", 0x20B).ljust(240, b"\0")
+    coff = struct.pack("<4sHHIIIHH", b"PE\0\0", 0x8664, len(sections), 0, 0, 0, len(optional), 0x206)
+    start = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x80)
+    return (start.ljust(0x80, b"\0") + coff + optional + table).ljust(4096, b"\0") + contents
+
+
 def image(path: Path, kernel: Path, *, packer: str = "gzip", version: str = VERSION) -> Path:
     """Make a boot image with a vmlinux."""
     path.parent.mkdir(parents=True, exist_ok=True)

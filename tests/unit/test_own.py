@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from tests.unit import kernelfiles
+from tests.unit.kernelfiles import ID
 from vmdebug import guest, process
 from vmdebug.arch import by_name
 from vmdebug.channel.agent import program
@@ -124,6 +125,50 @@ def test_a_disk_that_is_not_there(linux: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no disk image") as caught:
             resolve(linux, disk=str(disk))
         assert "qemu-img create" in caught.value.hint
+
+
+class TestUnifiedKernelImage:
+    @pytest.fixture
+    def parts(self, linux: Path) -> dict[str, bytes]:
+        kernel = kernelfiles.bzimage((linux / "vmlinux").read_bytes())
+        return {"linux": kernel, "initrd": b"cpio", "cmdline": b"root=/dev/vda quiet\n\0"}
+
+    def test_its_parts_are_used_and_named(self, tmp_path: Path, linux: Path, parts: dict[str, bytes]) -> None:
+        whole = tmp_path / "linux.efi"
+        whole.write_bytes(kernelfiles.uki(osrel=b"ID=test", **parts))
+        spec = resolve(whole, vmlinux=str(linux / "vmlinux"), append="debug")
+        assert spec.kernel.image.read_bytes() == parts["linux"]
+        assert (spec.kernel.build_id, spec.kernel.origin) == (ID, f"the unified kernel image {whole}")
+        assert isinstance(spec.machine, OwnMachine)
+        assert spec.machine.initrd is not None
+        assert spec.machine.initrd.read_bytes() == b"cpio"
+        assert spec.parameters[:3] == ("root=/dev/vda", "quiet", "console=ttyS0,115200")
+        assert spec.parameters[-1] == "debug"
+        (note,) = spec.notes
+        assert "its .linux, its .initrd (0.0 MiB), its .cmdline (root=/dev/vda quiet)" in note
+
+    def test_without_an_initramfs_it_gets_ours(self, tmp_path: Path, parts: dict[str, bytes]) -> None:
+        (tmp_path / "linux.efi").write_bytes(kernelfiles.uki(linux=parts["linux"]))
+        spec = resolve(tmp_path / "linux.efi")
+        assert spec.machine == OwnMachine(initrd=INITRD)
+        assert "it has no .initrd, so vmdebug's is used" in spec.notes[0]
+
+    def test_its_kernel_alone(self, tmp_path: Path, linux: Path, parts: dict[str, bytes]) -> None:
+        (tmp_path / "linux.efi").write_bytes(kernelfiles.uki(**parts))
+        spec = resolve(linux, kernel=str(tmp_path / "linux.efi"), vmlinux=str(linux / "vmlinux"))
+        assert spec.kernel.image.read_bytes() == parts["linux"]
+        assert spec.machine == OwnMachine(initrd=INITRD)
+
+    def test_one_that_is_cut_off(self, tmp_path: Path, parts: dict[str, bytes]) -> None:
+        (tmp_path / "linux.efi").write_bytes(kernelfiles.uki(**parts)[:5000])
+        with pytest.raises(UsageError, match="unified kernel image cut off"):
+            resolve(tmp_path / "linux.efi")
+
+    def test_other_programs_of_efi(self, tmp_path: Path) -> None:
+        (tmp_path / "grubx64.efi").write_bytes(kernelfiles.uki(text=b"code"))
+        with pytest.raises(UsageError, match="is not a guest") as caught:
+            resolve(tmp_path / "grubx64.efi")
+        assert "no PE file with a .linux section" in caught.value.detail
 
 
 def test_a_firmware(linux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 from vmdebug.errors import MismatchError
 from vmdebug.kimage.debuginfo import Dwarf, by_build_id, dwarf
 from vmdebug.kimage.formats import Image
-from vmdebug.kimage.image import is_image, read_image, unknown_format
+from vmdebug.kimage.image import is_image, read_image, unified_parts, unknown_format
 from vmdebug.kimage.vmlinux import Vmlinux, is_elf, read_vmlinux
 from vmdebug.spelling import option
 
@@ -31,6 +31,7 @@ __all__ = [
     "is_image",
     "read_image",
     "read_vmlinux",
+    "unified_parts",
     "unknown_format",
 ]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from vmdebug import arch
 from vmdebug.errors import UsageError
 from vmdebug.filecache import cached
-from vmdebug.kimage import bzimage, elf
+from vmdebug.kimage import bzimage, elf, uki
 from vmdebug.kimage.formats import START_BYTES, Format, Image
 from vmdebug.kimage.packed import BadImageError
 
@@ -24,12 +26,12 @@ def is_image(path: Path) -> bool:
         HostError: this user may not read it.
     """
     with elf.opened(path) as stream:
-        return _format(stream) is not None
+        return bool(uki.sections(stream.read(START_BYTES))) or _format(stream) is not None
 
 
 def unknown_format() -> str:
     """Return what is missing in a file that is not a boot image, for messages."""
-    return "; ".join(each.missing for each in FORMATS.values())
+    return "; ".join([*(each.missing for each in FORMATS.values()), uki.MISSING])
 
 
 def read_image(path: Path) -> Image:
@@ -43,24 +45,70 @@ def read_image(path: Path) -> Image:
         return cached(path, "image-2", Image, lambda: _image(path, stream))
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a unified kernel image.
+
+    Args:
+        kernel: The boot image.
+        initrd: The initramfs; b"" if there is none.
+        parameters: The kernel parameters.
+    """
+
+    kernel: bytes
+    initrd: bytes
+    parameters: tuple[str, ...]
+
+
+def unified_parts(path: Path) -> Parts | None:
+    """Return the parts of a unified kernel image; None for a file of another kind.
+
+    Raises:
+        UsageError: it is damaged.
+        HostError: this user may not read it.
+    """
+    with elf.opened(path) as stream:
+        sections = uki.sections(stream.read(START_BYTES))
+        if not sections:
+            return None
+        try:
+            kernel, initrd, parameters = (
+                uki.content(stream, sections[name]) if name in sections else b""
+                for name in (uki.KERNEL, uki.INITRD, uki.PARAMETERS)
+            )
+        except BadImageError as error:
+            raise UsageError(f"{path} is {error}", hint=_wanted()) from error
+    words = parameters.split(b"\0")[0].decode(errors="replace").split()
+    return Parts(kernel, initrd, tuple(words))
+
+
 def _format(stream: IO[bytes]) -> Format | None:
+    stream.seek(0)
     start = stream.read(START_BYTES)
     stream.seek(0)
     return next((each for each in FORMATS.values() if each.recognises(start)), None)
 
 
 def _image(path: Path, stream: IO[bytes]) -> Image:
-    found = _format(stream)
-    if found is None:
-        raise UsageError(f"{path} is not a boot image: {unknown_format()}", hint=_wanted())
     try:
-        return found.read(path, stream)
+        inside = _inside(stream)
+        found = _format(inside)
+        if found is not None:
+            return found.read(path, inside)
     except BadImageError as error:
         raise UsageError(f"{path} is {error}", hint=_wanted()) from error
     except UsageError:
         raise
     except Exception as error:
         raise elf.damaged(path, error) from error
+    raise UsageError(f"{path} is not a boot image: {unknown_format()}", hint=_wanted())
+
+
+def _inside(stream: IO[bytes]) -> IO[bytes]:
+    """Return the boot image in a unified kernel image; any other file as it is."""
+    sections = uki.sections(stream.read(START_BYTES))
+    stream.seek(0)
+    return io.BytesIO(uki.content(stream, sections[uki.KERNEL])) if sections else stream
 
 
 def _wanted() -> str:

@@ -21,7 +21,7 @@ from vmdebug.guest import (
 from vmdebug.paths import absolute, holds
 from vmdebug.progress import Report
 from vmdebug.sources import cache, firmware, initramfs, naming
-from vmdebug.sources.kernels import image, replacements, tree
+from vmdebug.sources.kernels import image, replacements, tree, unified
 from vmdebug.spelling import option
 
 
@@ -44,10 +44,13 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
     # If the user gives a kernel, the guest's own need not exist: `--kernel TREE` works before `kernel build`.
     kernel = replacements.symbols(replacements.kernel(options) or _kernel(guest, options), options)
     agent, lacking = _agent(kernel, report, deadline)
-    initrd = _initrd(guest, options, kernel, agent, deadline)
+    whole = unified.read(Path(guest.location)) if guest.kind == "image" and options.kernel is None else None
+    initrd = whole.initrd if whole is not None else None
+    initrd = initrd or _initrd(guest, options, kernel, agent, deadline)
     row = arch.by_name(kernel.arch)
     machine = OwnMachine(initrd=initrd, disk=_disk(options), firmware=firmware.find(row, options))
     words = parameters(row, kaslr=options.kaslr, append=options.append)
+    words = (*(whole.parameters if whole is not None else ()), *words)
     return LaunchSpec(
         name=name,
         guest=options.table or guest.words,
@@ -60,7 +63,13 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         cpus=options.cpus or 1,
         tcp=options.tcp,
         qemu_args=options.qemu_args,
-        notes=(*replacements.notes(kernel), *_ineffective(options), *unheard(row, words), *lacking),
+        notes=(
+            *((whole.note,) if whole is not None else ()),
+            *replacements.notes(kernel),
+            *_ineffective(options),
+            *unheard(row, words),
+            *lacking,
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from vmdebug import arch, kimage
 from vmdebug.errors import MismatchError
 from vmdebug.guest import Kernel
-from vmdebug.sources.kernels import tree
+from vmdebug.sources.kernels import tree, unified
 
 # Where debug packages and builds install vmlinux: the list of `vmlinux_path__init` in
 # tools/perf/util/symbol.c.
@@ -39,10 +39,11 @@ def kernel(path: Path, *, search: bool = True, force: bool = False) -> Kernel:
     image = path.resolve()
     says = kimage.read_image(image)
     found = symbols(image, says.release, force=force) if search else None
+    whole = unified.read(image)
     return with_symbols(
         Kernel(
-            image=image,
-            origin=f"the image {path}",
+            image=image if whole is None else whole.kernel,
+            origin=f"the image {path}" if whole is None else f"the unified kernel image {path}",
             arch=says.arch,
             build_id=says.build_id,
             release=says.release,
