@@ -1,7 +1,7 @@
-"""The facts about the guest's architecture: the only module here that knows where they come from.
+"""The facts about the guest's architecture.
 
-vmdebug hands them to a GDB that it starts: `use`. In any other GDB they are read from `arches/`, by what GDB
-calls the architecture of its vmlinux or its guest. Fields are described in `vmdebug/arch.py`, `Debug`.
+vmdebug passes them to a GDB that it starts, see `use`. Any other GDB reads them from `arches/`, according to
+GDB's name of the architecture of its vmlinux or guest. `Debug` in `vmdebug/arch.py` describes the fields.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import gdb
 
 
 class Arch(NamedTuple):
-    """One architecture; numbers that JSON has as hexadecimal strings are numbers here."""
+    """One architecture. Hexadecimal strings of the JSON file are numbers here."""
 
     name: str
     gdb_names: tuple[str, ...]
@@ -53,17 +53,17 @@ class Arch(NamedTuple):
 
 _HEXADECIMAL = ("kernel_map", "kaslr_step", "zero_based_below")
 
-_handed: Arch | None = None
+_given: Arch | None = None
 
 
 def use(facts: dict[str, Any]) -> None:
-    """Use these facts from now on, whatever GDB takes its guest for.
+    """Use these facts, whatever architecture GDB detects.
 
     Args:
         facts: The `debug` part of a row.
     """
-    global _handed  # noqa: PLW0603 - one GDB, one guest
-    _handed = _row(facts)
+    global _given  # noqa: PLW0603 - one GDB, one guest
+    _given = _row(facts)
 
 
 def current() -> Arch:
@@ -82,8 +82,8 @@ def current() -> Arch:
 
 
 def known() -> Arch | None:
-    """Return the guest's architecture; None where vmdebug does not support it."""
-    return _handed or next((row for row in _shipped() if _gdb_name() in row.gdb_names), None)
+    """Return the guest's architecture; None if vmdebug does not support it."""
+    return _given or next((row for row in _shipped() if _gdb_name() in row.gdb_names), None)
 
 
 def _gdb_name() -> str:
@@ -92,7 +92,7 @@ def _gdb_name() -> str:
 
 @functools.cache
 def _shipped() -> tuple[Arch, ...]:
-    import json  # noqa: PLC0415 - imported where no row was handed over
+    import json  # noqa: PLC0415 - only imported if vmdebug did not start this GDB
 
     files = sorted((Path(__file__).parent / "arches").glob("*.json"))
     return tuple(_row(json.loads(file.read_text())["debug"]) for file in files)

@@ -61,14 +61,14 @@ class Connect(gdb.Command):
 
 
 _DEAD = {
-    "guest-panicked": "the guest has panicked; its last words: vmd-dmesg 40",
-    "internal-error": "QEMU cannot run the guest any more: its state is internal-error",
+    "guest-panicked": "the guest has panicked; print the end of its log: vmd-dmesg 40",
+    "internal-error": "QEMU cannot continue the guest: its state is internal-error",
 }
 """QEMU's run states of a guest that has died; see `RunState` of qemu-qmp-ref."""
 
 
 def _tell_dead() -> None:
-    """Say so where the guest has died: its console need not show it."""
+    """Print a message if the guest has died; its console may not show it."""
     with contextlib.suppress(gdb.error):  # another gdbstub than QEMU's has no monitor
         said = " ".join(vmd_monitor.ask("info status"))
         for state, words in _DEAD.items():
@@ -77,7 +77,7 @@ def _tell_dead() -> None:
 
 
 def _keep_lock() -> None:
-    """Keep the lock of the attached GDB to this process: programs that GDB starts must not inherit it."""
+    """Prevent programs that GDB starts from inheriting the lock of the attached GDB."""
     lock = gdb.convenience_variable("vmd_lock")
     if lock is not None:
         os.set_inheritable(int(lock), False)

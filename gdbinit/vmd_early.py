@@ -24,8 +24,8 @@ class Waiting:
         Without KASLR it stops at the first kernel function that runs at its linked address; under KVM this
         takes a hardware breakpoint. With KASLR it stops, with TCG only, when the kernel first reads or
         writes its own memory, wherever it is, some instructions before that function. The user's own
-        breakpoints in the kernel stay disabled until then: KVM would write them where no kernel is yet,
-        and one at the same function would be hit twice.
+        breakpoints in the kernel stay disabled until then: KVM would write them to memory that does not
+        contain the kernel yet, and one at the same function would be hit twice.
 
         Args:
             accel: "tcg" or "kvm".
@@ -66,7 +66,7 @@ class Waiting:
         return pc == self._at
 
     def clear(self) -> None:
-        """Delete what was set, and enable the user's breakpoints again."""
+        """Delete the breakpoint or watchpoint, and enable the user's breakpoints again."""
         if self._waiter is not None and self._at is None:
             # QEMU also drops it when GDB disconnects.
             with contextlib.suppress(gdb.error):

@@ -1,6 +1,6 @@
 """Backtraces through exceptions and interrupts, into the interrupted code.
 
-The entry code has no unwind tables that GDB reads: a backtrace out of an oops would end there in garbage.
+The entry code has no unwind tables that GDB can read, so a backtrace from an oops would end there in garbage.
 Before the entry code calls C, it saves all registers in a `struct pt_regs` at the top of its stack.
 """
 
@@ -48,7 +48,7 @@ class Exceptions(gdb.unwinder.Unwinder):
         if regs[arch.mode_register] & arch.user_mode:
             regs[arch.pc] = 0  # GDB stops unwinding here
         elif interrupted.endswith(">") and "+" not in interrupted:
-            # GDB takes it for a return address and looks up the address before it. Before a function's first
+            # GDB assumes a return address, and looks up the address before it. At a function's first
             # instruction, that is in another function.
             regs[arch.pc] += 1
         for name in arch.unwound:
@@ -71,7 +71,7 @@ def _named(address: int) -> str:
 
 
 class _FrameId:
-    """What GDB identifies a frame by."""
+    """The data with which GDB identifies a frame."""
 
     def __init__(self, sp: gdb.Value, pc: gdb.Value) -> None:
         self.sp = sp

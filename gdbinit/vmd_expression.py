@@ -11,7 +11,7 @@ import vmd_value
 from vmd_registers import WORD, Registers
 
 STRING_LIMIT = 256
-"""The most bytes of a string that a hit records."""
+"""Maximum number of bytes of a string that a hit records."""
 
 _NUMBERS = (gdb.TYPE_CODE_INT, gdb.TYPE_CODE_CHAR, gdb.TYPE_CODE_BOOL, gdb.TYPE_CODE_ENUM)
 _PATH = re.compile(r"(\*?)([A-Za-z_]\w*)((?:(?:->|\.)[A-Za-z_]\w*)*)")

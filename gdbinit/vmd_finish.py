@@ -9,10 +9,10 @@ from vmd_follow import STEP
 
 
 class Finish(gdb.Command):
-    """Run until the selected frame returns, and print what it returned: vmd-finish.
+    """Run until the selected frame returns, and print its return value: vmd-finish.
 
-    GDB's own `finish` waits on the CPU on which it was given. If the task sleeps and wakes on
-    another CPU, `finish` misses it and the guest runs on. This command follows the task.
+    GDB's own `finish` waits on the CPU on which it was started. If the task sleeps and wakes on
+    another CPU, `finish` misses it and the guest keeps running. This command follows the task.
 
     Example: vmd-finish
     """

@@ -1,8 +1,8 @@
 """Steps that follow a task from CPU to CPU.
 
-To GDB a CPU is a thread, and its `finish` and `next` wait on the thread on which they were given. A task that
-sleeps meanwhile may wake on another CPU; GDB ignores it there, and the guest runs on. So these steps wait for
-the frame instead: it is on the task's own stack, which identifies it on any CPU.
+To GDB a CPU is a thread, and its `finish` and `next` wait on the thread on which they were started. A task
+that sleeps meanwhile may wake on another CPU, where GDB ignores it, and the guest keeps running. So these
+steps wait for the frame: it is on the task's own stack, which identifies it on any CPU.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def stuck_later() -> bool:
 
     A booting kernel has not write-protected its text yet. kgdb then writes a breakpoint as into any memory,
     and later tries to remove it in the same way. From mark_rodata_ro() on that fails, and the machine hits
-    the breakpoint for ever. See kgdb_arch_set_breakpoint() of arch/*/kernel/kgdb.c.
+    the breakpoint forever. See kgdb_arch_set_breakpoint() of arch/*/kernel/kgdb.c.
     """
     if not on():
         return False

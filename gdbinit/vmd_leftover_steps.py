@@ -4,14 +4,14 @@ QEMU puts a CPU into single-step mode when GDB steps it. When the guest stops, `
 only the CPU that reports the stop out of that mode (gdbstub.c up to QEMU 7.2, gdbstub/softmmu.c in 8.x,
 gdbstub/system.c since; seen with 7.2.22; we know of no upstream report). If another CPU stops first, the
 stepped CPU traps after its next instruction. While GDB is attached, that is an unexplained SIGTRAP; after GDB
-has detached, it stops the whole guest, and nobody resumes it.
+has detached, it stops the whole guest, which then stays stopped.
 
-The SIGTRAP also does harm where that instruction is one byte long and has a breakpoint, as `push %rbp` at a
-function's entry: GDB takes it for the trap of the breakpoint instruction, moves the PC back by its length,
-and the guest executes the instruction twice. See `adjust_pc_after_break` of GDB's infrun.c.
+The SIGTRAP also does harm if that instruction is one byte long and has a breakpoint, such as `push %rbp` at a
+function's entry: GDB interprets it as the trap of the breakpoint instruction, moves the PC back by its
+length, and the guest executes the instruction twice. See `adjust_pc_after_break` of GDB's infrun.c.
 
-GDB's Python events do not distinguish a step from a continue, so some CPUs are listed although nothing is
-left.
+GDB's Python events do not distinguish a step from a continue, so this module also lists CPUs that are not in
+single-step mode.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import vmd_monitor
 _RETRY_SECONDS = 0.05
 
 _TRIES = 4
-"""How often a CPU is tried; after that GDB detaches without it."""
+"""Number of attempts for a CPU; after that GDB detaches without it."""
 
 
 class Steps:
@@ -58,7 +58,7 @@ class Steps:
             _keep_pc()
             if not vmd_kgdb.on():
                 self._stepped = _left_by_another()
-                _hush()
+                _ignore_sigtrap()
             return
         if vmd_kgdb.on():
             return
@@ -78,8 +78,8 @@ class Steps:
         threads = {each.num: each for each in gdb.selected_inferior().threads()}
         self._stepped &= threads.keys()
         connection = gdb.selected_inferior().connection
-        given_up = self._tries >= _TRIES * len(threads)
-        if not self._stepped or given_up or not isinstance(connection, gdb.RemoteTargetConnection):
+        failed = self._tries >= _TRIES * len(threads)
+        if not self._stepped or failed or not isinstance(connection, gdb.RemoteTargetConnection):
             self._end()
             return None
         if not self._tries:
@@ -118,8 +118,8 @@ gdb.events.cont.connect(STEPS.resumed)
 gdb.events.stop.connect(STEPS.stopped)
 
 
-def _hush() -> None:
-    """Let GDB resume by itself after a SIGTRAP that neither a breakpoint nor a step of GDB's explains.
+def _ignore_sigtrap() -> None:
+    """Make GDB resume after a SIGTRAP that neither a breakpoint nor a step of GDB explains.
 
     A guest with one CPU has no such SIGTRAPs, and a replayed guest stops with one at its beginning.
     """
@@ -152,7 +152,7 @@ def _left_by_another() -> set[int]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Print nothing in the block: no setting of GDB hides the report of a signal, and a batch prints data."""
+    """Discard GDB's output in the block: GDB has no setting to hide the report of a signal."""
     gdb.flush()
     stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -219,7 +219,7 @@ def next_() -> dict[str, object]:
 
 
 def settle_before_detach() -> None:
-    """Do this before GDB detaches or exits. In a GDB that the host side drives, the host side does it."""
+    """Call `STEPS.settle` before GDB detaches or exits. If the host side controls GDB, it does this itself."""
     gdb.events.gdb_exiting.connect(lambda _event: STEPS.settle())
     try:
         gdb.execute("show user hook-detach", to_string=True)  # keep the user's own hook

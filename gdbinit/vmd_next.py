@@ -11,8 +11,9 @@ from vmd_follow import STEP
 class Next(gdb.Command):
     """Step to the next source line, over calls: vmd-next [COUNT].
 
-    GDB's own `next` waits on the CPU on which it was given. If the task sleeps in a call and
-    returns on another CPU, `next` misses it and the guest runs on. This command follows the task.
+    GDB's own `next` waits on the CPU on which it was started. If the task sleeps in a call and
+    returns on another CPU, `next` misses it and the guest keeps running. This command follows the
+    task.
 
     Example: vmd-next 3
     """

@@ -16,7 +16,7 @@ import vmd_slide
 
 
 class Asleep(NamedTuple):
-    """The registers that a task gets when it is switched to.
+    """The registers of a sleeping task.
 
     Args:
         registers: Their values, by GDB's names.
@@ -26,10 +26,10 @@ class Asleep(NamedTuple):
 
 
 class Sleeper(gdb.unwinder.Unwinder):
-    """Makes a sleeping task's first frame the caller of the function that the selected CPU is in.
+    """Makes a sleeping task's first frame the caller of the function in which the selected CPU is.
 
-    This changes nothing in the guest. Functions that are inlined at the CPU's PC have frames too, so the
-    number of the task's first frame varies.
+    This does not change the guest. Functions that are inlined at the CPU's PC have frames too, so the number
+    of the task's first frame varies.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def _place(frame: gdb.Frame | gdb.PendingFrame) -> tuple[int, int]:
 
 
 class _FrameId:
-    """What GDB identifies a frame by."""
+    """The data with which GDB identifies a frame."""
 
     def __init__(self, sp: gdb.Value, pc: gdb.Value) -> None:
         self.sp = sp
@@ -135,7 +135,7 @@ def _find(name: str) -> list[gdb.Value]:
 
 
 def _idle() -> Iterator[gdb.Value]:
-    """Return the idle tasks of all CPUs but the first: they are on no list of the kernel."""
+    """Return the idle tasks of all CPUs except the first; the kernel has no list of them."""
     for thread in vmd_guest.cpus():
         task = vmd_kernel.per_cpu(vmd_guest.cpu_of(thread), "runqueues")["idle"]
         if task and int(task) != int(gdb.parse_and_eval("&init_task")):

@@ -2,15 +2,15 @@
 
 To resume from a breakpoint, GDB removes it, has QEMU execute one instruction, and inserts it again. TCG can
 end such a step before the instruction has executed: when an interrupt asks the CPU to leave the translation
-block before its first instruction, `cpu_tb_exec` of accel/tcg/cpu-exec.c raises EXCP_DEBUG all the same. GDB
-then sees the CPU at the breakpoint once more, and counts a second hit. It was seen in one of some 300 steps
+block before its first instruction, `cpu_tb_exec` of accel/tcg/cpu-exec.c nevertheless raises EXCP_DEBUG. GDB
+then sees the CPU at the breakpoint again, and counts a second hit. It was seen in one of some 300 steps
 on a busy host.
 
 QEMU has this code since 6.2 ("accel/tcg: Handle gdb singlestep in cpu_tb_exec"); it was observed with 7.2.22,
 and development sources of 2026 still have it. We know of no upstream report.
 
-A repeated hit has the same registers as the hit before, but so may a second call. What tells them apart is
-that GDB has removed the breakpoint from QEMU only during the step.
+A repeated hit has the same registers as the hit before, but a second call may have them, too. The difference
+is that GDB removes the breakpoint from QEMU only during the step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Traces: breakpoints that record each hit inside GDB and let the guest run on.
 
-A hit sends nothing to the host, which fetches the recorded hits in batches. A return value is recorded where
-the function exits. GDB can insert no breakpoint while the guest runs, nor in `stop()`, so each exit of the
+A hit sends nothing to the host, which fetches the recorded hits in batches. A return value is recorded when
+the function exits. GDB cannot insert a breakpoint while the guest runs, or in `stop()`, so each exit of the
 function has one from the start. See "Manipulating breakpoints using Python" in GDB's manual.
 """
 
@@ -24,14 +24,14 @@ from vmd_hit_context import HitContext
 from vmd_registers import WORD, Registers, narrowed
 
 DEPTH = 64
-"""The most frames of a backtrace that a hit records."""
+"""Maximum number of frames of a backtrace that a hit records."""
 
 
 class Trace:
     """One trace and its hits that the host has not fetched, ordered by return if it records returns.
 
     Args:
-        wanted: What the host asks for; see `vmdebug/trace/probe.py`.
+        wanted: The request of the host; see `vmdebug/trace/probe.py`.
     """
 
     def __init__(self, wanted: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ class Trace:
             raise gdb.GdbError(f'Function "{where}" not defined.')
 
     def _check(self) -> None:
-        """Refuse expressions that no hit can evaluate. A condition need only fit one of the locations."""
+        """Refuse expressions that no hit can evaluate. A condition must be valid in at least one location."""
         for probe in self._probes:
             for each in probe.expressions:
                 if words := probe.refuses(each.text):

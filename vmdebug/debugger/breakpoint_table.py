@@ -1,4 +1,4 @@
-"""The breakpoints that this process has set in GDB: what each is for, and its callback."""
+"""The breakpoints that this process has set in GDB, with their callbacks and stop reasons."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from vmdebug.debugger.breakpoint import Breakpoint
 from vmdebug.debugger.stop import Stop
 
 Callback: TypeAlias = Callable[[Stop], bool | None]
-"""Called at each hit, while the guest is stopped. The guest stays stopped if it returns True, else it goes
-on."""
+"""Called at each hit, while the guest is stopped. If it returns True, the guest stays stopped; otherwise it
+continues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class Entry:
 
     Args:
         breakpoint: The breakpoint.
-        callback: Called at each hit; None if each hit is the caller's stop.
-        reason: The reason of its stops, if it is another one than that a breakpoint was hit; see `stop.Stop`.
+        callback: Called at each hit; None: each hit is a stop for the caller.
+        reason: The reason of its stops, if it is not `stop.BREAKPOINT`; see `stop.Stop`.
     """
 
     breakpoint: Breakpoint
@@ -30,7 +30,7 @@ class Entry:
 
 
 class BreakpointTable:
-    """The entries by GDB's number. `breakpoints.Breakpoints` fills it; the stops are read with it."""
+    """The entries by GDB's number. `breakpoints.Breakpoints` adds them, and `stops.Stops` looks them up."""
 
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}
@@ -43,7 +43,7 @@ class BreakpointTable:
         self._entries[entry.breakpoint.number] = entry
 
     def remove(self, number: int) -> None:
-        """Remove an entry; nothing happens if there is none."""
+        """Remove an entry, if it exists."""
         self._entries.pop(number, None)
 
     def get(self, number: int) -> Entry | None:

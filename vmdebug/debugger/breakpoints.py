@@ -1,4 +1,4 @@
-"""Setting, listing and deleting breakpoints; GDB stops a running guest for each, and resumes it."""
+"""Sets, lists and deletes breakpoints. GDB stops a running guest for this, and resumes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmdebug.debugger import breakpoint as mi_breakpoint
 from vmdebug.debugger import gdb_errors
 from vmdebug.debugger.breakpoint import Breakpoint, Catch
 from vmdebug.debugger.breakpoint_table import BreakpointTable, Callback, Entry
-from vmdebug.debugger.connection import STANDING, Connection
+from vmdebug.debugger.connection import NOT_RUNNING, Connection
 from vmdebug.debugger.control import STOP_SECONDS, RunControl
 from vmdebug.debugger.identity import Identity
 from vmdebug.debugger.inspection import Inspection
@@ -20,14 +20,15 @@ from vmdebug.debugger.stop import OOPS, PANIC, WARNING, Thread
 from vmdebug.errors import GdbError, UsageError
 
 _PANICS = (
-    # panic() calls vpanic() where there is one, as do callers that have the arguments in a va_list.
+    # In newer kernels panic() calls vpanic(), as do other callers.
     (PANIC, ("vpanic", "panic")),
-    # die(), page faults and BUG() of every architecture call it; oops_begin() is that of one architecture.
+    # die(), page faults and BUG() of every architecture call it; oops_begin() exists on one architecture
+    # only.
     (OOPS, ("oops_enter",)),
     (WARNING, ("__warn",)),
 )
-"""Each reason, and functions of which the kernel has one. All are in kernel/panic.c, and run before it
-prints."""
+"""The functions for each reason, of which a kernel has at least one. They are in kernel/panic.c, and run
+before the kernel prints."""
 
 
 class Breakpoints:
@@ -37,9 +38,9 @@ class Breakpoints:
         connection: The connection to GDB.
         table: The breakpoints that were set.
         control: Stops and resumes the guest.
-        identity: Knows places that are never hit.
-        inspection: Knows the CPUs.
-        modules: Loads symbols that a breakpoint waits for.
+        identity: Refuses places that are never hit.
+        inspection: Lists the CPUs.
+        modules: Loads symbols for pending breakpoints.
         on_set: Called with the number of each new breakpoint.
     """
 
@@ -74,23 +75,23 @@ class Breakpoints:
         pending: bool = False,
         callback: Callback | None = None,
     ) -> Breakpoint:
-        """Set a breakpoint; a running guest is stopped for that, and goes on.
+        """Set a breakpoint; a running guest is stopped for this, and continues.
 
-        GDB calls a callback with the `Stop` of each hit, inside the call that waits: `cont`, `wait_stop`,
-        `session.exec`. It may do all that a stopped guest allows: read values, step and finish, set and
-        delete breakpoints, also its own. If it returns True, the call that waits returns that stop; otherwise
-        the guest goes on. An exception that it raises comes out of that call, and the guest stays stopped. If
-        a hit interrupts a step, finish or until, that ends there, whatever the callback returns.
+        vmdebug calls a callback with the `Stop` of each hit, within the call that waits: `cont`, `wait_stop`,
+        `session.exec`. The callback may read values, step, finish, and set and delete breakpoints, including
+        its own. If it returns True, the waiting call returns that stop; otherwise the guest continues. If it
+        raises, the waiting call raises that exception, and the guest stays stopped. A hit ends a step, finish
+        or until, whatever the callback returns.
 
         Args:
-            where: A symbol, file:line, `*expression`, or an address, also the `Value` of a pointer.
+            where: A symbol, file:line, `*expression`, or an address, for example the `Value` of a pointer.
             when: Condition, in the language of the place.
             temporary: Whether GDB deletes it at its first stop.
             hardware: Whether it uses one of the CPU's debug registers. Under KVM, only such a breakpoint
                 works before the kernel has mapped itself.
-            ignore: How many hits to ignore.
-            cpu: Number of the only CPU that it is for.
-            pending: Whether `where` may name a symbol that is not there yet, of a module.
+            ignore: Number of hits to ignore.
+            cpu: Number of the CPU on which it stops; None: all CPUs.
+            pending: Whether `where` may name a symbol of a module that is not loaded yet.
             callback: Called at each hit.
 
         Raises:
@@ -120,12 +121,12 @@ class Breakpoints:
         access: Literal["write", "read", "access"] = "write",
         callback: Callback | None = None,
     ) -> Breakpoint:
-        """Set a watchpoint; a running guest is stopped for that, and goes on.
+        """Set a watchpoint; a running guest is stopped for this, and continues.
 
         Args:
             expression: What to watch: a variable, `*(int *)0x…`.
             access: "write" stops when the value changes, "read" when it is read, "access" at both.
-            callback: Called at each hit, as that of a breakpoint.
+            callback: Called at each hit; see `breakpoint`.
 
         Raises:
             GdbError: GDB refused it, or the expression is not in memory.
@@ -135,7 +136,7 @@ class Breakpoints:
         command = mi_breakpoint.watch(expression, access=access)
         with self._control.held():
             made = self._insert(command, expression, refusal=refusal, callback=callback)
-            # With a guest connected, GDB knows by now whether QEMU can watch it.
+            # With a guest connected, GDB now knows whether QEMU can watch it.
             if self._connection.state is State.STOPPED and self.info(made.number)["type"] == "watchpoint":
                 made.delete()
                 raise GdbError(
@@ -148,15 +149,15 @@ class Breakpoints:
     def catch_panic(
         self, *, oops: bool = True, warn: bool = False, callback: Callback | None = None
     ) -> Catch:
-        """Stop where the kernel panics, before it prints, reboots, or ends QEMU.
+        """Stop when the kernel panics, before it prints, reboots, or ends QEMU.
 
         The `reason` of the stop is `stop.PANIC`, `stop.OOPS` or `stop.WARNING`; its backtrace shows the
         cause. An oops that ends in a panic stops twice.
 
         Args:
-            oops: Whether to stop at oopses too: BUG(), a fault in the kernel.
-            warn: Whether to stop at WARN() too.
-            callback: Called at each of them, as that of a breakpoint.
+            oops: Whether to stop also at oopses: BUG(), a fault in the kernel.
+            warn: Whether to stop also at WARN().
+            callback: Called at each of them; see `breakpoint`.
 
         Returns:
             A context manager that deletes the breakpoints at the end of the block.
@@ -175,7 +176,7 @@ class Breakpoints:
         return Catch(tuple(caught))
 
     def list(self) -> tuple[Breakpoint, ...]:
-        """Return all breakpoints and watchpoints that GDB has, also those that GDB commands have set."""
+        """Return all breakpoints and watchpoints of GDB, including those that GDB commands have set."""
         body = self._connection.fetch("-break-list")["BreakpointTable"]["body"]
         # A breakpoint with several addresses has a row "1.1" for each.
         numbers = {int(row["number"]): row for row in body if row["number"].isdigit()}
@@ -186,7 +187,7 @@ class Breakpoints:
         )
 
     def delete_all(self) -> None:
-        """Delete all breakpoints and watchpoints that GDB has."""
+        """Delete all breakpoints and watchpoints of GDB."""
         with self._control.held():
             for each in self.list():
                 each.delete()
@@ -199,7 +200,7 @@ class Breakpoints:
                     self.delete(each)
 
     def delete(self, breakpoint: Breakpoint) -> None:  # noqa: A002 - the word of the field
-        """Delete a breakpoint; nothing happens if GDB no longer has it, or has ended."""
+        """Delete a breakpoint, if GDB still has it."""
         self._table.remove(breakpoint.number)
         if self._connection.state is State.ENDED:
             return
@@ -211,7 +212,7 @@ class Breakpoints:
 
         Args:
             command: The MI command.
-            where: The place that the breakpoint was asked for with, for the error.
+            where: The place of the breakpoint, for the error.
 
         Raises:
             GdbError: GDB refused it.
@@ -222,14 +223,14 @@ class Breakpoints:
                 answer = self._connection.ask(command)
             except GdbError as error:
                 raise gdb_errors.breakpoint_refused(error, what, unknown=gdb_errors.IN_SCOPE) from error
-            if "No breakpoint number" in answer.console + answer.log:  # to GDB that is no error
+            if "No breakpoint number" in answer.console + answer.log:  # GDB does not report this as an error
                 raise GdbError(f"{what} has been deleted", command=command, words=answer.log)
 
     def info(self, number: int) -> Mapping[str, Any]:
         """Return GDB's description of a breakpoint: "times", "enabled", "addr".
 
         Raises:
-            GdbError: it has none of that number.
+            GdbError: there is no breakpoint with that number.
         """
         command = f"-break-info {number}"
         for row in self._connection.fetch(command)["BreakpointTable"]["body"]:
@@ -258,7 +259,7 @@ class Breakpoints:
         callback: Callback | None = None,
         reason: str = "",
     ) -> Breakpoint:
-        self._connection.need("a breakpoint", *STANDING, State.RUNNING)
+        self._connection.need("a breakpoint", *NOT_RUNNING, State.RUNNING)
         with self._control.held():
             try:
                 payload = self._connection.fetch(command)
@@ -276,7 +277,7 @@ class Breakpoints:
         return made
 
     def _need_cpu(self, cpu: int, what: str) -> None:
-        """Refuse a CPU that the guest does not have: GDB would wait for it for ever."""
+        """Check that the guest has a CPU; GDB would wait for it forever."""
         if self._connection.state not in (State.STOPPED, State.RUNNING):
             return
         with self._control.held():
@@ -288,10 +289,10 @@ class Breakpoints:
 
 
 def panics(*, oops: bool, warn: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Return what `catch_panic` stops at: the reason, and the functions of which the kernel has one.
+    """Return the reasons of `catch_panic`, with their functions.
 
     Args:
-        oops: Whether to stop at oopses and BUG(), which need not end in a panic.
+        oops: Whether to stop at oopses and BUG(), which do not always end in a panic.
         warn: Whether to stop at WARN().
     """
     wanted = {PANIC: True, OOPS: oops, WARNING: warn}

@@ -12,8 +12,8 @@ from vmdebug.debugger.runstate import RunState, State
 from vmdebug.debugger.transport import Answer, Transport
 from vmdebug.errors import GdbError
 
-STANDING = (State.STOPPED, State.UNCONNECTED, State.DETACHED)
-"""The states in which GDB can read symbols and memory: the guest does not run, or there is none."""
+NOT_RUNNING = (State.STOPPED, State.UNCONNECTED, State.DETACHED)
+"""The states in which GDB can read symbols and memory."""
 
 
 class Connection:
@@ -36,7 +36,7 @@ class Connection:
 
     @classmethod
     def join(cls, pid: int, terminal: int) -> Self:
-        """Talk to a GDB of somebody else; see `Transport.join`."""
+        """Use a GDB of another process; see `Transport.join`."""
         run = RunState()
         return cls(Transport.join(pid, terminal, run), run)
 
@@ -56,7 +56,7 @@ class Connection:
         """Execute an MI command.
 
         Raises:
-            GuestDiedError: GDB lost the guest meanwhile.
+            GuestDiedError: the guest has ended meanwhile.
             GdbError: GDB refused the command, or has ended.
             DeadlineError: GDB did not answer.
         """
@@ -91,5 +91,5 @@ class Connection:
         return self._transport.exchanges()
 
     def close(self, deadline: Deadline) -> None:
-        """End GDB, or leave a GDB of somebody else; see `Transport.close`."""
+        """End GDB, or disconnect from a GDB of another process; see `Transport.close`."""
         self._transport.close(deadline)

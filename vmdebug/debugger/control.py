@@ -29,7 +29,7 @@ RUN_SECONDS = 60.0
 """How long the guest may run until it stops."""
 
 STOP_SECONDS = 10.0
-"""How long the guest may take to stop when it is told to."""
+"""How long the guest may take to stop."""
 
 RETRY_SECONDS = 0.1
 """How long an attempt to interrupt the guest may take before the next one."""
@@ -37,13 +37,13 @@ RETRY_SECONDS = 0.1
 _CONTINUE = "-exec-continue"
 
 _ONWARD = "-exec-jump *$pc"
-"""Continues, and hits a breakpoint at the present PC, over which `_CONTINUE` steps."""
+"""Continues, and hits a breakpoint at the present PC; `_CONTINUE` steps over it."""
 
 _FAR = (_CONTINUE, "-exec-until")
 
 _STEPS = 5
-"""How often `_off_breakpoint` tries: about one step of 300 executes nothing; an instruction may also jump to
-itself."""
+"""Number of attempts of `_off_breakpoint`: about one step of 300 executes nothing, and an instruction may
+jump to itself."""
 
 
 class RunControl:
@@ -52,7 +52,7 @@ class RunControl:
     Args:
         connection: The connection to GDB.
         table: The breakpoints that were set.
-        identity: Whether the symbols are the guest's; it may have to be settled on the way.
+        identity: Compares the symbols with the guest's kernel, if it is not done yet.
         inspection: Reads frames.
     """
 
@@ -71,11 +71,11 @@ class RunControl:
         self._eventfd = -1
 
     def begin(self, interrupter: Callable[[], None] | None) -> None:
-        """Begin with a guest that GDB connects to; see `Gdb.connect`."""
+        """Prepare for a guest that GDB connects to; see `Gdb.connect`."""
         self._interrupter = interrupter
 
     def cont(self, *, timeout: float = RUN_SECONDS, wait: bool = True) -> Stop | None:
-        """Resume the guest, and return its next stop if it is to wait for that; see `Gdb.cont`."""
+        """Resume the guest and, with `wait`, return its next stop; see `Gdb.cont`."""
         deadline = Deadline.after(timeout)
         self._resume("cont", _CONTINUE, deadline)
         return self._next_stop("cont", deadline) if wait else None
@@ -87,7 +87,7 @@ class RunControl:
     def step(self, *, timeout: float = RUN_SECONDS) -> Stop:
         """Run to the next source line, into calls; raises as `cont` does.
 
-        `step`, `next` and `finish` follow their task if it sleeps on the way and wakes on another CPU.
+        `step`, `next` and `finish` follow their task if it sleeps and wakes on another CPU.
         """
         return self._step("step", "-exec-step", timeout)
 
@@ -108,35 +108,35 @@ class RunControl:
     def until(self, where: str | SupportsIndex, *, timeout: float = RUN_SECONDS) -> Stop:
         """Run to a place on this CPU, or until the selected frame returns; raises as `cont` does.
 
-        If the task may sleep on the way, use a temporary breakpoint instead: it stops on every CPU.
+        If the task may sleep, use a temporary breakpoint instead, which stops on every CPU.
 
         Args:
             where: A symbol, file:line, `*expression`, or an address.
-            timeout: Seconds until it has to stop.
+            timeout: Seconds to wait for the stop.
         """
         return self._run("until", f"-exec-until {mi.bare(mi_breakpoint.location(where))}", timeout)
 
     def wait_stop(self, *, timeout: float = RUN_SECONDS) -> Stop:
-        """Return the next stop of the running guest, or the last one if no call has returned it yet.
+        """Return the next stop of the running guest, or the last stop if no call has returned it yet.
 
         Args:
-            timeout: Seconds.
+            timeout: Seconds to wait.
 
         Raises:
-            StateError: the guest is stopped, and a call has returned that stop already.
+            StateError: the guest is stopped, and a call has already returned that stop.
             GuestDiedError: the guest or QEMU ended.
             DeadlineError: the guest still runs.
         """
         return self._next_stop("wait_stop", Deadline.after(timeout))
 
     def interrupt(self, *, timeout: float = STOP_SECONDS) -> Stop:
-        """Stop the running guest, and return the stop, or the one that came first for another reason.
+        """Stop the running guest, and return the stop; it may have another reason, such as a breakpoint.
 
         Args:
-            timeout: Seconds.
+            timeout: Seconds to wait.
 
         Raises:
-            StateError: the guest is stopped, and a call has returned that stop already.
+            StateError: the guest is stopped, and a call has already returned that stop.
             GuestDiedError: the guest or QEMU ended.
             DeadlineError: the guest still runs.
         """
@@ -148,7 +148,7 @@ class RunControl:
     def fileno(self) -> int:
         """Return a descriptor that is readable from the guest's next stop until `look`; -1 if GDB has ended.
 
-        For a caller that waits for something that a stopped guest will not do.
+        It is for callers that wait for a running guest.
         """
         if self._eventfd < 0 and self._connection.run.state is not State.ENDED:
             self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -156,9 +156,9 @@ class RunControl:
         return self._eventfd
 
     def look(self) -> None:
-        """Handle a stop that came while the caller waits for something else.
+        """Handle a stop that happens while the caller waits for something else.
 
-        It calls the callbacks. If all of them want the guest to go on, nothing more happens.
+        It calls the callbacks. If all of them let the guest continue, it returns.
 
         Raises:
             StateError: the guest stays stopped; `wait_stop` will return that stop.
@@ -167,23 +167,23 @@ class RunControl:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._eventfd)
         if self._holding:
-            return  # the end of `held` resumes it
+            return  # `held` will resume it
         if self._kept is None and self._connection.state is State.STOPPED and self._connection.run.unseen:
             self._kept = self._own_stop("look", Deadline.after(STOP_SECONDS), onward=True)
         if self._kept is not None:
             raise StateError(
                 f"the guest has stopped: {self._kept.reason} in {self._kept.frame}",
-                hint="gdb.wait_stop() returns that stop; the call that waited needs a guest that runs",
+                hint="gdb.wait_stop() returns that stop; this call needs a running guest",
             )
 
     @contextlib.contextmanager
     def held(self, *, timeout: float = STOP_SECONDS) -> Iterator[None]:
-        """Hold the guest stopped for the block, and leave it as it was found.
+        """Stop the guest for the block, and resume it afterwards if it ran before.
 
-        If it stops by itself meanwhile, it stays stopped, and `wait_stop` returns that stop.
+        If it stops for another reason meanwhile, it stays stopped, and `wait_stop` returns that stop.
 
         Args:
-            timeout: Seconds that it may take to stop, and again to resume.
+            timeout: Seconds to wait for the stop, and again to resume.
 
         Raises:
             GuestDiedError: the guest or QEMU ended.
@@ -202,13 +202,13 @@ class RunControl:
                 self._resume("held", _CONTINUE, Deadline.after(timeout))
 
     def take(self) -> Stop:
-        """Return the stop that nobody has taken yet; see `Stops.take`."""
+        """Return the stop that no call has returned yet; see `Stops.take`."""
         return self._stops.take()
 
     def quiesce(self, deadline: Deadline) -> None:
-        """Stop the guest for a detach, and have QEMU drop single steps that were cut short.
+        """Stop the guest for a detach, and complete single steps that were cut short.
 
-        They would stop it again without a GDB. The guest runs for moments; see
+        Without GDB, they would stop the guest again. For this the guest runs for short moments; see
         `gdbinit/vmd_leftover_steps.py`.
         """
         if self._connection.state is State.RUNNING:
@@ -219,7 +219,7 @@ class RunControl:
             self._connection.run.take_stop()
 
     def close(self) -> None:
-        """Close the descriptor of `fileno`; nothing happens the second time."""
+        """Close the descriptor of `fileno`; a second call does nothing."""
         eventfd, self._eventfd = self._eventfd, -1
         if eventfd >= 0:
             os.close(eventfd)
@@ -244,15 +244,15 @@ class RunControl:
         self._kept = None
         if command.startswith(_FAR) and self._run_to_kernel(call, deadline):
             if self._connection.run.unseen:
-                return  # it has stopped for another reason on the way: that stop is the call's
+                return  # it has stopped for another reason; the call returns that stop
             if command == _CONTINUE:
                 command = _ONWARD
         self._go(call, command, deadline)
 
     def _run_to_kernel(self, call: str, deadline: Deadline) -> bool:
-        """Run the guest to where its kernel is first mapped; return whether it has run.
+        """Run the guest until its kernel is mapped, and return whether it has run.
 
-        There the identity is settled, and the symbols and breakpoints are placed.
+        Then compare the kernel with the symbols, and move symbols and breakpoints to its address.
         """
         identity = self._identity
         if not identity.open or not identity.wait(planned=bool(self._table)):
@@ -271,7 +271,7 @@ class RunControl:
         return True
 
     def _arrived(self) -> bool:
-        """Settle the identity if the guest has stopped for that; return whether it has."""
+        """If the guest has stopped because its kernel is mapped, compare that; return whether it has."""
         if not self._identity.arrived():
             return False
         self._connection.run.take_stop()
@@ -287,16 +287,16 @@ class RunControl:
             raise gdb_errors.breakpoint_refused(error, call, unknown=gdb_errors.UNKNOWN_PLACE_NOW) from error
 
     def _off_breakpoint(self, call: str, deadline: Deadline) -> bool:
-        """Step off the breakpoint at which the guest is stopped; return whether to continue from there.
+        """Step off the breakpoint at which the guest is stopped; return whether to continue afterwards.
 
-        GDB would step off it as part of continuing, and report a second hit: under TCG a single step may end
-        before it executes its instruction. See `gdbinit/vmd_tcg_double_hit.py`.
+        When GDB itself does this as part of `continue`, it may report a second hit, because under TCG a
+        single step may end before it executes its instruction. See `gdbinit/vmd_tcg_double_hit.py`.
         """
         there, run = self._stops.latest, self._connection.run
         if there is None or there.breakpoint is None or there.frame.run != run.runs:
             return True
         if self._inspection.selected() != there.thread:
-            return True  # another CPU is selected: with scheduler-locking on, that one alone is to run
+            return True  # with scheduler-locking on, only the selected CPU may run
         for _ in range(_STEPS):
             self._connection.execute(f"-exec-step-instruction --thread {there.thread.id}", deadline)
             self._wait_while_running(call, deadline)
@@ -305,11 +305,11 @@ class RunControl:
         return stop.reason(run.waiting) == stop.STEPPED
 
     def _interrupt(self, deadline: Deadline) -> None:
-        """Stop the running guest, and leave its stop for the caller to take.
+        """Stop the running guest; the caller then takes its stop.
 
-        One attempt may be lost: GDB's, while it evaluates the condition of a breakpoint at which the guest is
-        stopped; the one from outside also before GDB's own resumption has reached QEMU. Another attempt
-        does no harm: QEMU ignores it while the guest is stopped.
+        A single attempt may be lost: GDB's own, while GDB evaluates the condition of a breakpoint; the one
+        from outside, before GDB's resumption has reached QEMU. Repeating it does no harm, because QEMU
+        ignores it while the guest is stopped.
         """
         for attempt in itertools.count():
             if attempt % 2 and self._interrupter is not None:
@@ -337,7 +337,7 @@ class RunControl:
         Args:
             call: The caller, for errors.
             deadline: When to give up.
-            onward: Whether the guest goes on if the callbacks want it to.
+            onward: Whether the guest continues if the callbacks let it.
         """
         while True:
             self._wait_for_stop(call, deadline)
@@ -347,13 +347,13 @@ class RunControl:
                 return found
 
     def _own_stop(self, call: str, deadline: Deadline, *, onward: bool) -> Stop | None:
-        """Take the stop that nobody has taken; return None if the guest goes on from it."""
+        """Take the stop that no call has returned; return None if the guest continues from it."""
         if self._identity.waiting and self._arrived():
-            # The call that resumed the guest did not wait for its kernel.
+            # The call that resumed the guest did not wait until its kernel was mapped.
             self._go(call, _ONWARD, deadline)
             return None
         found = self._stops.take()
-        wanted = self._stops.heed(found)
+        wanted = self._stops.call_callbacks(found)
         if wanted is not None or not onward:
             return wanted or found
         if self._connection.run.state is State.STOPPED:

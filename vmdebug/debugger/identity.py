@@ -1,8 +1,8 @@
-"""Whether the symbols are those of the kernel in guest memory, and where they have to be.
+"""Checks that the symbols belong to the kernel in guest memory, and moves them to its address.
 
-`gdbinit/` finds the kernel and moves the symbols; this module decides when, and what the verdict means. A
-guest before its kernel's first instruction cannot be asked. It is asked where the kernel has mapped itself:
-there it first runs at the addresses of its symbols.
+`gdbinit/` finds the kernel and moves the symbols; this module decides when, and what the result means. Before
+the kernel's first instruction there is nothing to compare. The comparison is made when the kernel is mapped,
+which is when it first runs at the addresses of its symbols.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Fetch = Callable[[str, float], Mapping[str, Any]]
 """Executes an MI command within that many seconds, and returns the values in its result."""
 
 SETTLE_SECONDS = 60.0
-"""How long GDB may take to find the kernel, and to load its symbols anew where KASLR has put it."""
+"""How long GDB may take to find the kernel, and to load its symbols again at its KASLR address."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What GDB found out about the kernel in guest memory; see `gdbinit/vmd_identity.py`.
+    """The result of the comparison with the kernel in guest memory; see `gdbinit/vmd_identity.py`.
 
     Args:
-        state: "proven": it is the kernel of the symbols. "placed": it is where that kernel would be, but its
-            data cannot be read at this point. "other": it is of another build. "unknown": it runs, but cannot
-            be identified at this point. "unmapped": there is no kernel yet.
+        state: "proven": it is the kernel of the symbols. "placed": it is at the address of that kernel, but
+            its data cannot be read at this point. "other": it is from another build. "unknown": it runs, but
+            cannot be identified at this point. "unmapped": there is no kernel yet.
         slide: Bytes by which KASLR moved the kernel, and the symbols with it.
-        moved: Whether the symbols were moved just now.
+        moved: Whether this comparison has moved the symbols.
         how: How the kernel was found.
-        build_id: The build-id of the symbols, in hex; "" if they have none or it was not needed.
-        theirs: The build-id of a kernel of another build.
+        build_id: The build-id of the symbols, in hex; "" if they have none, or it was not needed.
+        theirs: The build-id of a kernel from another build.
         banner: The `linux_banner` of such a kernel.
     """
 
@@ -58,7 +58,7 @@ class Wanted:
         kernel: The kernel that was started, with its symbols.
         accel: The accelerator of QEMU.
         kaslr: Whether the kernel chooses its own address.
-        force: Whether to go on with symbols of another build.
+        force: Whether to continue with symbols from another build.
     """
 
     kernel: Kernel
@@ -68,11 +68,11 @@ class Wanted:
 
 
 class Identity:
-    """Whether the symbols are those of the guest's kernel: the question, until it is answered.
+    """Compares the symbols with the guest's kernel, as soon as that is possible.
 
     Args:
         fetch: Executes an MI command, and returns the values in its result.
-        warn: Told when symbols of another build are used because of `force`.
+        warn: Called when symbols from another build are used because of `force`.
     """
 
     def __init__(self, fetch: Fetch, warn: Callable[[str], None]) -> None:
@@ -84,7 +84,7 @@ class Identity:
         self._waiting = False
 
     def begin(self, wanted: Wanted | None) -> None:
-        """Ask anew, for a guest that GDB connects to; None asks nothing."""
+        """Restart for a guest that GDB connects to; None: do not compare."""
         self._wanted = wanted
         self._verdict = Verdict(state="unmapped")
         self._open = wanted is not None
@@ -92,27 +92,27 @@ class Identity:
 
     @property
     def verdict(self) -> Verdict | None:
-        """What is known of the kernel in guest memory; None if nobody asked."""
+        """The result of the last comparison; None if none is requested."""
         return None if self._wanted is None else self._verdict
 
     @property
     def open(self) -> bool:
-        """Whether the question is still open."""
+        """Whether the comparison has no final result yet."""
         return self._open
 
     @property
     def waiting(self) -> bool:
-        """Whether a breakpoint of our own will stop the guest when its kernel is mapped."""
+        """Whether the guest will be stopped when its kernel is mapped."""
         return self._waiting
 
     def settle(self) -> bool:
-        """Ask the stopped guest; move the symbols, and breakpoints with them, to where its kernel is.
+        """Compare the stopped guest's kernel with the symbols, and move them and the breakpoints to it.
 
         Returns:
             Whether the symbols have moved.
 
         Raises:
-            MismatchError: the kernel is of another build, and `force` is not set.
+            MismatchError: the kernel is from another build, and `force` is not set.
         """
         if self._wanted is None or not self._open:
             return False
@@ -126,17 +126,17 @@ class Identity:
         return self._verdict.moved
 
     def wait(self, *, planned: bool) -> bool:
-        """Have the guest stop where its kernel is first mapped, unless it is mapped already.
+        """Make the guest stop when its kernel is mapped, unless it is already mapped.
 
         Args:
-            planned: Whether there are breakpoints, which can be placed only then.
+            planned: Whether there are breakpoints; they get their addresses then.
 
         Returns:
-            Whether it will stop there.
+            Whether it will stop.
 
         Raises:
             StateError: breakpoints are not possible that early.
-            MismatchError: as in `settle`.
+            MismatchError: see `settle`.
         """
         self.settle()
         wanted = self._wanted

@@ -1,4 +1,4 @@
-"""Questions to a GDB whose guest is stopped: values, CPUs, frames; and the commands of a person."""
+"""Reads values, CPUs and frames of a stopped guest, and executes GDB commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vmdebug.debugger import gdb_errors, mi, stop
-from vmdebug.debugger.connection import STANDING, Connection
+from vmdebug.debugger.connection import NOT_RUNNING, Connection
 from vmdebug.debugger.memory import COMMAND_SECONDS, Memory, Snapshot
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import Backtrace, Frame, Thread
@@ -19,7 +19,7 @@ _NOUNS = {"argument": ("an", "argument"), "local": ("a", "local variable")}
 
 
 class Inspection:
-    """What can be read of a guest and its kernel.
+    """Reads the guest and its kernel.
 
     Args:
         connection: The connection to GDB.
@@ -32,19 +32,19 @@ class Inspection:
     def evaluate(
         self, expression: str, *, frame: Frame | None = None, timeout: float = COMMAND_SECONDS
     ) -> Value:
-        """Return the value of an expression, with its type, in one round trip whatever its size.
+        """Return the value of an expression, with its type, in one round trip.
 
         Args:
             expression: In the language of the frame, with GDB's extensions.
-            frame: The frame to evaluate it in; None for the selected frame.
-            timeout: Seconds.
+            frame: The frame to evaluate it in; None: the selected frame.
+            timeout: Seconds to wait.
 
         Raises:
             GdbError: GDB cannot evaluate it.
             StateError: the guest runs, or has run since the frame was read.
         """
         if frame is None:
-            self._connection.need("evaluate", *STANDING)
+            self._connection.need("evaluate", *NOT_RUNNING)
         context = "" if frame is None else self._context(frame, expression)
         return Value(self._memory, self._memory.evaluate(expression, context, timeout), expression)
 
@@ -52,7 +52,7 @@ class Inspection:
         """Return an argument or a local variable of a frame.
 
         Raises:
-            UsageError: the frame has none of that name; the hint lists those that it has.
+            UsageError: the frame has no such variable; the hint lists its variables.
             GdbError: GDB cannot read it.
             StateError: the guest has run since the frame was read.
         """
@@ -77,12 +77,12 @@ class Inspection:
             GdbError: there is no such variable, or no such CPU.
             StateError: the guest runs.
         """
-        self._connection.need("per_cpu", *STANDING)
+        self._connection.need("per_cpu", *NOT_RUNNING)
         name = f"per_cpu({variable}, {cpu})"
         return Value(self._memory, self._memory.per_cpu(variable, cpu), name)
 
     def console(self, command: str, *, timeout: float = COMMAND_SECONDS) -> str:
-        """Execute a command as a person types it; return its output.
+        """Execute a GDB command, and return its output.
 
         Args:
             command: One line: "info registers rip".
@@ -98,9 +98,9 @@ class Inspection:
             raise gdb_errors.renamed(error, f"GDB refused `{command}`") from error
 
     def replaced(self) -> None:
-        """Note that the stopped guest is now in another state, such as one of a snapshot.
+        """Discard what GDB has read of the stopped guest, after its state was replaced.
 
-        GDB forgets what it has read; frames of before are invalid. Breakpoints stay set.
+        Loading a snapshot does this. Earlier frames become invalid. Breakpoints stay set.
 
         Raises:
             StateError: the guest runs.
@@ -123,7 +123,7 @@ class Inspection:
         """Return the frames of a CPU, the innermost first.
 
         Args:
-            cpu: Number of the CPU; None for the selected one.
+            cpu: Number of the CPU; None: the selected one.
             limit: Maximum number of frames.
 
         Raises:
@@ -150,7 +150,7 @@ class Inspection:
 
         Args:
             limit: Maximum number of frames of a CPU.
-            modules: Directory with the kernel's modules, whose symbols to load; None loads none.
+            modules: Directory with the kernel's modules, to load their symbols; None: load none.
             timeout: Seconds.
 
         Raises:
@@ -185,14 +185,14 @@ class Inspection:
         return self.frame_of(self._connection.fetch("-stack-info-frame")["frame"], self.selected())
 
     def select(self, cpu: int | None = None, frame: Frame | int | None = None) -> Frame:
-        """Select a CPU, a frame, or both, for what is evaluated without a frame.
+        """Select a CPU, a frame, or both, for evaluations without a frame.
 
         Args:
-            cpu: Number of the CPU; None for the frame's, or the selected one.
-            frame: The frame or its level; None for the innermost frame of the CPU.
+            cpu: Number of the CPU; None: the CPU of the frame, or the selected one.
+            frame: The frame or its level; None: the innermost frame of the CPU.
 
         Returns:
-            The frame that is selected now.
+            The selected frame.
 
         Raises:
             StateError: the guest runs.

@@ -1,7 +1,7 @@
-"""An interactive GDB: its command line.
+"""Builds the command line of an interactive GDB, and executes it.
 
-GDB replaces this process. All that it needs of vmdebug is on its command line and in `gdbinit/`, which
-runs inside it.
+GDB replaces this process. It gets everything from its command line, and from `gdbinit/`, which runs inside
+it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def attach(attachment: Attachment, *, lock: Path, vm: str) -> NoReturn:
         vm: The VM's name, for the error.
 
     Raises:
-        StateError: a GDB is attached already.
+        StateError: a GDB is already attached.
         HostError: there is no GDB.
     """
     find(attachment.program[0])
@@ -185,7 +185,7 @@ def _quoted(text: str) -> str:
 
 
 def find(name: str) -> None:
-    """Make sure that GDB can be run.
+    """Check that GDB is installed.
 
     Args:
         name: The program of `--gdb`.

@@ -1,4 +1,4 @@
-"""What a new GDB gets: settings, the commands of `gdbinit/`, the symbols and the scripts of a kernel."""
+"""Prepares a new GDB: settings, the commands of `gdbinit/`, and the symbols and scripts of a kernel."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def symbols(connection: Connection, vmlinux: Path, deadline: Deadline) -> None:
     """Load a kernel's symbols in place of those that are loaded.
 
     Raises:
-        UsageError: GDB cannot read the file; the message has its words.
+        UsageError: GDB cannot read the file; the message has GDB's reason.
     """
     # GDB splits at blanks and removes quotes, as a shell does.
     quoted = re.sub(r"([\s\"'\\])", r"\\\1", str(vmlinux))
     try:
         connection.execute(f"-gdb-set {demangle.STYLE} {demangle.style(vmlinux)}", deadline)
         connection.execute(f"-file-exec-and-symbols {quoted}", deadline)
-        # GDB's default again, for modules and for files that a person loads.
+        # Restore GDB's default, for modules and for files that a person loads.
         connection.execute(f"-gdb-set {demangle.STYLE} auto", deadline)
     except GdbError as error:
         raise UsageError(
@@ -81,7 +81,7 @@ def scripts(connection: Connection, directory: Path, deadline: Deadline) -> list
 
 @contextlib.contextmanager
 def _usable() -> Iterator[None]:
-    """Report a command that GDB refuses in the block as a GDB that vmdebug cannot use."""
+    """Convert a refused command in the block into the error for an unusable GDB."""
     try:
         yield
     except GdbError as error:

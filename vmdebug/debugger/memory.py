@@ -16,7 +16,7 @@ COMMAND_SECONDS = 30.0
 """How long GDB may take over a command that does not run the guest."""
 
 Ask = Callable[[str, float], Mapping[str, Any]]
-"""Executes an MI command within that many seconds, and returns what the result carries."""
+"""Executes an MI command within that many seconds, and returns the values in its result."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -78,7 +78,7 @@ class Memory:
             context: MI options that name thread and frame.
 
         Returns:
-            The variable; or, if the frame has none of that name, the names of those that it has.
+            The variable; or the names of the frame's variables, if it does not exist.
         """
         known = len(self.layouts)
         command = f"-vmd-variable{context} {known} {kind} {mi.quote(name)}"

@@ -26,8 +26,8 @@ class ModuleSymbols:
 
     Args:
         connection: The connection to GDB.
-        table: Where its own breakpoint is entered.
-        note: Told of modules without symbols.
+        table: The table for its own breakpoint.
+        note: Called for each module without symbols.
     """
 
     def __init__(self, connection: Connection, table: BreakpointTable, note: Callable[[str], None]) -> None:
@@ -40,7 +40,7 @@ class ModuleSymbols:
         self._breakpoint = 0
 
     def use(self, directory: Path | None) -> None:
-        """Look for the files of modules in a directory; None for GDB's own choice."""
+        """Search a directory for the files of modules; None: GDB's default directories."""
         self._directory = directory
 
     @property
@@ -51,11 +51,11 @@ class ModuleSymbols:
     def load(self, directory: str | os.PathLike[str] | None = None) -> None:
         """Load the symbols of the modules that are loaded now; `Gdb.notes` lists those without symbols.
 
-        A `pending` breakpoint loads a module's symbols by itself, before the module's init function runs.
+        A `pending` breakpoint loads a module's symbols automatically, before the module's init function runs.
 
         Args:
-            directory: From now on, the directory for files that the kernel's own directory does not have. The
-                others are where the guest's kernel has them, beside vmlinux, or in /lib/modules.
+            directory: Directory to search first, now and later. The other directories are those of the
+                guest's kernel, of vmlinux, and /lib/modules.
 
         Raises:
             StateError: the guest runs.
@@ -74,12 +74,12 @@ class ModuleSymbols:
         self._loaded = "no module is loaded" not in said.console
 
     def follow(self, owner: BreakpointOwner, *, pending: bool) -> None:
-        """If a breakpoint may need it, have each module's symbols loaded before its init function runs.
+        """If a breakpoint may need it, load each module's symbols before its init function runs.
 
         Args:
             owner: Deletes the breakpoint that this sets.
-            pending: Whether a breakpoint waits for a module. One that does not may be in a module that will
-                be loaded again, at another address.
+            pending: Whether a breakpoint is pending. Other breakpoints may be in a module that will be loaded
+                again, at another address.
         """
         if self._following or not (pending or self._loaded):
             return

@@ -1,6 +1,6 @@
-"""A GDB that loads a kernel's symbols before its guest is there.
+"""A GDB that loads a kernel's symbols before its guest exists.
 
-Loading takes two or three times as long as a clone takes to its shell, and does not need the guest.
+Loading them takes two or three times as long as starting a clone, and does not need the guest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vmdebug.guest import Kernel
 
 
 class PreloadedGdb:
-    """A GDB that a thread starts; a context manager that ends it if nobody took it. Made by `start`."""
+    """A GDB that a thread starts; a context manager that ends it if it was not taken. Made by `start`."""
 
     def __init__(self, starting: Future[Gdb]) -> None:
         self._starting: Future[Gdb] | None = starting
@@ -42,16 +42,16 @@ class PreloadedGdb:
         self.close()
 
     def take(self) -> Gdb | None:
-        """Return the GDB once it has loaded the symbols; None if it was taken before.
+        """Wait until GDB has loaded the symbols, and return it; None if it was taken before.
 
         Raises:
-            VmdebugError: as `Gdb.start`.
+            VmdebugError: as `Gdb.start` does.
         """
         starting, self._starting = self._starting, None
         return None if starting is None else starting.result()
 
     def close(self) -> None:
-        """End the GDB unless it was taken; nothing happens the second time."""
+        """End the GDB if it was not taken; a second call does nothing."""
         starting, self._starting = self._starting, None
         if starting is not None and starting.exception() is None:
             starting.result().close()

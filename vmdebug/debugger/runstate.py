@@ -1,7 +1,7 @@
-"""The run state: whether the guest runs, as GDB last reported it. Nothing else keeps that state.
+"""The run state: whether the guest runs, according to GDB's last report. Only this module stores it.
 
-GDB's exec and notify records drive it. A call that the present state does not allow raises at once, and names
-the state that it needs.
+GDB's exec and notify records change it. A call that is not allowed in the present state raises at once, and
+names the state that it needs.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _HINTS = {
 class RunState:
     """Follows the records that the transport reads; see `transport.Listener`.
 
-    It keeps a stop until somebody takes it, so that a stop before the wait for it is not lost.
+    It keeps a stop until a call takes it, so that a stop before that call is not lost.
     """
 
     def __init__(self) -> None:
         self.state = State.UNCONNECTED
         self.runs = 0
-        """How often the guest was resumed or replaced; frames of an earlier run are invalid."""
+        """How many times the guest was resumed or replaced; frames of earlier runs are invalid."""
         self._on_stop: Callable[[], object] | None = None
         self._detaching = False
         self._stop: Mapping[str, Any] | None = None
         self._failure = ""
 
     def notice(self, record: mi.Record) -> None:
-        """Follow an exec or notify record, or a result of class "running"."""
+        """Handle an exec or notify record, or a result of class "running"."""
         if record.name == "running":
             if self.state is not State.RUNNING:
                 self.state = State.RUNNING
@@ -62,45 +62,45 @@ class RunState:
             self.state = State.DETACHED if self._detaching else State.GONE
 
     def failed(self, words: str) -> None:
-        """Note that GDB could not resume the guest after all."""
+        """Record that GDB could not resume the guest, although it reported `running`."""
         if self.state is State.RUNNING:  # otherwise the guest has gone, which was the reason
             self.state = State.STOPPED
             self._failure = words
 
     def ended(self) -> None:
-        """Note that GDB has ended."""
+        """Record that GDB has ended."""
         self.state = State.ENDED
 
     def adopt(self, state: State) -> None:
-        """Take over the state of a GDB that was connected before us, unless GDB has reported a newer one."""
+        """Set the state of a GDB that was already connected, unless GDB has reported a newer one."""
         if self.state is State.UNCONNECTED:
             self.state = state
 
     def replaced(self) -> None:
-        """Note that the stopped guest is in another state than before: its frames are invalid."""
+        """Record that the stopped guest has changed, so that its frames are invalid."""
         self.runs += 1
 
     def at_stop(self, call: Callable[[], object]) -> None:
-        """Call `call` at each stop and at the guest's end, in the thread that reads: it must be quick."""
+        """Call `call` at each stop and at the guest's end, in the reading thread; it must be quick."""
         self._on_stop = call
 
     @property
     def unseen(self) -> bool:
-        """Whether there is a stop, or a failure to resume, that nobody has taken."""
+        """Whether there is a stop, or a failure to resume, that no call has taken."""
         return self._stop is not None or bool(self._failure)
 
     @property
     def waiting(self) -> Mapping[str, Any]:
-        """The stop that nobody has taken; empty if there is none. It stays."""
+        """The stop that no call has taken, which is kept; empty if there is none."""
         return self._stop or {}
 
     @property
     def interrupted(self) -> bool:
-        """Whether the stop that nobody has taken came from an interrupt."""
+        """Whether the stop that no call has taken is from an interrupt."""
         return self._stop is not None and self._stop.get("signal-name") == "SIGINT"
 
     def take_stop(self) -> Mapping[str, Any] | None:
-        """Return the stop that nobody has taken yet, as the values of MI's `*stopped`; None if there is none.
+        """Take the stop that no call has taken, as the values of MI's `*stopped`; None if there is none.
 
         Raises:
             GdbError: GDB could not resume the guest.
@@ -113,7 +113,7 @@ class RunState:
 
     @contextlib.contextmanager
     def detaching(self) -> Iterator[None]:
-        """Take the end of the inferior within the block for our detaching, not for the guest's end."""
+        """Interpret the end of the inferior in the block as a detach, not as the guest's end."""
         self._detaching = True
         try:
             yield
@@ -153,7 +153,7 @@ class RunState:
             )
 
     def died(self, call: str) -> GuestDiedError:
-        """Return the error for a guest that has gone."""
+        """Return the error for a guest that has ended."""
         return GuestDiedError(
             f"{call}: the guest has exited, or QEMU has ended",
             hint="the console log has the guest's last messages, qemu.log those of QEMU",
@@ -164,7 +164,7 @@ class RunState:
         with contextlib.suppress(GdbError):  # the guest has stopped, even if the record cannot be read
             stop = record.payload()
         if str(stop.get("reason", "")).startswith("exited"):
-            # When the guest powers off, QEMU reports it or just closes the connection; either can happen.
+            # When the guest powers off, QEMU either reports it, or only closes the connection.
             self.state = State.GONE
         else:
             self.state = State.STOPPED

@@ -1,4 +1,4 @@
-"""The command line of a GDB, and the start of our Python code in it."""
+"""The command line of a GDB, and the start of vmdebug's Python code in it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ OOPS = "oops"
 WARNING = "warning"
 
 FOLLOWED = "followed"
-"""Our own word, beside MI's, for a step whose task has come back on another CPU; the step goes on there."""
+"""vmdebug's reason, in addition to MI's, for a step whose task has returned on another CPU, where it
+continues."""
 
 _REASONS = {
     FOLLOWED: STEPPED,
@@ -34,7 +35,7 @@ _REASONS = {
 
 
 class Inspector(Protocol):
-    """What frames and stops ask of GDB; `inspection.Inspection` answers."""
+    """The part of GDB that frames and stops use; `inspection.Inspection` implements it."""
 
     def evaluate(self, expression: str, *, frame: Frame, timeout: float) -> Value:
         """Return the value of an expression in a frame."""
@@ -52,7 +53,7 @@ class Thread:
 
     Args:
         id: GDB's number of the thread.
-        name: GDB's or QEMU's name of it: "CPU#0 [running]"; "" if unknown.
+        name: Its name in GDB or QEMU: "CPU#0 [running]"; "" if unknown.
     """
 
     id: int
@@ -71,7 +72,7 @@ class Thread:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame of a stack at one stop. It is invalid once the guest has run.
+    """One frame of a stack at one stop. It becomes invalid when the guest runs.
 
     Args:
         level: 0 is the innermost frame.
@@ -100,7 +101,7 @@ class Frame:
         """Return an argument of the function.
 
         Raises:
-            UsageError: it has none of that name; the hint lists its arguments.
+            UsageError: there is no such argument; the hint lists the arguments.
             StateError: the guest has run since.
         """
         return self._gdb.variable("argument", name, self)
@@ -109,7 +110,7 @@ class Frame:
         """Return a local variable that is in scope here.
 
         Raises:
-            UsageError: there is none of that name; the hint lists those that are in scope.
+            UsageError: there is no such variable in scope; the hint lists those that are.
             StateError: the guest has run since.
         """
         return self._gdb.variable("local", name, self)
@@ -147,7 +148,7 @@ class Stop:
     """One stop of the guest.
 
     Args:
-        reason: A constant of this module (`BREAKPOINT`, `PANIC`, …), or GDB's own word.
+        reason: A constant of this module (`BREAKPOINT`, `PANIC`, …), or GDB's reason.
         thread: The CPU that stopped; all others stop with it.
         frame: Where it stopped.
         breakpoint: The breakpoint or watchpoint that was hit, or None.

@@ -1,4 +1,4 @@
-"""The stops of the guest: from GDB's record to the caller's `Stop`, with the callbacks on the way."""
+"""The stops of the guest: makes a `Stop` from GDB's record, and calls the callbacks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Stops:
     Args:
         connection: The connection to GDB.
         table: The breakpoints that were set.
-        identity: Whether the symbols are the guest's; a stop may settle it.
+        identity: Compares the symbols with the guest's kernel at a stop, if it is not done yet.
         inspection: Makes the frames.
         following: The step that a stop may end.
     """
@@ -49,7 +49,7 @@ class Stops:
         return self._latest
 
     def take(self) -> Stop:
-        """Return the stop that nobody has taken yet.
+        """Return the stop that no call has taken yet.
 
         Raises:
             StateError: another thread's call has taken it.
@@ -63,16 +63,16 @@ class Stops:
         if payload is None:
             raise StateError("the guest has stopped, and another thread's call has returned that stop")
         if self._identity.settle():
-            # GDB wrote the record's frame before the symbols were moved to where the kernel is.
+            # The record's frame is from before the symbols were moved to the kernel's address.
             payload = {**payload, **self._connection.fetch("-stack-info-frame")}
         self._latest = self._stop(self._following.ended(payload))
         return self._latest
 
-    def heed(self, found: Stop) -> Stop | None:
+    def call_callbacks(self, found: Stop) -> Stop | None:
         """Call the callbacks of the breakpoints that were hit.
 
         Returns:
-            The stop that the caller gets; None if all callbacks want the guest to go on.
+            The stop for the caller; None if all callbacks let the guest continue.
         """
         hit = self._all_hit(found)
         if not hit:
@@ -83,7 +83,7 @@ class Stops:
             there = dataclasses.replace(found, breakpoint=each.breakpoint, reason=reason)
             if each.callback is None or each.callback(there) is True:
                 wanted = wanted or there
-        # If a callback has stepped, the guest is at the stop that ended the step.
+        # If a callback has stepped, return the stop that ended its last step.
         return self._latest if wanted is not None and self._latest is not found else wanted
 
     def _all_hit(self, found: Stop) -> tuple[Entry, ...]:
@@ -111,5 +111,5 @@ class Stops:
         )
 
     def _entry(self, number: int) -> Entry:
-        # A script's or a person's command may have set it.
+        # A GDB command may have set it.
         return self._table.get(number) or Entry(Breakpoint(number, ""))

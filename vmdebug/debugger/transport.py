@@ -1,12 +1,11 @@
 """Commands to one GDB and its answers, over GDB/MI.
 
-GDB answers commands in the order in which it reads them, each answer with the token of its command. Between
-answers it reports at any time what happens to the guest.
+GDB answers commands in order, and each answer has the token of its command. Between answers, GDB reports
+events of the guest at any time.
 
-Who reads the pipe: to pass each answer from a reader thread to the caller takes two thread switches, which
-cost half as much as the command itself. So a caller that waits reads, on behalf of all that wait. A thread
-reads only while no caller does, because GDB blocks when the pipe is full, and the guest with it (each
-breakpoint hit is a record of 400 bytes).
+A reader thread would need two thread switches for each answer, which take half as long as the command itself.
+So a waiting caller reads the pipe, on behalf of all callers. A thread reads only while no caller does,
+because GDB and the guest block when the pipe is full (each breakpoint hit is a record of 400 bytes).
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from vmdebug.debugger import mi
 from vmdebug.errors import DeadlineError, GdbError
 
 IDLE_SECONDS = 0.05
-"""How long nobody reads before the thread does: the longest time for which a full pipe can block GDB."""
+"""Seconds without a reader after which the thread reads: the longest time that a full pipe can block GDB."""
 
 _READ_BYTES = 1 << 16
 _ASIDE_RECORDS = 50
 
 
 class Listener(Protocol):
-    """Receives GDB's reports. Whichever thread reads calls it, so it must only store them."""
+    """Receives GDB's reports. Any reading thread calls it, so it must only store them."""
 
     def notice(self, record: mi.Record) -> None:
         """Receive an exec or notify record, or a result of class "running"."""
@@ -49,14 +48,14 @@ class Listener(Protocol):
         """Receive the failure of a command that GDB had already answered with "running"."""
 
     def ended(self) -> None:
-        """GDB has ended."""
+        """Receive the end of GDB."""
 
 
 EXCHANGES = 40
-"""How many of the last commands, answers and events are kept for the report of a failure."""
+"""Number of the last commands, answers and events to keep for the report of a failure."""
 
 _EXCHANGE_CHARACTERS = 400
-"""How much of each is kept: an answer can be a megabyte."""
+"""Number of characters to keep of each; an answer may have a megabyte."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -90,14 +89,14 @@ class _Reader(enum.Enum):
 
 
 class GdbProcess:
-    """GDB's process and pipes, and an eventfd that wakes the thread that reads while nobody else does.
+    """GDB's process and pipes, and an eventfd that wakes the reader thread.
 
     Args:
         pid: Its process id.
-        kill: Kills it; None for a GDB of somebody else.
-        stdin: GDB reads commands from it.
-        stdout: GDB writes answers to it.
-        stderr: GDB's other output, and that of scripts in it.
+        kill: Kills it; None for a GDB of another process.
+        stdin: The pipe for commands.
+        stdout: The pipe for answers.
+        stderr: The other output of GDB, and of scripts in it.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class GdbProcess:
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def wake_reader(self) -> None:
-        """Have the idle reader stop reading, so that a caller can."""
+        """Make the idle reader stop, so that a caller can read."""
         os.eventfd_write(self.wake, 1)
 
     def woken(self) -> bool:
@@ -127,7 +126,7 @@ class GdbProcess:
             return False
 
     def stderr_text(self) -> str:
-        """Return what was written to stderr so far."""
+        """Return the text on stderr so far."""
         if self._stderr.closed:
             return ""
         self._stderr.seek(0)
@@ -144,8 +143,8 @@ class GdbProcess:
 class Transport:
     """One GDB process; safe to use from several threads.
 
-    Made by `start` or `join`, ended by `close`. A GDB that `start` made dies with this process: it exits at
-    the end of its input, also while the guest runs.
+    Made by `start` or `join`, ended by `close`. A GDB from `start` exits with this process: it exits at the
+    end of its input, even while the guest runs.
     """
 
     @classmethod
@@ -161,14 +160,14 @@ class Transport:
         Args:
             command: See `startup.mi_argv`.
             listener: Receives GDB's reports.
-            env: GDB's whole environment; None for that of this process.
+            env: GDB's complete environment; None: that of this process.
 
         Raises:
             HostError: it cannot be started.
         """
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         try:
-            # In a session of its own GDB has no terminal whose Ctrl-C or hangup would reach it instead of us.
+            # In a session of its own, GDB does not receive the terminal's Ctrl-C or hangup.
             child = process.start(
                 command, env=env, stdin=process.PIPE, stdout=process.PIPE, stderr=stderr, session=True
             )
@@ -184,11 +183,11 @@ class Transport:
 
     @classmethod
     def join(cls, pid: int, terminal: int, listener: Listener) -> Transport:
-        """Talk to a GDB of somebody else, which `close` only leaves.
+        """Use a GDB of another process; `close` only disconnects from it.
 
         Args:
             pid: GDB's process id.
-            terminal: Our end of a terminal on which GDB speaks MI; `close` closes it.
+            terminal: A terminal on which GDB speaks MI; `close` closes it.
             listener: Receives GDB's reports.
         """
         stdin, stdout = os.fdopen(os.dup(terminal), "wb"), os.fdopen(terminal, "rb")
@@ -206,7 +205,7 @@ class Transport:
         self._waiting = 0  # callers on `_changed`: usually none, and notify_all costs time
         self._reader = _Reader.NOBODY
         self._tokens = itertools.count(1)
-        # In the order of sending; a call whose deadline has passed stays until GDB answers it.
+        # In order. A call whose deadline has passed stays here until GDB answers it.
         self._calls: dict[int, _Call] = {}
         self._unsent = b""
         self._partial: list[bytes] = []
@@ -232,7 +231,7 @@ class Transport:
 
         Args:
             command: The MI command, without token.
-            deadline: When to give up. The transport stays usable; a late answer is dropped.
+            deadline: When to give up. The transport stays usable, and drops a late answer.
 
         Raises:
             GdbError: GDB refused the command, or has ended.
@@ -256,7 +255,7 @@ class Transport:
         """Read GDB's output until `done()` returns true or GDB has ended.
 
         Args:
-            done: Looks at what the listener or an answer holds; must be quick.
+            done: Checks the state of the listener or of an answer; must be quick.
             deadline: When to give up.
             what: What the caller waits for, for the error.
 
@@ -272,15 +271,15 @@ class Transport:
             self._stop_reading()
 
     def exchanges(self) -> tuple[str, ...]:
-        """Return the last commands, answers and events as they were sent and received, the oldest first."""
+        """Return the last commands, answers and events, the oldest first."""
         with self._lock:
             return tuple(self._exchanges)
 
     def refresh(self) -> None:
-        """Read what GDB has written by now, without waiting."""
+        """Read what GDB has already written, without waiting."""
         with self._lock:
             if self._ended or self._reader is not _Reader.NOBODY:
-                return  # another thread reads, and is up to date
+                return  # another thread reads, so the state is up to date
             self._reader = _Reader.CALLER
         try:
             while not self._ended and self._read(0):
@@ -289,9 +288,9 @@ class Transport:
             self._stop_reading()
 
     def close(self, deadline: Deadline) -> None:
-        """End GDB, by force if it has not exited at the deadline; nothing happens the second time.
+        """End GDB, by force if it has not exited at the deadline; a second call does nothing.
 
-        A GDB of somebody else goes on.
+        A GDB of another process continues.
         """
         if self._closing.is_set():
             return
@@ -308,7 +307,7 @@ class Transport:
             if self._process.kill is not None:
                 self._process.kill()
             self._idle.join()
-            with self._lock:  # another thread of the user may still read, until the end of the pipe
+            with self._lock:  # another thread may still read, until the end of the pipe
                 self._changed.wait_for(lambda: self._reader is _Reader.NOBODY, process.TERM_SECONDS)
             self._process.close()
 
@@ -322,7 +321,7 @@ class Transport:
             self._exchanges.append(f"{token}{command[:_EXCHANGE_CHARACTERS]}")
             sent = self._write(f"{token}{command}\n".encode(errors="surrogateescape"))
         while not sent:
-            # The rest of a command whose deadline passes is sent before the next command, so none is ever
+            # If the deadline passes, the rest of the command is sent before the next one, so none is ever
             # cut.
             self._writable.poll(deadline.left("GDB to read its commands") * 1000)
             with self._lock:
@@ -330,19 +329,19 @@ class Transport:
         return call
 
     def _write(self, more: bytes = b"") -> bool:
-        """Write what the pipe takes, the rest of earlier commands first; return whether that was all."""
+        """Write as much as the pipe accepts, earlier commands first; return whether everything is written."""
         unsent = self._unsent + more if self._unsent else more
         try:
             unsent = unsent[os.write(self._stdin, unsent) :]
         except BlockingIOError:
             pass
         except OSError:  # EPIPE; of a terminal, EIO
-            unsent = b""  # GDB has ended; the end of its output will tell
+            unsent = b""  # GDB has ended, which the end of its output shows
         self._unsent = unsent
         return not unsent
 
     def _become_reader(self, done: Callable[[], bool], deadline: Deadline, what: str) -> bool:
-        """Become the reader and return True; return False if it is done, because another caller read it."""
+        """Become the reader and return True; return False if another caller has read the awaited answer."""
         with self._lock:
             while not (done() or self._ended):
                 if self._reader is _Reader.NOBODY:
@@ -364,7 +363,7 @@ class Transport:
                 self._changed.notify_all()
 
     def _read(self, seconds: float) -> bool:
-        """Read GDB's next output, within `seconds`; return whether there was any."""
+        """Wait at most `seconds` for output of GDB, and read it; return whether there was any."""
         if not self._readable.poll(seconds * 1000):
             return False
         try:
@@ -380,7 +379,7 @@ class Transport:
         return True
 
     def _read_when_idle(self) -> None:
-        """Read while no caller does, so that no full pipe blocks GDB. This is the thread's main function."""
+        """Read while no caller does, so that a full pipe cannot block GDB; the thread's main function."""
         either = select.poll()
         either.register(self._stdout, select.POLLIN)
         either.register(self._process.wake, select.POLLIN)
@@ -400,7 +399,7 @@ class Transport:
 
     def _take(self, data: bytes) -> None:
         if not data:
-            self._finish()  # a last line without its newline is dropped: it may be cut anywhere
+            self._finish()  # drop a last line without newline, which may be cut anywhere
         elif b"\n" not in data:
             self._partial.append(data)
         else:
@@ -422,7 +421,7 @@ class Transport:
         in_flight = next(iter(self._calls.values()), None)
         if record.sigil in (mi.EXEC, mi.NOTIFY):
             if record.name == "stopped" and in_flight is not None:
-                in_flight.streams.clear()  # they announced the stop to a person
+                in_flight.streams.clear()  # they describe the stop to a person
             self._listener.notice(record)
         elif in_flight is not None:
             in_flight.streams.append(record)
