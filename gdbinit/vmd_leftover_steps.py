@@ -219,7 +219,7 @@ def next_() -> dict[str, object]:
 
 
 def settle_before_detach() -> None:
-    """Call `STEPS.settle` before GDB detaches or exits. If the host side controls GDB, it does this itself."""
+    """Call `STEPS.settle` before GDB detaches or exits. The host side does this for a GDB that it starts."""
     gdb.events.gdb_exiting.connect(lambda _event: STEPS.settle())
     try:
         gdb.execute("show user hook-detach", to_string=True)  # keep the user's own hook

@@ -45,11 +45,11 @@ class Deadline:
         """Return the deadline that passes `seconds` from now.
 
         Raises:
-            UsageError: `seconds` is no number.
+            UsageError: `seconds` is not a number.
         """
         if not isinstance(seconds, int | float) or math.isnan(seconds):
             raise UsageError(
-                f"timeout={seconds!r} is no number of seconds", hint="give a number of seconds: timeout=60"
+                f"timeout={seconds!r} is not a number of seconds", hint="give a number of seconds: timeout=60"
             )
         return cls(time.monotonic() + seconds, seconds)
 

@@ -166,9 +166,9 @@ def run(
     Args:
         argv: Program and arguments.
         deadline: When to kill it, with everything that it has started.
-        env: Its whole environment; None passes ours.
-        cwd: Its working directory; None is ours.
-        stdin: What it reads from standard input.
+        env: Its complete environment; None: that of this process.
+        cwd: Its working directory; None: that of this process.
+        stdin: Its standard input.
         check: Whether an exit status other than 0 raises.
         on_line: Called with each line of both outputs as it arrives, by one thread at a time.
 
@@ -236,8 +236,8 @@ def start(
 
     Args:
         argv: Program and arguments.
-        env: Its whole environment; None passes ours.
-        cwd: Its working directory; None is ours.
+        env: Its complete environment; None: that of this process.
+        cwd: Its working directory; None: that of this process.
         stdin: As for `subprocess.Popen`.
         stdout: As for `subprocess.Popen`.
         stderr: As for `subprocess.Popen`.

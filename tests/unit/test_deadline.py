@@ -78,5 +78,5 @@ def _pipe(pipes: contextlib.ExitStack) -> tuple[int, int]:
 
 @pytest.mark.parametrize("seconds", ["5", None, float("nan"), [1]])
 def test_what_is_no_number_of_seconds_is_an_error_that_says_so(seconds: Any) -> None:
-    with pytest.raises(UsageError, match=re.escape(f"timeout={seconds!r} is no number of seconds")):
+    with pytest.raises(UsageError, match=re.escape(f"timeout={seconds!r} is not a number of seconds")):
         Deadline.after(seconds)

@@ -256,7 +256,7 @@ def test_a_trace_of_no_place() -> None:
             "is the command line's form",
             'gdb.trace("vfs_read", args=["count", "*pos"])',
         ),
-        ("vfs_read", "count", "args='count' is no list of expressions", 'args=["count"]'),
+        ("vfs_read", "count", "args='count' is not a list of expressions", 'args=["count"]'),
         ([READ], ["count"], "args= belongs to one place", "gdb.trace([Probe("),
     ],
 )

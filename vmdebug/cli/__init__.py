@@ -42,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
 
 
 def _open_closed_streams() -> None:
-    """Open /dev/null where our caller has closed a standard stream: `vmdebug … >&-`.
+    """Open /dev/null for each standard stream that the caller has closed: `vmdebug … >&-`.
 
     Otherwise the stream is None in Python, and the next socket that we open gets its number.
     """

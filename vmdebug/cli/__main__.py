@@ -1,4 +1,4 @@
-"""`python -m vmdebug.cli`, where no `vmdebug` is installed."""
+"""`python -m vmdebug.cli`, for checkouts without an installed `vmdebug`."""
 
 from vmdebug.cli import main
 

@@ -1,4 +1,4 @@
-"""A breakpoint: the object that stands for it, and the MI commands that set one.
+"""A breakpoint: its Python object, and the MI commands that set one.
 
 Under TCG the number of breakpoints of each kind is unlimited. Under KVM GDB writes a software breakpoint into
 guest memory, which the kernel must have mapped, and hardware breakpoints are the CPU's few debug registers.
@@ -18,7 +18,7 @@ from vmdebug.errors import UsageError
 
 
 class BreakpointOwner(Protocol):
-    """What a breakpoint asks of GDB; `breakpoints.Breakpoints` answers."""
+    """The part of GDB that a breakpoint uses; `breakpoints.Breakpoints` implements it."""
 
     def info(self, number: int) -> Mapping[str, Any]:
         """Return GDB's description of it: `bkpt={…}`."""
@@ -110,11 +110,10 @@ class Breakpoint(_Deleted):
 
     @property
     def condition(self) -> str:
-        """When it stops the guest, in the language of the place; "" for always. Can be set.
+        """The condition at which it stops the guest, in the language of the place; "" for always. Can be set.
 
         Raises:
-            GdbError: it has been deleted; or GDB cannot evaluate the new condition there, and keeps the old
-                one.
+            GdbError: it has been deleted; or GDB cannot evaluate the new condition, and keeps the old one.
         """
         return str(self._gdb.info(self.number).get("cond", ""))
 
@@ -124,7 +123,7 @@ class Breakpoint(_Deleted):
         self._gdb.change(f"-break-condition {self.number}{words}", self.where)
 
     def enable(self) -> None:
-        """Let it stop the guest again.
+        """Enable it.
 
         Raises:
             GdbError: it has been deleted.
@@ -132,7 +131,7 @@ class Breakpoint(_Deleted):
         self._gdb.change(f"-break-enable {self.number}", self.where)
 
     def disable(self) -> None:
-        """Keep it, but let it stop nothing; raises as `enable` does."""
+        """Disable it, so that it does not stop the guest; raises as `enable` does."""
         self._gdb.change(f"-break-disable {self.number}", self.where)
 
     def ignore(self, count: int) -> None:
@@ -140,7 +139,7 @@ class Breakpoint(_Deleted):
         self._gdb.change(f"-break-after {self.number} {count}", self.where)
 
     def delete(self) -> None:
-        """Delete it; nothing happens if GDB no longer has it."""
+        """Delete it, if GDB still has it."""
         self._gdb.delete(self)
 
     @property

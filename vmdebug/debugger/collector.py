@@ -1,4 +1,4 @@
-"""GDB as the collector of a trace: breakpoints whose hits are kept inside GDB and fetched in batches.
+"""The collector that uses GDB: breakpoints whose hits are recorded inside GDB and fetched in batches.
 
 GDB's side is `gdbinit/vmd_trace.py`.
 """
@@ -27,21 +27,21 @@ Ask = Callable[[str], Mapping[str, Any]]
 """Has GDB carry out an MI command, and returns the result's payload."""
 
 TAKE_SECONDS = 30.0
-"""How long GDB may refuse to hand over hits because more of them come."""
+"""How long GDB may refuse to return hits while more of them arrive."""
 
 _BUSY = "while the target is running"
-"""GDB's refusal of a command that it reads between a hit and the resumption from it."""
+"""GDB's refusal of a command that it reads after a hit, before it has resumed the guest."""
 
 
 class Host(Protocol):
-    """What a collector needs of the GDB it belongs to, besides MI commands."""
+    """The part of GDB that a collector uses, in addition to MI commands."""
 
     @property
     def state(self) -> State:
         """The run state of GDB and the guest."""
 
     def held(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the guest stopped for a block."""
+        """Stop the guest for a block."""
 
     def resume(self) -> None:
         """Set the guest running."""
@@ -51,7 +51,7 @@ class Host(Protocol):
 
 
 class _Noted(msgspec.Struct, frozen=True, array_like=True):
-    """A hit as GDB's side packs it: the probe's index, then the fields of `Hit`."""
+    """A hit in the form of `gdbinit/vmd_trace.py`: the probe's index, then the fields of `Hit`."""
 
     probe: int
     time: float

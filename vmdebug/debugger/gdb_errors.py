@@ -1,4 +1,4 @@
-"""GDB's refusals as errors: what the user wanted, GDB's words, and what to do."""
+"""Converts GDB's refusals into errors with what the user wanted, GDB's message, and a hint."""
 
 from __future__ import annotations
 

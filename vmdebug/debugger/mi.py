@@ -102,7 +102,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PLAIN_ITEM = re.compile(r',([\w-]+)="([^"\\]*)"')
 _PLAIN = re.compile(rf"(?:{_PLAIN_ITEM.pattern})*")
 
-# pygdbmi loops for ever on a record that is cut short, and misreads others, so it gets only lines that follow
+# pygdbmi loops forever on a record that is cut short, and misreads others, so it gets only lines that follow
 # the grammar. To check that, strings become `"`, and each pass removes the innermost brackets until only
 # `,name="` is left.
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')

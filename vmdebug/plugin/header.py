@@ -1,4 +1,4 @@
-"""The lines above a test run that say what the tests run on."""
+"""The header lines of a test run: guests, kernels and programs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lines(targets: Mapping[Target, str], run: Settings, guests: Guests) -> list[
             spec = guests.spec(settings.options(run, Marker(), target, halted=False))
             resources = planning.resources(spec, report=silent, deadline=Deadline.after(_RESOURCES_SECONDS))
         except VmdebugError as error:
-            # The tests that want this target fail with the whole error.
+            # The tests on this target fail with the complete error.
             told.setdefault(f"{_named(target)}: {error.message}")
             continue
         programs.setdefault(_programs(resources))

@@ -46,7 +46,7 @@ class Run:
         return settings.targets(self.settings, _asked(item))
 
     def guest(self, request: pytest.FixtureRequest) -> FixtureGuest:
-        """Start the guest of a test, for the fixture that all others are built on."""
+        """Start the guest of a test, for the fixture on which all others are based."""
         __tracebackhide__ = True
         item = request.node
         try:
@@ -91,7 +91,7 @@ class Run:
     def pytest_runtest_protocol(
         self, nextitem: pytest.Item | None
     ) -> Generator[None, bool | None, bool | None]:
-        """Note which test is next."""
+        """Record which test is next."""
         self._next = nextitem
         return (yield)
 
@@ -141,7 +141,7 @@ class Run:
         return report
 
     def pytest_enter_pdb(self) -> None:
-        """Stop ending the test: a person debugs it."""
+        """Stop watching the test, because a person debugs it."""
         if self._guest is not None:
             self._guest.disarm()
 
@@ -162,12 +162,12 @@ class Run:
             using = [item for item in items if FIXTURE in _fixtures(item)]
             wanted = {target: name for item in using for name, target in self.targets(item).items()}
         except VmdebugError:
-            return []  # a marker is invalid; pytest is about to end with that error
+            return []  # a marker is invalid; pytest ends with that error
         return header.lines(wanted, self.settings, self.guests)
 
 
 class _WorkerHeader:
-    """The header of a pytest-xdist worker, which has no terminal: it goes with the reports of its tests.
+    """The header of a pytest-xdist worker, which sends it with the reports of its tests, having no terminal.
 
     Args:
         run: The worker's run.
@@ -178,7 +178,7 @@ class _WorkerHeader:
         self._seen: set[Target] = set()
 
     def lines(self, item: pytest.Item) -> list[str]:
-        """Return the header lines about a test's targets that no earlier test had."""
+        """Return the header lines about targets of a test that earlier tests did not have."""
         wanted = {target: name for name, target in self._run.targets(item).items()}
         if wanted.keys() <= self._seen:
             return []
@@ -274,7 +274,9 @@ def _words(item: pytest.Item, error: VmdebugError) -> str:
     guest = _guest_of(item)
     if guest is None or not guest.has_sections:
         return str(error)
-    hint = "" if isinstance(error, GuestDiedError) else error.hint  # it names a log that is gone
+    hint = (
+        "" if isinstance(error, GuestDiedError) else error.hint
+    )  # the hint names a log that no longer exists
     return "\n".join(part for part in (error.message, hint) if part)
 
 

@@ -1,4 +1,4 @@
-"""Raise an error in the main thread from another thread, whatever the main thread waits in.
+"""Raises an error in the main thread from another thread, even while the main thread waits.
 
 Only a signal wakes a thread from every system call: Python runs the handler in the main thread, and an
 exception from it leaves `time.sleep`, a lock or a poll (PEP 475). The signal is SIGURG, which is ignored by

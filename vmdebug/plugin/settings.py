@@ -20,17 +20,17 @@ from vmdebug.paths import absolute
 from vmdebug.spelling import nearest
 
 DIED = "died"
-"""Beside the kinds of kernel trouble: QEMU was killed."""
+"""A kind in addition to those of kernel trouble: QEMU was killed."""
 
 ALLOWED = (*KINDS, DIED)
-"""The kinds that a marker's `allow` takes."""
+"""The kinds that a marker's `allow` accepts."""
 
 TIMEOUT_SECONDS = 300.0
 """How long each of a test's setup, call and teardown may take, by default."""
 
 
 class Named(msgspec.Struct, frozen=True):
-    """Words that name a guest or a kernel, and the directory that relative paths in them start from."""
+    """The name of a guest or a kernel, and the directory where relative paths in it start."""
 
     words: str
     where: Path
@@ -141,7 +141,7 @@ def read(config: pytest.Config) -> Settings:
 
 
 def marker(marks: Iterable[pytest.Mark]) -> Marker:
-    """Return what a test's markers say; the closest one wins.
+    """Return the keywords of a test's markers; the closest marker overrides the others.
 
     Raises:
         UsageError: a marker is invalid.
@@ -227,7 +227,7 @@ def _several(words: str | Sequence[str] | None, where: Path) -> tuple[Named, ...
 
 
 def _ids(several: Sequence[Named | None]) -> list[str]:
-    """Return a short id for each that tells it from the others; "" for a single one.
+    """Return a short, unique id for each; "" if there is only one.
 
     For paths it is the part in which they differ: `linux-a` of `/src/linux-a/vmlinuz`.
     """
@@ -264,7 +264,7 @@ def _near(word: str, words: Sequence[str]) -> str:
 
 
 def _tuples(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords with each list as a tuple, and a single `allow` as one of one."""
+    """Return the keywords with tuples instead of lists, also for a single `allow`."""
     plain = {key: tuple(value) if isinstance(value, (list, set)) else value for key, value in said.items()}
     if isinstance(plain.get("allow"), str):
         plain["allow"] = (plain["allow"],)

@@ -15,7 +15,7 @@ _LEAST_COLUMNS = 12
 
 
 class StatusLine:
-    """A `vmdebug.progress.Report` to the terminal that pytest writes to; silent if that is no terminal."""
+    """A `vmdebug.progress.Report` on pytest's terminal; silent if pytest does not write to a terminal."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -37,7 +37,7 @@ class StatusLine:
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None or not terminal.isatty or not terminal.hasmarkup:
             return
-        # pytest's own handle of the terminal: output of tests is captured, and this is none.
+        # Use pytest's own terminal writer, because output of tests is captured.
         writer = terminal._tw  # noqa: SLF001 - nothing public tells the column of the cursor
         room = writer.fullwidth - writer.width_of_current_line - 1
         if room < _LEAST_COLUMNS:

@@ -1,4 +1,4 @@
-"""Shortens the traceback of a failed test: it shows the test suite's lines and leaves out vmdebug's."""
+"""Shortens the traceback of a failed test to the lines of the test suite, without vmdebug's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Shortener:
 
 
 def shorten(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-    """Cut a traceback after the test suite's last line: its reader wants the test, not vmdebug."""
+    """Cut a traceback after the test suite's last line."""
     steps = _steps(excinfo.tb)
     own = _last_of_suite(item, steps)
     if own is None:
@@ -43,7 +43,7 @@ def shorten(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> 
     elif any(_file(step).startswith(OURS) for step in steps[own:]):
         steps[own].tb_next = None
         if isinstance(excinfo.value, VmdebugError):
-            excinfo.value.__cause__ = None  # its message has the cause already
+            excinfo.value.__cause__ = None  # its message already contains the cause
 
 
 def plain(item: pytest.Item, error: BaseException) -> BaseException:

@@ -66,7 +66,7 @@ def environment(of: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for make in a developer's own tree: the caller's, with messages in English.
 
     Args:
-        of: The environment to start from; None starts from ours.
+        of: The environment to change; None: that of this process.
     """
     return _environment(of, _OF_CALLING_MAKE)
 
@@ -75,7 +75,7 @@ def clean_environment(of: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for a reproducible build: without the variables that would change its result.
 
     Args:
-        of: The environment to start from; None starts from ours.
+        of: The environment to change; None: that of this process.
     """
     return {**_environment(of, _OF_ANOTHER_KERNEL), **_REPRODUCIBLE}
 

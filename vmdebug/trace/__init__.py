@@ -1,5 +1,5 @@
-"""Traces: what is traced, the hits, and the protocol of what collects them.
+"""Traces: probes, hits, and the protocol of collectors.
 
-`hit` and `probe` are plain values, `collector` is the protocol, `trace` the sequence of hits that users
-see. A collector lives in the room of the tool it drives: GDB's is `vmdebug.debugger.collector`.
+`hit` and `probe` are plain values, `collector` is the protocol, and `trace` is the sequence of hits that
+users see. A collector is in the package of its tool: GDB's is `vmdebug.debugger.collector`.
 """

@@ -1,8 +1,8 @@
-"""The protocol between a trace and what collects its hits.
+"""The protocol between a trace and the collector of its hits.
 
-A collector collects one trace. It runs the guest while it collects, and leaves it stopped or running as it
-found it. GDB is one collector; a QEMU plugin or the guest's own tracing can be others: nothing here and in
-`trace` knows which it is.
+A collector collects the hits of one trace. It runs the guest meanwhile, and afterwards leaves it running or
+stopped as before. GDB is one collector; a QEMU plugin or the guest's own tracing can be others. This module
+and `trace` do not depend on the collector.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Feature = Literal["args", "when", "count", "backtrace", "ret"]
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """What a collector hands over at a time.
+    """The hits and notes that a collector returns at a time.
 
     Args:
-        hits: The hits since the last batch, in their order.
-        full: Whether the trace has as many hits as it wanted.
-        ended: Why no more hits come for now: "the guest is stopped"; "" while they may.
-        notes: What cannot be collected as wanted, and why, as far as it is known by now.
+        hits: The hits since the last batch, in order.
+        full: Whether the trace has the wanted number of hits.
+        ended: Why there are no more hits at present: "the guest is stopped"; "" if there may be more.
+        notes: What cannot be collected, and why.
     """
 
     hits: tuple[Hit, ...] = ()
@@ -40,28 +40,28 @@ class Collector(Protocol):
 
     @property
     def name(self) -> str:
-        """What collects, for messages: "GDB"."""
+        """The name of the collector, for messages: "GDB"."""
 
     @property
     def cannot(self) -> Mapping[Feature, str]:
-        """What it cannot collect on this guest, each with the reason; known before `start`."""
+        """The features that it cannot collect on this guest, with the reasons."""
 
     def start(self, wanted: Wanted) -> Batch:
         """Start to collect, and let the guest run.
 
         Args:
-            wanted: What to collect; it asks for nothing that `cannot` has.
+            wanted: What to collect, without the features in `cannot`.
 
         Returns:
-            The notes that are known by now; hits may follow at once.
+            The first notes.
 
         Raises:
-            VmdebugError: a place, an expression or the condition can never be evaluated; nothing is left in
-                the guest.
+            VmdebugError: a place, an expression or the condition can never be evaluated; the guest is
+                unchanged.
         """
 
     def take(self) -> Batch:
-        """Return the hits since the last batch; the guest runs on."""
+        """Return the hits since the last batch; the guest keeps running."""
 
     def stop(self) -> Batch:
-        """Stop collecting, leave the guest as `start` found it, and return the rest of the hits."""
+        """Stop collecting, leave the guest running or stopped as before, and return the remaining hits."""

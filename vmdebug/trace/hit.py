@@ -1,11 +1,12 @@
-"""One hit of a traced place; every collector returns the same ones."""
+"""One hit of a traced place, independent of the collector."""
 
 from __future__ import annotations
 
 import msgspec
 
 Argument = int | float | str | None
-"""The value of an expression: an address is a number, a `char *` its string, None is unknown at that hit."""
+"""The value of an expression: a number for an address, the string for a `char *`, None if unknown at that
+hit."""
 
 
 class Task(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""What a trace collects: the places, the expressions, and the words that name them."""
+"""The request of a trace: places, expressions, condition; and the parser of their command-line form."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Probe(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What a trace is to collect.
+    """The request of a trace.
 
     Args:
         probes: The places.
-        when: Condition of a hit; "" for none. A call at which it cannot be evaluated is no hit, and the
-            trace's `notes` say so.
-        count: How many hits; None for any number.
+        when: Condition of a hit; "" for none. A call at which it cannot be evaluated is not a hit; the
+            trace's `notes` report it.
+        count: Maximum number of hits; None: no limit.
         backtrace: Whether to collect the frames.
         ret: Whether to collect return values.
     """
@@ -56,18 +56,18 @@ def wanted(
     backtrace: bool = False,
     ret: bool = False,
 ) -> Wanted:
-    """Return what a trace of one place, or of several, is to collect.
+    """Return the request of a trace of one place, or of several.
 
     Args:
         where: A symbol, file:line, `*expression`; or several probes with their own expressions.
         args: Expressions to collect at `where`, if that is one place.
         when: Condition of a hit.
-        count: How many hits.
+        count: Maximum number of hits.
         backtrace: Whether to collect the frames.
         ret: Whether to collect return values.
 
     Raises:
-        UsageError: there is no place.
+        UsageError: there is no place, or an argument has the wrong form.
     """
     probes = (_one(where, args),) if isinstance(where, str) else _several(where, args)
     return Wanted(probes, when, count, backtrace, ret)
@@ -80,10 +80,10 @@ def _one(where: str, args: Sequence[str]) -> Probe:
     """Return the probe of one place.
 
     Raises:
-        UsageError: the place is not like one, or the expressions are no list.
+        UsageError: the place or the expressions have the wrong form.
     """
     if not isinstance(args, list | tuple) or not all(isinstance(each, str) for each in args):
-        raise UsageError(f"args={args!r} is no list of expressions", hint=f"write {_FORM}")
+        raise UsageError(f"args={args!r} is not a list of expressions", hint=f"write {_FORM}")
     if _SYMBOL_AND_EXPRESSIONS.fullmatch(where):
         symbol, _, rest = where.partition(":")
         asked = ", ".join(f'"{each}"' for each in _split(rest))
@@ -102,7 +102,7 @@ def _several(probes: Sequence[Probe], args: Sequence[str]) -> tuple[Probe, ...]:
     """Return several probes.
 
     Raises:
-        UsageError: there is none, one is no probe, or expressions are given apart from them.
+        UsageError: there is none, an element is not a probe, or `args` is given, too.
     """
     if not isinstance(probes, list | tuple) or not all(isinstance(each, Probe) for each in probes):
         raise UsageError(f"{probes!r} is neither a place nor a list of probes", hint=f"write {_FORM}")

@@ -13,14 +13,14 @@ from vmdebug.trace.probe import Wanted
 
 
 class Trace(Sequence[Hit]):
-    """The hits of a trace; a context manager that runs the guest for the block and leaves it as it was.
+    """The hits of a trace; a context manager that runs the guest in the block, and restores its state.
 
     Args:
-        collector: What collects them.
+        collector: The collector.
         wanted: What to collect.
 
     Raises:
-        UsageError: the collector cannot collect a part of that; the message has its reason.
+        UsageError: the collector cannot collect a part of it; the message has the reason.
     """
 
     def __init__(self, collector: Collector, wanted: Wanted) -> None:
@@ -49,22 +49,22 @@ class Trace(Sequence[Hit]):
         self._add(self._collector.stop())
 
     def take(self) -> list[Hit]:
-        """Return the hits since the last call, in the block; the guest runs on."""
+        """Return the hits since the last call, in the block; the guest keeps running."""
         return self._add(self._collector.take()) if self._collecting else []
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What could not be collected, and why, as of the last hits taken."""
+        """What could not be collected, and why, according to the last batch."""
         return self._latest.notes
 
     @property
     def full(self) -> bool:
-        """Whether the trace had as many hits as it wanted, as of the last hits taken."""
+        """Whether the trace has the wanted number of hits, according to the last batch."""
         return self._latest.full
 
     @property
     def ended(self) -> str:
-        """Why no more hits come, as of the last hits taken: "the guest is stopped"; "" while they may."""
+        """Why there are no more hits, according to the last batch: "the guest is stopped"; or ""."""
         return self._latest.ended
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class Trace(Sequence[Hit]):
 
 
 def _wants(wanted: Wanted) -> dict[Feature, str]:
-    """Return the features that are wanted, each in words."""
+    """Return the wanted features, with their descriptions."""
     features: dict[Feature, tuple[bool, str]] = {
         "args": (any(probe.args for probe in wanted.probes), "expressions (args)"),
         "when": (bool(wanted.when), "hits under a condition (when)"),

@@ -1,6 +1,6 @@
 """The endpoint of a machine in kgdb: a serial device, or a port or socket that leads to one.
 
-A device is checked before GDB opens it: GDB waits for ever on a serial line without hardware, and does not
+A device is checked before GDB opens it: GDB waits forever on a serial line without hardware, and does not
 notice that another program reads the same line.
 """
 

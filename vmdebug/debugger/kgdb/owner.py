@@ -22,8 +22,8 @@ class KgdbOwner(Claim):
     def claim(cls, endpoint: Endpoint) -> Self:
         """Claim the line.
 
-        The claim is a socket in the abstract namespace (unix(7)): it leaves no file behind, and whoever
-        connects to it learns the pid of the owner.
+        The claim is a socket in the abstract namespace (unix(7)): it leaves no file behind, and a client that
+        connects to it gets the pid of the owner.
 
         Raises:
             StateError: a GDB is already attached; the message has its pid.

@@ -29,7 +29,7 @@ ENTER = "echo g > /proc/sysrq-trigger"
 """The command that stops a machine in kgdb."""
 
 _QUESTION = b"$?#3f"
-"""Asks for the reason of the stop. It also takes a kernel from kdb to kgdb."""
+"""Asks for the reason of the stop. It also switches a kernel from kdb to kgdb."""
 
 _ANSWER = re.compile(rb"\$[ST][0-9a-f]{2}[^#]*#[0-9a-f]{2}")
 _ASK_SECONDS = 1.0
@@ -47,7 +47,7 @@ def wait(endpoint: Endpoint, baud: int, *, timeout: float, report: Report) -> No
         endpoint: Where the stub is.
         baud: The speed of a serial device.
         timeout: Seconds.
-        report: Told each second that the machine has not answered yet.
+        report: Called each second until the machine answers.
 
     Raises:
         StateError: another program has the device open.
