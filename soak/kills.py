@@ -93,7 +93,11 @@ def run(count: int, rng: random.Random) -> Result:
         (here.root / "suite.py").write_text(SUITE)
         (here.root / "script.py").write_text(SCRIPT)
         for number in range(count):
-            action, which, late = rng.choice(ACTIONS), rng.choice(SIGNALS), rng.uniform(0, LATEST_SECONDS)
+            action, which, late = (
+                rng.choice(ACTIONS),
+                rng.choice(SIGNALS),
+                rng.uniform(0, LATEST_SECONDS),
+            )
             victim = rng.choice(("itself", "itself", "qemu", "gdb", "any"))
             what = f"kill {number}: {which.name} to {victim} {late:.2f} s after {' '.join(action.words)}"
             problems = _disturb(here, action, which, late=late, victim=victim, rng=rng)

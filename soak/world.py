@@ -30,7 +30,10 @@ SETTLE_SECONDS = 20.0
 VERB_SECONDS = 120.0
 """Until when a verb has ended; longer counts as a hang."""
 
-_OUR_FRAME = re.compile(r'Traceback \(most recent call last\):.*File "[^"]*/vmdebug/', re.DOTALL)
+_OUR_FRAME = re.compile(
+    r'Traceback \(most recent call last\):.*File "[^"]*/vmdebug/[^"]*", line \d+, in [^<]', re.DOTALL
+)
+"""A function of vmdebug in a traceback; before its first one runs, Python itself prints one at Ctrl-C."""
 
 HUNG = 1000
 """The exit status that stands for a hang."""

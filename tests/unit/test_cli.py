@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import sys
+import types
 
 import pytest
 import typer
@@ -43,6 +44,21 @@ def test_an_errors_exit_status(
     monkeypatch.setattr(app, "run", failing(error))
     assert cli.status_of(["start"]) == status
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_verbs_are_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str, *_: object) -> None:
+        if name == app.__name__:
+            raise KeyboardInterrupt
+
+    finder = types.SimpleNamespace(find_spec=interrupted)
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    monkeypatch.delitem(sys.modules, app.__name__)
+    monkeypatch.delattr(cli, "app")
+    assert cli.status_of(["status"]) == cli.INTERRUPTED
+    assert capsys.readouterr() == ("", "")
 
 
 def test_an_error_is_a_line_of_what_a_line_of_what_to_do_and_the_evidence(

@@ -11,10 +11,10 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from vmdebug import spelling
-from vmdebug.errors import HostError, VmdebugError
+if TYPE_CHECKING:
+    from vmdebug.errors import VmdebugError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as in a shell: 128 + SIGINT."""
@@ -58,9 +58,11 @@ def _open_closed_streams() -> None:
 
 def status_of(words: Sequence[str]) -> int:
     """Run the command line and return the exit status."""
-    from vmdebug.cli import app
-
     try:
+        # Imported here, where Ctrl-C is handled.
+        from vmdebug import spelling
+        from vmdebug.cli import app
+
         with spelling.spelled(spelling.command_line):
             status = app.run(words)
         sys.stdout.flush()
@@ -91,6 +93,8 @@ def _wants_traceback(words: Sequence[str]) -> bool:
 
 
 def _as_ours(error: Exception) -> VmdebugError:
+    from vmdebug.errors import HostError, VmdebugError
+
     if isinstance(error, VmdebugError):
         return error
     if isinstance(error, OSError) and error.strerror is not None:
