@@ -25,6 +25,8 @@ class Arch(NamedTuple):
     kernel_map: int
     kaslr_step: int
     kaslr_places: int
+    first_accesses: tuple[str, ...]
+    first_accesses_roms: tuple[str, ...]
     zero_based_below: int
     per_cpu_register: str
     paging_register: str

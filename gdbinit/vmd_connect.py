@@ -12,6 +12,7 @@ import vmd_guest
 import vmd_identity
 import vmd_kgdb
 import vmd_monitor
+import vmd_run
 
 USE_ITS_OWN = "load the guest's own vmlinux, or continue anyway: --force"
 
@@ -24,7 +25,8 @@ class Connect(gdb.Command):
     another build, GDB exits with status 4, unless $vmd_force is set.
 
     If $vmd_kaslr is set and no kernel is mapped yet, runs the guest to the kernel's first C
-    function: the addresses of breakpoints are not known before that.
+    function, under KVM into it: the addresses of breakpoints are not known before that.
+    $vmd_timeout limits the seconds that this may take.
 
     Example: vmd-connect /run/user/1000/vmdebug/builtin/gdb.sock
     """
@@ -88,6 +90,9 @@ def _settle() -> None:
     verdict = vmd_identity.settle(force=force)
     if verdict.state == vmd_identity.UNMAPPED and gdb.convenience_variable("vmd_kaslr"):
         verdict = _early(verdict, force=force)
+    # They are for the first connection only, not for a later vmd-reconnect.
+    for name in ("vmd_until", "vmd_timeout"):
+        gdb.set_convenience_variable(name, None)
     if verdict.moved:
         vmd_batch.say(f"KASLR: symbols moved by {verdict.slide:#x}")
     if verdict.state == vmd_identity.OTHER:
@@ -107,29 +112,36 @@ def _tell_unmapped(_event: object = None) -> None:
 
 
 def _early(verdict: vmd_identity.Verdict, *, force: bool) -> vmd_identity.Verdict:
-    """Run the guest until its kernel is mapped, and from there to its first C function."""
-    if not vmd_early.WAITING.set(vmd_guest.accel(), kaslr=True):
-        vmd_batch.say(
-            "KASLR: the kernel is not mapped yet, and KVM has too few hardware breakpoints to wait for it\n"
-            "continue, interrupt, then: vmd-slide --apply"
-        )
+    """Run the guest until its kernel is mapped, and on to its first C function, unless it is in it."""
+    first = vmd_early.WAITING.set(vmd_guest.accel(), kaslr=True)
+    if not first:
+        vmd_batch.say(vmd_early.KASLR_KVM)
         return verdict
     if not _run_to_kernel():
         return verdict
     verdict = vmd_identity.settle(force=force)
-    if verdict.state == vmd_identity.PROVEN:
-        first = vmd_early.WAITING.set(vmd_guest.accel(), kaslr=False)
-        if _run_to_kernel():
-            vmd_batch.say(f"KASLR: the guest ran to {first}, where the kernel's address is known")
+    if verdict.state != vmd_identity.PROVEN:
+        return verdict
+    if vmd_early.WAITING.passed:
+        vmd_batch.say(f"KASLR: the guest ran into {first}, where the kernel's address is known")
+        return verdict
+    vmd_early.WAITING.set(vmd_guest.accel(), kaslr=False)
+    if _run_to_kernel():
+        vmd_batch.say(f"KASLR: the guest ran to {first}, where the kernel's address is known")
     return verdict
 
 
 def _run_to_kernel() -> bool:
-    """Run the guest to where `vmd_early` stops it; return whether it stopped there."""
-    try:
-        gdb.execute("continue", to_string=True)
-    finally:
-        reached = vmd_early.WAITING.reached()
+    """Run the guest to where `vmd_early` stops it; return whether it stopped there.
+
+    If `vmd-until` follows, its time limit holds here too.
+    """
+    seconds, until = gdb.convenience_variable("vmd_timeout"), gdb.convenience_variable("vmd_until")
+    with vmd_run.limited(float(seconds) if seconds is not None else None) as run:
+        reached = vmd_early.run()
+    if run.over:
+        what = until.string() if until is not None else "the kernel"
+        vmd_batch.fail(vmd_run.late(what, run), vmd_batch.DEADLINE)
     return reached
 
 
@@ -140,6 +152,16 @@ def _mismatch(verdict: vmd_identity.Verdict, *, force: bool) -> None:
         return
     vmd_batch.say(f"{text}\n{USE_ITS_OWN}")
     vmd_batch.leave(vmd_batch.MISMATCH)
+
+
+def refuse_other(verdict: vmd_identity.Verdict) -> None:
+    """Fail, in a command, if the symbols are those of another build; only warn if $vmd_force is set."""
+    if verdict.state != vmd_identity.OTHER:
+        return
+    words = mismatch(verdict)
+    if not gdb.convenience_variable("vmd_force"):
+        vmd_batch.fail(f"{words}\n{USE_ITS_OWN}", vmd_batch.MISMATCH)
+    vmd_batch.say(f"warning: {words}")
 
 
 def mismatch(verdict: vmd_identity.Verdict) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import gdb
 import vmd_arch
 import vmd_guest
+import vmd_monitor
 import vmd_slide
 
 
@@ -14,74 +15,112 @@ class Waiting:
     """Stops the guest once the kernel is mapped; `WAITING` is the only instance."""
 
     def __init__(self) -> None:
-        self._waiter: gdb.Breakpoint | None = None
+        self.passed = ""
+        """The first function, if the guest has stopped in it, too late for a breakpoint at its beginning."""
+        self._waiters: list[gdb.Breakpoint] = []
         self._disabled: list[gdb.Breakpoint] = []
         self._at: int | None = None
+        self._first = ""
+        self._stopped_at: int | None = None
 
     def set(self, accel: str, *, kaslr: bool) -> str:
         """Make the guest stop when its kernel is mapped.
 
         Without KASLR it stops at the first kernel function that runs at its linked address; under KVM this
-        takes a hardware breakpoint. With KASLR it stops, with TCG only, when the kernel first reads or
-        writes its own memory, wherever it is, some instructions before that function. The user's own
-        breakpoints in the kernel stay disabled until then: KVM would write them to memory that does not
-        contain the kernel yet, and one at the same function would be hit twice.
+        takes a hardware breakpoint. With KASLR it stops under TCG when the kernel first reads or writes its
+        own memory, wherever it is, some instructions before that function; under KVM in that function, with
+        `first_accesses` of the architecture. The user's own breakpoints in the kernel stay disabled until
+        then: KVM would write them to memory that does not contain the kernel yet, and one at the same
+        function would be hit twice.
 
         Args:
             accel: "tcg" or "kvm".
             kaslr: Whether the kernel chooses its own address, and has not done so yet.
 
         Returns:
-            The first function; "" if nothing was set: the vmlinux has no such function, or KVM cannot wait
-            for a kernel that moves.
+            The first function; "" if nothing was set: the vmlinux has no such function, or under KVM the
+            firmware is another one than `first_accesses` are for.
         """
         self.clear()
         arch = vmd_arch.current()
         linked = {name: at for name in arch.first_symbols if (at := vmd_slide.linked(name)) is not None}
-        if not linked or (accel == "kvm" and kaslr):
+        hardware = accel != "tcg"
+        if not linked or (hardware and kaslr and not _roms_have(arch.first_accesses_roms)):
             return ""
-        first, at = next(iter(linked.items()))
+        self._first, at = next(iter(linked.items()))
         self._disable_others()
         if kaslr:
-            self._at, self._waiter = None, _watch_kernel_map()
+            self._at = None
+            self._waiters = _watch_first_accesses() if hardware else [_watch_kernel_map()]
         else:
             self._at = at + vmd_slide.applied()
-            kind = gdb.BP_HARDWARE_BREAKPOINT if accel == "kvm" else gdb.BP_BREAKPOINT
-            self._waiter = gdb.Breakpoint(f"*{self._at:#x}", type=kind, internal=True, temporary=True)
-        self._waiter.silent = True
-        return first
+            kind = gdb.BP_HARDWARE_BREAKPOINT if hardware else gdb.BP_BREAKPOINT
+            self._waiters = [gdb.Breakpoint(f"*{self._at:#x}", type=kind, internal=True, temporary=True)]
+        for each in self._waiters:
+            each.silent = True
+        return self._first
 
     @property
     def pending(self) -> bool:
         """Whether the guest will be stopped."""
-        return self._waiter is not None
+        return bool(self._waiters)
 
     def reached(self) -> bool:
-        """Delete the breakpoint or watchpoint; return whether it stopped the guest."""
-        had = self.pending
+        """Delete what was set; return whether the guest stopped for it."""
+        had, watched = self.pending, len(self._waiters) > 1
         self.clear()
         pc = vmd_guest.register("pc") if had and vmd_guest.connected() else None
         if pc is None or self._at is None:
-            return pc is not None and pc >= vmd_arch.current().kernel_map
+            mapped = pc is not None and pc >= vmd_arch.current().kernel_map
+            self.passed = self._first if mapped and watched else ""
+            return mapped
+        self._stopped_at = pc if pc == self._at else None
         return pc == self._at
 
+    def is_here(self, breakpoint_: gdb.Breakpoint) -> bool:
+        """Whether the guest has stopped at this breakpoint, and not run since: GDB would step over it."""
+        places = [place.address for place in breakpoint_.locations]
+        return self._stopped_at in places and self._stopped_at == vmd_guest.register("pc")
+
     def clear(self) -> None:
-        """Delete the breakpoint or watchpoint, and enable the user's breakpoints again."""
-        if self._waiter is not None and self._at is None:
+        """Delete the breakpoint or watchpoints, and enable the user's breakpoints again."""
+        if len(self._waiters) == 1 and self._at is None:
             # QEMU also drops it when GDB disconnects.
             with contextlib.suppress(gdb.error):
                 gdb.execute(f"maint packet z{_kernel_map()}", to_string=True)
-        if self._waiter is not None and self._waiter.is_valid():
-            self._waiter.delete()
+        for each in self._waiters:
+            if each.is_valid():
+                each.delete()
         for each in self._disabled:
             if each.is_valid():
                 each.enabled = True
-        self._waiter, self._disabled = None, []
+        self._waiters, self._disabled = [], []
 
     def _disable_others(self) -> None:
         self._disabled = [each for each in gdb.breakpoints() if each.enabled and _in_kernel(each)]
         for each in self._disabled:
             each.enabled = False
+
+
+def _watch(address: str) -> gdb.Breakpoint:
+    """Watch a byte, for reads and writes, with a hardware watchpoint."""
+    with gdb.with_parameter("can-use-hw-watchpoints", 1):
+        return gdb.Breakpoint(
+            f"*(char *) {address}", type=gdb.BP_WATCHPOINT, wp_class=gdb.WP_ACCESS, internal=True
+        )
+
+
+def _watch_first_accesses() -> list[gdb.Breakpoint]:
+    return [_watch(address) for address in vmd_arch.current().first_accesses]
+
+
+def _roms_have(names: tuple[str, ...]) -> bool:
+    """Whether QEMU has loaded ROMs with all of these in their names."""
+    try:
+        roms = " ".join(vmd_monitor.ask("info roms"))
+    except gdb.error:  # another gdbstub than QEMU's
+        return False
+    return all(name in roms for name in names)
 
 
 def _watch_kernel_map() -> gdb.Breakpoint:
@@ -95,11 +134,7 @@ def _watch_kernel_map() -> gdb.Breakpoint:
     Raises:
         gdb.error: the gdbstub cannot watch a range.
     """
-    start = vmd_arch.current().kernel_map
-    with gdb.with_parameter("can-use-hw-watchpoints", 1):
-        watch = gdb.Breakpoint(
-            f"*(char *) {start:#x}", type=gdb.BP_WATCHPOINT, wp_class=gdb.WP_ACCESS, internal=True
-        )
+    watch = _watch(f"{vmd_arch.current().kernel_map:#x}")
     answer = gdb.execute(f"maint packet Z{_kernel_map()}", to_string=True) or ""
     if '"OK"' not in answer:
         watch.delete()
@@ -127,6 +162,34 @@ def _in_kernel(breakpoint_: gdb.Breakpoint) -> bool:
 
 
 WAITING = Waiting()
+
+KASLR_KVM = (
+    "KASLR moves this kernel, and KVM cannot stop this guest when it is mapped: that needs a kernel from"
+    " QEMU's -kernel, loaded by SeaBIOS\n"
+    "start the guest without --kaslr or with --accel tcg; or continue, interrupt, then: vmd-slide --apply"
+)
+"""Why `set` sets nothing for a kernel that moves."""
+
+
+def run() -> bool:
+    """Run the guest to where `WAITING` stops it, and show nothing; return whether it stopped there."""
+    try:
+        gdb.execute("continue", to_string=True)
+    finally:
+        reached = WAITING.reached()
+    return reached
+
+
+def unmapped() -> bool:
+    """Whether no kernel is mapped yet. The first CPU tells: others are without paging for longer."""
+    selected = gdb.selected_thread()
+    if selected is None:
+        return True
+    try:
+        vmd_guest.cpus()[0].switch()
+        return not vmd_slide.kernel_mapped()
+    finally:
+        selected.switch()
 
 
 def wait_kernel(accel: str, kaslr: str) -> dict[str, object]:

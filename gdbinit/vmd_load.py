@@ -9,6 +9,7 @@ import vmd_connect
 import vmd_dmesg
 import vmd_exceptions
 import vmd_finish
+import vmd_kvm
 import vmd_leftover_steps
 import vmd_modules
 import vmd_next
@@ -65,4 +66,5 @@ def load() -> None:
     vmd_exceptions.register()
     vmd_task.register()
     vmd_modules.register()
+    vmd_kvm.register()
     vmd_leftover_steps.settle_before_detach()

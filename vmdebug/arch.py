@@ -78,6 +78,8 @@ class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     kernel_map: Hex
     kaslr_step: Hex
     kaslr_places: int
+    first_accesses: tuple[Hex, ...]
+    first_accesses_roms: tuple[str, ...]
     zero_based_below: Hex
     per_cpu_register: str
     paging_register: str

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.accel import ACCEL
 from tests.fixtures.nixfixture import FixtureFlake, fixture_flake
 from vmdebug import process, sources
 from vmdebug.deadline import Deadline
@@ -24,7 +25,7 @@ def _private_runtime(runtime: Path) -> None:
 def builtin() -> LaunchSpec:
     """The builtin guest; `make test` builds its kernel first."""
     return sources.resolve(
-        GuestOptions(source="builtin", accel="tcg"), report=silent, deadline=Deadline.after(60)
+        GuestOptions(source="builtin", accel=ACCEL), report=silent, deadline=Deadline.after(60)
     )
 
 

@@ -19,7 +19,8 @@ import pytest
 import vmd_kernel_scan
 import vmd_module_files
 
-from vmdebug import guest, process, vm
+from tests.fixtures.accel import STATED
+from vmdebug import guest, process, shipped, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.interactive import Attachment, Extra, argv
 from vmdebug.debugger.ownership import VmOwner
@@ -57,6 +58,7 @@ def attachment(machine: Vm, *commands: str, **changes: Any) -> Attachment:
             extra=tuple(Extra("ex", command) for command in commands),
             batch=True,
             init=False,
+            accel=machine.state.accel,
         ),
         **changes,
     )
@@ -73,17 +75,47 @@ def at_its_shell(machine: Vm) -> bool:
     return machine.status() == "running"
 
 
-@pytest.mark.parametrize("accel", ["tcg", "kvm"])
+@pytest.mark.parametrize("accel", STATED)
 def test_until_start_kernel_and_the_guest_goes_on_afterwards(start: Start, accel: str) -> None:
-    """GDB believes that this is KVM, and uses hardware breakpoints, which TCG has too."""
+    """GDB believes that this is KVM, and uses a hardware breakpoint, which TCG has too."""
     machine = start()
     done = batch(machine, "bt", "list start_kernel", accel=accel, until="start_kernel", timeout=SECONDS)
     assert done.status == 0, done.stderr
     assert "#0  start_kernel () at " in done.stdout
     assert "void start_kernel(void)" in done.stdout
-    assert ("Hardware assisted breakpoint 1 at" in done.stdout) == (accel == "kvm")
+    assert "Hardware assisted" not in done.stdout, "nobody asked for the stop on the way"
     assert done.stderr == ""
     assert at_its_shell(machine)
+
+
+def test_until_the_first_function(start: Start) -> None:
+    done = batch(start(), "bt 1", accel="kvm", until="x86_64_start_kernel", timeout=SECONDS)
+    assert done.status == 0, done.stderr
+    assert "#0  x86_64_start_kernel (" in done.stdout
+
+
+def test_a_persons_breakpoint_before_the_kernel_is_mapped(start: Start) -> None:
+    """KVM cannot have it yet: the guest first runs to a hardware breakpoint, which is not shown."""
+    done = batch(start(), "break start_kernel", "continue", "bt 1", "info breakpoints", accel="kvm")
+    assert done.status == 0, done.stderr
+    assert "Breakpoint 1, start_kernel () at " in done.stdout
+    assert "#0  start_kernel () at " in done.stdout
+    assert "x86_64_start_kernel" not in done.stdout
+    assert "breakpoint already hit 1 time" in done.stdout
+
+
+def test_a_persons_breakpoint_at_the_first_function(start: Start) -> None:
+    done = batch(start(), "break *x86_64_start_kernel", "continue", accel="kvm")
+    assert done.status == 1
+    assert "#0  x86_64_start_kernel (" in done.stdout
+    assert done.stderr == "Breakpoint 1 is here\n"
+
+
+def test_more_hardware_breakpoints_than_kvm_holds(start: Start) -> None:
+    names = ("start_kernel", "vfs_read", "vfs_write", "do_exit", "do_sys_openat2")
+    done = batch(start(), *(f"hbreak {name}" for name in names), accel="kvm")
+    assert done.stderr.startswith("KVM holds 4 hardware breakpoints and watchpoints, ")
+    assert "delete one" in done.stderr
 
 
 @pytest.mark.parametrize("until", [None, "start_kernel"])
@@ -158,6 +190,43 @@ def test_kaslr_halted_then_running(start: Start, boot: int) -> None:
     assert done.status == 0, done.stderr
     assert f'"Linux version {machine.state.spec.kernel.release} ' in done.stdout
     assert "the symbols are not there yet" not in done.stdout
+
+
+def test_kaslr_under_kvm(start: Start) -> None:
+    """GDB believes that this is KVM, and finds the kernel with hardware watchpoints, which TCG has too."""
+    machine = start(kaslr=True)
+    changes: dict[str, Any] = {"accel": "kvm", "kaslr": True, "timeout": SECONDS}
+    done = batch(machine, "bt", "print linux_banner", until="start_kernel", **changes)
+    assert done.status == 0, done.stderr
+    assert "KASLR: the guest ran into x86_64_start_kernel, where" in done.stderr
+    assert "#0  start_kernel () at " in done.stdout
+    assert f'"Linux version {machine.state.spec.kernel.release} ' in done.stdout
+    assert at_its_shell(machine)
+
+
+def test_the_first_function_of_a_kernel_that_moves_is_passed_under_kvm(start: Start) -> None:
+    done = batch(start(kaslr=True), until="x86_64_start_kernel", accel="kvm", kaslr=True)
+    assert done.status == 2
+    assert "run to a later function: start_kernel" in done.stderr
+
+
+@pytest.mark.parametrize("until", ["start_kernel", None])
+def test_kaslr_under_kvm_where_the_kernel_cannot_be_found(start: Start, until: str | None) -> None:
+    """The facts are those of another firmware: refused at once, and nothing waits."""
+    nowhere = "python vmd_arch.use({**json.loads(FACTS), 'first_accesses_roms': ['no-such-rom']})"
+    path = shipped.gdbinit() / "arches" / "x86_64.json"
+    facts = f"python import json, vmd_arch; FACTS = json.dumps(json.load(open('{path}'))['debug'])"
+    changes: dict[str, Any] = {"accel": "kvm", "kaslr": True, "before": (facts, nowhere)}
+    done = batch(start(kaslr=True), "break start_kernel", "continue", until=until, **changes)
+    assert done.status == 1
+    assert done.stderr.count("KASLR moves this kernel, and KVM cannot stop this guest") == 2
+    assert "start the guest without --kaslr" in done.stderr
+
+
+def test_the_deadline_holds_for_the_wait_for_a_kernel_that_moves(start: Start) -> None:
+    done = batch(start(kaslr=True), kaslr=True, until="start_kernel", timeout=0.01)
+    assert done.status == 5
+    assert done.stderr.startswith("start_kernel was not reached within 0.01 s\nit is at 0x")
 
 
 def another_build(kernel: Kernel, tmp_path: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.fixtures.accel import ACCEL, STATED
 from vmdebug import process, session, vm
 from vmdebug.cli import status_of
 from vmdebug.deadline import Deadline
@@ -28,7 +29,7 @@ def start(builtin: LaunchSpec) -> Iterator[Start]:
     with ExitStack() as running:
 
         def started(
-            *, halt: bool = True, kaslr: bool = False, vmlinux: Path | None = None, accel: Any = "tcg"
+            *, halt: bool = True, kaslr: bool = False, vmlinux: Path | None = None, accel: Any = ACCEL
         ) -> DebugSession:
             kept = tuple(word for word in builtin.parameters if not (kaslr and word == "nokaslr"))
             kernel = msgspec.structs.replace(builtin.kernel, vmlinux=vmlinux or builtin.kernel.vmlinux)
@@ -50,7 +51,7 @@ def another_build(kernel: Kernel, tmp_path: Path) -> Path:
     return other
 
 
-@pytest.mark.parametrize("accel", ["tcg", "kvm"])
+@pytest.mark.parametrize("accel", STATED)
 def test_a_breakpoint_set_at_the_reset_vector_is_hit(start: Start, accel: str) -> None:
     """GDB believes that this is KVM, and uses a hardware breakpoint, which TCG has too."""
     gdb = start(accel=accel).gdb
@@ -79,9 +80,17 @@ def test_what_runs_before_the_kernel_is_mapped(start: Start) -> None:
     assert gdb.frame().pc == physical
 
 
-@pytest.mark.parametrize("boot", range(3))
-def test_kaslr_of_a_halted_guest(start: Start, kernel: Kernel, boot: int) -> None:
-    started = start(kaslr=True)
+def test_the_first_function_of_a_kernel_that_moves_is_too_early_under_kvm(start: Start) -> None:
+    with pytest.raises(
+        UsageError, match="never hit: under KVM a kernel that KASLR moves is found only"
+    ) as raised:
+        start(kaslr=True, accel="kvm").gdb.breakpoint("x86_64_start_kernel")
+    assert "start_kernel" in raised.value.hint
+
+
+@pytest.mark.parametrize(("boot", "accel"), [(0, ACCEL), (1, ACCEL), (2, "kvm")])
+def test_kaslr_of_a_halted_guest(start: Start, kernel: Kernel, boot: int, accel: str) -> None:
+    started = start(kaslr=True, accel=accel)
     gdb = started.gdb
     early = gdb.breakpoint("start_kernel")
     stop = gdb.cont(timeout=SECONDS)

@@ -148,7 +148,7 @@ class Identity:
             facts = arch.by_name(wanted.kernel.arch).debug
             raise StateError(
                 f"breakpoints cannot wait for a kernel that KASLR puts in one of {facts.kaslr_places} places:"
-                f" KVM has {facts.hardware_breakpoints} hardware breakpoints",
+                " KVM finds it only if it comes from QEMU's -kernel and SeaBIOS loads it",
                 hint=f"start it without {option('kaslr', True)}, or with {option('accel', 'tcg')};"
                 " or set the breakpoints while it runs",
             )
@@ -170,6 +170,13 @@ class Identity:
             return None
         facts = arch.by_name(self._wanted.kernel.arch).debug
         name = self._function(entry)
+        first = facts.first_symbols[0]
+        if name == first and self._wanted.kaslr and self._wanted.accel == "kvm" and self._open:
+            return UsageError(
+                f"a breakpoint at {where} is never hit: under KVM a kernel that KASLR moves is found only"
+                f" when it is in {first}",
+                hint=f"the first function that can be reached is {facts.first_symbols[-1]}",
+            )
         if name not in facts.identity_mapped:
             return None
         inside = "" if name == where else f"is in {name}, which "

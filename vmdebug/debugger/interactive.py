@@ -10,6 +10,7 @@ import dataclasses
 import os
 import shlex
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -149,13 +150,7 @@ def _before(attachment: Attachment) -> tuple[str, ...]:
 
 def _ours(attachment: Attachment) -> tuple[str, ...]:
     kernel = attachment.kernel
-    commands = [f"set $vmd_accel = {_quoted(attachment.accel)}"]
-    if attachment.kaslr:
-        commands.append("set $vmd_kaslr = 1")
-    if attachment.force:
-        commands.append("set $vmd_force = 1")
-    if attachment.lock is not None:
-        commands.append(f"set $vmd_lock = {attachment.lock}")
+    commands = list(_variables(attachment))
     if attachment.share:
         commands.append("vmd-share")
     if kernel.modules is not None:
@@ -171,6 +166,21 @@ def _ours(attachment: Attachment) -> tuple[str, ...]:
         seconds = "" if attachment.timeout is None else f" {attachment.timeout:g}"
         commands.append(f"vmd-until {attachment.until}{seconds}")
     return tuple(commands)
+
+
+def _variables(attachment: Attachment) -> Iterator[str]:
+    """Return the commands that set what our commands in GDB read."""
+    yield f"set $vmd_accel = {_quoted(attachment.accel)}"
+    if attachment.kaslr:
+        yield "set $vmd_kaslr = 1"
+    if attachment.until is not None:
+        yield f"set $vmd_until = {_quoted(attachment.until)}"
+    if attachment.timeout is not None:
+        yield f"set $vmd_timeout = {attachment.timeout:g}"
+    if attachment.force:
+        yield "set $vmd_force = 1"
+    if attachment.lock is not None:
+        yield f"set $vmd_lock = {attachment.lock}"
 
 
 def _batched(extra: Extra) -> tuple[str, str]:
