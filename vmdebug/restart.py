@@ -1,4 +1,4 @@
-"""Restarts a VM under its name with its kernel as it is now: `vmdebug restart` and `session.restart`."""
+"""Restarts a VM under its name with its kernel as built now: `vmdebug restart` and `session.restart`."""
 
 from __future__ import annotations
 

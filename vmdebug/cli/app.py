@@ -23,7 +23,7 @@ VERBS = {
     "attach": "Run GDB on a VM, with symbols, sources and scripts loaded.",
     "status": "Show running VMs.",
     "stop": "Stop VMs and remove their files.",
-    "restart": "Restart a VM with the same options and its kernel as it is now.",
+    "restart": "Restart a VM with the same options and the present build of its kernel.",
     "log": "Print a VM's serial log.",
     "dmesg": "Print the kernel log, read from guest memory.",
     "console": "Connect to a VM's serial console; Ctrl-] leaves.",
@@ -96,7 +96,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def everything(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show Python tracebacks, as VMDEBUG_DEBUG=1 does.")
+        bool, typer.Option("--debug", help="Show Python tracebacks, like VMDEBUG_DEBUG=1.")
     ] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)

@@ -26,8 +26,8 @@ def dmesg(
 ) -> None:
     """Print the kernel log, read from guest memory.
 
-    Works when the guest has crashed or hangs, and before the console is up. Attaches GDB, which stops
-    the guest for the time, and leaves the guest as it was.
+    Works when the guest has crashed or hangs, and before the console is up. Attaches GDB, which
+    stops the guest meanwhile.
     """
     from vmdebug import session
 

@@ -105,7 +105,7 @@ def scripts(
 ) -> None:
     """Make the GDB scripts (lx-…) of any kernel loadable.
 
-    Keeps them in the user's cache by the kernel's build-id, where every `start` of that kernel finds
+    Stores them in the user's cache under the kernel's build-id; every `start` of that kernel finds
     them. The kernel's makefiles generate the missing parts: in a moment if the build tree exists, in a
     minute from the source.
     """

@@ -38,7 +38,7 @@ Modules = Annotated[
     bool,
     typer.Option(
         "--modules/--no-modules",
-        help="--kgdb: load the symbols of modules; reads 4 KB a module over the line.",
+        help="--kgdb: load the symbols of modules; reads 4 KB for each module over the line.",
     ),
 ]
 

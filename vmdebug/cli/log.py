@@ -26,14 +26,14 @@ def log(
     name: verb.VmName = None,
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the VM ends or Ctrl-C; implies --raw.")
+        bool, typer.Option("--follow", "-f", help="Continue until the VM ends or Ctrl-C; implies --raw.")
     ] = False,
     raw: Annotated[
         bool,
         typer.Option("--raw", help="Print every byte, including what `exec` sent over the serial line."),
     ] = False,
     decode: Annotated[
-        bool, typer.Option("--decode", help="Put source lines behind the addresses of oopses and warnings.")
+        bool, typer.Option("--decode", help="Add source lines to the addresses of oopses and warnings.")
     ] = False,
 ) -> None:
     """Print a VM's serial log."""

@@ -87,13 +87,13 @@ Kaslr = Annotated[
     bool | None, typer.Option("--kaslr/--no-kaslr", help="Keep address randomisation; off by default.")
 ]
 Accel = Annotated[
-    str | None, typer.Option(metavar="auto|kvm|tcg", help="Accelerator; auto takes KVM if it works here.")
+    str | None, typer.Option(metavar="auto|kvm|tcg", help="Accelerator; auto uses KVM if it works here.")
 ]
 Memory = Annotated[str | None, typer.Option(metavar="M", help="Guest RAM: 512 (MiB), 512M, 2G.")]
 Cpus = Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of CPUs.")]
 Disk = Annotated[
     str | None,
-    typer.Option(metavar="F", help="Disk image to use and keep; by default each run has a fresh one."),
+    typer.Option(metavar="F", help="Disk image to use and keep; by default each run has a new one."),
 ]
 Firmware = Annotated[
     str | None,
@@ -108,7 +108,7 @@ Tcp = Annotated[
         metavar="[PORT]",
         min=0,
         max=65535,
-        help="Put the gdbstub on 127.0.0.1 instead of a socket; without PORT a free one.",
+        help="Open the gdbstub on 127.0.0.1 instead of a socket; without PORT, on a free port.",
     ),
 ]
 OverrideInput = Annotated[
@@ -119,5 +119,5 @@ NixArg = Annotated[
     list[str] | None, typer.Option(metavar="WORD", help="nix: pass an argument unchanged. Repeatable.")
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Warn and continue if symbols and kernel are of different builds.")
+    bool, typer.Option("--force", help="Warn and continue if symbols and kernel are from different builds.")
 ]

@@ -1,4 +1,4 @@
-"""`vmdebug restart`: restarts a VM with its kernel as it is now."""
+"""`vmdebug restart`: restarts a VM with the present build of its kernel."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def restart(
     jobs: Jobs = None,
     halt: Annotated[
         bool | None,
-        typer.Option("--halt/--no-halt", "-S", help="Stop at the reset vector; by default as before."),
+        typer.Option("--halt/--no-halt", "-S", help="Stop at the reset vector; by default as at its start."),
     ] = None,
     as_json: verb.Json = False,
 ) -> None:
-    """Restart a VM with the same options and its kernel as it is now.
+    """Restart a VM with the same options and the present build of its kernel.
 
-    Image, symbols, scripts and build-id are read anew. The VM runs until everything is found and built.
+    Reads image, symbols, scripts and build-id again. The VM runs until everything is found and built.
     A GDB that was attached connects to the new VM with `vmd-reconnect`, and keeps its breakpoints.
     """
     from vmdebug import restart as restarting

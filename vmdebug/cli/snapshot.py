@@ -51,7 +51,10 @@ def save(
     epilog=verb.examples("vmdebug snapshot load base", "vmdebug snapshot load base before-the-crash"),
 )
 def load(name: Name, tag: Tag = None) -> None:
-    """Restore a snapshot; a guest that runs or has panicked runs from there."""
+    """Restore a snapshot; a running guest continues from it.
+
+    A guest that has panicked is set running, too.
+    """
     from vmdebug import vm
     from vmdebug.debugger.ownership import VmOwner
 

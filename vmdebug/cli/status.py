@@ -15,8 +15,8 @@ COLUMNS = ("name", "status", "accel", "pid", "release", "guest")
 def status(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
     """Show running VMs.
 
-    The status is halted (at the reset vector), running, paused, panicked or exited. A VM that has exited
-    is shown once, and then removed.
+    The status is halted (at the reset vector), running, paused, panicked, failed or exited. A VM that has
+    exited is shown once, and then removed.
     """
     from vmdebug import vm
     from vmdebug.cli import facts

@@ -37,7 +37,7 @@ def stop(
     """Stop VMs and remove their files.
 
     Asks QEMU to quit, then sends SIGTERM, then SIGKILL, and removes the run directory. The guest is not
-    shut down: data that it has not written to its disk is lost, as when power fails.
+    shut down: data that it has not written to its disk is lost, as at a power failure.
     """
     from vmdebug import vm
     from vmdebug.cli import facts

@@ -58,13 +58,13 @@ def trace(
         str | None, typer.Option("--format", metavar="text|json|chrome", help="Output format.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a line, as --format json does.")
+        bool, typer.Option("--json", help="Print one JSON object on each line, like --format json.")
     ] = False,
     force: options.Force = False,
 ) -> None:
     """Print calls of kernel functions, with arguments, while the guest runs.
 
-    Prints one line a call, collected inside GDB. Ctrl-C, --count and --timeout end the trace; then GDB
+    Prints one line for each call, collected inside GDB. Ctrl-C, --count and --timeout end the trace; then GDB
     detaches from the guest.
     """
     if as_json and form not in (None, "json"):
