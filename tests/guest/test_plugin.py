@@ -85,7 +85,7 @@ def test_each_fixture_is_a_fresh_guest_and_several_of_one_test_are_the_same_gues
             session.gdb.cont(wait=False)
             assert vm.exec("cat /tmp/file").stdout == "there\\n"
             session.gdb.interrupt()
-            with pytest.raises(StateError, match="is paused\\ncontinue or quit the GDB that holds it"):
+            with pytest.raises(StateError, match="is paused\\ncontinue or quit the GDB that is attached"):
                 vm.exec("true")
 
         def test_halted_when_it_is_too_late(vm, request):
@@ -614,7 +614,7 @@ def test_each_test_has_the_disk_as_it_was(pytester: pytest.Pytester) -> None:
 
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
-        ["big: each test starts its guest by boot: what it writes to the disk * would not be*"]
+        ["big: each test starts its guest by boot: its changes to the disk * are not copied with its memory"]
     )
     assert disk.read_bytes().startswith(b"mine")
 
@@ -690,7 +690,7 @@ def test_trouble_that_the_console_does_not_show_fails_its_test_with_the_trace(
             vm.exec("true")
 
         @pytest.fixture
-        def timeout_error(vm):
+        def late(vm):
             yield vm
             vm.exec("dmesg -n 1; echo 0 >/sys/class/tty/ttyS0/console;" + WARN)
 
