@@ -712,7 +712,7 @@ def test_trouble_that_the_console_does_not_show_fails_its_test_with_the_trace(
         [
             "*kernel warn: WARNING: CPU: * at drivers/misc/lkdtm/bugs.c:*",
             "*kernel panic: Kernel panic - not syncing: sysrq triggered crash",
-            "*the console did not show it: it is in the kernel's log",
+            "*the console did not show it; it is in the kernel's log",
         ]
     )
     assert re.search(
