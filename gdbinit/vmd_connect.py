@@ -13,6 +13,7 @@ import vmd_identity
 import vmd_kgdb
 import vmd_monitor
 import vmd_run
+import vmd_settings
 
 USE_ITS_OWN = "load the guest's own vmlinux, or continue anyway: --force"
 
@@ -41,6 +42,7 @@ class Connect(gdb.Command):
         if not argument:
             vmd_batch.fail("vmd-connect: no gdbstub given\ngive a socket or HOST:PORT", vmd_batch.USAGE)
         _keep_lock()
+        vmd_settings.adapt()
         try:
             # Over kgdb GDB would show the wrong task, and no symbols before the slide is known.
             with gdb.with_parameter("suppress-cli-notifications", vmd_kgdb.on()):

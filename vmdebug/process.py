@@ -132,6 +132,13 @@ def _stat(pid: int) -> _Stat | None:
     return _Stat(state=fields[0], threads=int(fields[17]), started=int(fields[19]))
 
 
+def describe(pid: int) -> str:
+    """Return a process in words: its pid and, if it can be read, its name."""
+    with contextlib.suppress(OSError):
+        return f"pid {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+    return f"pid {pid}"
+
+
 def find(program: str, *, package: str) -> Path:
     """Return the absolute path of `program` on PATH.
 

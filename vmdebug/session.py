@@ -18,7 +18,7 @@ from vmdebug import config, restart, sources, vm
 from vmdebug.channel.serial.console import Console
 from vmdebug.channel.shell import ExecResult, Job, Streams, input_of
 from vmdebug.deadline import BUILD_SECONDS, LAUNCH_SECONDS, Deadline
-from vmdebug.debugger import share
+from vmdebug.debugger import clients, share
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.identity import Wanted
 from vmdebug.debugger.ownership import VmOwner
@@ -358,6 +358,7 @@ class DebugSession:
             )
         with contextlib.ExitStack() as undo:
             owner = undo.enter_context(VmOwner.claim(lock, self.name))
+            clients.refuse_other(self.vm.state.gdb, self.name)
             gdb = undo.enter_context(self._new_gdb(deadline))
             self._connect(gdb, owner, deadline)
             undo.pop_all()

@@ -38,7 +38,7 @@ BEFORE = (
     *("-iex", "set remotetimeout 30"),
     *("-iex", "set auto-load python-scripts off"),
 )
-LOADED = ("-ex", "set auto-load python-scripts on", "-ex", f"source {VMDEBUG_GDB}")
+LOADED = ("-ex", "set auto-load python-scripts on", "-ex", f"source {VMDEBUG_GDB}", "-ex", startup.ADAPT)
 
 
 def test_at_a_prompt_with_everything_there_is() -> None:
@@ -126,8 +126,9 @@ from vmdebug.arch import by_name
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.interactive import Attachment, attach
 from vmdebug.guest import Kernel
+kernel = Kernel(arch="x86_64", image=Path(), origin="")
 attach(
-    Attachment(endpoint="", kernel=Kernel(arch="x86_64", image=Path(), origin=""), program=(sys.argv[1],)),
+    Attachment(endpoint="/no/stub", kernel=kernel, program=(sys.argv[1],)),
     lock=Path(sys.argv[2]), vm="vm",
 )
 """

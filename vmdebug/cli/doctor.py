@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -155,12 +155,14 @@ def program(row: Program) -> Check:
 
 def gdb() -> Check:
     """Check that GDB has Python and can define MI commands."""
+    from vmdebug.debugger import startup
+
     path = shutil.which("gdb")
     if path is None:
         return Check("gdb", "", False, True, "not on PATH", _apt("gdb"))
     ask = "python import sys; gdb.MICommand; print('GDB', gdb.VERSION, 'with Python', sys.version.split()[0])"
     try:
-        said = _output(path, "-nx", "-batch", "-ex", ask)
+        said = _output(path, "-nx", "-batch", "-ex", ask, env=startup.environment())
     except VmdebugError as error:
         return Check("gdb", "", False, True, f"{path}: {error.message}", _apt("gdb"))
     if not said.startswith("GDB "):
@@ -250,5 +252,5 @@ def _apt(package: str) -> str:
     return f"apt install {package}"
 
 
-def _output(*argv: str) -> str:
-    return process.run(argv, deadline=Deadline.after(PROGRAM_SECONDS)).stdout
+def _output(*argv: str, env: Mapping[str, str] | None = None) -> str:
+    return process.run(argv, env=env, deadline=Deadline.after(PROGRAM_SECONDS)).stdout

@@ -110,7 +110,7 @@ class Gdb:
         """
         deadline = Deadline.after(timeout)
         # vmdebug matches some of GDB's messages, so they must be in English.
-        env = {**os.environ, "LC_ALL": "C.UTF-8"}
+        env = {**startup.environment(), "LC_ALL": "C.UTF-8"}
         beside = startup.importing("vmd_mi", "vmd_scripts", row=row)
         argv = [*startup.mi_argv(process.find(program, package="gdb")), "-iex", beside]
         gdb = cls(Connection.start(argv, env=env))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from vmdebug import arch, process, shipped
-from vmdebug.debugger import demangle, startup
+from vmdebug.debugger import clients, demangle, startup
 from vmdebug.debugger.ownership import Claim, VmOwner
 from vmdebug.errors import HostError
 from vmdebug.guest import Kernel
@@ -93,6 +93,8 @@ def argv(attachment: Attachment) -> tuple[str, ...]:
         # GDB's default again, for modules and for files that the user loads.
         words += ["-ex", f"set {demangle.STYLE} auto"] * (style != "auto")
     words += ["-ex", "set auto-load python-scripts on", "-ex", f"source {shipped.gdbinit() / 'vmdebug.gdb'}"]
+    # Before the commands below: they are written in C, and a gdbinit can choose another language.
+    words += ["-ex", startup.ADAPT]
     # In batch mode GDB exits with the status of the last command, whatever failed before it.
     run = "vmd-run " if attachment.batch else ""
     for command in _ours(attachment):
@@ -111,11 +113,12 @@ def attach(attachment: Attachment, *, lock: Path, vm: str) -> NoReturn:
         vm: The VM's name, for the error.
 
     Raises:
-        StateError: a GDB is already attached.
+        StateError: a GDB is attached already, or another program is connected to the gdbstub.
         HostError: there is no GDB.
     """
     find(attachment.program[0])
     with VmOwner.claim(lock, vm, interactive=True) as owner:
+        clients.refuse_other(attachment.endpoint, vm)
         become(attachment, owner)
 
 
@@ -125,7 +128,8 @@ def become(attachment: Attachment, owner: Claim) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.set_inheritable(owner.descriptor, True)
-    process.replace(argv(dataclasses.replace(attachment, lock=owner.descriptor)))
+    words = argv(dataclasses.replace(attachment, lock=owner.descriptor))
+    process.replace(words, env=startup.environment())
 
 
 def program(words: str) -> tuple[str, ...]:

@@ -9,14 +9,13 @@ A function that claims the stub makes the owner, which keeps it until `release`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from vmdebug import locks
+from vmdebug import locks, process
 from vmdebug.errors import StateError
 
 INTERACTIVE = "a person's"
@@ -132,10 +131,7 @@ def holder(lock: Path) -> Holder:
 
 
 def _vm_taken(vm: str, by: Holder) -> StateError:
-    name = ""
-    with contextlib.suppress(OSError):
-        name = Path(f"/proc/{by.pid}/comm").read_text().strip()
-    who = f"pid {by.pid} ({name})" if name else f"pid {by.pid or 'unknown'}"
+    who = process.describe(by.pid) if by.pid else "pid unknown"
     share = "type `vmd-share` there to share it, or attach with `--share`; or " if by.interactive else ""
     return StateError(
         f"a GDB is already attached to {vm}: {who}",

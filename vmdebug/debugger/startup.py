@@ -10,6 +10,18 @@ REMOTE_SECONDS = 30
 """How long GDB waits for one answer of the gdbstub. Its default of 2 s is too short on a loaded host."""
 
 
+ADAPT = "python import vmd_settings; vmd_settings.adapt()"
+"""The GDB command that undoes unusable settings of a person's gdbinit."""
+
+_PYTHON_PATHS = ("PYTHONPATH", "PYTHONHOME")
+"""Variables that lead GDB's Python to modules of another Python, or away from its own."""
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a GDB: without the variables that are for the caller's Python."""
+    return {name: value for name, value in os.environ.items() if name not in _PYTHON_PATHS}
+
+
 def mi_argv(gdb: str | os.PathLike[str]) -> list[str]:
     """Return the command line of a GDB that speaks MI: no start-up files, no questions, no network."""
     settings = (

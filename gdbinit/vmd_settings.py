@@ -1,0 +1,36 @@
+"""Undoes settings of a person's gdbinit with which GDB cannot debug a kernel in QEMU."""
+
+from __future__ import annotations
+
+import gdb
+import vmd_arch
+import vmd_batch
+
+_AUTOMATIC = (
+    ("architecture", "GDB cannot read the guest's registers"),
+    ("endian", "GDB cannot read the guest's memory"),
+    ("language", "the kernel's GDB scripts fail"),
+)
+"""Settings that must be `auto`, and why."""
+
+
+def adapt() -> None:
+    """Set what must be otherwise, and say so."""
+    if gdb.parameter("non-stop"):
+        _set("non-stop", "off", "the gdbstub stops all CPUs at once")
+    for name, reason in _AUTOMATIC:
+        before = gdb.parameter(name)
+        if before not in _harmless(name):
+            _set(name, "auto", f"with {before} {reason}")
+
+
+def _harmless(name: str) -> tuple[str, ...]:
+    if name == "language":
+        return ("auto", "c")
+    row = vmd_arch.known() if name == "architecture" else None
+    return ("auto", *(row.gdb_names if row is not None else ()))
+
+
+def _set(name: str, value: str, reason: str) -> None:
+    gdb.execute(f"set {name} {value}", to_string=True)
+    vmd_batch.say(f"set {name} {value}: {reason}")
