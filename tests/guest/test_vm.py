@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.fixtures.accel import ACCEL
 from vmdebug import guest, process
 from vmdebug.arch import by_name
 from vmdebug.deadline import Deadline
@@ -81,7 +82,7 @@ def test_a_halted_vm_tells_what_it_is_and_ends_without_a_trace(start: Start, ker
     assert facts["name"] == "vm"
     assert facts["status"] == "halted"
     assert facts["pid"] == int(vm.rundir.pidfile.read_text())
-    assert facts["accel"] == "tcg"
+    assert facts["accel"] == ACCEL
     assert facts["kernel"] == str(kernel.image)
     assert facts["build_id"] == kernel.build_id
     assert facts["gdb"] == str(vm.rundir.gdb)

@@ -90,6 +90,26 @@ def test_a_silent_kernel_means_tcg_and_is_remembered(
     assert 'accel="tcg"' in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "KVM: entry failed, hardware error 0x80000021",
+        "KVM internal error. Suberror: 1",
+        "error: kvm run failed Function not implemented",
+    ],
+)
+def test_kvm_that_opens_but_cannot_run_the_guest_means_tcg(tmp_path: Path, host: Host, words: str) -> None:
+    """QEMU does not end: the guest's state is internal-error."""
+    of = subject(tmp_path, f"echo SeaBIOS; echo '{words}' >&2; exec tail -f /dev/null")
+    for _ in range(2):
+        choice = choose("auto", of, host)
+        assert choice == Choice("tcg", f"no KVM: it opens, but cannot run a guest: {words}")
+    assert boots(tmp_path) == 1
+    with pytest.raises(HostError) as caught:
+        choose("kvm", of, host)
+    assert "dmesg" in caught.value.hint
+
+
 def test_a_probe_that_is_cut_short_proves_nothing(tmp_path: Path, host: Host) -> None:
     of = subject(tmp_path, SILENT)
     with pytest.raises(DeadlineError):

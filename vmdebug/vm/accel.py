@@ -8,6 +8,7 @@ boots the kernel to its first message, once for each boot of the host, QEMU and 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,13 @@ BOOT_SECONDS = 10.0
 
 FIRST_LINE = b"Linux version "
 """The start of a kernel's first line; see linux_banner in its init/version.c."""
+
+_CANNOT_RUN = re.compile(
+    rb"^(KVM: entry failed|KVM: unknown exit|KVM internal error|error: kvm run failed)[^\r\n]*(?=\r?\n)",
+    re.MULTILINE,
+)
+"""What QEMU prints when KVM gives up a guest, whose state is then internal-error: QEMU does not end. See
+accel/kvm/kvm-all.c and `kvm_arch_handle_exit` in QEMU's target/i386/kvm/kvm.c."""
 
 
 def _instead() -> str:
@@ -65,9 +73,11 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         seconds: How long it took; None if the message did not come.
+        failure: QEMU's message that KVM cannot run the guest; "" if there was none.
     """
 
     seconds: float | None
+    failure: str = ""
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -167,13 +177,16 @@ def boot(command: Sequence[str], deadline: Deadline) -> Boot:
         with process.spawn(command, stdout=writing, stderr=writing):
             os.close(writing)
             writing = -1
-            said = _read_until(reading, FIRST_LINE, deadline)
+            said = _read(reading, deadline)
     finally:
         os.close(reading)
         if writing >= 0:
             os.close(writing)
     if FIRST_LINE in said:
         return Boot(seconds=round(time.monotonic() - started, 2))
+    failure = _CANNOT_RUN.search(said)
+    if failure is not None:
+        return Boot(seconds=None, failure=failure[0].decode(errors="replace"))
     if deadline.passed:
         return Boot(seconds=None)
     last = process.tail(said.decode(errors="replace"), 1)
@@ -193,10 +206,12 @@ def _proof(subject: Subject, report: Report, deadline: Deadline, host: Host) -> 
     problem = obstacle(subject.arch, host)
     if problem is not None:
         raise problem
-    seconds = _remembered(subject, host, booting).seconds
-    if seconds is None:
+    found = _remembered(subject, host, booting)
+    if found.failure:
+        raise HostError(f"no KVM: it opens, but cannot run a guest: {found.failure}", hint=_look())
+    if found.seconds is None:
         raise HostError(f"no KVM: with KVM the kernel printed nothing for {BOOT_SECONDS:g} s", hint=_look())
-    return f"the kernel printed its first message after {seconds:g} s"
+    return f"the kernel printed its first message after {found.seconds:g} s"
 
 
 def _remembered(subject: Subject, host: Host, booting: Callable[[], Boot]) -> Boot:
@@ -220,10 +235,10 @@ def _cpu_flags(host: Host) -> set[str]:
     return set()
 
 
-def _read_until(fd: int, wanted: bytes, deadline: Deadline) -> bytes:
-    """Read until the wanted bytes, the end of the file, or the deadline."""
+def _read(fd: int, deadline: Deadline) -> bytes:
+    """Read until a kernel's first line, a failure of KVM, the end of the file, or the deadline."""
     said = b""
-    while wanted not in said and not deadline.passed:
+    while not (FIRST_LINE in said or _CANNOT_RUN.search(said) or deadline.passed):
         if wait_ready(fd, seconds=deadline.remaining):
             data = os.read(fd, 65536)
             if not data:
