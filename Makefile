@@ -8,6 +8,8 @@ KERNEL_SOURCE ?=
 ONLY ?=
 # The nixpkgs for test-nixlib: make test-nixlib NIXPKGS=~/src/nixpkgs
 NIXPKGS ?=
+# The emulators whose KVM kvm-lab tries: make kvm-lab EMULATOR=qemu
+EMULATOR ?= bochs qemu
 # Further arguments for pytest: make test PYTEST_ARGS='-k console -x'
 PYTEST_ARGS ?=
 # Arguments for the soak test: make soak SOAK='kills --kills 100 --seed 7'
@@ -25,7 +27,7 @@ ON_PATH := PATH="$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH"
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup host kernel demo test test-nixlib lint bench soak clean
+.PHONY: help setup host kernel demo test test-nixlib kvm-lab lint bench soak clean
 # The virtual environment needs python3-venv, which `host` installs.
 .NOTPARALLEL:
 
@@ -33,6 +35,7 @@ help:
 	@echo 'make demo    install what is missing, then debug the builtin guest as an example'
 	@echo 'make test    install what is missing, then run lint and all tests'
 	@echo 'make test-nixlib NIXPKGS=DIR   run the tests of flake.nix on a real nixpkgs'
+	@echo 'make kvm-lab run guest tests under real KVM, inside an emulated machine; takes hours, needs root and Debian'
 	@echo 'make setup   install what is missing: packages through apt, and requirements.txt into .venv'
 	@echo 'make lint    run ruff, mypy and import-linter; needs only .venv, and neither apt nor root'
 	@echo 'make bench   run the benchmarks against their baselines; ONLY=NAME runs one'
@@ -67,6 +70,10 @@ test: setup lint kernel
 test-nixlib: $(VENV)
 	@test -f '$(NIXPKGS)/lib/default.nix' || { echo 'usage: make test-nixlib NIXPKGS=DIR, a directory with the lib/ of nixpkgs, or all of nixpkgs' >&2; exit 2; }
 	VMDEBUG_NIXPKGS='$(abspath $(NIXPKGS))' $(BIN)pytest -n 0 tests/unit/test_nix_flake.py $(PYTEST_ARGS)
+
+# PYTEST_ARGS are tests instead of those in kvmlab/*.tests.
+kvm-lab: kernel
+	@for emulator in $(EMULATOR); do kvmlab/run $$emulator $(PYTEST_ARGS) || failed=1; done; [ -z "$$failed" ]
 
 lint: $(VENV)
 	$(BIN)ruff check
