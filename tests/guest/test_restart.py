@@ -91,7 +91,7 @@ def test_breakpoints_of_a_session_are_there_in_the_new_vm(linux: Path, kernel: K
         place.delete()
         gdb.cont(wait=False)
         assert session.exec("echo up").stdout == "up\n"
-        with pytest.raises(StateError, match="a GDB is attached"):
+        with pytest.raises(StateError, match="a GDB is already attached"):
             vmdebug.attach(session.name).gdb  # noqa: B018 - the touch attaches
 
 
