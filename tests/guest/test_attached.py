@@ -19,7 +19,7 @@ import pytest
 import vmd_kernel_scan
 import vmd_module_files
 
-from tests.fixtures.accel import STATED
+from tests.fixtures.accel import SECONDS, STATED
 from vmdebug import guest, process, shipped, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.interactive import Attachment, Extra, argv
@@ -29,8 +29,6 @@ from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import Completed
 from vmdebug.sources import cpio
 from vmdebug.vm import Vm
-
-SECONDS = 120.0
 
 Start = Callable[..., Vm]
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 
+from tests.fixtures.accel import SECONDS
 from vmdebug import process
 from vmdebug.channel import port
 from vmdebug.channel.found import Found
@@ -31,7 +32,7 @@ MIB = 1 << 20
 
 
 def soon() -> Deadline:
-    return Deadline.after(120)
+    return Deadline.after(SECONDS)
 
 
 def started(spec: LaunchSpec, name: str, **lacking: object) -> Vm:
@@ -39,7 +40,7 @@ def started(spec: LaunchSpec, name: str, **lacking: object) -> Vm:
     resources = planning.resources(spec, report=silent, deadline=soon())
     features = msgspec.structs.replace(resources.features, **lacking)
     start = Start(resources=msgspec.structs.replace(resources, features=features))
-    return launch(msgspec.structs.replace(spec, name=name), bound=True, timeout=120, start=start)
+    return launch(msgspec.structs.replace(spec, name=name), bound=True, timeout=SECONDS, start=start)
 
 
 @pytest.fixture(scope="module")
@@ -118,24 +119,25 @@ def test_twenty_commands_run_at_once_while_a_person_has_the_console(shared: Vm) 
     gate = "until [ -e /run/gate ]; do sleep 0.1; done"
     with shared.console() as console, ThreadPoolExecutor(21) as pool:
         waiting = [
-            pool.submit(shared.exec, f"echo {n}; touch /run/n{n}; {gate}", timeout=120) for n in range(20)
+            pool.submit(shared.exec, f"echo {n}; touch /run/n{n}; {gate}", timeout=SECONDS) for n in range(20)
         ]
         every = shared.exec(
-            "until [ $(ls /run/n* | wc -l) = 20 ]; do sleep 0.1; done 2>/dev/null", timeout=120
+            "until [ $(ls /run/n* | wc -l) = 20 ]; do sleep 0.1; done 2>/dev/null", timeout=SECONDS
         )
         assert every.status == 0, "all twenty run"
         shared.exec("touch /run/gate")
         assert [each.result().stdout for each in waiting] == [f"{n}\n" for n in range(20)]
         shared.exec("rm /run/gate /run/n*")
         console.sendline("echo the conso''le")
-        console.expect("the console", timeout=60)
+        console.expect("the console", timeout=SECONDS)
 
 
 def test_a_command_waits_for_a_port_and_says_so(shared: Vm) -> None:
     ports = shared.rundir.shell_ports
     with ThreadPoolExecutor(len(ports)) as pool:
         hold = [
-            pool.submit(shared.exec, "until [ -e /run/go ]; do sleep 0.1; done", timeout=120) for _ in ports
+            pool.submit(shared.exec, "until [ -e /run/go ]; do sleep 0.1; done", timeout=SECONDS)
+            for _ in ports
         ]
         for pause in soon().pauses("every port to be in use"):
             if all(map(in_use, ports)):
@@ -194,36 +196,36 @@ def test_a_guest_that_stands_still_is_an_error_and_works_again_when_it_goes_on(s
 
 
 def test_a_panic_is_an_error_at_once(own: Vm) -> None:
-    own.exec("true", timeout=120)
+    own.exec("true", timeout=SECONDS)
     with pytest.raises(GuestDiedError, match="sysrq triggered crash") as caught:
-        own.exec("echo c >/proc/sysrq-trigger", timeout=120)
+        own.exec("echo c >/proc/sysrq-trigger", timeout=SECONDS)
     assert "Call Trace" in caught.value.detail
 
 
 def test_a_guest_that_powers_off_is_an_error_at_once(own: Vm) -> None:
-    own.exec("true", timeout=120)
+    own.exec("true", timeout=SECONDS)
     with pytest.raises(GuestDiedError):
-        own.exec("poweroff -f; sleep 300", timeout=120)
+        own.exec("poweroff -f; sleep 300", timeout=SECONDS)
 
 
 def test_a_snapshot_that_is_loaded_in_the_middle_of_a_command(own: Vm) -> None:
-    own.exec("true", timeout=120)
+    own.exec("true", timeout=SECONDS)
     own.snapshot("before")
     session = DebugSession(own, owned=False)
     job = session.exec("sleep 300", wait=False)
     session.restore("before")
     with pytest.raises(VmError, match="result of `sleep 300` is lost: a snapshot was loaded"):
-        job.result(timeout=60)
+        job.result(timeout=SECONDS)
     assert own.exec("ps | grep -c '[s]leep 300'").stdout == "0\n"
     session.close()
 
 
 def test_a_snapshot_that_was_taken_in_the_middle_of_a_command(own: Vm) -> None:
-    own.exec("true", timeout=120)
+    own.exec("true", timeout=SECONDS)
     job = DebugSession(own, owned=False).exec("echo begin; sleep 2; echo end", wait=False)
     own.exec("until pidof sleep; do :; done")
     own.snapshot("midway")
-    assert job.result(timeout=60).stdout == "begin\nend\n"
+    assert job.result(timeout=SECONDS).stdout == "begin\nend\n"
     own.restore("midway")
     # Whoever comes next ends what the snapshot holds.
     assert own.exec("echo next").stdout == "next\n"
@@ -233,7 +235,7 @@ def test_a_snapshot_that_was_taken_in_the_middle_of_a_command(own: Vm) -> None:
 def test_a_kernel_without_a_virtio_console_has_a_second_uart(builtin: LaunchSpec) -> None:
     with started(builtin, "uart", virtio_serial=False) as vm:
         data = os.urandom(50_000)
-        assert vm.exec("cat", stdin=data, timeout=120).stdout.encode(errors="surrogateescape") == data
+        assert vm.exec("cat", stdin=data, timeout=SECONDS).stdout.encode(errors="surrogateescape") == data
         assert vm.shell.found == Found("agent-uart", "the guest's kernel has no virtio console")
         with vm.console():
             assert vm.exec("echo out; echo err >&2; exit 4") == ExecResult("out\n", "err\n", 4)
@@ -244,7 +246,7 @@ def test_a_kernel_without_a_virtio_console_has_a_second_uart(builtin: LaunchSpec
 
 def test_where_nothing_answers_the_serial_line_does(builtin: LaunchSpec) -> None:
     with started(builtin, "serial", virtio_serial=False, uarts=()) as vm:
-        assert vm.exec("cat; exit 3", stdin=b"\0\xff~", timeout=120).status == 3
+        assert vm.exec("cat; exit 3", stdin=b"\0\xff~", timeout=SECONDS).status == 3
         assert vm.shell.found == Found("serial", "no agent answers in the guest")
         with vm.console(), pytest.raises(StateError, match="the console of serial is in use"):
             vm.exec("true")
@@ -255,6 +257,6 @@ def test_a_session_goes_on_over_its_own_console_where_that_is_the_only_way(built
         started(builtin, "line", virtio_serial=False, uarts=()) as vm,
         DebugSession(vm, owned=False) as session,
     ):
-        session.console.wait_ready(timeout=120)
+        session.console.wait_ready(timeout=SECONDS)
         assert session.exec("echo hi").stdout == "hi\n"
         assert vm.exec("echo ho").stdout == "ho\n"

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.fixtures.accel import SECONDS
 from vmdebug import guest, process
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.preloaded import PreloadedGdb
@@ -29,7 +30,7 @@ MIB = 256
 
 
 def soon() -> Deadline:
-    return Deadline.after(120)
+    return Deadline.after(SECONDS)
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def small(builtin: LaunchSpec) -> LaunchSpec:
 
 @pytest.fixture
 def made_template(small: LaunchSpec) -> Iterator[Template]:
-    with template(small, timeout=120) as made:
+    with template(small, timeout=SECONDS) as made:
         yield made
 
 
@@ -50,7 +51,7 @@ def nothing_is_left() -> bool:
 
 def test_three_clones_at_once_have_live_shells_and_states_of_their_own(made_template: Template) -> None:
     assert made_template.how == "clone"
-    vms = [made_template.clone(timeout=120) for _ in range(3)]
+    vms = [made_template.clone(timeout=SECONDS) for _ in range(3)]
     try:
         assert [vm.name for vm in vms] == ["vm", "vm-2", "vm-3"]
         assert {vm.status() for vm in vms} == {"running"}
@@ -66,7 +67,7 @@ def test_three_clones_at_once_have_live_shells_and_states_of_their_own(made_temp
 
 
 def test_a_clone_is_a_vm_like_any_other(made_template: Template) -> None:
-    with made_template.clone(name="copy", timeout=120) as vm:
+    with made_template.clone(name="copy", timeout=SECONDS) as vm:
         facts = find("copy").facts()
         assert (facts["status"], facts["clone_of"], facts["owner"]) == ("running", "vm", os.getpid())
         # Its log starts with the template's boot, and continues with its own output.
@@ -76,12 +77,12 @@ def test_a_clone_is_a_vm_like_any_other(made_template: Template) -> None:
         with DebugSession(vm, owned=False) as session:
             session.gdb.breakpoint("do_sys_openat2")
             session.console.sendline("cat /etc/passwd")
-            assert session.gdb.cont(timeout=60).frame.function == "do_sys_openat2"
+            assert session.gdb.cont(timeout=SECONDS).frame.function == "do_sys_openat2"
 
 
 def test_gdb_loads_its_symbols_while_a_clone_comes_up(made_template: Template) -> None:
     with PreloadedGdb.start(made_template.spec.kernel) as preloaded:
-        with DebugSession(made_template.clone(timeout=120), owned=True, preloaded=preloaded) as session:
+        with DebugSession(made_template.clone(timeout=SECONDS), owned=True, preloaded=preloaded) as session:
             assert session.gdb.breakpoint("do_sys_openat2").number
             early = session.gdb.pid
         assert preloaded.take() is None
@@ -92,7 +93,7 @@ def test_gdb_loads_its_symbols_while_a_clone_comes_up(made_template: Template) -
 
 
 def test_clones_share_the_memory_that_they_do_not_write_to(made_template: Template) -> None:
-    with made_template.clone(timeout=120) as vm:
+    with made_template.clone(timeout=SECONDS) as vm:
         assert private_mib(vm) < MIB / 4
 
 
@@ -103,10 +104,10 @@ def private_mib(vm: Vm) -> float:
 
 
 def test_a_template_is_gone_with_its_last_holder(small: LaunchSpec) -> None:
-    with template(small, timeout=120) as first, template(small, timeout=120) as second:
+    with template(small, timeout=SECONDS) as first, template(small, timeout=SECONDS) as second:
         assert len(list((rundir.runtime() / template_registry.DIRECTORY).iterdir())) == 1
         # The second process uses the template of the first: the guest has booted once.
-        with first.clone(timeout=120) as one, second.clone(timeout=120) as other:
+        with first.clone(timeout=SECONDS) as one, second.clone(timeout=SECONDS) as other:
             assert boot(one) == boot(other)
     assert nothing_is_left()
 
@@ -172,12 +173,12 @@ def test_where_there_is_no_room_the_state_is_saved_whole(
 ) -> None:
     monkeypatch.setattr(memfd, "MEMINFO", tmp_path / "meminfo")
     (tmp_path / "meminfo").write_text("MemAvailable:     102400 kB\n")
-    with template(small, timeout=120) as made:
+    with template(small, timeout=SECONDS) as made:
         assert (made.how, made.reason) == (
             "load",
             "the template of a guest with 256 MiB needs 320 MiB free, and memory has 100 MiB",
         )
-        with made.clone(timeout=120) as one, made.clone(timeout=120) as other:
+        with made.clone(timeout=SECONDS) as one, made.clone(timeout=SECONDS) as other:
             one.exec("echo one >/tmp/x")
             assert other.exec("cat /tmp/x").status != 0
 
@@ -189,10 +190,10 @@ def test_a_guest_whose_state_qemu_cannot_save_boots_each_time(small: LaunchSpec,
         # Refuses like a mounted 9p share, which the builtin kernel cannot mount.
         *("-device", "ivshmem-plain,memdev=m0,master=off", "-object", "memory-backend-ram,id=m0,size=1M"),
     )
-    with template(msgspec.structs.replace(small, qemu_args=shared), timeout=120) as made:
+    with template(msgspec.structs.replace(small, qemu_args=shared), timeout=SECONDS) as made:
         assert made.how == "boot"
         assert made.reason.startswith("its state cannot be saved: QEMU refused migrate: ")
-        with made.clone(timeout=120) as vm:
+        with made.clone(timeout=SECONDS) as vm:
             assert vm.exec("echo up").stdout == "up\n"
 
 
@@ -200,30 +201,30 @@ def test_a_disk_has_one_writer(small: LaunchSpec, tmp_path: Path) -> None:
     machine = msgspec.structs.replace(small.machine, disk=tmp_path / "disk.raw")
     assert isinstance(machine, OwnMachine)
     (tmp_path / "disk.raw").write_bytes(bytes(1 << 20))
-    with template(msgspec.structs.replace(small, machine=machine), timeout=120) as made:
+    with template(msgspec.structs.replace(small, machine=machine), timeout=SECONDS) as made:
         assert (made.how, made.reason) == ("boot", f"the disk {machine.disk} can have only one writer")
 
 
 def test_a_directory_that_cannot_hold_memory_is_named(small: LaunchSpec) -> None:
     with (
         pytest.raises(HostError, match="cannot keep a guest's memory in /nowhere"),
-        template(small, directory=Path("/nowhere"), timeout=120),
+        template(small, directory=Path("/nowhere"), timeout=SECONDS),
     ):
         pass
     assert nothing_is_left()
 
 
 def test_a_running_vm_is_cloned_and_goes_on(small: LaunchSpec) -> None:
-    with launch(small, bound=True, timeout=120) as vm:
+    with launch(small, bound=True, timeout=SECONDS) as vm:
         wait_shell.wait(vm, copy=False, deadline=soon())
         vm.exec("echo before >/tmp/x")
-        clones = cloning.clone(vm, 2, timeout=120)
+        clones = cloning.clone(vm, 2, timeout=SECONDS)
         try:
             assert [(each.name, each.state.owner) for each in clones] == [("vm-1", None), ("vm-2", None)]
             vm.exec("echo after >/tmp/x")
             assert {each.exec("cat /tmp/x").stdout for each in clones} == {"before\n"}
             # A clone can be cloned.
-            clones += cloning.clone(clones[0], timeout=120)
+            clones += cloning.clone(clones[0], timeout=SECONDS)
             assert clones[2].name == "vm-1-1"
             clones[0].stop()
             assert clones[2].exec("cat /tmp/x").stdout == "before\n"
@@ -235,9 +236,9 @@ def test_a_running_vm_is_cloned_and_goes_on(small: LaunchSpec) -> None:
 def test_a_clone_of_a_vm_with_a_port_has_another_one(small: LaunchSpec) -> None:
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
-    with launch(msgspec.structs.replace(small, tcp=port), bound=True, timeout=120) as vm:
+    with launch(msgspec.structs.replace(small, tcp=port), bound=True, timeout=SECONDS) as vm:
         wait_shell.wait(vm, copy=False, deadline=soon())
-        (clone,) = cloning.clone(vm, timeout=120)
+        (clone,) = cloning.clone(vm, timeout=SECONDS)
         try:
             assert vm.state.gdb == f"127.0.0.1:{port}"
             assert clone.state.gdb.startswith("127.0.0.1:")
@@ -249,10 +250,10 @@ def test_a_clone_of_a_vm_with_a_port_has_another_one(small: LaunchSpec) -> None:
 def test_a_vm_at_its_reset_vector_is_not_cloned(small: LaunchSpec) -> None:
     halted = msgspec.structs.replace(small, halt=True)
     with (
-        launch(halted, bound=True, timeout=120) as vm,
+        launch(halted, bound=True, timeout=SECONDS) as vm,
         pytest.raises(StateError, match="vm cannot be cloned: it is halted"),
     ):
-        cloning.clone(vm, timeout=120)
+        cloning.clone(vm, timeout=SECONDS)
 
 
 def test_a_state_that_is_none_is_refused(made_template: Template) -> None:

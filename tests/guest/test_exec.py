@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from tests.fixtures.accel import SECONDS
 from vmdebug.channel.serial.console import Console
 from vmdebug.channel.shell import Output
 from vmdebug.deadline import Deadline
@@ -19,7 +20,7 @@ from vmdebug.vm import Vm, launch
 
 
 def soon() -> Deadline:
-    return Deadline.after(120)
+    return Deadline.after(SECONDS)
 
 
 def run(console: Console, command: str | list[str]) -> Output:
@@ -35,7 +36,7 @@ def shared(builtin: LaunchSpec) -> Iterator[Vm]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("XDG_RUNTIME_DIR", runtime)
-        vm = launch(spec, bound=True, timeout=120)
+        vm = launch(spec, bound=True, timeout=SECONDS)
         patch.undo()
         try:
             yield vm
@@ -46,7 +47,7 @@ def shared(builtin: LaunchSpec) -> Iterator[Vm]:
 @pytest.fixture
 def console(shared: Vm) -> Iterator[Console]:
     with shared.console() as opened:
-        opened.wait_ready(timeout=120)
+        opened.wait_ready(timeout=SECONDS)
         yield opened
         assert run(opened, "ls -A /tmp /dev/shm").stdout.count(b"vmdebug-") == 2, (
             "only the listing's own files"
@@ -56,7 +57,7 @@ def console(shared: Vm) -> Iterator[Console]:
 @pytest.fixture
 def own(builtin: LaunchSpec) -> Iterator[Vm]:
     """A booting guest that the test may kill."""
-    vm = launch(msgspec.structs.replace(builtin, name="own"), bound=True, timeout=120)
+    vm = launch(msgspec.structs.replace(builtin, name="own"), bound=True, timeout=SECONDS)
     yield vm
     vm.stop(force=True)
 
@@ -99,7 +100,7 @@ def test_output_comes_back_exactly_through_a_flood_of_kernel_messages(shared: Vm
     run(console, f"kill -9 {flood.stdout.decode()}; echo ratelimit >/proc/sys/kernel/printk_devkmsg")
     assert hashlib.md5(random, usedforsecurity=False).hexdigest() == wanted
     assert messages(shared) - before > 100
-    console.expect("flood of messages", timeout=120)
+    console.expect("flood of messages", timeout=SECONDS)
 
 
 def digest(console: Console, file: str) -> str:
@@ -112,7 +113,7 @@ def messages(vm: Vm) -> int:
 
 def test_kernel_messages_of_the_command_are_left_for_expect(console: Console) -> None:
     assert run(console, "echo 'hello from the kernel' >/dev/kmsg").stdout == b""
-    assert console.expect("hello from the kernel", timeout=120)
+    assert console.expect("hello from the kernel", timeout=SECONDS)
 
 
 def test_a_command_that_hangs_is_ended_and_the_console_goes_on(console: Console) -> None:
@@ -137,14 +138,14 @@ def test_a_command_that_kills_the_console_s_shell_is_an_error_and_the_next_shell
         run(console, "read -r a b c d e session f </proc/$PPID/stat; kill -9 $session; exec sleep 300")
     run(console, "killall sleep; true")
     console.shell.ready = False
-    console.wait_ready(timeout=120)
+    console.wait_ready(timeout=SECONDS)
     assert run(console, "echo hi").stdout == b"hi\n"
 
 
 def test_the_shell_of_a_person_still_echoes(console: Console) -> None:
     run(console, "true")
     console.sendline("stty -a")
-    assert "-echo " not in console.read_until("echok", timeout=120)
+    assert "-echo " not in console.read_until("echok", timeout=SECONDS)
 
 
 def test_a_guest_that_is_stopped_is_an_error_and_works_again_when_it_goes_on(
@@ -159,7 +160,7 @@ def test_a_guest_that_is_stopped_is_an_error_and_works_again_when_it_goes_on(
 
 def test_a_panic_is_an_error_at_once(own: Vm) -> None:
     with own.console() as console:
-        console.wait_ready(timeout=120)
+        console.wait_ready(timeout=SECONDS)
         with pytest.raises(GuestDiedError, match="sysrq triggered crash") as caught:
             run(console, "echo c >/proc/sysrq-trigger")
         assert "Call Trace" in caught.value.detail
@@ -167,15 +168,15 @@ def test_a_panic_is_an_error_at_once(own: Vm) -> None:
 
 def test_a_guest_that_powers_off_is_an_error_at_once(own: Vm) -> None:
     with own.console() as console:
-        console.wait_ready(timeout=120)
+        console.wait_ready(timeout=SECONDS)
         with pytest.raises(GuestDiedError):
             run(console, "poweroff -f; sleep 300")
 
 
 def test_the_end_of_qemu_is_an_error_at_once(own: Vm) -> None:
     with own.console() as console:
-        console.wait_ready(timeout=120)
+        console.wait_ready(timeout=SECONDS)
         console.sendline("sleep 300")
         own.state.qemu.signal(signal.SIGKILL)
         with pytest.raises(GuestDiedError):
-            console.expect("never said", timeout=120)
+            console.expect("never said", timeout=SECONDS)

@@ -8,16 +8,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.fixtures.accel import SECONDS
 from vmdebug import vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import stop
 from vmdebug.debugger.gdb import Gdb
+from vmdebug.debugger.identity import Wanted
 from vmdebug.debugger.runstate import State
 from vmdebug.errors import GuestDiedError, StateError
 from vmdebug.guest import Kernel, LaunchSpec
 from vmdebug.vm import Vm
-
-SECONDS = 120.0
 
 ARPHRD_LOOPBACK = 772
 """include/uapi/linux/if_arp.h"""
@@ -39,7 +39,8 @@ def machine(builtin: LaunchSpec) -> Iterator[Vm]:
 def gdb(machine: Vm, kernel: Kernel) -> Iterator[Gdb]:
     """A GDB on it, which interrupts through the VM."""
     with Gdb.start(kernel.vmlinux) as started:
-        started.connect(machine.state.gdb, interrupter=machine.pause)
+        wanted = Wanted(kernel=kernel, accel=machine.state.accel)
+        started.connect(machine.state.gdb, interrupter=machine.pause, wanted=wanted)
         yield started
 
 

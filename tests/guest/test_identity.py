@@ -10,15 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fixtures.accel import ACCEL, STATED
+from tests.fixtures.accel import ACCEL, SECONDS, STATED
 from vmdebug import process, session, vm
 from vmdebug.cli import status_of
 from vmdebug.deadline import Deadline
 from vmdebug.errors import MismatchError, UsageError
 from vmdebug.guest import Kernel, LaunchSpec
 from vmdebug.session import DebugSession
-
-SECONDS = 120.0
 
 Start = Callable[..., DebugSession]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from tests.fixtures.accel import SECONDS
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmError
 from vmdebug.guest import LaunchSpec
@@ -15,13 +16,13 @@ from vmdebug.vm import Vm, launch, wait_shell
 
 
 def soon() -> Deadline:
-    return Deadline.after(120)
+    return Deadline.after(SECONDS)
 
 
 @pytest.fixture
 def vm(builtin: LaunchSpec) -> Iterator[Vm]:
     spec = msgspec.structs.replace(builtin, name="vm", memory=256)
-    with launch(spec, bound=True, timeout=120) as started:
+    with launch(spec, bound=True, timeout=SECONDS) as started:
         wait_shell.wait(started, copy=False, deadline=soon())
         yield started
 
@@ -55,14 +56,14 @@ def test_a_stopped_guest_stays_stopped(vm: Vm) -> None:
 def test_a_guest_that_has_panicked_lives_again(vm: Vm) -> None:
     vm.snapshot("alive")
     with vm.console() as console:
-        console.wait_ready(timeout=120)
+        console.wait_ready(timeout=SECONDS)
         console.sendline("echo c >/proc/sysrq-trigger")
         with pytest.raises(VmError, match="Kernel panic"):
-            console.expect("never said", timeout=120)
+            console.expect("never said", timeout=SECONDS)
         assert vm.status() == "panicked"
         vm.restore("alive")
         console.restored()
-        console.wait_ready(timeout=120)
+        console.wait_ready(timeout=SECONDS)
     assert vm.status() == "running"
     assert vm.exec("echo back").stdout == "back\n"
     assert b"vmdebug: restored the snapshot alive\r\n" in vm.rundir.console_log.read_bytes()
@@ -87,7 +88,7 @@ def test_with_gdb_breakpoints_stay_and_what_it_had_read_is_read_anew(vm: Vm) -> 
         opened = gdb.breakpoint("do_sys_openat2")
         session.console.sendline("while :; do cat /etc/passwd; done")
         while gdb.evaluate(jiffies) == then:  # the guest may get there before its clock ticks
-            stop = gdb.cont(timeout=60)
+            stop = gdb.cont(timeout=SECONDS)
             assert stop.breakpoint is opened
         session.restore("a")
         assert gdb.stopped
@@ -96,7 +97,7 @@ def test_with_gdb_breakpoints_stay_and_what_it_had_read_is_read_anew(vm: Vm) -> 
             stop.frame.evaluate("filename")
         # That guest no longer exists: type the line again; the breakpoint is still set.
         session.console.sendline("cat /etc/passwd")
-        assert gdb.cont(timeout=60).breakpoint is opened
+        assert gdb.cont(timeout=SECONDS).breakpoint is opened
 
 
 def test_a_running_guest_runs_on_beside_gdb(vm: Vm) -> None:

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from tests.fixtures.accel import SECONDS
 from vmdebug import process, session, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.runstate import State
 from vmdebug.guest import LaunchSpec
 from vmdebug.session import DebugSession
 
-SECONDS = 120.0
 HITS = 500
 NAME = "(char *)file->f_path.dentry->d_name.name"
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fixtures.accel import ACCEL
+from tests.fixtures.accel import ACCEL, SECONDS
 from vmdebug import guest, process
 from vmdebug.arch import by_name
 from vmdebug.deadline import Deadline
@@ -25,9 +25,6 @@ from vmdebug.vm import Vm, accel, argv, every, find, launch, plan, rundir
 
 X86_64 = by_name("x86_64")
 Start = Callable[..., Vm]
-
-
-SECONDS = 60.0
 
 
 def soon() -> Deadline:
@@ -67,7 +64,7 @@ def owner(script: str, spec: LaunchSpec, place: Path) -> list[str]:
         from vmdebug.vm import launch
         spec = guest.decode(Path({str(place / "spec.json")!r}).read_bytes(), LaunchSpec)
         def start(bound):
-            return launch(spec, bound=bound, timeout=60)
+            return launch(spec, bound=bound, timeout={SECONDS})
         """
     return [sys.executable, "-c", textwrap.dedent(text) + textwrap.dedent(script)]
 
