@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from vmdebug.paths import write_atomically
+from vmdebug.paths import of_user, write_atomically
 
 _FORMAT = 1
 """Increase it when unchanged files must be read again."""
@@ -72,7 +72,7 @@ def directory() -> Path:
     """Return the directory of the entries; it need not exist."""
     import platformdirs  # noqa: PLC0415 - slow to import, and `--help` gets here too
 
-    return Path(platformdirs.user_cache_dir("vmdebug")) / "identity"
+    return of_user(platformdirs.user_cache_dir, "XDG_CACHE_HOME") / "identity"
 
 
 def _key(path: Path, what: str) -> _Key:

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vmdebug.errors import HostError
+
 
 def absolute(words: str, directory: Path | None = None) -> Path:
     """Return the absolute path for a path that a user wrote.
@@ -32,6 +34,26 @@ def holds(question: Callable[[], bool]) -> bool:
         return question()
     except (OSError, ValueError):
         return False
+
+
+def of_user(find: Callable[[str], str], variable: str) -> Path:
+    """Return vmdebug's directory among the user's, as platformdirs finds it.
+
+    Args:
+        find: A function of platformdirs.
+        variable: The variable that sets it, for the error.
+
+    Raises:
+        HostError: the user has no home directory, as in some containers.
+    """
+    with contextlib.suppress(RuntimeError):  # of platformdirs 4.3 and later; others return `~/…`
+        where = Path(find("vmdebug"))
+        if where.is_absolute():
+            return where
+    raise HostError(
+        f"user {os.geteuid()} has no home directory: HOME is not set, and the password file has no entry",
+        hint=f"set HOME, or {variable}, to a directory that you can write to",
+    )
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -144,6 +144,16 @@ def test_a_dry_run_starts_nothing(kernel: Kernel) -> None:
     assert json.loads(vmdebug("status", "--json").stdout) == []
 
 
+def test_a_start_whose_facts_cannot_be_printed_leaves_nothing(kernel: Kernel) -> None:
+    argv = [sys.executable, "-m", "vmdebug.cli", "start", "builtin", "--halt", "--accel", "tcg", "--json"]
+    with Path("/dev/full").open("wb") as full, process.spawn(argv, stdout=full, stderr=process.PIPE) as child:
+        assert child.stderr is not None
+        said = child.stderr.read().decode()
+        assert child.wait(SECONDS) == 3
+    assert "cannot write standard output, /dev/full: No space left on device" in said
+    assert vm.every() == []
+
+
 def test_a_taken_name_is_a_usage_error(halted: str) -> None:
     said = vmdebug("start", "builtin", "--halt", "--name", halted, status=2).stderr
     assert halted in said

@@ -1,10 +1,15 @@
 import errno
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from tests.unit import cli_doubles
+from vmdebug import filecache
+from vmdebug.cli import doctor, facts
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, HostError
 from vmdebug.progress import Step, silent
@@ -108,3 +113,34 @@ def test_waiting_for_another_ends() -> None:
         cache.lock(path, "building", silent, Deadline.after(0.05)),
     ):
         pass
+
+
+@pytest.mark.parametrize("directory", [cache.directory, lambda name: filecache.directory() / name])
+def test_a_user_without_a_home_directory_gets_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, directory: Callable[[str], Path]
+) -> None:
+    homeless(monkeypatch)
+    with pytest.raises(HostError, match="has no home directory: HOME is not set") as caught:
+        directory("x")
+    assert "XDG_CACHE_HOME" in caught.value.hint
+
+
+def test_doctor_goes_on_without_a_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    homeless(monkeypatch)
+    assert "has no home directory" in doctor.cache().found
+
+
+def test_facts_have_whole_paths_without_a_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    homeless(monkeypatch)
+    assert facts.symbols(cli_doubles.KERNEL).startswith("/src/linux/vmlinux")
+
+
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give this process a user id without an entry in the password file."""
+
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)

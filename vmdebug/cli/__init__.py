@@ -61,22 +61,30 @@ def status_of(words: Sequence[str]) -> int:
     try:
         # Imported here, where Ctrl-C is handled.
         from vmdebug import spelling
-        from vmdebug.cli import app
+        from vmdebug.cli import app, render
 
         with spelling.spelled(spelling.command_line):
             status = app.run(words)
-        sys.stdout.flush()
+        render.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Otherwise Python would fail again at exit, when it flushes the buffer.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()
         return PIPE_CLOSED
     except Exception as error:
         if _wants_traceback(words):
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _abandon_stdout()
         return _fail(_as_ours(error))
     return status
+
+
+def _abandon_stdout() -> None:
+    """Discard what cannot be written: Python would try it again at exit, and exit with status 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _wants_traceback(words: Sequence[str]) -> bool:

@@ -227,7 +227,10 @@ def cache() -> Check:
     """Check the space for kernel builds."""
     from vmdebug.sources import cache as place
 
-    directory = place.directory("")
+    try:
+        directory = place.directory("")
+    except VmdebugError as error:
+        return Check("cache", "", False, True, error.message, error.hint)
     nearest = next(each for each in (directory, *directory.parents) if each.exists())
     free = shutil.disk_usage(nearest).free / 1e9
     found = f"{free:.1f} GB free  {directory}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,5 +74,6 @@ def symbols(kernel: Kernel) -> str:
 
 def _short(path: Path) -> str:
     """Return a path with ~ for the home directory."""
-    home = Path.home()
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+    with contextlib.suppress(RuntimeError, ValueError):  # no home directory; the path is elsewhere
+        return f"~/{path.relative_to(Path.home())}"
+    return str(path)

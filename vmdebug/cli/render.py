@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from vmdebug.errors import VmdebugError
+from vmdebug.errors import HostError, VmdebugError
 from vmdebug.progress import Report, Step
 
 PLAIN_SECONDS = 5.0
@@ -24,16 +24,43 @@ PLAIN_SECONDS = 5.0
 _BOLD, _RED, _DIM, _OFF = "1", "1;31", "2", "0"
 
 
+@contextlib.contextmanager
+def _to_stdout() -> Iterator[None]:
+    """Name the file where standard output cannot be written; a closed pipe stays a BrokenPipeError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = os.path.realpath(f"/proc/self/fd/{sys.stdout.fileno()}")
+        raise HostError(
+            f"cannot write standard output, {where}: {error.strerror}", hint="write it to another place"
+        ) from error
+
+
 def put(text: str) -> None:
-    """Print data."""
-    sys.stdout.write(f"{text}\n")
+    """Print data; raises as `flush` does."""
+    with _to_stdout():
+        sys.stdout.write(f"{text}\n")
+
+
+def flush() -> None:
+    """Write what was put so far.
+
+    Raises:
+        BrokenPipeError: its reader has closed it.
+        HostError: it cannot be written; the message has its path and the reason.
+    """
+    with _to_stdout():
+        sys.stdout.flush()
 
 
 def put_bytes(data: bytes) -> None:
-    """Print data unchanged."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    """Print data unchanged; raises as `flush` does."""
+    with _to_stdout():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
 
 def put_json(facts: Any) -> None:

@@ -112,14 +112,15 @@ def _resolve(wanted: GuestOptions, report: Report) -> LaunchSpec:
     return sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
 
 
-def _launch(wanted: GuestOptions, *, bound: bool) -> Vm:
+def _launch(wanted: GuestOptions) -> Vm:
+    """Start a VM that ends with this process."""
     from vmdebug import vm
 
     with render.progress() as report:
         spec = _resolve(wanted, report)
         return vm.launch(
             spec,
-            bound=bound,
+            bound=True,
             report=report,
             exact_name=wanted.name is not None,
         )
@@ -140,16 +141,19 @@ def _show_plan(wanted: GuestOptions, *, as_json: bool) -> None:
 
 
 def _detached(wanted: GuestOptions, *, as_json: bool) -> None:
+    """Start a VM that outlives this process, once all is printed: if that fails, nothing is left running."""
     from vmdebug.cli import facts
 
-    machine = _launch(wanted, bound=False)
-    # QEMU has answered just now; asking for its status again would take a tenth of the whole time.
-    found = machine.facts("halted" if machine.state.spec.halt else "running")
-    if as_json:
-        render.put_json(found)
-        return
-    render.tell_facts(facts.for_people(machine, found))
-    render.tell("\nnext:\n" + "\n".join(f"  {line}" for line in _next(found)))
+    with _launch(wanted) as machine:
+        # QEMU has answered just now; asking for its status again would take a tenth of the whole time.
+        found = {**machine.facts("halted" if machine.state.spec.halt else "running"), "owner": None}
+        if as_json:
+            render.put_json(found)
+        else:
+            render.tell_facts(facts.for_people(machine, found))
+            render.tell("\nnext:\n" + "\n".join(f"  {line}" for line in _next(found)))
+        render.flush()
+        machine.keep()
 
 
 def _next(found: dict[str, Any]) -> list[str]:
@@ -173,6 +177,6 @@ def _foreground(wanted: GuestOptions) -> None:
     """Show the console until the VM ends; the VM ends with this process in any case."""
     from vmdebug.cli import console, facts
 
-    with _launch(wanted, bound=True) as machine:
+    with _launch(wanted) as machine:
         render.tell_facts(facts.for_people(machine, machine.facts()))
         console.show(machine)

@@ -18,13 +18,17 @@ import platformdirs
 from vmdebug import locks
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
-from vmdebug.paths import write_atomically
+from vmdebug.paths import of_user, write_atomically
 from vmdebug.progress import Report, Step
 
 
 def directory(name: str) -> Path:
-    """Return the directory `name` of the cache; it need not exist."""
-    return Path(platformdirs.user_cache_dir("vmdebug")) / name
+    """Return the directory `name` of the cache; it need not exist.
+
+    Raises:
+        HostError: the user has no home directory.
+    """
+    return of_user(platformdirs.user_cache_dir, "XDG_CACHE_HOME") / name
 
 
 def write(path: Path, data: bytes) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
-from vmdebug import guest
+from vmdebug import guest, paths
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
@@ -82,7 +82,7 @@ def find(host: str | None) -> Deployment:
 
 
 def _directory() -> Path:
-    return Path(platformdirs.user_data_dir("vmdebug")) / "deployed"
+    return paths.of_user(platformdirs.user_data_dir, "XDG_DATA_HOME") / "deployed"
 
 
 def _file(host: str) -> Path:
