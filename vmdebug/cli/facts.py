@@ -14,6 +14,7 @@ from vmdebug.spelling import option
 if TYPE_CHECKING:
     from vmdebug.guest import Kernel
     from vmdebug.vm import Vm
+    from vmdebug.vm.lost import LostVm
 
 
 PROOFS = {
@@ -25,14 +26,14 @@ PROOFS = {
 """The words for each `kimage.Proof`."""
 
 
-def every_vm() -> list[Vm]:
-    """Return all VMs; print an error for one whose state cannot be read."""
+def every_vm() -> list[Vm | LostVm]:
+    """Return all VMs, the lost ones last; print an error for one whose state cannot be read."""
     from vmdebug import vm
 
     survey = vm.sweep()
     for problem in survey.problems:
         render.error(problem)
-    return list(survey.vms)
+    return [*survey.vms, *survey.lost]
 
 
 def for_people(vm: Vm, facts: dict[str, Any]) -> dict[str, str]:

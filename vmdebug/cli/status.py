@@ -21,14 +21,19 @@ def status(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
     from vmdebug import vm
     from vmdebug.cli import facts
 
-    machines = [vm.find(name)] if name is not None else facts.every_vm()
-    found = [machine.facts() for machine in machines]
+    if name is not None:
+        machine = vm.find(name)
+        one = machine.facts()
+        if as_json:
+            render.put_json([one])
+        else:
+            render.put_facts(facts.for_people(machine, one))
+        return
+    found = [each.facts() for each in facts.every_vm()]
     if as_json:
         render.put_json(found)
-    elif name is not None:
-        render.put_facts(facts.for_people(machines[0], found[0]))
     elif found:
-        rows = [[str(each[column]) for column in COLUMNS] for each in found]
+        rows = [[str(each[column] or "") for column in COLUMNS] for each in found]
         render.put_table([column.upper() for column in COLUMNS], rows)
     else:
         render.tell("no VM is running; `vmdebug start` starts one")

@@ -14,7 +14,7 @@ app = verb.new_app()
 ENDED = {
     "gone": "had ended",
     "quit": "stopped",
-    "SIGTERM": "stopped with SIGTERM: QEMU did not answer",
+    "SIGTERM": "stopped with SIGTERM: QEMU could not be asked to quit",
     "SIGKILL": "killed",
 }
 """The message for each way in which a VM ended; see `vmdebug.vm.machine.EndedBy`."""
@@ -44,7 +44,7 @@ def stop(
 
     if everything and names:
         raise UsageError("--all takes no names", hint="give either names or --all")
-    named = [vm.find(name) for name in names or ()]
+    named = [vm.find_lost(name) or vm.find(name) for name in names or ()]
     machines = facts.every_vm() if everything else named or [vm.find()]
     for machine in machines:
         how = machine.stop(force=force)

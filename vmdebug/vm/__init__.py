@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vmdebug.vm.launching import launch
     from vmdebug.vm.machine import Status, Vm
     from vmdebug.vm.planning import Plan, plan
-    from vmdebug.vm.registry import Survey, every, find, names, sweep
+    from vmdebug.vm.registry import Survey, every, find, find_lost, names, sweep
 
 __all__ = [
     "Plan",
@@ -23,6 +23,7 @@ __all__ = [
     "Vm",
     "every",
     "find",
+    "find_lost",
     "launch",
     "names",
     "plan",

@@ -18,7 +18,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError, VmdebugError
 from vmdebug.process import ProcessRef
 from vmdebug.spelling import option
-from vmdebug.vm import children, rundir, state
+from vmdebug.vm import children, lost, rundir, state
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import Launching, State
 
@@ -140,7 +140,7 @@ def _candidates(name: str, *, exact: bool) -> Iterator[str]:
 def _vacant(directory: RunDir, *, exact: bool) -> bool:
     """Clear the directory if it is unused; if it is in use, return False, or raise with `exact`."""
     if not os.path.lexists(directory.path):
-        return True
+        return _not_lost(directory, exact=exact)
     entry = inspect(directory)
     if entry.use in ("ended", "orphan"):
         clear(entry)
@@ -151,6 +151,14 @@ def _vacant(directory: RunDir, *, exact: bool) -> bool:
             hint=f"end it: vmdebug stop {directory.name}; or choose another name: {option('name')}",
         )
     return False
+
+
+def _not_lost(directory: RunDir, *, exact: bool) -> bool:
+    """Return whether no QEMU still runs whose directory this was; if one does, raise with `exact`."""
+    before = lost.of(directory)
+    if before is not None and exact:
+        raise UsageError(before.error().message, hint=before.error().hint)
+    return before is None
 
 
 def _take(directory: RunDir, *, guardian: ProcessRef, scratch: bool, prewarmed: bool) -> None:

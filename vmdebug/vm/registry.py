@@ -11,8 +11,9 @@ import msgspec
 from vmdebug.channel.log import death
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
-from vmdebug.vm import directory_use, rundir, template_registry
+from vmdebug.vm import directory_use, lost, rundir, template_registry
 from vmdebug.vm.directory_use import Entry
+from vmdebug.vm.lost import LostVm
 from vmdebug.vm.machine import Status, Vm
 from vmdebug.vm.rundir import RunDir
 
@@ -26,10 +27,12 @@ class Survey(msgspec.Struct, frozen=True):
     Args:
         vms: All VMs, sorted by name. A VM that has ended is in it once; its directory is already removed.
         problems: Why the states of other VMs cannot be read.
+        lost: The VMs whose run directory was removed.
     """
 
     vms: tuple[Vm, ...]
     problems: tuple[VmdebugError, ...]
+    lost: tuple[LostVm, ...] = ()
 
 
 def every(*, timeout: float = SECONDS) -> list[Vm]:
@@ -63,7 +66,7 @@ def sweep(*, timeout: float = SECONDS) -> Survey:
                     directory_use.clear(entry)
                 case Entry(problem=VmdebugError() as problem):
                     problems.append(problem)
-    return Survey(tuple(vms), tuple(problems))
+    return Survey(tuple(vms), tuple(problems), lost.every())
 
 
 def names() -> list[str]:
@@ -82,7 +85,7 @@ def find(name: str | None = None, *, timeout: float = SECONDS) -> Vm:
 
     Raises:
         UsageError: no VM has that name; or there are several, and no name is given. The hint lists the VMs.
-        StateError: the VM has not started yet.
+        StateError: the VM has not started yet; or its run directory was removed.
         VmdebugError: another version of vmdebug started the VM, and its state cannot be read.
         DeadlineError: another vmdebug kept the runtime directory locked.
     """
@@ -95,7 +98,14 @@ def find(name: str | None = None, *, timeout: float = SECONDS) -> Vm:
     for entry in entries:
         if entry.rundir.name == name:
             return _vm(entry)
+    if (without_directory := find_lost(name)) is not None:
+        raise without_directory.error()
     raise UsageError(f"there is no VM named {name}", hint=_known(entries))
+
+
+def find_lost(name: str) -> LostVm | None:
+    """Return the VM of a name whose run directory was removed; None if there is none."""
+    return next((each for each in lost.every() if each.name == name), None)
 
 
 @contextlib.contextmanager
@@ -125,6 +135,8 @@ def _only(entries: list[Entry]) -> Vm:
     live = [entry for entry in entries if entry.use not in ("ended", "held")]
     candidates = live or entries
     if not candidates:
+        if without_directory := lost.every():
+            raise without_directory[0].error()
         raise UsageError("no VM runs", hint="start one: vmdebug start")
     if len(candidates) > 1:
         raise UsageError(f"{len(candidates)} VMs run: name one of them", hint=_known(candidates))

@@ -206,7 +206,16 @@ def runtime() -> Path:
     given = os.environ.get("XDG_RUNTIME_DIR")
     if given:
         return Path(given).absolute() / "vmdebug"
-    return Path(f"/tmp/vmdebug-{os.geteuid()}")  # noqa: S108 - made 0700, refused when it is not ours
+    return usual_places()[0]
+
+
+def usual_places() -> tuple[Path, Path]:
+    """Return RUNTIME without XDG_RUNTIME_DIR, and with the one of systemd-logind."""
+    user = os.geteuid()
+    return (
+        Path(f"/tmp/vmdebug-{user}"),  # noqa: S108 - made 0700, refused when it is not ours
+        Path(f"/run/user/{user}/vmdebug"),
+    )
 
 
 def root() -> Path:
