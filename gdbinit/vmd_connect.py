@@ -80,6 +80,18 @@ def _tell_dead() -> None:
                 vmd_batch.say(words)
 
 
+def _tell_failed(event: gdb.StopEvent) -> None:
+    """Explain the signal that QEMU's gdbstub reports when it cannot run the guest any more.
+
+    See `gdb_vm_state_change` of QEMU's gdbstub: RUN_STATE_INTERNAL_ERROR is SIGABRT, and nothing else is.
+    """
+    if isinstance(event, gdb.SignalEvent) and event.stop_signal == "SIGABRT" and not vmd_kgdb.on():
+        vmd_batch.say(f"{_DEAD['internal-error']}\nKVM's reason is in the VM's qemu.log; or use --accel tcg")
+
+
+gdb.events.stop.connect(_tell_failed)
+
+
 def _keep_lock() -> None:
     """Prevent programs that GDB starts from inheriting the lock of the attached GDB."""
     lock = gdb.convenience_variable("vmd_lock")

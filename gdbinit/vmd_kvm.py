@@ -42,8 +42,7 @@ class BeforeContinue(gdb.Command):
 
 
 def register() -> None:
-    """Have GDB call this module. A hook for `continue` that the user has defined stays."""
-    gdb.events.breakpoint_created.connect(_count)
+    """Have `continue` call this module, unless the user has defined a hook for it."""
     with contextlib.suppress(gdb.error):
         gdb.execute("show user hook-continue", to_string=True)
         return
@@ -96,3 +95,6 @@ def _count(_created: gdb.Breakpoint) -> None:
             f" registers, and {used} are enabled: the guest cannot run with them\n"
             "delete one; use `break`, which needs none; or start the guest with --accel tcg"
         )
+
+
+gdb.events.breakpoint_created.connect(_count)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.gdb.stub import Stub
+from vmdebug import process, shipped
+from vmdebug.deadline import Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.runstate import State
 from vmdebug.errors import GdbError
@@ -52,6 +54,20 @@ def test_gdb_is_usable_after_a_refusal(refusing: Refusing) -> None:
     breakpoint_.delete()
     gdb.cont(wait=False)
     assert gdb.state is State.RUNNING
+
+
+def test_a_guest_that_kvm_cannot_run_any_more(directory: Path, listener: socket.socket) -> None:
+    """QEMU's gdbstub reports its run state internal-error as SIGABRT."""
+    stub = Stub(listener, {b"vCont;c": b"T06thread:01;"})
+    source = f"source {shipped.gdbinit() / 'vmdebug.gdb'}"
+    commands = (source, source, f"vmd-connect {directory / 'stub'}", "continue")
+    argv = ["gdb", "-nx", "-q", "--batch", *(word for line in commands for word in ("-ex", line))]
+    try:
+        done = process.run(argv, deadline=Deadline.after(60), check=False)
+    finally:
+        stub.close()
+    assert "QEMU cannot continue the guest: its state is internal-error\n" in done.stderr
+    assert done.stderr.count("internal-error") == 1, "sourced twice it is as sourced once"
 
 
 def test_a_breakpoint_where_nothing_is_mapped_yet(refusing: Refusing) -> None:
