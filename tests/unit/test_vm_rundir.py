@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vmdebug import locks
+from vmdebug import locks, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, HostError, UsageError
 from vmdebug.vm import rundir
@@ -198,3 +198,17 @@ def test_a_file_lock_is_made_and_waited_for(tmp_path: Path) -> None:
         pass
     with locks.held(path, what="a turn", deadline=soon()):
         assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_directory_that_a_process_keeps_is_locked_for_tmpfiles(tmp_path: Path) -> None:
+    with rundir.kept(tmp_path) as fds:
+        child = process.start(["cat"], stdin=process.PIPE, pass_fds=fds)
+    assert child.stdin is not None
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        assert not locks.try_lock(fd)
+        child.stdin.close()
+        child.wait()
+        assert locks.try_lock(fd)
+    finally:
+        os.close(fd)

@@ -143,6 +143,7 @@ def _show_plan(wanted: GuestOptions, *, as_json: bool) -> None:
 def _detached(wanted: GuestOptions, *, as_json: bool) -> None:
     """Start a VM that outlives this process, once all is printed: if that fails, nothing is left running."""
     from vmdebug.cli import facts
+    from vmdebug.vm import logout
 
     with _launch(wanted) as machine:
         # QEMU has answered just now; asking for its status again would take a tenth of the whole time.
@@ -151,6 +152,8 @@ def _detached(wanted: GuestOptions, *, as_json: bool) -> None:
             render.put_json(found)
         else:
             render.tell_facts(facts.for_people(machine, found))
+            if warning := logout.warning(machine.rundir.path):
+                render.tell(f"\nnote: {warning}")
             render.tell("\nnext:\n" + "\n".join(f"  {line}" for line in _next(found)))
         render.flush()
         machine.keep()

@@ -121,15 +121,19 @@ def launch(
             prewarmed=start.prewarmed,
             deadline=deadline,
         )
-        guardian.remove(directory.path)
-        if isinstance(spec.machine, RunnerMachine):
-            guardian.remove(directory.scratch)
+        directories = (
+            directory.path,
+            *([directory.scratch] if isinstance(spec.machine, RunnerMachine) else ()),
+        )
+        for each in directories:
+            guardian.remove(each)
         named = msgspec.structs.replace(spec, name=directory.name)
         report(Step("starting QEMU", note=directory.name))
         how = planning.build(named, found, directory, initial=start.initial)
         if start.log:
             _begin_log(directory, start.log)
-        attempt = _start(named, how, directory, guardian, start.fds)
+        with rundir.kept(*directories) as locks:
+            attempt = _start(named, how, directory, guardian, (*start.fds, *locks))
         settled = _settle(attempt, bound=bound, deadline=deadline)
         started = msgspec.structs.replace(settled, clone_of=start.clone_of)
         state.write(directory.state, started)

@@ -284,6 +284,22 @@ def make_scratch(path: Path) -> None:
     _mkdir(path)
 
 
+@contextlib.contextmanager
+def kept(*directories: Path) -> Iterator[tuple[int, ...]]:
+    """Lock directories for the processes that inherit the descriptors: systemd-tmpfiles then removes nothing.
+
+    It cleans /tmp and /var/tmp by age, and skips a locked directory; see "Age" in tmpfiles.d(5).
+    """
+    with contextlib.ExitStack() as opened:
+        fds = []
+        for directory in directories:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, fd)
+            locks.try_lock(fd)
+            fds.append(fd)
+        yield tuple(fds)
+
+
 def remove(path: Path) -> None:
     """Remove a directory and its contents, if it exists.
 
