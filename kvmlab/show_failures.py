@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 
 class _Shown:
-    def __init__(self, terminal: Any) -> None:
-        self._terminal = terminal
+    def __init__(self, config: pytest.Config) -> None:
+        self._plugins = config.pluginmanager
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Print why a test failed."""
-        if report.failed:
-            self._terminal.write_line(f"\n{report.longreprtext}")
+        """Print why a test failed, beside pytest's own report: other output is captured."""
+        terminal = self._plugins.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f"\n{report.longreprtext}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Print beside pytest's own report, which captures other output."""
-    config.pluginmanager.register(_Shown(config.pluginmanager.get_plugin("terminalreporter")))
+    """Register it."""
+    config.pluginmanager.register(_Shown(config))
