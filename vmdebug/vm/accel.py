@@ -30,6 +30,9 @@ from vmdebug.vm.argv import RealAccel
 BOOT_SECONDS = 10.0
 """How long a kernel may take until its first message under KVM; 0.2 s is usual."""
 
+ASKED_SECONDS = 60.0
+"""The same if the user asks for KVM: nothing else will do, and nested KVM on a busy host is slow."""
+
 FIRST_LINE = b"Linux version "
 """The start of a kernel's first line; see linux_banner in its init/version.c."""
 
@@ -103,7 +106,7 @@ def choose(
         asked: The user's choice; `auto` is KVM if the kernel boots with it, else TCG.
         subject: What to accelerate.
         report: Called when the kernel is booted to test KVM.
-        deadline: When to give up that boot, which takes at most `BOOT_SECONDS`.
+        deadline: When to give up that boot, which takes at most `BOOT_SECONDS` or `ASKED_SECONDS`.
         host: The files in which the host describes KVM.
 
     Raises:
@@ -112,7 +115,8 @@ def choose(
     if asked == "tcg":
         return Choice("tcg", "asked for")
     try:
-        return Choice("kvm", _proof(subject, report, deadline, host))
+        limit = ASKED_SECONDS if asked == "kvm" else BOOT_SECONDS
+        return Choice("kvm", _proof(subject, report, deadline, host, limit))
     except HostError as problem:
         if asked == "kvm":
             raise
@@ -193,33 +197,35 @@ def boot(command: Sequence[str], deadline: Deadline) -> Boot:
     raise HostError(f"no KVM: QEMU ended before the kernel's first message: {last}", hint=_look())
 
 
-def _proof(subject: Subject, report: Report, deadline: Deadline, host: Host) -> str:
+def _proof(subject: Subject, report: Report, deadline: Deadline, host: Host, limit: float) -> str:
     """Return in words how well KVM works, from booting the kernel or from its cached result."""
 
     def booting() -> Boot:
-        report(Step("trying KVM", note=f"up to {BOOT_SECONDS:g} s"))
+        report(Step("trying KVM", note=f"up to {limit:g} s"))
         command = argv.probe(qemu=subject.qemu, arch=subject.arch, accel="kvm", image=subject.image)
-        found = boot(command, deadline.at_most(BOOT_SECONDS))
+        found = boot(command, deadline.at_most(limit))
         deadline.left("the kernel's first message under KVM")  # a boot that was cut short is no result
         return found
 
     problem = obstacle(subject.arch, host)
     if problem is not None:
         raise problem
-    found = _remembered(subject, host, booting)
+    found = _remembered(subject, host, limit, booting)
     if found.failure:
         raise HostError(f"no KVM: it opens, but cannot run a guest: {found.failure}", hint=_look())
     if found.seconds is None:
-        raise HostError(f"no KVM: with KVM the kernel printed nothing for {BOOT_SECONDS:g} s", hint=_look())
+        raise HostError(f"no KVM: with KVM the kernel printed nothing for {limit:g} s", hint=_look())
     return f"the kernel printed its first message after {found.seconds:g} s"
 
 
-def _remembered(subject: Subject, host: Host, booting: Callable[[], Boot]) -> Boot:
-    """Return the result of the boot for this kernel, this QEMU and this boot of the host."""
+def _remembered(subject: Subject, host: Host, limit: float, booting: Callable[[], Boot]) -> Boot:
+    """Return the result of the boot for this kernel, QEMU, time limit and boot of the host."""
     try:
         changed = subject.qemu.stat().st_mtime_ns
         this_boot = host.boot_id.read_text().strip()
-        return cached(subject.image, f"kvm-boot {this_boot} {subject.qemu} {changed}", Boot, booting)
+        return cached(
+            subject.image, f"kvm-boot {this_boot} {subject.qemu} {changed} {limit:g}", Boot, booting
+        )
     except OSError as error:
         raise HostError(f"cannot read {error.filename}: {error.strerror}") from error
 
