@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -334,3 +335,31 @@ def test_input_is_text_or_anything_of_bytes(given: bytes) -> None:
 def test_other_input_is_an_error_at_once(given: object) -> None:
     with pytest.raises(UsageError, match="a command's input is text or bytes"):
         input_of(given)  # type: ignore[arg-type]
+
+
+def test_an_agent_that_sleeps_through_the_request_is_woken_by_a_new_connection(tmp_path: Path) -> None:
+    """The first connection is never answered; on the second one, the agent answers."""
+    address = PortAddress(tmp_path / "sock", tmp_path / "lock")
+    log = tmp_path / "log"
+    log.touch()
+    connections: list[socket.socket] = []
+
+    def serve() -> None:
+        for _ in range(2):
+            connection, _address = listener.accept()
+            connections.append(connection)
+        decoder, asked = Decoder(), list[Frame]()
+        while not asked:
+            asked = decoder.feed(connections[1].recv(4096))
+        connections[1].sendall(Frame(b"W", 0, asked[0].payload).encode())
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(address.socket))
+        listener.listen()
+        served = threading.Thread(target=serve, daemon=True)
+        served.start()
+        AgentShell([address], watch=lambda: Watch(log), silent=lambda: None).greet(soon())
+        served.join(60)
+    for connection in connections:
+        connection.close()
+    assert len(connections) == 2

@@ -31,6 +31,9 @@ FIRST_ASK = 0.25
 LAST_ASK = 2.0
 """Seconds until the request is repeated; the time doubles with each repetition."""
 
+FIRST_CONNECTION = 1.5
+"""Seconds without an answer after which vmdebug connects again; the time doubles with each connection."""
+
 PING_SECONDS = 1.0
 """Seconds of silence after which vmdebug asks the agent whether it still knows the session."""
 
@@ -89,34 +92,52 @@ class AgentShell:
             watch.close()
 
     def _open_session(self, watch: Watch, deadline: Deadline) -> Session:
+        """Begin a session; connect again and again, each time for longer, until the agent answers.
+
+        Rarely (once in hundreds of sessions of a guest that a breakpoint stops often, under TCG), the agent
+        sleeps though requests arrive. QEMU reports each new connection to the guest, which wakes the agent.
+        """
+        seconds = FIRST_CONNECTION
+        while True:
+            session = self._connect(watch, deadline)
+            try:
+                if self._greet(session, watch, deadline, Deadline.after(seconds)):
+                    return session
+            except EndedError as error:
+                session.close()
+                raise watch.died(WANTED) from error
+            except BaseException:
+                session.close()
+                raise
+            session.close()
+            seconds *= 2
+
+    def _connect(self, watch: Watch, deadline: Deadline) -> Session:
         busy = f"one of the {len(self._addresses)} ports into the guest: a command runs on each of them"
         try:
-            session = Session(port.take(self._addresses, what=busy, deadline=deadline))
+            return Session(port.take(self._addresses, what=busy, deadline=deadline))
         except (FileNotFoundError, ConnectionRefusedError) as error:
             self._silent()
             raise watch.died(WANTED) from error
-        try:
-            patience = FIRST_ASK
-            while not session.greeted:
-                session.ask()
-                again = Deadline.after(patience)
-                patience = min(2 * patience, LAST_ASK)
-                while not session.greeted and not again.passed:
-                    if deadline.passed:
-                        raise deadline.error(WANTED, hint=_SILENT, detail=watch.tail(10))  # noqa: TRY301
-                    seconds = min(again.remaining, deadline.remaining)
-                    if watch.wait({session.fileno(): session.events}, seconds, WANTED):
-                        session.read_frames()
-                        session.flush()
-                if not session.greeted:
-                    self._silent()
-        except EndedError as error:
-            session.close()
-            raise watch.died(WANTED) from error
-        except BaseException:
-            session.close()
-            raise
-        return session
+
+    def _greet(self, session: Session, watch: Watch, deadline: Deadline, connection: Deadline) -> bool:
+        """Request a session until the agent confirms it or `connection` has passed; return whether it has."""
+        patience = FIRST_ASK
+        while not connection.passed:
+            session.ask()
+            again = Deadline.after(patience)
+            patience = min(2 * patience, LAST_ASK)
+            while not again.passed:
+                if deadline.passed:
+                    raise deadline.error(WANTED, hint=_SILENT, detail=watch.tail(10))
+                seconds = min(again.remaining, deadline.remaining)
+                if watch.wait({session.fileno(): session.events}, seconds, WANTED):
+                    session.read_frames()
+                    session.flush()
+                if session.greeted:
+                    return True
+            self._silent()
+        return False
 
 
 class AgentRunning:
