@@ -56,6 +56,35 @@ def of_user(find: Callable[[str], str], variable: str) -> Path:
     )
 
 
+ENOUGH = 1 << 20
+"""Bytes below which a file system counts as full."""
+
+
+def full(path: Path) -> bool:
+    """Return whether the file system of a path is full; the path need not exist."""
+    sizes = os.statvfs(_existing(path))
+    # Some file systems do not count blocks, and report 0.
+    return bool(sizes.f_blocks) and sizes.f_bavail * sizes.f_frsize < ENOUGH
+
+
+def _existing(path: Path) -> Path:
+    return next(each for each in (path, *path.parents) if os.path.lexists(each)).resolve()
+
+
+def file_system(path: Path) -> str:
+    """Return in words where the file system of a path is mounted, and how much of it is free.
+
+    Args:
+        path: A path, which need not exist.
+    """
+    place = _existing(path)
+    while not os.path.ismount(place):
+        place = place.parent
+    sizes = os.statvfs(place)
+    free, size = (count * sizes.f_frsize / 2**20 for count in (sizes.f_bavail, sizes.f_blocks))
+    return f"the file system {place} has {free:.0f} of {size:.0f} MiB free"
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that no reader ever sees a part of it, and make its directory if needed.
 

@@ -137,8 +137,7 @@ class GuestAgentShell:
             "arg": ["-c", _RUN, line.decode(errors="surrogateescape")],
             "capture-output": True,
         }
-        if streams.stdin is not None:
-            data = streams.stdin if isinstance(streams.stdin, bytes) else _all_of(streams.stdin)
+        if (data := shell.all_input(streams, deadline)) is not None:
             arguments["input-data"] = base64.b64encode(data).decode()
         pid = self.call("guest-exec", arguments, deadline)["pid"]
         return GuestAgentRunning(self, pid, line, streams)
@@ -250,8 +249,3 @@ def _decoded(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _all_of(descriptor: int) -> bytes:
-    with os.fdopen(os.dup(descriptor), "rb") as stream:
-        return stream.read()

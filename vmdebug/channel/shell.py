@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vmdebug.deadline import Deadline
+from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import UsageError, VmError
 
 SHOWN = 60
 """Number of characters of a command that an error shows."""
+
+ENDLESS = (
+    "this guest takes a command's input only as a whole, before the command starts: end the input, or give"
+    " none: `exec --no-stdin`"
+)
+"""What to do where standard input does not end."""
+
+_CHUNK = 1 << 16
 
 Sink = Callable[[bytes], object]
 """A function that receives output, piece by piece as it arrives."""
@@ -154,6 +163,27 @@ def input_of(given: str | bytes | None) -> bytes | None:
         f"stdin={given!r} is a {type(given).__name__}: a command's input is text or bytes",
         hint="read a file first: stdin=Path(…).read_bytes()",
     )
+
+
+def all_input(streams: Streams, deadline: Deadline) -> bytes | None:
+    """Return all of a command's input, for a way into the guest that needs it before the command starts.
+
+    Args:
+        streams: The command's streams; a descriptor is read to its end.
+        deadline: When the input must have ended.
+
+    Raises:
+        DeadlineError: it has not; the hint says what to do.
+    """
+    if not isinstance(streams.stdin, int):
+        return streams.stdin
+    pieces = []
+    while not deadline.passed:
+        if wait_ready(streams.stdin, seconds=deadline.remaining):
+            pieces.append(os.read(streams.stdin, _CHUNK))
+            if not pieces[-1]:
+                return b"".join(pieces)
+    raise deadline.error("the end of the command's standard input", hint=ENDLESS)
 
 
 def command_line(command: str | Sequence[str]) -> bytes:

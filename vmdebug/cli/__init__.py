@@ -106,12 +106,27 @@ def _as_ours(error: Exception) -> VmdebugError:
     if isinstance(error, VmdebugError):
         return error
     if isinstance(error, OSError) and error.strerror is not None:
-        where = f": {error.filename}" if error.filename else ""
+        where = f": {error.filename}" if error.filename else _full(error)
         return HostError(f"{error.strerror}{where}", hint=_HINTS.get(error.errno or 0, ""))
     return VmdebugError(
         f"internal error: {type(error).__name__}: {error}",
         hint="run it again as `vmdebug --debug …`, and report the traceback",
     )
+
+
+def _full(error: OSError) -> str:
+    """Return which file systems are full that vmdebug writes to: an error of write(2) names no file."""
+    if error.errno != errno.ENOSPC:
+        return ""
+    import tempfile
+    from pathlib import Path
+
+    from vmdebug import filecache, paths
+    from vmdebug.vm import rundir
+
+    places = (rundir.runtime(), filecache.directory(), Path(tempfile.gettempdir()), Path.cwd())
+    found = dict.fromkeys(paths.file_system(place) for place in places if paths.full(place))
+    return "".join(f"; {words}" for words in found)
 
 
 def _fail(error: VmdebugError) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmdebug import process
+from vmdebug import paths, process
 from vmdebug.cli import render, verb
 from vmdebug.errors import UsageError
 
@@ -50,6 +50,8 @@ def log(
     said = path.read_bytes()
     said = said if raw else messages.readable(said)
     render.put_bytes(_decoded(said, machine.state.spec.kernel) if decode else said)
+    if paths.full(path):
+        render.tell(f"note: the log may lack lines: {path} is on a full disk; {paths.file_system(path)}")
 
 
 def _decoded(said: bytes, kernel: Kernel) -> bytes:

@@ -9,6 +9,7 @@ A function that claims the stub makes the owner, which keeps it until `release`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ class VmOwner(Claim):
             os.close(descriptor)
             raise _vm_taken(vm, holder(lock))
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n{INTERACTIVE if interactive else ''}".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock counts, and its holder stays unknown
+            os.pwrite(descriptor, f"{os.getpid()}\n{INTERACTIVE if interactive else ''}".encode(), 0)
         return cls(descriptor)
 
 

@@ -18,7 +18,7 @@ import platformdirs
 from vmdebug import locks
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
-from vmdebug.paths import of_user, write_atomically
+from vmdebug.paths import file_system, of_user, write_atomically
 from vmdebug.progress import Report, Step
 
 
@@ -160,6 +160,6 @@ def refuse_full(output: str, where: Path, needed: float) -> None:
 def _full(where: Path, needed: float) -> HostError:
     amount = f"it needs {needed / 1e9:.1f} GB; " if needed else ""
     return HostError(
-        f"not enough space on the file system of {where}",
+        f"not enough space for {where}: {file_system(where)}",
         hint=f"{amount}free some space, or set XDG_CACHE_HOME to a directory with more",
     )

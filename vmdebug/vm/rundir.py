@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import locks
+from vmdebug import locks, paths
 from vmdebug.channel.port import PortAddress, Ways
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError, VmdebugError
@@ -324,7 +324,8 @@ def host_error(what: str, error: OSError) -> HostError:
         error: The system's error.
     """
     number = error.errno or 0
-    return HostError(f"cannot {what}: {os.strerror(number)}", hint=_HINTS.get(number, ""))
+    where = f"; {paths.file_system(runtime())}" if number == errno.ENOSPC else ""
+    return HostError(f"cannot {what}: {os.strerror(number)}{where}", hint=_HINTS.get(number, ""))
 
 
 def _lock_directory(path: Path, deadline: Deadline) -> int:

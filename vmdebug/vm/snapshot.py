@@ -112,10 +112,14 @@ def load(qmp: Qmp, tag: str, *, vm: str, console_log: Path, run: bool = True) ->
     panicked = qmp.execute("query-status")["status"] == "guest-panicked"
     _run_on(qmp, f"cannot load the snapshot {tag} of {vm}", "snapshot-load", tag, nodes)
     # QEMU has also opened the log for appending, so neither overwrites the other's text.
-    with console_log.open("ab", buffering=0) as log:
-        log.write(death.restored(tag))
-    if panicked and run:
-        qmp.execute("cont")
+    try:
+        with console_log.open("ab", buffering=0) as log:
+            log.write(death.restored(tag))
+    except OSError as error:
+        raise rundir.host_error(f"write {console_log}", error) from error
+    finally:
+        if panicked and run:
+            qmp.execute("cont")
 
 
 def delete(qmp: Qmp, tag: str, *, vm: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +10,7 @@ from vmdebug.channel.port import PortAddress
 from vmdebug.channel.serial import framing
 from vmdebug.channel.serial.console import Console
 from vmdebug.channel.serial.shell import Running
-from vmdebug.channel.shell import Output, Streams
+from vmdebug.channel.shell import Output, Streams, all_input
 from vmdebug.channel.watch import Debugger
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, VmError
@@ -36,6 +35,7 @@ class SerialShell:
 
     def begin(self, line: bytes, streams: Streams, *, deadline: Deadline) -> SerialRunning:
         """Start a command; see `Shell.begin`. If its input is a descriptor, read all of it first."""
+        data = all_input(streams, deadline)
         with contextlib.ExitStack() as held:
             console = self._owner.console
             if console is None:
@@ -43,7 +43,7 @@ class SerialShell:
                 held.enter_context(console)
             console.debugger = self._owner.debugger
             console.shell.wait_ready(deadline)
-            text = _with_input(console, line, input_of(streams), deadline)
+            text = _with_input(console, line, data, deadline)
             running = console.shell.begin(text, deadline=deadline)
             return SerialRunning(running, held.pop_all(), streams)
 
@@ -63,14 +63,6 @@ class SerialShell:
                 console = Console(self._address.socket, self._address.lock, self._log)
                 held.enter_context(console)
             console.shell.wait_ready(deadline, before=before)
-
-
-def input_of(streams: Streams) -> bytes | None:
-    """Return all of a command's input; read it to the end if it is a descriptor."""
-    if not isinstance(streams.stdin, int):
-        return streams.stdin
-    with os.fdopen(os.dup(streams.stdin), "rb") as stream:
-        return stream.read()
 
 
 def _with_input(console: Console, line: bytes, data: bytes | None, deadline: Deadline) -> bytes:
