@@ -60,6 +60,7 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         kernel: Boot image or build tree to boot instead of the guest's own kernel.
         vmlinux: vmlinux to use when it is not found automatically.
         gdb_scripts: Directory with `vmlinux-gdb.py` beside `scripts/gdb`.
+        debuginfod: Fetch the kernel's symbols from $DEBUGINFOD_URLS if no vmlinux is found.
         append: Kernel parameters to add.
         kaslr: Keep address randomisation; by default `nokaslr` is added.
         accel: The accelerator; `auto` uses KVM if it works here.
@@ -83,6 +84,7 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kernel: str | None = None
     vmlinux: str | None = None
     gdb_scripts: str | None = None
+    debuginfod: bool = False
     append: str = ""
     kaslr: bool = False
     accel: Accel = "auto"
@@ -123,6 +125,7 @@ class StartOptions(TypedDict, total=False):
     kernel: AnyPath | None
     vmlinux: AnyPath | None
     gdb_scripts: AnyPath | None
+    debuginfod: bool
     append: str
     kaslr: bool
     accel: Accel

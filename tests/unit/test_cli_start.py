@@ -40,7 +40,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[GuestOptions]
 
 def test_every_option_arrives(asked: list[GuestOptions]) -> None:
     machine = "-S --name n --kernel /k --vmlinux /v --gdb-scripts /g --kaslr --accel kvm --memory 1G --cpus 3"
-    more = "--disk /d --firmware uefi --tcp 1234 --override-input nixpkgs path:/n --impure --nix-arg -L"
+    machine += " --firmware uefi --debuginfod"
+    more = "--disk /d --tcp 1234 --override-input nixpkgs path:/n --impure --nix-arg -L"
     words = ["start", "bzImage", *machine.split(), *more.split()]
     assert cli.status_of([*words, "--append", "a=1 b", "--", "-device", "virtio-rng-pci", "--", "x"]) == 0
     assert asked == [
@@ -51,6 +52,7 @@ def test_every_option_arrives(asked: list[GuestOptions]) -> None:
             kernel="/k",
             vmlinux="/v",
             gdb_scripts="/g",
+            debuginfod=True,
             append="a=1 b",
             kaslr=True,
             accel="kvm",

@@ -19,6 +19,7 @@ halt = true
 kernel = "../linux"
 vmlinux = "symbols/vmlinux"
 gdb-scripts = "/opt/scripts"
+debuginfod = true
 append = "loglevel=7"
 kaslr = true
 accel = "tcg"
@@ -69,6 +70,7 @@ class TestLookup:
             kernel=str(tmp_path / "linux"),
             vmlinux=str(project / "symbols/vmlinux"),
             gdb_scripts="/opt/scripts",
+            debuginfod=True,
             append="loglevel=7",
             kaslr=True,
             accel="tcg",

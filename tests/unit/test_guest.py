@@ -103,7 +103,7 @@ class TestOptions:
             "qemu_args": ["-device", "edu"],
             "nix_args": ["--impure"],
         }
-        flags = {"halt": True, "kaslr": True, "force": True}
+        flags = {"halt": True, "kaslr": True, "force": True, "debuginfod": True}
         assert {*values, *flags} == {*guest.StartOptions.__annotations__}
         assert guest.changed(guest.GuestOptions(), {**values, **flags}) == guest.GuestOptions(
             name="n",
@@ -111,6 +111,7 @@ class TestOptions:
             kernel="/k",
             vmlinux="/v",
             gdb_scripts="/g",
+            debuginfod=True,
             append="quiet",
             kaslr=True,
             accel="tcg",

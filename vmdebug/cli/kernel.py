@@ -151,6 +151,7 @@ def check(
     kernel: options.Kernel = None,
     vmlinux: options.Vmlinux = None,
     gdb_scripts: options.GdbScripts = None,
+    debuginfod: options.Debuginfod = None,
     override_input: options.OverrideInput = None,
     impure: options.Impure = False,
     nix_arg: options.NixArg = None,
@@ -178,6 +179,7 @@ def check(
         kernel=kernel,
         vmlinux=vmlinux,
         gdb_scripts=gdb_scripts,
+        debuginfod=debuginfod,
         nix_args=options.nix_words(override_input, impure, nix_arg),
         force=True,
     )

@@ -82,6 +82,12 @@ Vmlinux = Annotated[
 GdbScripts = Annotated[
     str | None, typer.Option(metavar="DIR", help="Directory with vmlinux-gdb.py and scripts/gdb.")
 ]
+Debuginfod = Annotated[
+    bool | None,
+    typer.Option(
+        "--debuginfod/--no-debuginfod", help="Fetch symbols from $DEBUGINFOD_URLS if no vmlinux is found."
+    ),
+]
 Append = Annotated[str | None, typer.Option(metavar="S", help="Kernel parameters to add.")]
 Kaslr = Annotated[
     bool | None, typer.Option("--kaslr/--no-kaslr", help="Keep address randomisation; off by default.")

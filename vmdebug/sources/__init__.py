@@ -38,6 +38,10 @@ def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> Lau
     checked = guests.checked(options)
     with spelling.spelled(checked.speller()):
         spec = _resolve(parse(checked.source), checked, report, deadline)
+        if checked.debuginfod:
+            from vmdebug.sources.kernels import debuginfod  # noqa: PLC0415 - rarely needed
+
+            spec = debuginfod.filled(spec, report=report, deadline=deadline)
     from vmdebug.sources.kernel_scripts import prepare  # noqa: PLC0415 - not needed by `parse`
 
     filled = prepare.filled(spec, checked, report=report, deadline=deadline)
