@@ -6,6 +6,7 @@ import signal
 import termios
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 import pytest
 
@@ -20,6 +21,10 @@ def ends() -> Iterator[tuple[int, int]]:
     yield keyboard, program
     os.close(keyboard)
     os.close(program)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing; unlike SIG_IGN, this writes to the wakeup descriptor."""
 
 
 def is_raw(fd: int) -> bool:
@@ -45,6 +50,20 @@ def test_what_the_guest_says_is_shown_until_its_end(ends: tuple[int, int]) -> No
         guest.leave()
         assert not terminal.relay(console, program, shown.append)
     assert b"".join(shown) == b"hello \xff" + panic
+
+
+def test_ctrl_c_ends_it_though_its_exception_was_lost(ends: tuple[int, int]) -> None:
+    """Python ignores what a signal's handler raises in a callback; here the handler raises nothing."""
+    _, program = ends
+    before = signal.signal(signal.SIGINT, _ignore)
+    try:
+        with line_guest() as guest, guest.console() as console, terminal.interrupts() as interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                terminal.relay(console, program, print, interrupted=interrupted)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_what_is_no_terminal_is_typed_to_its_end_and_answered() -> None:

@@ -31,8 +31,13 @@ def console(name: verb.VmName = None) -> None:
     show(vm.find(name))
 
 
-def show(machine: Vm) -> None:
-    """Connect this terminal to a VM's serial line until Ctrl-] or until the VM ends."""
+def show(machine: Vm, *, interrupted: int = -1) -> None:
+    """Connect this terminal to a VM's serial line until Ctrl-] or until the VM ends.
+
+    Args:
+        machine: The VM.
+        interrupted: The descriptor of `terminal.interrupts`; -1 for none.
+    """
     from vmdebug.channel.serial import terminal
 
     with machine.console() as line:
@@ -42,5 +47,5 @@ def show(machine: Vm) -> None:
         render.put_bytes(f"{line.tail(RECALL)} ".encode(errors="replace"))
         stdin = sys.stdin.fileno()
         with terminal.raw(stdin) if interactive else contextlib.nullcontext():
-            left = terminal.relay(line, stdin, render.put_bytes)
+            left = terminal.relay(line, stdin, render.put_bytes, interrupted=interrupted)
     render.tell(f"\n--- {'left' if left else 'the end of'} {machine.name} ---")

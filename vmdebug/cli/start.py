@@ -180,8 +180,9 @@ def _next(found: dict[str, Any]) -> list[str]:
 
 def _foreground(wanted: GuestOptions) -> None:
     """Show the console until the VM ends; the VM ends with this process in any case."""
+    from vmdebug.channel.serial import terminal
     from vmdebug.cli import console, facts
 
-    with _launch(wanted) as machine:
+    with terminal.interrupts() as interrupted, _launch(wanted) as machine:
         render.tell_facts(facts.for_people(machine, machine.facts()))
-        console.show(machine)
+        console.show(machine, interrupted=interrupted)

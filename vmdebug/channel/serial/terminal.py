@@ -24,24 +24,49 @@ ENDS = (signal.SIGTERM, signal.SIGHUP)
 """Signals that, by default, end a program without running its `finally` blocks."""
 
 
-def relay(console: Console, stdin: int, show: Callable[[bytes], object]) -> bool:
+@contextlib.contextmanager
+def interrupts() -> Iterator[int]:
+    """Yield a descriptor that is readable once a signal with a handler has arrived in the block.
+
+    A KeyboardInterrupt is lost where Python calls us back and ignores exceptions, such as a weak reference's
+    callback. And a signal that arrives just before poll(2) does not end it. See `signal.set_wakeup_fd`.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+        yield -1
+        return
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield reading
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
+
+
+def relay(console: Console, stdin: int, show: Callable[[bytes], object], *, interrupted: int = -1) -> bool:
     """Copy bytes in both directions until Ctrl-] is typed or QEMU ends. A panic of the guest does not end it.
 
     Args:
         console: An open console.
         stdin: Descriptor to read from. If it is no terminal, Ctrl-] has no meaning in its bytes.
         show: Called with the guest's output.
+        interrupted: The descriptor of `interrupts`; -1 for none.
 
     Returns:
         True if Ctrl-] was typed, False if QEMU has ended.
 
     Raises:
+        KeyboardInterrupt: a signal has arrived.
         VmError: the guest accepts no more input.
     """
     leave = LEAVE if os.isatty(stdin) else None
     source = stdin
     while True:
-        for fd in wait_ready(console.fileno(), source, seconds=None):
+        ready = wait_ready(console.fileno(), source, interrupted, seconds=None)
+        if interrupted in ready:
+            raise KeyboardInterrupt
+        for fd in ready:
             if fd != source:
                 said = console.raw()
                 if not said:
