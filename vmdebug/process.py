@@ -7,6 +7,7 @@ keeps a `ProcessRef`, which stays correct when the kernel reuses the pid.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import shutil
@@ -105,7 +106,10 @@ class ProcessRef:
     def _pidfd(self) -> Iterator[int | None]:
         try:
             fd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
+        except OSError as error:
+            # EINVAL: the process is just being reaped, and no thread group has that number any more.
+            if error.errno not in (errno.ESRCH, errno.EINVAL):
+                raise
             yield None
             return
         try:

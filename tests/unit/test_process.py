@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -61,6 +62,15 @@ def test_a_process_is_told_apart_from_a_later_one_of_its_pid() -> None:
     assert not another.alive()
     assert another.wait(0)
     another.signal(signal.SIGKILL)  # or this test would not end
+
+
+@pytest.mark.parametrize("number", [errno.ESRCH, errno.EINVAL])
+def test_a_process_that_is_just_being_reaped_has_ended(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(pid: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pidfd_open", gone)
+    assert process.ProcessRef.me().wait(60)
 
 
 def test_a_zombie_does_not_count_as_alive() -> None:
