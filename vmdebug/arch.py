@@ -28,7 +28,8 @@ Hex = Annotated[str, msgspec.Meta(pattern="^0x[0-9a-f]+$")]
 class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The facts about an architecture's kernel in memory: the part of a row that GDB needs.
 
-    `gdbinit/vmd_arch.py` has the same fields. Registers have GDB's names.
+    `gdbinit/vmd_arch.py` has the same fields: it cannot import this module, and any other GDB uses it too.
+    Registers have GDB's names.
 
     Args:
         name: See `Arch`.
@@ -42,6 +43,9 @@ class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             kernels are linked above it.
         kaslr_step: The KASLR offset is a multiple of this number of bytes.
         kaslr_places: Number of possible KASLR offsets.
+        first_accesses: Addresses of data that the kernel reads just after it is mapped, for each paging mode;
+            watchpoints there stop a moved kernel under KVM.
+        first_accesses_roms: Parts of the names of the boot ROMs that place the data there.
         zero_based_below: A per-CPU variable linked below this address is relative to zero, not to the kernel.
         per_cpu_register: The register with the CPU's per-CPU offset in the kernel.
         paging_register: The register that shows whether paging is enabled.
