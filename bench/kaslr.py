@@ -9,10 +9,10 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
-from bench.figure import VMDEBUG, Figure, in_turn
+from bench import first_function
+from bench.figure import Figure, in_turn
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.sources import builtin, kbuild
@@ -21,7 +21,6 @@ GOAL = 1.3
 ROUNDS = 5
 SECONDS = 600.0
 NAME = "bench-kaslr"
-SYMBOL = "start_kernel"
 
 _BOOT = Path("arch/x86/boot")
 _RELOCATIONS = "vmlinux.relocs"
@@ -37,15 +36,7 @@ def figures() -> list[Figure]:
 
 
 def _attach(tree: Path, *options: str) -> float:
-    _run(VMDEBUG, "start", tree, "--accel", "tcg", "--halt", "--name", NAME, *options)
-    try:
-        begin = time.perf_counter()
-        trace = _run(VMDEBUG, "attach", NAME, "--batch", "--until", SYMBOL, "-ex", "bt")
-        took = time.perf_counter() - begin
-    finally:
-        _run(VMDEBUG, "stop", "--force", NAME)
-    assert f"#0  {SYMBOL}" in trace, trace
-    return took
+    return first_function.times(tree, *options, name=NAME)[1]
 
 
 def _pack_with_xz(tree: Path) -> None:
@@ -74,7 +65,3 @@ def _pack_with_xz(tree: Path) -> None:
         env=kbuild.clean_environment() | variables,
         deadline=Deadline.after(SECONDS),
     )
-
-
-def _run(*argv: str | Path) -> str:
-    return process.run(argv, deadline=Deadline.after(SECONDS)).stdout

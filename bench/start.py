@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench import first_function
 from bench.figure import VMDEBUG, Figure, in_turn
 from vmdebug import process
 from vmdebug.deadline import Deadline
@@ -21,7 +22,6 @@ GOAL = 1.15
 ROUNDS = 7
 SECONDS = 300.0
 NAME = "bench-start"
-SYMBOL = "start_kernel"
 
 
 def figures() -> list[Figure]:
@@ -32,15 +32,7 @@ def figures() -> list[Figure]:
 
 
 def _ours() -> float:
-    begin = time.perf_counter()
-    _run(VMDEBUG, "start", "builtin", "--accel", "tcg", "--halt", "--name", NAME)
-    try:
-        trace = _run(VMDEBUG, "attach", NAME, "--batch", "--until", SYMBOL, "-ex", "bt")
-        took = time.perf_counter() - begin
-    finally:
-        _run(VMDEBUG, "stop", "--force", NAME)
-    assert f"#0  {SYMBOL}" in trace, trace
-    return took
+    return sum(first_function.times("builtin", name=NAME))
 
 
 def _by_hand(spec: dict[str, object]) -> float:
@@ -54,7 +46,7 @@ def _by_hand(spec: dict[str, object]) -> float:
             took = time.perf_counter() - begin
         finally:
             _kill(int(Path(directory, "pid").read_text()))
-    assert f"#0  {SYMBOL}" in trace, trace
+    assert f"#0  {first_function.SYMBOL}" in trace, trace
     return took
 
 
@@ -83,7 +75,7 @@ def _qemu(spec: dict[str, object], socket: str) -> list[str]:
 def _gdb(spec: dict[str, object], socket: str) -> list[str]:
     kernel = spec["kernel"]
     assert isinstance(kernel, dict)
-    commands = [f"target remote {socket}", f"break {SYMBOL}", "continue", "bt"]
+    commands = [f"target remote {socket}", f"break {first_function.SYMBOL}", "continue", "bt"]
     words = [word for command in commands for word in ("-ex", command)]
     return ["gdb", "-nx", "-q", "-batch", "-iex", "set debuginfod enabled off", *words, kernel["vmlinux"]]
 
