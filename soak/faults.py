@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import random
-import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from soak.result import Result
+from soak.result import Result, Rounds
 from soak.world import HUNG, VMDEBUG, Ended, World, aftermath, world
 from vmdebug import process
 from vmdebug.deadline import Deadline
@@ -32,6 +30,8 @@ DESCRIPTORS = (12, 80)
 ONE_IN = (3, 60)
 """Between these lies how rare a failing call is."""
 
+FAULTS = ("full disk", "I/O errors", "no descriptors", "clock", "load")
+
 VERBS = (
     ("start", "builtin", "--name", "s"),
     ("exec", "s", "--", "echo hello"),
@@ -46,22 +46,17 @@ VERBS = (
 
 def run(count: int, rng: random.Random) -> Result:
     """Run `count` verbs, each under a random fault."""
-    failures: list[str] = []
-    faults: Counter[str] = Counter()
+    rounds = Rounds("faults")
     with world() as here:
         library = _library(here.root)
         for number in range(count):
-            fault = rng.choice(("full disk", "I/O errors", "no descriptors", "clock", "load"))
-            faults[fault] += 1
+            fault = rng.choice(FAULTS)
             verbs = VERBS[: 1 + rng.randrange(len(VERBS))]
             problems = _under(here, fault, verbs, library, rng)
-            failures += [f"{number}, {fault}: {problem}" for problem in problems]
-            for problem in problems:
-                print(f"  {number}, {fault}: {problem}", file=sys.stderr, flush=True)
+            rounds.add(fault, f"{number}, {fault}", problems)
             if problems:
                 here.end()
-    each = ", ".join(f"{total} {name}" for name, total in sorted(faults.items()))
-    return Result(f"{count} faults ({each}), {len(failures)} failures", tuple(failures))
+    return rounds.result()
 
 
 def _under(

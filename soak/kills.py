@@ -7,18 +7,20 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from soak.result import Result
+from soak.result import Result, Rounds
 from soak.world import HUNG, VMDEBUG, Ended, World, aftermath, world
 from vmdebug import process
 from vmdebug.process import ProcessRef
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+VICTIMS = ("itself", "itself", "qemu", "gdb", "any")
+"""Who gets the signal: the verb, or a process of such a name. The verb counts twice."""
+
 LATEST_SECONDS = 2.0
 """Until when the signal is sent, after the verb has started."""
 
@@ -87,28 +89,19 @@ ACTIONS = (
 
 def run(count: int, rng: random.Random) -> Result:
     """Kill something `count` times."""
-    failures: list[str] = []
-    signals: Counter[str] = Counter()
+    rounds = Rounds("kills")
     with world() as here:
         (here.root / "suite.py").write_text(SUITE)
         (here.root / "script.py").write_text(SCRIPT)
         for number in range(count):
-            action, which, late = (
-                rng.choice(ACTIONS),
-                rng.choice(SIGNALS),
-                rng.uniform(0, LATEST_SECONDS),
-            )
-            victim = rng.choice(("itself", "itself", "qemu", "gdb", "any"))
+            action, which, victim = rng.choice(ACTIONS), rng.choice(SIGNALS), rng.choice(VICTIMS)
+            late = rng.uniform(0, LATEST_SECONDS)
             what = f"kill {number}: {which.name} to {victim} {late:.2f} s after {' '.join(action.words)}"
             problems = _disturb(here, action, which, late=late, victim=victim, rng=rng)
-            signals[which.name] += 1
-            for problem in problems:
-                failures.append(f"{what}: {problem}")
-                print(f"  {failures[-1]}", file=sys.stderr, flush=True)
+            rounds.add(which.name, what, problems)
             if problems:
                 here.end()
-    each = ", ".join(f"{total} {name}" for name, total in sorted(signals.items()))
-    return Result(f"{count} kills ({each}), {len(failures)} failures", tuple(failures))
+    return rounds.result()
 
 
 def _disturb(
