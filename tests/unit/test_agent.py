@@ -8,7 +8,6 @@ import signal
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from vmdebug.channel.agent.shell import LONGEST_LINE, AgentShell
 from vmdebug.channel.port import PortAddress
 from vmdebug.channel.shell import Output, Streams, command_line, input_of
 from vmdebug.channel.watch import Watch
-from vmdebug.deadline import Deadline
+from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, UsageError, VmError
 from vmdebug.progress import silent
 
@@ -195,10 +194,8 @@ def test_a_command_that_nobody_waits_for_leaves_its_port_once_it_has_ended(
     running = shell.begin(f"echo deserted; read line <{go_on}".encode(), Streams(), deadline=soon())
     assert not running.settle()
     go_on.write_text("\n")
-    for pause in soon().pauses("the command to end"):
-        if running.settle():
-            break
-        time.sleep(pause)
+    while not running.settle():
+        assert wait_ready(running._session.fileno(), seconds=60)
     assert run(shell, "echo next").stdout == b"next\n"
     assert running.result(soon()) == Output(b"deserted\n", b"", 0)
 

@@ -19,12 +19,12 @@ from vmdebug.vm.lost import LostVm
 from vmdebug.vm.rundir import RunDir
 
 QEMU = """
-import socket, sys, time
+import signal, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.bind(sys.argv[1])
     server.listen()
     print("listening", flush=True)
-    time.sleep(1000)
+    signal.pause()
 """
 """Replaces QEMU: listens on the control socket, and has the pidfile in its command line."""
 
