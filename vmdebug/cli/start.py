@@ -25,6 +25,14 @@ class Start(verb.WithTail):
         return options.rewritten(words)
 
 
+Foreground = Annotated[
+    bool,
+    typer.Option("--fg", help="Stay in the foreground with the console; the VM ends with this command."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the guest and the QEMU command line; start nothing.")
+]
+
 app = verb.new_app()
 
 
@@ -61,13 +69,8 @@ def start(
     force: options.Force = False,
     build: restart.Build = False,
     jobs: restart.Jobs = None,
-    fg: Annotated[
-        bool,
-        typer.Option("--fg", help="Stay in the foreground with the console; the VM ends with this command."),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the guest and the QEMU command line; start nothing.")
-    ] = False,
+    fg: Foreground = False,
+    dry_run: DryRun = False,
     as_json: verb.Json = False,
 ) -> None:
     """Start a guest and leave it running.
