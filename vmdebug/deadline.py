@@ -20,6 +20,9 @@ LAUNCH_SECONDS = 120.0
 BOOT_SECONDS = 180.0
 """How long a guest may take to boot to its shell."""
 
+COPY_SECONDS = 3600.0
+"""How long a copy to a guest or from it may take; a guest that dies or stops is noticed at once."""
+
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.05
 _GROWTH = 2

@@ -31,6 +31,9 @@ LAST_PAUSE = 0.25
 TERM_SECONDS = 0.5
 """How long a command may take to end at SIGTERM before it gets SIGKILL."""
 
+PIECE = 4 << 20
+"""Bytes that one command carries well; the agent keeps 16 MiB of output, and a request in memory."""
+
 REQUEST_SECONDS = 5.0
 """How long the agent may take to answer a request about a running command."""
 
@@ -125,6 +128,8 @@ class GuestAgentShell:
         address: Its port.
         watch: Returns a watch for the guest's death or stop while a command runs.
     """
+
+    largest: int | None = PIECE
 
     def __init__(self, address: PortAddress, *, watch: Callable[[], Watch]) -> None:
         self._address = address

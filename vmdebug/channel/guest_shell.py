@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vmdebug.channel import shell
-from vmdebug.channel.agent.shell import AgentShell
+from vmdebug.channel.agent.shell import UART_WINDOW, AgentShell
 from vmdebug.channel.finding import PROMPT_SECONDS, Search
 from vmdebug.channel.found import Found, Kind
 from vmdebug.channel.port import Ways
@@ -166,7 +166,8 @@ class GuestShell:
             case "agent":
                 return AgentShell(ways.ports, watch=self._watch, silent=self._check)
             case "agent-uart":
-                return AgentShell([ways.uart], watch=self._watch, silent=self._check)
+                silent, window = self._check, UART_WINDOW
+                return AgentShell([ways.uart], watch=self._watch, silent=silent, window=window)
             case "guest-agent":
                 from vmdebug.channel.guest_agent import GuestAgentShell  # noqa: PLC0415 - only imported when needed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,14 +31,17 @@ class Streams:
     """A command's standard streams.
 
     Args:
-        stdin: All of its input, or a descriptor to read it from as the command consumes it; None: /dev/null.
+        stdin: All of its input; or a descriptor, or an iterator of pieces, to read it from as the command
+            consumes it; None: /dev/null.
         stdout: Called with its standard output; None: `Output.stdout` collects it.
         stderr: Called with its standard error; None: `Output.stderr` collects it.
+        on_input: Called with the number of bytes of input that are sent, each time.
     """
 
-    stdin: bytes | int | None = None
+    stdin: bytes | int | Iterator[bytes] | None = None
     stdout: Sink | None = None
     stderr: Sink | None = None
+    on_input: Callable[[int], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,14 @@ class Running(Protocol):
 
 
 class Shell(Protocol):
-    """A way to run commands in a guest."""
+    """A way to run commands in a guest.
+
+    Attributes:
+        largest: Bytes of input or of output that one command should have at most; None: any number, because
+            they are streamed.
+    """
+
+    largest: int | None
 
     def begin(self, line: bytes, streams: Streams, *, deadline: Deadline) -> Running:
         """Start a command.
@@ -169,14 +179,16 @@ def all_input(streams: Streams, deadline: Deadline) -> bytes | None:
     """Return all of a command's input, for a way into the guest that needs it before the command starts.
 
     Args:
-        streams: The command's streams; a descriptor is read to its end.
+        streams: The command's streams; a descriptor or an iterator is read to its end.
         deadline: When the input must have ended.
 
     Raises:
         DeadlineError: it has not; the hint says what to do.
     """
-    if not isinstance(streams.stdin, int):
+    if streams.stdin is None or isinstance(streams.stdin, bytes):
         return streams.stdin
+    if not isinstance(streams.stdin, int):
+        return b"".join(streams.stdin)
     pieces = []
     while not deadline.passed:
         if wait_ready(streams.stdin, seconds=deadline.remaining):

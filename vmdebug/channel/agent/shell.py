@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from vmdebug.channel import port, shell
 from vmdebug.channel.agent.frames import Frame
@@ -20,6 +20,9 @@ from vmdebug.errors import GuestDiedError, StateError, UsageError, VmdebugError,
 
 WINDOW = 1 << 17
 """Bytes of input to send before the command reads them; the agent keeps them in memory."""
+
+UART_WINDOW = 1 << 14
+"""The same on a UART: the kernel drops what a busy agent has not read, beyond 64 KiB (tty_buffer.c)."""
 
 PIECE = 1 << 14
 """Bytes of input in one frame."""
@@ -50,14 +53,23 @@ class AgentShell:
         addresses: The ports.
         watch: Returns a watch for the guest's death or stop while a command runs.
         silent: Called when the agent does not answer at once; raises if it cannot.
+        window: Bytes of input to send before the command reads them.
     """
 
+    largest: int | None = None
+
     def __init__(
-        self, addresses: Sequence[PortAddress], *, watch: Callable[[], Watch], silent: Callable[[], None]
+        self,
+        addresses: Sequence[PortAddress],
+        *,
+        watch: Callable[[], Watch],
+        silent: Callable[[], None],
+        window: int = WINDOW,
     ) -> None:
         self._addresses = addresses
         self._watch = watch
         self._silent = silent
+        self._window = window
 
     def begin(self, line: bytes, streams: Streams, *, deadline: Deadline) -> AgentRunning:
         """Start a command; see `Shell.begin`.
@@ -77,7 +89,7 @@ class AgentShell:
             protected.callback(session.close)
             session.send(b"X", bytes([streams.stdin is not None]) + line)
             protected.pop_all()
-        return AgentRunning(session, watch, line, streams)
+        return AgentRunning(session, watch, line, _Input(streams, self._window), streams)
 
     def greet(self, deadline: Deadline) -> None:
         """Wait until the agent answers.
@@ -147,15 +159,16 @@ class AgentRunning:
         session: The session that runs it.
         watch: Watches for the guest's death or stop.
         line: The command.
+        source: Its input.
         streams: Its streams.
     """
 
-    def __init__(self, session: Session, watch: Watch, line: bytes, streams: Streams) -> None:
+    def __init__(self, session: Session, watch: Watch, line: bytes, source: _Input, streams: Streams) -> None:
         self._session = session
         self._watch = watch
         self._shown = shell.shown(line)
         self._wanted = f"{self._shown} to end in the guest"
-        self._input = _Input(streams.stdin)
+        self._input = source
         self._stdout, self._stderr = bytearray(), bytearray()
         self._sinks = {
             b"O": streams.stdout or self._stdout.extend,
@@ -277,13 +290,19 @@ class _Input:
     """A command's input, which is sent as the command reads it.
 
     Args:
-        stdin: See `Streams.stdin`.
+        streams: The command's streams.
+        window: Bytes to send before the command reads them.
     """
 
-    def __init__(self, stdin: bytes | int | None) -> None:
-        self.window = WINDOW
+    def __init__(self, streams: Streams, window: int) -> None:
+        stdin = streams.stdin
+        self.window = window
         self.descriptor = stdin if isinstance(stdin, int) else -1
-        self._rest = memoryview(stdin) if isinstance(stdin, bytes) else None
+        self._on_input = streams.on_input
+        self._pieces: Iterator[bytes] | None = None
+        if stdin is not None and not isinstance(stdin, int):
+            self._pieces = iter((stdin,)) if isinstance(stdin, bytes) else stdin
+        self._rest = memoryview(b"")
 
     @property
     def readable(self) -> bool:
@@ -292,26 +311,40 @@ class _Input:
 
     def close(self) -> None:
         """Stop sending."""
-        self.descriptor, self._rest = -1, None
+        self.descriptor, self._pieces = -1, None
 
     def queue(self, session: Session) -> None:
         """Send as many bytes as the command can accept now."""
-        while self._rest is not None and (self.window > 0 or not self._rest) and not session.pending:
+        while self._pieces is not None and not session.pending:
+            while not self._rest:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    self._end(session)
+                    return
+                self._rest = memoryview(piece)
+            if self.window <= 0:
+                return
             size = min(PIECE, self.window)
-            piece, self._rest = self._rest[:size], self._rest[size:]
-            self._send(session, bytes(piece))
+            piece, self._rest = bytes(self._rest[:size]), self._rest[size:]
+            self._send(session, piece)
 
     def read(self, session: Session) -> None:
         """Read the descriptor, and send the data."""
-        self._send(session, os.read(self.descriptor, min(PIECE, self.window)))
+        data = os.read(self.descriptor, min(PIECE, self.window))
+        if data:
+            self._send(session, data)
+        else:
+            self._end(session)
 
     def _send(self, session: Session, data: bytes) -> None:
-        if data:
-            session.send(b"I", data)
-            self.window -= len(data)
-        else:
-            session.send(b"E")
-            self.close()
+        session.send(b"I", data)
+        self.window -= len(data)
+        if self._on_input is not None:
+            self._on_input(len(data))
+
+    def _end(self, session: Session) -> None:
+        session.send(b"E")
+        self.close()
 
 
 def _discard(data: bytes) -> None:

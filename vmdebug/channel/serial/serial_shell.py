@@ -15,6 +15,9 @@ from vmdebug.channel.watch import Debugger
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, VmError
 
+PIECE = 1 << 20
+"""Bytes of input or output of a command for which a copy reports progress: they take some ten seconds."""
+
 INPUT_PIECE = 32768
 """Bytes of input that fit into the command line; more is first written to a file in the guest."""
 
@@ -27,6 +30,8 @@ class SerialShell:
         log: The console's log.
         owner: Has this process's open console, if there is one, and the debugger.
     """
+
+    largest: int | None = PIECE
 
     def __init__(self, address: PortAddress, log: Path, *, owner: Owner) -> None:
         self._address = address

@@ -1,0 +1,119 @@
+# Receives a file or a directory on standard input; vmdebug/channel/files/put.py adds the call.
+#
+# What arrives is written into a directory beside its final place, and renamed when it is complete.
+
+export LC_ALL=C
+set -e
+part=
+
+fail() {
+	echo "vmdebug: $*" >&2
+	exit 9
+}
+
+clean() {
+	[ -z "$part" ] || rm -rf "$part"
+}
+trap clean EXIT
+trap 'exit 143' HUP INT TERM
+# When the host has gone, a message of the shell must not end it before it has cleaned up.
+trap '' PIPE
+
+# Set `to` from the destination, the source's name, and whether the destination must be a directory.
+destination() { # TO NAME INTO
+	to=$1
+	if [ -d "$to" ]; then
+		[ -z "$2" ] || to=${to%/}/$2
+	elif [ -n "$3" ]; then
+		fail "$to is not a directory"
+	fi
+	case $to in
+	?*/) to=${to%/} ;;
+	esac
+}
+
+# Make the directory `part`, on the same file system as `to`.
+prepare() {
+	case $to in
+	*/*) above=${to%/*} ;;
+	*) above=. ;;
+	esac
+	[ -d "$above/" ] || fail "there is no directory ${above:-/}"
+	part=$(mktemp -d "$above/.vmdebug-cp.XXXXXX")
+}
+
+put_file() { # SIZE MODE TIME, each empty if it is not known
+	mode=$2
+	[ ! -d "$to" ] || fail "$to is a directory"
+	if [ -e "$to" ]; then
+		to=$(readlink -f "$to")
+		mode=${mode:-$(stat -c %a "$to")}
+		special=
+		[ -f "$to" ] || special=yes
+		case $to in /proc/* | /sys/*) special=yes ;; esac
+		if [ -n "$special" ]; then
+			# A device, a pipe, a setting of the kernel: write to it, do not replace it.
+			exec cat >"$to"
+		fi
+	fi
+	prepare
+	receive "$part/file"
+	[ -z "$1" ] || [ "$(stat -c %s "$part/file")" = "$1" ] || fail "$to arrived incomplete"
+	chmod "${mode:-644}" "$part/file"
+	[ -z "$3" ] || touch -d "@$3" "$part/file"
+	mv -f "$part/file" "$to"
+}
+
+put_tree() { # MODE TIME
+	if [ -e "$to" ] && [ ! -d "$to" ]; then fail "$to exists, and is not a directory"; fi
+	prepare
+	mkdir "$part/tree"
+	receive "$part/tree"
+	tar -x -o -f - -C "$part/tree"
+	# busybox does not set them for the archive's top.
+	chmod "$1" "$part/tree"
+	touch -d "@$2" "$part/tree"
+	if [ -d "$to" ]; then
+		merge "$part/tree" "$to"
+	else
+		mv "$part/tree" "$to"
+	fi
+}
+
+# Move everything in FROM into TO, which exists. The parentheses make the variables local.
+merge() ( # FROM TO
+	mode=$(stat -c %a "$1")
+	time=$(stat -c %Y "$1")
+	for path in "$1"/* "$1"/.[!.]* "$1"/..?*; do
+		[ -e "$path" ] || [ -L "$path" ] || continue
+		name=${path##*/}
+		if [ -d "$path" ] && [ ! -L "$path" ] && [ -d "$2/$name" ]; then
+			merge "$path" "$2/$name"
+		else
+			[ ! -d "$2/$name" ] || fail "$2/$name is a directory"
+			[ ! -d "$path" ] || [ -L "$path" ] || [ ! -e "$2/$name" ] ||
+				fail "$2/$name exists, and is not a directory"
+			mv -f "$path" "$2/$name"
+		fi
+	done
+	chmod "$mode" "$2"
+	touch -d "@$time" "$2"
+)
+
+# A file with holes arrives as pieces of whole blocks; `hole_end` cuts what is too long, and sets mode and time.
+hole_begin() { # FILE
+	file=$1
+	mkdir -p "${file%/*}"
+	: >"$file"
+}
+
+hole_piece() { # FIRST COUNT, in blocks
+	dd of="$file" bs=65536 iflag=fullblock conv=notrunc status=none seek="$1" count="$2"
+}
+
+hole_end() { # SIZE MODE TIME
+	truncate -s "$1" "$file"
+	chmod "$2" "$file"
+	touch -d "@$3" "$file"
+}
+
