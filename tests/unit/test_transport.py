@@ -11,7 +11,8 @@ import pytest
 
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import mi, startup
-from vmdebug.debugger.transport import GdbProcess, Transport
+from vmdebug.debugger.gdb_process import GdbProcess
+from vmdebug.debugger.transport import Transport
 from vmdebug.errors import DeadlineError, GdbError
 
 
@@ -57,8 +58,7 @@ class FakeGdb:
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._life = threading.Thread(target=self._live)
         end = GdbProcess(1, self.die, os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb"), stderr)
-        self.transport = Transport(end, self.listener)
-        self.transport._idle.start()
+        self.transport = Transport.start(end, self.listener)
 
     def answers(self, *lines: str) -> None:
         """Send this after the next command."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from vmdebug.deadline import Deadline
+from vmdebug.debugger.gdb_process import GdbProcess
 from vmdebug.debugger.memory import COMMAND_SECONDS
 from vmdebug.debugger.runstate import RunState, State
 from vmdebug.debugger.transport import Answer, Transport
@@ -30,15 +31,18 @@ class Connection:
 
     @classmethod
     def start(cls, argv: Sequence[str | os.PathLike[str]], *, env: Mapping[str, str]) -> Self:
-        """Start a GDB; raises as `Transport.start` does."""
-        run = RunState()
-        return cls(Transport.start(argv, run, env=env), run)
+        """Start a GDB; raises as `GdbProcess.start` does."""
+        return cls._over(GdbProcess.start(argv, env=env))
 
     @classmethod
     def join(cls, pid: int, terminal: int) -> Self:
-        """Use a GDB of another process; see `Transport.join`."""
+        """Use a GDB of another process; see `GdbProcess.join`."""
+        return cls._over(GdbProcess.join(pid, terminal))
+
+    @classmethod
+    def _over(cls, gdb: GdbProcess) -> Self:
         run = RunState()
-        return cls(Transport.join(pid, terminal, run), run)
+        return cls(Transport.start(gdb, run), run)
 
     @property
     def pid(self) -> int:

@@ -12,29 +12,24 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
-import io
 import itertools
-import os
-import select
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, Protocol
+from typing import Any, Protocol, Self
 
 import msgspec
 
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import mi
+from vmdebug.debugger.gdb_process import GdbProcess
 from vmdebug.errors import DeadlineError, GdbError
 
 IDLE_SECONDS = 0.05
 """Seconds without a reader after which the thread reads: the longest time that a full pipe can block GDB."""
 
-_READ_BYTES = 1 << 16
 _ASIDE_RECORDS = 50
 
 
@@ -88,117 +83,26 @@ class _Reader(enum.Enum):
     IDLE = enum.auto()
 
 
-class GdbProcess:
-    """GDB's process and pipes, and an eventfd that wakes the reader thread.
-
-    Args:
-        pid: Its process id.
-        kill: Kills it; None for a GDB of another process.
-        stdin: The pipe for commands.
-        stdout: The pipe for answers.
-        stderr: The other output of GDB, and of scripts in it.
-    """
-
-    def __init__(
-        self,
-        pid: int,
-        kill: Callable[[], None] | None,
-        stdin: IO[bytes],
-        stdout: IO[bytes],
-        stderr: IO[bytes],
-    ) -> None:
-        self.pid = pid
-        self.kill = kill
-        self.stdin = stdin
-        self.stdout = stdout
-        self._stderr = stderr
-        self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def wake_reader(self) -> None:
-        """Make the idle reader stop, so that a caller can read."""
-        os.eventfd_write(self.wake, 1)
-
-    def woken(self) -> bool:
-        """Return whether `wake_reader` was called since the last time."""
-        try:
-            return os.eventfd_read(self.wake) > 0
-        except BlockingIOError:
-            return False
-
-    def stderr_text(self) -> str:
-        """Return the text on stderr so far."""
-        if self._stderr.closed:
-            return ""
-        self._stderr.seek(0)
-        return self._stderr.read().decode(errors="replace")
-
-    def close(self) -> None:
-        """Close the pipes and the eventfd."""
-        for stream in (self.stdin, self.stdout, self._stderr):
-            with contextlib.suppress(OSError):
-                stream.close()
-        os.close(self.wake)
-
-
 class Transport:
-    """One GDB process; safe to use from several threads.
+    """Commands to one GDB and its answers; safe to use from several threads.
 
-    Made by `start` or `join`, ended by `close`. A GDB from `start` exits with this process: it exits at the
-    end of its input, even while the guest runs.
+    Made by `start`, ended by `close`.
     """
 
     @classmethod
-    def start(
-        cls,
-        command: Sequence[str | os.PathLike[str]],
-        listener: Listener,
-        *,
-        env: Mapping[str, str] | None = None,
-    ) -> Transport:
-        """Start GDB.
+    def start(cls, gdb: GdbProcess, listener: Listener) -> Self:
+        """Start to read GDB's output.
 
         Args:
-            command: See `startup.mi_argv`.
+            gdb: The process. `close` ends it, or disconnects from a GDB of another process.
             listener: Receives GDB's reports.
-            env: GDB's complete environment; None: that of this process.
-
-        Raises:
-            HostError: it cannot be started.
         """
-        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
-        try:
-            # In a session of its own, GDB does not receive the terminal's Ctrl-C or hangup.
-            child = process.start(
-                command, env=env, stdin=process.PIPE, stdout=process.PIPE, stderr=stderr, session=True
-            )
-        except BaseException:
-            stderr.close()
-            raise
-        assert child.stdin is not None  # noqa: S101 - for the type checker: both are pipes
-        assert child.stdout is not None  # noqa: S101
-        gdb = GdbProcess(child.pid, lambda: process.end_group(child), child.stdin, child.stdout, stderr)
         transport = cls(gdb, listener)
         transport._idle.start()
         return transport
 
-    @classmethod
-    def join(cls, pid: int, terminal: int, listener: Listener) -> Transport:
-        """Use a GDB of another process; `close` only disconnects from it.
-
-        Args:
-            pid: GDB's process id.
-            terminal: A terminal on which GDB speaks MI; `close` closes it.
-            listener: Receives GDB's reports.
-        """
-        stdin, stdout = os.fdopen(os.dup(terminal), "wb"), os.fdopen(terminal, "rb")
-        transport = cls(GdbProcess(pid, None, stdin, stdout, io.BytesIO()), listener)
-        transport._idle.start()
-        return transport
-
-    def __init__(self, process_: GdbProcess, listener: Listener) -> None:
-        self._process = process_
-        self._stdin = process_.stdin.fileno()
-        self._stdout = process_.stdout.fileno()
+    def __init__(self, gdb: GdbProcess, listener: Listener) -> None:
+        self._gdb = gdb
         self._listener = listener
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -213,18 +117,13 @@ class Transport:
         self._aside: deque[mi.Record] = deque(maxlen=_ASIDE_RECORDS)
         self._resumed = 0
         self._ended = False
-        self._readable = select.poll()
-        self._readable.register(self._stdout, select.POLLIN)
-        self._writable = select.poll()
-        self._writable.register(self._stdin, select.POLLOUT)
         self._idle = threading.Thread(target=self._read_when_idle, name="vmdebug-gdb", daemon=True)
         self._closing = threading.Event()
-        os.set_blocking(self._stdin, False)
 
     @property
     def pid(self) -> int:
         """GDB's process id."""
-        return self._process.pid
+        return self._gdb.pid
 
     def execute(self, command: str, deadline: Deadline) -> Answer:
         """Execute one MI command.
@@ -295,7 +194,7 @@ class Transport:
         if self._closing.is_set():
             return
         try:
-            if self._process.kill is not None:
+            if self._gdb.ours:
                 with contextlib.suppress(GdbError, DeadlineError):
                     self._send("-gdb-exit", deadline)
                     self.wait(lambda: False, deadline, "GDB to exit")
@@ -303,13 +202,12 @@ class Transport:
             self._closing.set()
             with self._lock:
                 self._finish()
-            self._process.wake_reader()
-            if self._process.kill is not None:
-                self._process.kill()
+            self._gdb.wake()
+            self._gdb.kill()
             self._idle.join()
             with self._lock:  # another thread may still read, until the end of the pipe
                 self._changed.wait_for(lambda: self._reader is _Reader.NOBODY, process.TERM_SECONDS)
-            self._process.close()
+            self._gdb.close()
 
     def _send(self, command: str, deadline: Deadline) -> _Call:
         call = _Call()
@@ -323,22 +221,15 @@ class Transport:
         while not sent:
             # If the deadline passes, the rest of the command is sent before the next one, so none is ever
             # cut.
-            self._writable.poll(deadline.left("GDB to read its commands") * 1000)
+            self._gdb.wait_writable(deadline.left("GDB to read its commands"))
             with self._lock:
                 sent = self._write()
         return call
 
     def _write(self, more: bytes = b"") -> bool:
         """Write as much as the pipe accepts, earlier commands first; return whether everything is written."""
-        unsent = self._unsent + more if self._unsent else more
-        try:
-            unsent = unsent[os.write(self._stdin, unsent) :]
-        except BlockingIOError:
-            pass
-        except OSError:  # EPIPE; of a terminal, EIO
-            unsent = b""  # GDB has ended, which the end of its output shows
-        self._unsent = unsent
-        return not unsent
+        self._unsent = self._gdb.write(self._unsent + more if self._unsent else more)
+        return not self._unsent
 
     def _become_reader(self, done: Callable[[], bool], deadline: Deadline, what: str) -> bool:
         """Become the reader and return True; return False if another caller has read the awaited answer."""
@@ -348,7 +239,7 @@ class Transport:
                     self._reader = _Reader.CALLER
                     return True
                 if self._reader is _Reader.IDLE:
-                    self._process.wake_reader()
+                    self._gdb.wake()
                 self._waiting += 1
                 try:
                     self._changed.wait(deadline.left(what))
@@ -364,14 +255,9 @@ class Transport:
 
     def _read(self, seconds: float) -> bool:
         """Wait at most `seconds` for output of GDB, and read it; return whether there was any."""
-        if not self._readable.poll(seconds * 1000):
+        data = self._gdb.read(seconds)
+        if data is None:
             return False
-        try:
-            data = os.read(self._stdout, _READ_BYTES)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            data = b""  # the end of a terminal
         with self._lock:
             self._take(data)
             if self._waiting:
@@ -380,9 +266,6 @@ class Transport:
 
     def _read_when_idle(self) -> None:
         """Read while no caller does, so that a full pipe cannot block GDB; the thread's main function."""
-        either = select.poll()
-        either.register(self._stdout, select.POLLIN)
-        either.register(self._process.wake, select.POLLIN)
         while not self._closing.wait(IDLE_SECONDS):
             with self._lock:
                 if self._ended:
@@ -391,9 +274,8 @@ class Transport:
                     continue
                 self._reader = _Reader.IDLE
             try:
-                while not self._process.woken() and not self._ended:
-                    if any(fd == self._stdout for fd, _ in either.poll()):
-                        self._read(0)
+                while not self._ended and not self._gdb.wait_until_woken():
+                    self._read(0)
             finally:
                 self._stop_reading()
 
@@ -448,9 +330,7 @@ class Transport:
 
     def _gone(self, message: str, command: str) -> GdbError:
         said = _said(self._aside, mi.LOG)
-        return GdbError(
-            message, command=command, detail=process.tail(f"{said}\n{self._process.stderr_text()}")
-        )
+        return GdbError(message, command=command, detail=process.tail(f"{said}\n{self._gdb.stderr_text()}"))
 
 
 def _said(records: Sequence[mi.Record] | deque[mi.Record], sigil: str) -> str:
