@@ -14,14 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
-from vmdebug import config, restart, sources, vm
+from vmdebug import attaching, config, restart, sources, vm
+from vmdebug.attaching import ATTACH_SECONDS
 from vmdebug.channel.serial.console import Console
 from vmdebug.channel.shell import ExecResult, Job, Streams, input_of
 from vmdebug.deadline import BUILD_SECONDS, COPY_SECONDS, LAUNCH_SECONDS, Deadline
-from vmdebug.debugger import clients, share
 from vmdebug.debugger.gdb import Gdb
-from vmdebug.debugger.identity import Wanted
-from vmdebug.debugger.ownership import VmOwner
 from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.debugger.runstate import State
 from vmdebug.errors import StateError
@@ -30,14 +28,8 @@ from vmdebug.progress import Report, silent
 from vmdebug.sources import tree_build
 from vmdebug.trace.collector import Collector
 
-ATTACH_SECONDS = 120.0
-"""How long GDB may take to load a kernel's symbols and connect."""
-
 STOP_SECONDS = 30.0
 """How long the end of a session may take."""
-
-_ATTACHED = "GDB to be attached"
-"""What a deadline is for, in its error."""
 
 
 class DebugSession:
@@ -133,7 +125,7 @@ class DebugSession:
                 mapped yet, the call that runs the guest to that point raises it.
         """
         if self._gdb is None:
-            self._gdb = self._attach(ATTACH_SECONDS)
+            self._gdb = self._attached(ATTACH_SECONDS)
             self._connect_shell()
         return self._gdb
 
@@ -167,7 +159,7 @@ class DebugSession:
                 yield self._gdb
             return
         was = self.status
-        gdb = self._attach(timeout)
+        gdb = self._attached(timeout)
         try:
             with gdb.held(timeout=timeout):
                 yield gdb
@@ -370,18 +362,10 @@ class DebugSession:
             self.restarted()
         self._connect_shell()
         if gdb is not None:
-            self._reattach(gdb)
+            attaching.reattach(gdb, self.vm, force=self._force)
 
-    def _reattach(self, gdb: Gdb) -> None:
-        """Connect a GDB that was attached to the old VM to the new one."""
-        deadline = Deadline.after(ATTACH_SECONDS)
-        vmlinux = self.vm.state.spec.kernel.vmlinux
-        with contextlib.ExitStack() as undo:
-            owner = undo.enter_context(VmOwner.claim(self.vm.rundir.attach_lock, self.name))
-            if vmlinux is not None:
-                gdb.reload(vmlinux, timeout=ATTACH_SECONDS)
-            self._connect(gdb, owner, deadline)
-            undo.pop_all()
+    def _attached(self, timeout: float) -> Gdb:
+        return attaching.attach(self.vm, preloaded=self._preloaded, force=self._force, timeout=timeout)
 
     def _needs_running(self, call: str) -> None:
         """Raise if this session's GDB has stopped the guest; with another GDB, no answer comes."""
@@ -390,52 +374,6 @@ class DebugSession:
                 f"{call} needs a running guest, and GDB has stopped it",
                 hint="set it running: session.gdb.cont(wait=False)",
             )
-
-    def _attach(self, timeout: float) -> Gdb:
-        """Return a GDB on the guest: a shared one if there is one, else a new one."""
-        deadline = Deadline.after(timeout)
-        lock = self.vm.rundir.attach_lock
-        shared = share.ask(lock, timeout)
-        if shared is not None:
-            return Gdb.join(
-                shared,
-                timeout=deadline.left(_ATTACHED),
-                interrupter=self.vm.pause,
-                wanted=self._wanted(),
-            )
-        with contextlib.ExitStack() as undo:
-            owner = undo.enter_context(VmOwner.claim(lock, self.name))
-            clients.refuse_other(self.vm.state.gdb, self.name)
-            gdb = undo.enter_context(self._new_gdb(deadline))
-            self._connect(gdb, owner, deadline)
-            undo.pop_all()
-        return gdb
-
-    def _new_gdb(self, deadline: Deadline) -> Gdb:
-        preloaded = None if self._preloaded is None else self._preloaded.take()
-        kernel = self.vm.state.spec.kernel
-        return preloaded or Gdb.of(kernel, timeout=deadline.left(_ATTACHED))
-
-    def _connect(self, gdb: Gdb, owner: VmOwner, deadline: Deadline) -> None:
-        gdb.connect(
-            self.vm.state.gdb,
-            timeout=deadline.left(_ATTACHED),
-            owner=owner,
-            interrupter=self.vm.pause,
-            wanted=self._wanted(),
-        )
-
-    def _wanted(self) -> Wanted | None:
-        """Return the kernel that the guest should run; None if there are no symbols to compare."""
-        spec = self.vm.state.spec
-        if spec.kernel.vmlinux is None:
-            return None
-        return Wanted(
-            kernel=spec.kernel,
-            accel=self.vm.state.accel,
-            kaslr="nokaslr" not in spec.parameters,
-            force=self._force,
-        )
 
 
 def start(

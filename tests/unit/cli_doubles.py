@@ -6,7 +6,8 @@ from pathlib import Path
 
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import ProcessRef
-from vmdebug.vm.machine import Status, Vm
+from vmdebug.vm.guest_status import Status
+from vmdebug.vm.machine import Vm
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
 

@@ -10,7 +10,7 @@ from tests.unit import cli_doubles
 from vmdebug import cli, vm
 from vmdebug.errors import StateError, UsageError
 from vmdebug.guest import Kernel
-from vmdebug.vm.machine import Status
+from vmdebug.vm.guest_status import Status
 
 
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: Status = "running") -> vm.Vm:

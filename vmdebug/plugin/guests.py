@@ -13,13 +13,13 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from vmdebug import sources, vm
+from vmdebug.attaching import ATTACH_SECONDS
 from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
 from vmdebug.plugin.prewarm import Prewarmer
 from vmdebug.progress import Report, Step, silent
-from vmdebug.session import ATTACH_SECONDS
 from vmdebug.vm.clones import prewarmed
 from vmdebug.vm.clones.template import Template, template
 from vmdebug.vm.launching import Start

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vmdebug.vm.clones.template import Template, template
+    from vmdebug.vm.guest_status import Status
     from vmdebug.vm.launching import launch
-    from vmdebug.vm.machine import Status, Vm
+    from vmdebug.vm.machine import Vm
     from vmdebug.vm.planning import Plan, plan
     from vmdebug.vm.registry import Survey, every, find, find_lost, names, sweep
 
@@ -33,7 +34,7 @@ __all__ = [
 
 _HOME = {
     "launch": "launching",
-    "Status": "machine",
+    "Status": "guest_status",
     "Vm": "machine",
     "Plan": "planning",
     "plan": "planning",

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 import msgspec
 
 from vmdebug import locks
-from vmdebug.channel.found import Found
-from vmdebug.channel.log import death
 from vmdebug.deadline import COPY_SECONDS, Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError
 from vmdebug.progress import Report, silent
-from vmdebug.vm import children, directory_use, state
+from vmdebug.vm import children, directory_use, guest_status, state
 from vmdebug.vm.guardian import Guardian
+from vmdebug.vm.guest_status import Status
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
 
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
     from vmdebug.channel.shell import ExecResult
     from vmdebug.vm.qmp import Qmp
     from vmdebug.vm.snapshot import Snapshot
-
-Status = Literal["halted", "running", "paused", "panicked", "failed", "exited"]
-"""halted: stopped at the reset vector. paused: stopped elsewhere, by GDB or QEMU. failed: QEMU cannot
-continue the guest, for example because KVM has failed. exited: QEMU has ended."""
 
 EndedBy = Literal["gone", "quit", "SIGTERM", "SIGKILL"]
 """How a VM was ended. "gone": it had already ended; "quit": by the QMP command."""
@@ -45,27 +40,6 @@ SNAPSHOT_SECONDS = 60.0
 
 QUIT_SECONDS = 5.0
 """How long QEMU may take to end by `quit`, and then by SIGTERM."""
-
-_RESUME = {
-    "halted": "set it running: vmdebug attach {name} --batch; in a script: session.gdb.cont(wait=False)",
-    "paused": "continue or quit the GDB that is attached; if none is: vmdebug attach {name} --batch",
-}
-"""How to set a guest running, by its status."""
-
-_DEATHS: dict[str, str] = {
-    "panicked": "the kernel panicked",
-    "failed": "QEMU cannot continue it: its state is internal-error",
-    "exited": "QEMU has ended",
-}
-"""How a guest died, by its status."""
-
-_RUNSTATES: dict[str, Status] = {
-    "prelaunch": "halted",
-    "running": "running",
-    "guest-panicked": "panicked",
-    "internal-error": "failed",
-    "shutdown": "exited",
-}
 
 
 class Vm:
@@ -120,16 +94,12 @@ class Vm:
         if self._ended is not None:
             return self._ended
         if not self.state.qemu.alive():
-            return self._end_status()
+            return guest_status.after_end(self.rundir.console_log)
         try:
-            runstate = self.qmp("query-status")["status"]
+            run_state = self.qmp("query-status")["status"]
         except GuestDiedError:
-            return self._end_status()
-        status = _RUNSTATES.get(runstate, "paused")
-        # A kernel without a pvpanic driver reports its panic only on the console, and then loops. With a
-        # driver, GDB # may have stopped the guest before the driver was called.
-        in_log = status in ("running", "paused") and death.panicked(self.rundir.console_log)
-        return "panicked" if in_log else status
+            return guest_status.after_end(self.rundir.console_log)
+        return guest_status.of_run_state(run_state, self.rundir.console_log)
 
     def facts(self, status: Status | None = None) -> dict[str, Any]:
         """Return the object of `status --json`.
@@ -140,30 +110,7 @@ class Vm:
         Raises:
             DeadlineError: QEMU does not answer.
         """
-        spec = self.state.spec
-        kernel = spec.kernel
-        found = Found.read(self.rundir.ways.memory)
-        return {
-            "name": self.name,
-            "status": status or self.status(),
-            "pid": self.state.pid,
-            "accel": self.state.accel,
-            "accel_reason": self.state.reason,
-            "guest": spec.guest,
-            "kernel": str(kernel.image),
-            "release": kernel.release,
-            "vmlinux": None if kernel.vmlinux is None else str(kernel.vmlinux),
-            "build_id": kernel.build_id,
-            "gdb": self.state.gdb,
-            "qmp": str(self.rundir.qmp),
-            "console": str(self.rundir.console),
-            "console_log": str(self.rundir.console_log),
-            "run_directory": str(self.rundir.path),
-            "owner": None if self.state.owner is None else self.state.owner.pid,
-            "started_at": self.state.started_at,
-            "clone_of": self.state.clone_of or None,
-            "shell": None if found is None else {"way": found.kind, "reason": found.reason},
-        }
+        return guest_status.facts(self.state, self.rundir, status or self.status())
 
     def qmp(self, command: str, /, *, timeout: float = QMP_SECONDS, **arguments: object) -> Any:
         """Execute a QMP command and return its result.
@@ -236,7 +183,7 @@ class Vm:
         if status != "running":
             raise StateError(
                 f"{call} needs a running guest, and {self.name} is {status}",
-                hint=_RESUME.get(status, "start a new one").format(name=self.name),
+                hint=guest_status.how_to_run(status, self.name),
             )
 
     def check_alive(self, call: str) -> None:
@@ -257,7 +204,7 @@ class Vm:
     def cause_of_death(self) -> str:
         """Return how the guest died; "" if it lives, or QEMU does not answer."""
         try:
-            return _DEATHS.get(self.status(), "")
+            return guest_status.cause_of_death(self.status())
         except DeadlineError:
             return ""
 
@@ -487,7 +434,7 @@ class Vm:
         if self._guardian is not None:
             self._guardian.release()
             self._guardian = None
-        self._ended = self._ended or self._end_status()
+        self._ended = self._ended or guest_status.after_end(self.rundir.console_log)
         directory_use.discard(self.rundir, self.state)
         children.reap()
         return ended_by
@@ -510,6 +457,3 @@ class Vm:
             if qemu.wait(until.left("QEMU to end by SIGTERM")):
                 return "SIGTERM"
         return "SIGKILL"
-
-    def _end_status(self) -> Status:
-        return "panicked" if death.panicked(self.rundir.console_log) else "exited"

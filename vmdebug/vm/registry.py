@@ -8,13 +8,12 @@ from collections.abc import Iterator
 
 import msgspec
 
-from vmdebug.channel.log import death
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
-from vmdebug.vm import directory_use, lost, rundir, template_registry
+from vmdebug.vm import directory_use, guest_status, lost, rundir, template_registry
 from vmdebug.vm.directory_use import Entry
 from vmdebug.vm.lost import LostVm
-from vmdebug.vm.machine import Status, Vm
+from vmdebug.vm.machine import Vm
 from vmdebug.vm.rundir import RunDir
 
 SECONDS = 30.0
@@ -59,7 +58,7 @@ def sweep(*, timeout: float = SECONDS) -> Survey:
                 case Entry(use="running" | "held", state=state) if state is not None:
                     vms.append(Vm(entry.rundir, state))
                 case Entry(use="ended", state=state) if state is not None:
-                    ended: Status = "panicked" if death.panicked(entry.rundir.console_log) else "exited"
+                    ended = guest_status.after_end(entry.rundir.console_log)
                     vms.append(Vm(entry.rundir, state, ended=ended))
                     directory_use.clear(entry)
                 case Entry(use="orphan"):
