@@ -302,16 +302,17 @@ class DebugSession:
         with self._held():
             self.vm.restore(tag, run=self._gdb is None)
             if self._console is not None:
-                self._console.restored()
+                self._console.line.restored()
             self.vm.shell.forget()
             if self._gdb is not None:
                 self._gdb.replaced()
 
     def _connect_shell(self) -> None:
         """Set the open console and the debugger of the guest's shell."""
-        self.vm.shell.console, self.vm.shell.debugger = self._console, self._gdb
-        if self._console is not None:
-            self._console.debugger = self._gdb
+        line = None if self._console is None else self._console.line
+        self.vm.shell.line, self.vm.shell.debugger = line, self._gdb
+        if line is not None:
+            line.debugger = self._gdb
 
     def _held(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which an attached GDB keeps the guest stopped.

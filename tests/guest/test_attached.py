@@ -412,7 +412,7 @@ def test_a_step_cut_short_does_not_halt_the_guest_that_gdb_has_let_go_of(start: 
     assert at_its_shell(machine)
     calls = "taskset 2 sh -c 'while :; do cat /etc/nosuch; done' >/dev/null 2>&1 &"
     with machine.console() as console:
-        console.shell.execute(calls, deadline=Deadline.after(SECONDS))
+        console.line.shell.execute(calls, deadline=Deadline.after(SECONDS))
     done = batch(
         machine,
         'break do_sys_openat2 if $_streq(filename, "/etc/nosuch")',
@@ -424,7 +424,7 @@ def test_a_step_cut_short_does_not_halt_the_guest_that_gdb_has_let_go_of(start: 
     assert done.status == 0, done.stderr
     assert "SIG" not in done.stdout
     with machine.console() as console:
-        assert console.shell.execute("echo on", deadline=Deadline.after(SECONDS)).stdout == b"on\n"
+        assert console.line.shell.execute("echo on", deadline=Deadline.after(SECONDS)).stdout == b"on\n"
 
 
 BECOME = """

@@ -24,7 +24,7 @@ def soon() -> Deadline:
 
 
 def run(console: Console, command: str | list[str]) -> Output:
-    return console.shell.execute(command, deadline=soon())
+    return console.line.shell.execute(command, deadline=soon())
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_megabyte_comes_back_exactly(console: Console) -> None:
 
 
 def test_output_comes_back_exactly_through_a_flood_of_kernel_messages(shared: Vm, console: Console) -> None:
-    console.take()
+    console.line.take()
     # Otherwise the kernel limits a program to ten messages in five seconds.
     run(console, "echo on >/proc/sys/kernel/printk_devkmsg")
     run(console, "head -c 100000 /dev/urandom >/run/random")
@@ -118,15 +118,15 @@ def test_kernel_messages_of_the_command_are_left_for_expect(console: Console) ->
 
 def test_a_command_that_hangs_is_ended_and_the_console_goes_on(console: Console) -> None:
     with pytest.raises(DeadlineError, match="`sleep 300` to end in the guest"):
-        console.shell.execute("sleep 300", deadline=Deadline.after(1))
-    assert not console.shell.interrupted
+        console.line.shell.execute("sleep 300", deadline=Deadline.after(1))
+    assert not console.line.shell.interrupted
     assert b"sleep 300" not in run(console, "ps").stdout
 
 
 def test_a_command_that_reads_the_console_itself_is_ended(console: Console) -> None:
     with pytest.raises(DeadlineError):
-        console.shell.execute("cat /dev/ttyS0", deadline=Deadline.after(1))
-    assert not console.shell.interrupted
+        console.line.shell.execute("cat /dev/ttyS0", deadline=Deadline.after(1))
+    assert not console.line.shell.interrupted
     assert run(console, "cat </dev/tty").status != 0
 
 
@@ -137,7 +137,7 @@ def test_a_command_that_kills_the_console_s_shell_is_an_error_and_the_next_shell
     with pytest.raises(VmError, match="killed the shell"):
         run(console, "read -r a b c d e session f </proc/$PPID/stat; kill -9 $session; exec sleep 300")
     run(console, "killall sleep; true")
-    console.shell.ready = False
+    console.line.shell.ready = False
     console.wait_ready(timeout=SECONDS)
     assert run(console, "echo hi").stdout == b"hi\n"
 
@@ -153,7 +153,7 @@ def test_a_guest_that_is_stopped_is_an_error_and_works_again_when_it_goes_on(
 ) -> None:
     shared.qmp("stop")
     with pytest.raises(DeadlineError, match="to accept a command"):
-        console.shell.execute("true", deadline=Deadline.after(0.5))
+        console.line.shell.execute("true", deadline=Deadline.after(0.5))
     shared.qmp("cont")
     assert run(console, "echo hi").stdout == b"hi\n"
 

@@ -117,7 +117,7 @@ def test_detaching_leaves_a_guest_that_boots_to_its_shell(gdb: Gdb, machine: Vm)
     assert gdb.state is State.DETACHED
     with machine.console() as console:
         console.wait_ready(timeout=SECONDS)
-        assert console.shell.execute("echo alive", deadline=soon()).stdout == b"alive\n"
+        assert console.line.shell.execute("echo alive", deadline=soon()).stdout == b"alive\n"
     with pytest.raises(StateError, match="it is detached"):
         gdb.cont()
 
@@ -133,7 +133,7 @@ def test_a_breakpoint_in_a_guest_at_its_shell(gdb: Gdb, machine: Vm) -> None:
             assert where.frame.arg("filename").string_() == "/etc/nosuch"
             assert opened.hits == 1
         gdb.cont(wait=False)
-        assert console.shell.execute("echo on", deadline=soon()).stdout == b"on\n"
+        assert console.line.shell.execute("echo on", deadline=soon()).stdout == b"on\n"
 
 
 def test_the_vm_ended_under_gdb(gdb: Gdb, machine: Vm) -> None:

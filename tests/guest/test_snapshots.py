@@ -62,7 +62,7 @@ def test_a_guest_that_has_panicked_lives_again(vm: Vm) -> None:
             console.expect("never said", timeout=SECONDS)
         assert vm.status() == "panicked"
         vm.restore("alive")
-        console.restored()
+        console.line.restored()
         console.wait_ready(timeout=SECONDS)
     assert vm.status() == "running"
     assert vm.exec("echo back").stdout == "back\n"

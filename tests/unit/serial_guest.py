@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from vmdebug import process
 from vmdebug.channel.serial.console import Console
+from vmdebug.channel.serial.line import SerialLine
 
 CHUNK = 65536
 
@@ -164,7 +165,7 @@ class SerialGuest:
 
     def console(self) -> Console:
         """Return a client."""
-        return Console(self.directory / "sock", self.directory / "lock", self.directory / "log")
+        return Console(SerialLine(self.directory / "sock", self.directory / "lock", self.directory / "log"))
 
     def say(self, text: bytes) -> None:
         """Say something as the kernel would."""

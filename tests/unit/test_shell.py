@@ -41,7 +41,7 @@ def soon() -> Deadline:
 
 
 def run(console: Console, command: str | list[str]) -> Output:
-    return console.shell.execute(command, deadline=soon())
+    return console.line.shell.execute(command, deadline=soon())
 
 
 @pytest.mark.parametrize(
@@ -126,21 +126,23 @@ def test_there_is_no_terminal_to_read(console: Console) -> None:
 @pytest.mark.parametrize("command", ["", " ", "\n", "a\0b", []])
 def test_what_no_shell_can_take_is_refused(console: Console, command: str | list[str]) -> None:
     with pytest.raises(UsageError):
-        console.shell.execute(command, deadline=soon())
+        console.line.shell.execute(command, deadline=soon())
 
 
 def test_a_command_that_hangs_is_ended_and_the_console_goes_on(guest: SerialGuest, console: Console) -> None:
     with pytest.raises(DeadlineError, match="`sleep 300` to end in the guest") as caught:
-        console.shell.execute("sleep 300", deadline=Deadline.after(0.5))
+        console.line.shell.execute("sleep 300", deadline=Deadline.after(0.5))
     assert not caught.value.hint
-    assert not console.shell.interrupted
+    assert not console.line.shell.interrupted
     assert run(console, "echo still here").stdout == b"still here\n"
     assert guest.left_over() == []
 
 
 def test_a_command_that_ignores_sigterm_is_ended_too(console: Console) -> None:
     with pytest.raises(DeadlineError):
-        console.shell.execute("trap '' INT TERM; while :; do sleep 300; done", deadline=Deadline.after(0.5))
+        console.line.shell.execute(
+            "trap '' INT TERM; while :; do sleep 300; done", deadline=Deadline.after(0.5)
+        )
     assert run(console, "echo still here").stdout == b"still here\n"
 
 
@@ -148,7 +150,7 @@ def test_an_interrupted_call_ends_its_command(
     guest: SerialGuest, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker = guest.directory / "runs"
-    receive = console.receive
+    receive = console.line.receive
 
     def interrupt(seconds: float, wanted: str) -> bytes:
         if marker.exists():
@@ -156,10 +158,10 @@ def test_an_interrupted_call_ends_its_command(
             raise KeyboardInterrupt
         return receive(seconds, wanted)
 
-    monkeypatch.setattr(console, "receive", interrupt)
+    monkeypatch.setattr(console.line, "receive", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(console, f"echo >{shlex.quote(str(marker))}; sleep 300")
-    assert not console.shell.interrupted
+    assert not console.line.shell.interrupted
     assert run(console, "echo still here").stdout == b"still here\n"
 
 
@@ -184,7 +186,7 @@ def test_nowhere_to_write(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         console.wait_ready(timeout=30)
         with pytest.raises(VmError, match="no writable directory"):
             run(console, "echo hi")
-        assert not console.shell.interrupted
+        assert not console.line.shell.interrupted
         console.sendline('echo usa""ble')
         console.expect("usable", timeout=30)
 
@@ -262,7 +264,7 @@ def test_a_guest_that_lacks_a_program(program: str) -> None:
         console.wait_ready(timeout=30)
         with pytest.raises(VmError, match=f"the guest has no {program}"):
             run(console, "echo hi")
-        assert not console.shell.interrupted
+        assert not console.line.shell.interrupted
         assert guest.left_over() == []
 
 
@@ -274,13 +276,13 @@ def test_a_program_in_the_foreground_is_named_as_the_reason(kind: str) -> None:
         os.mkfifo(gate)
         console.sendline(f"cat {gate}")
         with pytest.raises(DeadlineError, match="to accept a command") as caught:
-            console.shell.execute("echo hi", deadline=Deadline.after(0.2))
+            console.line.shell.execute("echo hi", deadline=Deadline.after(0.2))
         assert "foreground" in caught.value.hint
-        assert not console.shell.interrupted
+        assert not console.line.shell.interrupted
         gate.write_text("opened\n")
         # The agent, which starts only now, goes again by itself.
         console.expect("opened", timeout=30)
-        console.shell.ready = False
+        console.line.shell.ready = False
         console.wait_ready(timeout=30)
         console.sendline('echo "shell is ${vmd-itself}"')
         console.expect("shell is itself", timeout=30)
@@ -294,9 +296,9 @@ def test_a_client_that_was_killed_leaves_a_command_that_the_next_one_ends(kind: 
             console.send(framing.start("0123456789"))
             console.expect("_0123456789:r", timeout=30)
             console.send(framing.PREPARE + "_c='sleep 300'\n" + framing.run("22"))
-            console.shell.interrupted = True
+            console.line.shell.interrupted = True
         with guest.console() as console:
-            assert console.shell.interrupted
+            assert console.line.shell.interrupted
             assert run(console, "echo hi").stdout == b"hi\n"
         assert guest.left_over() == []
 
@@ -313,10 +315,10 @@ def test_a_guest_that_does_not_answer_is_an_error_that_says_so(kind: str) -> Non
         hang = threading.Thread(target=hang_once_it_runs, args=(guest,))
         hang.start()
         with pytest.raises(DeadlineError, match="sleep 300") as caught:
-            console.shell.execute("sleep 300", deadline=Deadline.after(1))
+            console.line.shell.execute("sleep 300", deadline=Deadline.after(1))
         hang.join()
         assert "does not react to ^C" in caught.value.hint
-        assert console.shell.interrupted
+        assert console.line.shell.interrupted
         guest.go_on()
         assert run(console, "echo hi").stdout == b"hi\n"
 

@@ -47,15 +47,15 @@ def console(guest: SerialGuest) -> Iterator[Console]:
     with guest.console() as opened:
         opened.wait_ready(timeout=30)
         yield opened
-        opened.debugger = None
-        assert opened.shell.execute("echo well", deadline=soon()).stdout == b"well\n"
+        opened.line.debugger = None
+        assert opened.line.shell.execute("echo well", deadline=soon()).stdout == b"well\n"
         assert guest.left_over() == []
 
 
 @pytest.fixture
 def debugger(console: Console) -> Iterator[Debugger]:
     made = Debugger()
-    console.debugger = made
+    console.line.debugger = made
     yield made
     made.close()
 
@@ -73,7 +73,7 @@ def soon() -> Deadline:
 
 
 def test_a_command_is_left_going_and_its_result_stays(console: Console, gate: Path) -> None:
-    running = console.shell.begin(f"read line <{gate}; echo got $line; exit 3", deadline=soon())
+    running = console.line.shell.begin(f"read line <{gate}; echo got $line; exit 3", deadline=soon())
     gate.write_text("it\n")
     result = running.result(soon())
     assert (result.stdout, result.status) == (b"got it\n", 3)
@@ -81,16 +81,16 @@ def test_a_command_is_left_going_and_its_result_stays(console: Console, gate: Pa
 
 
 def test_the_next_command_hears_out_the_one_before(console: Console, gate: Path) -> None:
-    running = console.shell.begin(f"read line <{gate}; echo got $line", deadline=soon())
+    running = console.line.shell.begin(f"read line <{gate}; echo got $line", deadline=soon())
     gate.write_text("it\n")
-    assert console.shell.execute("echo next", deadline=soon()).stdout == b"next\n"
+    assert console.line.shell.execute("echo next", deadline=soon()).stdout == b"next\n"
     assert running.result(soon()).stdout == b"got it\n"
 
 
 def test_a_stop_ends_the_wait_at_once_and_not_the_command(
     console: Console, debugger: Debugger, gate: Path
 ) -> None:
-    running = console.shell.begin(f"read line <{gate}; echo got $line", deadline=soon())
+    running = console.line.shell.begin(f"read line <{gate}; echo got $line", deadline=soon())
     debugger.stop()
     for _ in range(2):
         with pytest.raises(StateError, match="the guest has stopped") as raised:
@@ -106,7 +106,7 @@ def test_a_stop_before_the_command_has_begun_leaves_a_console_that_works(
 ) -> None:
     debugger.stop()
     with pytest.raises(StateError, match="the guest has stopped"):
-        console.shell.execute("echo lost", deadline=soon())
+        console.line.shell.execute("echo lost", deadline=soon())
     debugger.stopped = False
 
 
@@ -117,7 +117,7 @@ def test_a_stop_ends_other_waits_too(console: Console, debugger: Debugger) -> No
 
 
 def test_a_result_that_comes_too_late_stays_an_error(console: Console, gate: Path) -> None:
-    running = console.shell.begin(f"read line <{gate}", deadline=soon())
+    running = console.line.shell.begin(f"read line <{gate}", deadline=soon())
     for _ in range(2):
         with pytest.raises(DeadlineError, match=r"to end in the guest"):
             running.result(Deadline.after(0.2))

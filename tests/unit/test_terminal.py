@@ -35,7 +35,7 @@ def test_keys_arrive_as_they_are_typed_until_the_one_that_leaves(ends: tuple[int
     keyboard, program = ends
     with line_guest() as guest, guest.console() as console, terminal.raw(program):
         os.write(keyboard, b"ls\r\x03\xff\x1dnot this")
-        assert terminal.relay(console, program, print)
+        assert terminal.relay(console.line, program, print)
         guest.wait_typed(b"ls\r\x03\xff")
     assert guest.typed == b"ls\r\x03\xff"
 
@@ -48,7 +48,7 @@ def test_what_the_guest_says_is_shown_until_its_end(ends: tuple[int, int]) -> No
         guest.say(b"hello \xff")
         guest.say(panic)
         guest.leave()
-        assert not terminal.relay(console, program, shown.append)
+        assert not terminal.relay(console.line, program, shown.append)
     assert b"".join(shown) == b"hello \xff" + panic
 
 
@@ -60,7 +60,7 @@ def test_ctrl_c_ends_it_though_its_exception_was_lost(ends: tuple[int, int]) -> 
         with line_guest() as guest, guest.console() as console, terminal.interrupts() as interrupted:
             os.kill(os.getpid(), signal.SIGINT)
             with pytest.raises(KeyboardInterrupt):
-                terminal.relay(console, program, print, interrupted=interrupted)
+                terminal.relay(console.line, program, print, interrupted=interrupted)
     finally:
         signal.signal(signal.SIGINT, before)
     assert signal.set_wakeup_fd(-1) == -1
@@ -80,7 +80,7 @@ def test_what_is_no_terminal_is_typed_to_its_end_and_answered() -> None:
     with line_guest() as guest, guest.console() as console:
         answering = threading.Thread(target=answer)
         answering.start()
-        assert not terminal.relay(console, read, shown.append)
+        assert not terminal.relay(console.line, read, shown.append)
         answering.join()
     os.close(read)
     assert b"".join(shown) == b"up 1 min\r\n"

@@ -18,7 +18,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError
 
 if TYPE_CHECKING:
-    from vmdebug.channel.serial.console import Console
+    from vmdebug.channel.serial.line import SerialLine
 
 SEED_BYTES = 16
 
@@ -35,8 +35,8 @@ class GuestShell:
     def __init__(
         self, ways: Ways, *, check: Callable[[], None], cause: Callable[[], str] = lambda: ""
     ) -> None:
-        self.console: Console | None = None
-        """The console, if this process has it open; commands on the serial line use it."""
+        self.line: SerialLine | None = None
+        """The serial line, if this process has it open; commands on the serial line use it."""
         self.debugger: Debugger | None = None
         """The debugger of this process that may stop the guest."""
         self._ways = ways

@@ -40,12 +40,12 @@ def show(machine: Vm, *, interrupted: int = -1) -> None:
     """
     from vmdebug.channel.serial import terminal
 
-    with machine.console() as line:
+    with machine.console() as console:
         interactive = sys.stdin.isatty()
         way_out = "; Ctrl-] leaves" if interactive else ""
         render.tell(f"--- the serial line of {machine.name}{way_out} ---")
-        render.put_bytes(f"{line.tail(RECALL)} ".encode(errors="replace"))
+        render.put_bytes(f"{console.tail(RECALL)} ".encode(errors="replace"))
         stdin = sys.stdin.fileno()
         with terminal.raw(stdin) if interactive else contextlib.nullcontext():
-            left = terminal.relay(line, stdin, render.put_bytes, interrupted=interrupted)
+            left = terminal.relay(console.line, stdin, render.put_bytes, interrupted=interrupted)
     render.tell(f"\n--- {'left' if left else 'the end of'} {machine.name} ---")

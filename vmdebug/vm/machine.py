@@ -157,9 +157,11 @@ class Vm:
 
     def console(self) -> Console:
         """Return a client of the serial line; enter it with `with`."""
-        from vmdebug.channel.serial.console import Console  # noqa: PLC0415 - imports pexpect only when needed
+        # pexpect is only imported when needed.
+        from vmdebug.channel.serial.console import Console  # noqa: PLC0415
+        from vmdebug.channel.serial.line import SerialLine  # noqa: PLC0415
 
-        return Console(self.rundir.console, self.rundir.console_lock, self.rundir.console_log)
+        return Console(SerialLine(self.rundir.console, self.rundir.console_lock, self.rundir.console_log))
 
     @property
     def shell(self) -> GuestShell:

@@ -99,7 +99,7 @@ def look(text: bytes) -> Look:
 
 
 class Line(Protocol):
-    """The part of a console that this module and `serial.shell` use; see `Console`."""
+    """The part of a console that this module, `shell` and `exchange` use; see `SerialLine`."""
 
     def send(self, text: str) -> None:
         """Type text."""

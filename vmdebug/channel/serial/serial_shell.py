@@ -8,8 +8,8 @@ from typing import Protocol
 
 from vmdebug.channel.port import PortAddress
 from vmdebug.channel.serial import framing
-from vmdebug.channel.serial.console import Console
-from vmdebug.channel.serial.shell import Running
+from vmdebug.channel.serial.line import SerialLine
+from vmdebug.channel.serial.shell import LineShell, Running
 from vmdebug.channel.shell import Output, Streams, all_input
 from vmdebug.channel.watch import Debugger
 from vmdebug.deadline import Deadline
@@ -28,7 +28,7 @@ class SerialShell:
     Args:
         address: The console's socket and its lock.
         log: The console's log.
-        owner: Has this process's open console, if there is one, and the debugger.
+        owner: Has this process's open serial line, if there is one, and the debugger.
     """
 
     largest: int | None = PIECE
@@ -42,14 +42,11 @@ class SerialShell:
         """Start a command; see `Shell.begin`. If its input is a descriptor, read all of it first."""
         data = all_input(streams, deadline)
         with contextlib.ExitStack() as held:
-            console = self._owner.console
-            if console is None:
-                console = Console(self._address.socket, self._address.lock, self._log)
-                held.enter_context(console)
-            console.debugger = self._owner.debugger
-            console.shell.wait_ready(deadline)
-            text = _with_input(console, line, data, deadline)
-            running = console.shell.begin(text, deadline=deadline)
+            serial = self._open(held)
+            serial.debugger = self._owner.debugger
+            serial.shell.wait_ready(deadline)
+            text = _with_input(serial.shell, line, data, deadline)
+            running = serial.shell.begin(text, deadline=deadline)
             return SerialRunning(running, held.pop_all(), streams)
 
     def wait_ready(self, deadline: Deadline, *, before: str = "") -> None:
@@ -60,23 +57,25 @@ class SerialShell:
             before: A command to run before the answer; it must print nothing, and may run more than once.
 
         Raises:
-            VmdebugError: as `Console.wait_ready` does.
+            VmdebugError: as `LineShell.wait_ready` does.
         """
         with contextlib.ExitStack() as held:
-            console = self._owner.console
-            if console is None:
-                console = Console(self._address.socket, self._address.lock, self._log)
-                held.enter_context(console)
-            console.shell.wait_ready(deadline, before=before)
+            self._open(held).shell.wait_ready(deadline, before=before)
+
+    def _open(self, held: contextlib.ExitStack) -> SerialLine:
+        """Return this process's open serial line, or open one until `held` ends."""
+        if self._owner.line is not None:
+            return self._owner.line
+        return held.enter_context(SerialLine(self._address.socket, self._address.lock, self._log))
 
 
-def _with_input(console: Console, line: bytes, data: bytes | None, deadline: Deadline) -> bytes:
+def _with_input(shell: LineShell, line: bytes, data: bytes | None, deadline: Deadline) -> bytes:
     """Return a command with its input: as a here-document, or in a file that this function writes first."""
     if data is None:
         return line
     if len(data) <= INPUT_PIECE:
         return framing.with_input(line, data)
-    found = console.shell.execute("mktemp", deadline=deadline)
+    found = shell.execute("mktemp", deadline=deadline)
     if found.status != 0:
         raise VmError(
             "cannot create a file in the guest for the command's input",
@@ -85,14 +84,14 @@ def _with_input(console: Console, line: bytes, data: bytes | None, deadline: Dea
     file = found.stdout.strip()
     for start in range(0, len(data), INPUT_PIECE):
         piece = framing.with_input(b"cat >>" + file, data[start : start + INPUT_PIECE])
-        console.shell.execute(piece, deadline=deadline)
+        shell.execute(piece, deadline=deadline)
     return b"{ rm " + file + b"\n" + line + b"\n} <" + file
 
 
 class Owner(Protocol):
-    """The owner of this process's console; see `GuestShell`."""
+    """The owner of this process's open serial line; see `GuestShell`."""
 
-    console: Console | None
+    line: SerialLine | None
     debugger: Debugger | None
 
 

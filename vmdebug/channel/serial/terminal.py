@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-from vmdebug.channel.serial.console import Console
+from vmdebug.channel.serial.line import SerialLine
 from vmdebug.deadline import wait_ready
 
 LEAVE = b"\x1d"
@@ -44,11 +44,11 @@ def interrupts() -> Iterator[int]:
         os.close(writing)
 
 
-def relay(console: Console, stdin: int, show: Callable[[bytes], object], *, interrupted: int = -1) -> bool:
+def relay(line: SerialLine, stdin: int, show: Callable[[bytes], object], *, interrupted: int = -1) -> bool:
     """Copy bytes in both directions until Ctrl-] is typed or QEMU ends. A panic of the guest does not end it.
 
     Args:
-        console: An open console.
+        line: An open serial line.
         stdin: Descriptor to read from. If it is no terminal, Ctrl-] has no meaning in its bytes.
         show: Called with the guest's output.
         interrupted: The descriptor of `interrupts`; -1 for none.
@@ -58,24 +58,24 @@ def relay(console: Console, stdin: int, show: Callable[[bytes], object], *, inte
 
     Raises:
         KeyboardInterrupt: a signal has arrived.
-        VmError: the guest accepts no more input.
+        DeadlineError: the guest accepts no more input.
     """
     leave = LEAVE if os.isatty(stdin) else None
     source = stdin
     while True:
-        ready = wait_ready(console.fileno(), source, interrupted, seconds=None)
+        ready = wait_ready(line.fileno(), source, interrupted, seconds=None)
         if interrupted in ready:
             raise KeyboardInterrupt
         for fd in ready:
             if fd != source:
-                said = console.raw()
+                said = line.raw()
                 if not said:
                     return False
                 show(said)
                 continue
             typed = os.read(stdin, CHUNK)
             before, left, _ = typed.partition(leave) if leave else (typed, b"", b"")
-            console.send(before.decode("utf-8", "surrogateescape"))
+            line.send(before.decode("utf-8", "surrogateescape"))
             if left:
                 return True
             if not typed:

@@ -141,4 +141,4 @@ def _next(name: str, whole: SavedGuest, deadline: Deadline) -> Vm:
 def _at_shell(vm: Vm) -> bool:
     """Return whether the console shows a prompt, and no program would read typed text."""
     with vm.console() as console:
-        return ready.look(console.logged(ready.KEPT)) is ready.Look.PROMPT
+        return ready.look(console.line.logged(ready.KEPT)) is ready.Look.PROMPT
