@@ -80,7 +80,7 @@ def reattach(gdb: Gdb, machine: Vm, *, force: bool = False, timeout: float = ATT
 
 def _loaded(machine: Vm, preloaded: PreloadedGdb | None, deadline: Deadline) -> Gdb:
     """Return an unconnected GDB with the symbols of a VM's kernel."""
-    taken = None if preloaded is None else preloaded.take()
+    taken = None if preloaded is None else preloaded.take(timeout=deadline.left(_ATTACHED))
     return taken or Gdb.of(machine.state.spec.kernel, timeout=deadline.left(_ATTACHED))
 
 

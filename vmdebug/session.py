@@ -27,9 +27,10 @@ from vmdebug.guest import StartOptions, changed
 from vmdebug.progress import Report, silent
 from vmdebug.sources import tree_build
 from vmdebug.trace.collector import Collector
+from vmdebug.vm.machine import SNAPSHOT_SECONDS
 
 STOP_SECONDS = 30.0
-"""How long the end of a session may take."""
+"""How long GDB, and then QEMU, may take to end with a session."""
 
 
 class DebugSession:
@@ -44,12 +45,22 @@ class DebugSession:
         force: Whether to continue with symbols from another build than the running kernel; `gdb.notes` has a
             warning.
         preloaded: A GDB that already loads the guest's symbols. The caller closes it, in case it is not used.
+        attach_timeout: See the attribute.
     """
 
     def __init__(
-        self, machine: vm.Vm, *, owned: bool, force: bool = False, preloaded: PreloadedGdb | None = None
+        self,
+        machine: vm.Vm,
+        *,
+        owned: bool,
+        force: bool = False,
+        preloaded: PreloadedGdb | None = None,
+        attach_timeout: float = ATTACH_SECONDS,
     ) -> None:
         self.vm = machine
+        self.attach_timeout = attach_timeout
+        """Seconds that GDB may take to load the kernel's symbols and connect: at the first use of `gdb`, and
+        in `restart`. Can be set."""
         self.restarted: Callable[[], None] | None = None
         """Called by `restart` once `vm` is the new VM."""
         self._owned = owned
@@ -67,19 +78,23 @@ class DebugSession:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
+    def close(self, *, timeout: float = STOP_SECONDS) -> None:
         """Detach GDB, and end the VM if the session has started it.
 
         Otherwise the guest continues to run, unless it has panicked.
 
+        Args:
+            timeout: Seconds to wait for GDB, and then for QEMU, before each is ended by SIGKILL.
+
         Raises:
-            DeadlineError: QEMU did not end, even after SIGKILL.
+            HostError: QEMU does not end after SIGKILL, or its directory cannot be removed.
         """
         try:
             with self._console_held:
                 if self._gdb is not None:
                     # After a detach the guest runs, and a guest that has panicked would reboot.
-                    self._gdb.close(resume=self._owned or self.status != "panicked")
+                    resume = self._owned or self.status != "panicked"
+                    self._gdb.close(resume=resume, timeout=timeout)
             self.vm.shell.close()
         finally:
             introduced = self._console is not None or self._gdb is not None
@@ -87,7 +102,7 @@ class DebugSession:
             if introduced:
                 self._connect_shell()
             if self._owned:
-                self.vm.stop(timeout=STOP_SECONDS)
+                self.vm.stop(timeout=timeout)
 
     @property
     def name(self) -> str:
@@ -96,7 +111,7 @@ class DebugSession:
 
     @property
     def status(self) -> str:
-        """`halted`, `running`, `paused`, `panicked` or `exited`."""
+        """`halted`, `running`, `paused`, `panicked`, `failed` or `exited`; see `Vm.status`."""
         return self.vm.status()
 
     @property
@@ -121,11 +136,12 @@ class DebugSession:
             StateError: another GDB is attached; the message has its pid.
             HostError: there is no GDB on this machine.
             GdbError: GDB did not load the symbols or did not connect.
+            DeadlineError: GDB took longer than `attach_timeout`.
             MismatchError: the symbols do not belong to the kernel in guest memory. If the kernel is not
                 mapped yet, the call that runs the guest to that point raises it.
         """
         if self._gdb is None:
-            self._gdb = self._attached(ATTACH_SECONDS)
+            self._gdb = self._attached(self.attach_timeout)
             self._connect_shell()
         return self._gdb
 
@@ -273,34 +289,38 @@ class DebugSession:
         self.vm.get(source, destination, timeout=timeout, report=report)
         return None
 
-    def snapshot(self, tag: str) -> None:
+    def snapshot(self, tag: str, *, timeout: float = SNAPSHOT_SECONDS) -> None:
         """Take a snapshot. Afterwards the guest runs or is stopped, as before.
 
         Args:
             tag: The snapshot's name.
+            timeout: Seconds until QEMU has written it. An attached GDB may take as long to stop the guest.
 
         Raises:
             UsageError: the tag is invalid, or is taken.
             HostError: this QEMU cannot take snapshots.
             VmError: this guest cannot be saved: a 9p share is mounted, a disk is not qcow2.
+            DeadlineError: the guest did not stop, or QEMU did not finish.
         """
-        with self._held():
-            self.vm.snapshot(tag)
+        with self._held(timeout):
+            self.vm.snapshot(tag, timeout=timeout)
 
-    def restore(self, tag: str) -> None:
+    def restore(self, tag: str, *, timeout: float = SNAPSHOT_SECONDS) -> None:
         """Load a snapshot. Afterwards a running guest continues, and a stopped one stays stopped.
 
         Breakpoints stay set. Frames of earlier stops become invalid.
 
         Args:
             tag: The snapshot's name.
+            timeout: Seconds until QEMU has loaded it. An attached GDB may take as long to stop the guest.
 
         Raises:
             UsageError: there is no such snapshot; the hint lists the existing ones.
             VmError: QEMU cannot load it.
+            DeadlineError: the guest did not stop, or QEMU did not finish.
         """
-        with self._held():
-            self.vm.restore(tag, run=self._gdb is None)
+        with self._held(timeout):
+            self.vm.restore(tag, run=self._gdb is None, timeout=timeout)
             if self._console is not None:
                 self._console.line.restored()
             self.vm.shell.forget()
@@ -314,12 +334,12 @@ class DebugSession:
         if line is not None:
             line.debugger = self._gdb
 
-    def _held(self) -> contextlib.AbstractContextManager[None]:
+    def _held(self, timeout: float) -> contextlib.AbstractContextManager[None]:
         """Return a context in which an attached GDB keeps the guest stopped.
 
         Then the memory to save or load contains no breakpoint of GDB, and only GDB resumes the guest.
         """
-        return contextlib.nullcontext() if self._gdb is None else self._gdb.held()
+        return contextlib.nullcontext() if self._gdb is None else self._gdb.held(timeout=timeout)
 
     def restart(
         self,
@@ -328,6 +348,7 @@ class DebugSession:
         jobs: int | None = None,
         report: Report = silent,
         timeout: float = LAUNCH_SECONDS,
+        build_timeout: float = BUILD_SECONDS,
     ) -> None:
         """Start the VM again, with its name, its options and the present build of its kernel.
 
@@ -340,15 +361,17 @@ class DebugSession:
             jobs: With `build`: number of parallel jobs; None: one for each CPU.
             report: Called with each long step.
             timeout: Seconds to wait for QEMU's answer.
+            build_timeout: Seconds for finding and building the guest.
 
         Raises:
             StateError: the VM belongs to another process, or a person shares the GDB.
             UsageError: with `build`, the guest's kernel does not come from a build tree.
             BuildError: make failed.
             LaunchError: QEMU did not start; the VM has ended.
+            DeadlineError: a step took too long, or GDB longer than `attach_timeout`.
         """
         options = restart.options_of(self.vm)
-        deadline = Deadline.after(BUILD_SECONDS)
+        deadline = Deadline.after(build_timeout)
         if build:
             tree = tree_build.tree_of(options)
             tree_build.build(tree, jobs=jobs, report=report, deadline=deadline)
@@ -363,7 +386,7 @@ class DebugSession:
             self.restarted()
         self._connect_shell()
         if gdb is not None:
-            attaching.reattach(gdb, self.vm, force=self._force)
+            attaching.reattach(gdb, self.vm, force=self._force, timeout=self.attach_timeout)
 
     def _attached(self, timeout: float) -> Gdb:
         return attaching.attach(self.vm, preloaded=self._preloaded, force=self._force, timeout=timeout)
@@ -382,6 +405,7 @@ def start(
     *,
     report: Report = silent,
     timeout: float = LAUNCH_SECONDS,
+    build_timeout: float = BUILD_SECONDS,
     **options: Unpack[StartOptions],
 ) -> DebugSession:
     """Start a guest; it ends with the session, even if this process is killed.
@@ -389,7 +413,8 @@ def start(
     Args:
         guest: GUEST as on the command line; None: the default of vmdebug.toml, else the builtin guest.
         report: Called with each long step.
-        timeout: Seconds to wait for QEMU's answer, without the time for building the guest.
+        timeout: Seconds to wait for QEMU's answer.
+        build_timeout: Seconds for finding and building the guest; nix or make may build its kernel.
         **options: The options of `vmdebug start`, see `StartOptions`; they override those of vmdebug.toml.
 
     Returns:
@@ -399,23 +424,28 @@ def start(
         UsageError: the guest or an option is wrong.
         HostError: the machine lacks something.
         MismatchError: kernel and symbols are from different builds.
+        BuildError: nix or make failed.
         LaunchError: QEMU did not start.
+        DeadlineError: a step took too long.
     """
     words = None if guest is None else os.fspath(guest)
     wanted = changed(config.lookup(words, Path.cwd()), options)
-    spec = sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
+    spec = sources.resolve(wanted, report=report, deadline=Deadline.after(build_timeout))
     machine = vm.launch(spec, bound=True, report=report, timeout=timeout, exact_name=wanted.name is not None)
     return DebugSession(machine, owned=True, force=wanted.force)
 
 
-def attach(name: str | None = None, *, force: bool = False) -> DebugSession:
+def attach(name: str | None = None, *, force: bool = False, timeout: float = ATTACH_SECONDS) -> DebugSession:
     """Return a session for a VM that `vmdebug start` has left running; the VM outlives the session.
 
     Args:
         name: The VM's name; None: the only one that runs.
         force: Whether to continue with symbols from another build than the running kernel.
+        timeout: Seconds to find the VM while another vmdebug removes one; and the session's `attach_timeout`.
 
     Raises:
         UsageError: there is no such VM; or there are several, and no name is given.
+        StateError: the VM has not started yet; or its run directory was removed.
+        DeadlineError: another vmdebug kept the runtime directory locked.
     """
-    return DebugSession(vm.find(name), owned=False, force=force)
+    return DebugSession(vm.find(name, timeout=timeout), owned=False, force=force, attach_timeout=timeout)

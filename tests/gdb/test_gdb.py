@@ -543,7 +543,7 @@ def test_the_methods_of_the_parts_are_documented_as_those_of_gdb() -> None:
     public = {name for name in vars(Gdb) if not name.startswith("_")}
     assert {"step", "breakpoint", "evaluate", "load_modules", "held"} <= public
     assert [name for name in public if not (getattr(Gdb, name).__doc__ or "").strip()] == []
-    assert list(inspect.signature(Gdb.backtrace).parameters)[1:] == ["cpu", "limit"]
+    assert list(inspect.signature(Gdb.backtrace).parameters)[1:] == ["cpu", "limit", "timeout"]
 
 
 # Failures to start

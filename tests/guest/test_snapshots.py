@@ -9,9 +9,9 @@ import pytest
 
 from tests.fixtures.accel import SECONDS
 from vmdebug.deadline import Deadline
-from vmdebug.errors import StateError, UsageError, VmError
+from vmdebug.errors import DeadlineError, StateError, UsageError, VmError
 from vmdebug.guest import LaunchSpec
-from vmdebug.session import DebugSession
+from vmdebug.session import DebugSession, attach
 from vmdebug.vm import Vm, launch, wait_shell
 
 
@@ -109,3 +109,24 @@ def test_a_running_guest_runs_on_beside_gdb(vm: Vm) -> None:
         session.restore("a")
         assert not session.gdb.stopped
         assert session.exec("cat /tmp/x").stdout == "before\n"
+
+
+def test_a_deadline_that_passes_leaves_guest_and_session_as_they_were(vm: Vm) -> None:
+    with attach(vm.name, timeout=SECONDS) as session:
+        assert session.attach_timeout == SECONDS
+        session.attach_timeout = 0
+        with pytest.raises(DeadlineError, match="waited 0 s for GDB to be attached"):
+            session.gdb  # noqa: B018 - the first use attaches it
+        session.attach_timeout = SECONDS
+        assert session.status == "running"
+        with pytest.raises(DeadlineError):
+            session.snapshot("a", timeout=0)
+        session.gdb.cont(wait=False)
+        with pytest.raises(DeadlineError):
+            session.gdb.breakpoint("do_sys_openat2", timeout=0)
+        assert session.gdb.breakpoints() == ()
+        session.snapshot("a", timeout=SECONDS)
+        with pytest.raises(DeadlineError):
+            session.restore("a", timeout=0)
+        assert session.exec("echo still here").stdout == "still here\n"
+        session.restore("a")

@@ -41,3 +41,43 @@ def test_an_unknown_option_is_named_before_anything_starts() -> None:
     with pytest.raises(vmdebug.UsageError, match="there is no option kernal=") as raised:
         vmdebug.start("builtin", kernal="/k")  # type: ignore[call-arg]
     assert raised.value.hint == "did you mean kernel=?"
+
+
+ANSWERED_AT_ONCE = {
+    "Console": {"tail"},
+    "DebugSession": {"collector", "exchanges"},
+    "Gdb": {"exchanges", "fileno", "look", "replaced", "resume"},
+    "GuestOptions": {"speller"},
+    "Job": {"cancel", "result_by", "settle"},
+    "Thread": {"of"},
+    "Trace": {"count", "index", "take"},
+    "Value": {
+        "cast_",
+        "container_of_",
+        "deref_",
+        "enumerator_",
+        "per_cpu_ptr_",
+        "string_",
+        "to_python_",
+    },
+    "Vm": {"cause_of_death", "check_alive", "check_running", "console", "keep"},
+}
+"""The methods that neither wait for the guest nor for more than one answer of GDB or QEMU."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in vmdebug.__all__ if not name.endswith("Error") and name != "StartOptions"],
+)
+def test_every_other_call_takes_a_timeout_in_seconds(name: str) -> None:
+    found = getattr(vmdebug, name)
+    calls = {name: found} if inspect.isfunction(found) else dict(inspect.getmembers(found, callable))
+    without = {
+        called
+        for called, call in calls.items()
+        if not called.startswith("_") and "timeout" not in inspect.signature(call).parameters
+    }
+    assert without == ANSWERED_AT_ONCE.get(name, set())
+    for called in calls.keys() - without:
+        if not called.startswith("_"):
+            assert inspect.signature(calls[called]).parameters["timeout"].annotation == "float"

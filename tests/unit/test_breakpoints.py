@@ -61,10 +61,10 @@ class Owner:
     def info(self, number: int) -> Mapping[str, Any]:
         return {"number": str(number), "times": "3", "enabled": "y", "cond": "a == 1"}
 
-    def change(self, command: str, where: str) -> None:
-        self.commands.append(f"{command} # {where}")
+    def change(self, command: str, where: str, timeout: float) -> None:
+        self.commands.append(f"{command} # {where}, {timeout:g} s")
 
-    def delete(self, breakpoint_: Breakpoint, /) -> None:
+    def delete(self, breakpoint_: Breakpoint, /, timeout: float) -> None:
         self.deleted.append(breakpoint_.number)
 
 
@@ -111,16 +111,16 @@ def test_changes() -> None:
     breakpoint_ = Breakpoint(4, "there", owner=owner)
     assert (breakpoint_.enabled, breakpoint_.condition) == (True, "a == 1")
     breakpoint_.disable()
-    breakpoint_.enable()
+    breakpoint_.enable(timeout=2)
     breakpoint_.condition = 'a == "b"'
     breakpoint_.condition = ""
     breakpoint_.ignore(3)
     assert owner.commands == [
-        "-break-disable 4 # there",
-        "-break-enable 4 # there",
-        r'-break-condition 4 "a == \"b\"" # there',
-        "-break-condition 4 # there",
-        "-break-after 4 3 # there",
+        "-break-disable 4 # there, 30 s",
+        "-break-enable 4 # there, 2 s",
+        r'-break-condition 4 "a == \"b\"" # there, 30 s',
+        "-break-condition 4 # there, 30 s",
+        "-break-after 4 3 # there, 30 s",
     ]
 
 

@@ -16,7 +16,7 @@ from vmdebug.vm.guest_status import Status
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: Status = "running") -> vm.Vm:
     machine = cli_doubles.machine("one", status, directory=tmp_path)
     machine.rundir.path.mkdir()
-    monkeypatch.setattr("vmdebug.vm.find", lambda _name=None: machine)
+    monkeypatch.setattr("vmdebug.vm.find", lambda _name=None, **_: machine)
     return machine
 
 

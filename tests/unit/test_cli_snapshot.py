@@ -25,7 +25,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, ob
     machine = cli_doubles.machine("one", "running", directory=tmp_path)
     machine.rundir.path.mkdir(exist_ok=True)
     monkeypatch.setattr("vmdebug.vm.find", lambda *_: machine)
-    monkeypatch.setattr(vm.Vm, "status", lambda *_: "running")
+    monkeypatch.setattr(vm.Vm, "status", lambda *_, **__: "running")
     monkeypatch.setattr(vm.Vm, "snapshots", lambda *_: TAKEN)
     for word in ("snapshot", "restore", "delete_snapshot"):
         monkeypatch.setattr(vm.Vm, word, lambda _, tag, word=word: calls.append((word, tag)))

@@ -27,7 +27,7 @@ def vms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[vm.Vm]:
         cli_doubles.machine("two", "running", directory=tmp_path),
     ]
 
-    def find(name: str | None = None) -> vm.Vm:
+    def find(name: str | None = None, *, timeout: float = 30) -> vm.Vm:
         for each in machines:
             if each.name == name or (name is None and len(machines) == 1):
                 return each
@@ -235,7 +235,7 @@ def test_exec_says_once_why_commands_go_over_the_serial_line(
 def test_exec_in_a_guest_that_stands_still_says_how_to_set_it_running(
     status: vm.Status, vms: list[vm.Vm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vm.Vm, "status", lambda _self: status)
+    monkeypatch.setattr(vm.Vm, "status", lambda _self, **_: status)
     with pytest.raises(StateError, match=f"exec needs a running guest, and two is {status}") as caught:
         vms[1].check_running()
     assert "vmdebug attach two --batch" in caught.value.hint

@@ -47,6 +47,9 @@ def batch(*noted: Any, full: bool = False) -> dict[str, str]:
 BEGUN = {"trace": "3", "numbers": "-7,-8", "notes": packed(["that is all"])}
 
 
+SECONDS = 20.0
+
+
 class Runner:
     """A guest that records when it runs and stops."""
 
@@ -56,7 +59,8 @@ class Runner:
         self._answers = list(answers)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, timeout: float) -> Iterator[None]:
+        assert timeout == SECONDS
         self.did.append("hold")
         yield
         self.did.append("let go")
@@ -65,17 +69,19 @@ class Runner:
         self.did.append("resume")
         self.state = State.RUNNING
 
-    def interrupt(self) -> Stop:
+    def interrupt(self, *, timeout: float) -> Stop:
+        assert timeout == SECONDS
         self.did.append("interrupt")
         self.state = State.STOPPED
         return Stop("signal-received", Thread(1), frame({}, Thread(1)))
 
-    def ask(self, command: str) -> Mapping[str, Any]:
+    def ask(self, command: str, timeout: float) -> Mapping[str, Any]:
+        assert 0 < timeout <= SECONDS
         self.did.append(command if "start" not in command else "start")
         return self._answers.pop(0)
 
     def trace(self, planted: BreakpointTable) -> Trace:
-        return Trace(GdbCollector(self, self.ask, planted), Wanted((READ,)))
+        return Trace(GdbCollector(self, self.ask, planted, SECONDS), Wanted((READ,)))
 
 
 def test_a_batch_as_hits() -> None:
@@ -116,11 +122,11 @@ def test_hits_are_asked_for_again_while_gdb_is_busy_with_more() -> None:
     class Busy(Runner):
         refusals = 2
 
-        def ask(self, command: str) -> Mapping[str, Any]:
+        def ask(self, command: str, timeout: float) -> Mapping[str, Any]:
             if "take" in command and self.refusals:
                 self.refusals -= 1
                 raise GdbError("Cannot execute this command while the target is running.")
-            return super().ask(command)
+            return super().ask(command, timeout)
 
     runner = Busy(State.RUNNING, BEGUN, batch(NOTED), batch())
     with runner.trace(BreakpointTable()) as hits:

@@ -219,7 +219,7 @@ def test_a_panic_that_qemu_knows_nothing_of_is_seen_on_the_console(
 ) -> None:
     directory = put("vm", there=some_state("vm", qemu))
     vm = registry.find("vm")
-    monkeypatch.setattr(vm, "qmp", lambda _command: {"status": runstate})
+    monkeypatch.setattr(vm, "qmp", lambda _command, **_: {"status": runstate})
     assert vm.status() != "panicked"
     directory.console_log.write_text("[    1.0] Kernel panic - not syncing: x\n")
     assert vm.status() == "panicked"

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, SupportsIndex
 
 from vmdebug.debugger import mi
+from vmdebug.debugger.memory import COMMAND_SECONDS
 from vmdebug.errors import UsageError
 
 
@@ -23,10 +24,10 @@ class BreakpointOwner(Protocol):
     def info(self, number: int) -> Mapping[str, Any]:
         """Return GDB's description of it: `bkpt={…}`."""
 
-    def change(self, command: str, where: str) -> None:
+    def change(self, command: str, where: str, timeout: float) -> None:
         """Execute an MI command that changes it."""
 
-    def delete(self, breakpoint: Breakpoint) -> None:  # noqa: A002 - the word of the field
+    def delete(self, breakpoint: Breakpoint, timeout: float) -> None:  # noqa: A002 - the word of the field
         """Delete it."""
 
 
@@ -36,7 +37,7 @@ class _Deleted(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def delete(self) -> None:
+    def delete(self, *, timeout: float = COMMAND_SECONDS) -> None:
         """Delete it."""
 
     def __enter__(self) -> Self:
@@ -120,27 +121,38 @@ class Breakpoint(_Deleted):
     @condition.setter
     def condition(self, condition: str) -> None:
         words = f" {mi.quote(condition)}" if condition else ""
-        self._gdb.change(f"-break-condition {self.number}{words}", self.where)
+        self._gdb.change(f"-break-condition {self.number}{words}", self.where, COMMAND_SECONDS)
 
-    def enable(self) -> None:
+    def enable(self, *, timeout: float = COMMAND_SECONDS) -> None:
         """Enable it.
+
+        Args:
+            timeout: Seconds for a running guest to stop, and for GDB to answer.
 
         Raises:
             GdbError: it has been deleted.
+            DeadlineError: the guest did not stop, or GDB did not answer.
         """
-        self._gdb.change(f"-break-enable {self.number}", self.where)
+        self._gdb.change(f"-break-enable {self.number}", self.where, timeout)
 
-    def disable(self) -> None:
-        """Disable it, so that it does not stop the guest; raises as `enable` does."""
-        self._gdb.change(f"-break-disable {self.number}", self.where)
+    def disable(self, *, timeout: float = COMMAND_SECONDS) -> None:
+        """Disable it, so that it does not stop the guest; see `enable`."""
+        self._gdb.change(f"-break-disable {self.number}", self.where, timeout)
 
-    def ignore(self, count: int) -> None:
-        """Ignore the next `count` hits; raises as `enable` does."""
-        self._gdb.change(f"-break-after {self.number} {count}", self.where)
+    def ignore(self, count: int, *, timeout: float = COMMAND_SECONDS) -> None:
+        """Ignore the next `count` hits; see `enable`."""
+        self._gdb.change(f"-break-after {self.number} {count}", self.where, timeout)
 
-    def delete(self) -> None:
-        """Delete it, if GDB still has it."""
-        self._gdb.delete(self)
+    def delete(self, *, timeout: float = COMMAND_SECONDS) -> None:
+        """Delete it, if GDB still has it.
+
+        Args:
+            timeout: Seconds for a running guest to stop, and for GDB to answer.
+
+        Raises:
+            DeadlineError: the guest did not stop, or GDB did not answer.
+        """
+        self._gdb.delete(self, timeout)
 
     @property
     def _gdb(self) -> BreakpointOwner:
@@ -158,10 +170,10 @@ class Catch(_Deleted):
 
     breakpoints: tuple[Breakpoint, ...]
 
-    def delete(self) -> None:
-        """Delete them; nothing happens if GDB no longer has them."""
+    def delete(self, *, timeout: float = COMMAND_SECONDS) -> None:
+        """Delete them, if GDB still has them; see `Breakpoint.delete`."""
         for each in self.breakpoints:
-            each.delete()
+            each.delete(timeout=timeout)
 
 
 def location(where: str | SupportsIndex) -> str:

@@ -11,9 +11,10 @@ from vmdebug.debugger import gdb_errors
 from vmdebug.debugger.breakpoint import Breakpoint, Catch
 from vmdebug.debugger.breakpoint_table import BreakpointTable, Callback, Entry
 from vmdebug.debugger.connection import NOT_RUNNING, Connection
-from vmdebug.debugger.control import STOP_SECONDS, RunControl
+from vmdebug.debugger.control import RunControl
 from vmdebug.debugger.identity import Identity
 from vmdebug.debugger.inspection import Inspection
+from vmdebug.debugger.memory import COMMAND_SECONDS
 from vmdebug.debugger.modules import ModuleSymbols
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import OOPS, PANIC, WARNING, Thread
@@ -74,6 +75,7 @@ class Breakpoints:
         cpu: int | None = None,
         pending: bool = False,
         callback: Callback | None = None,
+        timeout: float = COMMAND_SECONDS,
     ) -> Breakpoint:
         """Set a breakpoint; a running guest is stopped for this, and continues.
 
@@ -93,15 +95,17 @@ class Breakpoints:
             cpu: Number of the CPU on which it stops; None: all CPUs.
             pending: Whether `where` may name a symbol of a module that is not loaded yet.
             callback: Called at each hit.
+            timeout: Seconds for a running guest to stop, and for GDB to answer.
 
         Raises:
             UsageError: there is no such CPU, or the place is never hit.
             GdbError: GDB refused it: no such symbol, a condition that it cannot evaluate.
+            DeadlineError: the guest did not stop, or GDB did not answer.
         """
         place = mi_breakpoint.location(where)
         what = f"a breakpoint at {place}"
         if cpu is not None:
-            self._need_cpu(cpu, what)
+            self._need_cpu(cpu, what, timeout)
         command = mi_breakpoint.insert(
             place,
             when=when,
@@ -112,7 +116,7 @@ class Breakpoints:
             pending=pending,
         )
         refusal = partial(gdb_errors.breakpoint_refused, what=what, when=when)
-        return self._insert(command, place, refusal=refusal, callback=callback)
+        return self._insert(command, place, refusal=refusal, callback=callback, timeout=timeout)
 
     def watch(
         self,
@@ -120,6 +124,7 @@ class Breakpoints:
         *,
         access: Literal["write", "read", "access"] = "write",
         callback: Callback | None = None,
+        timeout: float = COMMAND_SECONDS,
     ) -> Breakpoint:
         """Set a watchpoint; a running guest is stopped for this, and continues.
 
@@ -127,18 +132,20 @@ class Breakpoints:
             expression: What to watch: a variable, `*(int *)0x…`.
             access: "write" stops when the value changes, "read" when it is read, "access" at both.
             callback: Called at each hit; see `breakpoint`.
+            timeout: Seconds for a running guest to stop, and for GDB to answer.
 
         Raises:
             GdbError: GDB refused it, or the expression is not in memory.
+            DeadlineError: the guest did not stop, or GDB did not answer.
         """
         what = f"a watchpoint on {expression}"
         refusal = partial(gdb_errors.breakpoint_refused, what=what, unknown=gdb_errors.WATCHABLE)
         command = mi_breakpoint.watch(expression, access=access)
-        with self._control.held():
-            made = self._insert(command, expression, refusal=refusal, callback=callback)
+        with self._control.held(timeout=timeout):
+            made = self._insert(command, expression, refusal=refusal, callback=callback, timeout=timeout)
             # With a guest connected, GDB now knows whether QEMU can watch it.
             if self._connection.state is State.STOPPED and self.info(made.number)["type"] == "watchpoint":
-                made.delete()
+                made.delete(timeout=timeout)
                 raise GdbError(
                     f"{what}: it is not in memory, and GDB would watch it by single steps, on one CPU only",
                     command=command,
@@ -147,7 +154,12 @@ class Breakpoints:
         return made
 
     def catch_panic(
-        self, *, oops: bool = True, warn: bool = False, callback: Callback | None = None
+        self,
+        *,
+        oops: bool = True,
+        warn: bool = False,
+        callback: Callback | None = None,
+        timeout: float = COMMAND_SECONDS,
     ) -> Catch:
         """Stop when the kernel panics, before it prints, reboots, or ends QEMU.
 
@@ -158,26 +170,35 @@ class Breakpoints:
             oops: Whether to stop also at oopses: BUG(), a fault in the kernel.
             warn: Whether to stop also at WARN().
             callback: Called at each of them; see `breakpoint`.
+            timeout: Seconds for a running guest to stop, and for GDB to answer.
 
         Returns:
             A context manager that deletes the breakpoints at the end of the block.
 
         Raises:
             GdbError: the symbols have no such function.
+            DeadlineError: the guest did not stop, or GDB did not answer.
         """
         caught: list[Breakpoint] = []
-        with self._control.held():
+        with self._control.held(timeout=timeout):
             try:
                 for reason, symbols in panics(oops=oops, warn=warn):
-                    caught.append(self._catch(reason, symbols, callback))
+                    caught.append(self._catch(reason, symbols, callback, timeout))
             except BaseException:
-                Catch(tuple(caught)).delete()
+                Catch(tuple(caught)).delete(timeout=timeout)
                 raise
         return Catch(tuple(caught))
 
-    def list(self) -> tuple[Breakpoint, ...]:
-        """Return all breakpoints and watchpoints of GDB, including those that GDB commands have set."""
-        body = self._connection.fetch("-break-list")["BreakpointTable"]["body"]
+    def list(self, *, timeout: float = COMMAND_SECONDS) -> tuple[Breakpoint, ...]:
+        """Return all breakpoints and watchpoints of GDB, including those that GDB commands have set.
+
+        Args:
+            timeout: Seconds for GDB to answer.
+
+        Raises:
+            DeadlineError: GDB did not answer.
+        """
+        body = self._connection.fetch("-break-list", timeout)["BreakpointTable"]["body"]
         # A breakpoint with several addresses has a row "1.1" for each.
         numbers = {int(row["number"]): row for row in body if row["number"].isdigit()}
         numbers.pop(self._modules.own_breakpoint, None)
@@ -186,41 +207,50 @@ class Breakpoints:
             mi_breakpoint.listed(row, self) if entry is None else entry.breakpoint for entry, row in found
         )
 
-    def delete_all(self) -> None:
-        """Delete all breakpoints and watchpoints of GDB."""
-        with self._control.held():
-            for each in self.list():
-                each.delete()
+    def delete_all(self, *, timeout: float = COMMAND_SECONDS) -> None:
+        """Delete all breakpoints and watchpoints of GDB.
 
-    def delete_own(self, timeout: float = STOP_SECONDS) -> None:
+        Args:
+            timeout: Seconds for a running guest to stop, and for GDB to answer.
+
+        Raises:
+            DeadlineError: the guest did not stop, or GDB did not answer.
+        """
+        with self._control.held(timeout=timeout):
+            for each in self.list(timeout=timeout):
+                each.delete(timeout=timeout)
+
+    def delete_own(self, timeout: float) -> None:
         """Delete the breakpoints that this process has set."""
         if self._table and self._connection.state in (State.STOPPED, State.RUNNING):
             with self._control.held(timeout=timeout):
                 for each in self._table.all():
-                    self.delete(each)
+                    self.delete(each, timeout)
 
-    def delete(self, breakpoint: Breakpoint) -> None:  # noqa: A002 - the word of the field
-        """Delete a breakpoint, if GDB still has it."""
+    def delete(self, breakpoint: Breakpoint, timeout: float) -> None:  # noqa: A002 - the word of the field
+        """Delete a breakpoint, if GDB still has it; see `Breakpoint.delete`."""
         self._table.remove(breakpoint.number)
         if self._connection.state is State.ENDED:
             return
-        with self._control.held():
-            self._connection.ask(f"-break-delete {breakpoint.number}")
+        with self._control.held(timeout=timeout):
+            self._connection.ask(f"-break-delete {breakpoint.number}", timeout)
 
-    def change(self, command: str, where: str) -> None:
+    def change(self, command: str, where: str, timeout: float) -> None:
         """Execute an MI command that changes a breakpoint; see `Breakpoint`.
 
         Args:
             command: The MI command.
             where: The place of the breakpoint, for the error.
+            timeout: Seconds for a running guest to stop, and for GDB to answer.
 
         Raises:
             GdbError: GDB refused it.
+            DeadlineError: the guest did not stop, or GDB did not answer.
         """
-        with self._control.held():
+        with self._control.held(timeout=timeout):
             what = f"the breakpoint at {where}"
             try:
-                answer = self._connection.ask(command)
+                answer = self._connection.ask(command, timeout)
             except GdbError as error:
                 raise gdb_errors.breakpoint_refused(error, what, unknown=gdb_errors.IN_SCOPE) from error
             if "No breakpoint number" in answer.console + answer.log:  # GDB does not report this as an error
@@ -238,13 +268,17 @@ class Breakpoints:
                 return dict(row)
         raise GdbError(f"GDB has no breakpoint {number}", command=command)
 
-    def _catch(self, reason: str, symbols: Sequence[str], callback: Callback | None) -> Breakpoint:
+    def _catch(
+        self, reason: str, symbols: Sequence[str], callback: Callback | None, timeout: float
+    ) -> Breakpoint:
         for symbol in symbols:
             what = f"a breakpoint at {symbol}"
             refusal = partial(gdb_errors.breakpoint_refused, what=what, unknown=gdb_errors.UNKNOWN_PLACE_NOW)
             try:
                 command = mi_breakpoint.insert(symbol)
-                return self._insert(command, symbol, refusal=refusal, callback=callback, reason=reason)
+                return self._insert(
+                    command, symbol, refusal=refusal, callback=callback, reason=reason, timeout=timeout
+                )
             except GdbError as error:
                 if symbol == symbols[-1] or "not defined" not in error.words:
                     raise
@@ -258,11 +292,12 @@ class Breakpoints:
         refusal: Callable[[GdbError], GdbError],
         callback: Callback | None = None,
         reason: str = "",
+        timeout: float,
     ) -> Breakpoint:
         self._connection.need("a breakpoint", *NOT_RUNNING, State.RUNNING)
-        with self._control.held():
+        with self._control.held(timeout=timeout):
             try:
-                payload = self._connection.fetch(command)
+                payload = self._connection.fetch(command, timeout)
             except GdbError as error:
                 raise refusal(error) from error
             made = mi_breakpoint.made(payload, where, self)
@@ -271,17 +306,17 @@ class Breakpoints:
             self._modules.follow(self, pending="pending" in entry)
             never = self._identity.never_hit(entry, where)
             if never is not None:
-                self.delete(made)
+                self.delete(made, timeout)
                 raise never
             self._on_set(made.number)
         return made
 
-    def _need_cpu(self, cpu: int, what: str) -> None:
+    def _need_cpu(self, cpu: int, what: str, timeout: float) -> None:
         """Check that the guest has a CPU; GDB would wait for it forever."""
         if self._connection.state not in (State.STOPPED, State.RUNNING):
             return
-        with self._control.held():
-            there = [thread.cpu for thread in self._inspection.threads()]
+        with self._control.held(timeout=timeout):
+            there = [thread.cpu for thread in self._inspection.threads(timeout=timeout)]
         if cpu not in there:
             raise UsageError(
                 f"{what}: the guest has no CPU {cpu}", hint=f"its CPUs are {', '.join(map(str, there))}"

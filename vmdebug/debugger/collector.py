@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -16,6 +16,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.debugger import gdb_errors
 from vmdebug.debugger.breakpoint import Breakpoint
 from vmdebug.debugger.breakpoint_table import BreakpointTable, Entry
+from vmdebug.debugger.memory import Ask
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import Stop
 from vmdebug.errors import GdbError, VmdebugError
@@ -23,14 +24,8 @@ from vmdebug.trace.collector import Batch, Feature
 from vmdebug.trace.hit import Argument, Call, Hit, Task
 from vmdebug.trace.probe import Probe, Wanted
 
-Ask = Callable[[str], Mapping[str, Any]]
-"""Has GDB carry out an MI command, and returns the result's payload."""
-
-TAKE_SECONDS = 30.0
-"""How long GDB may refuse to return hits while more of them arrive."""
-
 _BUSY = "while the target is running"
-"""GDB's refusal of a command that it reads after a hit, before it has resumed the guest."""
+"""GDB's message for a command that it reads after a hit, before it has resumed the guest."""
 
 
 class Host(Protocol):
@@ -40,13 +35,13 @@ class Host(Protocol):
     def state(self) -> State:
         """The run state of GDB and the guest."""
 
-    def held(self) -> contextlib.AbstractContextManager[None]:
+    def held(self, *, timeout: float) -> contextlib.AbstractContextManager[None]:
         """Stop the guest for a block."""
 
     def resume(self) -> None:
         """Set the guest running."""
 
-    def interrupt(self) -> Stop:
+    def interrupt(self, *, timeout: float) -> Stop:
         """Stop the guest."""
 
 
@@ -95,17 +90,19 @@ class GdbCollector:
 
     Args:
         host: Runs and stops the guest.
-        ask: Has GDB carry out an MI command.
+        ask: Executes an MI command.
         table: GDB's breakpoints; the trace's are among them while it collects.
+        timeout: Seconds for the guest to stop, and for GDB to answer.
     """
 
     name = "GDB"
     cannot: Mapping[Feature, str] = {}
 
-    def __init__(self, host: Host, ask: Ask, table: BreakpointTable) -> None:
+    def __init__(self, host: Host, ask: Ask, table: BreakpointTable, timeout: float) -> None:
         self._host = host
         self._ask = ask
         self._table = table
+        self._timeout = timeout
         self._probes: tuple[Probe, ...] = ()
         self._numbers: tuple[int, ...] = ()
         self._trace = ""
@@ -117,14 +114,15 @@ class GdbCollector:
         """Set the breakpoints, and let a stopped guest run; see `Collector.start`.
 
         Raises:
-            GdbError: there is no such place, or an expression or the condition can be evaluated at no hit.
-            StateError: GDB isn't attached.
+            GdbError: there is no such place, or an expression or the condition can never be evaluated there.
+            StateError: GDB is not attached.
+            DeadlineError: the guest did not stop, or GDB did not answer.
         """
         self._stopped = self._host.state is State.STOPPED
         packed = base64.b64encode(msgspec.json.encode(wanted)).decode("ascii")
-        with self._host.held():
+        with self._host.held(timeout=self._timeout):
             try:
-                answer = self._ask(f"-vmd-trace-start {packed}")
+                answer = self._ask(f"-vmd-trace-start {packed}", self._timeout)
             except GdbError as error:
                 expressions = " ".join(wanted.expressions)
                 raise gdb_errors.breakpoint_refused(
@@ -146,13 +144,13 @@ class GdbCollector:
         return Batch(notes=self._notes)
 
     def take(self) -> Batch:
-        """Return the hits since the last batch; the guest runs on."""
+        """Return the hits since the last batch; the guest keeps running."""
         return self._fetch("-vmd-trace-take")
 
     def stop(self) -> Batch:
-        """Take the breakpoints out, stop the guest if it was stopped before, and return the rest."""
+        """Delete the breakpoints, stop the guest if it was stopped before, and return the last hits."""
         if self._stopped and self._host.state is State.RUNNING:
-            self._host.interrupt()
+            self._host.interrupt(timeout=self._timeout)
         if self._host.state is State.ENDED:
             return Batch(ended=self._ended(), notes=self._notes)
         return self._end()
@@ -160,7 +158,7 @@ class GdbCollector:
     def _end(self) -> Batch:
         try:
             gone = self._host.state is State.GONE
-            with contextlib.nullcontext() if gone else self._host.held():
+            with contextlib.nullcontext() if gone else self._host.held(timeout=self._timeout):
                 return self._fetch("-vmd-trace-end")
         finally:
             for number in self._numbers:
@@ -178,13 +176,13 @@ class GdbCollector:
         return "" if state is State.RUNNING else f"the guest is {state}"
 
     def _answer(self, command: str) -> Mapping[str, Any]:
-        deadline = Deadline.after(TAKE_SECONDS)
+        deadline = Deadline.after(self._timeout)
         while True:
             try:
-                return self._ask(command)
+                return self._ask(command, deadline.left(f"GDB to answer `{command}`"))
             except GdbError as error:
-                # GDB's side keeps a hit until we have it: asking again loses none.
-                if _BUSY not in error.message + error.words or deadline.passed:
+                # GDB's side keeps the hits until they are read, so no hit is lost.
+                if _BUSY not in error.message + error.words:
                     raise
 
 

@@ -190,10 +190,10 @@ class RunControl:
             DeadlineError: the guest did not stop.
         """
         running = self._connection.state is State.RUNNING
-        if running:
-            self._holding += 1
-            self._interrupt(Deadline.after(timeout))
+        self._holding += running
         try:
+            if running:
+                self._interrupt(Deadline.after(timeout))
             yield
         finally:
             self._holding -= running
@@ -312,6 +312,7 @@ class RunControl:
         ignores it while the guest is stopped.
         """
         for attempt in itertools.count():
+            deadline.left("the guest to stop, in interrupt")
             if attempt % 2 and self._interrupter is not None:
                 self._interrupter()
             else:
@@ -321,7 +322,6 @@ class RunControl:
             with contextlib.suppress(DeadlineError):
                 self._wait_while_running("interrupt", deadline.at_most(RETRY_SECONDS))
                 return
-            deadline.left("the guest to stop, in interrupt")
 
     def _wait_while_running(self, call: str, deadline: Deadline) -> None:
         run = self._connection.run

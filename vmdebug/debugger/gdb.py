@@ -26,7 +26,8 @@ from vmdebug.debugger.connection import Connection
 from vmdebug.debugger.control import RUN_SECONDS, STOP_SECONDS, RunControl
 from vmdebug.debugger.identity import Identity, Verdict, Wanted
 from vmdebug.debugger.inspection import Inspection
-from vmdebug.debugger.modules import ModuleSymbols
+from vmdebug.debugger.memory import COMMAND_SECONDS
+from vmdebug.debugger.modules import LOAD_SECONDS, ModuleSymbols
 from vmdebug.debugger.ownership import UNCLAIMED, Owner
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.share import SharedOwner
@@ -36,9 +37,6 @@ from vmdebug.guest import Kernel
 from vmdebug.trace import probe
 from vmdebug.trace.probe import Probe
 from vmdebug.trace.trace import Trace
-
-LOAD_SECONDS = 120.0
-"""How long GDB may take to load a kernel's symbols, or to connect: about a second for 100 MB."""
 
 _Part = TypeVar("_Part")
 _Arguments = ParamSpec("_Arguments")
@@ -301,6 +299,7 @@ class Gdb:
         count: int | None = None,
         backtrace: bool = False,
         ret: bool = False,
+        timeout: float = COMMAND_SECONDS,
     ) -> Trace:
         """Return a trace, collected inside GDB: a sequence of hits, and a context manager.
 
@@ -313,19 +312,27 @@ class Gdb:
             count: Maximum number of hits.
             backtrace: Whether to collect the frames.
             ret: Whether to collect the return value, which needs a second stop for each hit.
+            timeout: Seconds for the guest to stop, at the start and at the end of the block, and for GDB to
+                answer.
 
         Raises:
             UsageError: `where` or `args` has the wrong form.
             GdbError: at the start of the block: there is no such place, or an expression or the condition can
                 never be evaluated there.
             StateError: at the start of the block: GDB is not attached.
+            DeadlineError: at the start or at the end of the block: the guest did not stop, or GDB did not
+                answer.
         """
         wanted = probe.wanted(where, args=args, when=when, count=count, backtrace=backtrace, ret=ret)
-        return Trace(self.collector(), wanted)
+        return Trace(self.collector(timeout=timeout), wanted)
 
-    def collector(self) -> GdbCollector:
-        """Return a collector for one trace inside this GDB; `trace` uses it."""
-        return GdbCollector(self, self._connection.fetch, self._table)
+    def collector(self, *, timeout: float = COMMAND_SECONDS) -> GdbCollector:
+        """Return a collector for one trace inside this GDB; `trace` uses it.
+
+        Args:
+            timeout: See `trace`.
+        """
+        return GdbCollector(self, self._connection.fetch, self._table, timeout)
 
     def exchanges(self) -> str:
         """Return the last GDB/MI commands and answers, one on each line; long ones are cut."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vmdebug.debugger import gdb_errors, mi, stop
 from vmdebug.debugger.connection import NOT_RUNNING, Connection
-from vmdebug.debugger.memory import COMMAND_SECONDS, Memory, Snapshot
+from vmdebug.debugger.memory import COMMAND_SECONDS, Memory, ObjectCopy
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import Backtrace, Frame, Thread
 from vmdebug.debugger.value import Value
@@ -37,27 +37,28 @@ class Inspection:
         Args:
             expression: In the language of the frame, with GDB's extensions.
             frame: The frame to evaluate it in; None: the selected frame.
-            timeout: Seconds to wait.
+            timeout: Seconds for GDB to answer.
 
         Raises:
             GdbError: GDB cannot evaluate it.
             StateError: the guest runs, or has run since the frame was read.
+            DeadlineError: GDB did not answer.
         """
         if frame is None:
             self._connection.need("evaluate", *NOT_RUNNING)
         context = "" if frame is None else self._context(frame, expression)
         return Value(self._memory, self._memory.evaluate(expression, context, timeout), expression)
 
-    def variable(self, kind: Literal["argument", "local"], name: str, frame: Frame) -> Value:
-        """Return an argument or a local variable of a frame.
+    def variable(self, kind: Literal["argument", "local"], name: str, frame: Frame, timeout: float) -> Value:
+        """Return an argument or a local variable of a frame; see `Frame.arg`.
 
         Raises:
             UsageError: the frame has no such variable; the hint lists its variables.
             GdbError: GDB cannot read it.
             StateError: the guest has run since the frame was read.
         """
-        found = self._memory.variable(kind, name, self._context(frame, name))
-        if isinstance(found, Snapshot):
+        found = self._memory.variable(kind, name, self._context(frame, name), timeout)
+        if isinstance(found, ObjectCopy):
             return Value(self._memory, found, name)
         article, noun = _NOUNS[kind]
         has = f"its {noun}s: {', '.join(found)}" if found else f"it has no {noun}s that GDB knows"
@@ -66,30 +67,33 @@ class Inspection:
             hint=f"{has}; frame.evaluate() takes any expression",
         )
 
-    def per_cpu(self, variable: str, cpu: int) -> Value:
+    def per_cpu(self, variable: str, cpu: int, *, timeout: float = COMMAND_SECONDS) -> Value:
         """Return a CPU's copy of a per-CPU variable, like the kernel's `per_cpu(var, cpu)`.
 
         Args:
             variable: Its name, or a member of it: "runqueues", "runqueues.nr_running".
             cpu: The kernel's number of the CPU. A kernel without SMP has CPU 0 and one copy.
+            timeout: Seconds for GDB to answer.
 
         Raises:
             GdbError: there is no such variable, or no such CPU.
             StateError: the guest runs.
+            DeadlineError: GDB did not answer.
         """
         self._connection.need("per_cpu", *NOT_RUNNING)
         name = f"per_cpu({variable}, {cpu})"
-        return Value(self._memory, self._memory.per_cpu(variable, cpu), name)
+        return Value(self._memory, self._memory.per_cpu(variable, cpu, timeout), name)
 
     def console(self, command: str, *, timeout: float = COMMAND_SECONDS) -> str:
         """Execute a GDB command, and return its output.
 
         Args:
             command: One line: "info registers rip".
-            timeout: Seconds.
+            timeout: Seconds for GDB to answer.
 
         Raises:
             GdbError: GDB refused it.
+            DeadlineError: GDB did not answer.
         """
         wrapped = f"-interpreter-exec console {mi.quote(command)}"
         try:
@@ -110,30 +114,38 @@ class Inspection:
             self.console(f"maint flush {cache}")
         self._connection.run.replaced()
 
-    def threads(self) -> tuple[Thread, ...]:
+    def threads(self, *, timeout: float = COMMAND_SECONDS) -> tuple[Thread, ...]:
         """Return the guest's CPUs.
+
+        Args:
+            timeout: Seconds for GDB to answer.
 
         Raises:
             StateError: the guest runs.
+            DeadlineError: GDB did not answer.
         """
         self._connection.need("threads", State.STOPPED)
-        return stop.threads(self._connection.fetch("-thread-info"))
+        return stop.threads(self._connection.fetch("-thread-info", timeout))
 
-    def backtrace(self, cpu: int | None = None, *, limit: int | None = None) -> Backtrace:
+    def backtrace(
+        self, cpu: int | None = None, *, limit: int | None = None, timeout: float = COMMAND_SECONDS
+    ) -> Backtrace:
         """Return the frames of a CPU, the innermost first.
 
         Args:
             cpu: Number of the CPU; None: the selected one.
             limit: Maximum number of frames.
+            timeout: Seconds for GDB to answer.
 
         Raises:
             StateError: the guest runs.
             GdbError: GDB cannot read the stack, or there is no such CPU.
+            DeadlineError: GDB did not answer.
         """
         self._connection.need("backtrace", State.STOPPED)
-        thread = self.selected() if cpu is None else Thread.of(cpu)
+        thread = self.selected(timeout) if cpu is None else Thread.of(cpu)
         window = "" if limit is None else f" 0 {limit - 1}"
-        entries = self._connection.fetch(f"-stack-list-frames --thread {thread.id}{window}")["stack"]
+        entries = self._connection.fetch(f"-stack-list-frames --thread {thread.id}{window}", timeout)["stack"]
         frames = [self.frame_of(entry, thread) for entry in entries]
         if len(frames) > 1 and not frames[-1].pc:
             del frames[-1]  # the end of the kernel's stack; see `gdbinit/vmd_exceptions.py`
@@ -151,11 +163,12 @@ class Inspection:
         Args:
             limit: Maximum number of frames of a CPU.
             modules: Directory with the kernel's modules, to load their symbols; None: load none.
-            timeout: Seconds.
+            timeout: Seconds for GDB to answer.
 
         Raises:
             StateError: the guest runs.
             GdbError: GDB cannot read a stack.
+            DeadlineError: GDB did not answer.
         """
         self._connection.need("backtraces", State.STOPPED)
         words = "" if modules is None else f" {mi.quote(os.fspath(modules))}"
@@ -166,30 +179,43 @@ class Inspection:
 
         Args:
             limit: Maximum number of lines; the last ones are returned.
-            timeout: Seconds.
+            timeout: Seconds for GDB to answer.
 
         Raises:
             StateError: the guest runs.
             GdbError: GDB cannot read it, or vmlinux does not describe it.
+            DeadlineError: GDB did not answer.
         """
         self._connection.need("dmesg", State.STOPPED)
         return self._text(f"-vmd-dmesg {limit}", timeout)
 
-    def frame(self) -> Frame:
+    def frame(self, *, timeout: float = COMMAND_SECONDS) -> Frame:
         """Return the selected frame.
+
+        Args:
+            timeout: Seconds for GDB to answer.
 
         Raises:
             StateError: the guest runs.
+            DeadlineError: GDB did not answer.
         """
         self._connection.need("frame", State.STOPPED)
-        return self.frame_of(self._connection.fetch("-stack-info-frame")["frame"], self.selected())
+        found = self._connection.fetch("-stack-info-frame", timeout)["frame"]
+        return self.frame_of(found, self.selected(timeout))
 
-    def select(self, cpu: int | None = None, frame: Frame | int | None = None) -> Frame:
+    def select(
+        self,
+        cpu: int | None = None,
+        frame: Frame | int | None = None,
+        *,
+        timeout: float = COMMAND_SECONDS,
+    ) -> Frame:
         """Select a CPU, a frame, or both, for evaluations without a frame.
 
         Args:
             cpu: Number of the CPU; None: the CPU of the frame, or the selected one.
             frame: The frame or its level; None: the innermost frame of the CPU.
+            timeout: Seconds for GDB to answer.
 
         Returns:
             The selected frame.
@@ -197,23 +223,25 @@ class Inspection:
         Raises:
             StateError: the guest runs.
             GdbError: there is no such CPU or frame.
+            DeadlineError: GDB did not answer.
         """
         self._connection.need("select", State.STOPPED)
         if cpu is None and isinstance(frame, Frame):
             cpu = frame.thread.cpu
         if cpu is not None:
-            self._connection.ask(f"-thread-select {Thread.of(cpu).id}")
+            self._connection.ask(f"-thread-select {Thread.of(cpu).id}", timeout)
         level = frame.level if isinstance(frame, Frame) else frame
         if level is not None:
-            self._connection.ask(f"-stack-select-frame {level}")
-        selected = self.frame()
+            self._connection.ask(f"-stack-select-frame {level}", timeout)
+        selected = self.frame(timeout=timeout)
         if level not in (None, selected.level):  # GDB selects the outermost frame instead
             raise GdbError(f"there is no frame {level}: the outermost is {selected.level}")
         return selected
 
-    def selected(self) -> Thread:
+    def selected(self, timeout: float = COMMAND_SECONDS) -> Thread:
         """Return the selected CPU."""
-        return Thread(int(self._connection.fetch("-data-evaluate-expression $_thread")["value"]))
+        answer = self._connection.fetch("-data-evaluate-expression $_thread", timeout)
+        return Thread(int(answer["value"]))
 
     def frame_of(self, payload: Mapping[str, Any], thread: Thread) -> Frame:
         """Return the frame that MI's `frame={…}` describes."""

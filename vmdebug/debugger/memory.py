@@ -19,7 +19,7 @@ Ask = Callable[[str, float], Mapping[str, Any]]
 """Executes an MI command within that many seconds, and returns the values in its result."""
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class ObjectCopy(msgspec.Struct, frozen=True):
     """The bytes of one object, at the time when they were read.
 
     Args:
@@ -53,13 +53,13 @@ class Memory:
         self._ask = ask
         self.layouts = Layouts()
 
-    def evaluate(self, expression: str, context: str = "", timeout: float = COMMAND_SECONDS) -> Snapshot:
+    def evaluate(self, expression: str, context: str = "", timeout: float = COMMAND_SECONDS) -> ObjectCopy:
         """Return the value of an expression.
 
         Args:
             expression: In the language of the frame.
             context: MI options that name thread and frame; "" is the selected frame.
-            timeout: Seconds.
+            timeout: Seconds for GDB to answer.
 
         Raises:
             GdbError: GDB cannot evaluate it.
@@ -69,39 +69,41 @@ class Memory:
         except GdbError as error:
             raise gdb_errors.renamed(error, f"`{expression}` cannot be evaluated") from error
 
-    def variable(self, kind: str, name: str, context: str) -> Snapshot | Sequence[str]:
+    def variable(self, kind: str, name: str, context: str, timeout: float) -> ObjectCopy | Sequence[str]:
         """Return an argument or a local variable of a frame.
 
         Args:
             kind: "argument" or "local".
             name: Its name.
             context: MI options that name thread and frame.
+            timeout: Seconds for GDB to answer.
 
         Returns:
             The variable; or the names of the frame's variables, if it does not exist.
         """
         known = len(self.layouts)
         command = f"-vmd-variable{context} {known} {kind} {mi.quote(name)}"
-        answer = self._ask(command, COMMAND_SECONDS)
+        answer = self._ask(command, timeout)
         names = answer.get("names")
         return self._decoded(command, answer, known) if names is None else tuple(names)
 
-    def per_cpu(self, variable: str, cpu: int) -> Snapshot:
+    def per_cpu(self, variable: str, cpu: int, timeout: float) -> ObjectCopy:
         """Return a CPU's copy of a per-CPU variable.
 
         Args:
             variable: Its name, or a member of it.
             cpu: The kernel's number of the CPU.
+            timeout: Seconds for GDB to answer.
 
         Raises:
             GdbError: there is no such variable, or no such CPU.
         """
         try:
-            return self._read("-vmd-per-cpu", f"{cpu} {mi.quote(variable)}")
+            return self._read("-vmd-per-cpu", f"{cpu} {mi.quote(variable)}", timeout)
         except GdbError as error:
             raise gdb_errors.renamed(error, f"`{variable}` of CPU {cpu} cannot be read") from error
 
-    def per_cpu_element(self, number: int, address: int, cpu: int) -> Snapshot:
+    def per_cpu_element(self, number: int, address: int, cpu: int) -> ObjectCopy:
         """Return what a per-CPU pointer points to on a CPU.
 
         Args:
@@ -114,7 +116,7 @@ class Memory:
         """
         return self._read("-vmd-per-cpu-ptr", f"{number} {address} {cpu}")
 
-    def element(self, number: int, address: int, index: int) -> Snapshot:
+    def element(self, number: int, address: int, index: int) -> ObjectCopy:
         """Return an element of an array, or what a pointer points to at an index.
 
         Args:
@@ -135,12 +137,12 @@ class Memory:
         """
         return base64.b64decode(self._ask(f"-vmd-string {address} {limit}", COMMAND_SECONDS)["data"])
 
-    def _read(self, command: str, rest: str, timeout: float = COMMAND_SECONDS) -> Snapshot:
+    def _read(self, command: str, rest: str, timeout: float = COMMAND_SECONDS) -> ObjectCopy:
         known = len(self.layouts)
         command = f"{command} {known} {rest}"
         return self._decoded(command, self._ask(command, timeout), known)
 
-    def _decoded(self, command: str, answer: Mapping[str, Any], known: int) -> Snapshot:
+    def _decoded(self, command: str, answer: Mapping[str, Any], known: int) -> ObjectCopy:
         try:
             about = msgspec.json.decode(base64.b64decode(answer["about"]), type=_About)
         except (KeyError, ValueError, msgspec.MsgspecError) as error:
@@ -148,4 +150,4 @@ class Memory:
                 "the answer of vmdebug's part in GDB has an unknown form", command=command, detail=str(error)
             ) from error
         self.layouts.add(known, about.layouts)
-        return Snapshot(base64.b64decode(answer["data"]), about.type, about.address, about.missing)
+        return ObjectCopy(base64.b64decode(answer["data"]), about.type, about.address, about.missing)

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from vmdebug.deadline import Deadline
 from vmdebug.debugger import breakpoint as mi_breakpoint
 from vmdebug.debugger import mi
 from vmdebug.debugger.breakpoint import BreakpointOwner
@@ -16,6 +17,9 @@ from vmdebug.debugger.connection import Connection
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import Stop
 from vmdebug.errors import GdbError
+
+LOAD_SECONDS = 120.0
+"""How long GDB may take to load the symbols of a kernel or of its modules: about a second for 100 MB."""
 
 _INIT = "do_init_module"
 """The function in kernel/module that calls a module's init function; its symbols are loaded there."""
@@ -48,7 +52,7 @@ class ModuleSymbols:
         """The number of its own breakpoint; 0 if it has none."""
         return self._breakpoint
 
-    def load(self, directory: str | os.PathLike[str] | None = None) -> None:
+    def load(self, directory: str | os.PathLike[str] | None = None, *, timeout: float = LOAD_SECONDS) -> None:
         """Load the symbols of the modules that are loaded now; `Gdb.notes` lists those without symbols.
 
         A `pending` breakpoint loads a module's symbols automatically, before the module's init function runs.
@@ -56,18 +60,21 @@ class ModuleSymbols:
         Args:
             directory: Directory to search first, now and later. The other directories are those of the
                 guest's kernel, of vmlinux, and /lib/modules.
+            timeout: Seconds.
 
         Raises:
             StateError: the guest runs.
             GdbError: there is no such directory.
+            DeadlineError: GDB did not load them in time.
         """
         self._connection.need("load_modules", State.STOPPED)
+        deadline = Deadline.after(timeout)
         commands = ["python import vmd_modules; vmd_modules.Modules()"]
         if self._directory is not None:
             commands.append(f"set $vmd_modules_path = {mi.quote(str(self._directory))}")
         where = "" if directory is None else f" {shlex.quote(os.fspath(directory))}"
         for command in (*commands, f"vmd-modules{where}"):
-            said = self._connection.ask(f"-interpreter-exec console {mi.quote(command)}")
+            said = self._connection.execute(f"-interpreter-exec console {mi.quote(command)}", deadline)
             for line in said.log.splitlines():
                 if "no symbols" in line:
                     self._note(line)

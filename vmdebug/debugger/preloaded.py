@@ -5,11 +5,13 @@ Loading them takes two or three times as long as starting a clone, and does not 
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Self
 
-from vmdebug.debugger.gdb import LOAD_SECONDS, Gdb
+from vmdebug.deadline import Deadline
+from vmdebug.debugger.gdb import Gdb
+from vmdebug.debugger.modules import LOAD_SECONDS
 from vmdebug.guest import Kernel
 
 
@@ -41,14 +43,23 @@ class PreloadedGdb:
     ) -> None:
         self.close()
 
-    def take(self) -> Gdb | None:
+    def take(self, *, timeout: float = LOAD_SECONDS) -> Gdb | None:
         """Wait until GDB has loaded the symbols, and return it; None if it was taken before.
 
+        Args:
+            timeout: Seconds.
+
         Raises:
+            DeadlineError: GDB has not loaded them in time; it can be taken later.
             VmdebugError: as `Gdb.start` does.
         """
+        if self._starting is None:
+            return None
+        wait([self._starting], timeout)
+        if not self._starting.done():
+            raise Deadline.after(timeout).error("GDB to load the kernel's symbols")
         starting, self._starting = self._starting, None
-        return None if starting is None else starting.result()
+        return starting.result()
 
     def close(self) -> None:
         """End the GDB if it was not taken; a second call does nothing."""

@@ -40,10 +40,10 @@ class Inspector(Protocol):
     def evaluate(self, expression: str, *, frame: Frame, timeout: float) -> Value:
         """Return the value of an expression in a frame."""
 
-    def variable(self, kind: Literal["argument", "local"], name: str, frame: Frame) -> Value:
+    def variable(self, kind: Literal["argument", "local"], name: str, frame: Frame, timeout: float) -> Value:
         """Return an argument or a local variable of a frame."""
 
-    def backtrace(self, cpu: int | None = None, *, limit: int | None = None) -> Backtrace:
+    def backtrace(self, cpu: int | None = None, *, limit: int | None = None, timeout: float) -> Backtrace:
         """Return the frames of a CPU, the innermost first."""
 
 
@@ -97,34 +97,47 @@ class Frame:
         place = f" at {self.file}:{self.line}" if self.file else ""
         return f"{self.function or hex(self.pc)}{place}"
 
-    def arg(self, name: str) -> Value:
+    def arg(self, name: str, *, timeout: float = COMMAND_SECONDS) -> Value:
         """Return an argument of the function.
+
+        Args:
+            name: Its name.
+            timeout: Seconds for GDB to answer.
 
         Raises:
             UsageError: there is no such argument; the hint lists the arguments.
+            GdbError: GDB cannot read it.
             StateError: the guest has run since.
+            DeadlineError: GDB did not answer.
         """
-        return self._gdb.variable("argument", name, self)
+        return self._gdb.variable("argument", name, self, timeout)
 
-    def local(self, name: str) -> Value:
+    def local(self, name: str, *, timeout: float = COMMAND_SECONDS) -> Value:
         """Return a local variable that is in scope here.
+
+        Args:
+            name: Its name.
+            timeout: Seconds for GDB to answer.
 
         Raises:
             UsageError: there is no such variable in scope; the hint lists those that are.
+            GdbError: GDB cannot read it.
             StateError: the guest has run since.
+            DeadlineError: GDB did not answer.
         """
-        return self._gdb.variable("local", name, self)
+        return self._gdb.variable("local", name, self, timeout)
 
     def evaluate(self, expression: str, *, timeout: float = COMMAND_SECONDS) -> Value:
         """Return the value of an expression in this frame.
 
         Args:
             expression: In the language of the frame, with GDB's extensions.
-            timeout: Seconds.
+            timeout: Seconds for GDB to answer.
 
         Raises:
             GdbError: GDB cannot evaluate it.
             StateError: the guest has run since.
+            DeadlineError: GDB did not answer.
         """
         return self._gdb.evaluate(expression, frame=self, timeout=timeout)
 
@@ -166,17 +179,19 @@ class Stop:
     details: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _inspector: Inspector | None = field(default=None, repr=False, compare=False)
 
-    def backtrace(self, limit: int | None = None) -> Backtrace:
+    def backtrace(self, limit: int | None = None, *, timeout: float = COMMAND_SECONDS) -> Backtrace:
         """Return the frames of the CPU that stopped, the innermost first.
 
         Args:
             limit: Maximum number of frames.
+            timeout: Seconds for GDB to answer.
 
         Raises:
             StateError: the guest has run since.
+            DeadlineError: GDB did not answer.
         """
         assert self._inspector is not None, "a stop without its GDB"  # noqa: S101 - only tests make one
-        return self._inspector.backtrace(self.thread.cpu, limit=limit)
+        return self._inspector.backtrace(self.thread.cpu, limit=limit, timeout=timeout)
 
 
 def reason(payload: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """A C value out of the guest, with its type.
 
-A value is a snapshot: it keeps the bytes that were read, whatever the guest does later.
+A value is a copy: it keeps the bytes that were read, whatever the guest does later.
 Following a pointer reads guest memory again, so the guest must be stopped for it.
 
 Every name of the class itself ends in an underscore, as in drgn, so that a plain attribute is always a member
@@ -19,7 +19,7 @@ from typing import Any
 from vmdebug.debugger import gdb_errors
 from vmdebug.debugger import layout as layouts
 from vmdebug.debugger.layout import Array, Enum, Field, Function, Layout, Other, Pointer, Struct, Void
-from vmdebug.debugger.memory import Memory, Snapshot
+from vmdebug.debugger.memory import Memory, ObjectCopy
 from vmdebug.errors import GdbError
 
 _NUMBERS = (layouts.Int, layouts.Bool, Enum, Pointer, Function)
@@ -46,19 +46,19 @@ class Value:  # noqa: PLW1641 - it equals values of several kinds, which have di
 
     Args:
         memory: Reads more of the guest's memory.
-        snapshot: The object that the value is, or is part of.
+        copy: The object that the value is, or is part of.
         expression: The value's name in errors: "task->comm".
-        number: Number of its layout, for a part of the snapshot.
-        offset: Bytes from the start of the snapshot.
+        number: Number of its layout, for a part of the copy.
+        offset: Bytes from the start of the copy.
         bits: Its place as a bit field; None for any other value.
     """
 
-    __slots__ = ("_bits_", "_expression_", "_memory_", "_number_", "_offset_", "_pointee_", "_snapshot_")
+    __slots__ = ("_bits_", "_copy_", "_expression_", "_memory_", "_number_", "_offset_", "_pointee_")
 
     def __init__(
         self,
         memory: Memory,
-        snapshot: Snapshot,
+        copy: ObjectCopy,
         expression: str,
         *,
         number: int | None = None,
@@ -66,9 +66,9 @@ class Value:  # noqa: PLW1641 - it equals values of several kinds, which have di
         bits: Field | None = None,
     ) -> None:
         self._memory_ = memory
-        self._snapshot_ = snapshot
+        self._copy_ = copy
         self._expression_ = expression
-        self._number_ = snapshot.type if number is None else number
+        self._number_ = copy.type if number is None else number
         self._offset_ = offset
         self._bits_ = bits
         self._pointee_: Value | None = None
@@ -81,14 +81,14 @@ class Value:  # noqa: PLW1641 - it equals values of several kinds, which have di
     @property
     def address_(self) -> int | None:
         """The address in guest memory; None for a value in a register and for a bit field."""
-        base = self._snapshot_.address
+        base = self._copy_.address
         return None if base is None or self._bits_ is not None else base + self._offset_
 
     @property
     def optimized_out_(self) -> bool:
         """Whether the compiler has optimised out all or part of the value at this place."""
         size = self._memory_.layouts.named(self._number_).size
-        return layouts.is_missing(self._offset_, size, self._snapshot_.missing)
+        return layouts.is_missing(self._offset_, size, self._copy_.missing)
 
     def string_(self, limit: int = STRING_BYTES) -> str:
         """Return the text in a character array, or the text that a character pointer points to.
@@ -140,7 +140,7 @@ class Value:  # noqa: PLW1641 - it equals values of several kinds, which have di
             reader = layouts.bits_reader(self._bits_, plain)
         else:
             reader = self._memory_.layouts.reader(self._number_)
-        return reader(self._snapshot_.data, self._offset_, self._snapshot_.missing)
+        return reader(self._copy_.data, self._offset_, self._copy_.missing)
 
     def deref_(self) -> Value:
         """Return what the pointer points to, read now.
@@ -176,8 +176,8 @@ class Value:  # noqa: PLW1641 - it equals values of several kinds, which have di
         """
         offset = f"(unsigned long)&(({kind} *)0)->{member}"
         at = self.address_ if isinstance(self._plain_, Struct) and self.address_ is not None else int(self)
-        snapshot = self._memory_.evaluate(f"({kind} *)({at:#x} - {offset})")
-        return Value(self._memory_, snapshot, f"container_of({self._expression_}, {kind}, {member})")
+        copy = self._memory_.evaluate(f"({kind} *)({at:#x} - {offset})")
+        return Value(self._memory_, copy, f"container_of({self._expression_}, {kind}, {member})")
 
     def per_cpu_ptr_(self, cpu: int) -> Value:
         """Return what a per-CPU pointer points to on one CPU, read now, like the kernel's `per_cpu_ptr`.
@@ -263,7 +263,7 @@ class Value:  # noqa: PLW1641 - it equals values of several kinds, which have di
         if self.optimized_out_:
             raise GdbError(f"the compiler has optimised out `{self._expression_}`")
         signed = bool(getattr(plain, "signed", False))
-        data = self._snapshot_.data
+        data = self._copy_.data
         if self._bits_ is not None:
             return layouts.bit_field(data, self._offset_, self._bits_, signed=signed)
         return int.from_bytes(data[self._offset_ : self._offset_ + plain.size], "little", signed=signed)
@@ -313,12 +313,12 @@ class Value:  # noqa: PLW1641 - it equals values of several kinds, which have di
         return int(value) if isinstance(plain, _NUMBERS) else None
 
     def _bytes_(self, size: int) -> bytes:
-        if layouts.is_missing(self._offset_, size, self._snapshot_.missing):
+        if layouts.is_missing(self._offset_, size, self._copy_.missing):
             raise GdbError(f"the compiler has optimised out `{self._expression_}`")
-        return self._snapshot_.data[self._offset_ : self._offset_ + size]
+        return self._copy_.data[self._offset_ : self._offset_ + size]
 
     def _part_(self, expression: str, number: int, offset: int, bits: Field | None = None) -> Value:
-        return Value(self._memory_, self._snapshot_, expression, number=number, offset=offset, bits=bits)
+        return Value(self._memory_, self._copy_, expression, number=number, offset=offset, bits=bits)
 
     def _element_(self, address: int, index: int, expression: str) -> Value:
         number = self._memory_.layouts.plain(self._number_)[0]

@@ -85,8 +85,11 @@ class Vm:
         """Whether it ends with this process."""
         return self._guardian is not None
 
-    def status(self) -> Status:
+    def status(self, *, timeout: float = QMP_SECONDS) -> Status:
         """Return its present status.
+
+        Args:
+            timeout: Seconds to wait for QEMU's answer.
 
         Raises:
             DeadlineError: QEMU does not answer.
@@ -96,21 +99,22 @@ class Vm:
         if not self.state.qemu.alive():
             return guest_status.after_end(self.rundir.console_log)
         try:
-            run_state = self.qmp("query-status")["status"]
+            run_state = self.qmp("query-status", timeout=timeout)["status"]
         except GuestDiedError:
             return guest_status.after_end(self.rundir.console_log)
         return guest_status.of_run_state(run_state, self.rundir.console_log)
 
-    def facts(self, status: Status | None = None) -> dict[str, Any]:
+    def facts(self, status: Status | None = None, *, timeout: float = QMP_SECONDS) -> dict[str, Any]:
         """Return the object of `status --json`.
 
         Args:
             status: Its status, if the caller knows it; None: ask QEMU.
+            timeout: Seconds to wait for QEMU's answer.
 
         Raises:
             DeadlineError: QEMU does not answer.
         """
-        return guest_status.facts(self.state, self.rundir, status or self.status())
+        return guest_status.facts(self.state, self.rundir, status or self.status(timeout=timeout))
 
     def qmp(self, command: str, /, *, timeout: float = QMP_SECONDS, **arguments: object) -> Any:
         """Execute a QMP command and return its result.
@@ -219,6 +223,7 @@ class Vm:
 
         Raises:
             VmdebugError: see `vmdebug.vm.snapshot.save`.
+            DeadlineError: QEMU did not finish it.
         """
         from vmdebug.vm import snapshot  # noqa: PLC0415 - only imported when needed
 
@@ -235,6 +240,7 @@ class Vm:
 
         Raises:
             VmdebugError: see `vmdebug.vm.snapshot.load`.
+            DeadlineError: QEMU did not finish it.
         """
         from vmdebug.vm import snapshot  # noqa: PLC0415 - only imported when needed
 
@@ -249,6 +255,7 @@ class Vm:
 
         Raises:
             GuestDiedError: QEMU has ended.
+            DeadlineError: QEMU did not answer.
         """
         from vmdebug.vm import snapshot  # noqa: PLC0415 - only imported when needed
 
@@ -264,27 +271,36 @@ class Vm:
 
         Raises:
             VmdebugError: see `vmdebug.vm.snapshot.delete`.
+            DeadlineError: QEMU did not finish it.
         """
         from vmdebug.vm import snapshot  # noqa: PLC0415 - only imported when needed
 
         with self.connected(timeout=timeout) as qmp:
             snapshot.delete(qmp, tag, vm=self.name)
 
-    def pause(self) -> None:
+    def pause(self, *, timeout: float = QMP_SECONDS) -> None:
         """Pause the guest; an attached GDB reports a SIGINT stop.
 
+        Args:
+            timeout: Seconds to wait for QEMU's answer.
+
         Raises:
             GuestDiedError: QEMU has ended.
+            DeadlineError: QEMU did not answer.
         """
-        self.qmp("stop")
+        self.qmp("stop", timeout=timeout)
 
-    def resume(self) -> None:
+    def resume(self, *, timeout: float = QMP_SECONDS) -> None:
         """Set the guest running. Do not call it while a GDB is attached: GDB would lose packets.
 
+        Args:
+            timeout: Seconds to wait for QEMU's answer.
+
         Raises:
             GuestDiedError: QEMU has ended.
+            DeadlineError: QEMU did not answer.
         """
-        self.qmp("cont")
+        self.qmp("cont", timeout=timeout)
 
     def wait(self, *, timeout: float) -> None:
         """Wait until QEMU has ended.
