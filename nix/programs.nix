@@ -13,6 +13,7 @@ in
     pkgs.qemu
     pkgs.gdb
     pkgs.nix
+    pkgs.util-linux # fallocate, which bounds the console's log
     busybox
   ];
 
@@ -20,7 +21,6 @@ in
   tests = with pkgs; [
     cpio
     dash
-    util-linux
     zstd
   ];
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmdebug import process
-from vmdebug.channel.log import messages
+from vmdebug.channel.log import kept, messages
 from vmdebug.channel.log.trouble import Trouble, as_logged
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import decode
@@ -199,7 +199,7 @@ def _guest(session: DebugSession, status: str | VmdebugError) -> str:
 
 
 def _console(log: Path) -> str:
-    return messages.readable(log.read_bytes()).decode(errors="replace").rstrip()
+    return messages.readable(kept.read(log).data).decode(errors="replace").rstrip()
 
 
 def _ask_gdb(session: DebugSession, parts: _Parts) -> None:

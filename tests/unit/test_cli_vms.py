@@ -171,7 +171,7 @@ def test_log_f_becomes_tail_until_qemus_end(vms: list[vm.Vm], monkeypatch: pytes
     vms[0].rundir.path.mkdir()
     vms[0].rundir.console_log.touch()
     assert cli.status_of(["log", "one", "-f"]) == 0
-    assert became == [["tail", "-n", "+1", "--pid=4711", "-f", vms[0].rundir.console_log]]
+    assert became == [["tail", "-c", "+1", "--pid=4711", "-f", vms[0].rundir.console_log]]
 
 
 class Shell:

@@ -51,6 +51,14 @@ def group(pgid: int) -> list[int]:
     return members
 
 
+def descendants(pid: int) -> list[ProcessRef]:
+    """Return the children of a process that are shells."""
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [ProcessRef.of(int(word)) for word in children.read_text().split()]
+    return [ref for ref in found if ref is not None]
+
+
 def test_the_end_kills_all_that_was_started_and_removes_what_it_was_told(
     guardian: Guardian, tmp_path: Path
 ) -> None:
@@ -126,6 +134,61 @@ def test_arguments_arrive_as_they_are(guardian: Guardian, tmp_path: Path) -> Non
     child.wait()
     assert (tmp_path / "log").read_text() == "".join(f"[{word}]\n" for word in words)
     guardian.end(soon())
+
+
+def allocated(log: Path) -> int:
+    return 512 * log.stat().st_blocks
+
+
+def fill(log: Path, size: int) -> None:
+    with log.open("ab") as stream:
+        stream.write(os.urandom(size))
+
+
+def until_allocated(log: Path, size: int) -> None:
+    """Wait until no more than so many bytes of a file are kept, and two blocks for its edges."""
+    for _ in soon().pauses(f"{log} to take at most {size} bytes"):
+        if allocated(log) <= size + 8192:
+            return
+
+
+def test_a_log_that_grows_keeps_its_end_even_after_release_and_as_long_as_the_program_runs(
+    guardian: Guardian, tmp_path: Path
+) -> None:
+    log = tmp_path / "a log"
+    guardian.bound(log, size=100_000, seconds=0.05)
+    ref, child = spawn(guardian, ["sleep", "1000"], tmp_path / "out")
+    keepers = descendants(guardian.ref.pid)
+    fill(log, 1_000_000)
+    until_allocated(log, 100_000)
+    end = log.read_bytes()[-100_000:]
+    guardian.release()
+    fill(log, 50_000)
+    end = (end + log.read_bytes()[-50_000:])[-100_000:]
+    until_allocated(log, 100_000)
+    assert log.stat().st_size == 1_050_000
+    assert log.read_bytes()[-100_000:] == end
+    ref.signal(signal.SIGKILL)
+    child.wait()
+    assert keepers
+    for keeper in keepers:
+        assert keeper.wait(20)
+
+
+def test_a_log_that_is_short_or_absent_is_left_alone(guardian: Guardian, tmp_path: Path) -> None:
+    guardian.bound(tmp_path / "absent", size=1, seconds=0.05)
+    guardian.bound(tmp_path / "short", size=100_000, seconds=0.05)
+    guardian.bound(tmp_path / "long", size=100_000, seconds=0.05)
+    ref, child = spawn(guardian, ["sleep", "1000"], tmp_path / "out")
+    fill(tmp_path / "short", 99_000)
+    before = (tmp_path / "short").read_bytes()
+    fill(tmp_path / "long", 1_000_000)
+    until_allocated(tmp_path / "long", 100_000)
+    assert (tmp_path / "short").read_bytes() == before
+    assert not (tmp_path / "absent").exists()
+    guardian.end(soon())
+    child.wait()
+    assert not ref.alive()
 
 
 OWNER = textwrap.dedent("""\

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from vmdebug import process
-from vmdebug.channel.log import death
+from vmdebug.channel.log import death, kept
 from vmdebug.channel.log.inotify import Growth
 from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import GuestDiedError
@@ -178,10 +178,8 @@ class Watch:
             return
         stream, growth = self._open
         growth.seen()
-        new = stream.read()
-        if not new:
-            return
-        cause = death.cause_in_log(self._seen + new)
-        self._seen = (self._seen + new)[-death.WINDOW :]
-        if cause:
-            raise self.died(wanted, cause)
+        while new := kept.read_next(stream.fileno(), TAIL_BYTES):
+            cause = death.cause_in_log(self._seen + new)
+            self._seen = (self._seen + new)[-death.WINDOW :]
+            if cause:
+                raise self.died(wanted, cause)

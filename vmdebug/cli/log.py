@@ -36,22 +36,36 @@ def log(
         bool, typer.Option("--decode", help="Add source lines to the addresses of oopses and warnings.")
     ] = False,
 ) -> None:
-    """Print a VM's serial log."""
+    """Print a VM's serial log.
+
+    The log keeps the last 16 MiB of output, and a little more until the next check.
+    """
     from vmdebug import vm
-    from vmdebug.channel.log import messages
+    from vmdebug.channel.log import kept, messages
 
     machine = vm.find(name)
     path = machine.rundir.console_log
     if follow and decode:
         raise UsageError("--decode needs the whole log", hint="leave out --follow")
     if follow:
+        with path.open("rb") as log_:
+            start = kept.start(log_.fileno())
+        _tell_dropped(start)
         # tail(1) waits by inotify for more, and by --pid for QEMU's end.
-        process.replace(["tail", "-n", "+1", f"--pid={machine.state.pid}", "-f", path])
-    said = path.read_bytes()
+        process.replace(["tail", "-c", f"+{start + 1}", f"--pid={machine.state.pid}", "-f", path])
+    dropped, said = kept.read(path)
+    _tell_dropped(dropped)
     said = said if raw else messages.readable(said)
     render.put_bytes(_decoded(said, machine.state.spec.kernel) if decode else said)
     if paths.full(path):
         render.tell(f"note: the log may lack lines: {path} is on a full disk; {paths.file_system(path)}")
+
+
+def _tell_dropped(count: int) -> None:
+    from vmdebug.vm.guardian import LOG_BYTES
+
+    if count:
+        render.tell(f"note: {count:,} older bytes were removed: the log keeps the last {LOG_BYTES >> 20} MiB")
 
 
 def _decoded(said: bytes, kernel: Kernel) -> bytes:

@@ -9,11 +9,14 @@ Two more properties depend on the open ends of the pipes:
 - A started program writes `group PID` itself before it executes QEMU, and keeps the writing end open until
   then. So if the owner is killed in between, the guardian knows the group.
 - Every started program inherits the writing end of a second pipe, the lifeline. When it closes, the last of
-them
-  has ended, so the guardian never signals a pid that the kernel has reused.
+  them has ended, so the guardian never signals a pid that the kernel has reused.
 
 Every launch has a guardian. The guardian of a detached VM is released when the VM runs. If an owner forks
 without exec, the child has the pipe open too, and the VM runs until both have ended.
+
+The guardian also bounds the console's log, which QEMU only appends to: a child of it, which ends with the VM,
+removes the oldest part with fallocate(1). The removed part becomes a hole, so the positions of readers and of
+QEMU stay valid; see `vmdebug.channel.log.kept`.
 """
 
 from __future__ import annotations
@@ -30,20 +33,33 @@ from vmdebug.process import Child, ProcessRef
 END_SECONDS = 15.0
 """How long the guardian may take to end a VM and remove its directory."""
 
+LOG_BYTES = 16 << 20
+"""Bytes at the end of a console's log that are kept."""
+
+LOG_SECONDS = 10.0
+"""How often the size of a log is checked. A guest writes some MiB in that time."""
+
 _RELEASE_SECONDS = 5.0
 
 # The lifeline is descriptor 1, which the script does not need otherwise.
 _WATCH = """\
 cd /
+ended() { timeout "$1" cat <&1 >/dev/null 2>&1; }
+bound() {
+  while ! ended "$2"; do
+    size=$(stat -c %s -- "$3") && [ "$size" -gt "$1" ] || continue
+    fallocate --punch-hole --offset 0 --length $(((size - $1) / 4096 * 4096)) -- "$3"
+  done
+}
 group=
 while IFS= read -r line; do
   case $line in
   release) exit ;;
   'group '*) group=${line#group } ;;
   'remove '*) set -- "$@" "${line#remove }" ;;
+  'bound '*) IFS= read -r path; bound ${line#bound } "$path" </dev/null 2>/dev/null & ;;
   esac
 done
-ended() { timeout "$1" cat <&1 >/dev/null 2>&1; }
 if [ "$group" ] && ! ended 0.05; then
   kill -s TERM -- "-$group"
   ended 3 || { kill -s KILL -- "-$group"; ended 5; }
@@ -90,6 +106,16 @@ class Guardian:
     def remove(self, path: Path) -> None:
         """Tell it to remove a directory when the owner has ended."""
         self._order(f"remove {path}")
+
+    def bound(self, log: Path, *, size: int = LOG_BYTES, seconds: float = LOG_SECONDS) -> None:
+        """Tell it to keep only the end of a log, as long as a started program runs.
+
+        Args:
+            log: The file, which need not exist yet.
+            size: Number of bytes to keep.
+            seconds: Time between two checks; in between the log may grow further.
+        """
+        self._order(f"bound {size} {seconds:g}\n{log}")
 
     def spawn(
         self, argv: Sequence[str], *, env: Mapping[str, str], log: Path, pass_fds: Sequence[int] = ()

@@ -127,6 +127,7 @@ def launch(
         )
         for each in directories:
             guardian.remove(each)
+        guardian.bound(directory.console_log)
         named = msgspec.structs.replace(spec, name=directory.name)
         report(Step("starting QEMU", note=directory.name))
         how = planning.build(named, found, directory, initial=start.initial)

@@ -110,7 +110,7 @@ class RunDir(msgspec.Struct, frozen=True):
 
     @property
     def console_log(self) -> Path:
-        """All output of the guest's first serial port."""
+        """The output of the guest's first serial port; read it with `vmdebug.channel.log.kept`."""
         return self.path / "console.log"
 
     @property

@@ -80,7 +80,7 @@ class Watch:
 
 
 LOOKED_AT = 1 << 20
-"""Bytes at the end of a log that `panicked` reads; a panic's messages are near the end."""
+"""Bytes at the end of a log in which a death is sought; a panic's messages are near the end."""
 
 
 def panicked(log: Path) -> bool:

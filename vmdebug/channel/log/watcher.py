@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from vmdebug import process
+from vmdebug.channel.log import kept
 from vmdebug.channel.log.inotify import Growth
 from vmdebug.channel.log.trouble import Scanner, Trouble
 from vmdebug.deadline import Deadline
@@ -72,7 +73,7 @@ class Watcher:
         """Read the log's new text, and return the new trouble."""
         stream, growth = self._opened
         growth.seen()
-        while data := stream.read(_CHUNK):
+        while data := kept.read_next(stream.fileno(), _CHUNK):
             self._scanner.feed(data)
         found = self._scanner.troubles
         new, self._reported = found[self._reported :], len(found)

@@ -255,7 +255,7 @@ class SerialLine:
         opened = self._opened
         size = os.fstat(opened.log.fileno()).st_size
         if size > opened.looked_at:
-            start = max(0, opened.looked_at - death.WINDOW)
+            start = max(0, opened.looked_at - death.WINDOW, size - death.LOOKED_AT)
             opened.looked_at = size
             self._death = death.cause_in_log(os.pread(opened.log.fileno(), size - start, start))
 

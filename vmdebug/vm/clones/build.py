@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from vmdebug.channel.log import kept
 from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, VmError
 from vmdebug.guest import LaunchSpec, RunnerMachine
@@ -153,7 +154,7 @@ def _save(vm: Vm, whole: SavedGuest, deadline: Deadline) -> None:
         raise
     except VmError as error:
         raise _RefusedError(f"its state cannot be saved: {error.message}") from error
-    memfd.write(whole.log, vm.rundir.console_log.read_bytes())
+    memfd.write(whole.log, kept.read(vm.rundir.console_log).data)
 
 
 def _prove(built: Built, deadline: Deadline) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from vmdebug.channel.log import kept
 from vmdebug.channel.serial import ready
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError
@@ -87,7 +88,7 @@ def _saved(vm: Vm, report: Report, deadline: Deadline) -> SavedGuest:
         try:
             with _paused(vm, resume=status == "running"):
                 saved_guest.save(vm, whole, shared=False, deadline=deadline)
-                memfd.write(log, vm.rundir.console_log.read_bytes())
+                memfd.write(log, kept.read(vm.rundir.console_log).data)
             result = SavedGuest(spec=spec, resources=resources, ram=ram, state=state, log=log, name=vm.name)
             _split(whole, result, deadline)
         finally:
