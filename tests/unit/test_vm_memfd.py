@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,38 @@ def test_a_file_without_a_name_holds_what_it_is_filled_with(tmp_path: Path, on_d
         assert Path(memfd.path(fd)).read_bytes() == b"second"
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EISDIR])
+def test_a_file_system_without_o_tmpfile_has_one_whose_name_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real = os.open
+
+    def without(path: Any, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(number, os.strerror(number))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr("os.open", without)
+    fd = memfd.create("ram", tmp_path)
+    memfd.write(fd, b"memory")
+    assert list(tmp_path.iterdir()) == []
+    found = SharedFile.of(fd).open()
+    assert found is not None
+    assert memfd.read(found) == b"memory"
+    assert os.fstat(fd).st_mode & 0o777 == 0o600
+    os.close(found)
+    os.close(fd)
+
+
+def test_a_full_file_system_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.open", full)
+    with pytest.raises(HostError, match=f"memory in {tmp_path}: No space left on device; the file system /"):
+        memfd.create("ram", tmp_path)
 
 
 def test_another_process_finds_it_while_it_is_held() -> None:

@@ -2,20 +2,23 @@
 
 They are made by memfd_create(2), or by open(2) with O_TMPFILE. A descriptor or a mapping keeps a file;
 another process of the same user opens it through /proc/PID/fd. No file is left behind, even if a process is
-killed.
+killed; on a file system without O_TMPFILE an empty one, if that happens before its name is removed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from vmdebug import paths
 from vmdebug.errors import HostError
 from vmdebug.process import ProcessRef
 
@@ -27,6 +30,9 @@ MEMINFO = Path("/proc/meminfo")
 _MIB = 1 << 20
 
 _CHUNK = 1 << 20
+
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR)
+"""Errors of file systems and kernels without O_TMPFILE; see open(2)."""
 
 
 class SharedFile(msgspec.Struct, frozen=True):
@@ -74,17 +80,29 @@ def create(name: str, directory: Path | None = None) -> int:
         directory: A directory of the file system to use; None: memory, without the size limit of /dev/shm.
 
     Raises:
-        HostError: the directory cannot have unnamed files; see O_TMPFILE in open(2).
+        HostError: the file cannot be made in the directory.
     """
     if directory is None:
         return os.memfd_create(f"vmdebug-{name}", os.MFD_CLOEXEC)
     try:
-        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        return _unnamed(name, directory)
     except OSError as error:
+        full = f"; {paths.file_system(directory)}" if error.errno == errno.ENOSPC else ""
         raise HostError(
-            f"cannot keep a guest's memory in {directory}: {error.strerror}",
+            f"cannot keep a guest's memory in {directory}: {error.strerror}{full}",
             hint="name a directory of a local file system that you may write to, such as /dev/shm",
         ) from error
+
+
+def _unnamed(name: str, directory: Path) -> int:
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in _NO_TMPFILE:
+            raise
+    fd, named = tempfile.mkstemp(dir=directory, prefix=f".vmdebug-{name}.")
+    Path(named).unlink()
+    return fd
 
 
 def shortage(mib: int, directory: Path | None = None) -> str:

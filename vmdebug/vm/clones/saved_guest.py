@@ -189,7 +189,7 @@ def new_ram(spec: LaunchSpec, directory: Path | None) -> int:
     """Make a file for a guest's RAM, and return its descriptor.
 
     Raises:
-        HostError: there is not enough space, or the directory does not support unnamed files.
+        HostError: there is not enough space, or the file cannot be made in the directory.
     """
     if missing := memfd.shortage(memory_mib(spec), directory):
         raise HostError(
