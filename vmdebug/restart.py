@@ -8,10 +8,11 @@ from vmdebug import sources, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import StateError
-from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
+from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report
-from vmdebug.vm import Vm
+from vmdebug.vm import Vm, planning, rundir
+from vmdebug.vm.launching import Start
 
 
 def options_of(machine: Vm) -> GuestOptions:
@@ -58,12 +59,30 @@ def resolve(machine: Vm, *, halt: bool | None = None, report: Report, deadline: 
     return msgspec.structs.replace(spec, name=machine.name, halt=wanted, machine=made)
 
 
-def replace(machine: Vm, spec: LaunchSpec, *, report: Report, launch_seconds: float) -> Vm:
+def prepare(machine: Vm, spec: LaunchSpec, *, report: Report, launch_seconds: float) -> Start:
+    """Return how the VM is started again; the VM keeps running.
+
+    Args:
+        machine: The VM.
+        spec: What `resolve` returned.
+        report: Called with each long step.
+        launch_seconds: Seconds that this may take.
+
+    Raises:
+        HostError: the machine lacks something: QEMU, KVM, space for the files of a VM.
+    """
+    found = planning.resources(spec, report=report, deadline=Deadline.after(launch_seconds))
+    rundir.check_room(machine.rundir, scratch=isinstance(spec.machine, RunnerMachine))
+    return Start(resources=found)
+
+
+def replace(machine: Vm, spec: LaunchSpec, start: Start, *, report: Report, launch_seconds: float) -> Vm:
     """End a VM, and start another one under its name.
 
     Args:
         machine: The VM.
         spec: What `resolve` returned.
+        start: What `prepare` returned.
         report: Called with each long step.
         launch_seconds: Seconds in which QEMU must answer.
 
@@ -72,7 +91,7 @@ def replace(machine: Vm, spec: LaunchSpec, *, report: Report, launch_seconds: fl
     """
     bound = machine.state.owner is not None
     machine.stop()
-    return vm.launch(spec, bound=bound, report=report, timeout=launch_seconds)
+    return vm.launch(spec, bound=bound, report=report, timeout=launch_seconds, start=start)
 
 
 def attached(machine: Vm) -> str:

@@ -354,7 +354,7 @@ class DebugSession:
 
         An attached GDB stays attached: it loads the new symbols, sets its breakpoints again by name or line,
         and is stopped at the reset vector. `Breakpoint.address` of earlier breakpoints does not change. The
-        old VM runs until the guest is resolved and built.
+        old VM runs until the guest is resolved and built, and the machine has what the new one needs.
 
         Args:
             build: Whether to run make in the kernel's tree first.
@@ -367,6 +367,7 @@ class DebugSession:
             StateError: the VM belongs to another process, or a person shares the GDB.
             UsageError: with `build`, the guest's kernel does not come from a build tree.
             BuildError: make failed.
+            HostError: the machine lacks something, such as space on its disk.
             LaunchError: QEMU did not start; the VM has ended.
             DeadlineError: a step took too long, or GDB longer than `attach_timeout`.
         """
@@ -377,11 +378,12 @@ class DebugSession:
             tree_build.build(tree, jobs=jobs, report=report, deadline=deadline)
         gdb = self._gdb
         spec = restart.resolve(self.vm, halt=None if gdb is None else True, report=report, deadline=deadline)
+        start = restart.prepare(self.vm, spec, report=report, launch_seconds=timeout)
         self._console_held.close()
         self._console = None
         if gdb is not None and gdb.state in (State.STOPPED, State.RUNNING):
             gdb.detach()
-        self.vm = restart.replace(self.vm, spec, report=report, launch_seconds=timeout)
+        self.vm = restart.replace(self.vm, spec, start, report=report, launch_seconds=timeout)
         if self.restarted is not None:
             self.restarted()
         self._connect_shell()

@@ -6,6 +6,7 @@ make builds the same kernel each time. A really rebuilt kernel was tested by han
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 import vmdebug
 from vmdebug import process
 from vmdebug.deadline import Deadline
-from vmdebug.errors import StateError
+from vmdebug.errors import HostError, StateError
 from vmdebug.guest import Kernel
 from vmdebug.process import Completed
 
@@ -93,6 +94,20 @@ def test_breakpoints_of_a_session_are_there_in_the_new_vm(linux: Path, kernel: K
         assert session.exec("echo up").stdout == "up\n"
         with pytest.raises(StateError, match="a GDB is already attached"):
             vmdebug.attach(session.name).gdb  # noqa: B018 - the touch attaches
+
+
+def test_a_full_disk_leaves_the_vm_and_its_debugger_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    with vmdebug.start("builtin", halt=True, accel="tcg") as session:
+        gdb, pid = session.gdb, session.vm.state.pid
+        sizes = os.statvfs_result((4096, 4096, 768, 0, 0, 10, 0, 0, 0, 255))
+        with monkeypatch.context() as full:
+            full.setattr("os.statvfs", lambda _: sizes)
+            with pytest.raises(HostError, match="No space left on device; the file system /"):
+                session.restart()
+        assert (session.status, session.vm.state.pid, session.gdb) == ("halted", pid, gdb)
+        assert gdb.stopped
+        session.restart()
+        assert session.vm.state.pid != pid
 
 
 @pytest.mark.usefixtures("ended")

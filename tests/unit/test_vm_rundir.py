@@ -152,6 +152,25 @@ def test_a_full_file_system_is_refused(runtime: Path, monkeypatch: pytest.Monkey
         rundir.root()
 
 
+def test_the_files_of_the_vm_to_be_replaced_count_as_free(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sizes = os.statvfs_result((4096, 4096, 768, 100, 100, 10, 0, 0, 0, 255))
+    monkeypatch.setattr("os.statvfs", lambda _: sizes)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    directory = RunDir(tmp_path / "vmdebug" / "v")
+    directory.path.mkdir(parents=True)
+    with pytest.raises(HostError, match=f"keep a VM's files in {directory.path.parent}: No space left"):
+        rundir.check_room(directory, scratch=False)
+    directory.console_log.write_bytes(bytes(1 << 20))
+    rundir.check_room(directory, scratch=False)
+    with pytest.raises(HostError, match=f"keep a VM's files in {tmp_path}: No space left on device; the"):
+        rundir.check_room(directory, scratch=True)
+    directory.scratch.mkdir()
+    (directory.scratch / "disk").write_bytes(bytes(1 << 20))
+    rundir.check_room(directory, scratch=True)
+
+
 def test_scratch_is_elsewhere_and_told_apart_by_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/big")
     one, other = RunDir(Path("/run/1/vm")), RunDir(Path("/run/2/vm"))

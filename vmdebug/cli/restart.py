@@ -48,7 +48,8 @@ def restart(
 ) -> None:
     """Restart a VM with the same options and the present build of its kernel.
 
-    Reads image, symbols, scripts and build-id again. The VM runs until everything is found and built.
+    Reads image, symbols, scripts and build-id again. The VM runs until everything is found and built,
+    and there is space for the new one.
     A GDB that was attached connects to the new VM with `vmd-reconnect`, and keeps its breakpoints.
     """
     from vmdebug import restart as restarting
@@ -64,8 +65,9 @@ def restart(
             make(tree_build.tree_of(wanted), jobs, report)
         deadline = Deadline.after(BUILD_SECONDS)
         spec = restarting.resolve(machine, halt=halt, report=report, deadline=deadline)
+        start = restarting.prepare(machine, spec, report=report, launch_seconds=LAUNCH_SECONDS)
         who = restarting.attached(machine)
-        fresh = restarting.replace(machine, spec, report=report, launch_seconds=LAUNCH_SECONDS)
+        fresh = restarting.replace(machine, spec, start, report=report, launch_seconds=LAUNCH_SECONDS)
     found = fresh.facts("halted" if spec.halt else "running")
     if as_json:
         render.put_json({**found, "was_attached": who})

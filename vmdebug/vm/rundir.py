@@ -316,15 +316,16 @@ def remove(path: Path) -> None:
         raise host_error(f"remove {path}", error) from error
 
 
-def host_error(what: str, error: OSError) -> HostError:
+def host_error(what: str, error: OSError, place: Path | None = None) -> HostError:
     """Return the error for a failed system call under RUNTIME.
 
     Args:
         what: What failed: "make /run/user/1000/vmdebug".
         error: The system's error.
+        place: A path on the file system in question; None: RUNTIME.
     """
     number = error.errno or 0
-    where = f"; {paths.file_system(runtime())}" if number == errno.ENOSPC else ""
+    where = f"; {paths.file_system(place or runtime())}" if number == errno.ENOSPC else ""
     return HostError(f"cannot {what}: {os.strerror(number)}{where}", hint=_HINTS.get(number, ""))
 
 
@@ -391,11 +392,38 @@ def _refuse_unless_private(path: Path) -> None:
         )
 
 
-def _refuse_full(path: Path) -> None:
+def check_room(rundir: RunDir, *, scratch: bool) -> None:
+    """Check that a VM can be started in place of another one, whose directories are removed first.
+
+    Args:
+        rundir: The directory of that VM.
+        scratch: Whether the new VM has a scratch directory.
+
+    Raises:
+        HostError: there is no space; it names the file system.
+    """
+    for path in (rundir.path, rundir.scratch) if scratch else (rundir.path,):
+        _refuse_full(path.parent, freed=_used(path))
+
+
+def _used(directory: Path) -> int:
+    """Return the number of bytes that the files of a directory take."""
+    found = 0
+    for entry in os.scandir(directory) if _exists(directory) else ():
+        with contextlib.suppress(FileNotFoundError):
+            found += _BLOCK * entry.stat(follow_symlinks=False).st_blocks
+    return found
+
+
+_BLOCK = 512
+"""The unit of `st_blocks`; see stat(2)."""
+
+
+def _refuse_full(path: Path, *, freed: int = 0) -> None:
     try:
         free = os.statvfs(path)
     except FileNotFoundError:
         return
     # Some file systems do not count blocks, and report 0.
-    if free.f_blocks and free.f_bavail * free.f_frsize < SPACE:
-        raise host_error(f"keep a VM's logs and state in {path}", OSError(errno.ENOSPC, ""))
+    if free.f_blocks and free.f_bavail * free.f_frsize + freed < SPACE:
+        raise host_error(f"keep a VM's files in {path}", OSError(errno.ENOSPC, ""), path)
