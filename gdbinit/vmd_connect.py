@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 import gdb
 import vmd_batch
+import vmd_death
 import vmd_early
 import vmd_guest
 import vmd_identity
 import vmd_kgdb
-import vmd_monitor
 import vmd_run
 import vmd_settings
 
@@ -51,10 +50,10 @@ class Connect(gdb.Command):
             vmd_batch.fail(f"cannot connect to the guest at {argument}: {error}\nis it running?")
         if vmd_kgdb.on():
             vmd_kgdb.select_running()
-        if not vmd_kgdb.on():
-            _tell_dead()
         if vmd_guest.has_vmlinux():
             _settle()
+        if not vmd_kgdb.on():
+            vmd_death.tell()
         if vmd_kgdb.stuck_later():
             vmd_batch.say(
                 "kgdb: the machine is still booting, and a breakpoint that is set now can never be removed"
@@ -62,34 +61,6 @@ class Connect(gdb.Command):
             )
         if vmd_kgdb.on():
             gdb.execute("frame")
-
-
-_DEAD = {
-    "guest-panicked": "the guest has panicked; print the end of its log: vmd-dmesg 40",
-    "internal-error": "QEMU cannot continue the guest: its state is internal-error",
-}
-"""QEMU's run states of a guest that has died; see `RunState` of qemu-qmp-ref."""
-
-
-def _tell_dead() -> None:
-    """Print a message if the guest has died; its console may not show it."""
-    with contextlib.suppress(gdb.error):  # another gdbstub than QEMU's has no monitor
-        said = " ".join(vmd_monitor.ask("info status"))
-        for state, words in _DEAD.items():
-            if f"({state})" in said:
-                vmd_batch.say(words)
-
-
-def _tell_failed(event: gdb.StopEvent) -> None:
-    """Explain the signal that QEMU's gdbstub reports when it cannot run the guest any more.
-
-    See `gdb_vm_state_change` of QEMU's gdbstub: RUN_STATE_INTERNAL_ERROR is SIGABRT, and nothing else is.
-    """
-    if isinstance(event, gdb.SignalEvent) and event.stop_signal == "SIGABRT" and not vmd_kgdb.on():
-        vmd_batch.say(f"{_DEAD['internal-error']}\nKVM's reason is in the VM's qemu.log; or use --accel tcg")
-
-
-gdb.events.stop.connect(_tell_failed)
 
 
 def _keep_lock() -> None:

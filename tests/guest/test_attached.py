@@ -24,7 +24,7 @@ from vmdebug import guest, process, shipped, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.interactive import Attachment, Extra, argv
 from vmdebug.debugger.ownership import VmOwner
-from vmdebug.errors import StateError
+from vmdebug.errors import GuestDiedError, StateError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import Completed
 from vmdebug.sources import cpio
@@ -175,6 +175,52 @@ def test_a_qemu_that_ends_on_the_way(start: Start) -> None:
     last = words.splitlines()[-1]
     assert last.startswith(b"the guest ended before it reached kernel_restart")
     assert b"aborted" not in last
+
+
+@pytest.fixture
+def panicked(start: Start) -> Vm:
+    """A guest that has panicked, and ends at once when it is resumed."""
+    machine = start(halt=False, append=("panic=-1",))
+    machine.exec("true", timeout=SECONDS)
+    with pytest.raises(GuestDiedError, match="Kernel panic"):
+        machine.exec("echo c >/proc/sysrq-trigger", timeout=SECONDS)
+    assert machine.status() == "panicked"
+    return machine
+
+
+def test_a_batch_on_a_panicked_guest_shows_the_panic_and_keeps_it(panicked: Vm) -> None:
+    for _ in range(2):
+        done = batch(panicked, "bt")
+        assert done.status == 0
+        assert "the guest has panicked; the end of its log:" in done.stderr
+        assert "Kernel panic - not syncing: sysrq triggered crash" in done.stderr
+        assert "sysrq_handle_crash+0x" in done.stderr
+        assert " in panic (" in done.stdout
+        assert panicked.status() == "panicked"
+    assert panicked.qmp("query-status")["status"] == "guest-panicked"
+
+
+def test_a_panicked_guest_that_the_user_resumes_runs_on(panicked: Vm) -> None:
+    batch(panicked, "continue&")
+    panicked.wait(timeout=SECONDS)
+
+
+def test_a_panic_that_only_the_console_tells_is_shown_too(start: Start) -> None:
+    machine = start(halt=False)
+    machine.exec("true", timeout=SECONDS)
+    done = batch(machine, panicked=True)
+    assert "the guest has panicked; the end of its log:" in done.stderr
+    assert machine.qmp("query-status")["status"] == "paused"
+
+
+def test_the_prompt_tells_of_a_panic_and_quit_keeps_it(panicked: Vm) -> None:
+    line = argv(attachment(panicked, batch=False))
+    child = pexpect.spawn(line[0], list(line[1:]), timeout=SECONDS, encoding="utf-8")
+    child.expect_exact("the guest has panicked; print the end of its log: vmd-dmesg 40")
+    child.sendline("set confirm off")
+    child.sendline("quit")
+    child.expect(pexpect.EOF)
+    assert panicked.status() == "panicked"
 
 
 @pytest.mark.parametrize("boot", range(3))
@@ -515,7 +561,7 @@ def test_at_a_prompt_a_deadline_leaves_the_person_there(terminal: tuple[Vm, pexp
 SCRIPT = """
 import sys
 from vmdebug import session
-from vmdebug.errors import StateError
+from vmdebug.errors import GuestDiedError, StateError
 with session.attach(sys.argv[1]) as attached:
     gdb = attached.gdb
     try:

@@ -53,6 +53,7 @@ def test_at_a_prompt_with_everything_there_is() -> None:
         timeout=30.0,
         init=False,
         force=True,
+        panicked=True,
         share=True,
         lock=7,
     )
@@ -64,6 +65,7 @@ def test_at_a_prompt_with_everything_there_is() -> None:
         *LOADED,
         *("-ex", 'set $vmd_accel = "kvm"'),
         *("-ex", "set $vmd_kaslr = 1"),
+        *("-ex", "set $vmd_panicked = 1"),
         *("-ex", 'set $vmd_until = "start_kernel"'),
         *("-ex", "set $vmd_timeout = 30"),
         *("-ex", "set $vmd_force = 1"),

@@ -97,6 +97,8 @@ def attach(
 
     GDB loads vmlinux at the kernel's runtime address, finds the sources, loads the kernel's GDB scripts,
     and runs -x and -ex in the order given. Attaching stops the guest; `quit` and `detach` let it run.
+    A guest that has panicked is said to have, with the end of its log under --batch, and `quit` leaves it as
+    it is.
 
     With --kgdb GDB debugs a physical machine over its serial line. The kernel is that of --guest, or the
     one that `vmdebug deploy` installed.
@@ -143,6 +145,7 @@ def _to_vm(name: str | None, attachment: Callable[..., Attachment], *, until: st
         until: Where the guest has to run to first, if anywhere.
     """
     from vmdebug import vm
+    from vmdebug.channel.log import death
     from vmdebug.debugger import interactive
 
     machine = vm.find(name)
@@ -154,6 +157,7 @@ def _to_vm(name: str | None, attachment: Callable[..., Attachment], *, until: st
         kernel=state.spec.kernel,
         accel=state.accel,
         kaslr="nokaslr" not in state.spec.parameters,
+        panicked=death.panicked(machine.rundir.console_log),
     )
     interactive.attach(wanted, lock=machine.rundir.attach_lock, vm=machine.name)
 

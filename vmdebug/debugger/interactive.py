@@ -52,6 +52,7 @@ class Attachment:
         init: Whether GDB reads the user's ~/.gdbinit.
         force: Whether GDB goes on if the symbols are of another build than the kernel.
         before: Further commands to run before ~/.gdbinit.
+        panicked: Whether the guest is known to have panicked, which QEMU may not know.
         share: Whether scripts may use this GDB as well.
         lock: The inherited descriptor of the claim on the gdbstub; `become` sets it.
     """
@@ -68,6 +69,7 @@ class Attachment:
     init: bool = True
     force: bool = False
     before: tuple[str, ...] = ()
+    panicked: bool = False
     share: bool = False
     lock: int | None = None
 
@@ -177,6 +179,8 @@ def _variables(attachment: Attachment) -> Iterator[str]:
     yield f"set $vmd_accel = {_quoted(attachment.accel)}"
     if attachment.kaslr:
         yield "set $vmd_kaslr = 1"
+    if attachment.panicked:
+        yield "set $vmd_panicked = 1"
     if attachment.until is not None:
         yield f"set $vmd_until = {_quoted(attachment.until)}"
     if attachment.timeout is not None:
