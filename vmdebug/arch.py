@@ -136,6 +136,8 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         early_console: The kernel parameter that shows messages before the console's driver runs.
         parameters: Kernel parameters that keep this architecture's kernel from taking a stop in the debugger
             for a fault.
+        dead_cpu: Regular expression for a CPU in QEMU's `info registers` that has halted with interrupts
+            disabled, so that only a reset wakes it.
         uefi: Where distributions install a UEFI firmware for QEMU.
         uefi_beside_qemu: Where QEMU installs its own, relative to its prefix.
         uefi_package: The Debian package that has one.
@@ -164,6 +166,7 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     second_console: str
     early_console: str
     parameters: tuple[str, ...]
+    dead_cpu: str
     uefi: tuple[str, ...]
     uefi_beside_qemu: str
     uefi_package: str

@@ -18,7 +18,7 @@ import tty
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from hypothesis import strategies as st
 
@@ -163,9 +163,10 @@ class SerialGuest:
     ) -> None:
         self._held.close()
 
-    def console(self) -> Console:
+    def console(self, **options: Any) -> Console:
         """Return a client."""
-        return Console(SerialLine(self.directory / "sock", self.directory / "lock", self.directory / "log"))
+        place = self.directory
+        return Console(SerialLine(place / "sock", place / "lock", place / "log", **options))
 
     def say(self, text: bytes) -> None:
         """Say something as the kernel would."""

@@ -75,6 +75,14 @@ def test_a_console_that_is_not_open_says_so() -> None:
         guest.console().sendline("hello")
 
 
+def test_a_silent_guest_that_qemu_knows_to_be_dead_is_not_waited_for() -> None:
+    causes = iter(["", "the kernel panicked"])
+    with line_guest() as guest, guest.console(cause=lambda: next(causes)) as console:
+        with pytest.raises(GuestDiedError, match=r"waited for 'hello' on .*: the kernel panicked"):
+            console.expect("hello", timeout=1000)
+        assert list(causes) == []
+
+
 def test_no_word_is_an_error_with_the_end_of_the_log() -> None:
     with line_guest(b"the last line\r\n") as guest, guest.console() as console:
         with pytest.raises(DeadlineError, match=r"waited 0.1 s for 'hello' on the guest's console") as caught:

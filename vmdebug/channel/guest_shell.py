@@ -41,7 +41,7 @@ class GuestShell:
         """The debugger of this process that may stop the guest."""
         self._ways = ways
         self._check = check
-        self._cause = cause
+        self.cause = cause
         self._found: Found | None = None
         self._shell: Shell | None = None
         self._running: list[Job] = []
@@ -158,7 +158,7 @@ class GuestShell:
             job.cancel()
 
     def _watch(self) -> Watch:
-        return Watch(self._ways.log, self.debugger, cause=self._cause)
+        return Watch(self._ways.log, self.debugger, cause=self.cause)
 
     def _shell_by(self, kind: Kind) -> Shell:
         ways = self._ways

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -41,6 +40,32 @@ class Debugger(Protocol):
         """Raise StateError if the guest has stopped and will not continue by itself."""
 
 
+class Silence:
+    """Asks how the guest died, after increasing periods of silence: its console may not show it.
+
+    Args:
+        cause: Asks QEMU; returns "" while the guest lives.
+    """
+
+    def __init__(self, cause: Callable[[], str]) -> None:
+        self._cause = cause
+        self.end()
+
+    def end(self) -> None:
+        """Record that the guest may have said something."""
+        self._seconds = FIRST_SILENCE_SECONDS
+        self._ask_at = time.monotonic() + self._seconds
+
+    def ask(self) -> str:
+        """Return how the guest died, if it has been silent for long enough to ask; else ""."""
+        if time.monotonic() < self._ask_at:
+            return ""
+        cause = self._cause()
+        self._seconds = min(2 * self._seconds, LAST_SILENCE_SECONDS)
+        self._ask_at = time.monotonic() + self._seconds
+        return cause
+
+
 class Watch:
     """Waits on descriptors, and raises if the guest dies or stops meanwhile.
 
@@ -55,9 +80,7 @@ class Watch:
     ) -> None:
         self.log = log
         self.debugger = debugger
-        self._cause = cause
-        self._silent = FIRST_SILENCE_SECONDS
-        self._ask_at = math.inf
+        self._silence = Silence(cause)
         self._held = contextlib.ExitStack()
         self._open: tuple[IO[bytes], Growth] | None = None
         self._seen = b""
@@ -84,22 +107,10 @@ class Watch:
         """
         ready = self._wait(descriptors, seconds, wanted)
         if ready:
-            self._ask_at = math.inf
-        else:
-            self._ask(wanted)
+            self._silence.end()
+        elif cause := self._silence.ask():
+            raise self.died(wanted, cause)
         return ready
-
-    def _ask(self, wanted: str) -> None:
-        """Ask QEMU whether the guest lives, after increasing periods of silence."""
-        now = time.monotonic()
-        if self._ask_at == math.inf:
-            self._silent = FIRST_SILENCE_SECONDS
-            self._ask_at = now + self._silent
-        elif now >= self._ask_at:
-            if cause := self._cause():
-                raise self.died(wanted, cause)
-            self._silent = min(2 * self._silent, LAST_SILENCE_SECONDS)
-            self._ask_at = now + self._silent
 
     def _wait(self, descriptors: Mapping[int, int], seconds: float, wanted: str) -> frozenset[int]:
         if self._open is None:

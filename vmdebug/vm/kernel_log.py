@@ -10,24 +10,39 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from vmdebug import arch
 from vmdebug.arch import Debug
+from vmdebug.channel.log import death
 from vmdebug.channel.log.ringbuffer import NANOSECONDS, NotFoundError, Past, Reader, Record
 from vmdebug.channel.log.trouble import Scanner, Trouble
 from vmdebug.deadline import Deadline
 from vmdebug.errors import QmpError, StateError
 from vmdebug.kimage import symbols
 from vmdebug.vm import memfd
-from vmdebug.vm.machine import Vm
+from vmdebug.vm.state import State
 
 if TYPE_CHECKING:
     from vmdebug.vm.qmp import Qmp
 
 _RING = "prb"
 """Name of `static struct printk_ringbuffer *prb` in kernel/printk/printk.c."""
+
+
+class RunningVm(Protocol):
+    """What is needed of a `vmdebug.vm.Vm`."""
+
+    state: State
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    def connected(self, *, timeout: float) -> AbstractContextManager[Qmp]:
+        """Connect to QMP."""
 
 
 class KernelLog:
@@ -37,9 +52,12 @@ class KernelLog:
         vm: The VM.
     """
 
-    def __init__(self, vm: Vm) -> None:
+    def __init__(self, vm: RunningVm) -> None:
+        self.death = ""
+        """How the guest died, according to the messages read so far; "" if it lives."""
         self._vm = vm
         self._scanner = Scanner(stamped=True)
+        self._deaths = death.Watch()
         self._reader: Reader | None = None
         self._earlier: tuple[Trouble, ...] = ()
         self._files: tuple[int, ...] = ()
@@ -101,12 +119,16 @@ class KernelLog:
         if reader.since >= 0 and history is not None:
             last_common = reader.since / NANOSECONDS
             self._earlier = tuple(each for each in history.troubles if float(each.time) <= last_common)
+            if reader.since == history.past.times[-1]:  # it is the same guest
+                self.death = self.death or history.death
         elif reader.read is not None:
-            _HISTORIES[vmlinux] = _History(reader.read, self._scanner.troubles)
+            _HISTORIES[vmlinux] = _History(reader.read, self._scanner.troubles, self.death)
 
     def _feed(self, records: list[Record]) -> None:
         for record in records:
-            self._scanner.feed("".join(f"{line}\n" for line in record.lines()).encode())
+            text = "".join(f"{line}\n" for line in record.lines()).encode()
+            self._scanner.feed(text)
+            self.death = self._deaths.feed(text) or self.death
 
     def _found(self, memory: _Memory) -> tuple[Path, Reader]:
         """Find the ring buffer, and return the vmlinux and a reader of it."""
@@ -156,6 +178,7 @@ class _History(NamedTuple):
 
     past: Past
     troubles: tuple[Trouble, ...]
+    death: str
 
 
 _HISTORIES: dict[Path, _History] = {}

@@ -165,7 +165,9 @@ class Vm:
         from vmdebug.channel.serial.console import Console  # noqa: PLC0415
         from vmdebug.channel.serial.line import SerialLine  # noqa: PLC0415
 
-        return Console(SerialLine(self.rundir.console, self.rundir.console_lock, self.rundir.console_log))
+        run = self.rundir
+        line = SerialLine(run.console, run.console_lock, run.console_log, cause=self.cause_of_death)
+        return Console(line)
 
     @property
     def shell(self) -> GuestShell:
@@ -210,9 +212,14 @@ class Vm:
     def cause_of_death(self) -> str:
         """Return how the guest died; "" if it lives, or QEMU does not answer."""
         try:
-            return guest_status.cause_of_death(self.status())
+            status = self.status()
         except DeadlineError:
             return ""
+        if status != "running":
+            return guest_status.cause_of_death(status)
+        from vmdebug.vm import hidden_death  # noqa: PLC0415 - only after some silence of the guest
+
+        return hidden_death.cause(self)
 
     def snapshot(self, tag: str, *, timeout: float = SNAPSHOT_SECONDS) -> None:
         """Take a snapshot. Afterwards a running guest continues, and a stopped one stays stopped.

@@ -26,7 +26,7 @@ from vmdebug import locks, process
 from vmdebug.channel.log import death, messages
 from vmdebug.channel.serial.drain import CHUNK, Drain
 from vmdebug.channel.serial.shell import EXEC, IDLE, LineShell
-from vmdebug.channel.watch import Debugger
+from vmdebug.channel.watch import Debugger, Silence
 from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError
 
@@ -54,9 +54,10 @@ class SerialLine:
         socket: QEMU's socket.
         lock: File that the client keeps locked; it starts with the client's pid.
         log: QEMU's log of the guest's output.
+        cause: Asks QEMU how the guest died, after some silence; returns "" while it lives.
     """
 
-    def __init__(self, socket: Path, lock: Path, log: Path) -> None:
+    def __init__(self, socket: Path, lock: Path, log: Path, *, cause: Callable[[], str] = lambda: "") -> None:
         self.path = socket
         self.lock = lock
         self.log = log
@@ -68,6 +69,7 @@ class SerialLine:
         self._open: _Open | None = None
         self._wanted = ""
         self._death = ""
+        self._silence = Silence(cause)
 
     def __enter__(self) -> Self:
         """Lock the serial line, and connect to it.
@@ -186,10 +188,12 @@ class SerialLine:
             left = max(0.0, end - time.monotonic())
             ready = wait_ready(self.fileno(), self._debugger_fd(), seconds=min(left, LOG_LOOK))
             if self.fileno() in ready:
+                self._silence.end()
                 return self._read()
             if ready and self.debugger is not None:
                 self.debugger.look()
             self._look_at_log()
+            self._death = self._death or self._silence.ask()
             if time.monotonic() >= end:
                 return b""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -66,7 +67,10 @@ class SerialShell:
         """Return this process's open serial line, or open one until `held` ends."""
         if self._owner.line is not None:
             return self._owner.line
-        return held.enter_context(SerialLine(self._address.socket, self._address.lock, self._log))
+        address = self._address
+        return held.enter_context(
+            SerialLine(address.socket, address.lock, self._log, cause=self._owner.cause)
+        )
 
 
 def _with_input(shell: LineShell, line: bytes, data: bytes | None, deadline: Deadline) -> bytes:
@@ -93,6 +97,7 @@ class Owner(Protocol):
 
     line: SerialLine | None
     debugger: Debugger | None
+    cause: Callable[[], str]
 
 
 class SerialRunning:
