@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from vmdebug import process, vm
 from vmdebug.deadline import Deadline
+from vmdebug.guest import Kernel
 
 pytest_plugins = ["pytester"]
 
@@ -720,6 +722,54 @@ def test_trouble_that_the_console_does_not_show_fails_its_test_with_the_trace(
     )
     assert re.search(
         r"sysrq_handle_crash\S+ \(drivers/tty/sysrq\.c:\d+", section(result, "vmdebug: kernel panic")
+    )
+
+
+def test_trouble_is_read_by_dmesg_in_a_guest_without_symbols(
+    pytester: pytest.Pytester, kernel: Kernel
+) -> None:
+    shutil.copy(kernel.image, pytester.path / "image")
+    (pytester.path / "vmdebug.toml").write_text('default = "plain"\n[guest.plain]\nsource = "./image"\n')
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        pytestmark = pytest.mark.vmdebug(append="quiet")
+
+        @pytest.fixture(autouse=True)
+        def no_symbols(vm):
+            assert vm.state.spec.kernel.vmlinux is None
+
+        def test_warns(vm):
+            vm.exec("echo '<4>WARNING: CPU: 0 PID: 1 at a.c:1 a+0x1/0x2' >/dev/kmsg")
+
+        @pytest.mark.vmdebug(append="quiet", allow="warn")
+        def test_allowed(vm):
+            vm.exec("echo '<4>WARNING: CPU: 0 PID: 1 at a.c:1 a+0x1/0x2' >/dev/kmsg")
+
+        def test_stopped(session):
+            session.gdb
+
+        def test_well(vm):
+            vm.exec("true")
+
+        @pytest.fixture
+        def late(vm):
+            yield vm
+            vm.exec("echo '<4>BUG: late' >/dev/kmsg")
+
+        def test_teardown(late):
+            late.exec("echo '<4>an ordinary message' >/dev/kmsg")
+        """,
+    )
+    result.assert_outcomes(passed=4, failed=1, errors=1)
+    result.stdout.fnmatch_lines_random(
+        [
+            "*kernel warn: WARNING: CPU: 0 PID: 1 at a.c:1 a+0x1/0x2",
+            "*kernel bug: BUG: late",
+            "*the console did not show it; it is in the kernel's log",
+        ]
     )
 
 

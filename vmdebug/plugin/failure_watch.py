@@ -1,7 +1,7 @@
 """A thread that detects failures of a test's guest: kernel trouble, a killed QEMU, a passed deadline.
 
-It waits for all of them in one poll(2). After the test, it also reads the kernel's log in guest memory, for
-trouble that the console did not show because of `quiet` or a full disk.
+It waits for all of them in one poll(2). After the test, it also reads the kernel's log, in guest memory or
+with dmesg(1), for trouble that the console did not show because of `quiet` or a full disk.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from vmdebug.channel.log.trouble import Trouble, as_logged, unseen
 from vmdebug.channel.log.watcher import Watcher
 from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import StateError, VmdebugError
+from vmdebug.plugin.guest_dmesg import GuestDmesg
 from vmdebug.plugin.settings import DIED
 from vmdebug.vm import Vm, children
+from vmdebug.vm.hidden_death import LOOK_SECONDS
 from vmdebug.vm.kernel_log import KernelLog
 
 SETTLE_SECONDS = 1.0
@@ -29,9 +31,6 @@ SETTLE_SECONDS = 1.0
 
 GATHER_SECONDS = 0.02
 """How long console output gathers before it is read."""
-
-LOOK_SECONDS = 10.0
-"""How long reading the kernel's log may take: 10 ms is usual, 1 s after KASLR has moved the kernel."""
 
 END_SECONDS = 1.0
 """How long a test that kills its own QEMU may take to remove the run directory."""
@@ -60,6 +59,7 @@ class FailureWatch:
         self._held = contextlib.ExitStack()
         self._console = Watcher(vm.rundir.console_log)
         self._log = KernelLog(vm)
+        self._dmesg = GuestDmesg(vm)
         self._hidden: list[Trouble] = []
         self._stopped_by = ""
         self._lock = threading.Lock()
@@ -97,10 +97,10 @@ class FailureWatch:
         with self._lock:
             self._console.settle(Deadline.after(SETTLE_SECONDS))
             self._read_log()
-            return as_logged((*self._shown, *self._hidden), self._log.troubles)
+            return as_logged((*self._shown, *self._hidden), self._logged)
 
     def look(self) -> None:
-        """Look for trouble that the console does not show, in guest memory and with QMP."""
+        """Look for trouble that the console does not show, in the kernel's log and with QMP."""
         with self._lock:
             self._console.poll()
             seen = len(self._hidden)
@@ -112,18 +112,23 @@ class FailureWatch:
                 self._set_due(f"QEMU has stopped {self._vm.name}: its state is {self._stopped_by}")
 
     def _read_log(self) -> None:
-        """Record trouble in guest memory that the console does not show."""
-        try:
-            state = self._log.look(deadline=Deadline.after(LOOK_SECONDS))
-        except StateError:
-            # The log of this kernel cannot be found, but QEMU knows whether the guest has panicked.
-            with contextlib.suppress(VmdebugError):
-                self._take_state(self._vm.qmp("query-status", timeout=LOOK_SECONDS)["status"])
-            return
-        except VmdebugError:
-            return  # QEMU has ended
-        self._hidden += unseen(self._log.troubles, (*self._shown, *self._hidden))
-        self._take_state(state)
+        """Record trouble in the kernel's log that the console does not show."""
+        deadline = Deadline.after(LOOK_SECONDS)
+        with contextlib.suppress(VmdebugError):  # QEMU has ended
+            try:
+                state = self._log.look(deadline=deadline)
+            except StateError:
+                # The log cannot be found in memory, but QEMU knows whether the guest has panicked.
+                state = self._vm.qmp("query-status", timeout=LOOK_SECONDS)["status"]
+                with contextlib.suppress(VmdebugError):  # the guest is stopped, or does not answer
+                    self._dmesg.look(deadline=deadline)
+            self._hidden += unseen(self._logged, (*self._shown, *self._hidden))
+            self._take_state(state)
+
+    @property
+    def _logged(self) -> tuple[Trouble, ...]:
+        """The trouble in the kernel's log so far."""
+        return (*self._log.troubles, *self._dmesg.troubles)
 
     def _take_state(self, state: str) -> None:
         """Record QEMU's run state: a panic may not have reached the console or the log."""
