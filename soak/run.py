@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import time
 
@@ -30,6 +31,8 @@ def main(words: list[str]) -> int:
     unknown = [part for part in given.parts if part not in PARTS]
     if unknown:
         parser.error(f"no part {', '.join(unknown)}; there are: {', '.join(PARTS)}")
+    # A shell starts a background job with SIGINT ignored; the processes under test would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"seed {given.seed}", flush=True)
     results: list[Result] = []
     for part in given.parts or PARTS:
