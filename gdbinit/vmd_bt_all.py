@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import gdb
 import vmd_batch
+import vmd_debuginfo
 import vmd_guest
 import vmd_kernel
 import vmd_slide
@@ -36,6 +37,8 @@ class BtAll(gdb.Command):
             vmd_batch.say("no vmlinux is loaded, so there are no symbols; load it: file VMLINUX")
         elif not known and (why := vmd_slide.misplaced()):
             vmd_batch.say(why)
+        elif not known and vmd_debuginfo.missing():
+            vmd_batch.say(f"tasks are unknown: {vmd_debuginfo.lacking('struct task_struct')}")
 
 
 def backtraces(options: str = "") -> Iterator[str]:

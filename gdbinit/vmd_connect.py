@@ -7,6 +7,7 @@ import os
 import gdb
 import vmd_batch
 import vmd_death
+import vmd_debuginfo
 import vmd_early
 import vmd_guest
 import vmd_identity
@@ -51,6 +52,8 @@ class Connect(gdb.Command):
         if vmd_kgdb.on():
             vmd_kgdb.select_running()
         if vmd_guest.has_vmlinux():
+            if vmd_debuginfo.missing():
+                vmd_batch.say(vmd_debuginfo.lacking("types, arguments or source lines"))
             _settle()
         if not vmd_kgdb.on():
             vmd_death.tell()

@@ -13,17 +13,22 @@ import gdb
 import vmd_guest
 import vmd_kernel
 import vmd_memory
+import vmd_printk_layout
+from vmd_printk_layout import Layout
 
 _COMMITTED = 1
 _FINALIZED = 2
 """Values of `enum desc_state` for records that can be read."""
 
-_LONG = 8
+_SHORT, _INT, _LONG = 2, 4, 8
+"""Sizes of numbers: `u16`; `unsigned int`; `u64`, `unsigned long`, `atomic_long_t` and pointers."""
+
+_DESC_RING = ("descs", "infos", "head_id", "tail_id")
+"""Fields of `struct prb_desc_ring` of that last size."""
+
 _STATE_SHIFT = 62
 _ID_MASK = (1 << _STATE_SHIFT) - 1
 """DESC_FLAGS_SHIFT: the two top bits of a descriptor's state_var are its state, the other bits its id."""
-
-_PRB = "'printk.c'::prb"
 
 NANOSECONDS = 1_000_000_000
 
@@ -92,37 +97,38 @@ def _records() -> list[Record]:
         # With page-table isolation, a CPU in user space does not have the kernel's data mapped.
         thread.switch()
         try:
-            return list(_ring() if _exists(_PRB) else _buffer())
+            layout = vmd_printk_layout.layout()
+            ring = layout.ring()
+            return list(_buffer(layout) if ring is None else _ring(layout, ring))
         except (gdb.MemoryError, gdb.error) as error:
             last = error
     raise gdb.GdbError(f"the kernel's log cannot be read: {last or 'there is no CPU'}")
 
 
-def _exists(name: str) -> bool:
-    try:
-        gdb.parse_and_eval(f"&{name}")
-    except gdb.error:
-        return False
-    return True
-
-
-def _ring() -> Iterator[Record]:
-    """Yield the records of `struct printk_ringbuffer`."""
-    prb = gdb.parse_and_eval(_PRB).dereference()
-    ring, data = prb["desc_ring"], prb["text_data_ring"]
-    count = 1 << int(ring["count_bits"])
-    size = 1 << int(data["size_bits"])
-    first, last = _word(ring["tail_id"]), _word(ring["head_id"])
+def _ring(layout: Layout, ring: int) -> Iterator[Record]:
+    """Yield the records of the `struct printk_ringbuffer` at an address."""
+    at = ring + layout.offset("printk_ringbuffer", "desc_ring")
+    desc_ring = {
+        name: _number(at + layout.offset("prb_desc_ring", name), size)
+        for name, size in (("count_bits", _INT), *((each, _LONG) for each in _DESC_RING))
+    }
+    at = ring + layout.offset("printk_ringbuffer", "text_data_ring")
+    size = 1 << _number(at + layout.offset("prb_data_ring", "size_bits"), _INT)
+    text = vmd_memory.read(_number(at + layout.offset("prb_data_ring", "data"), _LONG), size)
+    count = 1 << desc_ring["count_bits"]
+    first, last = desc_ring["tail_id"], desc_ring["head_id"]
     ids = [(first + each) & _ID_MASK for each in range(min(((last - first) & _ID_MASK) + 1, count))]
-    descs = _Elements(ring["descs"], ids, count)
-    infos = _Elements(ring["infos"], ids, count)
-    text = vmd_memory.read(int(data["data"]), size)
-    for number, each in enumerate(ids):
-        state = descs.field(number, "state_var")
+    descs = _elements(desc_ring["descs"], layout.size("prb_desc"), ids, count)
+    infos = _elements(desc_ring["infos"], layout.size("printk_info"), ids, count)
+    state_at, block_at = (layout.offset("prb_desc", name) for name in ("state_var", "text_blk_lpos"))
+    begin_at, end_at = (layout.offset("prb_data_blk_lpos", name) for name in ("begin", "next"))
+    time_at, length_at = (layout.offset("printk_info", name) for name in ("ts_nsec", "text_len"))
+    for each, desc, info in zip(ids, descs, infos, strict=True):
+        state = _field(desc, state_at, _LONG)
         if state & _ID_MASK == each and state >> _STATE_SHIFT in (_COMMITTED, _FINALIZED):
-            begin, end = (descs.field(number, f"text_blk_lpos.{name}") for name in ("begin", "next"))
-            length = infos.field(number, "text_len")
-            yield Record(infos.field(number, "ts_nsec"), _block(text, begin, end, length))
+            begin, end = (_field(desc, block_at + at, _LONG) for at in (begin_at, end_at))
+            length = _field(info, length_at, _SHORT)
+            yield Record(_field(info, time_at, _LONG), _block(text, begin, end, length))
 
 
 def _block(text: bytes, begin: int, end: int, length: int) -> bytes:
@@ -135,63 +141,49 @@ def _block(text: bytes, begin: int, end: int, length: int) -> bytes:
     return text[start : min(start + length, (end - 1) % len(text) + 1)]
 
 
-def _buffer() -> Iterator[Record]:
+def _buffer(layout: Layout) -> Iterator[Record]:
     """Yield the records of `log_buf`, a sequence of `struct printk_log`."""
-    kind = vmd_kernel.struct("printk_log")
-    size = int(gdb.parse_and_eval("log_buf_len"))
-    text = vmd_memory.read(int(gdb.parse_and_eval("log_buf")), size)
-    at, end = (int(gdb.parse_and_eval(name)) for name in ("log_first_idx", "log_next_idx"))
+    whole = layout.size("printk_log")
+    length_at, text_length_at, time_at = (
+        layout.offset("printk_log", name) for name in ("len", "text_len", "ts_nsec")
+    )
+    text = vmd_memory.read(_variable("log_buf", "unsigned long"), _variable("log_buf_len", "unsigned int"))
+    at, end = (_variable(name, "unsigned int") for name in ("log_first_idx", "log_next_idx"))
     while True:
-        record = _Struct(text[at : at + kind.sizeof], kind)
-        length = record.field("len") if len(record.data) == kind.sizeof else 0
+        record = text[at : at + whole]
+        length = _field(record, length_at, _SHORT) if len(record) == whole else 0
         if not length:
             if not at:
                 return
             at = 0  # the next record did not fit at the end
             continue
-        start = at + kind.sizeof
-        yield Record(record.field("ts_nsec"), text[start : start + record.field("text_len")])
+        start = at + whole
+        text_length = _field(record, text_length_at, _SHORT)
+        yield Record(_field(record, time_at, _LONG), text[start : start + text_length])
         at += length
         if at == end:
             return
 
 
-class _Struct:
-    """The bytes of one struct."""
-
-    def __init__(self, data: bytes, kind: gdb.Type) -> None:
-        self.data = data
-        self._kind = kind
-
-    def field(self, path: str) -> int:
-        """Return a field as an unsigned number, also an `atomic_long_t`."""
-        kind, at = self._kind, 0
-        for name in path.split("."):
-            found = kind.strip_typedefs()[name]
-            if found.type is None or found.bitpos is None:
-                raise gdb.GdbError(f"{path} is not a field with an offset")
-            at += found.bitpos // 8
-            kind = found.type
-        return int.from_bytes(self.data[at : at + kind.sizeof], "little")
+def _variable(name: str, kind: str) -> int:
+    found = vmd_kernel.number(f"*({kind} *) &{name}")
+    if found is None:
+        raise gdb.GdbError(f"the vmlinux has no symbol {name}")
+    return found
 
 
-class _Elements:
-    """Elements of a ring with consecutive ids, read in one go: each read is a round trip."""
-
-    def __init__(self, pointer: gdb.Value, ids: list[int], count: int) -> None:
-        self._kind = pointer.type.target()
-        size = self._kind.sizeof
-        start = ids[0] % count
-        whole = min(len(ids), count - start)
-        base = int(pointer)
-        up_to_the_end = vmd_memory.read(base + start * size, whole * size)
-        self._data = up_to_the_end + vmd_memory.read(base, (len(ids) - whole) * size)
-
-    def field(self, number: int, path: str) -> int:
-        size = self._kind.sizeof
-        return _Struct(self._data[number * size : (number + 1) * size], self._kind).field(path)
+def _elements(base: int, size: int, ids: list[int], count: int) -> list[bytes]:
+    """Return the elements of a ring with consecutive ids, read in one go: each read is a round trip."""
+    start = ids[0] % count
+    whole = min(len(ids), count - start)
+    data = vmd_memory.read(base + start * size, whole * size)
+    data += vmd_memory.read(base, (len(ids) - whole) * size)
+    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-def _word(value: gdb.Value) -> int:
-    """Return the value of an `atomic_long_t`."""
-    return int.from_bytes(vmd_memory.read(vmd_kernel.address_of(value), _LONG), "little")
+def _field(data: bytes, at: int, size: int) -> int:
+    return int.from_bytes(data[at : at + size], "little")
+
+
+def _number(address: int, size: int) -> int:
+    return int.from_bytes(vmd_memory.read(address, size), "little")

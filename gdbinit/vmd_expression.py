@@ -14,6 +14,8 @@ STRING_LIMIT = 256
 """Maximum number of bytes of a string that a hit records."""
 
 _NUMBERS = (gdb.TYPE_CODE_INT, gdb.TYPE_CODE_CHAR, gdb.TYPE_CODE_BOOL, gdb.TYPE_CODE_ENUM)
+_WORD = 8
+_REGISTER = re.compile(r"\$([a-z]\w*)")
 _PATH = re.compile(r"(\*?)([A-Za-z_]\w*)((?:(?:->|\.)[A-Za-z_]\w*)*)")
 
 
@@ -65,6 +67,8 @@ class Expression:
         self.text = text
         self.why = ""
         """The first error of an evaluation; memory that cannot be read is not one."""
+        register = _REGISTER.fullmatch(text)
+        self._register = register[1] if register else ""
         path = _PATH.fullmatch(text)
         self._points, self._name, fields = path.groups() if path else ("", "", "")
         self._fields = re.findall(r"\w+", fields)
@@ -75,7 +79,10 @@ class Expression:
         try:
             variable = self._variable(registers.pc) if self._name else None
             if variable is None:
-                return plain(gdb.parse_and_eval(self.text))
+                value = gdb.parse_and_eval(self.text)
+                # To GDB a register is signed, and a kernel address in it would be a negative number.
+                whole = self._register and value.type.code == gdb.TYPE_CODE_INT and value.type.sizeof == _WORD
+                return registers[self._register] if whole else plain(value)
             number = variable.number(registers) if self.text == self._name else None
             return number if number is not None else plain(self._followed(variable.value(registers)))
         except gdb.MemoryError:

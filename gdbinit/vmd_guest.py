@@ -109,6 +109,13 @@ def accel() -> str:
     return "" if value is None else value.string()
 
 
+def release() -> str:
+    """Return the kernel's `uname -r`, from its banner; "" if it cannot be read."""
+    banner = text("(char *) &linux_banner")
+    found = re.match(r"Linux version (\S+)", banner)
+    return found[1] if found else ""
+
+
 def has_vmlinux() -> bool:
     """Whether a vmlinux is loaded."""
     space = gdb.current_progspace()

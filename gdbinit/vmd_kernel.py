@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import gdb
 import vmd_arch
+import vmd_debuginfo
 import vmd_slide
 
 
@@ -26,7 +27,7 @@ def struct(name: str) -> gdb.Type:
     try:
         return gdb.lookup_type(f"struct {name}")
     except gdb.error as error:
-        raise gdb.GdbError(f"{error}: the vmlinux has no debug information") from error
+        raise gdb.GdbError(vmd_debuginfo.no_struct(name)) from error
 
 
 def at(address: int, kind: gdb.Type) -> gdb.Value:
@@ -72,7 +73,7 @@ def per_cpu(cpu: int, name: str) -> gdb.Value:
         gdb.error: the kernel has no such variable.
     """
     variable = gdb.parse_and_eval(name)
-    return at(per_cpu_base(address_of(variable)) + _per_cpu_offset(cpu), variable.type)
+    return at(per_cpu_base(address_of(variable)) + per_cpu_offset(cpu), variable.type)
 
 
 def per_cpu_base(address: int) -> int:
@@ -113,8 +114,28 @@ def _offset(kind: gdb.Type, member: str) -> int:
     return int(null[member].address or 0)
 
 
-def _per_cpu_offset(cpu: int) -> int:
+def per_cpu_offset(cpu: int) -> int:
+    """Return what is added to a per-CPU variable's address for a CPU's copy of it.
+
+    Raises:
+        gdb.MemoryError: the kernel's data is not mapped.
+    """
+    offset = number(f"((unsigned long *) &__per_cpu_offset)[{cpu}]")
+    return 0 if offset is None else offset  # without SMP the variable itself is the only copy
+
+
+def number(expression: str) -> int | None:
+    """Return an unsigned number of the kernel; None if it does not have the variable.
+
+    Args:
+        expression: With casts, because a vmlinux without debugging information has no types of variables.
+
+    Raises:
+        gdb.MemoryError: it cannot be read.
+    """
     try:
-        return int(gdb.parse_and_eval(f"__per_cpu_offset[{cpu}]")) & (2**64 - 1)
+        return int(gdb.parse_and_eval(expression)) & (2**64 - 1)
+    except gdb.MemoryError:
+        raise
     except gdb.error:
-        return 0  # without SMP the variable itself is the only copy
+        return None

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import gdb
 import vmd_breakpoint_hits
 import vmd_bt_all
+import vmd_debuginfo
 import vmd_dmesg
 import vmd_early
 import vmd_exceptions
@@ -40,7 +41,7 @@ class Command(gdb.MICommand):
         try:
             return self._act(*argv)
         except gdb.error as error:
-            raise gdb.GdbError(str(error)) from error
+            raise gdb.GdbError(vmd_debuginfo.explained(error)) from error
 
 
 def value(known: str, expression: str) -> dict[str, object]:
@@ -54,6 +55,8 @@ def variable(known: str, kind: str, name: str) -> dict[str, object]:
     If the frame has none, the answer lists those that it has, in `names`.
     """
     found = vmd_variables.named(kind, gdb.selected_frame())
+    if not found and vmd_debuginfo.missing():
+        raise gdb.GdbError(vmd_debuginfo.lacking(f"the {kind}s of functions"))
     if name not in found:
         return {"names": list(found)}
     return _answer(found[name].value(gdb.selected_frame()), int(known))

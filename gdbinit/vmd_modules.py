@@ -20,6 +20,8 @@ STARTING = "do_init_module"
 """The kernel calls it just before a module's init function: kernel/module/main.c."""
 
 
+_LINE = "\n"
+
 NOWHERE = 0xDEAD << 48
 """Address for sections that the kernel has freed: no address in the guest resolves to their symbols."""
 
@@ -248,7 +250,9 @@ class Modules(gdb.Command):
                 _list()
         except (gdb.error, gdb.GdbError) as error:
             # A kernel without modules, or a vmlinux without types, does not end a batch.
-            vmd_batch.say(f"no symbols for modules: {vmd_slide.misplaced() or error}")
+            why = vmd_slide.misplaced() or str(error)
+            # `attach` gives the options; it has told how to get debugging information.
+            vmd_batch.say(f"no symbols for modules: {why.partition(_LINE)[0] if options else why}")
 
 
 def catch_up(_event: object = None) -> None:
@@ -292,10 +296,7 @@ def _usual_path() -> str:
     given = gdb.convenience_variable("vmd_modules_path")
     if given is not None:
         return given.string()
-    try:
-        release = gdb.parse_and_eval("init_uts_ns.name.release").string()
-    except gdb.error:
-        release = ""
+    release = vmd_guest.release()
     places = [Path(vmd_guest.vmlinux()).parent]
     if release:
         places += [Path("/lib/modules", release), Path("/usr/lib/debug/lib/modules", release)]

@@ -25,18 +25,10 @@ def address(pointer: int, cpu: int) -> int:
         gdb.error: there is no such CPU.
     """
     _need(cpu)
-    return (pointer + _offset(cpu)) & MASK
-
-
-def _offset(cpu: int) -> int:
-    if gdb.lookup_global_symbol("__per_cpu_offset") is None:
-        return 0  # without SMP the variable itself is the only copy
-    return int(gdb.parse_and_eval(f"__per_cpu_offset[{cpu}]"))
+    return (pointer + vmd_kernel.per_cpu_offset(cpu)) & MASK
 
 
 def _need(cpu: int) -> None:
-    count = 1
-    if gdb.lookup_global_symbol("nr_cpu_ids") is not None:
-        count = int(gdb.parse_and_eval("nr_cpu_ids"))
+    count = vmd_kernel.number("*(unsigned int *) &nr_cpu_ids") or 1  # none without SMP
     if not 0 <= cpu < count:
         raise gdb.GdbError(f"no CPU {cpu}: the kernel has CPUs 0 to {count - 1}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gdb
 import vmd_batch
+import vmd_debuginfo
 import vmd_script_errors
 
 LOADER = "vmlinux-gdb.py"
@@ -41,6 +42,9 @@ class Scripts(gdb.Command):
             parts = imports((directory / LOADER).read_text())
         except OSError as error:
             vmd_batch.say(f"no kernel GDB scripts: {error}")
+            return
+        if vmd_debuginfo.missing():
+            vmd_batch.say("no kernel GDB scripts: they need the types of debugging information")
             return
         # vmlinux-gdb.py does the same: it imports the scripts in scripts/gdb beside it.
         scripts = directory / "scripts" / "gdb"

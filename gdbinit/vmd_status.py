@@ -51,10 +51,7 @@ def _no_kernel() -> str:
 
 
 def _release() -> str:
-    try:
-        return gdb.parse_and_eval("init_uts_ns.name.release").string()
-    except gdb.error as error:
-        return f"release unknown ({error})"
+    return vmd_guest.release() or "release unknown"
 
 
 def _cpus() -> list[tuple[str, str]]:

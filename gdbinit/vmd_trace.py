@@ -12,16 +12,23 @@ import itertools
 import json
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gdb
 import vmd_arch
+import vmd_debuginfo
 import vmd_frame
 import vmd_function_exits
 import vmd_tcg_double_hit
 from vmd_expression import Expression
 from vmd_hit_context import HitContext
 from vmd_registers import WORD, Registers, narrowed
+
+_MAX_ERRNO = 4095
+"""Of include/linux/err.h: numbers from its negative on are error codes, not addresses."""
+
+Result = Callable[[int], int]
 
 DEPTH = 64
 """Maximum number of frames of a backtrace that a hit records."""
@@ -49,6 +56,9 @@ class Trace:
         self._probes: list[Probe] = []
         self._breakpoints: list[gdb.Breakpoint] = []
         self.notes: list[str] = []
+        if vmd_debuginfo.missing():
+            why = vmd_debuginfo.lacking("struct task_struct")
+            self.notes.append(f"hits have no task and no guest time: {why}")
         try:
             for index, (where, args) in enumerate(wanted["probes"]):
                 self._set_probe(index, where, args)
@@ -98,7 +108,7 @@ class Trace:
         for sal in gdb.decode_line(where)[1] or ():
             returned, elsewhere = vmd_function_exits.exits(sal.pc)
             inlined, function = vmd_function_exits.functions(sal.pc)
-            kind = vmd_function_exits.return_type(function)
+            result = _result(function)
             name = re.findall(r"\w+", where)[-1:]
             if not returned and not elsewhere:
                 self.notes.append(f"{where}: no return instruction found: its hits have no return value")
@@ -106,15 +116,18 @@ class Trace:
             if any(each.name in name for each in inlined):
                 self.notes.append(f"{where} is inlined into {function}: its hits there have no return value")
                 continue
-            if kind is None:
+            if result is None:
                 self.notes.append(f"{where} returns no value in a register: its hits have no return value")
                 continue
             self._breakpoints += [
-                Exit(self, vmd_function_exits.moving(address), kind) for address in returned
+                Exit(self, vmd_function_exits.moving(address), result) for address in returned
             ]
             self._breakpoints += [
                 Exit(self, vmd_function_exits.moving(address), None) for address in elsewhere
             ]
+            if function is None:
+                register = self._arch.result
+                self.notes.append(f"{where} has no known type: its return values are the whole ${register}")
             if elsewhere:
                 self.notes.append(
                     f"{where} also exits by {len(elsewhere)} jumps to other functions:"
@@ -161,12 +174,12 @@ class Trace:
         else:
             self._noted.append(noted)
 
-    def left(self, kind: gdb.Type | None) -> None:
+    def left(self, result: Result | None) -> None:
         """Record that the selected CPU is about to leave a function."""
         registers, arch = Registers(), self._arch
         noted = self._open.pop((registers[arch.sp] + arch.return_address_bytes) & WORD, None)
         if noted is not None:
-            noted[-1] = None if kind is None else narrowed(registers[arch.result], kind)
+            noted[-1] = None if result is None else result(registers[arch.result])
             self._noted.append(noted)
 
     def take(self, seen: int) -> list[Any]:
@@ -227,7 +240,10 @@ class Probe(gdb.Breakpoint):
             self.condition = text
             self.condition = None
         except gdb.error as error:
-            return str(error)
+            if not vmd_debuginfo.missing():
+                return str(error)
+            first = vmd_arch.current().arguments[0]
+            return vmd_debuginfo.lacking(f"this; registers can be used: ${first}, or (int) ${first}")
         return ""
 
     def stop(self) -> bool:
@@ -237,17 +253,26 @@ class Probe(gdb.Breakpoint):
 
 
 class Exit(gdb.Breakpoint):
-    """Records that a function exits; `kind` is the type of the return value, None for a jump elsewhere."""
+    """Records that a function exits; `result` gives the return value, None for a jump elsewhere."""
 
-    def __init__(self, trace: Trace, where: str, kind: gdb.Type | None) -> None:
+    def __init__(self, trace: Trace, where: str, result: Result | None) -> None:
         super().__init__(where, internal=True)
         self._trace = trace
-        self._kind = kind
+        self._result = result
 
     def stop(self) -> bool:
         """Record it and continue."""
-        self._trace.left(self._kind)
+        self._trace.left(self._result)
         return False
+
+
+def _result(function: gdb.Symbol | None) -> Result | None:
+    """Return what makes a function's return value of its register; None if no register holds it."""
+    if function is None:
+        # Without debugging information, and for a function in assembler.
+        return lambda number: number - (WORD + 1) if number > WORD - _MAX_ERRNO else number
+    kind = vmd_function_exits.return_type(function)
+    return None if kind is None else lambda number: narrowed(number, kind)
 
 
 def _register(frame: gdb.Frame, name: str) -> int:

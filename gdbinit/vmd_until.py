@@ -6,11 +6,13 @@ import gdb
 import vmd_arch
 import vmd_batch
 import vmd_connect
+import vmd_debuginfo
 import vmd_early
 import vmd_guest
 import vmd_identity
 import vmd_run
 import vmd_similar_symbols
+import vmd_slide
 
 PANIC = "panic"
 """Every panic calls it. A kernel without a pvpanic driver does not tell QEMU, and spins."""
@@ -109,7 +111,7 @@ def _to_mapped_kernel(location: str, run: vmd_run.Run) -> None:
 
 def _run(location: str, run: vmd_run.Run) -> None:
     waiting = [gdb.Breakpoint(location, temporary=True)]
-    if gdb.lookup_global_symbol(PANIC) is not None:
+    if vmd_slide.linked(PANIC) is not None:
         waiting.append(gdb.Breakpoint(PANIC, internal=True, temporary=True))
     numbers = [each.number for each in waiting]
     here = vmd_early.WAITING.is_here(waiting[0])
@@ -138,11 +140,16 @@ def _missed(location: str, run: vmd_run.Run, *, panicked: bool) -> None:
     if run.exited or not vmd_guest.connected():
         vmd_batch.fail(f"the guest ended before it reached {location}")
     if panicked:
-        words = vmd_guest.text("fmt")
+        words = vmd_guest.text("fmt" if not vmd_debuginfo.missing() else _first_argument())
         vmd_batch.fail(f"the guest panicked before it reached {location}: {words}\n{vmd_run.where()}")
     if run.over:
         vmd_batch.fail(vmd_run.late(location, run), vmd_batch.DEADLINE)
     vmd_batch.fail(f"the guest stopped before it reached {location}\n{vmd_run.where()}")
+
+
+def _first_argument() -> str:
+    """Return the expression for a function's first argument, a string, without debugging information."""
+    return f"(char *) ${vmd_arch.current().arguments[0]}"
 
 
 def _lost(location: str, error: gdb.error) -> None:

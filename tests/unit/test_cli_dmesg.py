@@ -10,6 +10,7 @@ from tests.unit import cli_doubles
 from vmdebug import cli, vm
 from vmdebug.errors import StateError, UsageError
 from vmdebug.guest import Kernel
+from vmdebug.kimage import Dwarf
 from vmdebug.vm.guest_status import Status
 
 
@@ -28,8 +29,9 @@ def test_before_its_first_instruction_a_guest_has_no_log(
     assert "no log yet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("version", [5, 0])
 def test_a_log_is_decoded_by_its_own_kernel(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes], version: int
 ) -> None:
     machine = runs(monkeypatch, tmp_path)
     machine.rundir.console_log.write_bytes(b"f+0x1/0x2 \xff\r\n")
@@ -39,8 +41,11 @@ def test_a_log_is_decoded_by_its_own_kernel(
         return text.replace("0x2", "0x2 (a.c:1)")
 
     monkeypatch.setattr("vmdebug.debugger.decode.decode", decode)
+    monkeypatch.setattr("vmdebug.kimage.dwarf", lambda _vmlinux: Dwarf(version=version))
     assert cli.status_of(["log", "--decode"]) == 0
-    assert capsysbinary.readouterr().out == b"f+0x1/0x2 (a.c:1) \xff\r\n"
+    said = capsysbinary.readouterr()
+    assert said.out == b"f+0x1/0x2 (a.c:1) \xff\r\n"
+    assert (b"note: no source lines" in said.err) == (version == 0)
 
 
 def test_what_goes_on_is_not_decoded(

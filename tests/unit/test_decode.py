@@ -7,6 +7,7 @@ import itertools
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from vmdebug import process
@@ -154,6 +155,19 @@ def test_a_bare_address_is_moved_back_by_what_kaslr_moved_it(kernel: Kernel, sai
 )
 def test_what_cannot_be_found_stays_as_it_is(kernel: Kernel, text: str) -> None:
     assert decode(text, kernel, soon()) == text
+
+
+def test_without_debugging_information_a_bare_address_gets_its_function(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    run("objcopy", "--strip-debug", vmlinux(kernel), tmp_path / "vmlinux")
+    plain = msgspec.structs.replace(kernel, vmlinux=tmp_path / "vmlinux")
+    (row,) = re.findall(r"^([0-9a-f]+) ([0-9a-f]+) T outer$", run("nm", "-S", vmlinux(kernel)), re.MULTILINE)
+    start, size = (int(number, 16) for number in row)
+    inside = f"[<{start + 2:016x}>]"
+    assert decode(inside, plain, soon()) == f"{inside} (outer+0x2/{size:#x})"
+    for text in (f" outer+0x2/{size:#x}\n", f"[<{start + (1 << 30):016x}>]"):
+        assert decode(text, plain, soon()) == text
 
 
 def test_without_a_vmlinux_nothing_is_found(tmp_path: Path) -> None:

@@ -69,12 +69,17 @@ def _tell_dropped(count: int) -> None:
 
 
 def _decoded(said: bytes, kernel: Kernel) -> bytes:
+    from vmdebug import kimage
     from vmdebug.deadline import Deadline
     from vmdebug.debugger import decode
 
     if kernel.vmlinux is None:
         raise UsageError(
             "there is no vmlinux to decode by", hint="start the VM with its kernel's: --vmlinux FILE"
+        )
+    if not kimage.dwarf(kernel.vmlinux).version:
+        render.tell(
+            f"note: no source lines: {kernel.vmlinux} has no debugging information; {kimage.WITHOUT_DWARF}"
         )
     text = said.decode(errors="surrogateescape")
     decoded = decode.decode(text, kernel, Deadline.after(DECODE_SECONDS))

@@ -78,7 +78,7 @@ def decode(text: str, kernel: Kernel, deadline: Deadline, *, slide: int | None =
     Returns:
         The text, with `(FILE:LINE)` after each `symbol+0x12/0x34` and each bare `[<address>]` that was found.
         Paths start in the kernel's tree. Inlined code, the innermost function first, becomes `(FILE:LINE in
-        FUNCTION, FILE:LINE)`.
+        FUNCTION, FILE:LINE)`. Without a source line, a bare address gets `(symbol+0x12/0x34)`.
 
     Raises:
         HostError: there is no vmlinux, or there are no binutils.
@@ -93,12 +93,15 @@ def decode(text: str, kernel: Kernel, deadline: Deadline, *, slide: int | None =
     with _Binaries(kernel.vmlinux, kernel.modules, deadline) as binaries:
         spots = {found: _spot(found, binaries, slide) for found in _SYMBOL.finditer(text)}
         lines = binaries.lines({spot for spot in spots.values() if spot is not None})
+        names = binaries.symbols("")
     out, at = [], 0
     for found, spot in spots.items():
         out.append(text[at : found.end()])
         at = found.end()
         if spot is not None and lines.get(spot):
             out.append(f" ({_shown(lines[spot])})")
+        elif spot is not None and found["address"] and (name := names.at(int(found["address"], 16) - slide)):
+            out.append(f" ({name})")
     return "".join([*out, text[at:]])
 
 
@@ -142,6 +145,7 @@ class _Symbols:
     """A file's symbols, as `objdump -t` prints them. Only the rows that are asked for are parsed."""
 
     _ROW = re.compile(r"([0-9a-f]+) .{7} (\S+)\t([0-9a-f]+) ")
+    _FUNCTION = re.compile(r"([0-9a-f]+) .{6}F \S+\t([0-9a-f]+) ")
 
     def __init__(self, table: str) -> None:
         self._rows: dict[str, list[str]] = defaultdict(list)
@@ -164,6 +168,17 @@ class _Symbols:
     def reaches(self, symbol: _Symbol, offset: int) -> bool:
         """Say whether an offset can be in a symbol's function, the padding behind it included."""
         return not symbol.least or offset <= symbol.least or offset <= self._size(symbol)
+
+    def at(self, address: int) -> str:
+        """Return an address as the kernel prints it, "symbol+0x12/0x34"; "" if it is in no function."""
+        for row in itertools.chain.from_iterable(self._rows.values()):
+            found = self._FUNCTION.match(row)
+            if found is None:
+                continue
+            start, size = int(found[1], 16), int(found[2], 16)
+            if start <= address < start + size:
+                return f"{row[row.rfind(' ') + 1 :]}+{address - start:#x}/{size:#x}"
+        return ""
 
     def _parsed(self, rows: Iterable[str]) -> list[_Symbol]:
         found = filter(None, map(self._ROW.match, rows))

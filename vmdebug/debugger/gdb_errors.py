@@ -32,7 +32,9 @@ def renamed(error: GdbError, what: str, hint: str = "") -> GdbError:
     """
     if not error.words:
         return error  # GDB has ended, or wrote a line that is not MI: the message says so
-    return GdbError(f"{what}: {error.words}", command=error.command, words=error.words, hint=hint)
+    # vmdebug's part in GDB puts what to do on a line of its own.
+    words, _, remedy = error.words.partition("\n")
+    return GdbError(f"{what}: {words}", command=error.command, words=error.words, hint=remedy or hint)
 
 
 def breakpoint_refused(
@@ -56,6 +58,10 @@ def breakpoint_refused(
     elif "cannot insert breakpoint" in words and "cannot access memory" in words:
         message = f"{what}: the guest has not mapped the memory yet that a breakpoint is written to"
         hint = "under KVM use hardware=True until the kernel has mapped itself; TCG needs no such thing"
+    elif "no symbol table is loaded" in words:
+        from vmdebug import kimage  # noqa: PLC0415 - rarely needed, and slow to import
+
+        return renamed(error, what, kimage.WITHOUT_DWARF)
     elif "not defined" in words or "no symbol" in words or "no source file" in words:
         symbol = re.search(r'No symbol "(\w+)"', error.words)
         named = symbol is not None and symbol[1] in re.findall(r"\w+", when)

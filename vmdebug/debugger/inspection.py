@@ -172,7 +172,7 @@ class Inspection:
         """
         self._connection.need("backtraces", State.STOPPED)
         words = "" if modules is None else f" {mi.quote(os.fspath(modules))}"
-        return self._text(f"-vmd-backtraces {limit}{words}", timeout)
+        return self._text(f"-vmd-backtraces {limit}{words}", "the stacks", timeout)
 
     def dmesg(self, *, limit: int = 1000, timeout: float = COMMAND_SECONDS) -> str:
         """Return the kernel's log, read from guest memory, as `dmesg` prints it.
@@ -187,7 +187,7 @@ class Inspection:
             DeadlineError: GDB did not answer.
         """
         self._connection.need("dmesg", State.STOPPED)
-        return self._text(f"-vmd-dmesg {limit}", timeout)
+        return self._text(f"-vmd-dmesg {limit}", "the kernel's log", timeout)
 
     def frame(self, *, timeout: float = COMMAND_SECONDS) -> Frame:
         """Return the selected frame.
@@ -252,6 +252,9 @@ class Inspection:
         self._connection.run.need_run(frame.run, f"`{what}` in {frame.function or hex(frame.pc)}")
         return f" --thread {frame.thread.id} --frame {frame.level}"
 
-    def _text(self, command: str, timeout: float) -> str:
-        packed = self._connection.fetch(command, timeout)["text"]
+    def _text(self, command: str, what: str, timeout: float) -> str:
+        try:
+            packed = self._connection.fetch(command, timeout)["text"]
+        except GdbError as error:
+            raise gdb_errors.renamed(error, f"{what} cannot be read") from error
         return base64.b64decode(packed).decode(errors="replace")

@@ -80,10 +80,16 @@ class Memory:
 
         Returns:
             The variable; or the names of the frame's variables, if it does not exist.
+
+        Raises:
+            GdbError: GDB cannot read it, or has no debugging information.
         """
         known = len(self.layouts)
         command = f"-vmd-variable{context} {known} {kind} {mi.quote(name)}"
-        answer = self._ask(command, timeout)
+        try:
+            answer = self._ask(command, timeout)
+        except GdbError as error:
+            raise gdb_errors.renamed(error, f"the {kind} `{name}` cannot be read") from error
         names = answer.get("names")
         return self._decoded(command, answer, known) if names is None else tuple(names)
 

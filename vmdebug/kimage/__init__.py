@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 from vmdebug.errors import MismatchError
-from vmdebug.kimage.debuginfo import Dwarf, by_build_id, dwarf
+from vmdebug.kimage.debuginfo import WITHOUT_DWARF, Dwarf, by_build_id, dwarf
 from vmdebug.kimage.formats import Image
 from vmdebug.kimage.image import is_image, read_image, unified_parts, unknown_format
 from vmdebug.kimage.vmlinux import Vmlinux, is_elf, read_vmlinux
 from vmdebug.spelling import option
 
 __all__ = [
+    "WITHOUT_DWARF",
     "Dwarf",
     "Image",
     "Proof",

@@ -19,6 +19,11 @@ from vmdebug.filecache import cached
 from vmdebug.kimage import elf
 from vmdebug.paths import holds
 
+WITHOUT_DWARF = (
+    "use the vmlinux of the kernel's -dbg or debuginfo package, or build with CONFIG_DEBUG_INFO_DWARF5=y"
+)
+"""What to do about a vmlinux without debugging information."""
+
 ROOT = Path("/")
 """Where `usr/lib/debug` is."""
 

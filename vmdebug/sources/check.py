@@ -112,7 +112,7 @@ def _dwarf(kernel: Kernel) -> Row:
             "DWARF",
             "warning",
             "none",
-            "no source lines, types or arguments; build with CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y",
+            f"no source lines, types or arguments; {kimage.WITHOUT_DWARF}",
         )
     packed = f", {there.compression}-compressed" if there.compression else ""
     where = f", in {there.file}, by its {there.how}" if there.file else ""

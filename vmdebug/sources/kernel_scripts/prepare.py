@@ -172,7 +172,7 @@ def _with_types(kernel: Kernel) -> Wanted:
     if not kimage.dwarf(kernel.vmlinux).version:
         raise UsageError(
             f"{kernel.vmlinux} has no debugging information, and the kernel's GDB scripts need its types",
-            hint="build the kernel with CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y",
+            hint=kimage.WITHOUT_DWARF,
         )
     return Wanted(kernel, kernel.vmlinux)
 

@@ -83,8 +83,8 @@ def notes(kernel: Kernel) -> tuple[str, ...]:
     found = []
     if not kimage.dwarf(kernel.vmlinux).version:
         found.append(
-            f"{kernel.vmlinux} has no debugging information: no source lines, types or arguments;"
-            " build with CONFIG_DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT=y"
+            f"{kernel.vmlinux} has no debugging information: breakpoints, backtraces and traces by function"
+            f" work, source lines, types and arguments do not; {kimage.WITHOUT_DWARF}"
         )
     try:
         proof = kimage.check(kernel.image, kernel.vmlinux)
