@@ -13,13 +13,14 @@ SECONDS = 600.0
 SYMBOL = "start_kernel"
 
 
-def times(guest: str | Path, *options: str, name: str) -> tuple[float, float]:
+def times(guest: str | Path, *options: str, name: str, holds: str = "1") -> tuple[float, float]:
     """Start a halted guest under TCG, run it to its first function, and stop it.
 
     Args:
         guest: GUEST.
         options: Further options of `vmdebug start`.
         name: The VM's name.
+        holds: An expression that must be true in that function.
 
     Returns:
         The seconds of `start`, and those of `attach`.
@@ -28,11 +29,12 @@ def times(guest: str | Path, *options: str, name: str) -> tuple[float, float]:
     _run("start", guest, "--accel", "tcg", "--halt", "--name", name, *options)
     try:
         started = time.perf_counter()
-        trace = _run("attach", name, "--batch", "--until", SYMBOL, "-ex", "bt")
+        trace = _run("attach", name, "--batch", "--until", SYMBOL, "-ex", "bt", "-ex", f"print {holds}")
         reached = time.perf_counter()
     finally:
         _run("stop", "--force", name)
     assert f"#0  {SYMBOL}" in trace, trace
+    assert "$1 = 1" in trace, f"{holds} is false: {trace}"
     return started - begin, reached - started
 
 
