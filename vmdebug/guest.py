@@ -223,12 +223,15 @@ class OwnMachine(msgspec.Struct, frozen=True, kw_only=True, tag="own"):
         disk: Disk image for the first virtio-blk device, or None.
         throwaway: Whether to discard the guest's writes with the VM, so that several VMs can share the disk.
         firmware: The firmware that loads the kernel; None: QEMU does.
+        unified: The unified kernel image that the firmware starts in place of the kernel and `initrd`; None:
+            it starts those.
     """
 
     initrd: Path | None = None
     disk: Path | None = None
     throwaway: bool = False
     firmware: Path | None = None
+    unified: Path | None = None
 
 
 class RunnerMachine(msgspec.Struct, frozen=True, kw_only=True, tag="runner"):

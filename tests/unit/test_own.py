@@ -146,6 +146,24 @@ class TestUnifiedKernelImage:
         assert spec.parameters[-1] == "debug"
         (note,) = spec.notes
         assert "its .linux, its .initrd (0.0 MiB), its .cmdline (root=/dev/vda quiet)" in note
+        assert note.endswith('; firmware="uefi" starts it as it is')
+
+    def test_a_firmware_starts_it_as_it_is(
+        self, tmp_path: Path, linux: Path, parts: dict[str, bytes]
+    ) -> None:
+        whole, ovmf = tmp_path / "linux.efi", tmp_path / "OVMF.fd"
+        whole.write_bytes(kernelfiles.uki(**parts))
+        ovmf.touch()
+        spec = resolve(whole, vmlinux=str(linux / "vmlinux"), firmware=str(ovmf))
+        assert spec.machine == OwnMachine(firmware=ovmf, unified=whole)
+        assert spec.kernel.image.read_bytes() == parts["linux"]
+        assert spec.parameters[:3] == ("root=/dev/vda", "quiet", "console=ttyS0,115200")
+        (note,) = spec.notes
+        assert "UEFI starts it as it is, by its own EFI stub, with its .cmdline (root=/dev/vda quiet)" in note
+        whole.write_bytes(kernelfiles.uki(linux=parts["linux"]))
+        apart = resolve(whole, vmlinux=str(linux / "vmlinux"), firmware=str(ovmf))
+        assert apart.machine == OwnMachine(initrd=INITRD, firmware=ovmf)
+        assert "it has no .initrd, so vmdebug's is used" in apart.notes[0]
 
     def test_without_an_initramfs_it_gets_ours(self, tmp_path: Path, parts: dict[str, bytes]) -> None:
         (tmp_path / "linux.efi").write_bytes(kernelfiles.uki(linux=parts["linux"]))

@@ -46,6 +46,9 @@ def own(of: LaunchSpec, accel: argv.RealAccel = "tcg", features: Features = ALL)
 
 
 def test_a_firmware_is_flash_that_the_guest_cannot_write() -> None:
+    whole = own(spec(machine=OwnMachine(firmware=Path("/a.fd"), unified=Path("/linux.efi"))))
+    assert whole[whole.index("-kernel") + 1] == "/linux.efi"
+    assert "-initrd" not in whole
     words = own(spec(machine=OwnMachine(firmware=Path("/a,b.fd"))))
     at = words.index("-drive")
     assert words[at + 1] == "if=pflash,unit=0,format=raw,readonly=on,file=/a,,b.fd"

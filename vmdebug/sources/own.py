@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from vmdebug import arch
 from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
@@ -45,10 +47,13 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
     kernel = replacements.symbols(replacements.kernel(options) or _kernel(guest, options), options)
     agent, lacking = _agent(kernel, report, deadline)
     whole = unified.read(Path(guest.location)) if guest.kind == "image" and options.kernel is None else None
-    initrd = whole.initrd if whole is not None else None
-    initrd = initrd or _initrd(guest, options, kernel, agent, deadline)
     row = arch.by_name(kernel.arch)
-    machine = OwnMachine(initrd=initrd, disk=_disk(options), firmware=firmware.find(row, options))
+    machine = OwnMachine(disk=_disk(options), firmware=firmware.find(row, options))
+    if whole is not None and whole.startable:
+        parts = {"initrd": whole.initrd} if machine.firmware is None else {"unified": whole.file}
+    else:
+        parts = {"initrd": _initrd(guest, options, kernel, agent, deadline)}
+    machine = msgspec.structs.replace(machine, **parts)
     words = parameters(row, kaslr=options.kaslr, append=options.append)
     words = (*(whole.parameters if whole is not None else ()), *words)
     return LaunchSpec(
@@ -64,7 +69,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         tcp=options.tcp,
         qemu_args=options.qemu_args,
         notes=(
-            *((whole.note,) if whole is not None else ()),
+            *((whole.note(started=machine.unified is not None),) if whole is not None else ()),
             *replacements.notes(kernel),
             *_ineffective(options),
             *unheard(row, words),

@@ -14,7 +14,7 @@ import msgspec
 from vmdebug import spelling
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
-from vmdebug.guest import DEFAULT_MEMORY_MIB, Kernel, LaunchSpec, OwnMachine
+from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec, OwnMachine
 from vmdebug.vm import channels, qemuargs
 from vmdebug.vm.features import Features
 from vmdebug.vm.qemuargs import Options, value
@@ -126,7 +126,7 @@ def own(
         *cpu(arch, accel),
         *size(arch, spec.memory or DEFAULT_MEMORY_MIB, spec.cpus or 1),
         *memory(arch, spec.memory or DEFAULT_MEMORY_MIB, initial),
-        *boot(spec.kernel, machine.initrd, spec.parameters),
+        *boot(machine.unified or spec.kernel.image, machine.initrd, spec.parameters),
         *firmware(machine.firmware),
         *_disk(machine, disk_format),
         *entropy(features),
@@ -230,11 +230,15 @@ def incoming(initial: InitialState) -> tuple[str, ...]:
     return ("-S", "-incoming", "defer") if initial.incoming else ()
 
 
-def boot(kernel: Kernel, initrd: Path | None, parameters: Sequence[str]) -> tuple[str, ...]:
-    """Boot a kernel directly, without a boot loader."""
+def boot(image: Path, initrd: Path | None, parameters: Sequence[str]) -> tuple[str, ...]:
+    """Boot a kernel directly, without a boot loader.
+
+    A firmware gets the image from QEMU and starts it; a unified kernel image, which is an EFI program, gets
+    the parameters as its load options.
+    """
     return (
         "-kernel",
-        str(kernel.image),
+        str(image),
         *(("-initrd", str(initrd)) if initrd else ()),
         *(("-append", " ".join(parameters)) if parameters else ()),
     )

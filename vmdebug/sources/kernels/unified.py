@@ -1,4 +1,7 @@
-"""Unified kernel images: QEMU boots the kernel in one, with the initramfs and the parameters in it."""
+"""Unified kernel images: QEMU boots the kernel in one, with the initramfs and the parameters in it.
+
+Through UEFI it can start the whole image, which is an EFI program: systemd-stub(7), or another one.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmdebug import kimage
+from vmdebug.guest import UEFI
 from vmdebug.sources import cache
+from vmdebug.spelling import option
 
 _KEPT = 8
 """Number of most recently used parts to keep in the cache; QEMU reads them only when it starts."""
@@ -15,19 +20,43 @@ _KEPT = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unified:
-    """The parts of a unified kernel image, in files of their own.
+    """A unified kernel image, and its parts in files of their own.
 
     Args:
+        file: The image.
         kernel: The boot image.
         initrd: The initramfs, or None.
         parameters: The kernel parameters.
-        note: What is used of it, for the user.
     """
 
+    file: Path
     kernel: Path
     initrd: Path | None
     parameters: tuple[str, ...]
-    note: str
+
+    @property
+    def startable(self) -> bool:
+        """Whether a firmware can start the whole image: QEMU gives it no other initramfs."""
+        return self.initrd is not None
+
+    def note(self, *, started: bool) -> str:
+        """Return what is used of it, for the user.
+
+        Args:
+            started: Whether a firmware starts it as it is.
+        """
+        what = f"{self.file} is a unified kernel image"
+        words = " ".join(self.parameters)
+        if started:
+            said = f"its .cmdline ({words}) and " if words else ""
+            return f"{what}: UEFI starts it as it is, by its own EFI stub, with {said}vmdebug's parameters"
+        has = ["its .linux"]
+        if self.initrd is not None:
+            has.append(f"its .initrd ({self.initrd.stat().st_size / (1 << 20):.1f} MiB)")
+        has += [f"its .cmdline ({words})"] if words else []
+        whole = f"; {option('firmware', UEFI)} starts it as it is"
+        lacks = "; it has no .initrd, so vmdebug's is used"
+        return f"{what}: QEMU gets {', '.join(has)}{whole if self.startable else lacks}"
 
 
 def read(path: Path) -> Unified | None:
@@ -40,15 +69,11 @@ def read(path: Path) -> Unified | None:
     parts = kimage.unified_parts(path)
     if parts is None:
         return None
-    initrd = _file(parts.initrd, "initrd") if parts.initrd else None
-    has = [f"its .initrd ({len(parts.initrd) / (1 << 20):.1f} MiB)"] if parts.initrd else []
-    has += [f"its .cmdline ({' '.join(parts.parameters)})"] if parts.parameters else []
-    lacks = "" if parts.initrd else "; it has no .initrd, so vmdebug's is used"
     return Unified(
+        file=path,
         kernel=_file(parts.kernel, "linux"),
-        initrd=initrd,
+        initrd=_file(parts.initrd, "initrd") if parts.initrd else None,
         parameters=parts.parameters,
-        note=f"{path} is a unified kernel image: QEMU gets {', '.join(['its .linux', *has])}{lacks}",
     )
 
 

@@ -182,9 +182,9 @@ def key(spec: LaunchSpec, resources: Resources, directory: Path | None) -> str:
         directory: The directory for its memory.
     """
     anonymous = msgspec.structs.replace(spec, name="", guest="", notes=(), halt=False)
-    initrd = None if isinstance(spec.machine, RunnerMachine) else spec.machine.initrd
+    own = () if isinstance(spec.machine, RunnerMachine) else (spec.machine.initrd, spec.machine.unified)
     # Hash the content, because the cache changes the time of a file that it returns.
-    files = [_digest(path) for path in (spec.kernel.image, initrd) if path is not None]
+    files = [_digest(path) for path in (spec.kernel.image, *own) if path is not None]
     words = [str(_FORMAT), resources.choice.accel, str(directory), _stamp(resources.qemu), *files]
     return hashlib.sha256(guest.encode(anonymous) + "\n".join(words).encode()).hexdigest()[:16]
 
