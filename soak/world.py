@@ -35,6 +35,9 @@ _OUR_FRAME = re.compile(
 )
 """A function of vmdebug in a traceback; before its first one runs, Python itself prints one at Ctrl-C."""
 
+_PROBE = re.compile(r"[a-z0-9_]{8}")
+"""The name of a file that `_get_default_tempdir` of Python's `tempfile` makes and removes at once."""
+
 HUNG = 1000
 """The exit status that stands for a hang."""
 
@@ -147,9 +150,17 @@ def aftermath(here: World) -> list[str]:
 
 
 def _entries(directory: Path) -> list[Path]:
-    """Return what is in a directory, but for pytest's own base of temporary directories."""
+    """Return what is in a directory, but for what pytest and Python themselves leave when they are killed."""
     found = directory.iterdir() if directory.is_dir() else ()
-    return sorted(path for path in found if not path.name.startswith("pytest-of-"))
+    return sorted(path for path in found if not path.name.startswith("pytest-of-") and not _is_probe(path))
+
+
+def _is_probe(path: Path) -> bool:
+    """Whether a file is the one with which Python's `tempfile` finds out where it may write."""
+    try:
+        return _PROBE.fullmatch(path.name) is not None and path.read_bytes() in (b"", b"blat")
+    except OSError:
+        return False
 
 
 def _words(pid: int) -> str:
