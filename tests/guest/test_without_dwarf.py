@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_breakpoints_backtraces_the_log_and_the_shell(stripped: Path, kaslr: boo
 
         gdb.cont(wait=False)
         session.exec("true", timeout=SECONDS)
-        opened = gdb.breakpoint("do_sys_openat2")
+        opened = gdb.breakpoint("do_sys_openat2", when='$_streq((char *) $rsi, "/etc/hostname")')
         session.console.sendline("cat /etc/hostname")
         stop = gdb.wait_stop(timeout=SECONDS)
         assert stop.breakpoint == opened
@@ -142,7 +143,29 @@ def test_a_panic_on_the_way_to_a_function(stripped: Path) -> None:
     with vmdebug.start(
         "builtin", vmlinux=stripped, halt=True, accel=ACCEL, append="rdinit=/no init=/no"
     ) as session:
-        unknown = _vmdebug("attach", session.name, "--batch", "--until", "kernel_restrat", status=2)
-        assert "similar symbols: kernel_restart" in unknown.stderr
         panicked = _vmdebug("attach", session.name, "--batch", "--until", "kernel_restart", status=1)
         assert "panicked before it reached kernel_restart: VFS: Unable to mount root" in panicked.stderr
+
+
+@pytest.mark.parametrize("kaslr", [False, True])
+def test_an_image_alone_has_the_symbols_of_its_kallsyms(kernel: Kernel, tmp_path: Path, kaslr: bool) -> None:
+    assert kernel.vmlinux is not None
+    alone = tmp_path / "bzImage"
+    shutil.copy(kernel.image, alone)
+    with vmdebug.start(alone, halt=True, kaslr=kaslr, accel=ACCEL) as session:
+        spec = session.vm.state.spec
+        assert spec.notes[0].startswith(
+            "symbols only from the kernel itself, its kallsyms: no vmlinux beside"
+        )
+        assert spec.kernel.vmlinux is not None
+        for name in ("start_kernel", "vfs_read", "linux_banner", "jiffies"):
+            assert addresses(spec.kernel.vmlinux, name) == addresses(kernel.vmlinux, name)
+        gdb = session.gdb
+        gdb.breakpoint("start_kernel", temporary=True)
+        assert gdb.cont(timeout=SECONDS).frame.function == "start_kernel"
+        assert gdb.identity is not None
+        assert gdb.identity.state == "proven"
+        gdb.cont(wait=False)
+        session.exec("true", timeout=SECONDS)
+        with gdb.held():
+            assert f"Linux version {kernel.release}" in gdb.dmesg(limit=10_000)

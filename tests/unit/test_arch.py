@@ -78,7 +78,7 @@ def _registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = (*arch.rows(), TOY)
     reader = Format(
         name="Toy", missing="it does not begin with TOYS", recognises=lambda start: start.startswith(MAGIC),
-        read=read,
+        read=read, unpack=lambda stream: unpack(stream.read()[len(MAGIC) :]),
     )  # fmt: skip
     monkeypatch.setattr(arch, "rows", lambda: rows)
     monkeypatch.setitem(images.FORMATS, "Toy", reader)

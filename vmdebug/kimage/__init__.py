@@ -14,7 +14,7 @@ from typing import Literal
 from vmdebug.errors import MismatchError
 from vmdebug.kimage.debuginfo import WITHOUT_DWARF, Dwarf, by_build_id, dwarf
 from vmdebug.kimage.formats import Image
-from vmdebug.kimage.image import is_image, read_image, unified_parts, unknown_format
+from vmdebug.kimage.image import is_image, own_symbols, read_image, unified_parts, unknown_format
 from vmdebug.kimage.vmlinux import Vmlinux, is_elf, read_vmlinux
 from vmdebug.spelling import option
 
@@ -30,6 +30,7 @@ __all__ = [
     "dwarf",
     "is_elf",
     "is_image",
+    "own_symbols",
     "read_image",
     "read_vmlinux",
     "unified_parts",

@@ -120,4 +120,8 @@ def _read(path: Path, stream: IO[bytes]) -> Image:
     )
 
 
-FORMAT = Format(name=_NAME, missing=_MISSING, recognises=recognises, read=_read)
+def _unpack(stream: IO[bytes]) -> Unpacked:
+    return kernel(stream, read_header(stream))
+
+
+FORMAT = Format(name=_NAME, missing=_MISSING, recognises=recognises, read=_read, unpack=_unpack)

@@ -13,6 +13,8 @@ from typing import IO
 
 import msgspec
 
+from vmdebug.kimage.packed import Unpacked
+
 START_BYTES = 4096
 """How much of a file `Format.recognises` gets, or all of a shorter one."""
 
@@ -49,9 +51,12 @@ class Format:
         missing: What is missing in a file of another format, for messages.
         recognises: Whether a file that begins with these bytes is of this format.
         read: Reads one. The path is for messages. Raises `BadImageError` where it is damaged.
+        unpack: Returns the kernel in one, an ELF file. Raises `BadImageError` where it is damaged, and
+            `UnpackError` if there is no decompressor for it here.
     """
 
     name: str
     missing: str
     recognises: Callable[[bytes], bool]
     read: Callable[[Path, IO[bytes]], Image]
+    unpack: Callable[[IO[bytes]], Unpacked]

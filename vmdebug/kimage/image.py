@@ -5,14 +5,19 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+import msgspec
 
 from vmdebug import arch
 from vmdebug.errors import UsageError
 from vmdebug.filecache import cached
 from vmdebug.kimage import bzimage, elf, uki
 from vmdebug.kimage.formats import START_BYTES, Format, Image
-from vmdebug.kimage.packed import BadImageError
+from vmdebug.kimage.packed import BadImageError, UnpackError
+
+if TYPE_CHECKING:
+    from vmdebug.kimage.kallsyms import Symbol
 
 FORMATS = {each.name: each for each in (bzimage.FORMAT,)}
 """The formats that can be read, by name."""
@@ -80,6 +85,67 @@ def unified_parts(path: Path) -> Parts | None:
             raise UsageError(f"{path} is {error}", hint=_wanted()) from error
     words = parameters.split(b"\0")[0].decode(errors="replace").split()
     return Parts(kernel, initrd, tuple(words))
+
+
+class _Count(msgspec.Struct, frozen=True):
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """The ELF file in a boot image, and the symbols that it carries."""
+
+    file: bytes
+    symbols: tuple[Symbol, ...]
+
+
+def own_symbols(path: Path) -> bytes | None:
+    """Return the kernel in a boot image as a vmlinux with the symbols that it carries, those of kallsyms.
+
+    Return None if it has none, or cannot be decompressed here.
+
+    Raises:
+        UsageError: it is damaged.
+        HostError: this user may not read it.
+    """
+    from vmdebug.kimage import symtab  # noqa: PLC0415 - rarely needed
+
+    carried = Carried(b"", ())
+
+    def count() -> _Count:
+        nonlocal carried
+        carried = _carried(path)
+        return _Count(len(carried.symbols))
+
+    # A kernel without kallsyms is not searched again.
+    if not cached(path, "kallsyms", _Count, count).count:
+        return None
+    carried = carried if carried.symbols else _carried(path)
+    return symtab.with_symbols(carried.file, carried.symbols)
+
+
+def _carried(path: Path) -> Carried:
+    from vmdebug.kimage import kallsyms  # noqa: PLC0415 - rarely needed
+
+    with elf.opened(path) as stream:
+        try:
+            inside = _inside(stream)
+            found = _format(inside)
+            file = found.unpack(inside).read() if found is not None else b""
+            parsed = elf.parse(path, io.BytesIO(file))
+            rodata, text = (parsed.get_section_by_name(name) for name in (".rodata", ".text"))
+            if rodata is None or text is None:
+                return Carried(file, ())
+            symbols = kallsyms.symbols(rodata.data(), rodata["sh_addr"], text["sh_addr"])
+            return Carried(file, tuple(symbols))
+        except UnpackError:
+            return Carried(b"", ())
+        except BadImageError as error:
+            raise UsageError(f"{path} is {error}", hint=_wanted()) from error
+        except UsageError:
+            raise
+        except Exception as error:
+            raise elf.damaged(path, error) from error
 
 
 def _format(stream: IO[bytes]) -> Format | None:

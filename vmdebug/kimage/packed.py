@@ -138,8 +138,12 @@ def _to_its_end(decompressor: lzma.LZMADecompressor | bz2.BZ2Decompressor, packe
 def _zstd(packed: bytes) -> Iterator[bytes]:
     import zstandard  # noqa: PLC0415 - needed by few, and slow to import
 
-    # `stream_reader` ignores the size that follows the frame.
-    yield from _read_on(zstandard.ZstdDecompressor().stream_reader(packed))
+    # The size that follows the frame is in the way of `stream_reader`: it must not read beyond the frame.
+    left = int.from_bytes(packed[-4:], "little")
+    reader = zstandard.ZstdDecompressor().stream_reader(packed)
+    while left and (data := reader.read(min(left, _CHUNK))):
+        left -= len(data)
+        yield data
 
 
 def _lz4(packed: bytes) -> Iterator[bytes]:

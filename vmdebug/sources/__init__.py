@@ -42,6 +42,10 @@ def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> Lau
             from vmdebug.sources.kernels import debuginfod  # noqa: PLC0415 - rarely needed
 
             spec = debuginfod.filled(spec, report=report, deadline=deadline)
+        if spec.kernel.vmlinux is None:
+            from vmdebug.sources.kernels import own_symbols  # noqa: PLC0415 - rarely needed
+
+            spec = own_symbols.filled(spec, report=report)
     from vmdebug.sources.kernel_scripts import prepare  # noqa: PLC0415 - not needed by `parse`
 
     filled = prepare.filled(spec, checked, report=report, deadline=deadline)

@@ -68,6 +68,8 @@ def filled(spec: LaunchSpec, options: GuestOptions, *, report: Report, deadline:
     kernel = spec.kernel
     if kernel.vmlinux is None or kernel.gdb_scripts is not None:
         return spec
+    if not kimage.dwarf(kernel.vmlinux).version:
+        return spec  # the scripts need types; a note says that there are none
     try:
         made = at_hand(Wanted(kernel, kernel.vmlinux), report=report, deadline=deadline)
     except VmdebugError as error:

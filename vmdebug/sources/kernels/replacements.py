@@ -12,6 +12,9 @@ from vmdebug.sources.kernels import image, tree
 from vmdebug.sources.kernels.dev_output import why_unusable
 from vmdebug.spelling import option
 
+NONE = "no symbols: "
+"""What a note begins with that says why there is no vmlinux, and ends with how to give it."""
+
 
 def apply(own: Kernel, options: GuestOptions) -> Kernel:
     """Return the kernel to boot, with the symbols and scripts that the user asks for.
@@ -98,9 +101,9 @@ def notes(kernel: Kernel) -> tuple[str, ...]:
 def _why_no_symbols(kernel: Kernel) -> str:
     others = [each for each in image.elsewhere(kernel.release) if image.is_apart(kernel.image, each)]
     if others:
-        return f"no symbols: {others[0]} is of another build; give this one's: {option('vmlinux', 'FILE')}"
+        return f"{NONE}{others[0]} is of another build; give this one's: {option('vmlinux', 'FILE')}"
     return (
-        f"no symbols: no vmlinux beside {kernel.image}, and none of {kernel.release or 'its release'} in"
+        f"{NONE}no vmlinux beside {kernel.image}, and none of {kernel.release or 'its release'} in"
         f" /usr/lib/debug; give it: {option('vmlinux', 'FILE')}"
     )
 
