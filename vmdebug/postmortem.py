@@ -7,7 +7,7 @@ contains the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def collect(
         if dump is not None:
             parts.add("vmcore", lambda: _dump(session, dump, deadline.at_most(DUMP_SECONDS)))
     parts.add("QEMU", lambda: rundir.qemu_log.read_text(errors="replace").strip())
-    told = _told(as_logged(troubles, parts.whole("dmesg")), session.vm.state.spec.kernel)
+    told = splats(as_logged(troubles, parts.whole("dmesg")), session.vm.state.spec.kernel)
     return Report((*told, *parts.sections))
 
 
@@ -151,7 +151,7 @@ class _Parts:
         return self.deadline.at_most(PART_SECONDS).left("the next section of a report")
 
 
-def _titles(troubles: tuple[Trouble, ...]) -> list[str]:
+def _titles(troubles: Sequence[Trouble]) -> list[str]:
     titles: list[str] = []
     for trouble in troubles:
         title = f"kernel {trouble.kind.replace('_', ' ')}"
@@ -165,8 +165,8 @@ _INTERLEAVED = "interleaved with what another CPU printed; CONFIG_PRINTK_CALLER 
 _BETWEEN = "\n\f\n"
 
 
-def _told(troubles: tuple[Trouble, ...], kernel: Kernel) -> list[Section]:
-    """Return the splats as sections, decoded together: reading the symbols takes most of the time.
+def splats(troubles: Sequence[Trouble], kernel: Kernel) -> list[Section]:
+    """Return splats as sections, decoded together: reading the symbols takes most of the time.
 
     They have a deadline of their own, because they are read first.
     """

@@ -83,6 +83,21 @@ def test_a_script_on_a_vm_that_runs(running: str, tmp_path: Path) -> None:
     assert facts(running)["status"] == "running"
 
 
+def test_a_script_that_passes_over_kernel_trouble_fails(running: str, tmp_path: Path) -> None:
+    warns, passes = tmp_path / "warns.py", tmp_path / "passes.py"
+    warns.write_text(
+        "def main(session):\n"
+        "    session.exec('dmesg -n 1; modprobe lkdtm')\n"
+        "    session.exec('echo WARNING >/sys/kernel/debug/provoke-crash/DIRECT')\n"
+    )
+    passes.write_text("def main(session):\n    session.exec('true')\n")
+    said = vmdebug("run", warns, "--name", running, status=1).stderr
+    assert "the kernel had trouble while the script ran: kernel warn: WARNING: CPU: 0 PID: " in said
+    assert "drivers/misc/lkdtm/core.c:" in said
+    vmdebug("run", passes, "--name", running)
+    vmdebug("run", warns, "--name", running, "--allow", "warn")
+
+
 def test_the_example_shows_a_system_call(running: str) -> None:
     example = Path(__file__).parents[2] / "examples" / "open_args.py"
     said = vmdebug("run", example, "--name", running).stdout

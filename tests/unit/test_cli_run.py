@@ -5,11 +5,38 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 
 from vmdebug import cli, errors
+from vmdebug.channel.log.trouble import Kind, Trouble
+from vmdebug.postmortem import Section
+
+
+class Kernel:
+    """Replaces a KernelTrouble: it has the trouble that a test puts into it, and forgets it at a restart."""
+
+    def __init__(self) -> None:
+        self.console = SimpleNamespace(troubles=[])
+        self.hidden: list[Trouble] = []
+
+    def __call__(self, vm: object) -> Self:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.console.troubles, self.hidden = [], []
+
+    def all(self) -> tuple[Trouble, ...]:
+        return (*self.console.troubles, *self.hidden)
+
+
+def had(kind: Kind, words: str) -> Trouble:
+    return Trouble(kind=kind, headline=words, text=f"the splat of {words}", complete=True)
 
 
 class Session:
@@ -22,6 +49,10 @@ class Session:
         self.vm = self.shell = self
         self.boots: Exception | None = None
         self.notes: tuple[str, ...] = ()
+        self.restarted: Callable[[], None] | None = None
+        self.kernel = Kernel()
+        self.trouble = had
+        self.state = SimpleNamespace(spec=SimpleNamespace(kernel=None))
 
     def __enter__(self) -> Self:
         return self
@@ -56,6 +87,10 @@ def asked(monkeypatch: pytest.MonkeyPatch, session: Session) -> Asked:
 
     monkeypatch.setattr("vmdebug.session.start", start)
     monkeypatch.setattr("vmdebug.session.attach", attach)
+    monkeypatch.setattr("vmdebug.vm.kernel_trouble.KernelTrouble", session.kernel)
+    monkeypatch.setattr(
+        "vmdebug.postmortem.splats", lambda troubles, _: [Section("", t.text) for t in troubles]
+    )
     return calls
 
 
@@ -248,3 +283,91 @@ def test_bisect_leaves_out_a_guest_that_does_not_start(
 
 def test_bisect_passes_a_failing_script_on(asked: Asked, script: Write) -> None:
     assert cli.status_of(["run", "--bisect", script("def main(session): assert False")]) == 1
+
+
+WARNS = """
+    def main(session):
+        session.kernel.console.troubles.append(session.trouble("warn", "WARNING: at a"))
+        session.kernel.hidden.append(session.trouble("oops", "Oops at b"))
+"""
+
+
+@pytest.fixture
+def run_warns(
+    asked: Asked, script: Write, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    def run(*words: str) -> tuple[int, str]:
+        return cli.status_of(["run", script(WARNS), *words]), capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (
+            [],
+            1,
+            ["had trouble while the script ran: kernel warn: WARNING: at a (and 1 more)", "--allow warn"],
+        ),
+        (["--allow", "warn"], 1, ["kernel oops: Oops at b", "the splat of Oops at b"]),
+        (["--allow", "warn", "--allow", "oops"], 0, []),
+    ],
+)
+def test_kernel_trouble_fails_a_script_that_passes_over_it(
+    run_warns: Callable[..., tuple[int, str]], words: list[str], status: int, told: list[str]
+) -> None:
+    ended, said = run_warns(*words)
+    assert ended == status
+    assert all(each in said for each in told)
+    assert bool(told) == ("trouble" in said)
+
+
+def test_the_status_of_the_script_comes_first(
+    asked: Asked, session: Session, script: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = script(
+        """
+        from vmdebug.errors import DeadlineError
+
+        def main(session):
+            session.kernel.hidden.append(session.trouble("oops", "Oops at b"))
+            raise DeadlineError("late")
+        """
+    )
+    assert cli.status_of(["run", path]) == errors.DeadlineError.exit_status
+    assert "kernel oops: Oops at b" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "status"), [([], 1), (["--name", "v"], 0)])
+def test_earlier_trouble_counts_for_a_guest_of_the_script_only(
+    asked: Asked, session: Session, script: Write, words: list[str], status: int
+) -> None:
+    session.kernel.console.troubles.append(had("warn", "earlier"))
+    session.kernel.hidden.append(had("bug", "earlier, hidden"))
+    assert cli.status_of(["run", script("def main(session): pass"), *words]) == status
+    session.kernel.console.troubles.append(had("warn", "earlier"))
+    late = script(
+        "def main(session): session.kernel.console.troubles.append(session.trouble('bug', 'later'))"
+    )
+    assert cli.status_of(["run", late, *words]) == 1
+
+
+def test_trouble_before_a_restart_counts(asked: Asked, session: Session, script: Write) -> None:
+    path = script(
+        """
+        def main(session):
+            session.kernel.hidden.append(session.trouble("oops", "Oops at b"))
+            session.restarted()
+        """
+    )
+    assert cli.status_of(["run", path, "--name", "v"]) == 1
+    assert session.restarted is None
+
+
+def test_a_kind_that_there_is_not_is_a_mistake(
+    asked: Asked, script: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.status_of(["run", script("def main(session): pass"), "--allow", "warm"]) == 2
+    assert "did you mean 'warn'?" in capsys.readouterr().err
+    assert asked == []

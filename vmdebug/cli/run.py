@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmdebug import spelling
-from vmdebug.cli import options, render, verb
+from vmdebug.cli import options, render, trouble, verb
 from vmdebug.errors import DeadlineError, HostError, LaunchError, MismatchError, UsageError, VmdebugError
 
 if TYPE_CHECKING:
@@ -66,6 +67,13 @@ def run(
     ] = None,
     halt: options.Halt = None,
     force: options.Force = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Kind of kernel trouble that is no failure: panic, oops, warn, … Repeatable.",
+        ),
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option(metavar="S", min=0, help="Exit with status 5 after S seconds.")
     ] = None,
@@ -80,8 +88,11 @@ def run(
 
     Calls the script's main(session), or main(session, args) with `-- ARGS`. Without --guest and --name
     the guest is vmdebug.toml's default, else `builtin`. A guest that was started for the script ends with
-    it. Exits with status 1 if the script raises, or with the status of vmdebug's error.
+    it. Exits with status 1 if the script raises, or with the status of vmdebug's error. Kernel trouble
+    (a WARN, a panic, …) during the script, or during the boot of its guest, is printed; the status is
+    then 1, unless --allow names its kind.
     """
+    trouble.check_kinds(allow or ())
     if guest is not None and name is not None:
         raise UsageError(
             "--guest and --name exclude each other", hint="--guest starts a VM, --name takes a running one"
@@ -89,7 +100,8 @@ def run(
     arguments = list(verb.tail(context))
     try:
         opening = _session(guest, name, halt, force=force, settle=bisect)
-        status = _run(script, opening, arguments, timeout)
+        watch = partial(trouble.TroubleWatch, boot=name is None, allow=allow or ())
+        status = _run(script, opening, arguments, timeout, watch)
     except CANNOT_JUDGE as error:
         if not bisect:
             raise
@@ -173,6 +185,7 @@ def _run(
     opening: AbstractContextManager[DebugSession],
     arguments: list[str],
     timeout: float | None,
+    watch: Callable[[DebugSession], trouble.TroubleWatch],
 ) -> int:
     """Run the script and return the exit status.
 
@@ -181,6 +194,7 @@ def _run(
         opening: Opens the session.
         arguments: For the script.
         timeout: Seconds for the script itself.
+        watch: Makes the watch for kernel trouble.
     """
     try:
         with spelling.spelled(spelling.python):
@@ -189,17 +203,34 @@ def _run(
         if isinstance(error, UsageError) and _below(script, error) is None:
             raise
         return _failed(script, error)
-    with opening as session, _alarm(timeout), spelling.spelled(spelling.python):
-        try:
+    with opening as session, watch(session) as watching:
+        status = _call(script, main, session, arguments, timeout)
+        refused = watching.error()
+        if refused is not None:
+            render.error(refused)
+            status = status or refused.exit_status
+    return status
+
+
+def _call(
+    script: Path,
+    main: Callable[..., object],
+    session: DebugSession,
+    arguments: list[str],
+    timeout: float | None,
+) -> int:
+    """Call the script's `main`, print its error, and return the exit status."""
+    try:
+        with _alarm(timeout), spelling.spelled(spelling.python):
             if _takes(main, 2):
                 main(session, arguments)
             else:
                 main(session)
-        except Exception as error:  # noqa: BLE001 - any error of the script is shown
-            return _failed(script, error)
-        finally:
-            for note in session.notes:
-                render.tell(f"note: {note}")
+    except Exception as error:  # noqa: BLE001 - any error of the script is shown
+        return _failed(script, error)
+    finally:
+        for note in session.notes:
+            render.tell(f"note: {note}")
     return 0
 
 

@@ -16,18 +16,11 @@ from typing import Self
 
 import pytest
 
-from vmdebug.channel.log.trouble import Trouble, as_logged, unseen
-from vmdebug.channel.log.watcher import Watcher
+from vmdebug.channel.log.trouble import Trouble, in_words, unseen
 from vmdebug.deadline import Deadline, wait_ready
-from vmdebug.errors import StateError, VmdebugError
-from vmdebug.plugin.guest_dmesg import GuestDmesg
 from vmdebug.plugin.settings import DIED
 from vmdebug.vm import Vm, children
-from vmdebug.vm.hidden_death import LOOK_SECONDS
-from vmdebug.vm.kernel_log import KernelLog
-
-SETTLE_SECONDS = 1.0
-"""How long the kernel may take to print the rest of a splat, before the test is ended."""
+from vmdebug.vm.kernel_trouble import SETTLE_SECONDS, KernelTrouble
 
 GATHER_SECONDS = 0.02
 """How long console output gathers before it is read."""
@@ -57,11 +50,8 @@ class FailureWatch:
         self._allow = frozenset(allow)
         self._alarm = alarm
         self._held = contextlib.ExitStack()
-        self._console = Watcher(vm.rundir.console_log)
-        self._log = KernelLog(vm)
-        self._dmesg = GuestDmesg(vm)
-        self._hidden: list[Trouble] = []
-        self._stopped_by = ""
+        self._kernel = KernelTrouble(vm)
+        self._console = self._kernel.console
         self._lock = threading.Lock()
         self._until: Deadline | None = None
         self._seen = 0
@@ -76,8 +66,7 @@ class FailureWatch:
         Raises:
             FileNotFoundError: the VM has ended.
         """
-        self._held.enter_context(self._console)
-        self._held.enter_context(self._log)
+        self._held.enter_context(self._kernel)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread.start()
         return self
@@ -95,53 +84,19 @@ class FailureWatch:
     def troubles(self) -> tuple[Trouble, ...]:
         """All splats of the kernel so far, allowed or not; the last ones may be incomplete."""
         with self._lock:
-            self._console.settle(Deadline.after(SETTLE_SECONDS))
-            self._read_log()
-            return as_logged((*self._shown, *self._hidden), self._logged)
+            return self._kernel.all()
 
     def look(self) -> None:
         """Look for trouble that the console does not show, in the kernel's log and with QMP."""
         with self._lock:
-            self._console.poll()
-            seen = len(self._hidden)
-            self._read_log()
-            refused = [each for each in self._hidden[seen:] if each.kind not in self._allow]
+            seen = len(self._kernel.hidden)
+            self._kernel.look()
+            refused = [each for each in self._kernel.hidden[seen:] if each.kind not in self._allow]
+            stopped = self._kernel.stopped_by
             if refused:
-                self._set_due(f"{_words(refused)}\nthe console did not show it; it is in the kernel's log")
-            elif self._stopped_by and DIED not in self._allow:
-                self._set_due(f"QEMU has stopped {self._vm.name}: its state is {self._stopped_by}")
-
-    def _read_log(self) -> None:
-        """Record trouble in the kernel's log that the console does not show."""
-        deadline = Deadline.after(LOOK_SECONDS)
-        with contextlib.suppress(VmdebugError):  # QEMU has ended
-            try:
-                state = self._log.look(deadline=deadline)
-            except StateError:
-                # The log cannot be found in memory, but QEMU knows whether the guest has panicked.
-                state = self._vm.qmp("query-status", timeout=LOOK_SECONDS)["status"]
-                with contextlib.suppress(VmdebugError):  # the guest is stopped, or does not answer
-                    self._dmesg.look(deadline=deadline)
-            self._hidden += unseen(self._logged, (*self._shown, *self._hidden))
-            self._take_state(state)
-
-    @property
-    def _logged(self) -> tuple[Trouble, ...]:
-        """The trouble in the kernel's log so far."""
-        return (*self._log.troubles, *self._dmesg.troubles)
-
-    def _take_state(self, state: str) -> None:
-        """Record QEMU's run state: a panic may not have reached the console or the log."""
-        self._stopped_by = state if state in _FAILED else ""
-        known = (*self._shown, *self._hidden)
-        if state == "guest-panicked" and not any(each.kind == "panic" for each in known):
-            words = "the guest has panicked: QEMU's state is guest-panicked"
-            self._hidden.append(Trouble(kind="panic", headline=words, text=words, complete=True))
-
-    @property
-    def _shown(self) -> tuple[Trouble, ...]:
-        """The trouble on the console so far."""
-        return self._console.troubles
+                self._set_due(f"{in_words(refused)}\nthe console did not show it; it is in the kernel's log")
+            elif stopped and DIED not in self._allow:
+                self._set_due(f"QEMU has stopped {self._vm.name}: its state is {stopped}")
 
     def until(self, deadline: Deadline | None) -> None:
         """Set the deadline of the test; None removes it."""
@@ -167,7 +122,7 @@ class FailureWatch:
             self._console.settle(Deadline.after(SETTLE_SECONDS))
             refused = self._refused()
             self._seen = len(self._console.troubles)
-            return self._set_due(_words(refused))
+            return self._set_due(in_words(refused))
 
     def _set_due(self, words: str) -> GuestFailure:
         """Return a failure, and keep it for `failure`, unless there is an earlier one."""
@@ -176,7 +131,7 @@ class FailureWatch:
         return failure
 
     def _refused(self) -> list[Trouble]:
-        new = unseen(self._console.troubles[self._seen :], self._hidden)
+        new = unseen(self._console.troubles[self._seen :], self._kernel.hidden)
         return [each for each in new if each.kind not in self._allow]
 
     def _run(self) -> None:
@@ -236,12 +191,3 @@ class FailureWatch:
 
 
 _STEP_SECONDS = 0.02
-
-_FAILED = ("internal-error", "io-error")
-"""QEMU's run states for a guest that it cannot continue; see `RunState` of qemu-qmp-ref."""
-
-
-def _words(troubles: list[Trouble]) -> str:
-    first, *more = troubles
-    others = f" (and {len(more)} more)" if more else ""
-    return f"kernel {first.kind}: {first.headline}{others}"

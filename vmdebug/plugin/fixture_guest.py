@@ -15,12 +15,13 @@ from vmdebug.channel.log.watcher import Watcher
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import UsageError, VmdebugError
-from vmdebug.plugin.failure_watch import SETTLE_SECONDS, FailureWatch, GuestFailure
+from vmdebug.plugin.failure_watch import FailureWatch, GuestFailure
 from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.main_thread import MainThreadInterrupt
 from vmdebug.plugin.settings import Marker, Settings
 from vmdebug.session import DebugSession
 from vmdebug.vm import Vm
+from vmdebug.vm.kernel_trouble import SETTLE_SECONDS
 
 REPORT_SECONDS = 60.0
 """How long the report of a failure may take."""

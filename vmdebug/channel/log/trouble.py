@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ import msgspec
 from vmdebug.channel.log import death, headlines
 from vmdebug.channel.log.headlines import KINDS, Form, Kind, squeezed
 
-__all__ = ["KINDS", "Kind", "Scanner", "Trouble", "as_logged", "find", "unseen"]
+__all__ = ["KINDS", "Kind", "Scanner", "Trouble", "as_logged", "find", "in_words", "unseen"]
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -339,6 +339,13 @@ def find(text: str, *, stamped: bool | None = None) -> tuple[Trouble, ...]:
     scanner.feed(text.encode(errors="surrogateescape"))
     scanner.finish()
     return scanner.troubles
+
+
+def in_words(troubles: Sequence[Trouble]) -> str:
+    """Return the first of several troubles, and how many more there are, for an error."""
+    first, *more = troubles
+    others = f" (and {len(more)} more)" if more else ""
+    return f"kernel {first.kind}: {first.headline}{others}"
 
 
 def as_logged(troubles: Iterable[Trouble], log: str | Iterable[Trouble]) -> tuple[Trouble, ...]:

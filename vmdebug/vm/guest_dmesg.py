@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmdebug.channel.log.trouble import Scanner, Trouble
 from vmdebug.deadline import Deadline
-from vmdebug.vm import Vm
+from vmdebug.vm.machine import Vm
 
 _ALL = "LC_ALL=C dmesg"
 _FROM = _ALL + " | sed -n '/^\\[ *{time}\\]/,$p'"
