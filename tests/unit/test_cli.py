@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import typer
@@ -146,6 +147,39 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
         assert child.stderr is not None
         assert child.stderr.read() == b""
         assert child.wait(60) == cli.PIPE_CLOSED
+
+
+@pytest.mark.parametrize(
+    ("words", "streams", "status", "said"),
+    [
+        ("status", "2>/dev/full", 3, ""),
+        ("exec nope -- true", "2>/dev/full", 2, ""),
+        ("exec nope -- true", ">/dev/full 2>/dev/full", 2, ""),
+        ("status --json", "2>/dev/full", 0, ""),
+        (
+            "status --json",
+            ">/dev/full",
+            3,
+            "cannot write standard output, /dev/full: No space left on device",
+        ),
+        (
+            "status --help",
+            ">/dev/full",
+            3,
+            "No space left on device",
+        ),
+        ("status --help", ">/dev/full 2>/dev/full", 3, ""),
+    ],
+)
+def test_streams_that_cannot_be_written(
+    runtime: Path, words: str, streams: str, status: int, said: str
+) -> None:
+    line = f"{sys.executable} -m vmdebug.cli {words} {streams}"
+    done = process.run(["sh", "-c", line], deadline=Deadline.after(60), check=False)
+    assert done.status == status, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])

@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from vmdebug.errors import VmdebugError
@@ -69,7 +69,7 @@ def status_of(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        _abandon_stdout()
+        _abandon(sys.stdout)
         return PIPE_CLOSED
     except Exception as error:
         if _wants_traceback(words):
@@ -77,14 +77,14 @@ def status_of(words: Sequence[str]) -> int:
         try:
             sys.stdout.flush()
         except OSError:
-            _abandon_stdout()
+            _abandon(sys.stdout)
         return _fail(_as_ours(error))
     return status
 
 
-def _abandon_stdout() -> None:
+def _abandon(stream: IO[str]) -> None:
     """Discard what cannot be written: Python would try it again at exit, and exit with status 120."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _wants_traceback(words: Sequence[str]) -> bool:
@@ -132,5 +132,8 @@ def _full(error: OSError) -> str:
 def _fail(error: VmdebugError) -> int:
     from vmdebug.cli import render
 
-    render.error(error)
+    try:
+        render.error(error)
+    except OSError:  # nothing can be said, but the status tells
+        _abandon(sys.stderr)
     return error.exit_status
