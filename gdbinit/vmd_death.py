@@ -57,7 +57,7 @@ def _state() -> str:
 def _log() -> str:
     try:
         return "\n".join(vmd_dmesg.lines(_LINES))
-    except gdb.error as error:
+    except (gdb.error, gdb.GdbError) as error:
         return str(error)
 
 

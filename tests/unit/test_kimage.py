@@ -41,6 +41,13 @@ def test_an_image_tells_the_build_id_of_the_kernel_inside(tmp_path: Path, vmlinu
     assert found.release == RELEASE
 
 
+@pytest.mark.parametrize("packer", PACKERS)
+def test_the_kernel_inside_is_read_to_its_end(vmlinux: Path, packer: str) -> None:
+    kernel = vmlinux.read_bytes() + bytes(3 << 20)
+    stream = io.BytesIO(kernelfiles.bzimage(kernel, packer=packer))
+    assert bzimage.FORMAT.unpack(stream).read() == kernel
+
+
 def test_build_id_of_either(tmp_path: Path, vmlinux: Path) -> None:
     image = kernelfiles.image(tmp_path / "bzImage", vmlinux)
     assert kimage.build_id(image) == kimage.build_id(vmlinux) == ID
