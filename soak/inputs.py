@@ -34,7 +34,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.debugger import mi
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import GuestOptions
-from vmdebug.kimage import packed, symbols
+from vmdebug.kimage import bzimage, elf, kallsyms, packed, symbols
 from vmdebug.progress import silent
 from vmdebug.sources.configuration import bases, dotconfig, fragments, reasons
 from vmdebug.vm import qemuargs, qmp, state
@@ -160,6 +160,7 @@ def _readers(directory: Path) -> tuple[Reader, ...]:
         Reader("ELF in GDB", (module,), as_file(_elf_in_gdb), 60),
         Reader("bzImage", (image,), as_file(kimage.read_image), 10),
         Reader("head of a bzImage", (image[:4096],), as_file(kimage.read_image), 80),
+        Reader("kallsyms", (_section(kernel.image, ".rodata"),), _kallsyms, 10),
         Reader("packed kernel or initramfs", _packed(_initramfs(spec)[:20000]), _unpack, 60),
         Reader("MI", MI_LINES, lines, 150),
         Reader("QMP", QMP_LINES, _Qmp(directory).read, 20),
@@ -255,6 +256,18 @@ def _unpack(data: bytes) -> None:
         unpacked = packed.unpack(data)
         while unpacked.read(1 << 16):
             pass
+
+
+def _section(image: Path, name: str) -> bytes:
+    with image.open("rb") as stream:
+        inside = bzimage.FORMAT.unpack(stream)
+        data: bytes = elf.parse(image, inside).get_section_by_name(name).data()
+    return data
+
+
+def _kallsyms(data: bytes) -> None:
+    address = 0xFFFFFFFF81800000
+    kallsyms.symbols(data, address, address - (8 << 20))
 
 
 def _initramfs(spec: guest.LaunchSpec) -> bytes:

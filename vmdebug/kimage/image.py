@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -121,7 +122,10 @@ def own_symbols(path: Path) -> bytes | None:
     if not cached(path, "kallsyms", _Count, count).count:
         return None
     carried = carried if carried.symbols else _carried(path)
-    return symtab.with_symbols(carried.file, carried.symbols)
+    try:
+        return symtab.with_symbols(carried.file, carried.symbols)
+    except (struct.error, IndexError) as error:
+        raise elf.damaged(path, error) from error
 
 
 def _carried(path: Path) -> Carried:
