@@ -125,6 +125,8 @@ def test_what_the_checkers_report(kind: str) -> None:
         ("lockup", "watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [sh:40]"),
         ("lockup", "watchdog: Watchdog detected hard LOCKUP on cpu 0"),
         ("lockup", "NMI watchdog: Watchdog detected hard LOCKUP on cpu 0"),
+        ("lockup", "virtio_net virtio0 eth0: NETDEV WATCHDOG: CPU: 0: transmit queue 0 timed out 5012 ms"),
+        ("bug", "BUG:sequencer:dl:no ascb?!"),
         ("page_alloc", "sh: page allocation failure: order:4, mode:0x40cc0(GFP_KERNEL|__GFP_COMP)"),
         ("page_alloc", "insmod: vmalloc error: size 4096, failed to map pages, mode:0xcc0(GFP_KERNEL)"),
         ("page_alloc", "SLUB: Unable to allocate memory on node -1, gfp=0xcc0(GFP_KERNEL)"),

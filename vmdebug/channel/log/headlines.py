@@ -38,8 +38,8 @@ Kind = Literal[
     "sysfs",
     "kunit",
 ]
-"""bug: BUG(), and headlines with `BUG:` that have no kind of their own. lockup: soft, hard, or of a
-workqueue.
+"""bug: BUG(), and headlines with `BUG:` that have no kind of their own. lockup: soft, hard, of a
+workqueue, or of a network device's queue.
 refcount: a leaked reference: to a network device, to inodes of a file system, or one that ref_tracker
 reports.
 irq: an unhandled interrupt or NMI. kunit: a KUnit test that is `not ok`."""
@@ -130,6 +130,14 @@ _HANGS = (
     _form("lockup", r"(?:[\w ]+: )?BUG: soft lockup", _END_OF_STACK, "kernel/watchdog.c"),
     _form("lockup", r"(?:[\w ]+: )?.*hard LOCKUP", _END_OF_STACK, "kernel/watchdog_hld.c"),
     _form("lockup", r"(?:[\w ]+: )?BUG: workqueue lockup", _END_OF_STACK, "kernel/workqueue.c"),
+    # Until Linux 6.4 it was the message of a WARN().
+    _form(
+        "lockup",
+        r".*NETDEV WATCHDOG: .*transmit queue \d+ timed out",
+        _ONE_LINE,
+        "net/sched/sch_generic.c",
+        alone=True,
+    ),
     _form(
         "rcu_stall",
         r"(?:rcu: )?INFO: \S+ (?:self-)?detected (?:expedited )?stalls?\b",
@@ -189,7 +197,7 @@ _BUGS = (
     _form("bug", r"kernel BUG at |BUG: failure at ", END_OF_TRACE, "lib/bug.c, include/asm-generic/bug.h"),
     _form("bug", r"BUG [\w.:-]+ \(", _END_OF_STACK, "mm/slub.c"),
     # sched, spinlock_debug, page_alloc, memory, fork, dcache, preemption, timers, drivers.
-    _form("bug", r"BUG: ", _END_OF_STACK, "every other BUG: of the tree"),
+    _form("bug", r"BUG: ?", _END_OF_STACK, "every other BUG: of the tree"),
     _form("bug", r"(?:softirq: )?huh, entered (?:softirq|\d+)", _ONE_LINE, "kernel/softirq.c"),
 )
 
