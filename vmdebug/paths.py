@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -83,6 +84,16 @@ def file_system(path: Path) -> str:
     sizes = os.statvfs(place)
     free, size = (count * sizes.f_frsize / 2**20 for count in (sizes.f_bavail, sizes.f_blocks))
     return f"the file system {place} has {free:.0f} of {size:.0f} MiB free"
+
+
+def failure(error: OSError) -> str:
+    """Return an error of the system in words, with its file, and the file system if that is full."""
+    words = error.strerror or str(error)
+    if not error.filename:
+        return words
+    where = os.fsdecode(error.filename)
+    full = f"; {file_system(Path(where))}" if error.errno == errno.ENOSPC else ""
+    return f"{words}: {where}{full}"
 
 
 def write_atomically(path: Path, data: bytes) -> None:

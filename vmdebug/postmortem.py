@@ -81,7 +81,11 @@ class Report:
         written = []
         for section in self.sections:
             path = directory / f"{re.sub(r'[^a-z0-9]+', '-', section.title.lower()).strip('-')}.txt"
-            path.write_text(f"{section.whole or section.text}\n", errors="backslashreplace")
+            try:
+                path.write_text(f"{section.whole or section.text}\n", errors="backslashreplace")
+            except OSError as error:
+                error.filename = error.filename or str(path)  # write(2) has not named it
+                raise
             written.append(path)
         return tuple(written)
 

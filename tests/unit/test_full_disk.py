@@ -13,6 +13,7 @@ from tests.unit import cli_doubles
 from vmdebug import cli, paths
 from vmdebug.debugger.ownership import Holder, VmOwner, holder
 from vmdebug.errors import HostError
+from vmdebug.postmortem import Report, Section
 from vmdebug.sources import cache
 from vmdebug.vm import rundir
 
@@ -49,6 +50,22 @@ def test_errors_of_the_run_directory_and_the_cache_name_the_file_system(full: No
     assert error.message.startswith("cannot write /run/x: No space left on device; the file system /")
     with pytest.raises(HostError, match=r"not enough space for .*: the file system / has 0 of 3 MiB"):
         cache.refuse_full("ld: No space left on device", Path("/nowhere"), 1e9)
+
+
+def test_a_file_that_cannot_be_written_is_named_with_its_full_file_system(full: None, tmp_path: Path) -> None:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x"))
+    assert paths.failure(error).startswith(f"No space left on device: {tmp_path}/x; the file system /")
+    assert paths.failure(PermissionError(errno.EACCES, "denied", "/x")) == "denied: /x"
+    assert paths.failure(OSError(errno.EIO, "bad")) == "bad"
+
+
+def test_a_report_that_cannot_be_written_names_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "write_text", no_space)
+    with pytest.raises(OSError, match="No space left") as caught:
+        Report((Section("guest", "x"),)).write(tmp_path)
+    assert caught.value.filename == str(tmp_path / "guest.txt")
 
 
 def test_a_log_on_a_full_disk_says_that_lines_may_be_missing(

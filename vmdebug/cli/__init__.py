@@ -106,8 +106,10 @@ def _as_ours(error: Exception) -> VmdebugError:
     if isinstance(error, VmdebugError):
         return error
     if isinstance(error, OSError) and error.strerror is not None:
-        where = f": {error.filename}" if error.filename else _full(error)
-        return HostError(f"{error.strerror}{where}", hint=_HINTS.get(error.errno or 0, ""))
+        from vmdebug import paths
+
+        full = "" if error.filename else _full(error)
+        return HostError(f"{paths.failure(error)}{full}", hint=_HINTS.get(error.errno or 0, ""))
     return VmdebugError(
         f"internal error: {type(error).__name__}: {error}",
         hint="run it again as `vmdebug --debug …`, and report the traceback",

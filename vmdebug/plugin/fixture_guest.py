@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vmdebug import postmortem
+from vmdebug import paths, postmortem
 from vmdebug.channel.log.trouble import Trouble
 from vmdebug.channel.log.watcher import Watcher
 from vmdebug.deadline import Deadline
@@ -273,7 +273,8 @@ class FixtureGuest:
             if folder is not None:
                 report.write(folder)
         except (VmdebugError, OSError) as error:
-            return [("vmdebug: no report", str(error))]
+            words = paths.failure(error) if isinstance(error, OSError) else str(error)
+            return [("vmdebug: no report", words)]
         found = [(f"vmdebug: {section.title}", section.text) for section in report.sections]
         return found if folder is None else [*found, ("vmdebug: artifacts", str(folder))]
 

@@ -7,6 +7,7 @@ unnamed file, which the kernel frees when QEMU ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from vmdebug import paths
 from vmdebug.channel.log import death
 from vmdebug.errors import HostError, QmpError, UsageError, VmError
 from vmdebug.vm import memfd, rundir
@@ -30,17 +32,16 @@ _JOB = "vmdebug-snapshot"
 _IMAGE_BYTES = 1 << 20
 """Size of the image's disk; the snapshots are stored after it."""
 
+_FULL = r"No space left|while writing VM state: Input/output error"
+"""QEMU's messages about a full file system; see save_snapshot of migration/savevm.c."""
+
 _HINTS = (
     (r"VirtFS|9p", "unmount the 9p shares in the guest: umount -a -t 9p"),
     (
         r"does not support snapshots|No block device",
         "convert the disk to qcow2: qemu-img convert -O qcow2",
     ),
-    # QEMU reports a full file system like this; see save_snapshot of migration/savevm.c.
-    (
-        r"No space left|while writing VM state: Input/output error",
-        "set TMPDIR to a directory with enough space for the guest's memory",
-    ),
+    (_FULL, "set TMPDIR to a directory with enough space for the guest's memory"),
     (r"non-migratable|not migratable", "remove that device from the guest"),
 )
 """QEMU's messages about failed snapshots, with hints."""
@@ -215,10 +216,14 @@ def _make_room(qmp: Qmp) -> None:
         os.close(fd)
     file = f"{NODE}-file"
     path = f"/dev/fdset/{added['fdset-id']}"
-    qmp.execute("blockdev-add", {"driver": "file", "node-name": file, "filename": path})
-    image = {"driver": "qcow2", "file": file, "size": _IMAGE_BYTES}
-    _run(qmp, "cannot make the image for snapshots", "blockdev-create", {"options": image})
-    qmp.execute("blockdev-add", {"driver": "qcow2", "node-name": NODE, "file": file})
+    with contextlib.ExitStack() as undo:
+        undo.callback(qmp.execute, "remove-fd", added)
+        qmp.execute("blockdev-add", {"driver": "file", "node-name": file, "filename": path})
+        undo.callback(qmp.execute, "blockdev-del", {"node-name": file})
+        image = {"driver": "qcow2", "file": file, "size": _IMAGE_BYTES}
+        _run(qmp, "cannot make the image for snapshots", "blockdev-create", {"options": image})
+        qmp.execute("blockdev-add", {"driver": "qcow2", "node-name": NODE, "file": file})
+        undo.pop_all()
 
 
 def _run_on(qmp: Qmp, failure: str, command: str, tag: str, nodes: Mapping[str, Any]) -> None:
@@ -244,7 +249,9 @@ def _run(qmp: Qmp, failure: str, command: str, arguments: Mapping[str, object]) 
         error = refused.message
     if error:
         hint = next((hint for pattern, hint in _HINTS if re.search(pattern, error)), "")
-        raise VmError(f"{failure}: {error}", hint=hint)
+        place = rundir.disk_directory()
+        full = f"; {place}: {paths.file_system(place)}" if re.search(_FULL, error) else ""
+        raise VmError(f"{failure}: {error}{full}", hint=hint)
 
 
 def _concluded(event: Event) -> bool:
