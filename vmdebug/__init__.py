@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         VmError,
     )
     from vmdebug.guest import GuestOptions, StartOptions
+    from vmdebug.nixos_test import start_node
     from vmdebug.session import DebugSession, attach, start
     from vmdebug.trace.hit import Call, Hit, Task
     from vmdebug.trace.probe import Probe
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "vmdebug.session": ("DebugSession", "attach", "start"),
+    "vmdebug.nixos_test": ("start_node",),
     "vmdebug.channel.shell": ("ExecResult", "Job"),
     "vmdebug.vm.machine": ("Vm",),
     "vmdebug.channel.serial.console": ("Console",),
@@ -103,6 +105,7 @@ __all__ = [
     "VmdebugError",
     "attach",
     "start",
+    "start_node",
 ]
 
 

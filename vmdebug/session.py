@@ -393,6 +393,18 @@ class DebugSession:
     def _attached(self, timeout: float) -> Gdb:
         return attaching.attach(self.vm, preloaded=self._preloaded, force=self._force, timeout=timeout)
 
+    def check_running(self, call: str) -> None:
+        """Raise if the guest does not run.
+
+        Args:
+            call: The call that needs it, for the error.
+
+        Raises:
+            StateError: the guest does not run; the hint says how to set it running.
+        """
+        self._needs_running(call)
+        self.vm.check_running(call)
+
     def _needs_running(self, call: str) -> None:
         """Raise if this session's GDB has stopped the guest; with another GDB, no answer comes."""
         if self._gdb is not None and self._gdb.stopped:
