@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,38 @@ def test_a_changed_script_has_its_name_and_its_system_beside_it(tmp_path: Path) 
     assert (made[0].parent.parent / "system").resolve() == system
     assert made[0].stat().st_mode & 0o111
     assert script.copy(original, "#!/bin/sh\n:\n", system, tmp_path / "runners") != made[0]
+
+
+def test_scripts_of_systems_that_are_gone_are_deleted(tmp_path: Path) -> None:
+    kept, gone = tmp_path / "kept", tmp_path / "gone"
+    kept.mkdir()
+    gone.mkdir()
+    copies = [
+        script.copy(tmp_path / "bin/run-x-vm", "#!/bin/sh\n", system, tmp_path / "runners")
+        for system in (gone, kept)
+    ]
+    gone.rmdir()  # as nix-collect-garbage does
+    script.copy(tmp_path / "bin/run-x-vm", "#!/bin/sh\n:\n", kept, tmp_path / "runners")
+    assert [each.exists() for each in copies] == [False, True]
+
+
+def test_only_the_scripts_used_last_are_kept(tmp_path: Path) -> None:
+    def copied(number: int) -> Path:
+        made = script.copy(tmp_path / "bin/run-x-vm", f": {number}\n", tmp_path, tmp_path / "runners")
+        os.utime(made.parent.parent, (number, number))
+        return made
+
+    first, second, *_ = [copied(number) for number in range(1, script.KEPT + 1)]
+    os.utime(first.parent.parent)  # used again
+    newest = script.copy(tmp_path / "bin/run-x-vm", "#!/bin/sh\n", tmp_path, tmp_path / "runners")
+    assert len(list((tmp_path / "runners").iterdir())) == script.KEPT
+    assert [each.exists() for each in (first, second, newest)] == [True, False, True]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runners").write_text("")
+    with pytest.raises(HostError, match=r"cannot write to .*runners"):
+        script.copy(tmp_path / "bin/run-x-vm", "#!/bin/sh\n", tmp_path, tmp_path / "runners")
 
 
 def test_a_vm_that_insists_on_kvm_is_refused_where_it_would_end(

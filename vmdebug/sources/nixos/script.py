@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from vmdebug.errors import HostError, UsageError
+from vmdebug.sources import cache
 from vmdebug.spelling import option
 
 _VLAN = re.compile(r'-netdev vde,id=([^,\s]+),sock="?\$\{?QEMU_VDE_SOCKET_(\d+)\}?"?')
@@ -21,6 +23,9 @@ _RELATIVE = re.compile(r"opt/io\.systemd\.credentials/([^,\s]+),file=(?![/$\"'])
 _RELATIVE_SMBIOS = re.compile(r"io\.systemd\.credential\.binary:([^='\s]+)='?; base64 -w0 '(?![/$])([^']+)'")
 
 KVM = Path("/dev/kvm")
+
+KEPT = 16
+"""Number of most recently used changed scripts to keep in the cache."""
 
 
 def vlans(text: str, *, inherited: Mapping[str, str]) -> tuple[str, ...]:
@@ -59,18 +64,34 @@ def copy(script: Path, text: str, system: Path, where: Path) -> Path:
 
     Returns:
         The path of the script, by the original's name.
+
+    Raises:
+        HostError: it cannot be written.
     """
     directory = where / hashlib.sha256(f"{system}\n{text}".encode()).hexdigest()[:16]
-    (directory / "bin").mkdir(parents=True, exist_ok=True)
     made = directory / "bin" / script.name
-    partial = made.with_name(f".{os.getpid()}")
-    partial.write_text(text)
-    partial.chmod(0o755)
-    partial.replace(made)
-    link = directory / f".{os.getpid()}"
-    link.symlink_to(system)
-    link.replace(directory / "system")
+    with cache.writing(where):
+        made.parent.mkdir(parents=True, exist_ok=True)
+        partial = made.with_name(f".{os.getpid()}")
+        partial.write_text(text)
+        partial.chmod(0o755)
+        partial.replace(made)
+        link = directory / f".{os.getpid()}"
+        link.symlink_to(system)
+        link.replace(directory / "system")
+        _remove_unused(where)
     return made
+
+
+def _remove_unused(where: Path) -> None:
+    """Delete the scripts whose system nix has deleted, and those that were used longest ago.
+
+    A VM that runs needs its script no more, and `restart` makes it again.
+    """
+    newest_first = sorted(where.iterdir(), key=cache.touched, reverse=True)
+    there = [each for each in newest_first if (each / "system").exists()]
+    for each in set(newest_first) - set(there[:KEPT]):
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def refuse(text: str, *, accel: str) -> None:
