@@ -49,7 +49,7 @@
         description = "NixOS guests with kernels of your own, debugged with vmdebug";
       };
 
-      # guests, debuggable, packagesFor; kernelFor, gdbScriptsFor.
+      # guests, debuggable, packagesFor; kernelFor, gdbScriptsFor; testModule.
       lib = vmdebug.lib;
     };
 }

@@ -6,6 +6,7 @@ let
   lib = import ./lib.nix {
     inherit (inputs) nixpkgs;
     inherit modules;
+    src = inputs.self;
   };
   kernels = import ./kernels.nix { inherit inputs pkgs; };
   systems = import ./systems;

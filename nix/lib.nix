@@ -1,5 +1,9 @@
 # Functions for flakes with guests to debug; `inputs.vmdebug.lib` in other flakes.
-{ nixpkgs, modules }:
+{
+  nixpkgs,
+  modules,
+  src,
+}:
 let
   inherit (nixpkgs) lib;
 
@@ -18,6 +22,9 @@ in
 rec {
   kernelFor = import ./kernel;
   gdbScriptsFor = import ./kernel/gdb-scripts.nix;
+
+  # A module for a NixOS test whose script uses vmdebug.
+  testModule = import ./test.nix { inherit src modules; };
 
   # Adds vmdebug's module to an existing system.
   debuggable = system: system.extendModules { modules = [ modules.vmdebug ]; };

@@ -9,6 +9,15 @@
 }:
 let
   cfg = config.vmdebug.test;
+
+  # Whether QEMU has the agent's ports: it has if vmdebug starts the node, also in the driver (`start_node`).
+  hasPorts = pkgs.writeShellScript "vmdebug-has-ports" ''
+    for each in /sys/class/virtio-ports/*/name; do
+      read -r name < "$each" || continue
+      case $name in org.vmdebug.shell.*) exit 0 ;; esac
+    done
+    exit 1
+  '';
 in
 {
   options.vmdebug.test = {
@@ -16,8 +25,8 @@ in
       type = lib.types.bool;
       default = true;
       description = ''
-        Whether to run a root shell on the serial line, and the agent of `vmdebug exec`, when vmdebug starts the node.
-        When the test driver starts it, the serial line is the node's log.
+        Whether to run the agent of `vmdebug exec` when vmdebug starts the node, and outside the test driver a root shell
+        on the serial line. In the driver, the serial line is the node's log.
       '';
     };
     clonable = lib.mkOption {
@@ -39,11 +48,13 @@ in
       sharedDirectories = lib.mkForce { };
     };
     boot.kernelModules = [ "virtio_console" ];
-    # Only the driver gives the VM a virtio console, which it uses for its own shell.
     systemd.services.vmdebug-agent = lib.mkIf cfg.shell (
-      import ./agent.nix { inherit config pkgs; } // { unitConfig.ConditionPathExists = "!/dev/hvc0"; }
+      lib.recursiveUpdate (import ./agent.nix { inherit config pkgs; }) {
+        serviceConfig.ExecCondition = toString hasPorts;
+      }
     );
-    # NixOS's test modules disable the getty on the serial line.
+    # NixOS's test modules disable the getty on the serial line, which is the driver's. Only the driver gives the VM a
+    # virtio console, which it uses for its own shell.
     systemd.services.vmdebug-shell = lib.mkIf cfg.shell {
       description = "Root shell on the serial line";
       wantedBy = [ "multi-user.target" ];

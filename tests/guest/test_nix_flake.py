@@ -164,3 +164,68 @@ def test_builders_without_a_cache_are_told_what_to_put_where(flake: OurFlake, tm
     with pytest.raises(BuildError) as caught:
         expression(flake, check)
     assert f"extra-sandbox-paths = {tmp_path}/none" in caught.value.detail
+
+
+A_TEST = """
+{
+  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
+  inputs.vmdebug.url = "github:OWNER/vmdebug";
+  outputs = { nixpkgs, vmdebug, ... }: {
+    checks.x86_64-linux.boots = (import (nixpkgs + "/nixos/lib") { inherit (nixpkgs) lib; }).runTest {
+      imports = [ vmdebug.lib.testModule ];
+      name = "boots";
+      hostPkgs = nixpkgs.legacyPackages.x86_64-linux;
+      nodes.server = { };
+      testScript = { nodes, ... }: ''
+        import vmdebug
+
+        vmlinux = "${nodes.server.boot.kernelPackages.kernel.dev}/vmlinux"
+        with vmdebug.start_node(server, halt=True, vmlinux=vmlinux, accel="tcg") as session:
+            session.gdb.breakpoint("start_kernel", temporary=True)
+            stop = session.gdb.cont(timeout=120)
+            assert stop.frame.function == "start_kernel", stop
+        server.wait_for_console_text("vmdebug: guest ready")
+        assert "nokaslr" in session.exec("cat /proc/cmdline").stdout
+        raise AssertionError("the test fails here")
+      '';
+    };
+  };
+}
+"""
+
+
+@pytest.fixture
+def nixos_test(flake: OurFlake, tmp_path: Path) -> OurFlake:
+    """A flake with a NixOS test, and vmdebug as an input."""
+    (tmp_path / "flake").mkdir()
+    (tmp_path / "flake/flake.nix").write_text(A_TEST)
+    ours = {f"vmdebug/{name}": path for name, path in flake.inputs.items()}
+    given = {"nixpkgs", "nixpkgs/host"}
+    inputs = {name: path for name, path in flake.inputs.items() if name in given}
+    return OurFlake(tmp_path, {"vmdebug": flake.directory / "flake", **inputs, **ours}, flake.env)
+
+
+CHECK = "checks.x86_64-linux.boots"
+
+
+@pytest.mark.usefixtures("ended")
+def test_a_nixos_tests_node_starts_without_the_test(nixos_test: OurFlake, kernel: Kernel) -> None:
+    started = vmdebug(
+        nixos_test, "start", f"{nixos_test.url}#{CHECK}", "--halt", "--accel", "tcg", *nixos_test.nix_args
+    )
+    assert "vlan 1: no other node can be reached" in started.stderr
+    (found,) = json.loads(vmdebug(nixos_test, "status", "--json").stdout)
+    assert (found["name"], found["build_id"]) == ("boots", kernel.build_id)
+    stopped = vmdebug(nixos_test, "attach", "--batch", "--until", "start_kernel", "-ex", "bt").stdout
+    assert "#0  start_kernel ()" in stopped
+    assert vmdebug(nixos_test, "exec", "--", "echo", "up").stdout == "up\n"
+
+
+@pytest.mark.usefixtures("ended", "runtime")
+def test_a_nixos_test_has_breakpoints_and_keeps_its_node_if_it_fails(nixos_test: OurFlake) -> None:
+    driver = nixos_test.build(f"{CHECK}.driver") / "bin/nixos-test-driver"
+    environment = {**os.environ, **nixos_test.env, "VMDEBUG_KEEP": "1"}
+    done = process.run([driver], env=environment, check=False, deadline=Deadline.after(SECONDS))
+    assert "AssertionError: the test fails here" in done.stderr, done.stderr
+    assert "its node runs on: vmdebug attach server" in done.stderr
+    assert vmdebug(nixos_test, "exec", "server", "--", "echo", "kept").stdout == "kept\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.ourflake import IMAGES, WHOLE, OurFlake, a_source, evaluated
+from tests.fixtures.ourflake import IMAGES, TESTS, WHOLE, OurFlake, a_source, evaluated
 from vmdebug.errors import BuildError
 from vmdebug.process import Completed
 
@@ -33,6 +33,7 @@ VARIANT = "config.virtualisation.vmVariant"
 
 of_the_stand_in = pytest.mark.skipif(WHOLE, reason="it changes the stand-in's own files")
 of_images = pytest.mark.skipif(not IMAGES, reason="this nixpkgs has no system.build.images")
+of_tests = pytest.mark.skipif(not TESTS, reason="this nixpkgs has no packages of NixOS's test driver")
 
 
 @pytest.fixture(scope="module")
@@ -536,6 +537,63 @@ def test_what_is_mistyped_is_named(flake: OurFlake, tmp_path: Path, module: str,
     with pytest.raises(BuildError) as caught:
         mine.evaluate("nixosConfigurations.theirs.config.system.build.vm.drvPath")
     assert said in caught.value.detail
+
+
+A_TEST = """
+    checks.x86_64-linux.theirs = (import (nixpkgs + "/nixos/lib") {{ inherit (nixpkgs) lib; }}).runTest {{
+      imports = [ vmdebug.lib.testModule ];
+      name = "theirs";
+      hostPkgs = nixpkgs.legacyPackages.x86_64-linux;
+      nodes.one = {{ {one} }};
+      nodes.two = {{ virtualisation.vlans = [ 1 2 ]; }};
+      testScript = {{ nodes, ... }}: "import vmdebug; print('${{nodes.one.system.build.vm}}')";
+    }};
+"""
+
+
+def with_a_test(flake: OurFlake, directory: Path, one: str = "") -> OurFlake:
+    mine = theirs(flake, directory)
+    file = directory / "flake/flake.nix"
+    checks = A_TEST.format(one=one)
+    file.write_text(file.read_text().replace("    debuggable =", f"{checks}    debuggable ="))
+    return mine
+
+
+CHECK = "checks.x86_64-linux.theirs"
+
+
+@of_tests
+def test_a_nixos_test_has_vmdebug_in_its_driver_and_our_module_in_its_nodes(
+    flake: OurFlake, tmp_path: Path
+) -> None:
+    mine = with_a_test(flake, tmp_path)
+    assert mine.evaluate(f"{CHECK}.driver.drvPath").endswith(
+        "-nixos-test-driver-theirs.drv" if WHOLE else ".drv"
+    )
+    facts = mine.evaluate(
+        f"{CHECK}.nodes.one",
+        """node: {
+          params = builtins.elem "nokaslr" node.boot.kernelParams;
+          agent = node.systemd.services.vmdebug-agent.serviceConfig ? ExecCondition;
+          shell = node.systemd.services.vmdebug-shell.unitConfig.ConditionPathExists;
+        }""",
+    )
+    assert facts == {"params": True, "agent": True, "shell": "!/dev/hvc0"}
+    for node in ("one", "two"):
+        assert mine.evaluate(f"{CHECK}.nodes.{node}.system.build.vm.drvPath").endswith("-nixos-vm.drv")
+
+
+@of_tests
+def test_a_node_that_is_to_be_cloned_has_no_9p_and_a_store_that_can_be_written_to(
+    flake: OurFlake, tmp_path: Path
+) -> None:
+    mine = with_a_test(flake, tmp_path, "vmdebug.test = { clonable = true; shell = false; };")
+    facts = mine.evaluate(
+        f"{CHECK}.nodes.one",
+        """node: [ node.virtualisation.sharedDirectories node.virtualisation.writableStore
+          (node.systemd.services ? vmdebug-agent) ]""",
+    )
+    assert facts == [{}, True, False]
 
 
 def test_ccache_is_asked_for(flake: OurFlake, tmp_path: Path) -> None:
