@@ -33,13 +33,13 @@ def figures() -> list[Figure]:
     """Time all three."""
     with vmdebug.start("builtin", accel="tcg") as session:
         session.exec("true", timeout=SECONDS)
-        planted = session.gdb.breakpoint(SYMBOL)
-        planted.delete()
+        breakpoint_ = session.gdb.breakpoint(SYMBOL)
+        breakpoint_.delete()
         traced, bare = [], []
         for _ in range(ROUNDS):
             traced.append(_traced(session))
             session.gdb.detach()
-            bare.append(_bare(session, planted.address))
+            bare.append(_bare(session, breakpoint_.address))
             _connect(session)
         ours, baseline = statistics.median(traced), statistics.median(bare)
         session.gdb.detach()

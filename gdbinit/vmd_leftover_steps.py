@@ -97,7 +97,7 @@ class Steps:
         thread = gdb.selected_thread()
         if thread is None or not thread.is_valid() or thread.is_running():
             return
-        moments = Moments()
+        moments = ShortRuns()
         # If this fails, for example because the guest has ended, the detach that follows reports it.
         with contextlib.suppress(gdb.error), gdb.with_parameter("scheduler-locking", "off"), _quiet():
             while self.next() is not None:
@@ -165,7 +165,7 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-class Moments:
+class ShortRuns:
     """Runs the guest for short moments while GDB's prompt waits.
 
     At most one interrupt is pending at a time: GDB crashes if it ends with posted events that it has not run.

@@ -37,7 +37,7 @@ class Symbols:
         files: Path of each module's file, by module name; None before the search.
         placed: The modules that have symbols, by name.
         taken: The files of these symbols, by module name; also of modules that were unloaded since.
-        refused: Error message for each module without symbols, by name.
+        errors: Error message for each module without symbols, by name.
         behind: Whether a module was loaded since the last `follow`.
     """
 
@@ -47,7 +47,7 @@ class Symbols:
         self.files: dict[str, Path] | None = None
         self.placed: dict[str, vmd_loaded_modules.Module] = {}
         self.taken: dict[str, Path] = {}
-        self.refused: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
         self.behind = False
         self._scratch: Path | None = None
 
@@ -56,7 +56,7 @@ class Symbols:
         if path != self.path:
             self.path = path
             self.files = None
-            self.refused.clear()
+            self.errors.clear()
 
     def follow(self) -> list[str]:
         """Update the symbols to the modules that the guest has loaded.
@@ -95,8 +95,8 @@ class Symbols:
                 gdb.execute(f"add-symbol-file {words}", to_string=True)
         except (OSError, ValueError, gdb.error) as error:
             line = f"{module.name}: no symbols: {error}"
-            known = self.refused.get(module.name)
-            self.refused[module.name] = line
+            known = self.errors.get(module.name)
+            self.errors[module.name] = line
             return "" if known == line else line
         self.placed[module.name] = module
         self.taken[module.name] = packed
@@ -272,12 +272,12 @@ def _follow() -> None:
 
 
 def _list() -> None:
-    SYMBOLS.refused.clear()  # print the reasons again
+    SYMBOLS.errors.clear()  # print the reasons again
     modules: list[vmd_loaded_modules.Module] = []
     if vmd_guest.kernel_runs():
         SYMBOLS.follow()
         modules = vmd_loaded_modules.loaded()
-    for line in SYMBOLS.refused.values():
+    for line in SYMBOLS.errors.values():
         vmd_batch.say(line)
     for module in modules:
         file = SYMBOLS.taken[module.name] if module.name in SYMBOLS.placed else "no symbols"

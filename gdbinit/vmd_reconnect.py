@@ -94,7 +94,7 @@ def _forget_modules() -> None:
         with contextlib.suppress(gdb.error), gdb.with_parameter("confirm", False):
             gdb.execute(f"remove-symbol-file -a {module.address:#x}", to_string=True)
     vmd_modules.SYMBOLS.placed.clear()
-    vmd_modules.SYMBOLS.refused.clear()
+    vmd_modules.SYMBOLS.errors.clear()
     vmd_modules.SYMBOLS.files = None
 
 

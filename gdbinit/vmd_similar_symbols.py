@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-ENOUGH = 3
+LONGEST_LIST = 3
 
 _LISTED = re.compile(r"^\[\s*\d+\] \S+ \S+ (\S+)", re.MULTILINE)
 
@@ -30,7 +30,7 @@ def nearest(wanted: str, names: Iterable[str]) -> list[str]:
     }
     import difflib  # noqa: PLC0415 - needed only when a symbol does not exist
 
-    return difflib.get_close_matches(wanted, sorted(likely), n=ENOUGH, cutoff=0.7)
+    return difflib.get_close_matches(wanted, sorted(likely), n=LONGEST_LIST, cutoff=0.7)
 
 
 def _pairs(name: str) -> set[str]:

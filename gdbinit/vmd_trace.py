@@ -45,7 +45,7 @@ class Trace:
         self._when: str = wanted["when"]
         self._count: int | None = wanted["count"]
         self._backtrace: bool = wanted["backtrace"]
-        self._noted: list[Any] = []
+        self._hits: list[Any] = []
         self._forgotten = 0
         self._seen = 0
         self._why = ""
@@ -91,13 +91,13 @@ class Trace:
         """Refuse expressions that no hit can evaluate. A condition must be valid in at least one location."""
         for probe in self._probes:
             for each in probe.expressions:
-                if words := probe.refuses(each.text):
+                if words := probe.evaluation_error(each.text):
                     raise gdb.GdbError(f"{each.text} at {probe.where}: {words}")
-        refused = {probe: probe.refuses(self._when) for probe in self._probes if self._when}
-        if refused and all(refused.values()):
-            probe, words = next(iter(refused.items()))
+        errors = {probe: probe.evaluation_error(self._when) for probe in self._probes if self._when}
+        if errors and all(errors.values()):
+            probe, words = next(iter(errors.items()))
             raise gdb.GdbError(f"the condition {self._when} at {probe.where}: {words}")
-        for probe, words in refused.items():
+        for probe, words in errors.items():
             if words:
                 probe.enabled = False
                 self.notes.append(f"{probe.where} records no hits: no such condition there: {words}")
@@ -155,7 +155,7 @@ class Trace:
             return
         self._seen += 1
         context = self._context = self._context or HitContext()
-        noted = [
+        hit = [
             index,
             now,
             context.clock(),
@@ -168,19 +168,19 @@ class Trace:
         if returns:
             # The stack pointer identifies a call: each task has its own stack, and nested calls are deeper.
             earlier = self._open.pop(key := _caller_sp(gdb.selected_frame()), None)
-            self._open[key] = noted
+            self._open[key] = hit
             if earlier is not None:
-                self._noted.append(earlier)
+                self._hits.append(earlier)
         else:
-            self._noted.append(noted)
+            self._hits.append(hit)
 
     def left(self, result: Result | None) -> None:
         """Record that the selected CPU is about to leave a function."""
         registers, arch = Registers(), self._arch
-        noted = self._open.pop((registers[arch.sp] + arch.return_address_bytes) & WORD, None)
-        if noted is not None:
-            noted[-1] = None if result is None else result(registers[arch.result])
-            self._noted.append(noted)
+        hit = self._open.pop((registers[arch.sp] + arch.return_address_bytes) & WORD, None)
+        if hit is not None:
+            hit[-1] = None if result is None else result(registers[arch.result])
+            self._hits.append(hit)
 
     def take(self, seen: int) -> list[Any]:
         """Return the recorded hits after the first `seen`, which the host has; delete those.
@@ -188,9 +188,9 @@ class Trace:
         Returned hits are kept until the host confirms them: GDB may report an error for an MI command after
         it has run it, because the guest resumes from another hit.
         """
-        del self._noted[: seen - self._forgotten]
+        del self._hits[: seen - self._forgotten]
         self._forgotten = seen
-        return self._noted
+        return self._hits
 
     def _holds(self) -> bool:
         try:
@@ -217,7 +217,7 @@ class Trace:
             if each.is_valid():
                 each.delete()
         self._breakpoints.clear()
-        self._noted += self._open.values()
+        self._hits += self._open.values()
         self._open.clear()
 
 
@@ -233,7 +233,7 @@ class Probe(gdb.Breakpoint):
         self._index = index
         self.expressions = [Expression(each) for each in args]
 
-    def refuses(self, text: str) -> str:
+    def evaluation_error(self, text: str) -> str:
         """Return GDB's error if an expression can never be evaluated at the location; else ""."""
         try:
             # GDB parses a condition in the scope of the location, and does not evaluate it yet.

@@ -17,7 +17,7 @@ import vmd_slide
 PANIC = "panic"
 """Every panic calls it. A kernel without a pvpanic driver does not tell QEMU, and spins."""
 
-_SAID = "Command aborted."
+_ALREADY_PRINTED = "Command aborted."
 """The text of GDB's error when it has already printed the real one."""
 
 
@@ -155,7 +155,7 @@ def _first_argument() -> str:
 def _lost(location: str, error: gdb.error) -> None:
     if not vmd_guest.connected():
         # GDB has printed the real error already.
-        why = "" if str(error) == _SAID else f": {error}"
+        why = "" if str(error) == _ALREADY_PRINTED else f": {error}"
         vmd_batch.fail(f"the guest ended before it reached {location}{why}")
     if "hardware breakpoint" in str(error):
         held = vmd_arch.current().hardware_breakpoints

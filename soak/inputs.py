@@ -299,7 +299,7 @@ def _names(text: str) -> None:
         guest.memory_mib,
         bases.parse,
         fragments.load,
-        lambda words: config.anchored(words, Path("/")),
+        lambda words: config.absolute_guest(words, Path("/")),
     ):
         with contextlib.suppress(VmdebugError):
             read(text)

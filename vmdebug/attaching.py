@@ -49,7 +49,7 @@ def attach(
         )
     with contextlib.ExitStack() as undo:
         owner = undo.enter_context(VmOwner.claim(lock, machine.name))
-        clients.refuse_other(machine.state.gdb, machine.name)
+        clients.check_free(machine.state.gdb, machine.name)
         gdb = undo.enter_context(_loaded(machine, preloaded, deadline))
         _connect(gdb, machine, owner, force=force, deadline=deadline)
         undo.pop_all()

@@ -28,7 +28,7 @@ import msgspec
 
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import UEFI, Accel, GuestOptions, StartOptions, memory_mib
-from vmdebug.paths import absolute, holds
+from vmdebug.paths import absolute, or_false
 from vmdebug.spelling import nearest
 
 FILE = "vmdebug.toml"
@@ -84,17 +84,17 @@ def lookup(words: str | None = None, cwd: Path | None = None) -> GuestOptions:
         HostError: vmdebug.toml cannot be read.
     """
     if words is not None and not _NAME.fullmatch(words):
-        return GuestOptions(source=words if cwd is None else anchored(words, cwd))
+        return GuestOptions(source=words if cwd is None else absolute_guest(words, cwd))
     file = find(cwd)
     config = Config(Path(FILE), None, {}) if file is None else read(file)
     if words is None:
         return _default(config)
     if words in config.guests:
         return config.guests[words]
-    return GuestOptions(source=words if cwd is None else anchored(words, cwd))
+    return GuestOptions(source=words if cwd is None else absolute_guest(words, cwd))
 
 
-def anchored(words: str, directory: Path) -> str:
+def absolute_guest(words: str, directory: Path) -> str:
     """Return GUEST with its path, if it has one, made absolute.
 
     Args:
@@ -104,7 +104,7 @@ def anchored(words: str, directory: Path) -> str:
     if words == "builtin":
         return words
     reference, hash_sign, attribute = words.partition("#")
-    if not hash_sign or holds((directory / words).exists):
+    if not hash_sign or or_false((directory / words).exists):
         return str(absolute(words, directory))
     # Nix takes these for paths, everything else for the registry or a URL: nix3-flake(1), "Path-like syntax".
     if not reference or reference.startswith((".", "/", "~")):
@@ -209,7 +209,7 @@ def _value(path: Path, name: str, key: str, value: Any) -> Any:
         if key in _PATHS or (key == "firmware" and value != UEFI):
             return str(absolute(value, path.parent))
         if key == "source":
-            return anchored(value, path.parent)
+            return absolute_guest(value, path.parent)
         if key == "memory":
             try:
                 return memory_mib(value)
@@ -237,8 +237,8 @@ def _default(config: Config) -> GuestOptions:
         return GuestOptions() if "builtin" not in config.guests else config.guests["builtin"]
     if words in config.guests:
         return config.guests[words]
-    if _NAME.fullmatch(words) and words != "builtin" and not holds((config.path.parent / words).exists):
+    if _NAME.fullmatch(words) and words != "builtin" and not or_false((config.path.parent / words).exists):
         near = nearest(words, config.guests)
         hint = f"did you mean {near!r}?" if near else f"its guests: {', '.join(config.guests) or 'none'}"
         raise UsageError(f"{config.path}: default: no [guest.{words}] in it", hint=hint)
-    return GuestOptions(source=anchored(words, config.path.parent))
+    return GuestOptions(source=absolute_guest(words, config.path.parent))

@@ -284,7 +284,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     asked: GuestOptions | None = None
 
 
-SANE_WHEN_STOPPED = ("nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1")
+DEBUGGER_PARAMETERS = ("nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1")
 """Parameters that prevent a guest from reporting a stop in the debugger as a hang; `Arch.parameters` has
 more.
 
@@ -293,17 +293,17 @@ detector report the time for which the guest was stopped.
 """
 
 
-LOUD = "ignore_loglevel"
+IGNORE_LOGLEVEL = "ignore_loglevel"
 """The parameter that makes the console show all kernel messages, even after `dmesg -n 1`.
 
 Otherwise a warning of the kernel might not appear there. See ignore_loglevel in kernel-parameters.txt.
 """
 
-LOUDNESS = ("quiet", "loglevel", LOUD)
-"""Parameters with which the user chooses the console's log level; then `LOUD` is not added."""
+LOGLEVEL_PARAMETERS = ("quiet", "loglevel", IGNORE_LOGLEVEL)
+"""Parameters with which the user chooses the console's log level; then `IGNORE_LOGLEVEL` is not added."""
 
 BAUD = 115200
-"""Speed of the serial console, in bit/s.
+"""Speed of a serial line, in bit/s: of the guest's console, and of kgdb, as in `kgdboc=ttyS0,115200`.
 
 QEMU's 16550 delays the end of its input by the time of four characters (hw/char/serial.c): 4 ms for each line
 at the kernel's default of 9600.
@@ -321,8 +321,8 @@ def parameters(row: Arch, *, kaslr: bool, append: str) -> tuple[str, ...]:
     slide = () if kaslr else ("nokaslr",)
     console = f"console={row.console},{BAUD}"
     said = append.split()
-    loud = () if any(word.partition("=")[0] in LOUDNESS for word in said) else (LOUD,)
-    return (console, *slide, *SANE_WHEN_STOPPED, *loud, *row.parameters, *said)
+    loud = () if any(word.partition("=")[0] in LOGLEVEL_PARAMETERS for word in said) else (IGNORE_LOGLEVEL,)
+    return (console, *slide, *DEBUGGER_PARAMETERS, *loud, *row.parameters, *said)
 
 
 _MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
@@ -345,7 +345,7 @@ def memory_mib(text: str) -> int:
     return int(mib)
 
 
-def unheard(row: Arch, words: Sequence[str]) -> tuple[str, ...]:
+def console_notes(row: Arch, words: Sequence[str]) -> tuple[str, ...]:
     """Return a note if kernel parameters put the console where vmdebug does not listen.
 
     Each `console=` gets the kernel's messages; the last one is also /dev/console, which programs write to.

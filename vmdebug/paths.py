@@ -26,8 +26,8 @@ def absolute(words: str, directory: Path | None = None) -> Path:
     return path
 
 
-def holds(question: Callable[[], bool]) -> bool:
-    """Return what a question about a path returns, as in `holds(path.is_dir)`; False where pathlib raises.
+def or_false(question: Callable[[], bool]) -> bool:
+    """Return what a question about a path returns, as in `or_false(path.is_dir)`; False where pathlib raises.
 
     pathlib raises for a name that is too long, or a directory without search permission.
     """
@@ -57,7 +57,7 @@ def of_user(find: Callable[[str], str], variable: str) -> Path:
     )
 
 
-ENOUGH = 1 << 20
+FULL_BELOW_BYTES = 1 << 20
 """Bytes below which a file system counts as full."""
 
 
@@ -65,7 +65,7 @@ def full(path: Path) -> bool:
     """Return whether the file system of a path is full; the path need not exist."""
     sizes = os.statvfs(_existing(path))
     # Some file systems do not count blocks, and report 0.
-    return bool(sizes.f_blocks) and sizes.f_bavail * sizes.f_frsize < ENOUGH
+    return bool(sizes.f_blocks) and sizes.f_bavail * sizes.f_frsize < FULL_BELOW_BYTES
 
 
 def _existing(path: Path) -> Path:

@@ -116,7 +116,7 @@ def test_what_cannot_stick_is_named_with_what_stopped_it(
     # Newer kernels do not need INET.
     without = nine["why"].replace("INET [=n] and ", "")
     assert without == "depends on NETWORK_FILESYSTEMS [=n] and NET_9P [=n]"
-    assert nine["mends"] == "nixos-boot"
+    assert nine["add_fragment"] == "nixos-boot"
     (taken,) = dropped.keys() & {"CONFIG_HZ_100", "CONFIG_HZ_250"}
     assert dropped[taken]["why"].startswith("its choice is set to HZ_")
     assert "CONFIG_PRINTK" not in dropped
@@ -126,8 +126,8 @@ def as_if_its_rules_were(rules: str, directory: Path, monkeypatch: pytest.Monkey
     """Run the program as with other Makefile rules, in the build directory `o`."""
     (directory / "scripts/kconfig").mkdir(parents=True)
     (directory / "scripts/kconfig/Makefile").write_text(rules)
-    words = reasons._in_place_of_its_own(directory, directory / "o")
-    monkeypatch.setattr(reasons, "_in_place_of_its_own", lambda *_: words)
+    words = reasons._program_argument(directory, directory / "o")
+    monkeypatch.setattr(reasons, "_program_argument", lambda *_: words)
 
 
 ASKS_PYTHON = """\

@@ -187,7 +187,7 @@ def test_what_a_panic_catch_takes_in(oops: bool, warn: bool, reasons: list[str])
     ],
 )
 def test_what_a_refusal_means(words: str, message: str, hint: str) -> None:
-    error = gdb_errors.breakpoint_refused(GdbError("GDB refused it", command="-x", words=words), "here")
+    error = gdb_errors.breakpoint_error(GdbError("GDB refused it", command="-x", words=words), "here")
     assert error.message == message
     assert hint in error.hint
     assert (error.command, error.words) == ("-x", words)
@@ -203,12 +203,12 @@ def test_what_a_refusal_means(words: str, message: str, hint: str) -> None:
 )
 def test_what_to_do_about_a_name_depends_on_where_it_stands(when: str, unknown: str, hint: str) -> None:
     error = GdbError("GDB refused it", command="-x", words='No symbol "x" in current context.')
-    assert gdb_errors.breakpoint_refused(error, "here", when=when, unknown=unknown).hint == hint
+    assert gdb_errors.breakpoint_error(error, "here", when=when, unknown=unknown).hint == hint
 
 
 def test_the_end_of_gdb_is_no_refusal() -> None:
     ended = GdbError("GDB has ended")
-    assert gdb_errors.breakpoint_refused(ended, "here") is ended
+    assert gdb_errors.breakpoint_error(ended, "here") is ended
     assert gdb_errors.renamed(ended, "here") is ended
 
 

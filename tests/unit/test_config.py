@@ -107,7 +107,7 @@ class TestLookup:
     @pytest.mark.parametrize("default", [".#base", "./linux", "builtin"])
     def test_a_default_can_be_any_guest(self, tmp_path: Path, default: str) -> None:
         write(tmp_path, f'default = "{default}"')
-        assert config.lookup(None, tmp_path) == GuestOptions(source=config.anchored(default, tmp_path))
+        assert config.lookup(None, tmp_path) == GuestOptions(source=config.absolute_guest(default, tmp_path))
 
     def test_without_a_file_builtin(self, tmp_path: Path) -> None:
         assert config.lookup(None, tmp_path) == GuestOptions(source="builtin")
@@ -163,13 +163,13 @@ class TestLookup:
     ],
 )
 def test_paths_are_anchored_and_nothing_else(words: str, means: str) -> None:
-    assert config.anchored(words, Path("/p")) == means
+    assert config.absolute_guest(words, Path("/p")) == means
 
 
 @given(st.text() | st.text("./#~?:ab\0", max_size=8))
 def test_any_words_can_be_anchored_and_then_stay_as_they_are(words: str) -> None:
-    anchored = config.anchored(words, Path("/p"))
-    assert config.anchored(anchored, Path("/elsewhere")) == anchored
+    anchored = config.absolute_guest(words, Path("/p"))
+    assert config.absolute_guest(anchored, Path("/elsewhere")) == anchored
 
 
 class TestErrors:

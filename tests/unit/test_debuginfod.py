@@ -58,7 +58,7 @@ def spec(tmp_path: Path) -> LaunchSpec:
 
 
 def filled(spec: LaunchSpec) -> LaunchSpec:
-    return debuginfod.filled(spec, report=silent, deadline=Deadline.after(60))
+    return debuginfod.with_symbols(spec, report=silent, deadline=Deadline.after(60))
 
 
 def test_they_are_fetched_once(served: Path, spec: LaunchSpec) -> None:

@@ -42,17 +42,17 @@ def test_a_wrong_type_is_named_by_its_place() -> None:
 def test_ours_come_before_the_users_parameters() -> None:
     ours = guest.parameters(by_name("x86_64"), kaslr=False, append="quiet nowatchdog=0")
     assert ours[:2] == ("console=ttyS0,115200", "nokaslr")
-    assert set(guest.SANE_WHEN_STOPPED) < set(ours)
+    assert set(guest.DEBUGGER_PARAMETERS) < set(ours)
     assert ours[-2:] == ("quiet", "nowatchdog=0")
 
 
 @pytest.mark.parametrize(
     ("append", "loud"),
-    [("", True), ("ro", True), ("quiet", False), ("loglevel=4", False), (guest.LOUD, False)],
+    [("", True), ("ro", True), ("quiet", False), ("loglevel=4", False), (guest.IGNORE_LOGLEVEL, False)],
 )
 def test_the_console_shows_every_message_unless_the_user_chooses(append: str, loud: bool) -> None:
     ours = guest.parameters(by_name("x86_64"), kaslr=False, append=append)
-    assert (guest.LOUD in ours[: len(ours) - len(append.split())]) == loud
+    assert (guest.IGNORE_LOGLEVEL in ours[: len(ours) - len(append.split())]) == loud
 
 
 def test_kaslr_stays_on_when_asked_for() -> None:

@@ -83,7 +83,7 @@ def test_a_debug_package_of_another_build_is_passed_over(tmp_path: Path, bzimage
 def test_a_release_leads_to_no_other_directory(tmp_path: Path, bzimage: Path) -> None:
     kernelfiles.vmlinux(tmp_path / "vmlinux")
     assert list(image.beside(bzimage, "x/../../vmlinux")) == []
-    assert list(image.elsewhere("../../vmlinux")) == []
+    assert list(image.installed("../../vmlinux")) == []
 
 
 def test_no_image(tmp_path: Path) -> None:

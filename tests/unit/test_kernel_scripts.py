@@ -116,7 +116,7 @@ def make(of: Kernel, **options: Any) -> Scripts:
 
 def filled(of: Kernel, **said: Any) -> LaunchSpec:
     spec = LaunchSpec(name="a", guest=".#a", machine=OwnMachine(), kernel=of, notes=("first",))
-    return prepare.filled(spec, GuestOptions(**said), report=silent, deadline=Deadline.after(60))
+    return prepare.with_scripts(spec, GuestOptions(**said), report=silent, deadline=Deadline.after(60))
 
 
 def usable(made: Scripts) -> bool:
@@ -273,10 +273,10 @@ def test_a_source_is_the_kernels_by_its_version(
     of = kernel(tmp_path, release=release)
     wanted = Wanted(of, tmp_path / "vmlinux")
     if same:
-        script_parts.refuse_other(linux, wanted)
+        script_parts.check_same_build(linux, wanted)
         return
     with pytest.raises(MismatchError, match=rf"belong to Linux {'.'.join(version)}, and the image") as caught:
-        script_parts.refuse_other(linux, wanted)
+        script_parts.check_same_build(linux, wanted)
     assert kernelfiles.ID in caught.value.detail
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from vmdebug.plugin.main_thread import NUMBER, MainThreadInterrupt
 
-FOR_EVER = 3600.0
+NO_LIMIT_SECONDS = 3600.0
 
 
 class Trouble(BaseException):
@@ -33,9 +33,9 @@ def soon(interrupter: MainThreadInterrupt) -> threading.Thread:
 @pytest.mark.parametrize(
     "wait",
     [
-        pytest.param(lambda: time.sleep(FOR_EVER), id="sleep"),
-        pytest.param(lambda: queue.Queue[None]().get(timeout=FOR_EVER), id="lock"),
-        pytest.param(lambda: select.poll().poll(1000 * FOR_EVER), id="poll"),
+        pytest.param(lambda: time.sleep(NO_LIMIT_SECONDS), id="sleep"),
+        pytest.param(lambda: queue.Queue[None]().get(timeout=NO_LIMIT_SECONDS), id="lock"),
+        pytest.param(lambda: select.poll().poll(1000 * NO_LIMIT_SECONDS), id="poll"),
         pytest.param(lambda: [None for _ in iter(int, 1)], id="busy"),
     ],
 )
@@ -50,7 +50,7 @@ def test_whatever_the_main_thread_waits_in_ends(wait: Callable[[], object]) -> N
 
 def deaf() -> None:
     with contextlib.suppress(Exception):  # as tests do
-        time.sleep(FOR_EVER)
+        time.sleep(NO_LIMIT_SECONDS)
 
 
 def test_code_that_catches_every_exception_is_ended_by_a_base_exception() -> None:

@@ -113,7 +113,7 @@ def test_how_it_is_told_to_become_root_and_to_stay_what_it_is(
     ],
 )
 def test_what_a_refusal_means(status: int, stderr: str, kind: type[VmdebugError], said: str) -> None:
-    error = rebuild.refused(BOX, Completed(("ssh", BOX), status, "", stderr))
+    error = rebuild.failure(BOX, Completed(("ssh", BOX), status, "", stderr))
     assert type(error) is kind
     assert said in error.message
     assert stderr in error.detail

@@ -70,7 +70,7 @@ def test_a_modular_kernel_is_refused_with_what_mends_it(runner: Path, kernel: Ke
     with pytest.raises(
         UsageError, match=r"cannot boot \.#base: these options are not built in: EXT4_FS=m\n"
     ) as caught:
-        requirements.refuse(kernel, runner, SCRIPT, ".#base")
+        requirements.check_runner(kernel, runner, SCRIPT, ".#base")
     assert caught.value.hint.startswith("vmdebug kernel config --source ")
     assert " -f nixos-boot -o " in caught.value.hint
     assert "the root file system" in caught.value.detail
@@ -78,18 +78,18 @@ def test_a_modular_kernel_is_refused_with_what_mends_it(runner: Path, kernel: Ke
 
 def test_one_with_all_built_in_is_not(runner: Path, kernel: Kernel) -> None:
     configure(kernel, "".join(f"CONFIG_{name}=y\n" for name in options(runner)))
-    assert requirements.refuse(kernel, runner, SCRIPT, ".#base") == ""
+    assert requirements.check_runner(kernel, runner, SCRIPT, ".#base") == ""
 
 
 def test_where_nothing_tells_it_is_a_note(runner: Path, kernel: Kernel) -> None:
     assert kernel.vmlinux is not None
     (kernel.vmlinux.parent / ".config").unlink()
-    assert requirements.refuse(kernel, runner, SCRIPT, ".#base").startswith("it is unknown whether")
+    assert requirements.check_runner(kernel, runner, SCRIPT, ".#base").startswith("it is unknown whether")
 
 
 @pytest.mark.parametrize("need", requirements.all_(), ids=lambda need: f"{need.purpose}-{need.option}")
 def test_the_fragment_that_mends_a_need_has_it(need: requirements.Need) -> None:
-    has = dotconfig.options((shipped.kconfigs() / f"{need.mends}.config").read_text())
+    has = dotconfig.options((shipped.kconfigs() / f"{need.add_fragment}.config").read_text())
     # DEBUG_INFO has no prompt; a choice sets it.
     asked = "DEBUG_INFO_DWARF5" if need.purpose == "debugging" else need.option
     assert has[f"CONFIG_{asked}"] == "y"

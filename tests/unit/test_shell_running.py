@@ -24,7 +24,7 @@ class Debugger:
     def fileno(self) -> int:
         return self._event
 
-    def look(self) -> None:
+    def check_stop(self) -> None:
         if self.stopped:
             raise StateError("the guest has stopped", hint="wait_stop() returns that stop")
 

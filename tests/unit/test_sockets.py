@@ -34,9 +34,9 @@ def test_the_client_of_a_unix_socket_is_found(runtime: Path) -> None:
         with server.accept()[0]:
             assert sockets.clients(path) == [os.fstat(client.fileno()).st_ino]
             with pytest.raises(StateError, match=f"pid {os.getpid()} "):
-                clients.refuse_other(path, "v")
+                clients.check_free(path, "v")
             client.close()
-            clients.refuse_other(path, "v")
+            clients.check_free(path, "v")
 
 
 def test_the_client_of_a_tcp_port_is_found() -> None:
@@ -44,10 +44,10 @@ def test_the_client_of_a_tcp_port_is_found() -> None:
         server.bind(("127.0.0.1", 0))
         server.listen()
         endpoint = f"127.0.0.1:{server.getsockname()[1]}"
-        clients.refuse_other(endpoint, "v")
+        clients.check_free(endpoint, "v")
         client.connect(server.getsockname())
         with server.accept()[0], pytest.raises(StateError, match=f"pid {os.getpid()} "):
-            clients.refuse_other(endpoint, "v")
+            clients.check_free(endpoint, "v")
 
 
 def test_a_socket_that_nobody_has_open_has_no_holder() -> None:

@@ -80,8 +80,8 @@ class Runner:
         self.did.append(command if "start" not in command else "start")
         return self._answers.pop(0)
 
-    def trace(self, planted: BreakpointTable) -> Trace:
-        return Trace(GdbCollector(self, self.ask, planted, SECONDS), Wanted((READ,)))
+    def trace(self, table: BreakpointTable) -> Trace:
+        return Trace(GdbCollector(self, self.ask, table, SECONDS), Wanted((READ,)))
 
 
 def test_a_batch_as_hits() -> None:
@@ -94,11 +94,11 @@ def test_a_batch_as_hits() -> None:
 
 def test_a_stopped_guest_runs_inside_the_block_only() -> None:
     runner = Runner(State.STOPPED, BEGUN, batch(NOTED), batch(NOTED, full=True))
-    planted = BreakpointTable()
-    with runner.trace(planted) as hits:
+    table = BreakpointTable()
+    with runner.trace(table) as hits:
         assert hits.take() == [HIT]
         assert not hits.full
-        assert sorted(each.number for each in planted.all()) == [-8, -7]
+        assert sorted(each.number for each in table.all()) == [-8, -7]
         assert hits.notes == ("that is all",)
     assert runner.did == [
         "hold", "start", "let go", "resume",
@@ -107,7 +107,7 @@ def test_a_stopped_guest_runs_inside_the_block_only() -> None:
     ]  # fmt: skip
     assert list(hits) == [HIT, HIT]
     assert hits.full
-    assert not planted
+    assert not table
 
 
 def test_a_running_guest_runs_on() -> None:
@@ -148,11 +148,11 @@ def test_a_guest_that_cannot_be_resumed_keeps_no_breakpoints() -> None:
             raise GdbError("it does not run")
 
     runner = Stuck(State.STOPPED, BEGUN, batch())
-    planted = BreakpointTable()
-    with pytest.raises(GdbError, match="does not run"), runner.trace(planted):
+    table = BreakpointTable()
+    with pytest.raises(GdbError, match="does not run"), runner.trace(table):
         pass
     assert runner.did[-2:] == ["-vmd-trace-end 3 0", "let go"]
-    assert not planted
+    assert not table
 
 
 @pytest.mark.parametrize(

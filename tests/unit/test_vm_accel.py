@@ -78,14 +78,14 @@ def test_the_proof_is_remembered_for_this_boot(tmp_path: Path, host: Host) -> No
 def test_a_silent_kernel_means_tcg_and_is_remembered(
     tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accel, "BOOT_SECONDS", 0.3)
+    monkeypatch.setattr(accel, "FIRST_LINE_SECONDS", 0.3)
     of = subject(tmp_path, SILENT)
     for _ in range(2):
         assert choose("auto", of, host) == Choice(
             "tcg", "no KVM: with KVM the kernel printed nothing for 0.3 s"
         )
     assert boots(tmp_path) == 1
-    monkeypatch.setattr(accel, "ASKED_SECONDS", 0.6)
+    monkeypatch.setattr(accel, "FIRST_LINE_SECONDS_IF_ASKED", 0.6)
     with pytest.raises(HostError, match=r"printed nothing for 0\.6 s") as caught:
         choose("kvm", of, host)
     assert 'accel="tcg"' in caught.value.hint

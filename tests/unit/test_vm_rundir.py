@@ -220,7 +220,7 @@ def test_a_file_lock_is_made_and_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_a_process_keeps_is_locked_for_tmpfiles(tmp_path: Path) -> None:
-    with rundir.kept(tmp_path) as fds:
+    with rundir.kept_from_cleaning(tmp_path) as fds:
         child = process.start(["cat"], stdin=process.PIPE, pass_fds=fds)
     assert child.stdin is not None
     fd = os.open(tmp_path, os.O_RDONLY | os.O_CLOEXEC)

@@ -13,7 +13,7 @@ from vmdebug.channel import port
 from vmdebug.channel.agent.session import EndedError, Session, VersionError
 from vmdebug.channel.found import ORDER, REASONS, Found, Kind
 from vmdebug.channel.port import PortAddress, Ways
-from vmdebug.channel.watch import Watch
+from vmdebug.channel.watch import NO_ANSWER_HINT, Watch
 from vmdebug.deadline import Deadline
 
 BETTER_SECONDS = 1.0
@@ -106,7 +106,7 @@ class Search:
             if self._found is not None and (self._best or now >= self._found_at + BETTER_SECONDS):
                 return self._found
             if deadline.passed:
-                raise deadline.error(WANTED, hint=_HINT, detail=self._watch.tail(10))
+                raise deadline.error(WANTED, hint=NO_ANSWER_HINT, detail=self._watch.tail(10))
             if now >= ask_at:
                 for each in self._asked.values():
                     each.ask()
@@ -178,6 +178,3 @@ class _Console:
         if text != self._text or self._since == 0.0:
             self._text, self._since = text, time.monotonic()
         return time.monotonic() - self._since if ready.look(text) is not ready.Look.OTHER else -1.0
-
-
-_HINT = "is the guest stopped by a debugger, or does it still boot?"

@@ -11,7 +11,7 @@ from typing import IO, Protocol
 
 from vmdebug import process
 from vmdebug.channel.log import death, kept
-from vmdebug.channel.log.inotify import Growth
+from vmdebug.channel.log.inotify import Inotify
 from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import GuestDiedError
 
@@ -22,8 +22,10 @@ FIRST_SILENCE_SECONDS, LAST_SILENCE_SECONDS = 1.0, 8.0
 """Seconds of silence after which QEMU is asked whether the guest lives; the time doubles up to the second
 value."""
 
-LAST_WORDS_SECONDS = 0.5
+PANIC_OUTPUT_SECONDS = 0.5
 """How long to wait for the rest of a panic's output, for the error."""
+
+NO_ANSWER_HINT = "is the guest stopped by a debugger, or does it still boot?"
 
 TAIL_BYTES = 1 << 18
 TAIL_LINES = 40
@@ -36,7 +38,7 @@ class Debugger(Protocol):
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when the guest stops; or -1."""
 
-    def look(self) -> None:
+    def check_stop(self) -> None:
         """Raise StateError if the guest has stopped and will not continue by itself."""
 
 
@@ -82,7 +84,7 @@ class Watch:
         self.debugger = debugger
         self._silence = Silence(cause)
         self._held = contextlib.ExitStack()
-        self._open: tuple[IO[bytes], Growth] | None = None
+        self._open: tuple[IO[bytes], Inotify] | None = None
         self._seen = b""
 
     def close(self) -> None:
@@ -135,17 +137,17 @@ class Watch:
             wanted: What the caller waited for.
             cause: How it died; "": find it in the log, else QEMU has ended.
         """
-        end = Deadline.after(LAST_WORDS_SECONDS)
-        with contextlib.suppress(FileNotFoundError), Growth(self.log) as growth:
+        end = Deadline.after(PANIC_OUTPUT_SECONDS)
+        with contextlib.suppress(FileNotFoundError), Inotify(self.log) as inotify:
             while cause and death.END_OF_PANIC not in self.tail_bytes() and not end.passed:
-                growth.seen()
-                if not growth.wait(end.remaining):
+                inotify.discard()
+                if not inotify.wait(end.remaining):
                     break
-        told = death.cause_in_log(self.tail_bytes())
-        cause = told or cause or "QEMU has ended"
+        in_log = death.cause_in_log(self.tail_bytes())
+        cause = in_log or cause or "QEMU has ended"
         name = self.log.parent.name
         # If the console does not show the reason, the kernel's log in guest memory does.
-        verb = "log" if told or cause == "QEMU has ended" else "dmesg"
+        verb = "log" if in_log or cause == "QEMU has ended" else "dmesg"
         hint = f"`vmdebug {verb} {name}` shows all of its output"
         return GuestDiedError(
             f"the guest died while vmdebug waited for {wanted}: {cause}",
@@ -171,24 +173,24 @@ class Watch:
 
     def _poll(self, descriptors: Mapping[int, int], seconds: float) -> frozenset[int]:
         stopped = -1 if self.debugger is None else self.debugger.fileno()
-        growth = -1 if self._open is None else self._open[1].fileno()
-        ready = wait_ready(stopped, growth, seconds=seconds, events=descriptors)
+        inotify = -1 if self._open is None else self._open[1].fileno()
+        ready = wait_ready(stopped, inotify, seconds=seconds, events=descriptors)
         if stopped in ready and self.debugger is not None and not ready & descriptors.keys():
-            self.debugger.look()
+            self.debugger.check_stop()
         return frozenset(ready & descriptors.keys())
 
     def _follow(self) -> None:
         with contextlib.suppress(OSError):  # removed because QEMU has ended, which the sockets show
             stream = self._held.enter_context(self.log.open("rb", buffering=0))
-            growth = self._held.enter_context(Growth(self.log))
-            self._open = stream, growth
+            inotify = self._held.enter_context(Inotify(self.log))
+            self._open = stream, inotify
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
 
     def _look(self, wanted: str) -> None:
         if self._open is None:
             return
-        stream, growth = self._open
-        growth.seen()
+        stream, inotify = self._open
+        inotify.discard()
         while new := kept.read_next(stream.fileno(), TAIL_BYTES):
             cause = death.cause_in_log(self._seen + new)
             self._seen = (self._seen + new)[-death.WINDOW :]

@@ -123,7 +123,7 @@ def attach(
         _refuse(until=until, timeout=timeout, share=share, batch=batch)
         _to_vm(name, attachment, until=until)
     else:
-        kgdb_line.refuse(name=name, until=until, timeout=timeout, share=share)
+        kgdb_line.check_options(name=name, until=until, timeout=timeout, share=share)
         nix_words = options.nix_words(override_input, impure, nix_arg)
         kernel = kgdb_line.kernel_of(guest, target_host, nix_words, modules=modules)
         kgdb_line.attach(kgdb, baud, attachment(endpoint="", kernel=kernel))

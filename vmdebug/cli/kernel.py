@@ -169,7 +169,7 @@ def check(
 
     configuration = dotconfig.find(guest) if guest is not None and kernel is None else None
     if configuration is not None:
-        kernel_config.judge(configuration, requirements.HAS_TO, as_json=as_json)
+        kernel_config.judge(configuration, requirements.REQUIRED_PURPOSES, as_json=as_json)
         return
     from vmdebug.errors import MismatchError
     from vmdebug.sources import check as checking

@@ -84,7 +84,7 @@ def config(
     if check is not None:
         from vmdebug.sources.configuration import requirements
 
-        judge(check, requirements.NIXOS_TOO, as_json=as_json)
+        judge(check, requirements.NIXOS_PURPOSES, as_json=as_json)
         return
     if output is None:
         raise UsageError(
@@ -178,8 +178,8 @@ def judge(path: Path, purposes: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def _row(line: Checked) -> tuple[str, ...]:
-    mends = f"-f {line.mends}" if line.mends else ""
-    return (line.option, line.found, line.wanted, line.purpose, line.why, mends)
+    add_fragment = f"-f {line.add_fragment}" if line.add_fragment else ""
+    return (line.option, line.found, line.wanted, line.purpose, line.why, add_fragment)
 
 
 def _verdict(purpose: str, lines: tuple[Checked, ...]) -> str:
@@ -187,6 +187,6 @@ def _verdict(purpose: str, lines: tuple[Checked, ...]) -> str:
     lacking = [line for line in own if not line.met]
     if not lacking:
         return f"ok: {len(own)} options"
-    fragments = dict.fromkeys(line.mends for line in lacking if line.mends)
+    fragments = dict.fromkeys(line.add_fragment for line in lacking if line.add_fragment)
     wanted = " ".join(f"-f {name}" for name in fragments)
     return f"{len(lacking)} of {len(own)} options missing; vmdebug kernel config … {wanted}"

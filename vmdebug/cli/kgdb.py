@@ -45,11 +45,11 @@ Modules = Annotated[
 BATCH_SECONDS = 60.0
 """How long a batch waits until the machine enters kgdb, unless --timeout is given."""
 
-FOR_EVER = 1e9
+NO_LIMIT_SECONDS = 1e9
 """Seconds without a limit: an interactive user has Ctrl-C."""
 
 
-def refuse(*, name: str | None, until: str | None, timeout: float | None, share: bool) -> None:
+def check_options(*, name: str | None, until: str | None, timeout: float | None, share: bool) -> None:
     """Refuse options that kgdb does not support.
 
     Raises:
@@ -114,10 +114,11 @@ def attach(words: str, baud: int | None, attachment: Attachment) -> NoReturn:
     from vmdebug.debugger import interactive
     from vmdebug.debugger.kgdb import endpoint, stub
     from vmdebug.debugger.kgdb.owner import KgdbOwner
+    from vmdebug.guest import BAUD
 
-    speed = stub.BAUD if baud is None else baud
+    speed = BAUD if baud is None else baud
     where = endpoint.parse(words)
-    seconds = attachment.timeout or (BATCH_SECONDS if attachment.batch else FOR_EVER)
+    seconds = attachment.timeout or (BATCH_SECONDS if attachment.batch else NO_LIMIT_SECONDS)
     full = dataclasses.replace(
         attachment, endpoint=where.address, before=stub.settings(where, speed), timeout=None
     )

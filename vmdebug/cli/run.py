@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 BISECT_SKIP = 125
 """Exit status with which `git bisect run` skips a commit; see git-bisect(1)."""
 
-BOOT_SECONDS = 180.0
-"""How long a guest may take until its shell answers, before it counts as one that never boots."""
-
 
 class Run(verb.WithTail):
     """`run`: the words after `--` are for the script."""
@@ -151,7 +148,7 @@ def _session(
 
 
 def _wait_for_shell(session: DebugSession) -> None:
-    from vmdebug.deadline import Deadline
+    from vmdebug.deadline import BOOT_SECONDS, Deadline
 
     try:
         session.vm.shell.wait(Deadline.after(BOOT_SECONDS))

@@ -126,7 +126,7 @@ def batches(
 
     deadline = Deadline.after(timeout if timeout is not None else threading.TIMEOUT_MAX)
     given = 0
-    told: list[str] = []
+    printed: list[str] = []
     with hits:
         # To stderr: a person or a script may wait for this before it causes the first hit.
         render.tell("tracing; Ctrl-C ends it")
@@ -135,20 +135,20 @@ def batches(
             fresh = hits.take()
             given += len(fresh)
             yield fresh
-            _tell_new(told, session, hits)
+            _print_new_notes(printed, session, hits)
             if hits.ended:
                 render.tell(hits.ended)
                 break
     # The hits since, and calls that have not returned.
     yield hits[given:]
-    _tell_new(told, session, hits)
+    _print_new_notes(printed, session, hits)
 
 
-def _tell_new(told: list[str], session: DebugSession, hits: Trace) -> None:
+def _print_new_notes(printed: list[str], session: DebugSession, hits: Trace) -> None:
     """Print each note once, as soon as it is known: a condition that never holds would be waited for."""
     for note in (*session.notes, *hits.notes):
-        if note not in told:
-            told.append(note)
+        if note not in printed:
+            printed.append(note)
             render.tell(note)
 
 

@@ -115,8 +115,8 @@ class Breakpoints:
             thread=None if cpu is None else Thread.of(cpu).id,
             pending=pending,
         )
-        refusal = partial(gdb_errors.breakpoint_refused, what=what, when=when)
-        return self._insert(command, place, refusal=refusal, callback=callback, timeout=timeout)
+        to_error = partial(gdb_errors.breakpoint_error, what=what, when=when)
+        return self._insert(command, place, to_error=to_error, callback=callback, timeout=timeout)
 
     def watch(
         self,
@@ -139,10 +139,10 @@ class Breakpoints:
             DeadlineError: the guest did not stop, or GDB did not answer.
         """
         what = f"a watchpoint on {expression}"
-        refusal = partial(gdb_errors.breakpoint_refused, what=what, unknown=gdb_errors.WATCHABLE)
+        to_error = partial(gdb_errors.breakpoint_error, what=what, unknown=gdb_errors.WATCHABLE)
         command = mi_breakpoint.watch(expression, access=access)
         with self._control.held(timeout=timeout):
-            made = self._insert(command, expression, refusal=refusal, callback=callback, timeout=timeout)
+            made = self._insert(command, expression, to_error=to_error, callback=callback, timeout=timeout)
             # With a guest connected, GDB now knows whether QEMU can watch it.
             if self._connection.state is State.STOPPED and self.info(made.number)["type"] == "watchpoint":
                 made.delete(timeout=timeout)
@@ -252,7 +252,7 @@ class Breakpoints:
             try:
                 answer = self._connection.ask(command, timeout)
             except GdbError as error:
-                raise gdb_errors.breakpoint_refused(error, what, unknown=gdb_errors.IN_SCOPE) from error
+                raise gdb_errors.breakpoint_error(error, what, unknown=gdb_errors.IN_SCOPE) from error
             if "No breakpoint number" in answer.console + answer.log:  # GDB does not report this as an error
                 raise GdbError(f"{what} has been deleted", command=command, words=answer.log)
 
@@ -273,11 +273,11 @@ class Breakpoints:
     ) -> Breakpoint:
         for symbol in symbols:
             what = f"a breakpoint at {symbol}"
-            refusal = partial(gdb_errors.breakpoint_refused, what=what, unknown=gdb_errors.UNKNOWN_PLACE_NOW)
+            to_error = partial(gdb_errors.breakpoint_error, what=what, unknown=gdb_errors.UNKNOWN_PLACE_NOW)
             try:
                 command = mi_breakpoint.insert(symbol)
                 return self._insert(
-                    command, symbol, refusal=refusal, callback=callback, reason=reason, timeout=timeout
+                    command, symbol, to_error=to_error, callback=callback, reason=reason, timeout=timeout
                 )
             except GdbError as error:
                 if symbol == symbols[-1] or "not defined" not in error.words:
@@ -289,7 +289,7 @@ class Breakpoints:
         command: str,
         where: str,
         *,
-        refusal: Callable[[GdbError], GdbError],
+        to_error: Callable[[GdbError], GdbError],
         callback: Callback | None = None,
         reason: str = "",
         timeout: float,
@@ -299,7 +299,7 @@ class Breakpoints:
             try:
                 payload = self._connection.fetch(command, timeout)
             except GdbError as error:
-                raise refusal(error) from error
+                raise to_error(error) from error
             made = mi_breakpoint.made(payload, where, self)
             self._table.add(Entry(made, callback, reason))
             entry = payload.get("bkpt", {})

@@ -14,7 +14,7 @@ LEAVING_SECONDS = 0.7
 """How long a process that is ending may stay connected."""
 
 
-def refuse_other(endpoint: str, vm: str) -> None:
+def check_free(endpoint: str, vm: str) -> None:
     """Check that no other program is connected to a gdbstub.
 
     Args:

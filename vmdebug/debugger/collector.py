@@ -45,7 +45,7 @@ class Host(Protocol):
         """Stop the guest."""
 
 
-class _Noted(msgspec.Struct, frozen=True, array_like=True):
+class _RawHit(msgspec.Struct, frozen=True, array_like=True):
     """A hit in the form of `gdbinit/vmd_trace.py`: the probe's index, then the fields of `Hit`."""
 
     probe: int
@@ -58,7 +58,7 @@ class _Noted(msgspec.Struct, frozen=True, array_like=True):
     ret: int | None
 
 
-_NOTED = msgspec.json.Decoder(list[_Noted])
+_RAW_HITS = msgspec.json.Decoder(list[_RawHit])
 
 
 def decode(packed: str, probes: Sequence[Probe]) -> tuple[Hit, ...]:
@@ -70,16 +70,16 @@ def decode(packed: str, probes: Sequence[Probe]) -> tuple[Hit, ...]:
     """
     return tuple(
         Hit(
-            symbol=probes[noted.probe].where,
-            args=dict(zip(probes[noted.probe].args, noted.args, strict=True)),
-            time=noted.time,
-            guest_time=noted.guest_time,
-            cpu=noted.cpu,
-            task=None if noted.task is None else Task(*noted.task),
-            backtrace=tuple(Call(*frame) for frame in noted.backtrace),
-            ret=noted.ret,
+            symbol=probes[raw.probe].where,
+            args=dict(zip(probes[raw.probe].args, raw.args, strict=True)),
+            time=raw.time,
+            guest_time=raw.guest_time,
+            cpu=raw.cpu,
+            task=None if raw.task is None else Task(*raw.task),
+            backtrace=tuple(Call(*frame) for frame in raw.backtrace),
+            ret=raw.ret,
         )
-        for noted in _NOTED.decode(base64.b64decode(packed))
+        for raw in _RAW_HITS.decode(base64.b64decode(packed))
     )
 
 
@@ -125,7 +125,7 @@ class GdbCollector:
                 answer = self._ask(f"-vmd-trace-start {packed}", self._timeout)
             except GdbError as error:
                 expressions = " ".join(wanted.expressions)
-                raise gdb_errors.breakpoint_refused(
+                raise gdb_errors.breakpoint_error(
                     error, "a trace", when=expressions, unknown=gdb_errors.UNKNOWN_PLACE_NOW
                 ) from error
         self._probes = wanted.probes

@@ -146,7 +146,7 @@ class RunControl:
         return self._next_stop("interrupt", deadline, onward=False)
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable from the guest's next stop until `look`; -1 if GDB has ended.
+        """Return a descriptor that is readable from the next stop until `check_stop`; -1 if GDB has ended.
 
         It is for callers that wait for a running guest.
         """
@@ -155,7 +155,7 @@ class RunControl:
             self._connection.run.at_stop(lambda: os.eventfd_write(self._eventfd, 1))
         return self._eventfd
 
-    def look(self) -> None:
+    def check_stop(self) -> None:
         """Handle a stop that happens while the caller waits for something else.
 
         It calls the callbacks. If all of them let the guest continue, it returns.
@@ -169,7 +169,7 @@ class RunControl:
         if self._holding:
             return  # `held` will resume it
         if self._kept is None and self._connection.state is State.STOPPED and self._connection.run.unseen:
-            self._kept = self._own_stop("look", Deadline.after(STOP_SECONDS), onward=True)
+            self._kept = self._own_stop("check_stop", Deadline.after(STOP_SECONDS), onward=True)
         if self._kept is not None:
             raise StateError(
                 f"the guest has stopped: {self._kept.reason} in {self._kept.frame}",
@@ -284,7 +284,7 @@ class RunControl:
         try:
             self._connection.execute(command, deadline)
         except GdbError as error:
-            raise gdb_errors.breakpoint_refused(error, call, unknown=gdb_errors.UNKNOWN_PLACE_NOW) from error
+            raise gdb_errors.breakpoint_error(error, call, unknown=gdb_errors.UNKNOWN_PLACE_NOW) from error
 
     def _off_breakpoint(self, call: str, deadline: Deadline) -> bool:
         """Step off the breakpoint at which the guest is stopped; return whether to continue afterwards.

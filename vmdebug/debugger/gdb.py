@@ -381,7 +381,7 @@ class Gdb:
     interrupt = _of(_running, RunControl.interrupt)
     held = _of(_running, RunControl.held)
     fileno = _of(_running, RunControl.fileno)
-    look = _of(_running, RunControl.look)
+    check_stop = _of(_running, RunControl.check_stop)
 
     breakpoint = _of(_breaking, Breakpoints.set)
     watchpoint = _of(_breaking, Breakpoints.watch)

@@ -37,9 +37,7 @@ def renamed(error: GdbError, what: str, hint: str = "") -> GdbError:
     return GdbError(f"{what}: {words}", command=error.command, words=error.words, hint=remedy or hint)
 
 
-def breakpoint_refused(
-    error: GdbError, what: str, *, when: str = "", unknown: str = UNKNOWN_PLACE
-) -> GdbError:
+def breakpoint_error(error: GdbError, what: str, *, when: str = "", unknown: str = UNKNOWN_PLACE) -> GdbError:
     """Return the error for a breakpoint that GDB refused to set, or to insert when the guest should run.
 
     Args:

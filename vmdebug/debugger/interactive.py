@@ -120,7 +120,7 @@ def attach(attachment: Attachment, *, lock: Path, vm: str) -> NoReturn:
     """
     find(attachment.program[0])
     with VmOwner.claim(lock, vm, interactive=True) as owner:
-        clients.refuse_other(attachment.endpoint, vm)
+        clients.check_free(attachment.endpoint, vm)
         become(attachment, owner)
 
 

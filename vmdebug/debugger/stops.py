@@ -59,7 +59,7 @@ class Stops:
         try:
             payload = self._connection.run.take_stop()
         except GdbError as error:
-            raise gdb_errors.breakpoint_refused(error, "running the guest") from error
+            raise gdb_errors.breakpoint_error(error, "running the guest") from error
         if payload is None:
             raise StateError("the guest has stopped, and another thread's call has returned that stop")
         if self._identity.settle():

@@ -17,7 +17,7 @@ from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.filecache import cached
 from vmdebug.kimage import elf
-from vmdebug.paths import holds
+from vmdebug.paths import or_false
 
 WITHOUT_DWARF = (
     "use the vmlinux of the kernel's -dbg or debuginfo package, or build with CONFIG_DEBUG_INFO_DWARF5=y"
@@ -88,14 +88,14 @@ def by_build_id(build_id: str) -> Path | None:
     if not build_id:
         return None
     file = ROOT / _DEBUG / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
-    return file if holds(file.is_file) else None
+    return file if or_false(file.is_file) else None
 
 
 def _in_file(path: Path) -> Dwarf:
     with elf.opened(path) as stream:
         found = cached(path, "dwarf", Dwarf, lambda: _read(path, elf.parse(path, stream)))
-    packed = found.split and holds(path.with_name(f"{path.name}.dwp").is_file)
-    lacking = () if packed else tuple(each for each in found.lacking if not holds(Path(each).is_file))
+    packed = found.split and or_false(path.with_name(f"{path.name}.dwp").is_file)
+    lacking = () if packed else tuple(each for each in found.lacking if not or_false(Path(each).is_file))
     return msgspec.structs.replace(found, lacking=lacking)
 
 
@@ -155,7 +155,7 @@ def _separate(vmlinux: Path) -> Iterator[tuple[str, Path]]:
     top = vmlinux.resolve().parent
     for place in (top, top / ".debug", ROOT / _DEBUG / top.relative_to("/")):
         other = place / name
-        if other != vmlinux.resolve() and holds(other.is_file) and _checksum(other) == checksum:
+        if other != vmlinux.resolve() and or_false(other.is_file) and _checksum(other) == checksum:
             yield ".gnu_debuglink", other
 
 

@@ -86,14 +86,14 @@ def arch_of(path: Path, machine: str) -> str:
 def build_id(elf: Any) -> str:
     """Return the GNU build-id; in a kernel other notes, Xen's, come before it."""
     tables = itertools.chain(elf.iter_segments(type="PT_NOTE"), elf.iter_sections(type="SHT_NOTE"))
-    notes = itertools.chain.from_iterable(table.iter_notes() for table in tables if _believable(table))
+    notes = itertools.chain.from_iterable(table.iter_notes() for table in tables if _plausible(table))
     for note in itertools.islice(notes, _MOST_NOTES):
         if note["n_name"] == "GNU" and note["n_type"] == "NT_GNU_BUILD_ID":
             return str(note["n_desc"])
     return ""
 
 
-def _believable(table: Any) -> bool:
+def _plausible(table: Any) -> bool:
     header = table.header
     return int(header["p_filesz"] if "p_filesz" in header else header["sh_size"]) <= _LARGEST_NOTES
 

@@ -12,7 +12,7 @@ from vmdebug import spelling
 from vmdebug.deadline import Deadline
 from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec
 from vmdebug.progress import Report
-from vmdebug.sources.naming import anchored, parse
+from vmdebug.sources.naming import absolute_paths, parse
 
 if TYPE_CHECKING:
     from vmdebug.sources.kernel_scripts.prepare import Scripts
@@ -41,15 +41,15 @@ def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> Lau
         if checked.debuginfod:
             from vmdebug.sources.kernels import debuginfod  # noqa: PLC0415 - rarely needed
 
-            spec = debuginfod.filled(spec, report=report, deadline=deadline)
+            spec = debuginfod.with_symbols(spec, report=report, deadline=deadline)
         if spec.kernel.vmlinux is None:
             from vmdebug.sources.kernels import own_symbols  # noqa: PLC0415 - rarely needed
 
-            spec = own_symbols.filled(spec, report=report)
+            spec = own_symbols.with_symbols(spec, report=report)
     from vmdebug.sources.kernel_scripts import prepare  # noqa: PLC0415 - not needed by `parse`
 
-    filled = prepare.filled(spec, checked, report=report, deadline=deadline)
-    return msgspec.structs.replace(filled, asked=anchored(checked))
+    filled = prepare.with_scripts(spec, checked, report=report, deadline=deadline)
+    return msgspec.structs.replace(filled, asked=absolute_paths(checked))
 
 
 def gdb_scripts(

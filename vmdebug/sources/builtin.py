@@ -262,7 +262,7 @@ def _make(plan: Plan, tree: Path, report: Report, deadline: Deadline) -> BuiltKe
     )
     # For example pvpanic: this guest has no bus on which Linux 5.10 supports it.
     wishes = {option for name in plan.fragments for option in fragment_files.load(name).wishes}
-    merging.refuse([each for each in unmet if each.option not in wishes], tree)
+    merging.check_met([each for each in unmet if each.option not in wishes], tree)
     objects = kbuild.ObjectCounter(_compiled(plan.directory), _total(plan.fragments), report)
     _run(plan, make_argv(plan, tree, row.image_target, *_TARGETS), objects, deadline)
     install = plan.directory / "install"

@@ -13,7 +13,7 @@ from vmdebug import arch, kimage
 from vmdebug.arch import Arch
 from vmdebug.errors import MismatchError
 from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
-from vmdebug.paths import holds
+from vmdebug.paths import or_false
 from vmdebug.sources.configuration import dotconfig, requirements
 from vmdebug.sources.configuration.dotconfig import Configuration
 from vmdebug.sources.kernels import modules
@@ -141,7 +141,7 @@ _SWITCH = re.compile(r"^LX_CONFIG_(\w+) = ([01])$", re.MULTILINE)
 
 def _constants(kernel: Kernel, configuration: Configuration | None) -> Row:
     path = kernel.gdb_scripts / "scripts/gdb/linux/constants.py" if kernel.gdb_scripts is not None else None
-    if path is None or not holds(path.is_file):
+    if path is None or not or_false(path.is_file):
         return Row("constants.py", "warning", "none", "it is part of the gdb scripts")
     if configuration is None:
         return Row("constants.py", "warning", str(path), "there is no configuration to compare it with")
@@ -185,7 +185,7 @@ def _source(kernel: Kernel) -> Row:
     if kernel.source is None:
         return Row("source", "warning", "none", "GDB cannot show source lines")
     # Nix builds one level below, see kernels/dev_output.py.
-    if any(holds((top / _A_SOURCE).is_file) for top in (kernel.source, kernel.source.parent)):
+    if any(or_false((top / _A_SOURCE).is_file) for top in (kernel.source, kernel.source.parent)):
         return Row("source", "ok", str(kernel.source))
     return Row(
         "source", "warning", str(kernel.source), f"it has no {_A_SOURCE}, so it is not the whole source"
@@ -210,7 +210,7 @@ def _runner_needs(kernel: Kernel, script: Path) -> Row:
         "bad",
         f"lacking: {', '.join(map(str, found))}",
         f"the guest's initrd has only modules of its own kernel (according to {origin}):"
-        f" {requirements.mending(kernel, found)}",
+        f" {requirements.fix_command(kernel, found)}",
     )
 
 

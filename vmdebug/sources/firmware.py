@@ -8,7 +8,7 @@ from vmdebug import process
 from vmdebug.arch import Arch
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import UEFI, GuestOptions
-from vmdebug.paths import absolute, holds
+from vmdebug.paths import absolute, or_false
 from vmdebug.spelling import option
 
 
@@ -24,7 +24,7 @@ def find(row: Arch, options: GuestOptions) -> Path | None:
     if options.firmware == UEFI:
         return _installed(row)
     file = absolute(options.firmware)
-    if not holds(file.is_file):
+    if not or_false(file.is_file):
         raise UsageError(
             f"{option('firmware', options.firmware)}: there is no file {file}",
             hint=f"give an image for QEMU's flash, or `{UEFI}` for the installed one",
@@ -35,7 +35,7 @@ def find(row: Arch, options: GuestOptions) -> Path | None:
 def _installed(row: Arch) -> Path:
     qemu = process.find(row.qemu, package=row.qemu_package)
     places = (*map(Path, row.uefi), qemu.resolve().parent.parent / row.uefi_beside_qemu)
-    found = next((place for place in places if holds(place.is_file)), None)
+    found = next((place for place in places if or_false(place.is_file)), None)
     if found is None:
         raise HostError(
             f"no UEFI firmware for {row.name} is installed: there is none of {', '.join(map(str, places))}",

@@ -12,7 +12,7 @@ from pathlib import Path
 from vmdebug import arch, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
-from vmdebug.paths import holds
+from vmdebug.paths import or_false
 from vmdebug.progress import Report, Step
 from vmdebug.sources import cache
 
@@ -117,7 +117,7 @@ def version(source: Path) -> str:
     As `KERNELVERSION` in that Makefile.
     """
     makefile = source / "Makefile"
-    if not holds(makefile.is_file):
+    if not or_false(makefile.is_file):
         return ""
     says: dict[str, str] = dict(_VERSION.findall(makefile.read_text(errors="replace")[:1000]))
     numbers = [says.get(name, "") for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL")]

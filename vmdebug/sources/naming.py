@@ -15,7 +15,7 @@ import msgspec
 from vmdebug import arch, config, kimage
 from vmdebug.errors import UsageError, VmdebugError
 from vmdebug.guest import UEFI, Guest, GuestKind, GuestOptions
-from vmdebug.paths import absolute, holds
+from vmdebug.paths import absolute, or_false
 from vmdebug.sources.kernels import tree
 from vmdebug.spelling import nearest, option
 
@@ -29,7 +29,7 @@ _URL = re.compile(r"[a-z][a-z+]*:")
 _RUNNER = re.compile(r"run-(.+)-vm")
 _RUNNER_DIRECTORY = "bin"
 # Parts of an attribute path that do not identify the guest.
-_PLUMBING = frozenset(
+_GENERIC_ATTRIBUTES = frozenset(
     {"config", "system", "build", "vm", "vmWithBootLoader", "driver", "nixosConfigurations"}
 )
 
@@ -50,16 +50,16 @@ def parse(words: str, cwd: Path | None = None) -> Guest:
     if not words:
         raise UsageError("GUEST is empty", hint=f"give {_FORMS}")
     here = cwd or Path.cwd()
-    anchored = config.anchored(words, here)
+    anchored = config.absolute_guest(words, here)
     path = Path(anchored)
-    if holds(path.exists):
-        return _directory(words, path) if holds(path.is_dir) else _file(words, path)
+    if or_false(path.exists):
+        return _directory(words, path) if or_false(path.is_dir) else _file(words, path)
     if "#" in words:
         return _flake(words, anchored)
     raise _nothing(words, path, here)
 
 
-def anchored(options: GuestOptions) -> GuestOptions:
+def absolute_paths(options: GuestOptions) -> GuestOptions:
     """Return the options with absolute paths."""
     paths = {
         name: str(absolute(words))
@@ -68,7 +68,7 @@ def anchored(options: GuestOptions) -> GuestOptions:
     }
     if options.firmware not in (None, UEFI):
         paths["firmware"] = str(absolute(options.firmware))
-    return msgspec.structs.replace(options, source=config.anchored(options.source, Path.cwd()), **paths)
+    return msgspec.structs.replace(options, source=config.absolute_guest(options.source, Path.cwd()), **paths)
 
 
 def vm_name(guest: Guest, options: GuestOptions) -> str:
@@ -100,7 +100,7 @@ def _name_of(guest: Guest) -> str:
         case "flake":
             quoted_or_plain = re.findall(r'"([^"]*)"|([^."]+)', guest.attribute)
             words = [quoted or plain for quoted, plain in quoted_or_plain]
-            return next((word for word in reversed(words) if word not in _PLUMBING), last)
+            return next((word for word in reversed(words) if word not in _GENERIC_ATTRIBUTES), last)
 
 
 def _sanitised(text: str) -> str:
@@ -110,7 +110,7 @@ def _sanitised(text: str) -> str:
 def _flake(words: str, anchored: str) -> Guest:
     reference, _, attribute = anchored.partition("#")
     directory = reference.partition("?")[0]
-    if reference.startswith("/") and not holds(Path(directory).exists):
+    if reference.startswith("/") and not or_false(Path(directory).exists):
         raise UsageError(
             f"{words!r} names a flake in {directory}, which does not exist",
             hint="is the path right? it ends before the `#`",
@@ -130,10 +130,10 @@ def _directory(words: str, path: Path) -> Guest:
             )
     if tree.is_tree(path):
         return Guest(kind="tree", words=words, location=str(path))
-    if holds((path / "flake.nix").is_file):
+    if or_false((path / "flake.nix").is_file):
         raise UsageError(f"{path} is a flake; add the name of a system", hint=f"write {words}#NAME")
     names = (*(Path(row.image).name for row in arch.rows()), "vmlinuz")
-    images = [name for name in names if holds((path / name).is_file)]
+    images = [name for name in names if or_false((path / name).is_file)]
     raise UsageError(
         f"{path} is a directory, but not a guest",
         hint=f"give the image in it: {path / images[0]}" if images else f"GUEST is {_FORMS}",
@@ -173,7 +173,7 @@ def _nothing(words: str, path: Path, cwd: Path) -> UsageError:
     near = nearest(words, [*names, "builtin"])
     file = config.find(cwd)
     missing = f"{path} does not exist"
-    if holds(path.is_symlink):
+    if or_false(path.is_symlink):
         missing = f"{path} is a link to {path.readlink()}, which does not exist"
     listed = (
         f"{file} has {', '.join(names) or 'none'}"

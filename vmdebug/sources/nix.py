@@ -185,10 +185,10 @@ class Result(enum.IntEnum):
     PROGRESS = 105
 
 
-_TALKATIVE = 4
+_ACTIVITY_VERBOSITY = 4
 """The highest verbosity of an activity to report: "copying '/home/me/src'", but no query."""
 
-_NOTICE = 2
+_MESSAGE_VERBOSITY = 2
 """The highest verbosity of a message that nix prints without `-v`."""
 
 _LOG_LINES = 20
@@ -254,7 +254,7 @@ class Progress:
                 return self._builds[number]
             case Event(type=Activity.COPY_PATH | Activity.SUBSTITUTE, fields=(str(path), *_)):
                 return f"fetching {name(path)}"
-        return plain(started.text) if started.level <= _TALKATIVE else ""
+        return plain(started.text) if started.level <= _ACTIVITY_VERBOSITY else ""
 
     def _result(self, result: Event) -> str:
         match result:
@@ -292,7 +292,7 @@ def words(stderr: str) -> str:
         match event(line):
             case None:
                 said.append(plain(line))
-            case Event(action="msg", level=level, msg=msg) if level <= _NOTICE:
+            case Event(action="msg", level=level, msg=msg) if level <= _MESSAGE_VERBOSITY:
                 said.append(plain(msg))
             case Event(action="start", type=Activity.BUILD, id=number, fields=(str(drv), *_)):
                 builds[number] = drv

@@ -17,10 +17,10 @@ from vmdebug.guest import (
     Kernel,
     LaunchSpec,
     OwnMachine,
+    console_notes,
     parameters,
-    unheard,
 )
-from vmdebug.paths import absolute, holds
+from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
 from vmdebug.sources import cache, firmware, initramfs, naming
 from vmdebug.sources.kernels import image, replacements, tree, unified
@@ -72,7 +72,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
             *((whole.note(started=machine.unified is not None),) if whole is not None else ()),
             *replacements.notes(kernel),
             *_ineffective(options),
-            *unheard(row, words),
+            *console_notes(row, words),
             *lacking,
         ),
     )
@@ -120,7 +120,7 @@ def _disk(options: GuestOptions) -> Path | None:
         return None
     disk = absolute(options.disk)
     # A block device is allowed too.
-    if not holds(disk.exists) or disk.is_dir():
+    if not or_false(disk.exists) or disk.is_dir():
         raise UsageError(
             f"{option('disk', options.disk)}: there is no disk image {disk}",
             hint=f"make one: qemu-img create -f qcow2 {disk} 1G",

@@ -19,7 +19,7 @@ from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import GuestOptions
-from vmdebug.paths import absolute, holds
+from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
 from vmdebug.sources import cache, kbuild, naming
 from vmdebug.sources.configuration import dotconfig
@@ -57,7 +57,7 @@ def tree_of(options: GuestOptions) -> Path:
     """
     if options.kernel is not None:
         path = absolute(options.kernel)
-        if holds(path.is_dir):
+        if or_false(path.is_dir):
             return path
         raise UsageError(
             f"--build: {option('kernel', options.kernel)} is not a directory that make builds in",
@@ -100,7 +100,7 @@ def build(tree: Path, *, jobs: int | None = None, report: Report, deadline: Dead
             f"make one: vmdebug kernel config --source {tree} --base tinyconfig -f vm-boot -f gdb -o {tree}",
         ),
     ):
-        if not holds((tree / needed).is_file):
+        if not or_false((tree / needed).is_file):
             raise UsageError(f"{tree} cannot be built in: there is no {needed}", hint=hint)
     env = kbuild.environment()
     variables, compiler = compiler_of(tree, env)
@@ -151,7 +151,7 @@ def compiler_of(tree: Path, env: Mapping[str, str]) -> tuple[tuple[str, ...], st
 def _recorded(tree: Path) -> str:
     """Return the compiler command that kbuild has recorded beside the tree's objects; "" if there is none."""
     for name in ("init/.main.o.cmd", "kernel/.fork.o.cmd"):
-        if holds((tree / name).is_file):
+        if or_false((tree / name).is_file):
             found = _COMMAND.search((tree / name).read_text(errors="replace"))
             return found[1].strip() if found else ""
     return ""

@@ -27,11 +27,11 @@ from vmdebug.spelling import option
 from vmdebug.vm import argv
 from vmdebug.vm.argv import RealAccel
 
-BOOT_SECONDS = 10.0
+FIRST_LINE_SECONDS = 10.0
 """How long a kernel may take until its first message under KVM; 0.2 s is usual."""
 
-ASKED_SECONDS = 60.0
-"""The same if the user asks for KVM: nothing else will do, and nested KVM on a busy host is slow."""
+FIRST_LINE_SECONDS_IF_ASKED = 60.0
+"""The same if the user asks for KVM, which may be nested KVM on a busy host, and slow."""
 
 FIRST_LINE = b"Linux version "
 """The start of a kernel's first line; see linux_banner in its init/version.c."""
@@ -106,7 +106,7 @@ def choose(
         asked: The user's choice; `auto` is KVM if the kernel boots with it, else TCG.
         subject: What to accelerate.
         report: Called when the kernel is booted to test KVM.
-        deadline: When to give up that boot, which takes at most `BOOT_SECONDS` or `ASKED_SECONDS`.
+        deadline: When to give up that boot. It waits at most `FIRST_LINE_SECONDS…` anyway.
         host: The files in which the host describes KVM.
 
     Raises:
@@ -115,7 +115,7 @@ def choose(
     if asked == "tcg":
         return Choice("tcg", "asked for")
     try:
-        limit = ASKED_SECONDS if asked == "kvm" else BOOT_SECONDS
+        limit = FIRST_LINE_SECONDS_IF_ASKED if asked == "kvm" else FIRST_LINE_SECONDS
         return Choice("kvm", _proof(subject, report, deadline, host, limit))
     except HostError as problem:
         if asked == "kvm":

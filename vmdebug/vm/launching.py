@@ -133,7 +133,7 @@ def launch(
         how = planning.build(named, found, directory, initial=start.initial)
         if start.log:
             _begin_log(directory, start.log)
-        with rundir.kept(*directories) as locks:
+        with rundir.kept_from_cleaning(*directories) as locks:
             attempt = _start(named, how, directory, guardian, (*start.fds, *locks))
         settled = _settle(attempt, bound=bound, deadline=deadline)
         started = msgspec.structs.replace(settled, clone_of=start.clone_of)

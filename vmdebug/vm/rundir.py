@@ -285,7 +285,7 @@ def make_scratch(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def kept(*directories: Path) -> Iterator[tuple[int, ...]]:
+def kept_from_cleaning(*directories: Path) -> Iterator[tuple[int, ...]]:
     """Lock directories for the processes that inherit the descriptors: systemd-tmpfiles then removes nothing.
 
     It cleans /tmp and /var/tmp by age, and skips a locked directory; see "Age" in tmpfiles.d(5).

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vmdebug.channel.log.inotify import Growth
+from vmdebug.channel.log.inotify import Inotify
 from vmdebug.channel.serial import ready
 from vmdebug.deadline import Deadline
 from vmdebug.errors import VmdebugError
@@ -48,9 +48,9 @@ def wait(vm: Vm, *, copy: bool, lost: Callable[[Vm], None] | None = None, deadli
 
 def _wait_prompt(vm: Vm, deadline: Deadline) -> None:
     """Wait until the console shows a prompt; return at the deadline if it shows none."""
-    with vm.rundir.console_log.open("rb") as log, Growth(vm.rundir.console_log) as growth:
+    with vm.rundir.console_log.open("rb") as log, Inotify(vm.rundir.console_log) as inotify:
         while True:
-            growth.seen()
+            inotify.discard()
             log.seek(max(0, log.seek(0, 2) - TAIL_BYTES))
-            if ready.look(log.read()) is ready.Look.PROMPT or not growth.wait(deadline.remaining):
+            if ready.look(log.read()) is ready.Look.PROMPT or not inotify.wait(deadline.remaining):
                 return

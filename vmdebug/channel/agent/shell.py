@@ -14,7 +14,7 @@ from vmdebug.channel.agent.frames import Frame
 from vmdebug.channel.agent.session import EndedError, LostError, Session
 from vmdebug.channel.port import PortAddress
 from vmdebug.channel.shell import Output, Streams
-from vmdebug.channel.watch import Watch
+from vmdebug.channel.watch import NO_ANSWER_HINT, Watch
 from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, StateError, UsageError, VmdebugError, VmError
 
@@ -141,7 +141,7 @@ class AgentShell:
             patience = min(2 * patience, LAST_ASK)
             while not again.passed:
                 if deadline.passed:
-                    raise deadline.error(WANTED, hint=_SILENT, detail=watch.tail(10))
+                    raise deadline.error(WANTED, hint=NO_ANSWER_HINT, detail=watch.tail(10))
                 seconds = min(again.remaining, deadline.remaining)
                 if watch.wait({session.fileno(): session.events}, seconds, WANTED):
                     session.read_frames()
@@ -349,6 +349,3 @@ class _Input:
 
 def _discard(data: bytes) -> None:
     del data
-
-
-_SILENT = "is the guest stopped by a debugger, or does it still boot?"

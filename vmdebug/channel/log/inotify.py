@@ -18,7 +18,7 @@ _IN_MODIFY = 0x2  # <sys/inotify.h>
 _EVENTS_BYTES = 4096
 
 
-class Growth:
+class Inotify:
     """Notifies when a file has been written to; a context manager.
 
     Args:
@@ -51,17 +51,17 @@ class Growth:
         self._fd = -1
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when the file has grown since `seen`."""
+        """Return a descriptor that is readable when the file has grown since `discard`."""
         return self._fd
 
-    def seen(self) -> None:
-        """Reset the notification; call it before reading the file."""
+    def discard(self) -> None:
+        """Discard the notifications so far; call it before reading the file."""
         with contextlib.suppress(BlockingIOError):
             while os.read(self._fd, _EVENTS_BYTES):
                 pass
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most `seconds` for the file to grow, and return whether it has grown since `seen`."""
+        """Wait at most `seconds` for the file to grow, and return whether it has grown since `discard`."""
         return bool(wait_ready(self._fd, seconds=seconds))
 
 

@@ -11,7 +11,7 @@ from typing import IO, Self
 
 from vmdebug import process
 from vmdebug.channel.log import kept
-from vmdebug.channel.log.inotify import Growth
+from vmdebug.channel.log.inotify import Inotify
 from vmdebug.channel.log.trouble import Scanner, Trouble
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError
@@ -40,7 +40,7 @@ class Watcher:
         self._scanner = Scanner(stamped=stamped)
         self._reported = 0
         self._held = contextlib.ExitStack()
-        self._open: tuple[IO[bytes], Growth] | None = None
+        self._open: tuple[IO[bytes], Inotify] | None = None
 
     def __enter__(self) -> Self:
         """Open the log.
@@ -50,7 +50,7 @@ class Watcher:
         """
         with contextlib.ExitStack() as held:
             stream = held.enter_context(self.log.open("rb", buffering=0))
-            self._open = stream, held.enter_context(Growth(self.log))
+            self._open = stream, held.enter_context(Inotify(self.log))
             self._held = held.pop_all()
         return self
 
@@ -71,8 +71,8 @@ class Watcher:
 
     def poll(self) -> tuple[Trouble, ...]:
         """Read the log's new text, and return the new trouble."""
-        stream, growth = self._opened
-        growth.seen()
+        stream, inotify = self._opened
+        inotify.discard()
         while data := kept.read_next(stream.fileno(), _CHUNK):
             self._scanner.feed(data)
         found = self._scanner.troubles
@@ -85,13 +85,13 @@ class Watcher:
         Raises:
             DeadlineError: there was none; the detail has the end of the log.
         """
-        stream, growth = self._opened
+        stream, inotify = self._opened
         while not (new := self.poll()):
             if deadline.passed:
                 end = os.pread(stream.fileno(), _TAIL, max(0, stream.tell() - _TAIL))
                 detail = process.tail(end.decode(errors="replace"))
                 raise deadline.error(f"kernel trouble in {self.log}", detail=detail)
-            growth.wait(max(0.0, deadline.at - time.monotonic()))
+            inotify.wait(max(0.0, deadline.at - time.monotonic()))
         return new
 
     def settle(self, deadline: Deadline) -> tuple[Trouble, ...]:
@@ -110,7 +110,7 @@ class Watcher:
         return self._scanner.troubles
 
     @property
-    def _opened(self) -> tuple[IO[bytes], Growth]:
+    def _opened(self) -> tuple[IO[bytes], Inotify]:
         if self._open is None:
             raise StateError("the log is not open", hint="use the watcher inside `with`")
         return self._open

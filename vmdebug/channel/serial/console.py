@@ -6,7 +6,8 @@ import re
 from types import TracebackType
 from typing import Self
 
-from vmdebug.channel.serial.line import SEND_SECONDS, TAIL_LINES, SerialLine
+from vmdebug.channel.serial.line import SEND_SECONDS, SerialLine
+from vmdebug.channel.watch import TAIL_LINES
 from vmdebug.deadline import Deadline
 
 

@@ -26,19 +26,13 @@ from vmdebug import locks, process
 from vmdebug.channel.log import death, messages
 from vmdebug.channel.serial.drain import CHUNK, Drain
 from vmdebug.channel.serial.shell import EXEC, IDLE, LineShell
-from vmdebug.channel.watch import Debugger, Silence
+from vmdebug.channel.watch import PANIC_OUTPUT_SECONDS, TAIL_LINES, Debugger, Silence
 from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError
 
 LOG_LOOK = 1.0
 """Seconds of silence after which the log is read: output between our connect(2) and QEMU's accept(2) is
 only there."""
-
-TRACE_SECONDS = 0.5
-"""How long to wait for the rest of a panic's output, for the error."""
-
-TAIL_LINES = 40
-"""Lines of the log that an error shows: enough for a panic with its trace."""
 
 CONNECT_SECONDS = 5.0
 """How long QEMU may take to accept a connection."""
@@ -191,7 +185,7 @@ class SerialLine:
                 self._silence.end()
                 return self._read()
             if ready and self.debugger is not None:
-                self.debugger.look()
+                self.debugger.check_stop()
             self._look_at_log()
             self._death = self._death or self._silence.ask()
             if time.monotonic() >= end:
@@ -265,9 +259,9 @@ class SerialLine:
 
     def _died(self) -> GuestDiedError:
         """Return the error for a guest that has died, with the end of its output."""
-        end = Deadline.after(TRACE_SECONDS)
+        end = Deadline.after(PANIC_OUTPUT_SECONDS)
         while not end.passed and death.END_OF_PANIC not in self.logged(CHUNK):
-            if not wait_ready(self.fileno(), seconds=TRACE_SECONDS) or not self.raw():
+            if not wait_ready(self.fileno(), seconds=PANIC_OUTPUT_SECONDS) or not self.raw():
                 break
         self._death = self._death or death.cause_in_log(self.logged(4 * CHUNK)) or "QEMU has ended"
         return GuestDiedError(

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from vmdebug.channel.log.messages import MessageFilter
 from vmdebug.channel.serial import framing
+from vmdebug.channel.watch import NO_ANSWER_HINT
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, VmError
 
@@ -164,9 +165,7 @@ def wait(line: Line, deadline: Deadline, *, interrupting: bool, before: str = ""
 
 def _left(line: Line, deadline: Deadline) -> float:
     if deadline.passed:
-        raise deadline.error(
-            WANTED, hint="is the guest stopped by a debugger, or does it still boot?", detail=line.tail(5)
-        )
+        raise deadline.error(WANTED, hint=NO_ANSWER_HINT, detail=line.tail(5))
     return deadline.left(WANTED)
 
 

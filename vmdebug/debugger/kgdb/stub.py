@@ -15,9 +15,6 @@ from vmdebug.debugger.kgdb.endpoint import Endpoint, closed, opened
 from vmdebug.errors import DeadlineError
 from vmdebug.progress import Report, Step
 
-BAUD = 115200
-"""The usual speed: `kgdboc=ttyS0,115200`."""
-
 BEFORE = (
     "set $vmd_kgdb = 1",
     # A running kernel does not read GDB's ^C; on the line of its console it understands the break of sysrq.
@@ -68,7 +65,7 @@ def ask(descriptor: int, endpoint: Endpoint, *, deadline: Deadline, report: Repo
         try:
             second = Deadline.after(min(_ASK_SECONDS, deadline.left(what)))
         except DeadlineError as error:
-            raise DeadlineError(error.message, hint=f"on the machine: {ENTER}", detail=_never()) from None
+            raise DeadlineError(error.message, hint=f"on the machine: {ENTER}", detail=_no_answer()) from None
         conversation.listen(second)
         if conversation.answers:
             return
@@ -127,7 +124,7 @@ class _Conversation:
         return True
 
 
-def _never() -> str:
+def _no_answer() -> str:
     return (
         "the stub answers only while the kernel is stopped in kgdb. That kernel needs\n"
         "CONFIG_KGDB_SERIAL_CONSOLE, and kgdboc=ttyS0,115200, with its name and speed of the line, on its\n"

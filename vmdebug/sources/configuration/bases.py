@@ -13,7 +13,7 @@ from typing import Literal
 from vmdebug import arch, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
-from vmdebug.paths import absolute, holds
+from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report, Step
 from vmdebug.sources.configuration import dotconfig
 
@@ -67,9 +67,9 @@ def parse(words: str, *, root: Path = Path("/")) -> Base:
     if _TARGET.fullmatch(words):
         return Base("target", words)
     path = absolute(words)
-    if holds(path.is_dir):
+    if or_false(path.is_dir):
         path /= ".config"
-    if not holds(path.is_file):
+    if not or_false(path.is_file):
         raise UsageError(
             f"--base {words}: not a target of make, and there is no file {path}",
             hint=f"give defconfig, tinyconfig, allnoconfig, a .config, {RUNNING} or {VNG}",
@@ -99,7 +99,7 @@ def running(root: Path = Path("/"), release: str = "") -> Path:
         root / "run/booted-system/kernel-modules/lib/modules" / release / "build/.config",
     )
     for path in places:
-        if holds(path.is_file):
+        if or_false(path.is_file):
             return path
     raise HostError(
         f"the configuration of the running kernel, {release}, was not found",

@@ -39,7 +39,7 @@ class Option(msgspec.Struct, frozen=True):
         found: The value that it has; "n" if it is off or absent.
         fragment: The fragment that asks for it, or "--builtin".
         why: The reason.
-        mends: A fragment of vmdebug that enables what it depends on; "" if there is none.
+        add_fragment: A fragment of vmdebug that enables what it depends on; "" if there is none.
         wish: Whether it is only a preference of its fragment, and no failure.
     """
 
@@ -48,12 +48,12 @@ class Option(msgspec.Struct, frozen=True):
     found: str
     fragment: str
     why: str
-    mends: str = ""
+    add_fragment: str = ""
     wish: bool = False
 
     def __str__(self) -> str:
-        mends = f"; add -f {self.mends}" if self.mends else ""
-        return f"{self.option}: wanted {self.wanted}, is {self.found} ({self.fragment}): {self.why}{mends}"
+        add = f"; add -f {self.add_fragment}" if self.add_fragment else ""
+        return f"{self.option}: wanted {self.wanted}, is {self.found} ({self.fragment}): {self.why}{add}"
 
 
 class Configured(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,8 +148,8 @@ def configure(
     wanted = fragments.with_needs(given) if start.minimal else given
     tree = _source(source, directory, report, deadline)
     for path in (tree, directory, *(each.path for each in wanted)):
-        _takeable(path)
-    with _claimed(directory):
+        _check_path(path)
+    with _output_directory(directory):
         job = _Job(start, tree, directory, wanted, builtin, kbuild.environment(), report, deadline)
         _merge(job)
         if builtin:
@@ -159,7 +159,7 @@ def configure(
     return done
 
 
-def _takeable(path: Path) -> None:
+def _check_path(path: Path) -> None:
     """Check that the kernel's Makefile and merge_config.sh accept a path."""
     if re.search(r"[\s:]", str(path)):
         raise UsageError(
@@ -182,7 +182,7 @@ def _source(source: Path | None, directory: Path, report: Report, deadline: Dead
 
 
 @contextlib.contextmanager
-def _claimed(directory: Path) -> Iterator[None]:
+def _output_directory(directory: Path) -> Iterator[None]:
     """Make the directory, and keep its .config as .config.old.
 
     Kconfig renames the file itself, but each time that it writes, which happens several times here.
@@ -300,11 +300,13 @@ def _dropped(
     if facts is not None and not facts.known:
         near = difflib.get_close_matches(option, now, n=1, cutoff=0.85)
         why += f"; did you mean {near[0]}?" if near else ""
-    mends = _mends(facts, {each.path for each in merged}) if facts is not None and found == "n" else ""
-    return Option(option, wanted, found, fragment, why, mends, wish)
+    add_fragment = ""
+    if facts is not None and found == "n":
+        add_fragment = _missing_fragment(facts, {each.path for each in merged})
+    return Option(option, wanted, found, fragment, why, add_fragment, wish)
 
 
-def _mends(facts: reasons.Facts, merged: AbstractSet[Path]) -> str:
+def _missing_fragment(facts: reasons.Facts, merged: AbstractSet[Path]) -> str:
     """Return a fragment that is not merged and enables all missing dependencies; "" if there is none."""
     off = [re.fullmatch(r"(\w+) \[=n\]", text) for text, left in facts.limits.items() if left == "n"]
     names = {f"CONFIG_{each[1]}" for each in off if each}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
-from vmdebug.paths import holds
+from vmdebug.paths import or_false
 
 _START, _END = b"IKCFG_ST", b"IKCFG_ED"
 """Markers around the compressed .config in a kernel with CONFIG_IKCONFIG=y; see kernel/configs.c."""
@@ -75,16 +75,16 @@ def text_of(path: Path) -> str:
 def find(words: str) -> Path | None:
     """Return the .config that a path names, or that of a tree which is not built yet; None otherwise."""
     path = Path(words).expanduser()
-    if holds(path.is_file) and _is_config(path):
+    if or_false(path.is_file) and _is_config(path):
         return path
     config = path / ".config"
-    return config if holds(config.is_file) and not holds((path / "vmlinux").is_file) else None
+    return config if or_false(config.is_file) and not or_false((path / "vmlinux").is_file) else None
 
 
 def of(kernel: Kernel) -> Configuration | None:
     """Return the configuration of a kernel; None if it is unknown."""
     for path in _files(kernel):
-        if holds(path.is_file):
+        if or_false(path.is_file):
             return Configuration(str(path), options(path.read_text(errors="replace")))
     text = inside(kernel.vmlinux).decode(errors="replace") if kernel.vmlinux is not None else ""
     return Configuration(f"the .config inside {kernel.vmlinux}", options(text)) if text else None

@@ -19,7 +19,7 @@ from vmdebug.errors import UsageError
 from vmdebug.sources.configuration import dotconfig
 
 _HEAD = re.compile(r"\A(?:#.*\n)*")
-_SAYS = re.compile(r"^# (Needs|Wishes): (.+)$", re.MULTILINE)
+_HEADER_LINE = re.compile(r"^# (Needs|Wishes): (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def load(name: str) -> Fragment:
             hint="write lines as in a .config: CONFIG_NAME=y, # CONFIG_NAME is not set",
         )
     head = _HEAD.match(text)
-    says = dict(_SAYS.findall(head[0] if head else ""))
+    says = dict(_HEADER_LINE.findall(head[0] if head else ""))
     return Fragment(
         name=name,
         path=path,

@@ -112,7 +112,7 @@ def unmet(requested: str, final: str, source: Path) -> tuple[Unmet, ...]:
     )
 
 
-def refuse(unmet_options: Sequence[Unmet], source: Path) -> None:
+def check_met(unmet_options: Sequence[Unmet], source: Path) -> None:
     """Check that every option that this kernel has was set.
 
     An option that no Kconfig file of the source defines belongs to another version of the kernel.

@@ -66,7 +66,7 @@ def ask(
     try:
         process.run(_link_argv(source, directory), deadline=deadline)
         said = process.run(
-            kbuild.argv(source, directory, "-s", *_in_place_of_its_own(source, directory)),
+            kbuild.argv(source, directory, "-s", *_program_argument(source, directory)),
             env={**env, "KCONFIG_WHY": " ".join(names)},
             deadline=deadline,
         )
@@ -77,7 +77,7 @@ def ask(
     return read(said.stdout)
 
 
-def _in_place_of_its_own(source: Path, directory: Path) -> tuple[str, ...]:
+def _program_argument(source: Path, directory: Path) -> tuple[str, ...]:
     """Return the arguments that make make run our program in place of one of its own."""
     rules = (source / "scripts/kconfig/Makefile").read_text(errors="replace")
     if "config-prog" in rules:

@@ -20,7 +20,7 @@ from vmdebug import arch
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
-from vmdebug.paths import holds
+from vmdebug.paths import or_false
 from vmdebug.sources.configuration import dotconfig
 from vmdebug.sources.configuration.dotconfig import Configuration
 from vmdebug.sources.kernels import tree
@@ -37,7 +37,7 @@ class Need:
         option: Its name, without CONFIG_.
         purpose: Who needs it.
         why: What it is for.
-        mends: The fragment that sets it.
+        add_fragment: The fragment that sets it.
         module: Its name as a module; "" if it cannot be a module.
         off: Whether it has to be off instead.
     """
@@ -45,7 +45,7 @@ class Need:
     option: str
     purpose: Purpose
     why: str
-    mends: str
+    add_fragment: str
     module: str = ""
     off: bool = False
 
@@ -131,10 +131,10 @@ def all_() -> tuple[Need, ...]:
     return (*own(arch.native()), *NIXOS, *DEBUG)
 
 
-HAS_TO: tuple[Purpose, ...] = ("busybox shell", "debugging")
+REQUIRED_PURPOSES: tuple[Purpose, ...] = ("busybox shell", "debugging")
 """The purposes that `kernel check` requires; a NixOS VM is not one of them."""
 
-NIXOS_TOO: tuple[Purpose, ...] = (*HAS_TO, "NixOS VM", "systemd")
+NIXOS_PURPOSES: tuple[Purpose, ...] = (*REQUIRED_PURPOSES, "NixOS VM", "systemd")
 
 
 def of_runner(script: Path, text: str | None = None) -> tuple[Need, ...]:
@@ -148,13 +148,13 @@ def of_runner(script: Path, text: str | None = None) -> tuple[Need, ...]:
         The needs according to its text, fstab and initrd; `RUNNER` if the script does not exist.
     """
     if text is None:
-        if not holds(script.is_file):
+        if not or_false(script.is_file):
             return RUNNER
         text = script.read_text(errors="replace")
-    return tuple(dict.fromkeys(_told(text, script.parent.parent / "system")))
+    return tuple(dict.fromkeys(_needs_in(text, script.parent.parent / "system")))
 
 
-def _told(text: str, system: Path) -> Iterator[Need]:
+def _needs_in(text: str, system: Path) -> Iterator[Need]:
     yield _INITRD
     if "virtio-blk" in text or "if=virtio" in text:
         yield from _DISK
@@ -165,17 +165,17 @@ def _told(text: str, system: Path) -> Iterator[Need]:
     if "mkfs.erofs" in text:
         yield from _FILE_SYSTEMS["erofs"]
     fstab = system / "etc/fstab"
-    if holds(fstab.is_file):
+    if or_false(fstab.is_file):
         kinds = re.findall(r"^[^#\s]\S*\s+\S+\s+(\S+)", fstab.read_text(errors="replace"), re.MULTILINE)
         for kind in kinds:
             yield from _FILE_SYSTEMS.get(kind, ())
-    if holds((system / "systemd").exists):
+    if or_false((system / "systemd").exists):
         yield from SYSTEMD
     yield from _unpacking(system / "initrd")
 
 
 def _unpacking(initrd: Path) -> Iterator[Need]:
-    if holds(initrd.is_file):
+    if or_false(initrd.is_file):
         with initrd.open("rb") as file:
             start = file.read(8)
         yield from (need for magic, need in _PACKED.items() if start.startswith(magic))
@@ -220,7 +220,7 @@ def in_configuration(configuration: Configuration, needs: Iterable[Need]) -> tup
     )
 
 
-def refuse(kernel: Kernel, script: Path, text: str, guest: str) -> str:
+def check_runner(kernel: Kernel, script: Path, text: str, guest: str) -> str:
     """Check that a kernel which replaces a runner's own can boot its guest.
 
     Args:
@@ -246,16 +246,16 @@ def refuse(kernel: Kernel, script: Path, text: str, guest: str) -> str:
     width = max(len(str(lack)) for lack in found)
     raise UsageError(
         f"{kernel.origin} cannot boot {guest}: these options are not built in: {', '.join(map(str, found))}",
-        hint=mending(kernel, found),
+        hint=fix_command(kernel, found),
         detail="\n".join(f"{lack!s:<{width}}  {lack.need.why}" for lack in found)
         + f"\naccording to {origin}; the guest's initrd has only modules of its own kernel"
         + f"\n{option('force', True)} starts it anyway",
     )
 
 
-def mending(kernel: Kernel, found: Iterable[Lack]) -> str:
+def fix_command(kernel: Kernel, found: Iterable[Lack]) -> str:
     """Return the command that adds the missing options to a kernel's configuration."""
-    names = sorted({lack.need.mends for lack in found} - {""})
+    names = sorted({lack.need.add_fragment for lack in found} - {""})
     wanted = [word for name in names for word in ("-f", name)]
     directory = kernel.vmlinux.parent if kernel.vmlinux is not None else None
     source = tree.source(directory) if directory is not None else None
@@ -276,7 +276,7 @@ class Checked(msgspec.Struct, frozen=True):
         found: The value that it has; "n" if it is off.
         purpose: Who needs it.
         why: What it is for.
-        mends: The fragment that sets it.
+        add_fragment: The fragment that sets it.
     """
 
     option: str
@@ -284,7 +284,7 @@ class Checked(msgspec.Struct, frozen=True):
     found: str
     purpose: Purpose
     why: str
-    mends: str
+    add_fragment: str
 
     @property
     def met(self) -> bool:
@@ -301,8 +301,8 @@ def check(path: Path) -> tuple[Checked, ...]:
     Raises:
         UsageError: it is not a configuration.
     """
-    file = path / ".config" if holds(path.is_dir) else path
-    if not holds(file.is_file):
+    file = path / ".config" if or_false(path.is_dir) else path
+    if not or_false(file.is_file):
         raise UsageError(f"there is no configuration {file}", hint="give a .config, or a tree that has one")
     configuration = Configuration(str(file), dotconfig.read(file))
     return tuple(_checked(need, configuration) for need in all_())
@@ -315,5 +315,5 @@ def _checked(need: Need, configuration: Configuration) -> Checked:
         found=configuration.value(need.option),
         purpose=need.purpose,
         why=need.why,
-        mends=need.mends,
+        add_fragment=need.add_fragment,
     )

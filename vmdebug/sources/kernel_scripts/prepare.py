@@ -54,7 +54,9 @@ class Scripts(msgspec.Struct, frozen=True, kw_only=True):
     build_id: str
 
 
-def filled(spec: LaunchSpec, options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
+def with_scripts(
+    spec: LaunchSpec, options: GuestOptions, *, report: Report, deadline: Deadline
+) -> LaunchSpec:
     """Return the guest with its kernel's scripts, if they can be had without a build.
 
     Otherwise add a note that says how to make them.
@@ -71,7 +73,7 @@ def filled(spec: LaunchSpec, options: GuestOptions, *, report: Report, deadline:
     if not kimage.dwarf(kernel.vmlinux).version:
         return spec  # the scripts need types; a note says that there are none
     try:
-        made = at_hand(Wanted(kernel, kernel.vmlinux), report=report, deadline=deadline)
+        made = without_build(Wanted(kernel, kernel.vmlinux), report=report, deadline=deadline)
     except VmdebugError as error:
         note = f"no kernel scripts in GDB: {error.message}"
     else:
@@ -83,7 +85,7 @@ def filled(spec: LaunchSpec, options: GuestOptions, *, report: Report, deadline:
     return msgspec.structs.replace(spec, notes=(*spec.notes, note))
 
 
-def at_hand(wanted: Wanted, *, report: Report, deadline: Deadline) -> Scripts | None:
+def without_build(wanted: Wanted, *, report: Report, deadline: Deadline) -> Scripts | None:
     """Return the scripts of a kernel if that needs neither make nor nix; None otherwise.
 
     Raises:
@@ -205,7 +207,7 @@ def _make(
             return _assemble(wanted, parts.python, text, how)
     origin = _origin(wanted, parts, source, fetch, failed)
     tree = constants.clean(origin, report=report, deadline=deadline)
-    script_parts.refuse_other(tree, wanted)
+    script_parts.check_same_build(tree, wanted)
     python = script_parts.of_source(tree)
     if python is None:
         raise UsageError(

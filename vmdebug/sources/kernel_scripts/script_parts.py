@@ -9,7 +9,7 @@ from pathlib import Path
 from vmdebug import kimage
 from vmdebug.errors import MismatchError, UsageError
 from vmdebug.guest import Kernel
-from vmdebug.paths import holds
+from vmdebug.paths import or_false
 from vmdebug.sources import kernel_source
 from vmdebug.sources.configuration import dotconfig
 from vmdebug.sources.kernels import dev_output, tree
@@ -85,7 +85,7 @@ def look(wanted: Wanted, source: Path | None = None) -> Parts:
     """
     places = _places(wanted, source)
     for place in places:
-        refuse_other(place, wanted)
+        check_same_build(place, wanted)
     parts = _parts(places)
     if parts.config is not None and _REDUCED.search(parts.config.read_text(errors="replace")):
         raise reduced(parts.config)
@@ -97,7 +97,7 @@ def of_source(source: Path) -> Python | None:
     return _parts([source]).python
 
 
-def refuse_other(place: Path, wanted: Wanted) -> None:
+def check_same_build(place: Path, wanted: Wanted) -> None:
     """Check that a source or a tree belongs to a kernel.
 
     A tree has its whole release in include/config/kernel.release; a source has its version in the top
@@ -137,7 +137,7 @@ def _made_from(version: str, release: str) -> bool:
 def _refuse_other_build(place: Path, wanted: Wanted) -> None:
     """Check the build-id of a built tree, since `constants.py` depends on the configuration."""
     built = place / "vmlinux"
-    if not holds(built.is_file) or built.samefile(wanted.vmlinux):
+    if not or_false(built.is_file) or built.samefile(wanted.vmlinux):
         return
     ours, theirs = (kimage.read_vmlinux(each).build_id for each in (wanted.vmlinux, built))
     if ours != theirs:
@@ -195,13 +195,13 @@ def _parts(places: list[Path]) -> Parts:
 
 
 def _has(directory: Path, *names: str) -> bool:
-    return all(holds((directory / name).is_file) for name in names)
+    return all(or_false((directory / name).is_file) for name in names)
 
 
 def _first(paths: list[Path]) -> Path | None:
-    return next((path for path in paths if holds(path.is_file)), None)
+    return next((path for path in paths if or_false(path.is_file)), None)
 
 
 def _release(place: Path) -> str:
     said = place / "include/config/kernel.release"
-    return said.read_text(errors="replace").strip() if holds(said.is_file) else ""
+    return said.read_text(errors="replace").strip() if or_false(said.is_file) else ""

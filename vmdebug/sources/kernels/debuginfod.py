@@ -35,7 +35,7 @@ _CHUNK = 1 << 20
 _KEPT = 4
 
 
-def filled(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> LaunchSpec:
+def with_symbols(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> LaunchSpec:
     """Return the guest with symbols from debuginfod, if it has none.
 
     If no server has them, add a note that says so.

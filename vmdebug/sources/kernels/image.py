@@ -13,7 +13,7 @@ from vmdebug.sources.kernels import tree, unified
 
 # Where debug packages and builds install vmlinux: the list of `vmlinux_path__init` in
 # tools/perf/util/symbol.c.
-_ELSEWHERE = (
+_INSTALLED = (
     "usr/lib/debug/boot/vmlinux-{release}",
     "usr/lib/debug/lib/modules/{release}/vmlinux",
     "lib/modules/{release}/build/vmlinux",
@@ -95,8 +95,8 @@ def symbols(image: Path, release: str, *, force: bool = False) -> Path | None:
         raise apart
     if others:
         return others[0]
-    installed = elsewhere(release, kimage.read_image(image).build_id)
-    return next((each for each in installed if not is_apart(image, each)), None)
+    found = installed(release, kimage.read_image(image).build_id)
+    return next((each for each in found if not is_other_build(image, each)), None)
 
 
 def beside(image: Path, release: str) -> Iterator[Path]:
@@ -110,17 +110,17 @@ def beside(image: Path, release: str) -> Iterator[Path]:
             yield from _files([image.parents[row.image.count("/")] / "vmlinux"])
 
 
-def elsewhere(release: str, build_id: str = "") -> Iterator[Path]:
+def installed(release: str, build_id: str = "") -> Iterator[Path]:
     """Yield the files of debug packages and installed builds for a build-id and a release."""
     named = kimage.by_build_id(build_id)
     if named is not None:
         yield named
     # The release comes from an untrusted file: it must not lead out of these directories.
     if _RELEASE.fullmatch(release):
-        yield from _files([_ROOT / place.format(release=release) for place in _ELSEWHERE])
+        yield from _files([_ROOT / place.format(release=release) for place in _INSTALLED])
 
 
-def is_apart(image: Path, vmlinux: Path) -> bool:
+def is_other_build(image: Path, vmlinux: Path) -> bool:
     """Whether a vmlinux is known to be from another build than an image."""
     try:
         kimage.check(image, vmlinux)

@@ -18,7 +18,7 @@ from pathlib import Path
 from vmdebug import paths
 from vmdebug.guest import Kernel
 
-LOOKED_AT = 5
+SAMPLES = 5
 """How many modules to read: all modules of a build have the same vermagic."""
 
 _VERMAGIC = re.compile(rb"vermagic=([^\0]{1,300})\0")
@@ -53,7 +53,7 @@ class Modules:
 def look(kernel: Kernel) -> Modules:
     """Return what is known of the modules of a kernel, from a few of them."""
     found = _files(kernel.modules) if kernel.modules is not None else []
-    said = {each: magic for each in found[:: max(1, len(found) // LOOKED_AT)] if (magic := vermagic(each))}
+    said = {each: magic for each in found[:: max(1, len(found) // SAMPLES)] if (magic := vermagic(each))}
     if not said:
         return Modules(len(found))
     wanted = _of_kernel(kernel)

@@ -17,7 +17,7 @@ _WHAT = "reading the symbols that the kernel carries"
 _KEPT = 4
 
 
-def filled(spec: LaunchSpec, *, report: Report) -> LaunchSpec:
+def with_symbols(spec: LaunchSpec, *, report: Report) -> LaunchSpec:
     """Return the guest with the symbols of its kernel image, if it has no others, and the image has any.
 
     Raises:

@@ -7,7 +7,7 @@ import msgspec
 from vmdebug import kimage
 from vmdebug.errors import MismatchError, UsageError
 from vmdebug.guest import GuestOptions, Kernel
-from vmdebug.paths import absolute, holds
+from vmdebug.paths import absolute, or_false
 from vmdebug.sources.kernels import image, tree
 from vmdebug.sources.kernels.dev_output import why_unusable
 from vmdebug.spelling import option
@@ -43,9 +43,9 @@ def kernel(options: GuestOptions) -> Kernel | None:
     if options.kernel is None:
         return None
     path = absolute(options.kernel)
-    if holds(path.is_dir):
+    if or_false(path.is_dir):
         return tree.kernel(path, force=options.force)
-    if not holds(path.exists):
+    if not or_false(path.exists):
         raise UsageError(
             f"{option('kernel', options.kernel)}: {path} does not exist",
             hint="give a boot image or a build tree",
@@ -99,7 +99,7 @@ def notes(kernel: Kernel) -> tuple[str, ...]:
 
 
 def _why_no_symbols(kernel: Kernel) -> str:
-    others = [each for each in image.elsewhere(kernel.release) if image.is_apart(kernel.image, each)]
+    others = [each for each in image.installed(kernel.release) if image.is_other_build(kernel.image, each)]
     if others:
         return f"{NONE}{others[0]} is of another build; give this one's: {option('vmlinux', 'FILE')}"
     return (

@@ -172,7 +172,7 @@ def options_of(program: Path, usage: str, *, sudo: bool) -> tuple[str, ...]:
     return (*((root,) if sudo else ()), *stay)
 
 
-def refused(host: str, done: process.Completed) -> HostError | BuildError:
+def failure(host: str, done: process.Completed) -> HostError | BuildError:
     """Return the error for a failed command line of ssh, or one that uses it."""
     detail = f"{shlex.join(done.argv)}\n{process.tail(done.stderr or done.stdout)}"
     alone = host.rpartition("@")[2]
@@ -205,7 +205,7 @@ def ask(host: str, argv: Sequence[str], *, deadline: Deadline) -> str:
     program = process.find(argv[0], package="openssh-client")
     done = process.run([program, *argv[1:]], deadline=deadline, check=False)
     if done.status != 0:
-        raise refused(host, done)
+        raise failure(host, done)
     return done.stdout
 
 
@@ -278,7 +278,7 @@ def build(target: flake.Target, options: GuestOptions, *, report: Report, deadli
     kernel, why = runner.with_symbols(bare, dev, force=options.force)
     notes = (f"no symbols: {why}",) if why else ()
     if kernel.vmlinux is not None and kernel.gdb_scripts is None:
-        made = prepare.at_hand(Wanted(kernel, kernel.vmlinux), report=report, deadline=deadline)
+        made = prepare.without_build(Wanted(kernel, kernel.vmlinux), report=report, deadline=deadline)
         if made is not None:
             kernel = msgspec.structs.replace(kernel, gdb_scripts=made.directory)
     return System(toplevel, kernel, notes)
@@ -310,7 +310,7 @@ def run(argv: Sequence[str | Path], host: str, *, what: str, report: Report, dea
     if done.status == 0:
         return
     if "Permission denied (" in done.stderr or done.status == _SSH_FAILED:
-        raise refused(host, dataclasses.replace(done, status=_SSH_FAILED))
+        raise failure(host, dataclasses.replace(done, status=_SSH_FAILED))
     raise BuildError(
         f"{what}: nixos-rebuild ended with status {done.status}",
         hint="the machine is unchanged unless the output below says otherwise",

@@ -17,7 +17,7 @@ import msgspec
 from vmdebug import arch, kimage
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
-from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec, RunnerMachine, parameters, unheard
+from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec, RunnerMachine, console_notes, parameters
 from vmdebug.paths import absolute
 from vmdebug.progress import Report
 from vmdebug.sources import cache, naming, nix
@@ -200,7 +200,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         MismatchError: the symbols do not match the kernel.
         HostError: a file cannot be read.
     """
-    script.refuse(found.text, accel=options.accel)
+    script.check_supported(found.text, accel=options.accel)
     if options.firmware is not None:
         raise UsageError(
             f"{option('firmware', options.firmware)} is for guests whose QEMU command line vmdebug makes;"
@@ -217,7 +217,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
     kernel = replacements.apply(own, options)
     unsure = ""
     if options.kernel is not None and not options.force:
-        unsure = requirements.refuse(kernel, found.script, found.text, guest.words)
+        unsure = requirements.check_runner(kernel, found.script, found.text, guest.words)
     if kernel.vmlinux is None and why:
         notes: tuple[str, ...] = (f"no symbols: {why}; give them: {option('vmlinux', 'FILE')}",)
     else:
@@ -245,7 +245,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
             *notes,
             *filter(None, [unsure]),
             *_ignored(found, options),
-            *unheard(row, words),
+            *console_notes(row, words),
             *script.notes(found.text, found.vlans),
         ),
     )

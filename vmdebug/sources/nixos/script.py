@@ -94,7 +94,7 @@ def _remove_unused(where: Path) -> None:
         shutil.rmtree(each, ignore_errors=True)
 
 
-def refuse(text: str, *, accel: str) -> None:
+def check_supported(text: str, *, accel: str) -> None:
     """Refuse a script that ends where this machine has no usable KVM, and says so only in its own log.
 
     Raises:

@@ -52,13 +52,13 @@ def clone(vm: Vm, count: int = 1, *, report: Report = silent, timeout: float) ->
     """
     deadline = Deadline.after(timeout)
     with contextlib.ExitStack() as protected:
-        whole = _saved(vm, report, deadline)
-        protected.callback(whole.close)
+        saved = _saved(vm, report, deadline)
+        protected.callback(saved.close)
         made: list[Vm] = []
         with contextlib.ExitStack() as undone:
             for number in range(count):
                 report(Step("starting clones", number, count))
-                clone = _next(vm.name, whole, deadline)
+                clone = _next(vm.name, saved, deadline)
                 undone.callback(clone.stop, force=True)
                 made.append(clone)
                 if clone.shell.answers(deadline.at_most(ANSWER_SECONDS)) or _at_shell(clone):
@@ -84,20 +84,20 @@ def _saved(vm: Vm, report: Report, deadline: Deadline) -> SavedGuest:
         ram = memfd.closed_by(files, saved_guest.new_ram(spec, None))
         state = memfd.closed_by(files, memfd.create("state"))
         log = memfd.closed_by(files, memfd.create("log"))
-        whole = memfd.create("whole")
+        saved = memfd.create("saved")
         try:
             with _paused(vm, resume=status == "running"):
-                saved_guest.save(vm, whole, shared=False, deadline=deadline)
+                saved_guest.save(vm, saved, shared=False, deadline=deadline)
                 memfd.write(log, kept.read(vm.rundir.console_log).data)
             result = SavedGuest(spec=spec, resources=resources, ram=ram, state=state, log=log, name=vm.name)
-            _split(whole, result, deadline)
+            _split(saved, result, deadline)
         finally:
-            os.close(whole)
+            os.close(saved)
         files.pop_all()
     return result
 
 
-def _split(whole: int, into: SavedGuest, deadline: Deadline) -> None:
+def _split(saved: int, into: SavedGuest, deadline: Deadline) -> None:
     """Split a whole state into RAM and devices, with a QEMU that does not run the guest."""
     assert into.ram is not None  # noqa: S101 - `_saved` made it
     start = Start(
@@ -109,7 +109,7 @@ def _split(whole: int, into: SavedGuest, deadline: Deadline) -> None:
     with launching.launch(
         named, bound=True, exact_name=False, start=start, timeout=deadline.left(launching.ANSWER)
     ) as vm:
-        saved_guest.load(vm, whole, shared=False, run=False, deadline=deadline)
+        saved_guest.load(vm, saved, shared=False, run=False, deadline=deadline)
         saved_guest.save(vm, into.state, shared=True, deadline=deadline)
 
 
@@ -123,7 +123,7 @@ def _paused(vm: Vm, *, resume: bool) -> Iterator[None]:
             vm.resume()
 
 
-def _next(name: str, whole: SavedGuest, deadline: Deadline) -> Vm:
+def _next(name: str, saved: SavedGuest, deadline: Deadline) -> Vm:
     """Start a clone under the first name that is free."""
     for number in itertools.count(1):
         called = f"{name}-{number}"
@@ -131,7 +131,7 @@ def _next(name: str, whole: SavedGuest, deadline: Deadline) -> Vm:
         if called in registry.names():
             continue
         try:
-            return saved_guest.start(whole, name=called, bound=True, exact_name=True, deadline=deadline)
+            return saved_guest.start(saved, name=called, bound=True, exact_name=True, deadline=deadline)
         except UsageError:
             if called not in registry.names():
                 raise

@@ -6,7 +6,7 @@ faster way:
 clone
     Each VM maps the template's RAM copy-on-write; see `vmdebug.vm.clones.saved_guest`.
 load
-    Each VM loads the whole saved state, which contains the RAM.
+    Each VM loads the saved saved state, which contains the RAM.
 boot
     Each VM boots.
 
@@ -166,10 +166,10 @@ def template(
                 )
             if made.saved is not None:
                 held.callback(made.saved.close)
-            mine = _mine(made)
+            own = _own_entry(made)
             others = () if found is None else found.holders
-            slot.write(Entry(how=made.how, reason=made.reason, holders=(*others, mine)))
-            held.callback(_leave, place, mine)
+            slot.write(Entry(how=made.how, reason=made.reason, holders=(*others, own)))
+            held.callback(_leave, place, own)
         yield Template(spec, resources, made)
 
 
@@ -209,9 +209,9 @@ def _shared(found: Entry, spec: LaunchSpec, resources: Resources) -> Built | Non
     if found.how == "boot":
         return Built("boot", found.reason)
     for holder in found.holders:
-        whole = _open(holder, spec, resources)
-        if whole is not None:
-            return Built(found.how, found.reason, whole)
+        saved = _open(holder, spec, resources)
+        if saved is not None:
+            return Built(found.how, found.reason, saved)
     return None
 
 
@@ -230,7 +230,7 @@ def _open(holder: Held, spec: LaunchSpec, resources: Resources) -> SavedGuest | 
     )
 
 
-def _mine(made: Built) -> Held:
+def _own_entry(made: Built) -> Held:
     me = ProcessRef.me()
     if made.saved is None:
         return Held(holder=me)
@@ -239,6 +239,6 @@ def _mine(made: Built) -> Held:
     return Held(holder=me, files=tuple(map(SharedFile.of, fds)))
 
 
-def _leave(place: str, mine: Held) -> None:
+def _leave(place: str, own: Held) -> None:
     with template_registry.slot(place, deadline=Deadline.after(LEAVE_SECONDS)) as slot:
-        slot.leave(mine)
+        slot.leave(own)
