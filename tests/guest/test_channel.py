@@ -6,14 +6,13 @@ import hashlib
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import msgspec
 import pytest
 
+from tests.fixtures import channelguest
 from tests.fixtures.accel import SECONDS
 from vmdebug import process
 from vmdebug.channel import port
@@ -23,10 +22,8 @@ from vmdebug.channel.shell import ExecResult
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmError
 from vmdebug.guest import LaunchSpec
-from vmdebug.progress import silent
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, launch, planning
-from vmdebug.vm.launching import Start
+from vmdebug.vm import Vm
 
 MIB = 1 << 20
 
@@ -35,31 +32,17 @@ def soon() -> Deadline:
     return Deadline.after(SECONDS)
 
 
-def started(spec: LaunchSpec, name: str, **lacking: object) -> Vm:
-    """A booting guest, whose QEMU lacks devices."""
-    resources = planning.resources(spec, report=silent, deadline=soon())
-    features = msgspec.structs.replace(resources.features, **lacking)
-    start = Start(resources=msgspec.structs.replace(resources, features=features))
-    return launch(msgspec.structs.replace(spec, name=name), bound=True, timeout=SECONDS, start=start)
-
-
 @pytest.fixture(scope="module")
 def shared(builtin: LaunchSpec) -> Iterator[Vm]:
     """One booted guest for the tests that leave it as it was."""
-    with (
-        tempfile.TemporaryDirectory(prefix="vmd-", dir="/tmp") as runtime,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setenv("XDG_RUNTIME_DIR", runtime)
-        with started(builtin, "channel") as vm:
-            patch.undo()
-            yield vm
+    with channelguest.of_module(builtin, "channel") as vm:
+        yield vm
 
 
 @pytest.fixture
 def own(builtin: LaunchSpec) -> Iterator[Vm]:
     """A booting guest that the test may change."""
-    with started(builtin, "own") as vm:
+    with channelguest.started(builtin, "own") as vm:
         yield vm
 
 
@@ -233,7 +216,7 @@ def test_a_snapshot_that_was_taken_in_the_middle_of_a_command(own: Vm) -> None:
 
 
 def test_a_kernel_without_a_virtio_console_has_a_second_uart(builtin: LaunchSpec) -> None:
-    with started(builtin, "uart", virtio_serial=False) as vm:
+    with channelguest.started(builtin, "uart", virtio_serial=False) as vm:
         data = os.urandom(50_000)
         assert vm.exec("cat", stdin=data, timeout=SECONDS).stdout.encode(errors="surrogateescape") == data
         assert vm.shell.found == Found("agent-uart", "the guest's kernel has no virtio console")
@@ -245,7 +228,7 @@ def test_a_kernel_without_a_virtio_console_has_a_second_uart(builtin: LaunchSpec
 
 
 def test_where_nothing_answers_the_serial_line_does(builtin: LaunchSpec) -> None:
-    with started(builtin, "serial", virtio_serial=False, uarts=()) as vm:
+    with channelguest.started(builtin, "serial", virtio_serial=False, uarts=()) as vm:
         assert vm.exec("cat; exit 3", stdin=b"\0\xff~", timeout=SECONDS).status == 3
         assert vm.shell.found == Found("serial", "no agent answers in the guest")
         with vm.console(), pytest.raises(StateError, match="the console of serial is in use"):
@@ -254,7 +237,7 @@ def test_where_nothing_answers_the_serial_line_does(builtin: LaunchSpec) -> None
 
 def test_a_session_goes_on_over_its_own_console_where_that_is_the_only_way(builtin: LaunchSpec) -> None:
     with (
-        started(builtin, "line", virtio_serial=False, uarts=()) as vm,
+        channelguest.started(builtin, "line", virtio_serial=False, uarts=()) as vm,
         DebugSession(vm, owned=False) as session,
     ):
         session.console.wait_ready(timeout=SECONDS)

@@ -6,45 +6,28 @@ import hashlib
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
+from tests.fixtures import channelguest
 from tests.fixtures.accel import SECONDS
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, VmError
 from vmdebug.guest import LaunchSpec
 from vmdebug.process import Completed
-from vmdebug.progress import silent
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, launch, planning
-from vmdebug.vm.launching import Start
+from vmdebug.vm import Vm
 
 MIB = 1 << 20
 
 
-def started(spec: LaunchSpec, name: str, **lacking: object) -> Vm:
-    """A booting guest, whose QEMU lacks devices."""
-    resources = planning.resources(spec, report=silent, deadline=Deadline.after(SECONDS))
-    features = msgspec.structs.replace(resources.features, **lacking)
-    start = Start(resources=msgspec.structs.replace(resources, features=features))
-    return launch(msgspec.structs.replace(spec, name=name), bound=True, timeout=SECONDS, start=start)
-
-
 @pytest.fixture(scope="module")
 def shared(builtin: LaunchSpec) -> Iterator[Vm]:
-    with (
-        tempfile.TemporaryDirectory(prefix="vmd-", dir="/tmp") as runtime,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setenv("XDG_RUNTIME_DIR", runtime)
-        with started(builtin, "cp") as vm:
-            patch.undo()
-            yield vm
+    with channelguest.of_module(builtin, "cp") as vm:
+        yield vm
 
 
 @pytest.fixture
@@ -156,7 +139,7 @@ def test_the_slower_ways_are_exact_too(
 ) -> None:
     source = tree(tmp_path / "tree")
     (source / "sparse").unlink()
-    with started(builtin, "slow", **lacking) as vm:
+    with channelguest.started(builtin, "slow", **lacking) as vm:
         vm.put(source, "/tmp", timeout=SECONDS)
         assert vm.exec("/tmp/tree/link").stdout == "it runs\n"
         vm.get("/tmp/tree", tmp_path / "back", timeout=SECONDS)

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from tests.fixtures.accel import SECONDS
+from tests.fixtures.exactcommands import COMMANDS
 from vmdebug.channel.serial.console import Console
 from vmdebug.channel.shell import Output
 from vmdebug.deadline import Deadline
@@ -65,10 +66,7 @@ def own(builtin: LaunchSpec) -> Iterator[Vm]:
 @pytest.mark.parametrize(
     ("command", "result"),
     [
-        ("true", Output(b"", b"", 0)),
-        ("echo out; echo err >&2; exit 4", Output(b"out\n", b"err\n", 4)),
-        (r"printf '\000\001\377 no newline'", Output(b"\0\1\xff no newline", b"", 0)),
-        ('echo "it\'s"\necho \'$x\' \\\n  "$((1 + 1))"', Output(b"it's\n$x 2\n", b"", 0)),
+        *COMMANDS,
         (
             ["printf", "%s|", "a b", "it's", "$HOME", "\n", "ü"],
             Output("a b|it's|$HOME|\n|ü|".encode(), b"", 0),

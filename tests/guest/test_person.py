@@ -6,7 +6,7 @@ import gzip
 import lzma
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -75,6 +75,18 @@ def insert(machine: Vm, module: str) -> None:
         console.expect(f"{module} is in", timeout=SECONDS)
 
 
+def typed_at_the_first_breakpoint(machine: Vm, line: Sequence[str], typed: str) -> str:
+    """Run GDB, type a line on the console once it has set a breakpoint, and return GDB's output."""
+    with machine.console() as console, process.spawn(line, stdout=process.PIPE, stderr=process.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert any(row.startswith(b"Breakpoint 1 at ") for row in child.stdout)
+        console.sendline(typed)
+        stdout, stderr = child.stdout.read().decode(), child.stderr.read().decode()
+        assert child.wait() == 0, stderr
+    return stdout
+
+
 def listed(stdout: str) -> dict[str, tuple[int, str]]:
     """Return the list of vmd-modules, by name."""
     rows = re.findall(r"^(\w+) +0x([0-9a-f]+)  (.+)$", stdout, re.MULTILINE)
@@ -130,13 +142,7 @@ def test_a_module_that_comes_and_goes_while_gdb_is_there(machine: Vm, kernel: Ke
             init=False,
         )
     )
-    with machine.console() as console, process.spawn(line, stdout=process.PIPE, stderr=process.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        assert any(row.startswith(b"Breakpoint 1 at ") for row in child.stdout)
-        console.sendline("modprobe lkdtm; rmmod brd")
-        stdout, stderr = child.stdout.read().decode(), child.stderr.read().decode()
-        assert child.wait() == 0, stderr
+    stdout = typed_at_the_first_breakpoint(machine, line, "modprobe lkdtm; rmmod brd")
     assert "/core.c" in stdout
     assert "delete_module" in stdout.rpartition("free_module")[2]  # its caller
     rows = listed(stdout)
@@ -159,13 +165,7 @@ def test_next_goes_with_a_task_to_another_cpu(machine: Vm, kernel: Kernel) -> No
     line = argv(
         Attachment(endpoint=machine.state.gdb, kernel=kernel, extra=extra, batch=True, init=False, kaslr=True)
     )
-    with machine.console() as console, process.spawn(line, stdout=process.PIPE, stderr=process.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        assert any(row.startswith(b"Breakpoint 1 at ") for row in child.stdout)
-        console.sendline("taskset 1 taskset 2 true")
-        stdout, stderr = child.stdout.read().decode(), child.stderr.read().decode()
-        assert child.wait() == 0, stderr
+    stdout = typed_at_the_first_breakpoint(machine, line, "taskset 1 taskset 2 true")
     assert re.findall(r"^\$\d+ = (\d+)$", stdout, re.MULTILINE) == ["1", "2"], stdout
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fixtures.exactcommands import COMMANDS
 from tests.unit.serial_guest import SerialGuest
 from vmdebug.channel import port
 from vmdebug.channel.agent import program
@@ -63,10 +64,7 @@ def shell(guest: SerialGuest) -> AgentShell:
 @pytest.mark.parametrize(
     ("line", "output"),
     [
-        ("true", Output(b"", b"", 0)),
-        ("echo out; echo err >&2; exit 4", Output(b"out\n", b"err\n", 4)),
-        (r"printf '\000\001\377~}^] no newline'", Output(b"\0\1\xff~}^] no newline", b"", 0)),
-        ('echo "it\'s"\necho \'$x\' \\\n  "$((1 + 1))"', Output(b"it's\n$x 2\n", b"", 0)),
+        *COMMANDS,
         ("kill -9 $$", Output(b"", b"", 137)),
         ("kill -15 $$", Output(b"", b"", 143)),
         ("cat", Output(b"", b"", 0)),

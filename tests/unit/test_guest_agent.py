@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.exactcommands import COMMANDS
 from vmdebug import process
 from vmdebug.channel.guest_agent import GuestAgentShell
 from vmdebug.channel.port import PortAddress
@@ -48,11 +49,8 @@ def run(shell: GuestAgentShell, line: str, stdin: bytes | int | None = None, sec
 @pytest.mark.parametrize(
     ("line", "output"),
     [
-        ("true", Output(b"", b"", 0)),
-        ("echo out; echo err >&2; exit 4", Output(b"out\n", b"err\n", 4)),
-        (r"printf '\000\001\377~ no newline'", Output(b"\0\1\xff~ no newline", b"", 0)),
+        *COMMANDS,
         ("kill -9 $$", Output(b"", b"", 137)),
-        ("echo ü", Output("ü\n".encode(), b"", 0)),
     ],
 )
 def test_a_command_comes_back_exactly(shell: GuestAgentShell, line: str, output: Output) -> None:
