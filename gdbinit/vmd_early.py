@@ -168,7 +168,7 @@ KASLR_KVM = (
     " QEMU's -kernel, loaded by SeaBIOS\n"
     "start the guest without --kaslr or with --accel tcg; or continue, interrupt, then: vmd-slide --apply"
 )
-"""Why `set` sets nothing for a kernel that moves."""
+"""The error if `set` cannot stop a kernel that KASLR moves."""
 
 
 def run() -> bool:
@@ -181,7 +181,7 @@ def run() -> bool:
 
 
 def unmapped() -> bool:
-    """Whether no kernel is mapped yet. The first CPU tells: others are without paging for longer."""
+    """Whether no kernel is mapped yet. This asks the first CPU: the others enable paging later."""
     selected = gdb.selected_thread()
     if selected is None:
         return True

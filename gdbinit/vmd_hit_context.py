@@ -54,7 +54,7 @@ class HitContext:
         if not self._has_task:
             return None
         try:
-            # QEMU hands this register over with the others; __per_cpu_offset would be one read more.
+            # QEMU sends this register with the others; __per_cpu_offset would take another packet.
             pointer = vmd_memory.read(self._current + registers[vmd_arch.current().per_cpu_register], 8)
             task = int.from_bytes(pointer, "little")
             # One read for both: another packet costs more than the bytes between them.

@@ -1,4 +1,4 @@
-"""What a person's GDB needs under KVM: early breakpoints, and a word about too many hardware breakpoints.
+"""Adapts a person's GDB to KVM: early breakpoints work, and too many hardware breakpoints are reported.
 
 Under KVM, GDB writes software breakpoints to guest memory, which a halted guest has not mapped yet:
 `continue` would fail with "Cannot access memory". So it first runs the guest to where its kernel is mapped.
@@ -54,7 +54,7 @@ def _before_continue() -> None:
     """Run to where the kernel is mapped, if it is not, and the user has software breakpoints in it.
 
     Raises:
-        gdb.GdbError: the guest stopped elsewhere, or at a breakpoint of the user; nothing is to continue.
+        gdb.GdbError: the guest stopped elsewhere, or at a breakpoint of the user; `continue` does nothing.
     """
     if vmd_guest.accel() != "kvm" or not vmd_guest.connected() or vmd_early.WAITING.pending:
         return
@@ -80,11 +80,11 @@ def _stopped_elsewhere() -> None:
     if not vmd_guest.connected():
         raise gdb.GdbError("the guest ended before it mapped its kernel")
     gdb.execute("frame")
-    raise gdb.GdbError("the guest stopped before it mapped its kernel, whose breakpoints still wait")
+    raise gdb.GdbError("the guest stopped before it mapped its kernel; breakpoints in it are not inserted")
 
 
 def _count(_created: gdb.Breakpoint) -> None:
-    """Say when there are more hardware breakpoints than KVM can hold: GDB finds out when the guest runs."""
+    """Warn of more hardware breakpoints than KVM can hold: GDB reports them only when the guest runs."""
     arch = vmd_arch.known() if vmd_guest.accel() == "kvm" else None
     if arch is None:
         return

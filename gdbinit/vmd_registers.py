@@ -1,7 +1,7 @@
 """Registers of a stopped CPU, and the register that holds a variable, without creating a frame.
 
 A `gdb.Frame` costs a packet: GDB identifies a frame by its caller too, and reads the return address from the
-stack. A breakpoint that records a few numbers and continues has no higher cost than that.
+stack. For a breakpoint that records a few numbers and continues, that is the highest cost.
 """
 
 from __future__ import annotations

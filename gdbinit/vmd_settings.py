@@ -15,7 +15,7 @@ _AUTOMATIC = (
 
 
 def adapt() -> None:
-    """Set what must be otherwise, and say so."""
+    """Change these settings, and print which were changed."""
     if gdb.parameter("non-stop"):
         _set("non-stop", "off", "the gdbstub stops all CPUs at once")
     for name, reason in _AUTOMATIC:

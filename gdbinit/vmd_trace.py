@@ -88,7 +88,7 @@ class Trace:
             raise gdb.GdbError(f'Function "{where}" not defined.')
 
     def _check(self) -> None:
-        """Refuse expressions that no hit can evaluate. A condition must be valid in at least one location."""
+        """Check that the expressions can be evaluated, and the condition in at least one location."""
         for probe in self._probes:
             for each in probe.expressions:
                 if words := probe.evaluation_error(each.text):

@@ -78,7 +78,7 @@ def _refuse_unusable(location: str) -> None:
         )
     if location == vmd_early.WAITING.passed:
         vmd_batch.fail(
-            f"{location} has begun: under KVM vmdebug stops a kernel that KASLR moves only in it\n"
+            f"{location} has already begun: KVM cannot stop a kernel that KASLR moves before it\n"
             f"run to a later function: {arch.first_symbols[-1]}",
             vmd_batch.USAGE,
         )
@@ -102,7 +102,7 @@ def _to_mapped_kernel(location: str, run: vmd_run.Run) -> None:
         vmd_batch.fail(vmd_early.KASLR_KVM)
     if not vmd_early.WAITING.set("kvm", kaslr=False):
         first = " nor ".join(vmd_arch.current().first_symbols)
-        vmd_batch.fail(f"the vmlinux has neither {first}, so nothing tells when the kernel is mapped")
+        vmd_batch.fail(f"the vmlinux has neither {first}, so vmdebug cannot detect when the kernel is mapped")
     reached = vmd_early.run()
     _prove(run)
     if not reached:

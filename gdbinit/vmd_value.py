@@ -169,8 +169,8 @@ def element(number: int, address: int, index: int) -> gdb.Value:
 
     Args:
         number: The pointer's or array's type.
-        address: What the pointer holds, or where the array is.
-        index: Which one.
+        address: The pointer's value, or the array's address.
+        index: The element's index.
     """
     target = LAYOUTS.types[number].strip_typedefs().target()
     return (gdb.Value(address).cast(target.pointer()) + index).dereference()

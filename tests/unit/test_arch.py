@@ -212,7 +212,7 @@ def test_a_source_that_was_built_in(tmp_path: Path) -> None:
     for mark in ("Kconfig", "Makefile", "scripts/kconfig/merge_config.sh", "arch/toy/include/generated/x.h"):
         (tmp_path / mark).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / mark).touch()
-    with pytest.raises(UsageError, match="arch/toy/include/generated is there"):
+    with pytest.raises(UsageError, match="it has arch/toy/include/generated"):
         kernel_source.look(tmp_path)
 
 

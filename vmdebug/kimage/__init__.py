@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 Proof = Literal["build-id", "banner", "release", "none"]
-"""How two files were found to match; "none": they have nothing to compare."""
+"""What proves that two files match; "none": they have nothing that can be compared."""
 
 _COMPILER = re.compile(r"(\S+ \(\S+@\S+\)) \(.*\) (#\d.*)")
 
@@ -54,15 +54,15 @@ def build_id(path: Path) -> str:
 
 
 def check(image: Path, vmlinux: Path, *, force: bool = False) -> Proof:
-    """Check that a boot image and a vmlinux are of the same build; return how that was found.
+    """Check that a boot image and a vmlinux come from the same build, and return what proves it.
 
     Args:
         image: The boot image.
         vmlinux: The ELF file with symbols.
-        force: Return "none" for files of different builds.
+        force: Whether to return "none" for files of different builds.
 
     Raises:
-        MismatchError: they are not.
+        MismatchError: they come from different builds.
         UsageError: one of them is not a kernel file, or is damaged.
         HostError: this user may not read one of them.
     """
@@ -81,7 +81,7 @@ def check(image: Path, vmlinux: Path, *, force: bool = False) -> Proof:
 
 
 def _comparable(image: Image, vmlinux: Vmlinux) -> tuple[str, str, Proof]:
-    """Return both sides' values of the most specific property that both have, and its name."""
+    """Return the values of the most specific property that both files have, and its name."""
     if image.build_id and vmlinux.build_id:
         return image.build_id, vmlinux.build_id, "build-id"
     if not image.banner or not vmlinux.banner:

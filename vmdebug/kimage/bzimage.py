@@ -17,7 +17,7 @@ from vmdebug.kimage.formats import Format, Image
 from vmdebug.kimage.packed import LARGEST_PACKED, BadImageError, Unpacked, UnpackError, unpack
 
 _SETUP_BYTES = 0x250
-"""How much of the file the setup header needs, up to the end of `payload_length`."""
+"""Number of bytes up to the end of `payload_length`, the last field that is read of the setup header."""
 
 _BOOT_FLAG = (0x1FE, b"\x55\xaa")
 _MAGIC = (0x202, b"HdrS")

@@ -55,7 +55,7 @@ class Dwarf(msgspec.Struct, frozen=True, kw_only=True):
         file: The separate file that has it; "" if the vmlinux itself does.
         how: What names that file: "build-id" or ".gnu_debuglink"; "" without one.
         split: How many units have their types in `.dwo` files.
-        lacking: Those of these files that do not exist.
+        lacking: The `.dwo` files that do not exist.
     """
 
     version: int = 0
@@ -134,7 +134,7 @@ def _unpacked(section: Any, start: bytes) -> tuple[bytes, str]:
 def _split(path: Path) -> tuple[str, ...]:
     """Return the `.dwo` files that a file names."""
     readelf = process.find("readelf", package="binutils")
-    # It fails for each file that does not exist, and then has named it.
+    # readelf fails if one of the files does not exist, after it has printed its name.
     said = process.run(
         [readelf, "--debug-dump=links", path], deadline=Deadline.after(_LISTING_SECONDS), check=False
     ).stdout

@@ -13,7 +13,7 @@ from vmdebug import arch
 from vmdebug.errors import HostError, UsageError
 from vmdebug.kimage.packed import BadImageError, Unpacked
 
-# Limits for damaged or hostile files; no kernel reaches them.
+# Limits that protect from damaged and malicious files; no kernel reaches them.
 _MOST_NOTES = 256
 _LARGEST_NOTES = 64 << 10
 
@@ -53,7 +53,7 @@ def parse(path: Path, stream: IO[bytes] | Unpacked) -> Any:
         UsageError: it is damaged.
         BadImageError: it cannot be unpacked.
     """
-    from elftools.elf.elffile import ELFFile  # noqa: PLC0415 - slow to import, and mostly the cache answers
+    from elftools.elf.elffile import ELFFile  # noqa: PLC0415 - slow to import, and rarely needed: the result is cached
 
     try:
         return ELFFile(cast("IO[bytes]", stream))
@@ -84,7 +84,7 @@ def arch_of(path: Path, machine: str) -> str:
 
 
 def build_id(elf: Any) -> str:
-    """Return the GNU build-id; in a kernel other notes, Xen's, come before it."""
+    """Return the GNU build-id. In a kernel, the notes of Xen come before it."""
     tables = itertools.chain(elf.iter_segments(type="PT_NOTE"), elf.iter_sections(type="SHT_NOTE"))
     notes = itertools.chain.from_iterable(table.iter_notes() for table in tables if _plausible(table))
     for note in itertools.islice(notes, _MOST_NOTES):
@@ -99,6 +99,6 @@ def _plausible(table: Any) -> bool:
 
 
 def has_bytes(section: Any) -> bool:
-    """Whether a section exists and the file has its bytes."""
+    """Return whether a section exists, and its bytes are in the file."""
     # `objcopy --only-keep-debug` keeps only the headers of other sections.
     return section is not None and section["sh_type"] != "SHT_NOBITS" and section["sh_size"] > 0

@@ -16,7 +16,7 @@ import msgspec
 from vmdebug.kimage.packed import Unpacked
 
 START_BYTES = 4096
-"""How much of a file `Format.recognises` gets, or all of a shorter one."""
+"""Number of bytes at the start of a file that `Format.recognises` gets; of a shorter file, all bytes."""
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,8 +50,8 @@ class Format:
         name: The name, as in `image_format` of an architecture's row.
         missing: What is missing in a file of another format, for messages.
         recognises: Whether a file that begins with these bytes is of this format.
-        read: Reads one. The path is for messages. Raises `BadImageError` where it is damaged.
-        unpack: Returns the kernel in one, an ELF file. Raises `BadImageError` where it is damaged, and
+        read: Reads one. The path is for messages. Raises `BadImageError` if it is damaged.
+        unpack: Returns the kernel in one, an ELF file. Raises `BadImageError` if it is damaged, and
             `UnpackError` if there is no decompressor for it here.
     """
 

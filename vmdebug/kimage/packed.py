@@ -28,7 +28,7 @@ class BadImageError(ValueError):
 
 
 class UnpackError(ValueError):
-    """The kernel cannot be decompressed here, though the image may be good."""
+    """This machine cannot decompress the kernel; the image may be valid."""
 
 
 class Unpacked(io.RawIOBase):
@@ -126,7 +126,7 @@ def _bzip2(packed: bytes) -> Iterator[bytes]:
 
 
 def _to_its_end(decompressor: lzma.LZMADecompressor | bz2.BZ2Decompressor, packed: bytes) -> Iterator[bytes]:
-    # The decompressed size follows the data. lzma.open and bz2.open would take it for more data.
+    # The decompressed size follows the data. lzma.open and bz2.open would read it as another stream.
     while not decompressor.eof:
         chunk = decompressor.decompress(packed, max_length=_CHUNK)
         packed = b""

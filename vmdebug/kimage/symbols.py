@@ -1,4 +1,4 @@
-"""Addresses of a vmlinux's symbols: a few names out of a table of a hundred thousand, without parsing it."""
+"""Finds the addresses of a few symbols of a vmlinux, without parsing its table of a hundred thousand."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def _read(file: object, name: str) -> tuple[int, ...]:
                 _, info, _, _, value, _ = _ROW.unpack_from(rows, at)
                 if info & 0xF in _FUNCTION_OR_OBJECT and value:
                     found.add(value)
-    # The linker stores a name that another one ends with inside that one: those are other symbols' names.
+    # Two symbols share bytes of the string table if the name of one ends with the name of the other.
     return tuple(sorted(found))
 
 
 def _places(data: bytes, wanted: bytes) -> list[int]:
-    """Return where some bytes are in others."""
+    """Return the offsets in `data` at which `wanted` starts."""
     places, at = [], data.find(wanted)
     while at >= 0:
         places.append(at)

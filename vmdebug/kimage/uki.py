@@ -14,7 +14,7 @@ from vmdebug.kimage.packed import BadImageError
 KERNEL, INITRD, PARAMETERS = ".linux", ".initrd", ".cmdline"
 
 LARGEST = 1 << 30
-"""The most bytes that a section may have."""
+"""The largest size of a section, in bytes."""
 
 MISSING = "no PE file with a .linux section"
 
@@ -56,7 +56,7 @@ def sections(start: bytes) -> dict[str, Section]:
         if place + _SECTION.size > len(start):
             break
         name, size, _, stored, offset, *_ = _SECTION.unpack_from(start, place)
-        # The stored size is padded; the real one is missing in object files only.
+        # SizeOfRawData is padded. VirtualSize is exact, and 0 only in object files.
         section = Section(offset, min(size or stored, stored))
         found.setdefault(name.rstrip(b"\0").decode("ascii", errors="replace"), section)
     return found if KERNEL in found else {}

@@ -16,7 +16,7 @@ from vmdebug.kimage import elf
 _BANNER = re.compile(rb"Linux version (\d[^\0\n]{1,500})\n\0")
 _NUMBER = re.compile(rb" #\d")
 
-# Limits for damaged or hostile files; no kernel reaches them.
+# Limits that protect from damaged and malicious files; no kernel reaches them.
 _MOST_SECTIONS = 4096
 _LARGEST_RODATA = 256 << 20
 

@@ -55,7 +55,7 @@ def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> Lau
 def gdb_scripts(
     options: GuestOptions, *, source: Path | None = None, report: Report, deadline: Deadline
 ) -> Scripts:
-    """Return the GDB scripts of a guest's kernel; complete them in the user's cache if they cannot be loaded.
+    """Return the GDB scripts of a guest's kernel. If GDB cannot load them, complete them in the user's cache.
 
     Args:
         options: The guest and its options.

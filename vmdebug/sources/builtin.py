@@ -28,13 +28,13 @@ from vmdebug.sources.configuration import fragments as fragment_files
 from vmdebug.sources.kernels import tree
 
 NEEDED = 1.2e9
-"""Bytes that a build needs while it runs; a third remains."""
+"""Bytes of disk space that a build needs; a third of it stays in use."""
 
 _TARGETS = ("modules", "scripts_gdb")
 
 _RECORD = "complete.json"
 _OBJECTS = 929
-"""Objects of the builtin fragments with Linux 6.1: the total that progress shows at the first build."""
+"""Number of objects of Linux 6.1 with the builtin fragments: the total for the progress of a first build."""
 
 _HEADERS = {"gelf.h": "libelf-dev", "libelf.h": "libelf-dev", "openssl/": "libssl-dev"}
 
@@ -124,7 +124,7 @@ def build(
     report: Report = silent,
     deadline: Deadline,
 ) -> BuiltKernel:
-    """Return the kernel of a source and fragments; build it unless that has been done.
+    """Return the kernel of a source and fragments, and build it if it is not in the cache.
 
     Args:
         source: A directory or a tarball; None takes `default_source`.
@@ -226,7 +226,7 @@ def make_argv(plan: Plan, tree: Path, *targets: str) -> tuple[str, ...]:
 
 
 def prune(directory: Path, deadline: Deadline) -> None:
-    """Delete what only another `make` in a build tree needs: four fifths of its size.
+    """Delete the files of a build tree that only another `make` needs: four fifths of its size.
 
     Keep the host's programs (scripts/, tools/): building a module against the tree needs them. Remove from
     vmlinux the relocations that the linker keeps for RANDOMIZE_BASE. The boot image has its own copy of those

@@ -79,7 +79,7 @@ def touched(path: Path) -> int:
 
 @contextlib.contextmanager
 def lock(path: Path, what: str, report: Report, deadline: Deadline) -> Iterator[None]:
-    """Be the only process that makes `path` during the block.
+    """Lock `path` during the block, so that only one process makes it.
 
     Args:
         path: What to make; the lock is a file beside it.

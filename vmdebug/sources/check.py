@@ -1,4 +1,4 @@
-"""`kernel check`: whether everything for debugging a guest exists and is of one build; starts nothing."""
+"""`kernel check`: checks that all files for debugging a guest exist and match. It starts nothing."""
 
 from __future__ import annotations
 

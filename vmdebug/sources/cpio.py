@@ -82,7 +82,7 @@ def _record(number: int, entry: Entry) -> bytes:
     name = entry.path.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     owner = time = 0
-    # The device with the file, and a checksum, which newc does not use.
+    # The device that the file is on, and a checksum; newc uses neither.
     held_major = held_minor = check = 0
     before = (number, entry.mode, owner, owner, links, time, len(entry.data), held_major, held_minor)
     fields = (*before, *entry.device, len(name), check)

@@ -1,4 +1,4 @@
-"""The option `firmware`: a firmware to boot a guest through, which gets the kernel from QEMU."""
+"""The option `firmware`: UEFI firmware that boots the guest's kernel, which it gets from QEMU."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _COMPILED = re.compile(r"^  (?:CC|AS|HOSTCC|CC \[M\])\s+(\S+\.o)$")
 _OF_CALLING_MAKE = re.compile(
     r"^(?:MAKE(?:FLAGS|LEVEL|_TERMOUT|_TERMERR)|MFLAGS|MAKEOVERRIDES|GNUMAKEFLAGS|O|V|W)$"
 )
-# For a kernel of vmdebug's own, such settings are those of another kernel.
+# These are settings for another kernel than the one that vmdebug builds.
 _OF_ANOTHER_KERNEL = re.compile(
     r"^(?:MAKE.*|MFLAGS|KBUILD_.*|KCONFIG_.*|INSTALL_.*|K[AC]FLAGS|KCPPFLAGS|ARCH|CROSS_COMPILE|LLVM|LLVM_IAS|"
     r"LOCALVERSION|[OVWCM])$"

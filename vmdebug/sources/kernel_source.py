@@ -65,7 +65,7 @@ def look(path: Path | None) -> Source:
     Raises:
         HostError: there is no default source.
         UsageError: the path is neither a kernel source nor a tarball; or the source is configured in-tree,
-            and kbuild then refuses to build in another directory (`outputmakefile` in the top Makefile).
+            so kbuild refuses to build it in another directory (`outputmakefile` in the top Makefile).
     """
     path = (default_source() if path is None else path).expanduser().resolve()
     if path.is_file():
@@ -82,7 +82,7 @@ def look(path: Path | None) -> Source:
     for mark in (".config", "include/config", *(f"{row.source}/include/generated" for row in arch.rows())):
         if (path / mark).exists():
             raise UsageError(
-                f"{path} has been built in: {mark} is there, and kbuild then refuses to build elsewhere",
+                f"{path} has been built in (it has {mark}), so kbuild builds it nowhere else",
                 hint=f"clean it, which deletes what was built in it: make -C {path} mrproper",
             )
     return Source(path, str(path), changes=True)
@@ -92,7 +92,7 @@ def unpacked(source: Source, *, report: Report, deadline: Deadline) -> Path:
     """Return the directory of a source, after unpacking a tarball.
 
     Args:
-        source: What `look` returned.
+        source: The result of `look`.
         report: Receives the current file now and then.
         deadline: When to stop unpacking, or waiting for another process that does.
 

@@ -186,7 +186,7 @@ class Result(enum.IntEnum):
 
 
 _ACTIVITY_VERBOSITY = 4
-"""The highest verbosity of an activity to report: "copying '/home/me/src'", but no query."""
+"""The highest verbosity of an activity to report; queries are above it."""
 
 _MESSAGE_VERBOSITY = 2
 """The highest verbosity of a message that nix prints without `-v`."""

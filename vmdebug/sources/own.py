@@ -85,7 +85,7 @@ def _kernel(guest: Guest, options: GuestOptions) -> Kernel:
         case "image":
             return image.kernel(Path(guest.location), search=options.vmlinux is None, force=options.force)
         case "builtin":
-            # Only this guest needs the modules that build kernels.
+            # Only the builtin guest needs the Python modules that build kernels.
             from vmdebug.sources import builtin  # noqa: PLC0415
 
             return builtin.kernel(force=options.force)
@@ -107,7 +107,7 @@ def _initrd(
     guest: Guest, options: GuestOptions, kernel: Kernel, agent: Path | None, deadline: Deadline
 ) -> Path:
     tty = arch.by_name(kernel.arch).second_console
-    # Only the builtin kernel has few modules, in the layout of `make modules_install`.
+    # The builtin kernel has few modules, and they are in the layout of `make modules_install`.
     if guest.kind == "builtin" and options.kernel is None and kernel.modules is not None:
         return initramfs.build(
             modules=kernel.modules, release=kernel.release, agent=agent, agent_tty=tty, deadline=deadline

@@ -38,7 +38,7 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
         tree: The directory in which make ran.
         objects: How many objects were compiled.
         seconds: How long make ran.
-        compiler: The compiler command, and why that one, for the user.
+        compiler: The compiler command with the reason for it, for the user.
         warnings: The messages of compiler and linker.
     """
 
@@ -132,7 +132,7 @@ def build(tree: Path, *, jobs: int | None = None, report: Report, deadline: Dead
 
 
 def compiler_of(tree: Path, env: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
-    """Return make's variables for the compiler, and why this compiler, for the user."""
+    """Return make's variables for the compiler, and the reason for the choice, for the user."""
     before = _recorded(tree)
     if before:
         through = "through ccache" if "ccache" in before else "without ccache"

@@ -154,7 +154,7 @@ def _vacant(directory: RunDir, *, exact: bool) -> bool:
 
 
 def _not_lost(directory: RunDir, *, exact: bool) -> bool:
-    """Return whether no QEMU still runs whose directory this was; if one does, raise with `exact`."""
+    """Return whether no QEMU runs any more that used this directory; with `exact`, raise if one does."""
     before = lost.of(directory)
     if before is not None and exact:
         raise UsageError(before.error().message, hint=before.error().hint)

@@ -33,7 +33,7 @@ EndedBy = Literal["gone", "quit", "SIGTERM", "SIGKILL"]
 """How a VM was ended. "gone": it had already ended; "quit": by the QMP command."""
 
 QMP_SECONDS = 10.0
-"""How long a short QMP command may take, the wait for other commands included."""
+"""How long a short QMP command may take, including the wait for other commands."""
 
 SNAPSHOT_SECONDS = 60.0
 """How long one snapshot may take; 0.1 s is usual for 256 MB."""

@@ -21,7 +21,7 @@ RUNNING = "running"
 VNG = "vng"
 
 MINIMAL = ("allnoconfig", "tinyconfig")
-"""Targets of make that turn everything off, so that fragments need the fragments that they build on."""
+"""Targets of make that turn everything off. Fragments then also need those that they depend on."""
 
 _TARGET = re.compile(r"(?:all\w+|tiny|\w*def|\w+_def)config")
 _VNG_PACKAGE = "pipx install virtme-ng"

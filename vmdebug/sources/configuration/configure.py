@@ -40,7 +40,7 @@ class Option(msgspec.Struct, frozen=True):
         fragment: The fragment that asks for it, or "--builtin".
         why: The reason.
         add_fragment: A fragment of vmdebug that enables what it depends on; "" if there is none.
-        wish: Whether it is only a preference of its fragment, and no failure.
+        wish: Whether its fragment only prefers this value, so that this is no failure.
     """
 
     option: str
@@ -87,7 +87,7 @@ class Configured(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed(self) -> tuple[Option, ...]:
-        """The dropped options that are not only preferences."""
+        """The dropped options that are required, not only preferred."""
         return tuple(option for option in self.dropped if not option.wish)
 
 
@@ -131,7 +131,7 @@ def configure(
         names: Fragments, by name or path; a later one overrides an earlier one.
         source: The kernel's source, a directory or a tarball; None takes `kernel_source.default_source`.
         directory: Where `.config` goes, for `make O=`; the source itself for a build in-tree.
-        builtin: Whether to build in what would be a module.
+        builtin: Whether to build everything into the kernel that would be a module.
         report: Receives the progress.
         deadline: When to stop.
 
@@ -185,7 +185,7 @@ def _source(source: Path | None, directory: Path, report: Report, deadline: Dead
 def _output_directory(directory: Path) -> Iterator[None]:
     """Make the directory, and keep its .config as .config.old.
 
-    Kconfig renames the file itself, but each time that it writes, which happens several times here.
+    Kconfig makes such a backup each time that it writes the file. Here it does so several times.
     """
     config, old = directory / ".config", directory / ".config.old"
     try:
@@ -238,7 +238,7 @@ def _merge(job: _Job) -> None:
 
 
 def _without_modules(job: _Job) -> None:
-    """Build in what would be a module, with the kernel's own make target."""
+    """Build all modules into the kernel, with the kernel's own make target."""
     job.report(Step(_WHAT, note="building modules in"))
     try:
         job.run("mod2yesconfig")

@@ -1,4 +1,4 @@
-"""Reads kernel configurations: a .config, or what a kernel's tree, package or vmlinux says of its own."""
+"""Reads kernel configurations: from a .config, or from a kernel's tree, package or vmlinux."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A fragment has lines of a .config, as `scripts/kconfig/merge_config.sh` takes th
 at its top have a meaning::
 
     # Needs: base gdb       the fragments that this one builds on; merged too if the base is minimal
-    # Wishes: PCI_QUIRKS    options that are only preferences: not setting them is reported, but no failure
+    # Wishes: PCI_QUIRKS    options that are only preferred: vmdebug reports those that are not set
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def ask(
 
 
 def _program_argument(source: Path, directory: Path) -> tuple[str, ...]:
-    """Return the arguments that make make run our program in place of one of its own."""
+    """Return the arguments with which make runs our program instead of one of its own."""
     rules = (source / "scripts/kconfig/Makefile").read_text(errors="replace")
     if "config-prog" in rules:
         return (f"config-prog={_PROGRAM}", "config")

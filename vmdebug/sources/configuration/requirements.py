@@ -127,7 +127,7 @@ DEBUG = (
 
 
 def all_() -> tuple[Need, ...]:
-    """Return all that is looked at in a configuration for a guest of this machine's architecture."""
+    """Return everything that is checked in a configuration, for a guest of this machine's architecture."""
     return (*own(arch.native()), *NIXOS, *DEBUG)
 
 
@@ -198,7 +198,7 @@ class Lack:
 
 
 def lacking(kernel: Kernel, needs: Iterable[Need]) -> tuple[tuple[Lack, ...], str] | None:
-    """Return the needs that a kernel does not meet, and where that was read.
+    """Return the needs that a kernel does not meet, and the file that says so.
 
     Returns:
         None if the configuration is unknown.

@@ -35,7 +35,7 @@ WHAT = "making the kernel's GDB scripts"
 _RECORD = "complete.json"
 
 Fetch = Callable[[], Source]
-"""Gets a kernel's source, which is expensive; raises `VmdebugError` if it cannot."""
+"""Downloads or unpacks a kernel's source; raises `VmdebugError` if that fails."""
 
 
 class Scripts(msgspec.Struct, frozen=True, kw_only=True):

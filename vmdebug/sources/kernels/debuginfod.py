@@ -1,6 +1,6 @@
-"""Symbols from a debuginfod server, by the kernel's build-id, where the user asks for them.
+"""Fetches symbols from debuginfod servers by the kernel's build-id, if the user asks for it.
 
-See "Fetching Symbols" in debuginfod(8): `GET URL/buildid/BUILDID/debuginfo`. What was fetched stays in the
+See "Fetching Symbols" in debuginfod(8): `GET URL/buildid/BUILDID/debuginfo`. Fetched files stay in the
 user's cache.
 """
 
@@ -29,7 +29,7 @@ URLS = "DEBUGINFOD_URLS"
 
 _WHAT = "fetching the kernel's symbols"
 _ANSWER_SECONDS = 90.0
-"""How long a server may be silent: debuginfod-find's default, too; it unpacks packages meanwhile."""
+"""How long a server may be silent while it unpacks a package; debuginfod-find has the same default."""
 
 _CHUNK = 1 << 20
 _KEPT = 4
@@ -71,7 +71,7 @@ def with_symbols(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Lau
 def _file(
     build_id: str, urls: list[str], report: Report, deadline: Deadline
 ) -> tuple[Path | None, list[str]]:
-    """Return the file with a build-id's symbols; without one, what each server answered."""
+    """Return the file with the symbols of a build-id; if no server has it, each server's answer."""
     target = cache.directory("debuginfod") / f"{build_id}.debug"
     refusals = []
     with cache.lock(target, _WHAT, report, deadline):
@@ -93,8 +93,8 @@ def _fetch(url: str, build_id: str, target: Path, report: Report, deadline: Dead
 
     Raises:
         OSError: the server does not answer, or does not have the file.
-        HTTPException: it answers something that is not HTTP, or not all of the file.
-        ValueError: the address is wrong, or the file is not the one of the build-id.
+        HTTPException: the answer is not HTTP, or is incomplete.
+        ValueError: the address is invalid, or the file has another build-id.
     """
     if not url.startswith(("http://", "https://")):
         raise ValueError("the address has to start with http:// or https://")

@@ -29,7 +29,7 @@ def kernel(path: Path, *, search: bool = True, force: bool = False) -> Kernel:
     Args:
         path: The image. Links are resolved, because the next build may change them.
         search: Whether to search for symbols.
-        force: Accept symbols of another build beside the image.
+        force: Whether to accept symbols from another build, if they are beside the image.
 
     Raises:
         UsageError: it is not a boot image.
@@ -75,7 +75,7 @@ def symbols(image: Path, release: str, *, force: bool = False) -> Path | None:
     Args:
         image: The image, absolute.
         release: Its `uname -r`.
-        force: Accept one of another build beside the image.
+        force: Whether to accept one from another build, if it is beside the image.
 
     Raises:
         MismatchError: the vmlinux beside it is from another build. A vmlinux of a debug package that does

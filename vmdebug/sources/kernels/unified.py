@@ -1,6 +1,6 @@
-"""Unified kernel images: QEMU boots the kernel in one, with the initramfs and the parameters in it.
+"""Unified kernel images. QEMU gets the kernel, the initramfs and the parameters that are in the image.
 
-Through UEFI it can start the whole image, which is an EFI program: systemd-stub(7), or another one.
+Through UEFI, QEMU can start the whole image, which is an EFI program: systemd-stub(7), or another one.
 """
 
 from __future__ import annotations

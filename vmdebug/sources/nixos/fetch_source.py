@@ -140,7 +140,7 @@ def _attribute(target: flake.Target, path: tuple[str, ...], report: Report, dead
         (built,) = asked(nix.build_one, list[nix.Built], *path)
         return Path(next(iter(built.outputs.values())))
     except BuildError:
-        # A source inside the flake is a path, which nix cannot build, but evaluate.
+        # A source inside the flake is a path: nix can evaluate it, but not build it.
         found = Path(asked(nix.evaluate, str, *path))
         if not found.exists():
             raise

@@ -1,8 +1,8 @@
 """A guest defined by a Nix flake: `FLAKEREF#NAME`, or `FLAKEREF#` and the path of a VM or a test.
 
 Evaluating a NixOS system takes seconds, so this evaluates it only once, to build the VM. It then finds the
-kernel's symbols from the kernel in the VM (`runner.dev_of`), without evaluating. Only if that fails it
-evaluates the attributes of the system's kernel.
+kernel's symbols from the kernel in the VM (`runner.dev_of`), without evaluating. Only if that fails does it
+evaluate the attributes of the system's kernel.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ KEPT = 16
 
 
 def vlans(text: str, *, inherited: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the numbers of the test driver's networks that a script connects to, and that are not there.
+    """Return the numbers of the test driver's networks that a script connects to but that do not exist.
 
     The driver runs a vde_switch for each, and passes its socket in QEMU_VDE_SOCKET_NUMBER.
 
@@ -42,7 +42,7 @@ def vlans(text: str, *, inherited: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def detached(text: str, absent: tuple[str, ...]) -> str:
-    """Return a script with a hub of its own for each absent network.
+    """Return a script with a separate hub for each network that does not exist.
 
     The guest has its interfaces, with their names and addresses, and nobody else is on them.
     """
@@ -95,7 +95,7 @@ def _remove_unused(where: Path) -> None:
 
 
 def check_supported(text: str, *, accel: str) -> None:
-    """Refuse a script that ends where this machine has no usable KVM, and says so only in its own log.
+    """Check that KVM works here if a script insists on it. Otherwise its VM ends, and only its log says why.
 
     Raises:
         HostError: the script insists on KVM, and there is none.

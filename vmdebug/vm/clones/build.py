@@ -61,7 +61,7 @@ def build(
         spec: The guest.
         resources: What the host has for it.
         directory: Where its memory is kept; None is shared memory.
-        lost: See `wait_shell.come`.
+        lost: See `wait_shell.wait`.
         report: Called with each step that takes long.
         deadline: When to give up.
 
@@ -126,7 +126,7 @@ def _obstacle_in(given: Options) -> str:
 
 
 class _RefusedError(VmError):
-    """QEMU cannot save or load the state of the guest, which itself works."""
+    """QEMU cannot save or load the state of the guest; the guest itself works."""
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def clone(vm: Vm, count: int = 1, *, report: Report = silent, timeout: float) ->
         vm: The VM; no GDB may be attached to it.
         count: Number of clones.
         report: Called with each step that takes long.
-        timeout: Seconds until they have to run.
+        timeout: Seconds until all of them run.
 
     Returns:
         The clones, named NAME-1, NAME-2, …; names that are taken are skipped.
