@@ -27,7 +27,7 @@ def absolute(words: str, directory: Path | None = None) -> Path:
 
 
 def or_false(question: Callable[[], bool]) -> bool:
-    """Return what a question about a path returns, as in `or_false(path.is_dir)`; False where pathlib raises.
+    """Return the result of a test of a path, as in `or_false(path.is_dir)`; False if pathlib raises.
 
     pathlib raises for a name that is too long, or a directory without search permission.
     """

@@ -1,4 +1,4 @@
-"""Restarts a VM under its name with its kernel as built now: `vmdebug restart` and `session.restart`."""
+"""Restarts a VM with its name and the present build of its kernel: `vmdebug restart`, `session.restart`."""
 
 from __future__ import annotations
 

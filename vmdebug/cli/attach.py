@@ -97,8 +97,8 @@ def attach(
 
     GDB loads vmlinux at the kernel's runtime address, finds the sources, loads the kernel's GDB scripts,
     and runs -x and -ex in the order given. Attaching stops the guest; `quit` and `detach` let it run.
-    A guest that has panicked is said to have, with the end of its log under --batch, and `quit` leaves it as
-    it is.
+    GDB reports a panic of the guest, with --batch also the end of its log; `quit` then leaves the guest
+    stopped.
 
     With --kgdb GDB debugs a physical machine over its serial line. The kernel is that of --guest, or the
     one that `vmdebug deploy` installed.

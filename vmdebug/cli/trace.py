@@ -139,13 +139,13 @@ def batches(
             if hits.ended:
                 render.tell(hits.ended)
                 break
-    # The hits since, and calls that have not returned.
+    # The last hits, and calls that have not returned.
     yield hits[given:]
     _print_new_notes(printed, session, hits)
 
 
 def _print_new_notes(printed: list[str], session: DebugSession, hits: Trace) -> None:
-    """Print each note once, as soon as it is known: a condition that never holds would be waited for."""
+    """Print each note once, as soon as it is known; a user may wait for a condition that never holds."""
     for note in (*session.notes, *hits.notes):
         if note not in printed:
             printed.append(note)

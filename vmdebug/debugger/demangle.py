@@ -2,7 +2,7 @@
 
 Only the names of Rust code are mangled (rustc's symbol-mangling v0). GDB tries the manglings of eight
 languages on each symbol, which takes a tenth of the time from a clone to its first breakpoint, and finds none
-in a kernel of C.
+in a kernel of C. This reads the tables itself, because importing pyelftools takes longer than it saves.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def style(vmlinux: Path) -> str:
     """
     try:
         with vmlinux.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as image:
-            return "auto" if _mangled(image) else "none"
+            return "auto" if _has_mangled_names(image) else "none"
     except (OSError, ValueError, OverflowError, struct.error):
         return "auto"
 
 
-def _mangled(image: mmap.mmap) -> bool:
+def _has_mangled_names(image: mmap.mmap) -> bool:
     if image[: len(_ELF64_LITTLE)] != _ELF64_LITTLE:
         return True
     (headers,) = struct.unpack_from("<Q", image, _SECTION_HEADERS)
