@@ -13,6 +13,18 @@ from typing import Any, NamedTuple
 import gdb
 
 
+class PatchedText(NamedTuple):
+    """A table of instructions that the kernel rewrites; see `PatchedText` in `vmdebug/arch.py`."""
+
+    what: str
+    start: str
+    stop: str
+    entry: str
+    relative: bool
+    length: str
+    done: str
+
+
 class Arch(NamedTuple):
     """One architecture. Hexadecimal strings of the JSON file are numbers here."""
 
@@ -51,6 +63,7 @@ class Arch(NamedTuple):
     user_mode: int
     switch_frame: str
     switch_registers: dict[str, str]
+    patched_text: tuple[PatchedText, ...]
 
 
 _HEXADECIMAL = ("kernel_map", "kaslr_step", "zero_based_below")
@@ -105,4 +118,5 @@ def _row(facts: dict[str, Any]) -> Arch:
         name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
     }
     numbers = {name: int(facts[name], 16) for name in _HEXADECIMAL}
-    return Arch(**{**plain, **numbers})
+    patched = tuple(PatchedText(**each) for each in facts["patched_text"])
+    return Arch(**{**plain, **numbers, "patched_text": patched})

@@ -116,6 +116,12 @@ def release() -> str:
     return found[1] if found else ""
 
 
+def tell_accel(name: str) -> dict[str, object]:
+    """`-vmd-accel ACCEL`: set $vmd_accel."""
+    gdb.set_convenience_variable("vmd_accel", name)
+    return {}
+
+
 def has_vmlinux() -> bool:
     """Whether a vmlinux is loaded."""
     space = gdb.current_progspace()

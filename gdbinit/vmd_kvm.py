@@ -1,4 +1,4 @@
-"""Adapts a person's GDB to KVM: early breakpoints work, and too many hardware breakpoints are reported.
+"""Adapts a person's GDB to KVM: early breakpoints work, and breakpoints that cannot work are reported.
 
 Under KVM, GDB writes software breakpoints to guest memory, which a halted guest has not mapped yet:
 `continue` would fail with "Cannot access memory". So it first runs the guest to where its kernel is mapped.
@@ -16,6 +16,7 @@ import vmd_early
 import vmd_guest
 import vmd_identity
 import vmd_modules
+import vmd_patching
 
 _HARDWARE = (
     gdb.BP_HARDWARE_BREAKPOINT,
@@ -97,4 +98,16 @@ def _count(_created: gdb.Breakpoint) -> None:
         )
 
 
+def _warn(created: gdb.Breakpoint) -> None:
+    """Say when the kernel rewrites the instruction at a software breakpoint."""
+    what = vmd_patching.need_hardware(created) if created.visible else ""
+    if what:
+        vmd_batch.say(
+            f"breakpoint {created.number} is at {what}, which the kernel rewrites: under KVM it is lost then,"
+            " or stops the kernel with a BUG\n"
+            f"use one of the CPU's debug registers: delete {created.number}, then: hbreak {created.location}"
+        )
+
+
 gdb.events.breakpoint_created.connect(_count)
+gdb.events.breakpoint_created.connect(_warn)

@@ -23,6 +23,7 @@ import vmd_guest
 import vmd_identity
 import vmd_leftover_steps
 import vmd_modules
+import vmd_patching
 import vmd_percpu
 import vmd_trace
 import vmd_value
@@ -127,6 +128,8 @@ COMMANDS = (
     ("-vmd-prove", vmd_identity.prove),
     ("-vmd-wait-kernel", vmd_early.wait_kernel),
     ("-vmd-end-wait-kernel", vmd_early.end_wait_kernel),
+    ("-vmd-accel", vmd_guest.tell_accel),
+    ("-vmd-need-hardware", vmd_patching.check),
     ("-vmd-steps", vmd_leftover_steps.next_),
     ("-vmd-trace-start", vmd_trace.start),
     ("-vmd-trace-take", vmd_trace.take),

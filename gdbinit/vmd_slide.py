@@ -95,7 +95,7 @@ def place_of(distance: int) -> int | None:
 
 def applied() -> int:
     """Return the slide of the loaded symbols; see `apply`."""
-    return int(getattr(_symbols(), "vmd_slide", 0))
+    return int(getattr(symbols(), "vmd_slide", 0))
 
 
 def apply(slide: int) -> None:
@@ -107,10 +107,10 @@ def apply(slide: int) -> None:
     path = shlex.quote(vmd_guest.vmlinux())
     with gdb.with_parameter("confirm", False), gdb.with_parameter("auto-load python-scripts", False):
         gdb.execute(f"symbol-file {path} -o {slide:#x}", to_string=True)
-    symbols = _symbols()
-    if symbols is not None:
+    loaded = symbols()
+    if loaded is not None:
         # An attribute of the objfile: it vanishes when the file is loaded again.
-        symbols.vmd_slide = slide  # type: ignore[attr-defined]
+        loaded.vmd_slide = slide  # type: ignore[attr-defined]
 
 
 def misplaced() -> str:
@@ -197,7 +197,8 @@ def _by_exception_table(mark: Fingerprint | None) -> Found | None:
     return Found(slide, "exception table", proven=False)
 
 
-def _symbols() -> gdb.Objfile | None:
+def symbols() -> gdb.Objfile | None:
+    """Return the loaded vmlinux; None if there is none."""
     path = vmd_guest.vmlinux()
     return next((each for each in gdb.objfiles() if each.filename == path), None)
 

@@ -20,6 +20,7 @@ import vmd_arch
 import vmd_debuginfo
 import vmd_frame
 import vmd_function_exits
+import vmd_patching
 import vmd_tcg_double_hit
 from vmd_expression import Expression
 from vmd_hit_context import HitContext
@@ -226,7 +227,7 @@ class Probe(gdb.Breakpoint):
 
     def __init__(self, trace: Trace, index: int, where: str, args: list[str]) -> None:
         # Internal breakpoints do not appear in `info breakpoints`, and cause no MI record at a hit.
-        super().__init__(where, internal=True)
+        super().__init__(where, type=vmd_patching.kind_of(where), internal=True)
         self.where = where
         self.returns = False
         self._trace = trace

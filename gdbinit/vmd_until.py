@@ -10,6 +10,7 @@ import vmd_debuginfo
 import vmd_early
 import vmd_guest
 import vmd_identity
+import vmd_patching
 import vmd_run
 import vmd_similar_symbols
 import vmd_slide
@@ -110,7 +111,7 @@ def _to_mapped_kernel(location: str, run: vmd_run.Run) -> None:
 
 
 def _run(location: str, run: vmd_run.Run) -> None:
-    waiting = [gdb.Breakpoint(location, temporary=True)]
+    waiting = [gdb.Breakpoint(location, type=vmd_patching.kind_of(location), temporary=True)]
     if vmd_slide.linked(PANIC) is not None:
         waiting.append(gdb.Breakpoint(PANIC, internal=True, temporary=True))
     numbers = [each.number for each in waiting]

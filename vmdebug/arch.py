@@ -25,6 +25,29 @@ Hex = Annotated[str, msgspec.Meta(pattern="^0x[0-9a-f]+$")]
 """An address or a size; JSON has no hexadecimal numbers."""
 
 
+class PatchedText(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table in vmlinux of the instructions that the kernel rewrites when it boots or runs.
+
+    Args:
+        what: What such an instruction is, for messages.
+        start: The symbol of the table's start.
+        stop: The symbol of its end.
+        entry: The C type of its entries, which begin with the address of an instruction.
+        relative: Whether this address is a signed 32-bit distance from the entry.
+        length: The field with the number of rewritten bytes; "": only one instruction is rewritten.
+        done: The variable that is not 0 once the kernel has rewritten them for the last time; "": it always
+            may again.
+    """
+
+    what: str
+    start: str
+    stop: str
+    entry: str
+    relative: bool = True
+    length: str = ""
+    done: str = ""
+
+
 class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The facts about an architecture's kernel in memory: the part of a row that GDB needs.
 
@@ -71,6 +94,7 @@ class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         user_mode: The bits in it that show this.
         switch_frame: The struct at `task->thread.sp` of a sleeping task.
         switch_registers: The registers that its fields contain.
+        patched_text: The tables of instructions that the kernel rewrites.
     """
 
     name: str
@@ -108,6 +132,7 @@ class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     user_mode: int
     switch_frame: str
     switch_registers: dict[str, str]
+    patched_text: tuple[PatchedText, ...]
 
 
 class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -116,6 +116,17 @@ def test_more_hardware_breakpoints_than_kvm_holds(start: Start) -> None:
     assert "delete one" in done.stderr
 
 
+def test_breakpoints_where_the_kernel_rewrites_its_code(start: Start) -> None:
+    """Under KVM the kernel overwrites a software breakpoint there, or finds it and stops with a BUG."""
+    done = batch(
+        start(), "break sched_clock_tick_stable", "bt 1", accel="kvm", until="copy_page", timeout=SECONDS
+    )
+    assert done.status == 0, done.stderr
+    assert "#0  copy_page () at " in done.stdout
+    assert done.stderr.startswith("breakpoint 2 is at a jump label, which the kernel rewrites: under KVM ")
+    assert "hbreak sched_clock_tick_stable\n" in done.stderr
+
+
 @pytest.mark.parametrize("until", [None, "start_kernel"])
 def test_at_a_halted_guests_first_prompt_it_is_said_what_can_be_done(start: Start, until: str | None) -> None:
     done = batch(start(), batch=False, until=until)

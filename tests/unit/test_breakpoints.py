@@ -34,6 +34,12 @@ def test_a_breakpoint(options: dict[str, Any], command: str) -> None:
     assert mi_breakpoint.insert("start_kernel", **options) == command
 
 
+def test_the_same_breakpoint_in_a_debug_register() -> None:
+    command = mi_breakpoint.insert("sched_clock", when="-break-insert", temporary=True)
+    wanted = '-break-insert -h -t -c "-break-insert" -- "sched_clock"'
+    assert mi_breakpoint.in_hardware(command) == wanted
+
+
 @pytest.mark.parametrize(
     ("access", "command"),
     [

@@ -37,7 +37,7 @@ class Gdb:
     """Answers each command by its name, and records it."""
 
     def __init__(self, **answers: Mapping[str, Any]) -> None:
-        self.answers = answers
+        self.answers: dict[str, Mapping[str, Any]] = {"accel": {}, **answers}
         self.asked: list[str] = []
 
     def __call__(self, command: str, timeout: float) -> Mapping[str, Any]:
@@ -115,7 +115,7 @@ def test_a_kernel_that_is_not_mapped_is_waited_for(wanted: dict[str, Any], plant
     assert asked.waiting
     assert asked.arrived()
     assert not asked.waiting
-    assert gdb.asked == ["-vmd-prove 0", planted, "-vmd-end-wait-kernel"]
+    assert gdb.asked[-3:] == ["-vmd-prove 0", planted, "-vmd-end-wait-kernel"]
 
 
 @pytest.mark.parametrize("answer", [PROVEN, PROVEN | {"state": "placed"}, PROVEN | {"state": "unknown"}])
@@ -132,6 +132,17 @@ def test_kvm_and_kaslr_have_no_early_breakpoints_and_say_so() -> None:
         asked.wait(planned=True)
     assert 'accel="tcg"' in caught.value.hint
     assert not asked.wait(planned=False), "without breakpoints nothing is lost"
+
+
+def test_what_the_kernel_rewrites_needs_a_hardware_breakpoint_under_kvm() -> None:
+    gdb = Gdb(need_hardware={"rewritten": "a jump label"})
+    assert identity(gdb, accel="kvm").need_hardware(3)
+    assert gdb.asked == ["-vmd-accel kvm", "-vmd-need-hardware 3"]
+    gdb.answers["need_hardware"] = {"rewritten": ""}
+    assert not identity(gdb, accel="kvm").need_hardware(3)
+    gdb.asked.clear()
+    assert not identity(gdb).need_hardware(3)
+    assert gdb.asked == [], "TCG's breakpoints are not in memory"
 
 
 FUNCTION = {"number": "1", "addr": "0xffffffff81000123", "func": "__startup_64", "file": "head64.c"}

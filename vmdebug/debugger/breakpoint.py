@@ -210,6 +210,11 @@ def insert(
     return " ".join([*words, "--", mi.quote(where)])
 
 
+def in_hardware(command: str) -> str:
+    """Return a command of `insert` with one of the CPU's debug registers."""
+    return command.replace("-break-insert", "-break-insert -h", 1)
+
+
 def watch(expression: str, *, access: str = "write") -> str:
     """Return the MI command that sets a watchpoint.
 

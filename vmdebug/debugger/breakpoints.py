@@ -90,7 +90,8 @@ class Breakpoints:
             when: Condition, in the language of the place.
             temporary: Whether GDB deletes it at its first stop.
             hardware: Whether it uses one of the CPU's debug registers. Under KVM, only such a breakpoint
-                works before the kernel has mapped itself.
+                works before the kernel has mapped itself, and where the kernel rewrites its own code, as at
+                a jump label; there vmdebug uses one without being asked.
             ignore: Number of hits to ignore.
             cpu: Number of the CPU on which it stops; None: all CPUs.
             pending: Whether `where` may name a symbol of a module that is not loaded yet.
@@ -297,7 +298,7 @@ class Breakpoints:
         self._connection.need("a breakpoint", *NOT_RUNNING, State.RUNNING)
         with self._control.held(timeout=timeout):
             try:
-                payload = self._connection.fetch(command, timeout)
+                payload = self._placed(command, timeout)
             except GdbError as error:
                 raise to_error(error) from error
             made = mi_breakpoint.made(payload, where, self)
@@ -310,6 +311,15 @@ class Breakpoints:
                 raise never
             self._on_set(made.number)
         return made
+
+    def _placed(self, command: str, timeout: float) -> Mapping[str, Any]:
+        """Set a breakpoint or watchpoint; in a debug register if the kernel rewrites the code there."""
+        payload = self._connection.fetch(command, timeout)
+        number = payload.get("bkpt", {}).get("number")
+        if number is None or not self._identity.need_hardware(int(number)):
+            return payload
+        self._connection.ask(f"-break-delete {number}", timeout)
+        return self._connection.fetch(mi_breakpoint.in_hardware(command), timeout)
 
     def _need_cpu(self, cpu: int, what: str, timeout: float) -> None:
         """Check that the guest has a CPU; GDB would wait for it forever."""

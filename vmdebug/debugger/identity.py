@@ -89,6 +89,8 @@ class Identity:
         self._verdict = Verdict(state="unmapped")
         self._open = wanted is not None
         self._waiting = False
+        if self._under_kvm:
+            self._fetch("-vmd-accel kvm", SETTLE_SECONDS)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -158,6 +160,20 @@ class Identity:
         """Take out what `wait` set; return whether the guest has stopped there."""
         self._waiting = False
         return bool(self._fetch("-vmd-end-wait-kernel", SETTLE_SECONDS)["reached"] == "1")
+
+    def need_hardware(self, number: int) -> bool:
+        """Whether the kernel rewrites the code at a software breakpoint, which under KVM is in that code.
+
+        Args:
+            number: GDB's number of the breakpoint.
+        """
+        return (
+            self._under_kvm and self._fetch(f"-vmd-need-hardware {number}", SETTLE_SECONDS)["rewritten"] != ""
+        )
+
+    @property
+    def _under_kvm(self) -> bool:
+        return self._wanted is not None and self._wanted.accel == "kvm"
 
     def never_hit(self, entry: Mapping[str, Any], where: str) -> UsageError | None:
         """Return the error for a breakpoint in code that runs before the kernel is mapped; None for others.
