@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import vmdebug
+from tests.fixtures.accel import ACCEL, SECONDS
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, StateError
@@ -41,7 +42,7 @@ def linux(kernel: Kernel, tmp_path: Path) -> Path:
 
 def vmd(*words: str | Path, check: bool = True) -> Completed:
     argv = [sys.executable, "-m", "vmdebug.cli", *words]
-    return process.run(argv, deadline=Deadline.after(120), check=check)
+    return process.run(argv, deadline=Deadline.after(SECONDS), check=check)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def ended() -> Iterator[None]:
 
 @pytest.mark.usefixtures("ended")
 def test_the_loop_of_daily_work(linux: Path, kernel: Kernel) -> None:
-    vmd("start", linux, "--build", "--halt", "--name", "loop", "--accel", "tcg", "--append", "quiet")
+    vmd("start", linux, "--build", "--halt", "--name", "loop", "--accel", ACCEL, "--append", "quiet")
     (before,) = json.loads(vmd("status", "--json").stdout)
     assert (linux / "made").read_text() == "made\n"
     now = json.loads(vmd("restart", "loop", "--build", "--json").stdout)
@@ -65,7 +66,7 @@ def test_the_loop_of_daily_work(linux: Path, kernel: Kernel) -> None:
 
 @pytest.mark.usefixtures("ended")
 def test_what_does_not_build_leaves_the_vm_as_it_is(linux: Path) -> None:
-    vmd("start", linux, "--build", "--halt", "--name", "loop", "--accel", "tcg")
+    vmd("start", linux, "--build", "--halt", "--name", "loop", "--accel", ACCEL)
     (before,) = json.loads(vmd("status", "--json").stdout)
     (linux / "Makefile").write_text("all:\n\t@echo 'fs/open.c:1:1: error: no' >&2; exit 1\n")
     done = vmd("restart", "loop", "--build", check=False)
@@ -78,7 +79,7 @@ def test_what_does_not_build_leaves_the_vm_as_it_is(linux: Path) -> None:
 def test_breakpoints_of_a_session_are_there_in_the_new_vm(linux: Path, kernel: Kernel) -> None:
     shutil.copy(str(kernel.vmlinux), linux / "vmlinux")
     shutil.copy(kernel.image, linux / "arch/x86/boot/bzImage")
-    with vmdebug.start(str(linux), halt=True, accel="tcg") as session:
+    with vmdebug.start(str(linux), halt=True, accel=ACCEL) as session:
         gdb = session.gdb
         place = gdb.breakpoint("do_sys_openat2", temporary=False)
         assert gdb.cont().breakpoint == place
@@ -112,7 +113,7 @@ def test_a_full_disk_leaves_the_vm_and_its_debugger_as_they_are(monkeypatch: pyt
 
 @pytest.mark.usefixtures("ended")
 def test_a_persons_gdb_takes_up_the_new_vm(linux: Path) -> None:
-    vmd("start", linux, "--build", "--halt", "--name", "loop", "--accel", "tcg")
+    vmd("start", linux, "--build", "--halt", "--name", "loop", "--accel", ACCEL)
     restart = f"shell {sys.executable} -m vmdebug.cli restart loop"
     commands = ("break start_kernel", restart, "vmd-reconnect", "continue", "info breakpoints")
     done = vmd("attach", "loop", "--batch", *(word for each in commands for word in ("-ex", each)))

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import vmd_module_files
 
+from tests.fixtures.accel import SECONDS
 from vmdebug import vm
 from vmdebug.channel.shell import Job
 from vmdebug.debugger import stop
@@ -18,8 +19,6 @@ from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.session import DebugSession
 from vmdebug.sources import cpio
 from vmdebug.vm.rundir import SHELL_PORTS
-
-SECONDS = 120.0
 
 
 @pytest.fixture
