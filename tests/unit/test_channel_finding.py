@@ -15,6 +15,7 @@ from vmdebug.channel.agent.frames import Decoder, Frame
 from vmdebug.channel.agent.session import VERSION
 from vmdebug.channel.finding import Search
 from vmdebug.channel.found import Found
+from vmdebug.channel.guest_shell import GuestShell
 from vmdebug.channel.port import PortAddress, Ways
 from vmdebug.channel.watch import Watch
 from vmdebug.deadline import Deadline
@@ -187,3 +188,33 @@ def test_a_way_is_described_with_the_reason() -> None:
     assert Found("serial", "no agent answers in the guest").describe() == (
         "the shell on the serial line, one command at a time: no agent answers in the guest"
     )
+
+
+class Tracing:
+    """A debugger that runs the guest, and stops it for a moment at each hit."""
+
+    def __init__(self, *, running: bool) -> None:
+        self._running = running
+
+    def fileno(self) -> int:
+        return -1
+
+    def look(self) -> None: ...
+
+    def runs(self) -> bool:
+        return self._running
+
+
+@pytest.mark.parametrize(
+    ("running", "error", "seconds"), [(True, DeadlineError, 1.0), (False, StateError, 30.0)]
+)
+def test_a_guest_that_is_paused_at_a_hit_of_a_trace_runs(
+    ways: Ways, running: bool, error: type[Exception], seconds: float
+) -> None:
+    def paused() -> None:
+        raise StateError("exec needs a running guest, and vm is paused")
+
+    shell = GuestShell(ways, check=paused)
+    shell.debugger = Tracing(running=running)
+    with pytest.raises(error):
+        shell.wait(Deadline.after(seconds))

@@ -28,6 +28,9 @@ class Debugger:
         if self.stopped:
             raise StateError("the guest has stopped", hint="wait_stop() returns that stop")
 
+    def runs(self) -> bool:
+        return not self.stopped
+
     def stop(self) -> None:
         self.stopped = True
         os.eventfd_write(self._event, 1)

@@ -40,7 +40,7 @@ class GuestShell:
         self.debugger: Debugger | None = None
         """The debugger of this process that may stop the guest."""
         self._ways = ways
-        self._check = check
+        self._stopped = check
         self.cause = cause
         self._found: Found | None = None
         self._shell: Shell | None = None
@@ -156,6 +156,15 @@ class GuestShell:
         self._running, self._abandoned = [], []
         for job in running:
             job.cancel()
+
+    def _check(self) -> None:
+        """Raise if the guest does not run.
+
+        QEMU's answer counts only without a debugger that runs the guest: the guest is paused at each hit of a
+        trace, which continues by itself. `Watch` notices the stops that do not.
+        """
+        if self.debugger is None or not self.debugger.runs():
+            self._stopped()
 
     def _watch(self) -> Watch:
         return Watch(self._ways.log, self.debugger, cause=self.cause)

@@ -41,6 +41,9 @@ class Debugger(Protocol):
     def check_stop(self) -> None:
         """Raise StateError if the guest has stopped and will not continue by itself."""
 
+    def runs(self) -> bool:
+        """Whether it lets the guest run: it may still stop it for a moment, as at each hit of a trace."""
+
 
 class Silence:
     """Asks how the guest died, after increasing periods of silence: its console may not show it.

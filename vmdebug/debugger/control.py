@@ -155,6 +155,10 @@ class RunControl:
             self._connection.run.at_stop(lambda: os.eventfd_write(self._eventfd, 1))
         return self._eventfd
 
+    def runs(self) -> bool:
+        """Whether GDB lets the guest run; a hit that continues by itself is no stop."""
+        return self._connection.state is State.RUNNING
+
     def check_stop(self) -> None:
         """Handle a stop that happens while the caller waits for something else.
 

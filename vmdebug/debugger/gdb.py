@@ -382,6 +382,7 @@ class Gdb:
     held = _of(_running, RunControl.held)
     fileno = _of(_running, RunControl.fileno)
     check_stop = _of(_running, RunControl.check_stop)
+    runs = _of(_running, RunControl.runs)
 
     breakpoint = _of(_breaking, Breakpoints.set)
     watchpoint = _of(_breaking, Breakpoints.watch)
