@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.serial_guest import kernel_lines
+from vmdebug import process
 from vmdebug.channel.log import messages
 from vmdebug.channel.log.messages import MessageFilter
 from vmdebug.channel.serial import framing
 from vmdebug.channel.serial.framing import Answers, Block
 from vmdebug.channel.shell import command_line
+from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 
 TOKEN = "0123456789"  # noqa: S105 - no secret
@@ -166,8 +168,8 @@ END = (
             b"[    2.000000] usb\r\n",
         ),
         (b"~ #  sh -c '_a=0123456789;f(){\r\n", b""),
-        (b'~ #  echo _0123456789"":1.\r\n_0123456789:1.\r\n', b""),
-        (b'~ #  ${vmd-echo _0123456789"":}12.\r\n_0123456789:12.\r\n', b""),
+        (b"~ #  echo _0123456789\\:1.\r\n_0123456789:1.\r\n", b""),
+        (b"~ #  ${vmd-echo _0123456789\\:}12.\r\n_0123456789:12.\r\n", b""),
     ],
 )
 def test_a_log_reads_without_what_exec_said(log: bytes, left: bytes) -> None:
@@ -184,3 +186,15 @@ def test_a_log_that_starts_in_a_conversation_reads_from_its_end() -> None:
 def test_a_log_of_others_reads_as_it_is() -> None:
     log = b"~ # sh -c 'echo _a'\r\n_a\r\n[    2.000000] usb: new\r\n~ # ls\r\n"
     assert messages.readable(log) == log
+
+
+@pytest.mark.parametrize("shell", ["busybox", "bash", "dash"])
+def test_the_second_question_is_answered_whatever_was_lost_of_the_first(shell: str) -> None:
+    argv = [shell, "sh"] if shell == "busybox" else [shell]
+    first, second = (
+        framing.question(TOKEN, number, helper=False).removeprefix(framing.KILL_LINE) for number in (1, 2)
+    )
+    for cut in range(len(first)):
+        for kept in (first[cut:], first[:cut] + first[-1]):
+            done = process.run(argv, stdin=(kept + second).encode(), deadline=Deadline.after(30), check=False)
+            assert framing.answer(TOKEN, 2).decode() in done.stdout, kept

@@ -162,6 +162,9 @@ def probe_line(token: str, number: int) -> str:
 def question(token: str, number: int, *, helper: bool, before: str = "") -> str:
     """Return the line that any shell answers with `answer`.
 
+    It has no quotes: a shell that loses a part of it, when it sets up the terminal, would wait for the
+    closing quote, and take every repetition for the text inside.
+
     Args:
         token: Name of this question.
         number: Number of this repetition.
@@ -169,7 +172,7 @@ def question(token: str, number: int, *, helper: bool, before: str = "") -> str:
         before: A command to run before the answer; it must print nothing and work in any shell.
     """
     first = f"{before};" if before else ""
-    words = f'${{vmd-echo _{token}"":}}' if helper else f'echo _{token}"":'
+    words = f"${{vmd-echo _{token}\\:}}" if helper else f"echo _{token}\\:"
     return f"{KILL_LINE} {first}{words}{number}.\n"
 
 
