@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from vmdebug import process
+from vmdebug import cache, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError
 from vmdebug.process import Completed
 from vmdebug.progress import Step
-from vmdebug.sources import builtin, cache, kbuild, kernel_source
+from vmdebug.sources import builtin, kbuild, kernel_source
 from vmdebug.sources.builtin import BuiltKernel
 from vmdebug.sources.configuration import merging
 
@@ -138,7 +138,7 @@ def test_what_is_built(make: Make, tarball: Path) -> None:
         release=RELEASE,
         source=tarball,
         origin=tarball,
-        fragments=("base", "x86", "vm-boot", "debug", "gdb", "modules", "kgdb", "crash"),
+        fragments=("base", "x86", "vm-boot", "debug", "gdb", "modules", "kgdb", "crash", "root"),
         objects=1,
         cpu_seconds=kernel.cpu_seconds,
     )

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import arch, guest, kimage, process
+from vmdebug import arch, cache, guest, kimage, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError
 from vmdebug.guest import Kernel
 from vmdebug.progress import Report, Step, silent
-from vmdebug.sources import cache, kbuild, kernel_source
+from vmdebug.sources import kbuild, kernel_source
 from vmdebug.sources.configuration import dotconfig, merging
 from vmdebug.sources.configuration import fragments as fragment_files
 from vmdebug.sources.kernels import tree
@@ -33,7 +33,7 @@ NEEDED = 1.2e9
 _TARGETS = ("modules", "scripts_gdb")
 
 _RECORD = "complete.json"
-_OBJECTS = 929
+_OBJECTS = 1027
 """Number of objects of Linux 6.1 with the builtin fragments: the total for the progress of a first build."""
 
 _HEADERS = {"gelf.h": "libelf-dev", "libelf.h": "libelf-dev", "openssl/": "libssl-dev"}
@@ -96,7 +96,7 @@ def default_fragments() -> tuple[str, ...]:
     Raises:
         HostError: vmdebug does not support this machine's architecture.
     """
-    return ("base", arch.native().fragment, "vm-boot", "debug", "gdb", "modules", "kgdb", "crash")
+    return ("base", arch.native().fragment, "vm-boot", "debug", "gdb", "modules", "kgdb", "crash", "root")
 
 
 def built(source: Path | None = None, *, fragments: Sequence[str] | None = None) -> BuiltKernel | None:
