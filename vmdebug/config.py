@@ -22,12 +22,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import UEFI, Accel, GuestOptions, StartOptions, memory_mib
+from vmdebug.guest import CHOICES, HOST, UEFI, GuestOptions, StartOptions, memory_mib
 from vmdebug.paths import absolute, or_false
 from vmdebug.spelling import nearest
 
@@ -35,7 +35,8 @@ FILE = "vmdebug.toml"
 
 _TOP = ("default", "guest")
 _KEYS = ("source", *(field.replace("_", "-") for field in StartOptions.__annotations__))
-_PATHS = ("kernel", "vmlinux", "gdb-scripts", "disk")
+_PATHS = ("kernel", "vmlinux", "gdb-scripts", "disk", "initrd")
+_SUITE = re.compile(r"[a-z]+:[A-Za-z0-9._-]+")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 
 
@@ -111,6 +112,16 @@ def absolute_guest(words: str, directory: Path) -> str:
         path, question, query = reference.partition("?")
         reference = f"{absolute(path, directory)}{question}{query}"
     return f"{reference}#{attribute}"
+
+
+def absolute_root(words: str, directory: Path) -> str:
+    """Return the option `root` with its path, if it is one, made absolute.
+
+    Args:
+        words: The option.
+        directory: Where relative paths start.
+    """
+    return words if words == HOST or _SUITE.fullmatch(words) else str(absolute(words, directory))
 
 
 def read(path: Path) -> Config:
@@ -199,7 +210,8 @@ def _options(path: Path, name: str, table: Mapping[str, Any]) -> GuestOptions:
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at `$.")
         key = place.rstrip("`").replace("_", "-")
-        hint = f"one of: {', '.join(get_args(Accel))}" if key == "accel" else "see `vmdebug start --help`"
+        choices = CHOICES.get(key.replace("-", "_"))
+        hint = f"one of: {', '.join(choices)}" if choices else "see `vmdebug start --help`"
         raise UsageError(f"{path}: [guest.{name}] {key}: {_plain(what)}", hint=hint) from error
 
 
@@ -210,6 +222,8 @@ def _value(path: Path, name: str, key: str, value: Any) -> Any:
             return str(absolute(value, path.parent))
         if key == "source":
             return absolute_guest(value, path.parent)
+        if key == "root":
+            return absolute_root(value, path.parent)
         if key == "memory":
             try:
                 return memory_mib(value)

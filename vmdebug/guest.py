@@ -26,6 +26,17 @@ GuestKind = Literal["flake", "runner", "tree", "image", "builtin"]
 DEFAULT_MEMORY_MIB = 512
 """Guest RAM, if neither the guest nor the user defines it."""
 
+RootImage = Literal["auto", "always", "never"]
+
+HOST = "host"
+"""The value of the option `root` that stands for this machine's own root directory."""
+
+AUTO_INIT = "auto"
+"""`Root.init` for the init that the root file system has."""
+
+NO_INIT = "none"
+"""The value of the option `init` for a guest that runs only a shell."""
+
 UEFI = "uefi"
 """The value of the option `firmware` that stands for the installed firmware."""
 
@@ -67,6 +78,12 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         memory: Guest RAM in MiB; None: the guest's default.
         cpus: Number of CPUs; None: the guest's default.
         disk: Disk image to use and keep; by default each run has a new one.
+        initrd: The initramfs to boot instead of vmdebug's.
+        root: The root file system: `host`, a directory, a disk image, or `debian:SUITE`; None: the initramfs.
+        root_dev: The partition of the image with the root file system; 0: the whole disk; None: find it.
+        root_image: Whether to pack a directory as an image first; `auto` does for a suite and in pytest.
+        init: The program that the root file system starts as init, or `none`; None: find it.
+        keep: Keep what the guest writes to the root image; by default it is discarded with the VM.
         firmware: A firmware to boot through: a file, or `uefi` for the installed one; None: QEMU loads the
             kernel.
         tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket in the run directory.
@@ -91,6 +108,12 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     memory: Positive | None = None
     cpus: Positive | None = None
     disk: str | None = None
+    initrd: str | None = None
+    root: str | None = None
+    root_dev: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    root_image: RootImage = "auto"
+    init: str | None = None
+    keep: bool = False
     firmware: str | None = None
     tcp: Port | None = None
     qemu_args: tuple[str, ...] = ()
@@ -110,6 +133,9 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         usual = spelling.current()
         return spell
 
+
+CHOICES: dict[str, tuple[str, ...]] = {"accel": get_args(Accel), "root_image": get_args(RootImage)}
+"""The words of each option that takes one of several."""
 
 AnyPath = str | os.PathLike[str]
 
@@ -132,6 +158,12 @@ class StartOptions(TypedDict, total=False):
     memory: int | str | None
     cpus: int | None
     disk: AnyPath | None
+    initrd: AnyPath | None
+    root: AnyPath | None
+    root_dev: int | None
+    root_image: RootImage
+    init: str | None
+    keep: bool
     firmware: AnyPath | None
     tcp: int | None
     qemu_args: Sequence[str]
@@ -171,7 +203,7 @@ def checked(options: GuestOptions) -> GuestOptions:
     except msgspec.ValidationError as error:
         what, _, place = str(error).replace("array", "list").replace("null", "None").partition(" - at `$.")
         name = place.rstrip("`")
-        hint = f"it is one of {', '.join(get_args(Accel))}" if name == "accel" else spelling.reference()
+        hint = f"it is one of {', '.join(CHOICES[name])}" if name in CHOICES else spelling.reference()
         raise UsageError(f"{option(name)}: {what}", hint=hint) from error
 
 
@@ -213,6 +245,32 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
     gdb_scripts: Path | None = None
     modules: Path | None = None
     source: Path | None = None
+
+
+class Root(msgspec.Struct, frozen=True, kw_only=True):
+    """The root file system of a guest; made by `vmdebug.roots.resolve`.
+
+    Args:
+        words: The option as the user wrote it.
+        location: A directory that the guest gets over 9p, or the image of a disk.
+        file_system: Its type, as mount(8) takes it: "9p", "erofs", "ext4".
+        format: The format of the image: "raw", "qcow2"; "" for a directory.
+        partition: The number of the partition; 0: the whole disk.
+        keep: Whether the guest writes to the image. Otherwise its writes go to a layer in its memory.
+        init: The program to start as init; `auto`: find it; `none`: only a shell.
+        systemd: Whether init is known to be systemd.
+        note: What was chosen and why, for the user.
+    """
+
+    words: str
+    location: Path
+    file_system: str
+    format: str = ""
+    partition: int = 0
+    keep: bool = False
+    init: str = AUTO_INIT
+    systemd: bool = False
+    note: str = ""
 
 
 class OwnMachine(msgspec.Struct, frozen=True, kw_only=True, tag="own"):
@@ -261,6 +319,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
         parameters: Kernel parameters: vmdebug's, then the user's. A runner adds its own before them.
         halt: Stop at the reset vector.
         accel: The accelerator that the user wants.
+        root: The root file system; None: that of the initramfs, or of the runner.
         memory: Guest RAM in MiB; None: the runner's default.
         cpus: Number of CPUs; None: the runner's default.
         tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket.
@@ -274,6 +333,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     machine: OwnMachine | RunnerMachine
     kernel: Kernel
     parameters: tuple[str, ...] = ()
+    root: Root | None = None
     halt: bool = False
     accel: Accel = "auto"
     memory: int | None = None

@@ -31,7 +31,7 @@ from vmdebug.session import STOP_SECONDS, DebugSession
 from vmdebug.vm import Vm
 
 KEEP = "VMDEBUG_KEEP"
-"""The environment variable that is the default of `start_node`'s `keep`; empty or unset: False."""
+"""The environment variable that is the default of `start_node`'s `keep_failed`; empty or unset: False."""
 
 _CONNECT_SECONDS = 10.0
 """How long QEMU may take to accept a connection to the serial line."""
@@ -64,7 +64,7 @@ class Node(Protocol):
 def start_node(
     machine: Node,
     *,
-    keep: bool | None = None,
+    keep_failed: bool | None = None,
     allow_reboot: bool = False,
     report: Report = silent,
     timeout: float = LAUNCH_SECONDS,
@@ -77,8 +77,8 @@ def start_node(
 
     Args:
         machine: The node, as the test script knows it.
-        keep: Whether to leave the node running for `vmdebug attach` if the test fails; None: whether the
-            environment variable VMDEBUG_KEEP is set.
+        keep_failed: Whether to leave the node running for `vmdebug attach` if the test fails; None: whether
+            the environment variable VMDEBUG_KEEP is set.
         allow_reboot: As for `machine.start`.
         report: Called with each long step.
         timeout: Seconds to wait for QEMU's answer.
@@ -102,7 +102,7 @@ def start_node(
             f"the node {machine.name} is not a VM: the test driver has no start command for it",
             hint="only a node that is a QEMU VM can be debugged",
         )
-    kept = bool(os.environ.get(KEEP)) if keep is None else keep
+    kept = bool(os.environ.get(KEEP)) if keep_failed is None else keep_failed
     starter = _Starter(machine, changed(GuestOptions(), options), kept, report, timeout)
     machine.start_command = starter
     try:

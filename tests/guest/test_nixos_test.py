@@ -91,7 +91,7 @@ def test_a_node_is_started_again_with_its_disk(node: Machine) -> None:
 def test_a_failing_test_keeps_its_node_for_attach(driver: Driver, node: Machine) -> None:
     def script() -> None:
         with driver:
-            vmdebug.start_node(node, keep=True, accel="tcg")
+            vmdebug.start_node(node, keep_failed=True, accel="tcg")
             node.wait_for_console_text(READY)
             raise AssertionError("the test fails")
 
@@ -113,5 +113,5 @@ def test_a_failing_test_keeps_its_node_for_attach(driver: Driver, node: Machine)
 
 def test_a_test_that_passes_keeps_nothing(driver: Driver, node: Machine) -> None:
     with driver:
-        vmdebug.start_node(node, keep=True, halt=True, accel="tcg")
+        vmdebug.start_node(node, keep_failed=True, halt=True, accel="tcg")
     assert every() == []

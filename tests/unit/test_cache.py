@@ -8,12 +8,11 @@ from typing import NoReturn
 import pytest
 
 from tests.unit import cli_doubles
-from vmdebug import filecache
+from vmdebug import cache, filecache
 from vmdebug.cli import doctor, facts
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, HostError
 from vmdebug.progress import Step, silent
-from vmdebug.sources import cache
 
 
 @pytest.fixture(autouse=True)

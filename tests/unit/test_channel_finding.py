@@ -199,7 +199,7 @@ class Tracing:
     def fileno(self) -> int:
         return -1
 
-    def look(self) -> None: ...
+    def check_stop(self) -> None: ...
 
     def runs(self) -> bool:
         return self._running

@@ -40,7 +40,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[GuestOptions]
 
 def test_every_option_arrives(asked: list[GuestOptions]) -> None:
     machine = "-S --name n --kernel /k --vmlinux /v --gdb-scripts /g --kaslr --accel kvm --memory 1G --cpus 3"
-    machine += " --firmware uefi --debuginfod"
+    machine += " --firmware uefi --debuginfod --initrd /i --root host --root-dev 2 --root-image never"
+    machine += " --init none --keep"
     more = "--disk /d --tcp 1234 --override-input nixpkgs path:/n --impure --nix-arg -L"
     words = ["start", "bzImage", *machine.split(), *more.split()]
     assert cli.status_of([*words, "--append", "a=1 b", "--", "-device", "virtio-rng-pci", "--", "x"]) == 0
@@ -59,6 +60,12 @@ def test_every_option_arrives(asked: list[GuestOptions]) -> None:
             memory=1024,
             cpus=3,
             disk="/d",
+            initrd="/i",
+            root="host",
+            root_dev=2,
+            root_image="never",
+            init="none",
+            keep=True,
             firmware="uefi",
             tcp=1234,
             qemu_args=("-device", "virtio-rng-pci", "--", "x"),

@@ -26,6 +26,12 @@ accel = "tcg"
 memory = "2G"
 cpus = 2
 disk = "~/disk.qcow2"
+initrd = "initrd.img"
+root = "../root"
+root-dev = 1
+root-image = "always"
+init = "/lib/systemd/systemd"
+keep = true
 firmware = "uefi"
 tcp = true
 qemu-args = ["-device", "edu"]
@@ -77,6 +83,12 @@ class TestLookup:
             memory=2048,
             cpus=2,
             disk="/home/me/disk.qcow2",
+            initrd=str(project / "initrd.img"),
+            root=str(tmp_path / "root"),
+            root_dev=1,
+            root_image="always",
+            init="/lib/systemd/systemd",
+            keep=True,
             firmware="uefi",
             tcp=0,
             qemu_args=("-device", "edu"),
@@ -90,6 +102,11 @@ class TestLookup:
             "table",
             "from_table",
         }
+
+    @pytest.mark.parametrize("root", ["host", "debian:bookworm"])
+    def test_a_root_that_is_no_path(self, tmp_path: Path, root: str) -> None:
+        write(tmp_path, f'[guest.g]\nsource = "builtin"\nroot = "{root}"\n')
+        assert config.lookup("g", tmp_path).root == root
 
     def test_a_source_can_be_another_table(self, tmp_path: Path) -> None:
         write(tmp_path, FULL)

@@ -10,11 +10,10 @@ from typing import NoReturn
 import pytest
 
 from tests.unit import cli_doubles
-from vmdebug import cli, paths
+from vmdebug import cache, cli, paths
 from vmdebug.debugger.ownership import Holder, VmOwner, holder
 from vmdebug.errors import HostError
 from vmdebug.postmortem import Report, Section
-from vmdebug.sources import cache
 from vmdebug.vm import rundir
 
 

@@ -98,12 +98,17 @@ class TestOptions:
             "memory": "2G",
             "cpus": 2,
             "disk": Path("/d"),
+            "initrd": Path("/i"),
+            "root": Path("/r"),
+            "root_dev": 2,
+            "root_image": "never",
+            "init": "/sbin/init",
             "firmware": "uefi",
             "tcp": 0,
             "qemu_args": ["-device", "edu"],
             "nix_args": ["--impure"],
         }
-        flags = {"halt": True, "kaslr": True, "force": True, "debuginfod": True}
+        flags = {"halt": True, "kaslr": True, "force": True, "debuginfod": True, "keep": True}
         assert {*values, *flags} == {*guest.StartOptions.__annotations__}
         assert guest.changed(guest.GuestOptions(), {**values, **flags}) == guest.GuestOptions(
             name="n",
@@ -118,6 +123,12 @@ class TestOptions:
             memory=2048,
             cpus=2,
             disk="/d",
+            initrd="/i",
+            root="/r",
+            root_dev=2,
+            root_image="never",
+            init="/sbin/init",
+            keep=True,
             firmware="uefi",
             tcp=0,
             qemu_args=("-device", "edu"),

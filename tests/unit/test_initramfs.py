@@ -7,6 +7,7 @@ from tests.unit import kernelfiles
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
+from vmdebug.guest import Root
 from vmdebug.process import Completed
 from vmdebug.sources import initramfs
 
@@ -83,6 +84,14 @@ def test_modules_are_where_modprobe_looks(busybox: Path, modules: Path) -> None:
         *("lib", "lib/modules", "lib/modules/6.1.0", "lib/modules/6.1.0/modules.dep"),
         *("lib/modules/6.1.0/kernel", "lib/modules/6.1.0/kernel/lib", "lib/modules/6.1.0/kernel/lib/a.ko"),
     }
+
+
+def test_a_root_file_system_is_mounted_by_a_script(busybox: Path) -> None:
+    root = Root(words="disk.img", location=Path("/disk.img"), file_system="ext4", partition=2, init="it's")
+    whole = initramfs.build(root=root, deadline=SOON)
+    assert names(whole) - names(initramfs.build(deadline=SOON)) == {"etc/root", "etc/serve", "etc/switch"}
+    said = b"root_type=ext4\nroot_partition=2\nroot_keep=''\nroot_init='it'\"'\"'s'\n"
+    assert said in whole.read_bytes()
 
 
 def test_another_module_makes_another(busybox: Path, modules: Path) -> None:

@@ -8,13 +8,12 @@ import msgspec
 import pytest
 
 from tests.unit import kernelfiles
-from vmdebug import guest, process
+from vmdebug import cache, guest, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, MismatchError, UsageError, VmdebugError
 from vmdebug.guest import GuestOptions, Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import Completed
 from vmdebug.progress import silent
-from vmdebug.sources import cache
 from vmdebug.sources.kernel_scripts import constants, prepare, script_parts
 from vmdebug.sources.kernel_scripts.constants import Source
 from vmdebug.sources.kernel_scripts.prepare import Scripts

@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from vmdebug import cache
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.progress import silent
-from vmdebug.sources import cache, kernel_source
+from vmdebug.sources import kernel_source
 
 MARKS = ("Kconfig", "Makefile", "scripts/kconfig/merge_config.sh")
 

@@ -10,9 +10,10 @@ from vmdebug.arch import by_name
 from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
+from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine, Root
 from vmdebug.progress import silent
 from vmdebug.sources import builtin, firmware, initramfs, naming, own
+from vmdebug.sources.configuration import requirements
 from vmdebug.sources.kernels import image, tree
 
 INITRD = Path("/cache/initramfs.cpio")
@@ -25,8 +26,14 @@ def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image, "_ROOT", tmp_path / "root")
 
 
+@pytest.fixture
+def mounted() -> list[Root | None]:
+    """The root file system that each initramfs mounts."""
+    return []
+
+
 @pytest.fixture(autouse=True)
-def modules(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path | None, str]]:
+def modules(monkeypatch: pytest.MonkeyPatch, mounted: list[Root | None]) -> list[tuple[Path | None, str]]:
     """What went into each initramfs."""
     asked: list[tuple[Path | None, str]] = []
 
@@ -36,8 +43,10 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path | None, str]]:
         release: str = "",
         agent: Path | None = None,
         agent_tty: str = "",
+        root: Root | None = None,
         deadline: Deadline,
     ) -> Path:
+        mounted.append(root)
         assert (agent, agent_tty) == (AGENT, "ttyS3")
         asked.append((modules, release))
         return INITRD
@@ -219,3 +228,85 @@ def test_a_console_that_vmdebug_does_not_read(linux: Path) -> None:
 
 def test_nixs_options_are_not_passed_over_in_silence(linux: Path) -> None:
     assert any("nix" in note for note in resolve(linux, nix_args=["--impure"]).notes)
+
+
+def lz4(path: Path) -> Path:
+    path.write_bytes(b"\x02\x21\x4c\x18 packed")
+    return path
+
+
+def test_an_initramfs_of_the_user_replaces_ours(linux: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no file"):
+        resolve(linux, initrd=str(tmp_path / "initrd.img"))
+    (tmp_path / "initrd.img").write_bytes(b"070701")
+    (linux / ".config").write_text("CONFIG_BLK_DEV_INITRD=y\n")
+    spec = resolve(linux, initrd=str(tmp_path / "initrd.img"), append="root=/dev/vda1")
+    assert spec.machine == OwnMachine(initrd=tmp_path / "initrd.img")
+    assert spec.notes[0].startswith(f"the initramfs is {tmp_path}/initrd.img: exec works if")
+    assert not any("has no effect" in note for note in spec.notes)
+
+
+def test_a_kernel_that_cannot_unpack_the_initramfs(linux: Path, tmp_path: Path) -> None:
+    (linux / ".config").write_text("CONFIG_BLK_DEV_INITRD=y\n")
+    file = lz4(tmp_path / "initrd.img")
+    with pytest.raises(UsageError, match=r"cannot boot .* not built in: CONFIG_RD_LZ4=n") as caught:
+        resolve(linux, initrd=str(file))
+    assert "starts it anyway" in caught.value.detail
+    assert resolve(linux, initrd=str(file), force=True).machine == OwnMachine(initrd=file)
+
+
+def test_a_root_that_nobody_mounts_is_said(linux: Path) -> None:
+    (note,) = resolve(linux, append="root=/dev/vda1 quiet").notes
+    assert note.startswith("root=/dev/vda1 has no effect")
+    (note,) = resolve(linux, qemu_args=["-initrd", "/i"], append="root=/dev/vda1").notes
+    assert note.startswith("the QEMU argument -initrd replaces vmdebug's initramfs")
+
+
+@pytest.fixture
+def chroot(tmp_path: Path) -> Path:
+    top = tmp_path / "chroot"
+    (top / "lib/systemd").mkdir(parents=True)
+    (top / "sbin").mkdir()
+    (top / "lib/systemd/systemd").touch()
+    (top / "sbin/init").symlink_to("/lib/systemd/systemd")
+    return top
+
+
+def config_of(tree: Path, *missing: str) -> None:
+    root = Root(words="", location=Path("/"), file_system="9p", systemd=True)
+    names = {need.option for need in (*requirements.of_root(root), *requirements.own(by_name("x86_64")))}
+    (tree / ".config").write_text("".join(f"CONFIG_{name}=y\n" for name in sorted(names - {*missing})))
+
+
+def test_a_root_is_mounted_by_our_initramfs(linux: Path, chroot: Path, mounted: list[Root | None]) -> None:
+    config_of(linux)
+    spec = resolve(linux, root=str(chroot))
+    assert spec.root is not None
+    assert (spec.root.location, spec.root.file_system, spec.root.systemd) == (chroot, "9p", True)
+    assert mounted == [spec.root]
+    assert {"systemd.mask=serial-getty@ttyS0.service", "fstab=no"} <= {*spec.parameters}
+    assert spec.notes == ()
+
+
+def test_the_host_s_root_has_a_shell_only(linux: Path) -> None:
+    config_of(linux)
+    spec = resolve(linux, root="host")
+    assert spec.root is not None
+    assert (spec.root.location, spec.root.init) == (Path("/"), "none")
+    assert "fstab=no" not in spec.parameters
+
+
+def test_what_the_kernel_lacks_for_a_root_is_named(linux: Path, chroot: Path) -> None:
+    config_of(linux, "OVERLAY_FS", "CGROUPS")
+    with pytest.raises(UsageError, match="OVERLAY_FS=n, CONFIG_CGROUPS=n") as caught:
+        resolve(linux, root=str(chroot))
+    assert "-f root" in caught.value.hint
+    assert "a layer for the guest's writes (fragment root)" in caught.value.detail
+    assert resolve(linux, root=str(chroot), force=True).root is not None
+    (linux / ".config").unlink()
+    assert resolve(linux, root=str(chroot)).notes[0].startswith("it is unknown whether")
+
+
+def test_a_root_and_an_initramfs_exclude_each_other(linux: Path, chroot: Path) -> None:
+    with pytest.raises(UsageError, match="needs vmdebug's initramfs"):
+        resolve(linux, root=str(chroot), initrd="/i")

@@ -6,7 +6,7 @@ import pytest
 
 from vmdebug.arch import by_name
 from vmdebug.errors import UsageError
-from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
+from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, Root
 from vmdebug.vm import argv, qemuargs
 from vmdebug.vm.features import Features
 from vmdebug.vm.rundir import RunDir
@@ -224,3 +224,28 @@ def test_the_probe_boots_to_the_first_line_on_stdout() -> None:
         *("-chardev", "stdio,id=serial0,signal=off"),
         *("-serial", "chardev:serial0"),
     )
+
+
+def test_a_root_directory_is_shared_read_only() -> None:
+    root = Root(words="host", location=Path("/a,b"), file_system="9p")
+    words = own(spec(root=root))
+    assert words[(at := words.index("-fsdev")) : at + 4] == [
+        "-fsdev",
+        "local,id=root0,path=/a,,b,security_model=none,multidevs=remap,readonly=on",
+        "-device",
+        "virtio-9p-pci,fsdev=root0,mount_tag=vmdebug-root",
+    ]
+
+
+@pytest.mark.parametrize(("keep", "only"), [(False, ",read-only=on"), (True, "")])
+def test_a_root_image_is_read_only_unless_it_is_kept(keep: bool, only: str) -> None:
+    root = Root(words="r", location=Path("/r"), file_system="ext4", format="qcow2", keep=keep)
+    words = own(spec(root=root))
+    assert words[(at := words.index("-blockdev")) : at + 6] == [
+        "-blockdev",
+        f"driver=file,node-name=rootfile0,filename=/r{only}",
+        "-blockdev",
+        f"driver=qcow2,node-name=root0,file=rootfile0{only}",
+        "-device",
+        "virtio-blk-pci,drive=root0,serial=vmdebug-root",
+    ]

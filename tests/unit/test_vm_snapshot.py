@@ -38,6 +38,7 @@ def test_what_it_complains_of_again_has_happened_again() -> None:
         ("Could not write: No space left on device", "set TMPDIR"),
         ("Device 'disk0' is writable but does not support snapshots", "to qcow2"),
         ("VirtFS device is active", "unmount the 9p shares"),
+        ("VirtFS export path '/' is mounted using mount_tag 'vmdebug-root'", "--root-image always"),
     ],
 )
 def test_what_qemu_cannot_take_is_told_with_what_to_do(words: str, hint: str) -> None:

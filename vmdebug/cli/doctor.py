@@ -67,6 +67,7 @@ PROGRAMS = (
     Program("bc", "bc", KERNEL),
     Program("xz", "xz-utils", KERNEL),
     Program("depmod", "kmod", "modules of the builtin kernel"),
+    Program("mmdebstrap", "mmdebstrap", "start --root debian:SUITE", required=False),
     Program("ccache", "ccache", "building kernels again quickly", required=False),
 )
 
@@ -225,7 +226,7 @@ def runtime() -> Check:
 
 def cache() -> Check:
     """Check the space for kernel builds."""
-    from vmdebug.sources import cache as place
+    from vmdebug import cache as place
 
     try:
         directory = place.directory("")

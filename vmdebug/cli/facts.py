@@ -50,6 +50,7 @@ def for_people(vm: Vm, facts: dict[str, Any]) -> dict[str, str]:
         "accelerator": f"{facts['accel']}: {facts['accel_reason']}",
         "kernel": f"{_short(spec.kernel.image)}{release}\nfrom {spec.kernel.origin}",
         "symbols": symbols(spec.kernel),
+        **({"root": spec.root.note} if spec.root is not None else {}),
         "parameters": " ".join(spec.parameters),
         "gdb": facts["gdb"],
         "qmp": facts["qmp"],

@@ -101,6 +101,34 @@ Disk = Annotated[
     str | None,
     typer.Option(metavar="F", help="Disk image to use and keep; by default each run has a new one."),
 ]
+Initrd = Annotated[str | None, typer.Option(metavar="F", help="Boot this initramfs instead of vmdebug's.")]
+Root = Annotated[
+    str | None,
+    typer.Option(
+        metavar="X",
+        help="Root file system: `host`, a directory, a disk image, or debian:SUITE. The guest's writes are"
+        " discarded with the VM.",
+    ),
+]
+RootDev = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=0, help="The partition of the root image; 0 is the whole disk."),
+]
+RootImage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|always|never",
+        help="Pack a root directory as an image first, so that the guest can be saved and cloned; auto does"
+        " for debian:SUITE.",
+    ),
+]
+Init = Annotated[
+    str | None,
+    typer.Option(metavar="F|none", help="Program of the root file system to start as init, or only a shell."),
+]
+Keep = Annotated[
+    bool | None, typer.Option("--keep/--no-keep", help="Keep what the guest writes to the root image.")
+]
 Firmware = Annotated[
     str | None,
     typer.Option(

@@ -75,7 +75,7 @@ class Run:
         target = None if callspec is None else callspec.params.get(FIXTURE)
         target = _fitting(target, settings.targets(self.settings, asked))
         halted = asked.marker.halt if asked.marker.halt is not None else _halting(item)
-        return settings.options(self.settings, asked.marker, target, halted=halted)
+        return settings.options(self.settings, asked.marker, target, halted=halted, where=asked.path.parent)
 
     def _begin_next(self) -> None:
         """Start the next test's guest while this test runs, if it is known to be quick."""

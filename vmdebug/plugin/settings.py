@@ -15,7 +15,7 @@ from vmdebug import config as toml
 from vmdebug.channel.log.trouble import KINDS
 from vmdebug.deadline import BOOT_SECONDS
 from vmdebug.errors import UsageError
-from vmdebug.guest import Accel, GuestOptions, changed, memory_mib
+from vmdebug.guest import HOST, Accel, GuestOptions, changed, memory_mib
 from vmdebug.paths import absolute
 from vmdebug.spelling import nearest
 
@@ -85,6 +85,8 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         kaslr: Keep address randomisation.
         memory: Guest RAM, as `--memory` takes it, or in MiB.
         cpus: Number of CPUs.
+        initrd: The initramfs to boot instead of vmdebug's. Paths start at the test file.
+        root: The root file system, as `--root` takes it. Paths start at the test file.
         allow: Kinds of trouble that do not fail the test.
         kmemleak: Whether to have kmemleak scan the kernel's memory at the test's end.
         timeout: Seconds for each phase of the test; 0 for no limit.
@@ -97,6 +99,8 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     kaslr: bool | None = None
     memory: str | int | None = None
     cpus: int | None = None
+    initrd: str | None = None
+    root: str | None = None
     allow: tuple[str, ...] = ()
     kmemleak: bool = False
     timeout: float | None = None
@@ -188,8 +192,17 @@ def targets(settings: Settings, asked: MarkedTest) -> dict[str, Target]:
     return found
 
 
-def options(settings: Settings, marker: Marker, target: Target, *, halted: bool) -> GuestOptions:
+def options(
+    settings: Settings, marker: Marker, target: Target, *, halted: bool, where: Path | None = None
+) -> GuestOptions:
     """Return the options of a test's guest.
+
+    Args:
+        settings: Those of the run.
+        marker: Those of the test.
+        target: The guest and its kernel.
+        halted: Whether it stops at the reset vector.
+        where: Where the marker's relative paths start; None is the current directory.
 
     Raises:
         UsageError: vmdebug.toml, GUEST or an option is invalid.
@@ -204,14 +217,21 @@ def options(settings: Settings, marker: Marker, target: Target, *, halted: bool)
         said["kernel"] = str(absolute(target.kernel.words, target.kernel.where))
     if marker.append:
         said["append"] = f"{base.append} {marker.append}".strip()
+    here = where or Path.cwd()
     overrides = {
         "accel": settings.accel,
+        "initrd": None if marker.initrd is None else str(absolute(marker.initrd, here)),
+        "root": None if marker.root is None else toml.absolute_root(marker.root, here),
         "kaslr": marker.kaslr,
         "memory": _memory(marker),
         "cpus": marker.cpus,
     }
     said |= {key: value for key, value in overrides.items() if value is not None}
-    return changed(base, said)
+    wanted = changed(base, said)
+    if wanted.root not in (None, HOST) and wanted.root_image == "auto":
+        # A directory that is shared over 9p keeps a guest from being cloned.
+        return changed(wanted, {"root_image": "always"})
+    return wanted
 
 
 def _named(config: pytest.Config, name: str, here: Path, ini: Path) -> tuple[Named, ...]:

@@ -23,6 +23,8 @@ mount_quietly tmpfs /run mode=755
 mount_quietly debugfs /sys/kernel/debug
 mount_quietly tracefs /sys/kernel/tracing
 
+[ ! -r /etc/root ] || . /etc/switch
+
 hostname vmdebug
 ip link set lo up 2>/dev/null
 

@@ -12,13 +12,15 @@ only halts such a kernel.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from vmdebug import arch, process
+from vmdebug import arch, cache, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
-from vmdebug.sources import cache, cpio
+from vmdebug.guest import Root
+from vmdebug.sources import cpio
 
 READY = "vmdebug: guest ready"
 """The line that init prints when all file systems are mounted, before the first prompt."""
@@ -54,6 +56,7 @@ def build(
     release: str = "",
     agent: Path | None = None,
     agent_tty: str = "",
+    root: Root | None = None,
     deadline: Deadline,
 ) -> Path:
     """Return the archive, and build it unless the cache has it.
@@ -63,6 +66,7 @@ def build(
         release: RELEASE, the kernel's `uname -r`; required with `modules`.
         agent: The agent's binary, or None.
         agent_tty: The serial port that the agent uses if the kernel has no virtio console: "ttyS3".
+        root: The root file system that its init mounts and starts; None: it is the root file system itself.
         deadline: When to give up waiting for busybox to list its applets.
 
     Raises:
@@ -71,7 +75,7 @@ def build(
     """
     busybox = process.find(_BUSYBOX, package=_PACKAGE)
     program = busybox.read_bytes()
-    files = [*_scripts(), *_agent(agent, agent_tty), *_modules(modules, release)]
+    files = [*_scripts(), *_agent(agent, agent_tty), *_modules(modules, release), *_root(root)]
     target = cache.directory("initramfs") / f"{_key(program, files)}.cpio"
     if cache.used(target):
         return target
@@ -130,6 +134,24 @@ def _agent(program: Path | None, tty: str) -> list[cpio.Entry]:
     return [
         cpio.file("bin/vmdebug-agent", program.read_bytes(), 0o755),
         cpio.file("etc/agent-tty", line.encode()),
+    ]
+
+
+def _root(root: Root | None) -> list[cpio.Entry]:
+    """Return the script that switches to a root file system, and what it has to know, as shell variables."""
+    if root is None:
+        return []
+    said = {
+        "type": root.file_system,
+        "partition": str(root.partition or ""),
+        "keep": "yes" if root.keep else "",
+        "init": root.init,
+    }
+    lines = "".join(f"root_{name}={shlex.quote(value)}\n" for name, value in said.items())
+    return [
+        cpio.file("etc/root", lines.encode()),
+        cpio.file("etc/switch", (_HERE / "switch.sh").read_bytes()),
+        cpio.file("etc/serve", (_HERE / "serve.sh").read_bytes(), 0o755),
     ]
 
 

@@ -9,12 +9,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmdebug import arch, process
+from vmdebug import arch, cache, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.paths import or_false
 from vmdebug.progress import Report, Step
-from vmdebug.sources import cache
 
 NEEDED = 1.7e9
 """Bytes to unpack a source (Linux 6.1 takes 1.5 GB)."""

@@ -63,11 +63,13 @@ def absolute_paths(options: GuestOptions) -> GuestOptions:
     """Return the options with absolute paths."""
     paths = {
         name: str(absolute(words))
-        for name in ("kernel", "vmlinux", "gdb_scripts", "disk")
+        for name in ("kernel", "vmlinux", "gdb_scripts", "disk", "initrd")
         if (words := getattr(options, name)) is not None
     }
     if options.firmware not in (None, UEFI):
         paths["firmware"] = str(absolute(options.firmware))
+    if options.root is not None:
+        paths["root"] = config.absolute_root(options.root, Path.cwd())
     return msgspec.structs.replace(options, source=config.absolute_guest(options.source, Path.cwd()), **paths)
 
 

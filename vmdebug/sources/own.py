@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import arch
+from vmdebug import arch, cache
 from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
@@ -17,12 +17,13 @@ from vmdebug.guest import (
     Kernel,
     LaunchSpec,
     OwnMachine,
+    Root,
     console_notes,
     parameters,
 )
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
-from vmdebug.sources import cache, firmware, initramfs, naming
+from vmdebug.sources import firmware, initramfs, naming, userland
 from vmdebug.sources.kernels import image, replacements, tree, unified
 from vmdebug.spelling import option
 
@@ -49,19 +50,24 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
     whole = unified.read(Path(guest.location)) if guest.kind == "image" and options.kernel is None else None
     row = arch.by_name(kernel.arch)
     machine = OwnMachine(disk=_disk(options), firmware=firmware.find(row, options))
-    if whole is not None and whole.startable:
+    root, unknown = userland.root(options, kernel, report, deadline)
+    other, said = userland.initrd(options, kernel)
+    used = whole is not None and whole.startable and other is None and root is None
+    if whole is not None and used:
         parts = {"initrd": whole.initrd} if machine.firmware is None else {"unified": whole.file}
     else:
-        parts = {"initrd": _initrd(guest, options, kernel, agent, deadline)}
+        ours = _initrd(guest, options, kernel, agent=agent, root=root, deadline=deadline)
+        parts = {"initrd": other or ours}
     machine = msgspec.structs.replace(machine, **parts)
     words = parameters(row, kaslr=options.kaslr, append=options.append)
-    words = (*(whole.parameters if whole is not None else ()), *words)
+    words = (*(whole.parameters if whole is not None else ()), *userland.for_init(root), *words)
     return LaunchSpec(
         name=name,
         guest=options.table or guest.words,
         machine=machine,
         kernel=kernel,
         parameters=words,
+        root=root,
         halt=options.halt,
         accel=options.accel,
         memory=options.memory or DEFAULT_MEMORY_MIB,
@@ -69,11 +75,14 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         tcp=options.tcp,
         qemu_args=options.qemu_args,
         notes=(
-            *((whole.note(started=machine.unified is not None),) if whole is not None else ()),
+            *((whole.note(started=machine.unified is not None, used=used),) if whole is not None else ()),
             *replacements.notes(kernel),
+            *unknown,
+            *said,
             *_ineffective(options),
+            *userland.unmounted(options, words, ours=other is None and not used),
             *console_notes(row, words),
-            *lacking,
+            *(lacking if other is None else ()),
         ),
     )
 
@@ -104,15 +113,26 @@ def _agent(kernel: Kernel, report: Report, deadline: Deadline) -> tuple[Path | N
 
 
 def _initrd(
-    guest: Guest, options: GuestOptions, kernel: Kernel, agent: Path | None, deadline: Deadline
+    guest: Guest,
+    options: GuestOptions,
+    kernel: Kernel,
+    *,
+    agent: Path | None,
+    root: Root | None,
+    deadline: Deadline,
 ) -> Path:
     tty = arch.by_name(kernel.arch).second_console
     # The builtin kernel has few modules, and they are in the layout of `make modules_install`.
     if guest.kind == "builtin" and options.kernel is None and kernel.modules is not None:
         return initramfs.build(
-            modules=kernel.modules, release=kernel.release, agent=agent, agent_tty=tty, deadline=deadline
+            modules=kernel.modules,
+            release=kernel.release,
+            agent=agent,
+            agent_tty=tty,
+            root=root,
+            deadline=deadline,
         )
-    return initramfs.build(agent=agent, agent_tty=tty, deadline=deadline)
+    return initramfs.build(agent=agent, agent_tty=tty, root=root, deadline=deadline)
 
 
 def _disk(options: GuestOptions) -> Path | None:

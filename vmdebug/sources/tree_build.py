@@ -15,13 +15,13 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import process
+from vmdebug import cache, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import GuestOptions
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
-from vmdebug.sources import cache, kbuild, naming
+from vmdebug.sources import kbuild, naming
 from vmdebug.sources.configuration import dotconfig
 from vmdebug.spelling import option
 

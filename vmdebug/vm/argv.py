@@ -14,7 +14,7 @@ import msgspec
 from vmdebug import spelling
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
-from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec, OwnMachine
+from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec, OwnMachine, Root
 from vmdebug.vm import channels, qemuargs
 from vmdebug.vm.features import Features
 from vmdebug.vm.qemuargs import Options, value
@@ -25,6 +25,9 @@ DiskFormat = Literal["qcow2", "raw"]
 
 GDB_CHARDEV = "gdb0"
 """Id of the gdbstub's chardev; `query-chardev` returns its port."""
+
+ROOT = "vmdebug-root"
+"""Mount tag or serial number of the root file system; sources/switch.sh looks for it."""
 
 PROBE_MEMORY_MIB = 512
 
@@ -129,6 +132,7 @@ def own(
         *boot(machine.unified or spec.kernel.image, machine.initrd, spec.parameters),
         *firmware(machine.firmware),
         *_disk(machine, disk_format),
+        *root_device(spec.root),
         *entropy(features),
         *generation(features, given),
         *harness(spec, arch=arch, rundir=rundir, features=features, given=given),
@@ -250,6 +254,27 @@ def firmware(path: Path | None) -> tuple[str, ...]:
     It is read-only flash, because some images have no place for variables; UEFI then keeps them in memory.
     """
     return ("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={value(path)}") if path else ()
+
+
+def root_device(root: Root | None) -> tuple[str, ...]:
+    """Attach a root file system under the name by which vmdebug's init finds it.
+
+    The directory and the image are read-only for QEMU, unless the user wants to keep the guest's writes.
+    """
+    if root is None:
+        return ()
+    if root.file_system == "9p":
+        share = f"local,id=root0,path={value(root.location)},security_model=none,multidevs=remap,readonly=on"
+        return ("-fsdev", share, "-device", f"virtio-9p-pci,fsdev=root0,mount_tag={ROOT}")
+    only = "" if root.keep else ",read-only=on"
+    return (
+        "-blockdev",
+        f"driver=file,node-name=rootfile0,filename={value(root.location)}{only}",
+        "-blockdev",
+        f"driver={root.format},node-name=root0,file=rootfile0{only}",
+        "-device",
+        f"virtio-blk-pci,drive=root0,serial={ROOT}",
+    )
 
 
 def _disk(machine: OwnMachine, disk_format: DiskFormat | None) -> tuple[str, ...]:

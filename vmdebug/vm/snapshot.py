@@ -20,6 +20,7 @@ from vmdebug import paths
 from vmdebug.channel.log import death
 from vmdebug.errors import HostError, QmpError, UsageError, VmError
 from vmdebug.vm import memfd, rundir
+from vmdebug.vm.argv import ROOT
 
 if TYPE_CHECKING:
     from vmdebug.vm.qmp import Event, Qmp
@@ -36,6 +37,10 @@ _FULL = r"No space left|while writing VM state: Input/output error"
 """QEMU's messages about a full file system; see save_snapshot of migration/savevm.c."""
 
 _HINTS = (
+    (
+        ROOT,
+        "its root directory is shared over 9p: start it with --root-image always, or --root debian:SUITE",
+    ),
     (r"VirtFS|9p", "unmount the 9p shares in the guest: umount -a -t 9p"),
     (
         r"does not support snapshots|No block device",
@@ -45,6 +50,11 @@ _HINTS = (
     (r"non-migratable|not migratable", "remove that device from the guest"),
 )
 """QEMU's messages about failed snapshots, with hints."""
+
+
+def hint_for(error: str) -> str:
+    """Return what to do about QEMU's message that it cannot save a guest; "" if that is unknown."""
+    return next((hint for pattern, hint in _HINTS if re.search(pattern, error)), "")
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -248,7 +258,7 @@ def _run(qmp: Qmp, failure: str, command: str, arguments: Mapping[str, object]) 
     except QmpError as refused:
         error = refused.message
     if error:
-        hint = next((hint for pattern, hint in _HINTS if re.search(pattern, error)), "")
+        hint = hint_for(error)
         place = rundir.disk_directory()
         full = f"; {place}: {paths.file_system(place)}" if re.search(_FULL, error) else ""
         raise VmError(f"{failure}: {error}{full}", hint=hint)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,14 +19,16 @@ import msgspec
 from vmdebug import arch
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
-from vmdebug.guest import Kernel
+from vmdebug.guest import Kernel, Root
 from vmdebug.paths import or_false
 from vmdebug.sources.configuration import dotconfig
 from vmdebug.sources.configuration.dotconfig import Configuration
 from vmdebug.sources.kernels import tree
 from vmdebug.spelling import option
 
-Purpose = Literal["busybox shell", "NixOS VM", "systemd", "debugging", "advice"]
+Purpose = Literal[
+    "busybox shell", "initramfs", "root file system", "NixOS VM", "systemd", "debugging", "advice"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,40 @@ _PACKED = {
     b"\xfd7zXZ": Need("RD_XZ", "NixOS VM", "its initrd, packed with xz", ""),
     b"\x02\x21\x4c\x18": Need("RD_LZ4", "NixOS VM", "its initrd, packed with lz4", ""),
 }
+
+_DEVICES = (
+    Need("VIRTIO_PCI", "root file system", "its devices", "vm-boot"),
+    Need("DEVTMPFS", "root file system", "device nodes", "base"),
+)
+_WRITES = (
+    Need("OVERLAY_FS", "root file system", "a layer for the guest's writes", "root"),
+    Need("TMPFS", "root file system", "the memory of that layer", "base"),
+    Need("TMPFS_XATTR", "root file system", "that layer marks what is deleted", "root"),
+)
+_DISKS = (
+    Need("VIRTIO_BLK", "root file system", "the disk with the image", "vm-boot"),
+    Need("MSDOS_PARTITION", "root file system", "partitions", "root"),
+    Need("EFI_PARTITION", "root file system", "partitions", "root"),
+)
+_ROOTS = {
+    "9p": (
+        Need("9P_FS", "root file system", "the directory of the host", "root"),
+        Need("NET_9P_VIRTIO", "root file system", "the directory of the host", "root"),
+    ),
+    "erofs": (Need("EROFS_FS", "root file system", "the file system of the image", "root"),),
+    "ext4": (Need("EXT4_FS", "root file system", "the file system of the image", "ext4"),),
+    "squashfs": (Need("SQUASHFS", "root file system", "the file system of the image", ""),),
+    "btrfs": (Need("BTRFS_FS", "root file system", "the file system of the image", ""),),
+    "xfs": (Need("XFS_FS", "root file system", "the file system of the image", ""),),
+}
+
+
+def of_root(root: Root) -> tuple[Need, ...]:
+    """Return what a guest with a root file system needs."""
+    disk = () if root.file_system == "9p" else _DISKS[: 3 if root.partition else 1]
+    systemd = tuple(replace(need, add_fragment="root") for need in SYSTEMD) if root.systemd else ()
+    return (*_DEVICES, *disk, *_ROOTS.get(root.file_system, ()), *(() if root.keep else _WRITES), *systemd)
+
 
 SYSTEMD = tuple(
     Need(option, "systemd", "systemd needs it to start", "nixos-boot")
@@ -181,6 +217,12 @@ def _unpacking(initrd: Path) -> Iterator[Need]:
         yield from (need for magic, need in _PACKED.items() if start.startswith(magic))
 
 
+def of_initrd(initrd: Path) -> tuple[Need, ...]:
+    """Return what a kernel needs to unpack an initramfs."""
+    needs = (Need("BLK_DEV_INITRD", "initramfs", "an initramfs", "base"), *_unpacking(initrd))
+    return tuple(replace(need, purpose="initramfs", why=f"the initramfs {initrd}") for need in needs)
+
+
 @dataclass(frozen=True, slots=True)
 class Lack:
     """A need that a kernel does not meet.
@@ -250,6 +292,43 @@ def check_runner(kernel: Kernel, script: Path, text: str, guest: str) -> str:
         detail="\n".join(f"{lack!s:<{width}}  {lack.need.why}" for lack in found)
         + f"\naccording to {origin}; the guest's initrd has only modules of its own kernel"
         + f"\n{option('force', True)} starts it anyway",
+    )
+
+
+def check_own(kernel: Kernel, needs: Iterable[Need], what: str, guest: str) -> str:
+    """Check that a kernel has built in what an option of its guest needs.
+
+    Args:
+        kernel: The kernel.
+        needs: What is needed.
+        what: The option, as the user wrote it.
+        guest: GUEST as the user wrote it.
+
+    Returns:
+        A note for the user if the configuration is unknown; otherwise "".
+
+    Raises:
+        UsageError: something is not built in; the hint has the command that fixes this.
+    """
+    wanted = tuple(needs)
+    seen = lacking(kernel, wanted)
+    if seen is None:
+        names = ", ".join(need.option for need in wanted)
+        return f"it is unknown whether {kernel.image} has built in what {what} needs: {names}"
+    found, origin = seen
+    if not found:
+        return ""
+    width = max(len(str(lack)) for lack in found)
+    names = ", ".join(f"CONFIG_{lack}" for lack in found)
+    raise UsageError(
+        f"{kernel.origin} cannot boot {guest} with {what}: these options are not built in: {names}",
+        hint=fix_command(kernel, found),
+        detail="\n".join(
+            f"CONFIG_{lack!s:<{width}}  {lack.need.why}"
+            + (f" (fragment {lack.need.add_fragment})" if lack.need.add_fragment else "")
+            for lack in found
+        )
+        + f"\naccording to {origin}\n{option('force', True)} starts it anyway",
     )
 
 

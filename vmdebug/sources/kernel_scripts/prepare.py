@@ -18,12 +18,11 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import guest, kimage
+from vmdebug import cache, guest, kimage
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError, VmdebugError
 from vmdebug.guest import GuestOptions, Kernel, LaunchSpec
 from vmdebug.progress import Report
-from vmdebug.sources import cache
 from vmdebug.sources.kernel_scripts import constants, script_parts
 from vmdebug.sources.kernel_scripts.constants import Source
 from vmdebug.sources.kernel_scripts.script_parts import LOADER, Parts, Python, Wanted

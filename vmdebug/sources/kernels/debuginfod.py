@@ -15,12 +15,11 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import kimage
+from vmdebug import cache, kimage
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import LaunchSpec
 from vmdebug.progress import Report, Step
-from vmdebug.sources import cache
 from vmdebug.sources.kernels import image, replacements
 from vmdebug.spelling import option
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import kimage
+from vmdebug import cache, kimage
 from vmdebug.guest import Kernel, LaunchSpec
 from vmdebug.progress import Report, Step
-from vmdebug.sources import cache
 from vmdebug.sources.kernels import image, replacements
 
 _WHAT = "reading the symbols that the kernel carries"

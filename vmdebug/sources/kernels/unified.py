@@ -9,9 +9,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmdebug import kimage
+from vmdebug import cache, kimage
 from vmdebug.guest import UEFI
-from vmdebug.sources import cache
 from vmdebug.spelling import option
 
 _KEPT = 8
@@ -39,11 +38,12 @@ class Unified:
         """Whether a firmware can start the whole image: QEMU gives it no other initramfs."""
         return self.initrd is not None
 
-    def note(self, *, started: bool) -> str:
+    def note(self, *, started: bool, used: bool = True) -> str:
         """Return what is used of it, for the user.
 
         Args:
             started: Whether a firmware starts it as it is.
+            used: Whether its initramfs is used; otherwise the user wants another one.
         """
         what = f"{self.file} is a unified kernel image"
         words = " ".join(self.parameters)
@@ -51,9 +51,11 @@ class Unified:
             said = f"its .cmdline ({words}) and " if words else ""
             return f"{what}: UEFI starts it as it is, by its own EFI stub, with {said}vmdebug's parameters"
         has = ["its .linux"]
-        if self.initrd is not None:
+        if self.initrd is not None and used:
             has.append(f"its .initrd ({self.initrd.stat().st_size / (1 << 20):.1f} MiB)")
         has += [f"its .cmdline ({words})"] if words else []
+        if self.initrd is not None and not used:
+            return f"{what}: QEMU gets {', '.join([*has, *([f'its .cmdline ({words})'] if words else [])])}"
         whole = f"; {option('firmware', UEFI)} starts it as it is"
         lacks = "; it has no .initrd, so vmdebug's is used"
         return f"{what}: QEMU gets {', '.join(has)}{whole if self.startable else lacks}"

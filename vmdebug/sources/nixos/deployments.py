@@ -15,12 +15,12 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
-from vmdebug import guest, paths
+from vmdebug import cache, guest, paths
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
 from vmdebug.progress import silent
-from vmdebug.sources import cache, nix
+from vmdebug.sources import nix
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import arch, kimage
+from vmdebug import arch, cache, kimage
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec, RunnerMachine, console_notes, parameters
 from vmdebug.paths import absolute
 from vmdebug.progress import Report
-from vmdebug.sources import cache, naming, nix
+from vmdebug.sources import naming, nix
 from vmdebug.sources.configuration import requirements
 from vmdebug.sources.kernels import dev_output, replacements
 from vmdebug.sources.nixos import script
@@ -207,6 +207,13 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
             f" {found.script} makes its own",
             hint="set virtualisation.useEFIBoot = true in the system",
         )
+    for name in ("initrd", "root"):
+        if (given := getattr(options, name)) is not None:
+            raise UsageError(
+                f"{option(name, given)} is for guests whose QEMU command line vmdebug makes;"
+                f" {found.script} makes its own",
+                hint="boot the system's kernel as an image, or set it in the system",
+            )
     bare = Kernel(
         image=found.image,
         arch=kimage.read_image(found.image).arch,

@@ -13,8 +13,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from vmdebug import cache
 from vmdebug.errors import HostError, UsageError
-from vmdebug.sources import cache
 from vmdebug.spelling import option
 
 _VLAN = re.compile(r'-netdev vde,id=([^,\s]+),sock="?\$\{?QEMU_VDE_SOCKET_(\d+)\}?"?')

@@ -107,6 +107,8 @@ def obstacle(spec: LaunchSpec) -> str:
         return "the guest of a NixOS VM runner has a disk and mounted 9p shares, which cannot be copied"
     if spec.machine.disk is not None and spec.machine.throwaway:
         return f"its changes to the disk {spec.machine.disk} are not copied with its memory"
+    if spec.root is not None and spec.root.keep:
+        return f"the root image {spec.root.location} is kept, and can have only one writer"
     if spec.machine.disk is not None:
         return f"the disk {spec.machine.disk} can have only one writer"
     return _obstacle_in(qemuargs.parse(spec.qemu_args))

@@ -15,11 +15,11 @@ import msgspec
 
 from vmdebug import process
 from vmdebug.deadline import Deadline
-from vmdebug.errors import HostError, VmError
+from vmdebug.errors import HostError, QmpError, VmError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec
 from vmdebug.progress import Report, silent
 from vmdebug.spelling import option
-from vmdebug.vm import launching, memfd
+from vmdebug.vm import launching, memfd, snapshot
 from vmdebug.vm.argv import InitialState
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
@@ -88,7 +88,11 @@ def save(vm: Vm, into: int, *, shared: bool, deadline: Deadline) -> None:
     with vm.connected(timeout=deadline.left(_ANSWER)) as qmp, qmp.listen("MIGRATION") as events:
         qmp.execute("stop")
         _set_capabilities(qmp, shared=shared)
-        qmp.execute("migrate", {"uri": f"exec:cat >{memfd.path(into)}"})
+        try:
+            qmp.execute("migrate", {"uri": f"exec:cat >{memfd.path(into)}"})
+        except QmpError as error:
+            error.hint = error.hint or snapshot.hint_for(error.message)
+            raise
         events.next(_moved)
         moved = qmp.execute("query-migrate")
     if moved["status"] != "completed":

@@ -1,0 +1,184 @@
+"""Root file systems under the builtin kernel: directories, images, this machine's own, Debian."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vmdebug
+from tests.fixtures.accel import ACCEL, SECONDS
+from vmdebug import process, vm
+from vmdebug.deadline import Deadline
+from vmdebug.errors import UsageError, VmError
+from vmdebug.process import Completed
+from vmdebug.session import DebugSession
+from vmdebug.sources import cpio
+from vmdebug.vm.clones import clone as cloning
+
+INIT = """\
+#!/bin/sh
+echo started >/run/by-init
+exec sleep 1000000
+"""
+
+
+def start(**options: object) -> DebugSession:
+    return vmdebug.start("builtin", accel=ACCEL, timeout=SECONDS, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def chroot(tmp_path: Path) -> Path:
+    """A root directory with busybox, and without an init."""
+    top = tmp_path / "chroot"
+    for name in ("bin", "etc", "root", "tmp"):
+        (top / name).mkdir(parents=True)
+    shutil.copy(process.find("busybox", package="busybox-static"), top / "bin/busybox")
+    for name in ("sh", "cat", "ls", "sleep", "hostname", "id", "readlink", "ps", "mount"):
+        (top / "bin" / name).symlink_to("busybox")
+    (top / "etc/name").write_text("the chroot\n")
+    return top
+
+
+def test_a_directory_is_the_guest_s_root_and_stays_as_it_is(chroot: Path) -> None:
+    with start(root=chroot) as session:
+        line = "cat /etc/name; ls /; hostname; echo new >/etc/new; cat /etc/new"
+        found = session.exec(line, timeout=SECONDS)
+        assert found.stdout.splitlines()[0] == "the chroot"
+        assert {"bin", "dev", "etc", "proc", "run", "sys"} <= {*found.stdout.split()}
+        assert found.stdout.endswith("vmdebug\nnew\n")
+        assert session.vm.shell.found is not None
+        assert session.vm.shell.found.kind == "agent"
+        session.put(b"data", "/root/file")
+        assert session.get("/root/file") == b"data"
+        with pytest.raises(VmError):
+            session.snapshot("one")
+        session.console.wait_ready(timeout=SECONDS)
+        session.gdb.breakpoint("do_sys_openat2")
+    assert sorted(path.name for path in (chroot / "etc").iterdir()) == ["name"]
+    assert not (chroot / "root/file").exists()
+
+
+def test_as_an_image_it_is_saved_and_cloned(chroot: Path) -> None:
+    with start(root=chroot, root_image="always") as session:
+        session.exec("echo before >/etc/state", check=True, timeout=SECONDS)
+        session.snapshot("one")
+        session.exec("echo after >/etc/state", check=True)
+        session.restore("one")
+        assert session.exec("cat /etc/name /etc/state", timeout=SECONDS).stdout == "the chroot\nbefore\n"
+        clones = cloning.clone(session.vm, 2, timeout=SECONDS)
+        try:
+            for each in clones:
+                assert each.exec("cat /etc/name /etc/state", timeout=SECONDS).stdout == "the chroot\nbefore\n"
+        finally:
+            for each in clones:
+                each.stop(force=True)
+
+
+@pytest.mark.parametrize("init", [None, "/etc/start"])
+def test_its_init_runs_beside_the_agent(chroot: Path, init: str | None) -> None:
+    path = chroot / (init.lstrip("/") if init else "sbin/init")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(INIT)
+    path.chmod(0o755)
+    with start(root=chroot, init=init) as session:
+        wait = "until [ -e /run/by-init ]; do sleep 0.1; done; cat /proc/1/cmdline /run/by-init"
+        assert session.exec(wait, timeout=SECONDS).stdout == "sleep\0001000000\0started\n"
+        # The console has a shell as well.
+        session.console.wait_ready(timeout=SECONDS)
+
+
+def test_a_partition_of_a_disk_image(chroot: Path, tmp_path: Path) -> None:
+    part, raw, disk = tmp_path / "part", tmp_path / "raw", tmp_path / "disk.qcow2"
+    deadline = Deadline.after(SECONDS)
+    process.run([process.find("mkfs.erofs", package="erofs-utils"), part, chroot], deadline=deadline)
+    size = -(-part.stat().st_size // 512)
+    with raw.open("wb") as stream:
+        stream.seek(2 << 20)
+        stream.write(part.read_bytes())
+        stream.truncate((4 << 20) + size * 512)
+    table = f"label: gpt\nstart=2048, size=2048, type=L\nstart=4096, size={size}, type=L\n"
+    sfdisk = shutil.which("sfdisk") or "/usr/sbin/sfdisk"
+    process.run([sfdisk, "-q", raw], stdin=table.encode(), deadline=deadline)
+    process.run(["qemu-img", "convert", "-O", "qcow2", raw, disk], deadline=deadline)
+    with start(root=disk) as session:
+        assert session.exec("cat /etc/name", timeout=SECONDS).stdout == "the chroot\n"
+        assert session.exec("cat /proc/partitions").stdout.split().count("vda2") == 1
+
+
+def test_what_the_kernel_lacks_is_named_before_anything_starts(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as stream:
+        stream.truncate(4 << 20)
+    process.run([shutil.which("mkfs.ext4") or "/usr/sbin/mkfs.ext4", "-q", disk], deadline=Deadline.after(60))
+    with pytest.raises(UsageError, match="not built in: CONFIG_EXT4_FS=n") as caught:
+        start(root=disk)
+    assert "fragment ext4" in caught.value.detail
+
+
+def test_this_machine_s_own_programs_run_and_its_files_stay(tmp_path: Path) -> None:
+    with start(root="host", memory="1G") as session:
+        assert session.exec(["python3", "-c", "print(1)"], timeout=SECONDS).stdout == "1\n"
+        assert "gcc" in session.exec("gcc --version", timeout=SECONDS).stdout
+        assert session.exec(f"echo x >{tmp_path}/file && cat {tmp_path}/file").stdout == "x\n"
+    assert not (tmp_path / "file").exists()
+
+
+def test_an_initramfs_of_ones_own(tmp_path: Path) -> None:
+    busybox = process.find("busybox", package="busybox-static").read_bytes()
+    init = b"#!/bin/sh\n/bin/busybox mount -t devtmpfs d /dev\necho my own init\nexec setsid cttyhack sh\n"
+    applets = [cpio.link(f"bin/{name}", "busybox") for name in ("sh", "setsid", "cttyhack", "stty", "cat")]
+    entries = [
+        cpio.file("bin/busybox", busybox, 0o755),
+        cpio.file("init", init, 0o755),
+        cpio.directory("dev"),
+        cpio.node("dev/console", 5, 1),
+        *applets,
+    ]
+    (tmp_path / "initrd").write_bytes(cpio.archive(entries))
+    with start(initrd=tmp_path / "initrd", append="root=/dev/vda1") as session:
+        session.console.expect("my own init", timeout=SECONDS)
+        assert session.vm.state.spec.notes[0].startswith(f"the initramfs is {tmp_path}/initrd")
+
+
+class TestDebian:
+    """As one types it; mmdebstrap makes the image once, in minutes, and the cache keeps it."""
+
+    @pytest.fixture
+    def guest(self) -> Iterator[str]:
+        self.run("start", "builtin", "--accel", ACCEL, "--root", "debian:bookworm", "--memory", "1G")
+        yield "builtin"
+        self.run("stop", "--all", "--force")
+        assert not vm.names()
+
+    def run(self, *words: str, status: int = 0) -> Completed:
+        argv = [sys.executable, "-m", "vmdebug.cli", *words]
+        done = process.run(argv, env=dict(os.environ), deadline=Deadline.after(2000), check=False)
+        assert done.status == status, f"{done.stdout}\n{done.stderr}"
+        return done
+
+    def test_it_is_used_debugged_saved_and_cloned(self, guest: str) -> None:
+        # `exec` answers before systemd does.
+        up = "until [ -S /run/systemd/private ]; do sleep 0.2; done"
+        line = f"{up}; apt-get --version && systemctl is-system-running --wait || true; bash --version"
+        out = self.run("exec", "--timeout", "600", "--", line).stdout
+        assert out.startswith("apt 2.")
+        assert "\nrunning\n" in out
+        assert "GNU bash" in out
+        attach = ("attach", "--batch", "-ex", "break do_sys_openat2", "-ex", "continue", "-ex", "bt 1")
+        assert "do_sys_openat2 (" in self.run(*attach).stdout
+        self.run("exec", "--", "echo saved >/etc/state")
+        self.run("snapshot", "save", guest, "one")
+        self.run("exec", "--", "rm /etc/state")
+        self.run("snapshot", "load", guest, "one")
+        assert self.run("exec", guest, "--", "cat /etc/state").stdout == "saved\n"
+        self.run("clone", "--count", "3", guest)
+        for number in (1, 2, 3):
+            done = self.run("exec", f"{guest}-{number}", "--", "cat /etc/state; cat /etc/debian_version")
+            assert done.stdout.startswith("saved\n12.")
+        assert len(json.loads(self.run("status", "--json").stdout)) == 4

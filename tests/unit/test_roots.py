@@ -1,0 +1,219 @@
+"""Root file systems: what `--root` names, disks that this machine's tools make, directories as images."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmdebug import process, roots
+from vmdebug.deadline import Deadline
+from vmdebug.errors import HostError, UsageError
+from vmdebug.guest import GuestOptions, Root
+from vmdebug.progress import Step, silent
+from vmdebug.roots import directory, image, packed, suite
+
+MIB = 1 << 20
+
+
+def soon() -> Deadline:
+    return Deadline.after(60)
+
+
+@pytest.fixture(autouse=True)
+def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def resolve(root: str | Path, *, supports: Callable[[str], bool] = lambda _: True, **options: Any) -> Root:
+    wanted = GuestOptions(root=str(root), **options)
+    found = roots.resolve(wanted, supports=supports, report=silent, deadline=soon())
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def chroot(tmp_path: Path) -> Path:
+    top = tmp_path / "chroot"
+    (top / "bin").mkdir(parents=True)
+    (top / "bin/sh").write_text("a shell")
+    return top
+
+
+class TestDirectories:
+    def test_without_an_init_there_is_a_shell(self, chroot: Path) -> None:
+        found = resolve(chroot)
+        assert (found.location, found.file_system, found.init) == (chroot, "9p", "none")
+        assert "--root-image" not in found.note, "spelled as the API does"
+        assert "cannot be saved or cloned" in found.note
+
+    def test_its_init_is_found_behind_links(self, chroot: Path) -> None:
+        (chroot / "usr/lib/systemd").mkdir(parents=True)
+        (chroot / "usr/lib/systemd/systemd").touch()
+        (chroot / "lib").symlink_to("usr/lib")
+        (chroot / "sbin").mkdir()
+        (chroot / "sbin/init").symlink_to("/lib/systemd/systemd")
+        assert directory.find_init(chroot) == "/lib/systemd/systemd"
+        assert resolve(chroot).systemd
+        assert not resolve(chroot, init="/bin/sh").systemd
+
+    def test_no_root_at_all(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="is not a root directory"):
+            resolve(tmp_path)
+        with pytest.raises(UsageError, match="does not exist"):
+            resolve(tmp_path / "gone")
+
+    @pytest.mark.parametrize("options", [{"keep": True}, {"root_dev": 1}])
+    def test_options_of_images_are_refused(self, chroot: Path, options: dict[str, Any]) -> None:
+        with pytest.raises(UsageError, match="is for a disk image"):
+            resolve(chroot, **options)
+        with pytest.raises(UsageError, match="is for a disk image"):
+            resolve("host", **options)
+
+    def test_the_host_is_not_packed(self) -> None:
+        with pytest.raises(UsageError, match="cannot be packed"):
+            resolve("host", root_image="always")
+
+    @pytest.mark.parametrize("options", [{"keep": True}, {"root_dev": 1}, {"init": "none"}])
+    def test_options_without_a_root_are_refused(self, options: dict[str, Any]) -> None:
+        with pytest.raises(UsageError, match="is about a root file system"):
+            roots.resolve(GuestOptions(**options), supports=lambda _: True, report=silent, deadline=soon())
+
+
+class TestPacking:
+    def test_a_directory_is_packed_once_until_it_changes(self, chroot: Path) -> None:
+        first = resolve(chroot, root_image="always")
+        assert (first.file_system, first.format) == ("erofs", "raw")
+        assert image.partitions(image._raw(first.location)) == [image.Partition(0, 0, "erofs")]
+        inode = first.location.stat().st_ino
+        assert resolve(chroot, root_image="always").location.stat().st_ino == inode
+        (chroot / "bin/more").touch()
+        assert resolve(chroot, root_image="always").location != first.location
+        assert [path.name for path in first.location.parent.iterdir() if path.name.startswith(".")] == []
+
+    def test_the_format_is_one_that_the_kernel_reads(self, chroot: Path) -> None:
+        found = resolve(chroot, root_image="always", supports=lambda name: name != "EROFS_FS")
+        assert found.file_system == "squashfs"
+        assert image.partitions(image._raw(found.location)) == [image.Partition(0, 0, "squashfs")]
+
+    def test_a_machine_without_the_tools(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(packed.Format, "find", lambda _: None)
+        with pytest.raises(HostError, match=r"none of mkfs\.erofs, mksquashfs") as caught:
+            packed.choose(lambda _: True)
+        assert caught.value.hint == "apt install erofs-utils"
+
+
+class TestSuites:
+    def test_the_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(process, "find", lambda *_, **__: Path("/usr/bin/mmdebstrap"))
+        words = suite.argv("bookworm", Path("/a.tar"))
+        assert words[:2] == ("/usr/bin/mmdebstrap", "--variant=minbase")
+        assert words[2].startswith("--include=systemd-sysv,udev,dbus,")
+        assert words[-3:] == ("--format=tar", "bookworm", "/a.tar")
+
+    def test_it_is_made_once_with_progress(
+        self, monkeypatch: pytest.MonkeyPatch, chroot: Path, tmp_path: Path
+    ) -> None:
+        process.run(["tar", "-cf", tmp_path / "a.tar", "-C", chroot, "."], deadline=soon())
+        calls: list[Path] = []
+
+        def argv(_: str, archive: Path) -> tuple[str, ...]:
+            calls.append(archive)
+            say = "echo 'I: running apt-get update...' >&2"
+            return ("sh", "-c", f"{say}; cp {tmp_path}/a.tar {archive}")
+
+        monkeypatch.setattr(suite, "argv", argv)
+        steps: list[Step] = []
+        wanted = GuestOptions(root="debian:bookworm")
+        for _ in range(2):
+            found = roots.resolve(wanted, supports=lambda _: True, report=steps.append, deadline=soon())
+        assert found is not None
+        assert (found.file_system, found.init, found.systemd) == ("erofs", "auto", True)
+        assert len(calls) == 1
+        assert Step("making debian:bookworm", note="running apt-get update") in steps
+        assert [*found.location.parent.iterdir()].count(calls[0]) == 0
+
+    @pytest.mark.parametrize("words", ["ubuntu:noble", "debian:", "debian:-x"])
+    def test_others_are_refused(self, words: str) -> None:
+        with pytest.raises(UsageError, match="names no distribution"):
+            resolve(words)
+
+    @pytest.mark.parametrize("options", [{"root_image": "never"}, {"keep": True}, {"root_dev": 1}])
+    def test_options_that_do_not_go_with_it(self, options: dict[str, Any]) -> None:
+        with pytest.raises(UsageError, match="debian:bookworm"):
+            resolve("debian:bookworm", **options)
+
+
+def ext4(path: Path, size: int = 4 * MIB) -> Path:
+    with path.open("wb") as stream:
+        stream.truncate(size)
+    process.run([shutil.which("mkfs.ext4") or "/usr/sbin/mkfs.ext4", "-q", path], deadline=soon())
+    return path
+
+
+def partitioned(path: Path, table: str, *parts: Path) -> Path:
+    """Make a disk with a partition for each file."""
+    lines = [f"label: {table}"]
+    start = MIB
+    with path.open("wb") as disk:
+        for part in parts:
+            data = part.read_bytes()
+            disk.seek(start)
+            disk.write(data)
+            lines.append(f"start={start // 512}, size={len(data) // 512}, type=L")
+            start += len(data)
+        disk.truncate(start + MIB)
+    sfdisk = shutil.which("sfdisk") or "/usr/sbin/sfdisk"
+    process.run([sfdisk, "-q", path], stdin="\n".join(lines).encode(), deadline=soon())
+    return path
+
+
+class TestImages:
+    def test_a_file_system_on_the_whole_disk(self, tmp_path: Path) -> None:
+        disk = ext4(tmp_path / "disk")
+        found = resolve(disk)
+        assert (found.file_system, found.format, found.partition, found.keep) == ("ext4", "raw", 0, False)
+        assert "discarded" in found.note
+        assert resolve(disk, keep=True).keep
+
+    @pytest.mark.parametrize("table", ["gpt", "dos"])
+    def test_the_partition_is_found(self, tmp_path: Path, table: str) -> None:
+        (tmp_path / "boot").write_bytes(bytes(MIB))
+        disk = partitioned(tmp_path / "disk", table, tmp_path / "boot", ext4(tmp_path / "root"))
+        assert resolve(disk).partition == 2
+        with pytest.raises(UsageError, match="has no file system there") as caught:
+            resolve(disk, root_dev=1)
+        assert "partition 2: ext4" in caught.value.detail
+
+    def test_of_several_the_user_chooses(self, tmp_path: Path) -> None:
+        disk = partitioned(tmp_path / "disk", "gpt", ext4(tmp_path / "a"), ext4(tmp_path / "b"))
+        with pytest.raises(UsageError, match="has several file systems"):
+            resolve(disk)
+        assert resolve(disk, root_dev=2).partition == 2
+
+    def test_a_qcow2_is_read_as_the_guest_sees_it(self, tmp_path: Path) -> None:
+        (tmp_path / "boot").write_bytes(bytes(3 * MIB))
+        raw = partitioned(tmp_path / "raw", "gpt", tmp_path / "boot", ext4(tmp_path / "root"))
+        words: list[str | Path] = [
+            "qemu-img",
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+            raw,
+            tmp_path / "disk.qcow2",
+        ]
+        process.run(words, deadline=soon())
+        found = resolve(tmp_path / "disk.qcow2")
+        assert (found.format, found.partition, found.file_system) == ("qcow2", 2, "ext4")
+
+    def test_no_file_system(self, tmp_path: Path) -> None:
+        (tmp_path / "disk").write_bytes(bytes(MIB))
+        with pytest.raises(UsageError, match="no file system that vmdebug knows"):
+            resolve(tmp_path / "disk")
+        with pytest.raises(UsageError, match="is an image already"):
+            resolve(tmp_path / "disk", root_image="always")

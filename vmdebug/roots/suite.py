@@ -1,0 +1,122 @@
+"""Debian as a root: mmdebstrap makes it once, and the cache keeps the image."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from vmdebug import cache, process
+from vmdebug.deadline import Deadline
+from vmdebug.errors import UsageError
+from vmdebug.guest import AUTO_INIT, GuestOptions, Root
+from vmdebug.progress import Report, Step
+from vmdebug.roots import packed
+from vmdebug.roots.packed import Supports
+from vmdebug.spelling import option
+
+PACKAGES = (
+    *("systemd-sysv", "udev", "dbus", "kmod", "iproute2", "procps", "ca-certificates"),
+    *("openssh-server", "less", "strace"),
+)
+"""Packages beside the essential ones and apt: an init, and what one looks for in a guest first."""
+
+MAKE_SECONDS = 3600.0
+"""How long mmdebstrap may take."""
+
+NEEDED = 1.2e9
+"""Bytes that making it needs; a third remains."""
+
+_SUITE = re.compile(r"[a-z][a-z0-9._-]*")
+_STEP = re.compile(r"^I: (.+?)\.*$")
+
+
+def resolve(
+    distribution: str,
+    suite: str,
+    options: GuestOptions,
+    *,
+    supports: Supports,
+    report: Report,
+    deadline: Deadline,
+) -> Root:
+    """Return a suite of Debian as a root; make its image unless the cache has it.
+
+    Args:
+        distribution: The word before the colon.
+        suite: The suite: "bookworm".
+        options: The options of the guest.
+        supports: Whether its kernel has an option.
+        report: Called with each step of mmdebstrap.
+        deadline: When to give up.
+
+    Raises:
+        UsageError: it is not a suite of Debian, or an option does not go with it.
+        HostError: a program or disk space is missing.
+        BuildError: mmdebstrap failed.
+        DeadlineError: it took too long.
+    """
+    words = f"{distribution}:{suite}"
+    if distribution != "debian" or not _SUITE.fullmatch(suite):
+        raise UsageError(
+            f"{option('root', words)} names no distribution that vmdebug can make",
+            hint="debian:SUITE, such as debian:bookworm; or give a directory or an image",
+        )
+    _refuse(options, words)
+    chosen = packed.choose(supports)
+    key = hashlib.sha256(" ".join((suite, *PACKAGES)).encode()).hexdigest()[:8]
+    target = cache.directory("root") / f"debian-{suite}-{key}.{chosen.name}"
+    what = f"making {words}"
+
+    def pack(image: Path) -> None:
+        cache.check_space(image.parent, NEEDED)
+        archive = image.with_name(f"{image.name}.tar")
+        try:
+            process.run(
+                argv(suite, archive),
+                deadline=deadline.at_most(MAKE_SECONDS),
+                on_line=lambda line: _progress(line, what, report),
+            )
+            report(Step(what, note=f"packing it as {chosen.name}"))
+            packed.unpacked(archive, chosen, image, deadline=deadline)
+        finally:
+            archive.unlink(missing_ok=True)
+
+    made = packed.make(target, chosen, pack, what=what, report=report, deadline=deadline)
+    init = options.init or AUTO_INIT
+    return packed.root(made, words=words, init=init, systemd=options.init is None)
+
+
+def argv(suite: str, archive: Path) -> tuple[str, ...]:
+    """Return the command that makes a suite as a tar archive."""
+    program = process.find("mmdebstrap", package="mmdebstrap")
+    return (
+        str(program),
+        "--variant=minbase",
+        f"--include={','.join(PACKAGES)}",
+        # A login as root without a password, on the console only: sshd refuses an empty one.
+        '--customize-hook=chroot "$1" passwd --delete root',
+        '--customize-hook=echo vmdebug >"$1/etc/hostname"',
+        "--format=tar",
+        suite,
+        str(archive),
+    )
+
+
+def _progress(line: str, what: str, report: Report) -> None:
+    if found := _STEP.match(line):
+        report(Step(what, note=found[1]))
+
+
+def _refuse(options: GuestOptions, words: str) -> None:
+    if options.root_image == "never":
+        raise UsageError(
+            f"{option('root', words)} is always an image",
+            hint="make a directory for 9p: mmdebstrap SUITE DIR, and give that",
+        )
+    for name in ("root_dev", "keep"):
+        if value := getattr(options, name):
+            raise UsageError(
+                f"{option(name, value)} is for a disk image of yours, and {words} is made by vmdebug",
+                hint="leave it out",
+            )
