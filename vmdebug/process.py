@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
-from typing import IO, NoReturn, TypeAlias
+from typing import IO, NamedTuple, NoReturn, TypeAlias
 
 from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import BuildError, HostError
@@ -119,8 +119,7 @@ class ProcessRef:
             os.close(fd)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stat:
+class _Stat(NamedTuple):
     state: str
     threads: int
     started: int

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 _UNIX = Path("/proc/net/unix")
 _TCP = Path("/proc/net/tcp")
@@ -39,8 +39,7 @@ ANSWER_SECONDS = 1.0
 """How long the kernel may take to tell the other end of a connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class UnixSocket:
+class UnixSocket(msgspec.Struct, frozen=True):
     """A socket that was bound to a path; the file may be removed since.
 
     Args:
@@ -104,6 +103,8 @@ def _tcp_clients(port: int) -> list[int]:
 
 def _peer(inode: int) -> int:
     """Return the inode of the other end of a connection; 0 if it is closed, or the kernel does not tell."""
+    import socket  # noqa: PLC0415 - slow to import, and most stubs have no client
+
     request = _REQUEST.pack(
         socket.AF_UNIX, 0, 0, _ANY_STATE, inode, _UDIAG_SHOW_PEER, _ANY_COOKIE, _ANY_COOKIE
     )

@@ -8,7 +8,6 @@ spelling; `spelled` sets another one for a block.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 
@@ -87,4 +86,6 @@ def nearest(word: str, among: Iterable[str]) -> str:
 
 
 def _quoted(value: str | int | bool) -> str:
+    import json  # noqa: PLC0415 - most runs print no error
+
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import lzma
 import os
 import re
@@ -49,7 +48,7 @@ def start(builtin: LaunchSpec) -> Iterator[Start]:
 
 
 def attachment(machine: Vm, *commands: str, **changes: Any) -> Attachment:
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         Attachment(
             endpoint=machine.state.gdb,
             kernel=machine.state.spec.kernel,

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from vmdebug import locks
 from vmdebug.deadline import Deadline
+
+if TYPE_CHECKING:
+    import socket
 
 CHUNK = 1 << 18
 """Bytes to receive at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class PortAddress:
+class PortAddress(msgspec.Struct, frozen=True):
     """Where a port is on the host.
 
     Args:
@@ -34,8 +37,7 @@ class PortAddress:
     lock: Path
 
 
-@dataclass(frozen=True, slots=True)
-class Ways:
+class Ways(msgspec.Struct, frozen=True):
     """The host's ends of all ways into a guest.
 
     Args:
@@ -99,6 +101,8 @@ def try_take(address: PortAddress) -> Port | None:
         FileNotFoundError: there is no such port, or QEMU has ended.
         ConnectionRefusedError: QEMU has ended.
     """
+    import socket  # noqa: PLC0415 - slow to import, and most users of a run directory open no port
+
     with contextlib.ExitStack() as held:
         lock = os.open(address.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         held.callback(os.close, lock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -110,6 +109,8 @@ def attach(words: str, baud: int | None, attachment: Attachment) -> NoReturn:
         baud: Speed of a device; None takes the default.
         attachment: The rest. Its endpoint is set here; its timeout limits the wait for kgdb.
     """
+    import msgspec
+
     from vmdebug.cli import render
     from vmdebug.debugger import interactive
     from vmdebug.debugger.kgdb import endpoint, stub
@@ -119,7 +120,7 @@ def attach(words: str, baud: int | None, attachment: Attachment) -> NoReturn:
     speed = BAUD if baud is None else baud
     where = endpoint.parse(words)
     seconds = attachment.timeout or (BATCH_SECONDS if attachment.batch else NO_LIMIT_SECONDS)
-    full = dataclasses.replace(
+    full = msgspec.structs.replace(
         attachment, endpoint=where.address, before=stub.settings(where, speed), timeout=None
     )
     interactive.find(attachment.program[0])

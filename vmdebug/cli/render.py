@@ -7,7 +7,6 @@ imported only if stderr is a terminal.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -65,6 +64,8 @@ def put_bytes(data: bytes) -> None:
 
 def put_json(facts: Any) -> None:
     """Print facts as JSON; a path becomes its text."""
+    import json
+
     put(json.dumps(facts, indent=2, default=str))
 
 

@@ -6,14 +6,14 @@ it.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shlex
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
+
+import msgspec
 
 from vmdebug import arch, process, shipped
 from vmdebug.debugger import clients, demangle, startup
@@ -22,8 +22,7 @@ from vmdebug.errors import HostError
 from vmdebug.guest import Kernel
 
 
-@dataclass(frozen=True, slots=True)
-class Extra:
+class Extra(msgspec.Struct, frozen=True):
     """One `-x FILE` or `-ex COMMAND` of the user.
 
     Args:
@@ -35,8 +34,7 @@ class Extra:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attachment:
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """An interactive GDB on a guest.
 
     Args:
@@ -130,7 +128,7 @@ def become(attachment: Attachment, owner: Claim) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.set_inheritable(owner.descriptor, True)
-    words = argv(dataclasses.replace(attachment, lock=owner.descriptor))
+    words = argv(msgspec.structs.replace(attachment, lock=owner.descriptor))
     process.replace(words, env=startup.environment())
 
 

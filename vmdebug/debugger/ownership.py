@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
+
+import msgspec
 
 from vmdebug import locks, process
 from vmdebug.errors import StateError
@@ -107,8 +108,7 @@ UNCLAIMED: Owner = _Unclaimed()
 """The owner of a stub that no other process can know; it locks nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(msgspec.Struct, frozen=True):
     """The last process that claimed a VM's stub, according to `attach.lock`.
 
     Args:
