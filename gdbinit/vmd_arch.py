@@ -1,7 +1,8 @@
 """The facts about the guest's architecture.
 
-vmdebug passes them to a GDB that it starts, see `use`. Any other GDB reads them from `arches/`, according to
-GDB's name of the architecture of its vmlinux or guest. `Debug` in `vmdebug/arch.py` describes the fields.
+vmdebug passes them to a GDB that it starts, see `vmd_preload`. Any other GDB reads them from `arches/`,
+according to GDB's name of the architecture of its vmlinux or guest. `Debug` in `vmdebug/arch.py` describes
+the fields.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gdb
+import vmd_preload
 
 
 class PatchedText(NamedTuple):
@@ -120,3 +122,7 @@ def _row(facts: dict[str, Any]) -> Arch:
     numbers = {name: int(facts[name], 16) for name in _HEXADECIMAL}
     patched = tuple(PatchedText(**each) for each in facts["patched_text"])
     return Arch(**{**plain, **numbers, "patched_text": patched})
+
+
+if vmd_preload.facts is not None:
+    use(vmd_preload.facts)

@@ -10,8 +10,11 @@ import contextlib
 import importlib
 import signal
 
+facts: dict[str, object] | None = None
+"""The facts about the guest's architecture that vmdebug has passed; `vmd_arch` uses them."""
 
-def start(*modules: str) -> None:
+
+def start(*modules: str, arch: dict[str, object] | None = None) -> None:
     """Start to import modules; they must not call GDB during their import.
 
     Code that imports one of them meanwhile waits for it. An import error is not reported here: the same
@@ -19,7 +22,10 @@ def start(*modules: str) -> None:
 
     Args:
         modules: Names of the modules.
+        arch: The facts about the guest's architecture; see `facts`.
     """
+    global facts  # noqa: PLW0603 - one GDB, one guest
+    facts = arch
     # GDB's own thread must receive the signals: see "Basic Python" in GDB's manual.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:

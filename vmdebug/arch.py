@@ -248,7 +248,7 @@ def native() -> Arch:
 
 
 def for_gdb(row: Arch) -> dict[str, Any]:
-    """Return the part of a row that GDB gets, as `vmd_arch.use` takes it."""
+    """Return the part of a row that GDB gets, as `vmd_preload.start` takes it."""
     return msgspec.to_builtins(row.debug)  # type: ignore[no-any-return]
 
 

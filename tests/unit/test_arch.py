@@ -175,7 +175,7 @@ def test_an_emulator_that_is_not_there(linux: Path, runtime: Path, monkeypatch: 
 
 def test_gdb_gets_the_row(linux: Path) -> None:
     words = interactive.argv(interactive.Attachment(endpoint="/gdb", kernel=resolve(linux).kernel))
-    handed = next(word for word in words if "vmd_arch.use" in word)
+    handed = next(word for word in words if "vmd_preload.start" in word)
     assert repr(arch.for_gdb(TOY)) in handed
 
 

@@ -46,9 +46,8 @@ def importing(*modules: str, row: arch.Arch | None = None) -> str:
         modules: Names of the modules.
         row: The architecture of the guest; None has `gdbinit/` take it from vmlinux.
     """
-    wanted = ", ".join(map(repr, modules))
-    facts = f"import vmd_arch; vmd_arch.use({arch.for_gdb(row)!r}); " if row is not None else ""
+    facts = None if row is None else arch.for_gdb(row)
     return (
         f"python import sys; sys.path.insert(0, {str(shipped.gdbinit())!r})"
-        f"; {facts}import vmd_preload; vmd_preload.start({wanted})"
+        f"; import vmd_preload; vmd_preload.start({', '.join(map(repr, modules))}, arch={facts!r})"
     )
