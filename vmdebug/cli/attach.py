@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -149,7 +150,8 @@ def _to_vm(name: str | None, attachment: Callable[..., Attachment], *, until: st
     from vmdebug.debugger import interactive
 
     machine = vm.find(name)
-    if until is not None:
+    # A guest that has printed nothing has hardly run; to ask QEMU, a QMP client would have to be imported.
+    if until is not None and _has_text(machine.rundir.console_log):
         machine.check_alive("--until")
     state = machine.state
     wanted = attachment(
@@ -160,6 +162,13 @@ def _to_vm(name: str | None, attachment: Callable[..., Attachment], *, until: st
         panicked=death.panicked(machine.rundir.console_log),
     )
     interactive.attach(wanted, lock=machine.rundir.attach_lock, vm=machine.name)
+
+
+def _has_text(log: Path) -> bool:
+    try:
+        return log.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _in_order(context: typer.Context, given: dict[str, list[str]]) -> tuple[Extra, ...]:
