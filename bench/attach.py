@@ -1,8 +1,9 @@
 """`vmdebug attach` against plain `gdb vmlinux` and `target remote`, both until the first prompt.
 
-`attach` checks the build-id, loads the kernel's scripts and adds commands. Plain GDB does none of this, and
-reads the symbols without an index cache, which is off by default. The builtin kernel is very small; to
-measure another guest, set $VMDEBUG_BENCH_GUEST to arguments of `vmdebug start`.
+`attach` checks the build-id, and adds our commands and those of the kernel's scripts, which are loaded at
+their first use. Plain GDB does none of this, and reads the symbols without an index cache, which is off by
+default. The builtin kernel is very small; to measure another guest, set $VMDEBUG_BENCH_GUEST to arguments of
+`vmdebug start`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ module has just that: 64-bit little-endian files; see elf(5).
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from collections.abc import Iterator
@@ -17,11 +18,14 @@ from typing import IO, NamedTuple
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _NOTE = struct.Struct("<III")
+_SYMBOL = struct.Struct("<IBBHQQ")
 
 _MAGIC = b"\x7fELF\x02\x01"
 _SHT_NOBITS = 8
 _SHF_ALLOC = 2
 _NT_GNU_BUILD_ID = 3
+_STT_ADDRESSES = (0, 1, 2)
+"""STT_NOTYPE, STT_OBJECT, STT_FUNC."""
 
 
 class Section(NamedTuple):
@@ -90,6 +94,29 @@ def content(path: str, section: Section) -> bytes:
         return _at(file, section.offset, section.size)
 
 
+def symbol(path: str, name: str) -> int | None:
+    """Return the linked address of a function or variable; None if the file has no or several of that name.
+
+    Raises:
+        ValueError: the file is no ELF file, or is damaged.
+        OSError: it cannot be read.
+    """
+    return _symbol(path, Path(path).stat().st_mtime_ns, name)
+
+
+@functools.lru_cache
+def _symbol(path: str, changed: int, name: str) -> int | None:
+    rows, names, names_at = _symbols(path, changed)
+    # The linker stores a name that another one ends with inside that one.
+    places = set(_places(names, name.encode() + b"\0")).intersection(names_at)
+    found = set()
+    for row in _indices(names_at, places):
+        _, info, _, _, address, _ = _SYMBOL.unpack_from(rows, row * _SYMBOL.size)
+        if info & 0xF in _STT_ADDRESSES:
+            found.add(address)
+    return found.pop() if len(found) == 1 else None
+
+
 def build_id(notes: bytes) -> str:
     """Return the GNU build-id in notes, in hex; "" if there is none.
 
@@ -122,6 +149,39 @@ def _at(file: IO[bytes], offset: int, size: int) -> bytes:
         )
     file.seek(offset)
     return file.read(size)
+
+
+@functools.lru_cache(1)
+def _symbols(path: str, _changed: int) -> tuple[bytes, bytes, list[int]]:
+    """Return the rows of the symbol table, the names, and for each row where its name is in them.
+
+    Args:
+        path: The file.
+        _changed: When it was changed; a later table is another one.
+    """
+    by_name = sections(path)
+    if not by_name.keys() >= {".symtab", ".strtab"}:
+        return b"", b"", []
+    rows, names = (content(path, by_name[each]) for each in (".symtab", ".strtab"))
+    whole = memoryview(rows)[: len(rows) // _SYMBOL.size * _SYMBOL.size]
+    return rows, names, whole.cast("I")[:: _SYMBOL.size // 4].tolist()
+
+
+def _indices(numbers: list[int], wanted: set[int]) -> Iterator[int]:
+    """Yield where some numbers are in a list. A loop over the list itself would take milliseconds."""
+    for number in wanted:
+        at = -1
+        for _ in range(numbers.count(number)):
+            at = numbers.index(number, at + 1)
+            yield at
+
+
+def _places(data: bytes, wanted: bytes) -> Iterator[int]:
+    """Yield where some bytes are in others."""
+    at = data.find(wanted)
+    while at >= 0:
+        yield at
+        at = data.find(wanted, at + 1)
 
 
 def _notes(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:

@@ -13,6 +13,7 @@ import gdb
 import gdb.unwinder
 import vmd_arch
 import vmd_memory
+import vmd_registers
 
 _WORD_BYTES = 8
 
@@ -33,7 +34,7 @@ class Exceptions(gdb.unwinder.Unwinder):
         arch = vmd_arch.known()
         if pending_frame.level() == 0 or arch is None:
             return None
-        word = gdb.lookup_type("unsigned long")
+        word = vmd_registers.word()
         pc = pending_frame.read_register(arch.pc).cast(word)
         if not self._is_entry(int(pc), arch):
             return None
@@ -67,7 +68,7 @@ class Exceptions(gdb.unwinder.Unwinder):
 
 def _named(address: int) -> str:
     """Return an address as GDB prints it: "0xffffffff81400b26 <asm_exc_page_fault+38>"."""
-    return gdb.Value(address).cast(gdb.lookup_type("void").pointer()).format_string(symbols=True)
+    return gdb.Value(address).cast(vmd_registers.word().pointer()).format_string(symbols=True)
 
 
 class _FrameId:

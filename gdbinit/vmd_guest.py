@@ -11,6 +11,7 @@ import vmd_elf
 import vmd_kgdb
 import vmd_memory
 import vmd_monitor
+import vmd_registers
 
 
 def connected() -> bool:
@@ -53,7 +54,7 @@ def register(name: str) -> int | None:
     """Return a register of the selected CPU; None if QEMU does not provide it."""
     try:
         value = gdb.parse_and_eval(f"${name}")
-        return int(value.cast(gdb.lookup_type("unsigned long"))) & (2**64 - 1)
+        return int(value.cast(vmd_registers.word())) & (2**64 - 1)
     except gdb.error:
         return None
 

@@ -10,12 +10,16 @@ import vmd_elf
 import vmd_guest
 import vmd_kernel
 import vmd_module_files
+import vmd_slide
 
 MODULE_STATE_UNFORMED = 3
 MODULE_STATE_COMING = 1
 """Values of `enum module_state` in include/linux/module.h."""
 
 _NOTE_SIZE = 64
+
+_LIST = "modules"
+_POINTER_BYTES = 8
 
 
 class Module(NamedTuple):
@@ -45,9 +49,19 @@ class Module(NamedTuple):
 
 def loaded() -> list[Module]:
     """Return the modules, including those whose init function runs."""
+    if _none():
+        return []
     kind = vmd_kernel.struct("module")
-    entries = vmd_kernel.list_for_each_entry(gdb.parse_and_eval("modules"), kind, "list")
+    entries = vmd_kernel.list_for_each_entry(gdb.parse_and_eval(_LIST), kind, "list")
     return [_module(entry) for entry in entries if int(entry["state"]) != MODULE_STATE_UNFORMED]
+
+
+def _none() -> bool:
+    """Whether the list is empty: its head then points to itself. GDB need not look up its type for that."""
+    head = vmd_slide.address(_LIST)
+    if head is None:
+        return False
+    return vmd_guest.memory(head, _POINTER_BYTES) == head.to_bytes(_POINTER_BYTES, "little")
 
 
 def _module(entry: gdb.Value) -> Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import gdb
-from vmd_registers import WORD
+from vmd_registers import WORD, integer
 
 _PIECE = 1 << 15
 """Bytes per value: GDB limits the size of values, `max-value-size`."""
@@ -41,4 +41,4 @@ def _piece(address: int, size: int) -> bytes:
 @functools.cache
 def _pointer(size: int) -> gdb.Type:
     # GDB never frees types that are created like this.
-    return gdb.lookup_type("unsigned char").array(size - 1).pointer()
+    return integer(8).array(size - 1).pointer()

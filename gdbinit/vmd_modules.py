@@ -11,6 +11,7 @@ import gdb
 import vmd_batch
 import vmd_guest
 import vmd_kgdb
+import vmd_later
 import vmd_loaded_modules
 import vmd_module_files
 import vmd_slide
@@ -160,8 +161,8 @@ class Starting(gdb.Breakpoint):
     then the symbols are read. stop() itself must not read them, because that changes breakpoints.
     """
 
-    def __init__(self) -> None:
-        super().__init__(STARTING, internal=True)
+    def __init__(self, place: str) -> None:
+        super().__init__(place, internal=True)
         self.silent = True
         self.commands = f"{Modules.NAME} --starting\ncontinue"
 
@@ -190,24 +191,45 @@ class Watch:
         self.starting: Starting | None = None
 
     def set(self) -> None:
-        """Set the breakpoint as soon as possible: under KVM not before the kernel is mapped."""
+        """Set the breakpoint as soon as possible: under KVM not before the kernel is mapped.
+
+        Move it if KASLR has moved the kernel since.
+        """
         if (
             self.wanted
             and not vmd_kgdb.stuck_later()
             and (vmd_guest.accel() == "tcg" or vmd_guest.kernel_runs())
         ):
             self.wanted = False
-            gdb.decode_line(
-                STARTING
-            )  # raises if there is no such function; a breakpoint would become pending
-            self.starting = Starting()
+            self.starting = Starting(_starting())
+        elif self.starting is not None and self.starting.location != _starting():
+            self.forget()
+            self.set()
+
+    def forget(self) -> None:
+        """Delete the breakpoint, until it is set again: the kernel is another one, or has moved."""
+        if self.starting is not None:
+            self.starting.delete()
+            self.starting, self.wanted = None, True
+
+
+def _starting() -> str:
+    """Return the location of the breakpoint: an address, for which GDB need not look up the name.
+
+    Raises:
+        gdb.GdbError: the vmlinux has no such function; a breakpoint by name would become pending.
+    """
+    at = vmd_slide.address(STARTING)
+    if at is None:
+        raise gdb.GdbError(f"the vmlinux has no function {STARTING}")
+    return f"*{at:#x}"
 
 
 WATCH = Watch()
 
 
 class Modules(gdb.Command):
-    """Give GDB the symbols of the guest's modules: vmd-modules [--watch] [DIRECTORY...].
+    """Give GDB the symbols of the guest's modules: vmd-modules [--watch [--later]] [DIRECTORY...].
 
     Lists the loaded modules, with their addresses and the files that their symbols come from.
     Searches the given directories, now and later, then those in $vmd_modules_path (separated
@@ -216,7 +238,8 @@ class Modules(gdb.Command):
     files. Refuses a file of another build than the loaded module.
 
     With --watch, modules that are loaded later get symbols too, in time for a pending
-    breakpoint in their init function. Prints only what changes.
+    breakpoint in their init function. Prints only what changes. With --later, watches for
+    them from your first command on.
 
     Example: vmd-modules --watch /src/linux
     """
@@ -231,7 +254,7 @@ class Modules(gdb.Command):
         words = gdb.string_to_argv(argument)
         options = {word for word in words if word.startswith("--")}
         directories = [word for word in words if word not in options]
-        if options - {"--watch", "--starting"}:
+        if options - {"--watch", "--starting", "--later"}:
             vmd_batch.fail(f"vmd-modules has no option {' '.join(sorted(options))}", vmd_batch.USAGE)
         for each in directories:
             if not Path(each).expanduser().is_dir():
@@ -243,7 +266,11 @@ class Modules(gdb.Command):
         SYMBOLS.use(":".join([*SYMBOLS.own, _usual_path()]))
         WATCH.wanted |= "--watch" in options and WATCH.starting is None
         try:
-            WATCH.set()
+            if "--later" in options:
+                _starting()  # an error must not come later
+                vmd_later.add(catch_up)
+            else:
+                WATCH.set()
             if options:
                 _follow()
             else:
@@ -257,6 +284,8 @@ class Modules(gdb.Command):
 
 def catch_up(_event: object = None) -> None:
     """Do what is not possible while the guest runs."""
+    if vmd_later.waits(catch_up):
+        return
     thread = gdb.selected_thread()
     if thread is None or thread.is_running():
         return

@@ -89,13 +89,14 @@ def _take(path: Path) -> int:
 
 
 def _forget_modules() -> None:
-    """Remove the symbols of modules: their files may have been rebuilt."""
+    """Remove the symbols of modules, whose files may have been rebuilt, and the breakpoint for new ones."""
     for module in vmd_modules.SYMBOLS.placed.values():
         with contextlib.suppress(gdb.error), gdb.with_parameter("confirm", False):
             gdb.execute(f"remove-symbol-file -a {module.address:#x}", to_string=True)
     vmd_modules.SYMBOLS.placed.clear()
     vmd_modules.SYMBOLS.errors.clear()
     vmd_modules.SYMBOLS.files = None
+    vmd_modules.WATCH.forget()
 
 
 def _load(vmlinux: str) -> None:

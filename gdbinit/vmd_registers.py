@@ -13,6 +13,17 @@ import vmd_arch
 
 WORD = 2**64 - 1
 
+
+def word() -> gdb.Type:
+    """Return the type of an unsigned register. By a type's name, GDB would look into the vmlinux first."""
+    return integer(64)
+
+
+def integer(bits: int) -> gdb.Type:
+    """Return the unsigned integer type of a size in bits."""
+    return gdb.selected_inferior().architecture().integer_type(bits, False)
+
+
 _RANGE = re.compile(r"Range 0x([0-9a-f]+)-0x([0-9a-f]+): (.*)")
 _ALONE = re.compile(r'Symbol ".*" is (.*)\.')
 _REGISTER = re.compile(r"a variable in \$(\w+)")

@@ -100,13 +100,16 @@ def guard(part: ModuleType, text: str) -> None:
             cls.invoke = _guarded(cls.invoke, command)
 
 
+UNLOADED = "The kernel's GDB scripts are loaded at its first use."
+"""The end of a command's documentation before its script is loaded; see `vmd_lazy_scripts`."""
+
+
 def exists(command: str) -> bool:
-    """Whether GDB has a command of that name."""
+    """Whether a script has defined a command of that name."""
     try:
-        gdb.execute(f"help {command}", to_string=True)
+        return UNLOADED not in gdb.execute(f"help {command}", to_string=True)
     except gdb.error:
         return False
-    return True
 
 
 def _statements(text: str, missing: dict[str, str]) -> list[ast.stmt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import sys
@@ -11,9 +12,14 @@ from pathlib import Path
 import gdb
 import vmd_batch
 import vmd_debuginfo
+import vmd_lazy_scripts
 import vmd_script_errors
 
 LOADER = "vmlinux-gdb.py"
+
+_LAZY = "--lazy "
+
+_CONSTANTS = "linux.constants"
 
 
 def imports(loader: str) -> list[str]:
@@ -22,10 +28,13 @@ def imports(loader: str) -> list[str]:
 
 
 class Scripts(gdb.Command):
-    """Source the kernel's own GDB scripts: vmd-scripts DIRECTORY.
+    """Source the kernel's own GDB scripts: vmd-scripts [--lazy] DIRECTORY.
 
     DIRECTORY has vmlinux-gdb.py and scripts/gdb in it. Commands that do not work with this
     kernel are listed with the reason; the others are available.
+
+    With --lazy, the scripts are loaded at the first use of one of their commands or functions,
+    and what does not work is listed then.
 
     Example: vmd-scripts /src/linux
     """
@@ -36,8 +45,8 @@ class Scripts(gdb.Command):
         super().__init__(self.NAME, gdb.COMMAND_SUPPORT, gdb.COMPLETE_FILENAME)
 
     def invoke(self, argument: str, _from_tty: bool) -> None:
-        """Import each script on its own."""
-        directory = Path(argument).absolute()
+        """Import the scripts, now or later."""
+        directory = Path(argument.removeprefix(_LAZY)).absolute()
         try:
             parts = imports((directory / LOADER).read_text())
         except OSError as error:
@@ -50,19 +59,32 @@ class Scripts(gdb.Command):
         scripts = directory / "scripts" / "gdb"
         sys.path.insert(0, str(scripts))
         texts = {part: _text(scripts / f"{part.replace('.', '/')}.py") for part in parts}
-        with warnings.catch_warnings():
-            # Their regular expressions are not raw strings, for which Python warns since 3.12.
-            warnings.simplefilter("ignore", SyntaxWarning)
-            if _constants(scripts / "linux" / "constants.py", texts):
-                for reason, broken in _failures(texts).items():
-                    vmd_batch.say(f"kernel GDB scripts without {', '.join(broken)}: {reason}")
+        load = functools.partial(_load, scripts / "linux" / "constants.py", texts)
+        own = {part: text for part, text in texts.items() if part != _CONSTANTS}
+        if not argument.startswith(_LAZY) or not vmd_lazy_scripts.Scripts(load).define(own):
+            load()
+
+
+def _load(constants: Path, texts: dict[str, str]) -> None:
+    """Import each script on its own.
+
+    Args:
+        constants: The file with the generated constants.
+        texts: The scripts, by module name.
+    """
+    with warnings.catch_warnings():
+        # Their regular expressions are not raw strings, for which Python warns since 3.12.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        if _constants(constants, texts):
+            for reason, broken in _failures(texts).items():
+                vmd_batch.say(f"kernel GDB scripts without {', '.join(broken)}: {reason}")
 
 
 def _constants(file: Path, texts: dict[str, str]) -> bool:
     """Import the generated constants; return whether the scripts can be used at all."""
-    if "linux.constants" not in texts:
+    if _CONSTANTS not in texts:
         return True
-    del texts["linux.constants"]
+    del texts[_CONSTANTS]
     try:
         missing = vmd_script_errors.constants(file)
     except (OSError, ImportError, SyntaxError) as error:
@@ -73,7 +95,7 @@ def _constants(file: Path, texts: dict[str, str]) -> bool:
         if users:
             vmd_batch.say(f"kernel GDB scripts: {', '.join(users)} may not work without {name}: {reason}")
     # vmlinux-gdb.py stops here as well.
-    reduced = vars(sys.modules["linux.constants"]).get("LX_CONFIG_DEBUG_INFO_REDUCED", 0)
+    reduced = vars(sys.modules[_CONSTANTS]).get("LX_CONFIG_DEBUG_INFO_REDUCED", 0)
     if reduced:
         vmd_batch.say(
             "no kernel GDB scripts: they need all types, and CONFIG_DEBUG_INFO_REDUCED=y omits some"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gdb
 import vmd_arch
 import vmd_batch
+import vmd_language
 
 _AUTOMATIC = (
     ("architecture", "GDB cannot read the guest's registers"),
     ("endian", "GDB cannot read the guest's memory"),
-    ("language", "the kernel's GDB scripts fail"),
 )
 """Settings that must be `auto`, and why."""
 
@@ -22,11 +22,10 @@ def adapt() -> None:
         before = gdb.parameter(name)
         if before not in _harmless(name):
             _set(name, "auto", f"with {before} {reason}")
+    vmd_language.adapt()
 
 
 def _harmless(name: str) -> tuple[str, ...]:
-    if name == "language":
-        return ("auto", "c")
     row = vmd_arch.known() if name == "architecture" else None
     return ("auto", *(row.gdb_names if row is not None else ()))
 

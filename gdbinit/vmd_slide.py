@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -122,12 +123,25 @@ def misplaced() -> str:
 
 
 def linked(name: str) -> int | None:
-    """Return a symbol's linked address in the loaded vmlinux; None if it has no such symbol."""
+    """Return a symbol's linked address in the loaded vmlinux; None if it has no such symbol.
+
+    Look into the file first: GDB sorts all names of its index for the first one that it looks up.
+    """
+    with contextlib.suppress(OSError, ValueError):  # GDB reads other formats too
+        at = vmd_elf.symbol(vmd_guest.vmlinux(), name)
+        if at is not None:
+            return at
     try:
         value = gdb.parse_and_eval(f"&{name}")
     except gdb.error:
         return None
     return (int(value) & (2**64 - 1)) - applied()
+
+
+def address(name: str) -> int | None:
+    """Return a symbol's address where the symbols are now; None if there is no such symbol."""
+    at = linked(name)
+    return None if at is None else at + applied()
 
 
 def kernel_mapped() -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 KNOWN = ("hrtimer_resolution", "linux_banner")
-"""Variables of every kernel. GDB has already read the file of the first: `linux.constants` uses it."""
+"""Variables of every kernel."""
 
-TAILS = ("kernel/time/hrtimer.c", "init/version.c", "init/version-timestamp.c")
+_TAILS = ("kernel/time/hrtimer.c", "init/version.c", "init/version-timestamp.c")
 """The files that define them; the banner is in the last one since Linux 6.1."""
+
+FIRST = re.compile(r"arch/\w+/kernel/head\w*\.S$")
+"""The file with the first instructions of a kernel."""
 
 
 def rule(recorded: str, directory: Path) -> tuple[str, Path] | None:
@@ -22,7 +26,8 @@ def rule(recorded: str, directory: Path) -> tuple[str, Path] | None:
     Returns:
         None if the directory does not have that file.
     """
-    tail = next((tail for tail in TAILS if recorded.endswith(tail)), None)
+    first = FIRST.search(recorded)
+    tail = first[0] if first else next((tail for tail in _TAILS if recorded.endswith(tail)), None)
     if tail is None:
         return None
     prefix = recorded.removesuffix(tail).rstrip("/")

@@ -12,6 +12,7 @@ import vmd_arch
 import vmd_batch
 import vmd_guest
 import vmd_kernel
+import vmd_registers
 import vmd_slide
 
 
@@ -62,7 +63,7 @@ class Sleeper(gdb.unwinder.Unwinder):
             return None
         # GDB rejects a caller whose stack address is below the callee's, and the task's stack may be
         # anywhere.
-        word = gdb.lookup_type("unsigned long")
+        word = vmd_registers.word()
         here = _FrameId(gdb.Value(0).cast(word), pending_frame.read_register(vmd_arch.current().pc))
         unwound = pending_frame.create_unwind_info(here)
         for name, value in self.asleep.registers.items():
@@ -71,7 +72,7 @@ class Sleeper(gdb.unwinder.Unwinder):
 
 
 def _place(frame: gdb.Frame | gdb.PendingFrame) -> tuple[int, int]:
-    word, arch = gdb.lookup_type("unsigned long"), vmd_arch.current()
+    word, arch = vmd_registers.word(), vmd_arch.current()
     return int(frame.read_register(arch.pc).cast(word)), int(frame.read_register(arch.sp).cast(word))
 
 

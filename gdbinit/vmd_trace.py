@@ -24,7 +24,7 @@ import vmd_patching
 import vmd_tcg_double_hit
 from vmd_expression import Expression
 from vmd_hit_context import HitContext
-from vmd_registers import WORD, Registers, narrowed
+from vmd_registers import WORD, Registers, narrowed, word
 
 _MAX_ERRNO = 4095
 """Of include/linux/err.h: numbers from its negative on are error codes, not addresses."""
@@ -277,7 +277,7 @@ def _result(function: gdb.Symbol | None) -> Result | None:
 
 
 def _register(frame: gdb.Frame, name: str) -> int:
-    return int(frame.read_register(name).cast(gdb.lookup_type("unsigned long"))) & WORD
+    return int(frame.read_register(name).cast(word())) & WORD
 
 
 def _caller_sp(frame: gdb.Frame) -> int:

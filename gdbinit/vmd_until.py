@@ -84,7 +84,7 @@ def _refuse_unusable(location: str) -> None:
             vmd_batch.USAGE,
         )
     try:
-        gdb.decode_line(location)
+        gdb.decode_line(_place(location))
     except gdb.error as error:
         vmd_batch.fail(f"{error}{_nearest(location)}", vmd_batch.USAGE)
 
@@ -95,6 +95,15 @@ def _nearest(location: str) -> str:
     listing = gdb.execute("maint print msymbols", to_string=True)
     near = vmd_similar_symbols.nearest(location, vmd_similar_symbols.listed(listing))
     return f"\nsimilar symbols: {', '.join(near)}" if near else ""
+
+
+def _place(location: str) -> str:
+    """Return a location; for one of the first functions, which are never inlined, its address.
+
+    For a name GDB sorts all names in its index first.
+    """
+    at = vmd_slide.address(location) if location in vmd_arch.current().first_symbols else None
+    return location if at is None else f"*{at:#x}"
 
 
 def _to_mapped_kernel(location: str, run: vmd_run.Run) -> None:
@@ -111,9 +120,10 @@ def _to_mapped_kernel(location: str, run: vmd_run.Run) -> None:
 
 
 def _run(location: str, run: vmd_run.Run) -> None:
-    waiting = [gdb.Breakpoint(location, type=vmd_patching.kind_of(location), temporary=True)]
-    if vmd_slide.linked(PANIC) is not None:
-        waiting.append(gdb.Breakpoint(PANIC, internal=True, temporary=True))
+    waiting = [gdb.Breakpoint(_place(location), type=vmd_patching.kind_of(location), temporary=True)]
+    panic = vmd_slide.address(PANIC)
+    if panic is not None:
+        waiting.append(gdb.Breakpoint(f"*{panic:#x}", internal=True, temporary=True))
     numbers = [each.number for each in waiting]
     here = vmd_early.WAITING.is_here(waiting[0])
     try:

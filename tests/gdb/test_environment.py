@@ -18,12 +18,12 @@ from vmdebug.process import Completed
 BROKEN = 'raise ImportError("a module for another Python")\n'
 
 
-def attached(bare: Bare, program: Path, home: Path, gdbinit: str) -> Completed:
-    """Run the GDB of `vmdebug attach` on the bare guest, with a gdbinit."""
+def attached(bare: Bare, program: Path, home: Path, gdbinit: str, command: str = "print $cs") -> Completed:
+    """Run the GDB of `vmdebug attach` on the bare guest, with a gdbinit and a command."""
     (home / ".gdbinit").write_text(gdbinit)
     kernel = Kernel(arch="x86_64", image=program, origin="a test", vmlinux=program)
     words = argv(
-        Attachment(endpoint=str(bare.endpoint), kernel=kernel, batch=True, extra=(Extra("ex", "print $cs"),))
+        Attachment(endpoint=str(bare.endpoint), kernel=kernel, batch=True, extra=(Extra("ex", command),))
     )
     env = {**startup.environment(), "HOME": str(home), "LC_ALL": "C.UTF-8"}
     return process.run(words, env=env, deadline=soon(), check=False)
@@ -53,6 +53,18 @@ def test_other_settings_stay_without_a_word(bare: Bare, program: Path, tmp_path:
     done = attached(bare, program, tmp_path, f"{setting}\n")
     assert done.status == 0, done.stderr
     assert "set " not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [("", '"auto; currently c"'), ("set language c", '"c"'), ("set language pascal", '"auto; currently c"')],
+)
+def test_the_language_is_the_users_or_automatic(
+    bare: Bare, program: Path, tmp_path: Path, setting: str, shown: str
+) -> None:
+    done = attached(bare, program, tmp_path, f"{setting}\n", "show language")
+    assert done.status == 0, done.stderr
+    assert f"The current source language is {shown}." in done.stdout
 
 
 @pytest.mark.parametrize("name", ["PYTHONPATH", "PYTHONHOME"])

@@ -106,16 +106,20 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "program"
 
 
-def gdb(program: Path, scripts: Path, *commands: str) -> Completed:
-    lines = (f"source {shipped.gdbinit() / 'vmdebug.gdb'}", f"vmd-scripts {scripts}", *commands)
+def gdb(program: Path, scripts: Path, *commands: str, how: str = "") -> Completed:
+    lines = (f"source {shipped.gdbinit() / 'vmdebug.gdb'}", f"vmd-scripts {how}{scripts}", *commands)
     words = [word for line in lines for word in ("-ex", line)]
     argv = ["gdb", "-nx", "-q", "--batch", str(program), *words]
     return process.run(argv, deadline=Deadline.after(60), check=False)
 
 
-def test_a_constant_that_is_not_there_costs_only_its_users(program: Path, scripts: Path) -> None:
+both_ways = pytest.mark.parametrize("how", ["", "--lazy "])
+
+
+@both_ways
+def test_a_constant_that_is_not_there_costs_only_its_users(program: Path, scripts: Path, how: str) -> None:
     show = "python import linux.constants as c; print(c.LX_there['first'], c.LX_FLAG)"
-    done = gdb(program, scripts, "lx-hosts", show, "python c.LX_ODD")
+    done = gdb(program, scripts, "lx-hosts", show, "python c.LX_ODD", how=how)
     assert done.stdout == "hosts 3\n0 8\n"
     assert done.stderr.splitlines()[:2] == [
         'kernel GDB scripts: lx-clock may not work without LX_gone: No symbol "gone" in current context.',
@@ -124,8 +128,9 @@ def test_a_constant_that_is_not_there_costs_only_its_users(program: Path, script
     assert "LX_ODD: this line of constants.py is not Python: LX_ODD = (unsigned long)" in done.stderr
 
 
-def test_its_users_say_what_they_lack(program: Path, scripts: Path) -> None:
-    done = gdb(program, scripts, "lx-clock")
+@both_ways
+def test_its_users_say_what_they_lack(program: Path, scripts: Path, how: str) -> None:
+    done = gdb(program, scripts, "lx-clock", how=how)
     assert done.stderr.splitlines()[-1] == (
         'lx-clock is broken on this kernel: LX_gone: No symbol "gone" in current context. (linux/clock.py:5)'
     )
@@ -139,10 +144,11 @@ def test_its_users_say_what_they_lack(program: Path, scripts: Path) -> None:
         ("lx-tasks usage", "lx-tasks takes a pid"),
     ],
 )
+@both_ways
 def test_a_script_that_fails_ends_with_one_line(
-    program: Path, scripts: Path, command: str, said: str
+    program: Path, scripts: Path, command: str, said: str, how: str
 ) -> None:
-    assert gdb(program, scripts, command).stderr.splitlines()[2:] == [said]
+    assert gdb(program, scripts, command, how=how).stderr.splitlines()[2:] == [said]
 
 
 def test_memory_that_cannot_be_read_is_not_the_scripts_fault(program: Path, scripts: Path) -> None:
@@ -158,9 +164,93 @@ def test_reduced_debugging_information(program: Path, scripts: Path) -> None:
     assert 'Undefined command: "lx-hosts"' in done.stderr
 
 
-def test_without_constants_the_parts_that_need_none_are_there(program: Path, scripts: Path) -> None:
+@both_ways
+def test_without_constants_the_parts_that_need_none_are_there(program: Path, scripts: Path, how: str) -> None:
     (scripts / "scripts/gdb/linux/constants.py").unlink()
-    done = gdb(program, scripts, "lx-tasks")
+    done = gdb(program, scripts, "lx-tasks", how=how)
     assert "kernel GDB scripts without linux.constants: [Errno 2]" in done.stderr
     assert "kernel GDB scripts without lx-clock, lx-hosts, lx-mounts: " in done.stderr
     assert "lx-tasks is broken" in done.stderr
+
+
+FUNCTIONS = """\
+import gdb
+
+class LxTwice (gdb.Function):
+    \"\"\"Return twice a number.\"\"\"
+    def __init__(self):
+        super(LxTwice, self).__init__("lx_twice")
+
+    def invoke(self, number):
+        return number * 2
+
+LxTwice()
+
+
+class LxFile(gdb.Command):
+    \"\"\"Print the name of a file.
+
+Usage: lx-file FILE
+\"\"\"
+    def __init__(self):
+        super(LxFile, self).__init__("lx-file", gdb.COMMAND_DATA,
+                                     gdb.COMPLETE_FILENAME)
+
+    def invoke(self, arg, from_tty):
+        gdb.write("file {}\\n".format(arg))
+
+LxFile()
+"""
+
+LOADED = "python import sys; print('loaded', 'linux' in sys.modules)"
+
+
+@pytest.fixture
+def functions(scripts: Path) -> Path:
+    (scripts / "scripts/gdb/linux/tasks.py").write_text(FUNCTIONS)
+    return scripts
+
+
+def test_scripts_are_loaded_at_the_first_use_of_a_function(program: Path, functions: Path) -> None:
+    twice = "print $lx_twice(4)"
+    done = gdb(program, functions, LOADED, twice, LOADED, twice, "lx-hosts", how="--lazy ")
+    assert done.stdout == "loaded False\n$1 = 8\nloaded True\n$2 = 8\nhosts 3\n"
+
+
+def test_before_that_they_have_help_and_completion(program: Path, functions: Path) -> None:
+    (functions / "abc").touch()
+    asked = ("help lx-file", "complete lx-f", f"complete lx-file {functions}/ab", "help function", LOADED)
+    done = gdb(program, functions, *asked, how="--lazy ")
+    assert "Print the name of a file.\n\nUsage: lx-file FILE\n" in done.stdout
+    assert "\nThe kernel's GDB scripts are loaded at its first use.\nlx-file\n" in done.stdout
+    assert f"\nlx-file {functions}/abc\n" in done.stdout
+    assert "function lx_twice -- Return twice a number." in done.stdout
+    assert done.stdout.endswith("loaded False\n")
+    assert "first use" not in gdb(program, functions, "lx-hosts", "help lx-file", how="--lazy ").stdout
+
+
+@pytest.mark.parametrize("code", ["import linux.tasks", "from linux import tasks", "import linux.constants"])
+def test_code_of_the_user_imports_what_works(program: Path, functions: Path, code: str) -> None:
+    show = "python import sys; print(sys.modules['linux.constants'].LX_LAST)"
+    done = gdb(program, functions, f"python {code}", show, "print $lx_twice(4)", "lx-hosts", how="--lazy ")
+    assert done.stdout == "3\n$1 = 8\nhosts 3\n"
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_command_that_its_script_does_not_define(program: Path, scripts: Path) -> None:
+    done = gdb(program, scripts, "lx-mounts", "lx-mounts", how="--lazy ")
+    assert done.stderr.splitlines()[2:] == ["lx-mounts does not work with this kernel"] * 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'gdb.execute("set $vmd_test = 3")',
+        "class P(gdb.Parameter): pass",
+        "class Command(gdb.Command): __init__ = None",
+    ],
+)
+def test_scripts_that_do_more_are_loaded_at_once(program: Path, functions: Path, line: str) -> None:
+    script = functions / "scripts/gdb/linux/clock.py"
+    script.write_text(f"import gdb\n{line}\n")
+    assert "loaded True\n" in gdb(program, functions, LOADED, how="--lazy ").stdout

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -495,11 +495,9 @@ attach(Attachment(endpoint=sys.argv[2], kernel=kernel, init=False), lock=Path(sy
 PROMPT = r"\(gdb\) $"
 
 
-@pytest.fixture
-def terminal(start: Start, tmp_path: Path) -> Iterator[tuple[Vm, pexpect.spawn]]:
-    """The prompt of a GDB in a terminal, on a guest at its shell."""
-    machine = start(halt=False)
-    assert at_its_shell(machine)
+@contextmanager
+def spawned(machine: Vm, tmp_path: Path) -> Iterator[pexpect.spawn]:
+    """Yield a GDB in a terminal."""
     kernel = tmp_path / "kernel.json"
     kernel.write_bytes(guest.encode(machine.state.spec.kernel))
     words = ["-c", BECOME, str(kernel), machine.state.gdb, str(machine.rundir.attach_lock)]
@@ -507,10 +505,74 @@ def terminal(start: Start, tmp_path: Path) -> Iterator[tuple[Vm, pexpect.spawn]]
         sys.executable, words, timeout=SECONDS, encoding="utf-8", env={**os.environ, "TERM": "dumb"}
     )
     try:
-        gdb.expect(PROMPT)
-        yield machine, gdb
+        yield gdb
     finally:
         gdb.close(force=True)
+
+
+@pytest.fixture
+def terminal(start: Start, tmp_path: Path) -> Iterator[tuple[Vm, pexpect.spawn]]:
+    """The prompt of a GDB in a terminal, on a guest at its shell."""
+    machine = start(halt=False)
+    assert at_its_shell(machine)
+    with spawned(machine, tmp_path) as gdb:
+        gdb.expect(PROMPT)
+        yield machine, gdb
+
+
+FIRST = ("lx-version", "show language", "print $lx_current().pid", "info breakpoints")
+
+
+def has_all(said: str, kernel: Kernel) -> bool:
+    """Whether the commands of `FIRST` have worked."""
+    version = f"Linux version {kernel.release} " in said
+    return version and '"auto; currently ' in said and re.search(r"\$1 = \d+", said) is not None
+
+
+def test_what_is_typed_before_the_prompt_finds_everything(
+    start: Start, tmp_path: Path, kernel: Kernel
+) -> None:
+    machine = start(halt=False)
+    assert at_its_shell(machine)
+    with spawned(machine, tmp_path) as gdb:
+        gdb.send("".join(f"{each}\n" for each in FIRST))
+        gdb.expect("No breakpoints or watchpoints.")
+        assert has_all(str(gdb.before), kernel)
+
+
+def test_the_first_prompt_is_followed_by_the_scripts_without_a_command(
+    terminal: tuple[Vm, pexpect.spawn], kernel: Kernel
+) -> None:
+    _, gdb = terminal
+    gdb.send("help lx-vers\t\n")
+    gdb.expect("Report the Linux Version of the current kernel")
+    gdb.expect(PROMPT)
+    for each in FIRST:
+        gdb.sendline(each)
+    gdb.expect("No breakpoints or watchpoints.")
+    assert has_all(str(gdb.before), kernel)
+
+
+@pytest.mark.parametrize("options", [(), ("-i=mi",), ("--interpreter", "mi")])
+def test_commands_from_a_pipe_find_everything(start: Start, kernel: Kernel, options: tuple[str, ...]) -> None:
+    machine = start(halt=False)
+    assert at_its_shell(machine)
+    line = argv(attachment(machine, batch=False, program=("gdb", *options)))
+    typed = "".join(f"{each}\n" for each in FIRST).encode()
+    done = process.run(line, deadline=Deadline.after(SECONDS), stdin=typed)
+    assert has_all(done.stdout.replace('\\"', '"'), kernel), done
+
+
+def test_a_hook_of_the_user_finds_the_scripts_at_the_first_stop(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: Kernel
+) -> None:
+    machine = start(halt=False)
+    assert at_its_shell(machine)
+    (tmp_path / ".gdbinit").write_text("define hook-stop\nlx-version\nend\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = batch(machine, init=True)
+    assert done.status == 0, done.stderr
+    assert f"Linux version {kernel.release} " in done.stdout
 
 
 def continue_(machine: Vm, gdb: pexpect.spawn) -> None:

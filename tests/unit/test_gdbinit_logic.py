@@ -13,7 +13,9 @@ import vmd_kernel_scan
 import vmd_similar_symbols
 import vmd_source_paths
 
+from vmdebug import process
 from vmdebug.arch import Debug
+from vmdebug.deadline import Deadline
 
 BUILD_ID = bytes(range(20))
 
@@ -64,6 +66,36 @@ def test_bytes_by_their_linked_address(tmp_path: Path) -> None:
     assert vmd_elf.read(path, 0xFFFFFFFF81000010, 4) == GNU[16:20]
     assert vmd_elf.read(path, 0xFFFFFFFF81001000, 4) == b"", "the file has no bytes of .bss"
     assert vmd_elf.read(path, 0x1000, 4) == b""
+
+
+def compiled(tmp_path: Path, *options: str) -> str:
+    source = tmp_path / "program.c"
+    source.write_text(
+        "int counter; static int twice(void) { return 2; } int not_counter(void) { return twice(); }\n"
+        "int main(void) { return counter + not_counter(); }\n"
+    )
+    other = tmp_path / "other.c"
+    other.write_text("static int twice = 3; int other(void) { return twice; }\n")
+    program = tmp_path / "program"
+    line = ["gcc", "-O0", *options, "-o", str(program), str(source), str(other)]
+    process.run(line, deadline=Deadline.after(60))
+    return str(program)
+
+
+def test_a_symbol_s_address_by_the_symbol_table(tmp_path: Path) -> None:
+    path = compiled(tmp_path)
+    rows = process.run(["nm", path], deadline=Deadline.after(60)).stdout.split()
+    for name in ("counter", "not_counter", "main"):
+        assert vmd_elf.symbol(path, name) == int(rows[rows.index(name) - 2], 16)
+    assert vmd_elf.symbol(path, "twice") is None, "there are two"
+    assert vmd_elf.symbol(path, "nosuch") is None
+    assert vmd_elf.symbol(path, "program.c") is None, "the name of a file is not an address"
+
+
+def test_a_symbol_s_address_after_another_build(tmp_path: Path) -> None:
+    before = vmd_elf.symbol(compiled(tmp_path, "-no-pie"), "main")
+    assert vmd_elf.symbol(compiled(tmp_path, "-pie"), "main") != before
+    assert vmd_elf.symbol(compiled(tmp_path, "-s"), "main") is None, "it is stripped"
 
 
 def test_a_file_that_is_not_elf(tmp_path: Path) -> None:
@@ -149,6 +181,9 @@ def test_which_kernel_runs_by_its_memory() -> None:
         ("/build/linux/init/version-timestamp.c", "tree", None),
         ("/build/linux/kernel/time/hrtimer.c", "tree", ("/build/linux", "tree")),
         ("/build/linux/kernel/fork.c", "tree", None),
+        ("/build/linux/arch/toy/kernel/head_64.S", "tree", ("/build/linux", "tree")),
+        ("arch/toy/kernel/head_64.S", "tree", ("", "tree")),
+        ("../arch/toy/kernel/head.S", "tree", None),
     ],
 )
 def test_recorded_names_become_present_ones(
@@ -158,6 +193,8 @@ def test_recorded_names_become_present_ones(
     (tmp_path / "tree/init/version.c").touch()
     (tmp_path / "tree/kernel/time").mkdir(parents=True)
     (tmp_path / "tree/kernel/time/hrtimer.c").touch()
+    (tmp_path / "tree/arch/toy/kernel").mkdir(parents=True)
+    (tmp_path / "tree/arch/toy/kernel/head_64.S").touch()
     found = vmd_source_paths.rule(recorded, tmp_path / given)
     assert found == (None if expected is None else (expected[0], tmp_path / expected[1]))
 

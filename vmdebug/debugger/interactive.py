@@ -49,7 +49,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
         timeout: Seconds that this may take; None for no limit.
         init: Whether GDB reads the user's ~/.gdbinit.
         force: Whether GDB goes on if the symbols are of another build than the kernel.
-        before: Further commands to run before ~/.gdbinit.
+        before: Further commands to run before GDB loads the vmlinux.
         panicked: Whether the guest is known to have panicked, which QEMU may not know.
         share: Whether scripts may use this GDB as well.
         lock: The inherited descriptor of the claim on the gdbstub; `become` sets it.
@@ -75,8 +75,8 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
 def argv(attachment: Attachment) -> tuple[str, ...]:
     """Return GDB's command line.
 
-    Settings come as `-iex`, before the user's ~/.gdbinit, which can still change them; see "Mode Options" and
-    "File Options" in GDB's manual.
+    Settings come as `-iex`, after the user's ~/.gdbinit and before GDB loads the vmlinux; see "Mode Options"
+    and "File Options" in GDB's manual.
     """
     words = [*attachment.program, "-q"]
     if attachment.batch:
@@ -93,12 +93,13 @@ def argv(attachment: Attachment) -> tuple[str, ...]:
         # GDB's default again, for modules and for files that the user loads.
         words += ["-ex", f"set {demangle.STYLE} auto"] * (style != "auto")
     words += ["-ex", "set auto-load python-scripts on", "-ex", f"source {shipped.gdbinit() / 'vmdebug.gdb'}"]
-    # Before the commands below: they are written in C, and a gdbinit can choose another language.
-    words += ["-ex", startup.ADAPT]
+    words += ["-ex", startup.ADAPT, "-ex", startup.RESTORE_LANGUAGE]
     # In batch mode GDB exits with the status of the last command, whatever failed before it.
     run = "vmd-run " if attachment.batch else ""
     for command in _ours(attachment):
         words += ["-ex", f"{run}{command}"]
+    if attachment.extra:
+        words += ["-ex", startup.LATER]
     for extra in attachment.extra:
         words += _batched(extra) if attachment.batch else (f"-{extra.kind}", extra.text)
     return (*words, "-ex", "vmd-exit") if attachment.batch else tuple(words)
@@ -147,25 +148,25 @@ def _before(attachment: Attachment) -> tuple[str, ...]:
         f"set remotetimeout {startup.REMOTE_SECONDS}",
         # `vmd-scripts` sources the kernel's scripts, whether or not auto-load safe-path has their directory.
         "set auto-load python-scripts off",
-        f"set $vmd_batch = {attachment.batch:d}",
+        startup.HOLD_LANGUAGE,
+        # A kernel has no `main`, and a backtrace would look for it.
+        "set backtrace past-main on",
+        # In C; with a vmlinux, GDB would look up the names of new variables and the types of strings.
+        *_variables(attachment),
         *attachment.before,
     )
 
 
 def _ours(attachment: Attachment) -> tuple[str, ...]:
     kernel = attachment.kernel
-    commands = list(_variables(attachment))
-    if attachment.share:
-        commands.append("vmd-share")
-    if kernel.modules is not None:
-        commands.append(f"set $vmd_modules_path = {_quoted(str(kernel.modules))}")
+    commands = ["vmd-share"] if attachment.share else []
     if kernel.gdb_scripts is not None:
-        commands.append(f"vmd-scripts {kernel.gdb_scripts}")
+        commands.append(f"vmd-scripts --lazy {kernel.gdb_scripts}")
     if kernel.source is not None:
         commands.append(f"vmd-source {kernel.source}")
     commands.append(f"vmd-connect {attachment.endpoint}")
     if kernel.modules is not None:
-        commands.append("vmd-modules --watch")
+        commands.append("vmd-modules --watch" + (" --later" if attachment.until is None else ""))
     if attachment.until is not None:
         seconds = "" if attachment.timeout is None else f" {attachment.timeout:g}"
         commands.append(f"vmd-until {attachment.until}{seconds}")
@@ -174,6 +175,7 @@ def _ours(attachment: Attachment) -> tuple[str, ...]:
 
 def _variables(attachment: Attachment) -> Iterator[str]:
     """Return the commands that set what our commands in GDB read."""
+    yield f"set $vmd_batch = {attachment.batch:d}"
     yield f"set $vmd_accel = {_quoted(attachment.accel)}"
     if attachment.kaslr:
         yield "set $vmd_kaslr = 1"
@@ -187,6 +189,8 @@ def _variables(attachment: Attachment) -> Iterator[str]:
         yield "set $vmd_force = 1"
     if attachment.lock is not None:
         yield f"set $vmd_lock = {attachment.lock}"
+    if attachment.kernel.modules is not None:
+        yield f"set $vmd_modules_path = {_quoted(str(attachment.kernel.modules))}"
 
 
 def _batched(extra: Extra) -> tuple[str, str]:

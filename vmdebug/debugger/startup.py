@@ -13,6 +13,15 @@ REMOTE_SECONDS = 30
 ADAPT = "python import vmd_settings; vmd_settings.adapt()"
 """The GDB command that undoes unusable settings of a person's gdbinit."""
 
+HOLD_LANGUAGE = "python import vmd_language; vmd_language.hold()"
+"""The GDB command that saves the lookup of `main` in a vmlinux; see `gdbinit/vmd_language.py`."""
+
+RESTORE_LANGUAGE = "python import vmd_language; vmd_language.restore_later()"
+"""The GDB command that restores `language auto`."""
+
+LATER = "python import vmd_later; vmd_later.run()"
+"""The GDB command that does what was put off until the user's first command."""
+
 _PYTHON_PATHS = ("PYTHONPATH", "PYTHONHOME")
 """Variables that lead GDB's Python to modules of another Python, or away from its own."""
 
