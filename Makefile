@@ -12,6 +12,8 @@ NIXPKGS ?=
 EMULATOR ?= bochs qemu
 # Further arguments for pytest: make test PYTEST_ARGS='-k console -x'
 PYTEST_ARGS ?=
+# The directory of another QEMU for test-qemu: make test-qemu QEMU=/opt/qemu/bin
+QEMU ?=
 # Arguments for the soak test: make soak SOAK='kills --kills 100 --seed 7'
 SOAK ?=
 
@@ -27,7 +29,7 @@ ON_PATH := PATH="$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH"
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup host kernel demo test test-nixlib kvm-lab lint bench soak clean
+.PHONY: help setup host kernel demo test test-nixlib test-qemu kvm-lab lint bench soak clean
 # The virtual environment needs python3-venv, which `host` installs.
 .NOTPARALLEL:
 
@@ -35,6 +37,7 @@ help:
 	@echo 'make demo    install what is missing, then debug the builtin guest as an example'
 	@echo 'make test    install what is missing, then run lint and all tests'
 	@echo 'make test-nixlib NIXPKGS=DIR   run the tests of flake.nix on a real nixpkgs'
+	@echo 'make test-qemu QEMU=DIR        run the tests of the trace plugin with the qemu-system-x86_64 in DIR, 9.2 or newer'
 	@echo 'make kvm-lab run guest tests under real KVM, inside an emulated machine; takes hours, needs root and Debian'
 	@echo 'make setup   install what is missing: packages through apt, and requirements.txt into .venv'
 	@echo 'make lint    run ruff, mypy and import-linter; needs only .venv, and neither apt nor root'
@@ -70,6 +73,11 @@ test: setup lint kernel
 test-nixlib: $(VENV)
 	@test -f '$(NIXPKGS)/lib/default.nix' || { echo 'usage: make test-nixlib NIXPKGS=DIR, a directory with the lib/ of nixpkgs, or all of nixpkgs' >&2; exit 2; }
 	VMDEBUG_NIXPKGS='$(abspath $(NIXPKGS))' $(BIN)pytest -n 0 tests/unit/test_nix_flake.py $(PYTEST_ARGS)
+
+# The plugins of Debian 12's QEMU 7.2 cannot read registers, so `make test` has no such QEMU.
+test-qemu: kernel
+	@test -x '$(QEMU)/qemu-system-x86_64' || { echo 'usage: make test-qemu QEMU=DIR, a directory with a qemu-system-x86_64, 9.2 or newer' >&2; exit 2; }
+	PATH="$(abspath $(QEMU)):$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH" $(BIN)pytest -n 0 tests/newqemu $(PYTEST_ARGS)
 
 # PYTEST_ARGS are tests instead of those in kvmlab/*.tests.
 kvm-lab: kernel

@@ -1,4 +1,4 @@
-"""Puts the guest's agent into the wheel, compiled for this machine, for users without a C compiler."""
+"""Puts the guest's agent and QEMU's trace plugin into the wheel, for users without a C compiler."""
 
 from __future__ import annotations
 
@@ -16,25 +16,34 @@ from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
 from vmdebug.progress import silent
+from vmdebug.trace.plugin import binary as plugin
 
 
-class AgentHook(BuildHookInterface):  # type: ignore[misc] # hatchling is there while it builds only
-    """Compiles the agent; without a compiler the wheel has none, and vmdebug compiles it at its first use."""
+class CompiledHook(BuildHookInterface):  # type: ignore[misc] # hatchling is there while it builds only
+    """Compiles both. Without a compiler the wheel has neither, and vmdebug compiles them when needed."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Add the program to the wheel."""
+        """Add the programs to the wheel."""
         if version == "editable":
             return
         arch = platform.machine()
         self._directory = tempfile.TemporaryDirectory(prefix="vmdebug-agent-")
         try:
             where = Path(self._directory.name)
-            built = program.find(arch, where, report=silent, deadline=Deadline.after(program.COMPILE_SECONDS))
+            deadline = Deadline.after(program.COMPILE_SECONDS)
+            built = {
+                program.SHIPPED / arch / program.NAME: program.find(
+                    arch, where, report=silent, deadline=deadline
+                )
+            }
+            for api in plugin.VERSIONS:
+                made = plugin.compile_into(where, api, report=silent, deadline=deadline)
+                built[plugin.shipped(arch, api)] = made
         except HostError as error:
-            self.app.display_warning(f"the wheel has no agent: {error}")
+            self.app.display_warning(f"the wheel has no compiled programs: {error}")
             return
-        inside = program.SHIPPED.relative_to(Path(self.root).resolve()) / arch / program.NAME
-        build_data["force_include"][str(built)] = str(inside)
+        for inside, made in built.items():
+            build_data["force_include"][str(made)] = str(inside.relative_to(Path(self.root).resolve()))
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
         """Remove what was compiled."""

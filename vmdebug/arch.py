@@ -135,6 +135,22 @@ class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     patched_text: tuple[PatchedText, ...]
 
 
+class FunctionExit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An instruction that leaves a function: it returns, or jumps to an operand relative to its own end.
+
+    Args:
+        code: Its first bytes, in hex.
+        mask: The bits of them that count.
+        at: Where the operand begins, in bytes.
+        size: The size of the operand in bytes; 0: it returns.
+    """
+
+    code: str
+    mask: str
+    at: int = 0
+    size: int = 0
+
+
 class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One architecture, by its names in the tools that vmdebug drives.
 
@@ -166,6 +182,8 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         uefi: Where distributions install a UEFI firmware for QEMU.
         uefi_beside_qemu: Where QEMU installs its own, relative to its prefix.
         uefi_package: The Debian package that has one.
+        dwarf_registers: GDB's names of the registers, by their numbers in DWARF.
+        function_exits: The instructions that leave a function.
         debug: What GDB gets.
         sources: What facts rest on, by field, for whoever changes the file.
     """
@@ -195,6 +213,8 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     uefi: tuple[str, ...]
     uefi_beside_qemu: str
     uefi_package: str
+    dwarf_registers: tuple[str, ...]
+    function_exits: tuple[FunctionExit, ...]
     debug: Debug
     sources: dict[str, str] = {}
 

@@ -21,6 +21,8 @@ from vmdebug.spelling import option
 
 Accel = Literal["auto", "kvm", "tcg"]
 
+TraceReady = Literal["auto", "yes", "no"]
+
 GuestKind = Literal["flake", "runner", "tree", "image", "builtin"]
 
 DEFAULT_MEMORY_MIB = 512
@@ -87,6 +89,7 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         firmware: A firmware to boot through: a file, or `uefi` for the installed one; None: QEMU loads the
             kernel.
         tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket in the run directory.
+        trace_ready: Whether QEMU loads the plugin that collects traces; `auto` loads it where it works.
         qemu_args: More arguments for QEMU.
         nix_args: More arguments for nix: `--override-input`, `--impure`.
         force: Continue even if symbols and kernel are from different builds.
@@ -116,6 +119,7 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     keep: bool = False
     firmware: str | None = None
     tcp: Port | None = None
+    trace_ready: TraceReady = "auto"
     qemu_args: tuple[str, ...] = ()
     nix_args: tuple[str, ...] = ()
     force: bool = False
@@ -166,6 +170,7 @@ class StartOptions(TypedDict, total=False):
     keep: bool
     firmware: AnyPath | None
     tcp: int | None
+    trace_ready: TraceReady
     qemu_args: Sequence[str]
     nix_args: Sequence[str]
     force: bool
@@ -323,6 +328,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
         memory: Guest RAM in MiB; None: the runner's default.
         cpus: Number of CPUs; None: the runner's default.
         tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket.
+        trace_ready: See `GuestOptions.trace_ready`.
         qemu_args: More arguments for QEMU, at the end.
         notes: Notes for the user about automatic choices.
         asked: The options that it was made from, with absolute paths, for `restart`.
@@ -339,6 +345,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory: int | None = None
     cpus: int | None = None
     tcp: int | None = None
+    trace_ready: TraceReady = "auto"
     qemu_args: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     asked: GuestOptions | None = None

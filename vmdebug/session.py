@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
-from vmdebug import attaching, config, restart, sources, vm
+from vmdebug import attaching, collecting, config, restart, sources, vm
 from vmdebug.attaching import ATTACH_SECONDS
 from vmdebug.channel.serial.console import Console
 from vmdebug.channel.shell import ExecResult, Job, Streams, input_of
+from vmdebug.collecting import TRACE_SECONDS, By, Choice
 from vmdebug.deadline import BUILD_SECONDS, COPY_SECONDS, LAUNCH_SECONDS, Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.preloaded import PreloadedGdb
@@ -26,7 +27,10 @@ from vmdebug.errors import StateError
 from vmdebug.guest import StartOptions, changed
 from vmdebug.progress import Report, silent
 from vmdebug.sources import tree_build
-from vmdebug.trace.collector import Collector
+from vmdebug.trace import probe
+from vmdebug.trace.probe import Overflow, Probe
+from vmdebug.trace.probe import Wanted as WantedTrace
+from vmdebug.trace.trace import Trace
 from vmdebug.vm.machine import SNAPSHOT_SECONDS
 
 STOP_SECONDS = 30.0
@@ -145,13 +149,78 @@ class DebugSession:
             self._connect_shell()
         return self._gdb
 
-    def collector(self) -> Collector:
-        """Return a collector for one `vmdebug.Trace`, which uses the attached GDB.
+    def trace(
+        self,
+        where: str | Sequence[Probe],
+        *,
+        args: Sequence[str] = (),
+        when: str = "",
+        count: int | None = None,
+        backtrace: bool = False,
+        ret: bool = False,
+        count_only: bool = False,
+        by: By = "auto",
+        overflow: Overflow = "block",
+        timeout: float = TRACE_SECONDS,
+    ) -> Trace:
+        """Return a trace: a sequence of hits, and a context manager that runs the guest in its block.
+
+        The plugin in QEMU collects it without stopping the guest, if QEMU has loaded it (`trace_ready`) and
+        it can collect all of the trace. Otherwise GDB does, which stops the guest at each hit.
+
+        Args:
+            where: A symbol, file:line, `*expression`; or several probes with their own expressions.
+            args: Expressions to collect at each hit, in the language of the place.
+            when: Condition of a hit, in the same language.
+            count: Maximum number of hits.
+            backtrace: Whether to collect the frames.
+            ret: Whether to collect the return value.
+            count_only: Whether to count the hits of each place (`Trace.counts`), and collect nothing else.
+            by: Who collects it: "auto", "plugin" or "gdb"; `Trace.collector` and `Trace.reason` have the
+                choice of "auto".
+            overflow: What the plugin does when hits come faster than they are taken: "block" makes the guest
+                wait, "drop" drops hits, and `Trace.notes` has their number.
+            timeout: Seconds for the trace to begin, and to end: for the guest to stop, or for a CPU to pause.
 
         Raises:
-            VmdebugError: see `gdb`.
+            UsageError: an argument has the wrong form; with `by="plugin"` also: the plugin cannot collect an
+                expression.
+            StateError: with `by="plugin"`: QEMU has not loaded the plugin, or it cannot collect this.
+            VmdebugError: GDB cannot be attached; see `gdb`.
         """
-        return self.gdb.collector()
+        wanted = probe.wanted(
+            where,
+            args=args,
+            when=when,
+            count=count,
+            backtrace=backtrace,
+            ret=ret,
+            count_only=count_only,
+            overflow=overflow,
+        )
+        chosen = self.collector(wanted, by, timeout=timeout)
+        return Trace(chosen.collector, wanted, reason=chosen.reason)
+
+    def collector(self, wanted: WantedTrace, by: By = "auto", *, timeout: float = TRACE_SECONDS) -> Choice:
+        """Return a collector for one `vmdebug.Trace`, and why it was chosen.
+
+        Args:
+            wanted: The trace.
+            by: See `trace`.
+            timeout: See `trace`.
+
+        Raises:
+            VmdebugError: see `trace`.
+        """
+        return collecting.choose(
+            by,
+            wanted,
+            self.vm,
+            attached=self._gdb,
+            attach=lambda: self.gdb,
+            force=self._force,
+            timeout=timeout,
+        )
 
     def exchanges(self) -> str:
         """Return the last GDB/MI commands and answers of the attached GDB; "" if none is attached."""

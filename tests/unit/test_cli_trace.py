@@ -13,6 +13,7 @@ import pytest
 from tests.unit import cli_doubles
 from vmdebug import cli
 from vmdebug.cli import trace as verb
+from vmdebug.collecting import Choice
 from vmdebug.trace.collector import Batch, Feature
 from vmdebug.trace.hit import Call, Hit, Task
 from vmdebug.trace.probe import Probe, Wanted
@@ -48,6 +49,8 @@ class MadeUp:
 
     def _batch(self, hits: list[Hit]) -> Batch:
         del self._hits[: len(hits)]
+        if self.wanted.count_only:
+            return Batch(counts=(7, 0), ended="the guest is off")
         return Batch(hits=tuple(hits), full=not self._hits, ended=self.ended, notes=("no return value",))
 
 
@@ -61,9 +64,11 @@ class Session:
         self.made_up = made_up
         self.closed = False
         self.forced = False
+        self.by = ""
 
-    def collector(self) -> MadeUp:
-        return self.made_up
+    def collector(self, wanted: Wanted, by: str) -> Choice:
+        self.by = by
+        return Choice(self.made_up, "it makes hits up" if by == "auto" else "")
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +101,8 @@ def test_text(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
         ["#0", "open", "at", "/s/o.c:7"],
     ]
     said = ["symbols of another build", "no return value", "2 hits"]
-    assert err.splitlines() == ["reading the kernel's symbols", "tracing; Ctrl-C ends it", *said]
+    chosen = ["reading the kernel's symbols", "a made-up collector collects: it makes hits up"]
+    assert err.splitlines() == [*chosen, "tracing; Ctrl-C ends it", *said]
     assert session.made_up.wanted == Wanted((Probe("vfs_read", ("count", "file")), Probe("open")))
     assert session.closed
 
@@ -160,3 +166,37 @@ def test_what_the_collector_cannot_collect(session: Session, capsys: pytest.Capt
     assert cli.status_of(["trace", "open", "--ret"]) == 2
     assert "a made-up collector cannot collect return values (ret) here: QEMU 7.2" in capsys.readouterr().err
     assert session.closed
+
+
+def test_who_collects(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.status_of(["trace", "open", "--by", "plugin", "--overflow", "drop"]) == 0
+    assert session.by == "plugin"
+    assert session.made_up.wanted.overflow == "drop"
+    assert "collects" not in capsys.readouterr().err
+
+
+def test_counts_only(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.status_of(["trace", "open", "close", "--count-only"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "           7  open\n           0  close\n"
+    assert "0 hits" not in err
+    assert cli.status_of(["trace", "open", "close", "--count-only", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"symbol": "open", "count": 7},
+        {"symbol": "close", "count": 0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["open:fd", "--count-only"], "a trace that only counts (count_only) collects no expressions"),
+        (["open", "--overflow", "explode"], "overflow='explode' is neither 'block' nor 'drop'"),
+    ],
+)
+def test_options_that_exclude_each_other(
+    session: Session, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert cli.status_of(["trace", *words]) == 2
+    assert says in capsys.readouterr().err

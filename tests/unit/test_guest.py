@@ -105,6 +105,7 @@ class TestOptions:
             "init": "/sbin/init",
             "firmware": "uefi",
             "tcp": 0,
+            "trace_ready": "no",
             "qemu_args": ["-device", "edu"],
             "nix_args": ["--impure"],
         }
@@ -131,6 +132,7 @@ class TestOptions:
             keep=True,
             firmware="uefi",
             tcp=0,
+            trace_ready="no",
             qemu_args=("-device", "edu"),
             nix_args=("--impure",),
             force=True,

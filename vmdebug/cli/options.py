@@ -145,6 +145,13 @@ Tcp = Annotated[
         help="Open the gdbstub on 127.0.0.1 instead of a socket; without PORT, on a free port.",
     ),
 ]
+TraceReady = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|yes|no",
+        help="Load the plugin with which QEMU collects traces at full speed; auto loads it where it works.",
+    ),
+]
 OverrideInput = Annotated[
     list[str] | None, typer.Option(metavar="NAME URL", help="nix: replace an input of the flake. Repeatable.")
 ]

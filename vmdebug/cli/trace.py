@@ -7,9 +7,9 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,9 +17,10 @@ from vmdebug.cli import options, render, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
+    from vmdebug.collecting import By
     from vmdebug.session import DebugSession
     from vmdebug.trace.hit import Hit
-    from vmdebug.trace.probe import Probe
+    from vmdebug.trace.probe import Overflow, Probe
     from vmdebug.trace.trace import Trace
 
 FETCH_SECONDS = 0.1
@@ -32,6 +33,7 @@ app = verb.new_app()
     epilog=verb.examples(
         "vmdebug trace vfs_read:count --count 10",
         "vmdebug trace base-nixos do_sys_openat2:dfd,how->flags --when 'dfd == -100' --ret",
+        "vmdebug trace vfs_read vfs_write --count-only --timeout 10",
         "vmdebug trace schedule --backtrace --format chrome > trace.json   # for Perfetto",
     ),
 )
@@ -53,6 +55,24 @@ def trace(
     count: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after N hits.")] = None,
     backtrace: Annotated[bool, typer.Option("--backtrace", help="Print backtraces.")] = False,
     ret: Annotated[bool, typer.Option("--ret", help="Print return values.")] = False,
+    count_only: Annotated[
+        bool, typer.Option("--count-only", help="Print only the number of calls of each function.")
+    ] = False,
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|plugin|gdb",
+            help="Who collects: a plugin in QEMU, which does not stop the guest, or GDB. auto: the plugin if"
+            " it can.",
+        ),
+    ] = "auto",
+    overflow: Annotated[
+        str,
+        typer.Option(
+            metavar="block|drop",
+            help="If hits come faster than the plugin's are printed: make the guest wait, or drop some.",
+        ),
+    ] = "block",
     timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="Stop after S seconds.")] = None,
     form: Annotated[
         str | None, typer.Option("--format", metavar="text|json|chrome", help="Output format.")
@@ -64,8 +84,9 @@ def trace(
 ) -> None:
     """Print calls of kernel functions, with arguments, while the guest runs.
 
-    Prints one line for each call, collected inside GDB. Ctrl-C, --count and --timeout end the trace; then GDB
-    detaches from the guest.
+    Prints one line for each call. Ctrl-C, --count and --timeout end the trace. QEMU's plugin collects it if
+    it is loaded (`start --trace-ready`) and can collect all of this; otherwise GDB, which stops the guest at
+    each call, and detaches from it at the end.
     """
     if as_json and form not in (None, "json"):
         raise UsageError(f"--json and --format {form} exclude each other", hint="give only one of them")
@@ -77,13 +98,34 @@ def trace(
     from vmdebug.trace.trace import Trace
 
     name, probes = _places(words)
-    asked = wanted(probes, when=when, count=count, backtrace=backtrace, ret=ret)
+    asked = wanted(
+        probes,
+        when=when,
+        count=count,
+        backtrace=backtrace,
+        ret=ret,
+        count_only=count_only,
+        overflow=cast("Overflow", overflow),
+    )
     with session.attach(name, force=force) as attached, interrupts() as over:
         attached.vm.check_alive("trace")
         with render.step(render.SYMBOLS):
-            collector = attached.collector()
-        put_batches(FORMATS[chosen](), batches(attached, hits := Trace(collector, asked), over, timeout))
-    render.tell(f"{len(hits)} hit{'' if len(hits) == 1 else 's'}")
+            found = attached.collector(asked, cast("By", by))
+        if found.reason:
+            render.tell(f"{found.collector.name} collects: {found.reason}")
+        form_of = FORMATS[chosen]() if not count_only else Nothing()
+        hits = Trace(found.collector, asked, reason=found.reason)
+        put_batches(form_of, batches(attached, hits, over, timeout))
+    if count_only:
+        put_counts(hits.counts, as_json=chosen == "json")
+    else:
+        render.tell(f"{len(hits)} hit{'' if len(hits) == 1 else 's'}")
+
+
+def put_counts(counts: Mapping[str, int], *, as_json: bool) -> None:
+    """Print the number of calls of each function."""
+    for symbol, number in counts.items():
+        render.put(json.dumps({"symbol": symbol, "count": number}) if as_json else f"{number:12}  {symbol}")
 
 
 def _places(words: Sequence[str]) -> tuple[str | None, tuple[Probe, ...]]:
@@ -210,6 +252,16 @@ class Chrome:
         return json.dumps({**event, "pid": 1}) + ","
 
 
+class Nothing:
+    """No hits, in a trace that only counts."""
+
+    begin = end = ""
+
+    def lines(self, hit: Hit) -> Iterator[str]:  # noqa: ARG002 - see Text
+        """Yield nothing."""
+        return iter(())
+
+
 FORMATS: dict[str, type[Text | Json | Chrome]] = {"text": Text, "json": Json, "chrome": Chrome}
 
 
@@ -226,7 +278,7 @@ _ADDRESSES = 1 << 47
 """Numbers from here on are printed in hexadecimal: most are kernel addresses."""
 
 
-def put_batches(form: Text | Json | Chrome, given: Iterable[Sequence[Hit]]) -> None:
+def put_batches(form: Text | Json | Chrome | Nothing, given: Iterable[Sequence[Hit]]) -> None:
     """Print hits as they come, and flush after each batch."""
     if form.begin:
         render.put(form.begin)

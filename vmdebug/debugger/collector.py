@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -108,6 +109,7 @@ class GdbCollector:
         self._trace = ""
         self._stopped = False
         self._taken = 0
+        self._counts: tuple[int, ...] = ()
         self._notes: tuple[str, ...] = ()
 
     def start(self, wanted: Wanted) -> Batch:
@@ -129,6 +131,7 @@ class GdbCollector:
                     error, "a trace", when=expressions, unknown=gdb_errors.UNKNOWN_PLACE_NOW
                 ) from error
         self._probes = wanted.probes
+        self._counts = (0,) * len(wanted.probes) if wanted.count_only else ()
         self._trace = answer["trace"]
         self._notes = _notes(answer)
         self._numbers = tuple(int(number) for number in answer["numbers"].split(","))
@@ -152,7 +155,7 @@ class GdbCollector:
         if self._stopped and self._host.state is State.RUNNING:
             self._host.interrupt(timeout=self._timeout)
         if self._host.state is State.ENDED:
-            return Batch(ended=self._ended(), notes=self._notes)
+            return Batch(counts=self._counts, ended=self._ended(), notes=self._notes)
         return self._end()
 
     def _end(self) -> Batch:
@@ -169,7 +172,16 @@ class GdbCollector:
         hits = decode(answer["hits"], self._probes)
         self._taken += len(hits)
         self._notes = _notes(answer) or self._notes
-        return Batch(hits=hits, full=answer["full"] == "1", ended=self._ended(), notes=self._notes)
+        full = answer["full"] == "1"
+        if self._counts:
+            self._count(hits)
+            hits = ()
+        return Batch(hits=hits, counts=self._counts, full=full, ended=self._ended(), notes=self._notes)
+
+    def _count(self, hits: Sequence[Hit]) -> None:
+        found = Counter(hit.symbol for hit in hits)
+        named = zip(self._probes, self._counts, strict=True)
+        self._counts = tuple(before + found[probe.where] for probe, before in named)
 
     def _ended(self) -> str:
         state = self._host.state

@@ -73,6 +73,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         memory=options.memory or DEFAULT_MEMORY_MIB,
         cpus=options.cpus or 1,
         tcp=options.tcp,
+        trace_ready=options.trace_ready,
         qemu_args=options.qemu_args,
         notes=(
             *((whole.note(started=machine.unified is not None, used=used),) if whole is not None else ()),

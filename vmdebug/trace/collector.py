@@ -24,12 +24,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         hits: The hits since the last batch, in order.
+        counts: The number of hits of each probe until now, if the trace only counts.
         full: Whether the trace has the wanted number of hits.
         ended: Why there are no more hits at present: "the guest is stopped"; "" if there may be more.
         notes: What cannot be collected, and why.
     """
 
     hits: tuple[Hit, ...] = ()
+    counts: tuple[int, ...] = ()
     full: bool = False
     ended: str = ""
     notes: tuple[str, ...] = ()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import msgspec
 
 from vmdebug.errors import UsageError
+
+Overflow = Literal["block", "drop"]
 
 
 class Probe(msgspec.Struct, frozen=True, array_like=True):
@@ -32,6 +35,9 @@ class Wanted(msgspec.Struct, frozen=True):
         count: Maximum number of hits; None: no limit.
         backtrace: Whether to collect the frames.
         ret: Whether to collect return values.
+        count_only: Whether to count the hits of each probe, and collect nothing else.
+        overflow: What a collector with a buffer does when it is full: "block" makes the guest wait, "drop"
+            drops hits and counts them.
     """
 
     probes: tuple[Probe, ...]
@@ -39,6 +45,8 @@ class Wanted(msgspec.Struct, frozen=True):
     count: int | None = None
     backtrace: bool = False
     ret: bool = False
+    count_only: bool = False
+    overflow: Overflow = "block"
 
     @property
     def expressions(self) -> tuple[str, ...]:
@@ -55,6 +63,8 @@ def wanted(
     count: int | None = None,
     backtrace: bool = False,
     ret: bool = False,
+    count_only: bool = False,
+    overflow: Overflow = "block",
 ) -> Wanted:
     """Return the request of a trace of one place, or of several.
 
@@ -65,12 +75,21 @@ def wanted(
         count: Maximum number of hits.
         backtrace: Whether to collect the frames.
         ret: Whether to collect return values.
+        count_only: Whether to count the hits of each probe, and collect nothing else.
+        overflow: What a collector with a buffer does when it is full.
 
     Raises:
-        UsageError: there is no place, or an argument has the wrong form.
+        UsageError: there is no place, an argument has the wrong form, or two of them exclude each other.
     """
     probes = (_one(where, args),) if isinstance(where, str) else _several(where, args)
-    return Wanted(probes, when, count, backtrace, ret)
+    if count_only and (backtrace or ret or any(probe.args for probe in probes)):
+        raise UsageError(
+            "a trace that only counts (count_only) collects no expressions, backtraces and return values",
+            hint="leave them out, or count the hits",
+        )
+    if overflow not in get_args(Overflow):
+        raise UsageError(f"overflow={overflow!r} is neither 'block' nor 'drop'", hint="give one of them")
+    return Wanted(probes, when, count, backtrace, ret, count_only, overflow)
 
 
 _FORM = 'gdb.trace("vfs_read", args=["count"]) or gdb.trace([Probe("vfs_read", ("count",)), Probe("open")])'

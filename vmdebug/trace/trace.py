@@ -18,17 +18,20 @@ class Trace(Sequence[Hit]):
     Args:
         collector: The collector.
         wanted: What to collect.
+        reason: Why that collector, on one line; "" if the caller chose it.
 
     Raises:
         UsageError: the collector cannot collect a part of it; the message has the reason.
     """
 
-    def __init__(self, collector: Collector, wanted: Wanted) -> None:
+    def __init__(self, collector: Collector, wanted: Wanted, *, reason: str = "") -> None:
+        self.collector = collector.name
+        self.reason = reason
         for feature, words in _wants(wanted).items():
-            reason = collector.cannot.get(feature)
-            if reason is not None:
+            why_not = collector.cannot.get(feature)
+            if why_not is not None:
                 raise UsageError(
-                    f"{collector.name} cannot collect {words} here: {reason}",
+                    f"{collector.name} cannot collect {words} here: {why_not}",
                     hint=f"trace without {feature}",
                 )
         self._collector = collector
@@ -56,6 +59,12 @@ class Trace(Sequence[Hit]):
     def notes(self) -> tuple[str, ...]:
         """What could not be collected, and why, according to the last batch."""
         return self._latest.notes
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of hits of each place, if the trace only counts, according to the last batch."""
+        named = zip(self._wanted.probes, self._latest.counts, strict=False)
+        return {probe.where: count for probe, count in named}
 
     @property
     def full(self) -> bool:

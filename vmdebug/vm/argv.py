@@ -107,6 +107,7 @@ def own(
     features: Features,
     disk_format: DiskFormat | None,
     initial: InitialState = BOOT,
+    plugin: Path | None = None,
 ) -> tuple[str, ...]:
     """Return the whole command line of a guest with vmdebug's own QEMU options.
 
@@ -120,6 +121,7 @@ def own(
         features: This QEMU's features.
         disk_format: The format of `machine.disk`; None without a disk.
         initial: The memory and state that it starts with.
+        plugin: The plugin that collects traces, or None.
     """
     given = qemuargs.parse(spec.qemu_args)
     return (
@@ -135,14 +137,20 @@ def own(
         *root_device(spec.root),
         *entropy(features),
         *generation(features, given),
-        *harness(spec, arch=arch, rundir=rundir, features=features, given=given),
+        *harness(spec, arch=arch, rundir=rundir, features=features, given=given, plugin=plugin),
         *incoming(initial),
         *spec.qemu_args,
     )
 
 
 def harness(
-    spec: LaunchSpec, *, arch: Arch, rundir: RunDir, features: Features, given: Options
+    spec: LaunchSpec,
+    *,
+    arch: Arch,
+    rundir: RunDir,
+    features: Features,
+    given: Options,
+    plugin: Path | None = None,
 ) -> tuple[str, ...]:
     """Return the options that every guest gets: console, monitors, gdbstub, debug devices, shell ports.
 
@@ -152,6 +160,7 @@ def harness(
         rundir: Where its sockets and logs are.
         features: This QEMU's features.
         given: The options of the user and of a runner; devices in them are not added again.
+        plugin: The plugin that collects traces, or None.
     """
     return (
         *no_user_interface(),
@@ -161,6 +170,7 @@ def harness(
         *debug_devices(features, given),
         *channels.devices(rundir, arch=arch, features=features, given=given),
         *ends(features),
+        *traces(plugin, rundir),
         "-pidfile",
         str(rundir.pidfile),
         *(("-S",) if spec.halt else ()),
@@ -392,6 +402,11 @@ def debug_devices(features: Features, given: Options) -> tuple[str, ...]:
 def ends(features: Features) -> tuple[str, ...]:
     """End QEMU at a reboot, and pause the guest at a panic, so that it can be examined."""
     return ("-no-reboot", *(("-action", "panic=pause") if features.actions else ()))
+
+
+def traces(plugin: Path | None, rundir: RunDir) -> tuple[str, ...]:
+    """Load the plugin that collects traces; it traces nothing until a client connects to its socket."""
+    return ("-plugin", f"{value(plugin)},socket={value(rundir.trace)}") if plugin is not None else ()
 
 
 def _instead(name: str) -> str:

@@ -34,6 +34,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
         vmgenid: Whether it has vmgenid, which notifies a guest that it is a clone.
         virtio_serial: Whether it has virtio-serial ports on a PCI bus.
         uarts: Its devices that are UARTs.
+        plugins: Whether it loads plugins into its translator.
     """
 
     version: str = ""
@@ -44,6 +45,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     vmgenid: bool = False
     virtio_serial: bool = False
     uarts: tuple[str, ...] = ()
+    plugins: bool = False
 
 
 def parse(options: str, devices: str) -> Features:
@@ -66,6 +68,7 @@ def parse(options: str, devices: str) -> Features:
         vmgenid="vmgenid" in known,
         virtio_serial={"virtio-serial-pci", "virtserialport"} <= known,
         uarts=tuple(sorted(known & _UARTS)),
+        plugins=re.search(r"^-plugin\b", options, re.MULTILINE) is not None,
     )
 
 
@@ -77,7 +80,7 @@ def of(qemu: Path, *, deadline: Deadline) -> Features:
         DeadlineError: it took too long.
     """
     try:
-        return cached(qemu, "qemu-features-3", Features, lambda: _ask(qemu, deadline))
+        return cached(qemu, "qemu-features-4", Features, lambda: _ask(qemu, deadline))
     except OSError as error:
         raise HostError(f"cannot read {qemu}: {error.strerror}") from error
 

@@ -193,6 +193,7 @@ def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
         owner=ProcessRef.me() if bound else None,
         gdb=gdb,
         started_at=time.time(),
+        untraceable=how.untraceable,
     )
 
 

@@ -15,11 +15,12 @@ from vmdebug.deadline import LAUNCH_SECONDS, Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.progress import Report, silent
-from vmdebug.vm import accel, argv, features, qemuargs, rundir, runner
+from vmdebug.vm import accel, argv, features, qemuargs, rundir, runner, tracing
 from vmdebug.vm.accel import Choice, Subject
 from vmdebug.vm.argv import BOOT, DiskFormat, InitialState, RealAccel
 from vmdebug.vm.features import Features
 from vmdebug.vm.rundir import RunDir
+from vmdebug.vm.tracing import Tracing
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -30,12 +31,14 @@ class Plan(msgspec.Struct, frozen=True):
         env: The variables added to its environment.
         accel: The accelerator.
         reason: Why that accelerator, in words.
+        untraceable: See `vmdebug.vm.state.State`.
     """
 
     argv: tuple[str, ...]
     env: dict[str, str]
     accel: RealAccel
     reason: str
+    untraceable: str = ""
 
     def line(self) -> str:
         """Return the command as a line for a shell."""
@@ -52,6 +55,7 @@ class Resources(msgspec.Struct, frozen=True):
         features: The emulator's features.
         script: A runner's text, or "".
         disk_format: The format of `OwnMachine.disk`.
+        tracing: The plugin that collects traces.
     """
 
     qemu: Path
@@ -60,6 +64,7 @@ class Resources(msgspec.Struct, frozen=True):
     features: Features
     script: str = ""
     disk_format: DiskFormat | None = None
+    tracing: Tracing = Tracing()
 
 
 def plan(spec: LaunchSpec, *, report: Report = silent, timeout: float = LAUNCH_SECONDS) -> Plan:
@@ -98,14 +103,25 @@ def resources(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Resour
     qemu = named if named and known else process.find(arch.qemu, package=arch.qemu_package)
     subject = Subject(qemu, arch, spec.kernel.image)
     own = isinstance(spec.machine, OwnMachine)
+    chosen = accel.choose(spec.accel, subject, report=report, deadline=deadline)
+    # Assume the minimum for a runner's QEMU that is not known.
+    has = features.of(qemu, deadline=deadline) if own or known else Features()
     return Resources(
         qemu=qemu,
         arch=arch,
-        choice=accel.choose(spec.accel, subject, report=report, deadline=deadline),
-        # Assume the minimum for a runner's QEMU that is not known.
-        features=features.of(qemu, deadline=deadline) if own or known else Features(),
+        choice=chosen,
+        features=has,
         script=script,
         disk_format=_disk_format(spec.machine),
+        tracing=tracing.choose(
+            spec,
+            qemu=qemu,
+            features=has,
+            accel=chosen.accel,
+            own_accel=own or not runner.chooses_accelerator(script),
+            report=report,
+            deadline=deadline,
+        ),
     )
 
 
@@ -131,8 +147,9 @@ def build(spec: LaunchSpec, found: Resources, directory: RunDir, *, initial: Ini
                 features=found.features,
                 disk_format=found.disk_format,
                 initial=initial,
+                plugin=found.tracing.plugin,
             )
-            return Plan(command, {}, chosen.accel, chosen.reason)
+            return Plan(command, {}, chosen.accel, chosen.reason, found.tracing.untraceable)
         case RunnerMachine() as machine:
             command = runner.command(
                 spec,
@@ -142,9 +159,10 @@ def build(spec: LaunchSpec, found: Resources, directory: RunDir, *, initial: Ini
                 arch=found.arch,
                 rundir=directory,
                 features=found.features,
+                plugin=found.tracing.plugin,
             )
             env = runner.environment(spec, machine, scratch=directory.scratch, inherited=os.environ)
-            return Plan(command, env, chosen.accel, chosen.reason)
+            return Plan(command, env, chosen.accel, chosen.reason, found.tracing.untraceable)
         case _:
             assert_never(spec.machine)
 

@@ -99,6 +99,11 @@ class RunDir(msgspec.Struct, frozen=True):
         return self.path / "attach.lock"
 
     @property
+    def trace(self) -> Path:
+        """The socket of the plugin that collects traces, if QEMU has loaded it."""
+        return self.path / "trace.sock"
+
+    @property
     def console(self) -> Path:
         """Socket of the guest's first serial port."""
         return self.path / "console.sock"

@@ -40,6 +40,7 @@ def command(
     arch: Arch,
     rundir: RunDir,
     features: Features,
+    plugin: Path | None = None,
 ) -> tuple[str, ...]:
     """Return the command line of the runner.
 
@@ -51,6 +52,7 @@ def command(
         arch: The kernel's architecture.
         rundir: Where its sockets and logs are.
         features: The features of its QEMU.
+        plugin: The plugin that collects traces, or None.
     """
     every = given + qemuargs.parse(spec.qemu_args)
     return (
@@ -58,7 +60,7 @@ def command(
         *accelerator(given, arch, accel),
         *(("-m", str(spec.memory)) if spec.memory else ()),
         *(("-smp", str(spec.cpus)) if spec.cpus else ()),
-        *argv.harness(spec, arch=arch, rundir=rundir, features=features, given=every),
+        *argv.harness(spec, arch=arch, rundir=rundir, features=features, given=every, plugin=plugin),
         *spec.qemu_args,
     )
 
@@ -101,10 +103,19 @@ def accelerator(given: Options, arch: Arch, accel: RealAccel) -> tuple[str, ...]
         arch: The kernel's architecture.
         accel: The chosen accelerator.
     """
-    if given.named("accel", "enable-kvm"):
+    if _chosen(given):
         return ()
     hosts = given.values("model", "cpu")[-1:] == ("host",)
     return ("-machine", f"accel={accel}", *(("-cpu", arch.cpu) if accel == "tcg" and hosts else ()))
+
+
+def chooses_accelerator(script: str) -> bool:
+    """Whether a script has an option that vmdebug's choice of the accelerator does not override."""
+    return _chosen(options(script, inherited={}))
+
+
+def _chosen(given: Options) -> bool:
+    return bool(given.named("accel", "enable-kvm"))
 
 
 def environment(

@@ -50,6 +50,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         gdb: The argument of GDB's `target remote`: a socket's path, or 127.0.0.1:PORT.
         started_at: When it was started, in seconds since the epoch.
         clone_of: The VM that it is a clone of, or "".
+        untraceable: Why QEMU has no plugin for traces, or one that only counts; "" if it has one.
     """
 
     layout: int = LAYOUT
@@ -64,6 +65,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     gdb: str
     started_at: float
     clone_of: str = ""
+    untraceable: str = "an older vmdebug started the VM"
 
     @property
     def name(self) -> str:

@@ -247,6 +247,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         memory=options.memory,
         cpus=options.cpus,
         tcp=options.tcp,
+        trace_ready=options.trace_ready,
         qemu_args=options.qemu_args,
         notes=(
             *notes,

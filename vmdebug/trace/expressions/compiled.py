@@ -1,0 +1,194 @@
+"""Compiles a whole trace for a kernel: its places, programs, and the shapes of their values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from vmdebug.arch import Arch
+from vmdebug.trace.expressions import kernel_facts
+from vmdebug.trace.expressions.dwarf import Kernel, Scope
+from vmdebug.trace.expressions.generate import Facts, Generator, Shape, UnavailableError
+from vmdebug.trace.expressions.kernel_facts import Addresses
+from vmdebug.trace.expressions.operations import Op, Program
+from vmdebug.trace.expressions.syntax import NotCompiledError
+from vmdebug.trace.expressions.types import Type
+from vmdebug.trace.probe import Probe, Wanted
+
+_COPIES = (".isra.0", ".constprop.0", ".part.0")
+"""What GCC adds to the names of functions that it has changed."""
+
+_PART = ".part.0"
+"""The rest of a function whose start is inlined into its callers: not a call of its own."""
+
+
+class CompiledPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """One address of a probe.
+
+    Args:
+        probe: The index of the probe.
+        address: The address in the guest.
+        code: The program.
+        ranges: The code of the function whose return is recorded; () if it is not.
+    """
+
+    probe: int
+    address: int
+    code: tuple[Op, ...]
+    ranges: tuple[tuple[int, int], ...] = ()
+
+
+class Compiled(msgspec.Struct, frozen=True, kw_only=True):
+    """A trace, compiled for a kernel.
+
+    Args:
+        places: Where it records hits.
+        shapes: How the values of each probe's expressions are recorded.
+        results: How the return value of each probe's function is read; None if no register holds it.
+        registers: The registers that the programs read; then the stack pointer and the result's register.
+        text: The strings that they compare with.
+        context: The program for the task.
+        clock: The program for the guest's time.
+        addresses: Where the kernel has both, linked.
+        slide: How far KASLR has moved the kernel.
+        thunks: The addresses of functions that a kernel with mitigations jumps to in order to return.
+        notes: What is not recorded, and why.
+    """
+
+    places: tuple[CompiledPlace, ...]
+    shapes: tuple[tuple[Shape, ...], ...]
+    results: tuple[Shape | None, ...]
+    registers: tuple[str, ...]
+    text: bytes
+    context: tuple[Op, ...]
+    clock: tuple[Op, ...]
+    addresses: Addresses
+    slide: int
+    thunks: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def compiled(wanted: Wanted, vmlinux: Path, row: Arch, slide: int) -> Compiled:
+    """Compile a trace.
+
+    Args:
+        wanted: The trace.
+        vmlinux: The kernel's symbols.
+        row: Its architecture.
+        slide: How far KASLR has moved it.
+
+    Raises:
+        NotCompiledError: a place or an expression cannot be compiled; the message says which, and why.
+        UsageError: the vmlinux is damaged.
+    """
+    with Kernel(vmlinux) as kernel:
+        return _Compiler(wanted, kernel, row, slide).result()
+
+
+class _Compiler:
+    def __init__(self, wanted: Wanted, kernel: Kernel, row: Arch, slide: int) -> None:
+        self._wanted = wanted
+        self._kernel = kernel
+        self._slide = slide
+        self._registers: list[str] = []
+        self._text = bytearray()
+        self._notes: list[str] = []
+        self._addresses = kernel_facts.addresses(kernel)
+        self._facts = Facts(row=row, slide=slide, task=self._push_task if self._addresses.current else None)
+
+    def _push_task(self, program: Program) -> None:
+        kernel_facts.push_task(self._addresses, self._facts, program)
+
+    def _program(self) -> Program:
+        return Program(self._registers, self._text)
+
+    def result(self) -> Compiled:
+        places, shapes, results = [], [], []
+        for index, probe in enumerate(self._wanted.probes):
+            scopes = self._scopes(probe.where)
+            result = self._result(probe.where, scopes)
+            values: dict[int, Shape] = {}
+            for scope in scopes:
+                code = self._code(scope, probe, values)
+                ranges = scope.ranges if self._wanted.ret and result is not None else ()
+                moved = tuple((low + self._slide, high + self._slide) for low, high in ranges)
+                address = scope.address + self._slide
+                places.append(CompiledPlace(probe=index, address=address, code=code, ranges=moved))
+            shapes.append(tuple(values[each] for each in range(len(probe.args))))
+            results.append(result)
+        context = kernel_facts.context(self._addresses, self._facts, self._program())
+        clock = kernel_facts.clock(self._addresses, self._facts, self._program())
+        debug = self._facts.row.debug
+        return Compiled(
+            places=tuple(places),
+            shapes=tuple(shapes),
+            results=tuple(results),
+            registers=(*self._registers, debug.sp, debug.result),
+            text=bytes(self._text),
+            context=context,
+            clock=clock,
+            addresses=self._addresses,
+            slide=self._slide,
+            thunks=tuple(
+                each + self._slide for name in debug.return_thunks for each in self._kernel.addresses(name)
+            ),
+            notes=tuple(self._notes),
+        )
+
+    def _scopes(self, where: str) -> list[Scope]:
+        """Return the places of a function: its code, and where it is inlined into others of the same file."""
+        if not where.replace(".", "_").isidentifier() or "." in where:
+            raise NotCompiledError(f"{where} is not the name of a function")
+        symbols = [each for name in ("", *_COPIES) for each in self._kernel.addresses(where + name)]
+        if not symbols:
+            raise NotCompiledError(f"the vmlinux has no function {where} with code of its own")
+        units = {id(unit): unit for unit in map(self._kernel.unit_at, symbols)}
+        parts = self._kernel.addresses(where + _PART)
+        found = [each for unit in units.values() for each in unit.scopes(where) if each.address not in parts]
+        outside = [span for each in found for span in each.ranges]
+        # A part of a function that is inlined into the function again is not another call.
+        alone = [
+            each
+            for each in found
+            if each.entry or not any(low <= each.address < high for low, high in outside)
+        ]
+        if not alone:
+            raise NotCompiledError(f"the DWARF does not describe {where}")
+        return alone
+
+    def _code(self, scope: Scope, probe: Probe, values: dict[int, Shape]) -> tuple[Op, ...]:
+        program = self._program()
+        generator = Generator(program, scope, self._facts)
+        if self._wanted.when:
+            generator.condition(self._wanted.when)
+        for number, text in enumerate(probe.args):
+            try:
+                shape = generator.put(text, number)
+            except UnavailableError as error:
+                if scope.entry:
+                    raise
+                # It has a value where the function is not inlined.
+                self._notes.append(f"{error.message}, where {probe.where} is inlined")
+                continue
+            if values.setdefault(number, shape) != shape:
+                raise NotCompiledError(f"{text}: two functions are named {probe.where}, with other types")
+        return program.finished()
+
+    def _result(self, where: str, scopes: list[Scope]) -> Shape | None:
+        """Return how the return value is read."""
+        if not self._wanted.ret:
+            return None
+        if any(not each.ranges for each in scopes):
+            self._notes.append(f"{where} is inlined: its hits there have no return value")
+        results = {_register(each.result) for each in scopes if each.ranges}
+        found = results.pop() if len(results) == 1 else None
+        if found is None:
+            self._notes.append(f"{where} returns no value in a register: its hits have no return value")
+        return found
+
+
+def _register(kind: Type) -> Shape | None:
+    if not kind.is_number or kind.size not in (1, 2, 4, 8):
+        return None
+    return Shape("signed" if kind.signed else "unsigned", kind.size)

@@ -1,0 +1,358 @@
+"""Reads the DWARF of a vmlinux: the compilation unit of a function, and where its code and variables are."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from vmdebug.errors import UsageError
+from vmdebug.kimage import debuginfo, elf, symbols
+from vmdebug.trace.expressions import types
+from vmdebug.trace.expressions.syntax import NotCompiledError, TypeName
+from vmdebug.trace.expressions.types import Type
+
+_FUNCTIONS = ("DW_TAG_subprogram", "DW_TAG_inlined_subroutine")
+_VARIABLES = ("DW_TAG_formal_parameter", "DW_TAG_variable")
+_OPERATION = re.compile(
+    r"DW_OP_(?P<kind>addr|fbreg|call_frame_cfa|breg|reg|lit|const)(?P<number>\d*)[us]?(?<![a-z][us])"
+)
+"""The operations of a variable that is in one place: `reg5`, `breg7`, `const1u`; DWARF 5, 7.7.1."""
+
+_BLOCKS = ("DW_TAG_lexical_block", "DW_TAG_inlined_subroutine")
+
+
+class Kernel:
+    """A vmlinux with DWARF; a context manager that closes the file.
+
+    Args:
+        vmlinux: The file.
+
+    Raises:
+        NotCompiledError: it has no DWARF that can be read here.
+        UsageError: the file is damaged, or cannot be read.
+    """
+
+    def __init__(self, vmlinux: Path) -> None:
+        found = debuginfo.dwarf(vmlinux)
+        if not found.version or found.split:
+            raise NotCompiledError(f"{vmlinux} has no DWARF in one file")
+        if found.compression == "zstd":
+            raise NotCompiledError(f"the DWARF of {vmlinux} is compressed with zstd, which only GDB reads")
+        self.vmlinux = vmlinux
+        self._file = contextlib.ExitStack()
+        path = Path(found.file) if found.file else vmlinux
+        stream = self._file.enter_context(elf.opened(path))
+        try:
+            self._dwarf = elf.parse(path, stream).get_dwarf_info()
+            self._aranges = self._dwarf.get_aranges()
+        except UsageError:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise elf.damaged(path, error) from error
+        self._units: dict[int, Unit] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def addresses(self, symbol: str) -> tuple[int, ...]:
+        """Return the linked addresses of a symbol."""
+        return symbols.addresses(self.vmlinux, symbol)
+
+    def unit_at(self, address: int) -> Unit:
+        """Return the compilation unit of an instruction.
+
+        Raises:
+            NotCompiledError: DWARF does not tell.
+        """
+        at = self._aranges.cu_offset_at_addr(address) if self._aranges is not None else None
+        if at is None:
+            raise NotCompiledError(f"the DWARF does not say which file the code at {address:#x} is from")
+        if at not in self._units:
+            self._units[at] = Unit(self, self._dwarf.get_CU_at(at), self._dwarf)
+        return self._units[at]
+
+    def unit_of(self, function: str) -> Unit:
+        """Return the compilation unit of a function.
+
+        Raises:
+            NotCompiledError: there is no such function.
+        """
+        for address in self.addresses(function):
+            return self.unit_at(address)
+        raise NotCompiledError(f"the vmlinux has no function {function}")
+
+
+class Location(msgspec.Struct, frozen=True):
+    """Where a variable is at an instruction.
+
+    Args:
+        register: The number of the register that has it, or that `offset` is relative to.
+        offset: An address, or an offset to the register or the frame; None: it is in the register.
+        frame: Whether the offset is relative to the canonical frame address.
+        constant: Its value, if it is nowhere.
+    """
+
+    register: int | None = None
+    offset: int | None = None
+    frame: bool = False
+    constant: int | None = None
+
+
+class Scope(msgspec.Struct, frozen=True, kw_only=True):
+    """A place of the kernel's code.
+
+    Args:
+        unit: Its compilation unit.
+        address: Its linked address.
+        entry: Whether it is the first instruction of a function, where the frame's address is known.
+        function: The function's entry in DWARF, the inlined one if it is that.
+        blocks: The entries in DWARF whose variables can be seen there, innermost first.
+        ranges: The function's linked code, if it is not inlined.
+    """
+
+    unit: Unit
+    address: int
+    entry: bool
+    function: Any
+    blocks: tuple[Any, ...]
+    ranges: tuple[tuple[int, int], ...]
+
+    @property
+    def result(self) -> Type:
+        """The type of what the function returns."""
+        return types.of_attribute(_origin(self.function))
+
+    def variable(self, name: str) -> Any | None:
+        """Return the entry of a local variable or parameter; None if there is none."""
+        for block in self.blocks:
+            for child in block.iter_children():
+                if child.tag in _VARIABLES and types.text(_origin(child)) == name:
+                    return child
+        return None
+
+    def variables(self) -> list[str]:
+        """Return the names of the function's parameters."""
+        named = (
+            types.text(_origin(each)) for each in self.function.iter_children() if each.tag in _VARIABLES
+        )
+        return [each for each in named if each]
+
+
+class Unit:
+    """A compilation unit.
+
+    Args:
+        kernel: The vmlinux.
+        cu: pyelftools' unit.
+        dwarf: pyelftools' DWARF.
+    """
+
+    def __init__(self, kernel: Kernel, cu: Any, dwarf: Any) -> None:
+        self.kernel = kernel
+        self._cu = cu
+        self._dwarf = dwarf
+
+    @functools.cached_property
+    def entries(self) -> list[Any]:
+        """The entries at the top of the unit."""
+        return list(self._cu.get_top_DIE().iter_children())
+
+    @functools.cached_property
+    def typedefs(self) -> dict[str, Any]:
+        """The typedefs by name."""
+        return {types.text(each): each for each in self.entries if each.tag == "DW_TAG_typedef"}
+
+    def scopes(self, function: str) -> Iterator[Scope]:
+        """Yield the places where a function of this unit begins: its own code, and its inlined copies."""
+        for entry in self.entries:
+            if entry.tag != "DW_TAG_subprogram":
+                continue
+            ranges = self._ranges(entry)
+            if ranges and types.text(_origin(entry)) == function:
+                low = self._low(entry, ranges)
+                yield Scope(
+                    unit=self, address=low, entry=True, function=entry, blocks=(entry,), ranges=tuple(ranges)
+                )
+            if ranges:
+                yield from self._inlined(entry, function, (entry,))
+
+    def _inlined(self, entry: Any, function: str, outside: tuple[Any, ...]) -> Iterator[Scope]:
+        for child in entry.iter_children():
+            if child.tag not in _BLOCKS or not (ranges := self._ranges(child)):
+                continue
+            inline = child.tag == "DW_TAG_inlined_subroutine"
+            blocks = (child,) if inline else (child, *outside)
+            if inline and types.text(_origin(child)) == function:
+                at = self._entry_pc(child, ranges)
+                yield Scope(unit=self, address=at, entry=False, function=child, blocks=blocks, ranges=())
+            yield from self._inlined(child, function, blocks)
+
+    def _entry_pc(self, entry: Any, ranges: list[tuple[int, int]]) -> int:
+        found = entry.attributes.get("DW_AT_entry_pc")
+        if found is None:
+            return self._low(entry, ranges)
+        return int(found.value if found.form == "DW_FORM_addr" else self._low(entry, ranges) + found.value)
+
+    def _low(self, entry: Any, ranges: list[tuple[int, int]]) -> int:
+        low = entry.attributes.get("DW_AT_low_pc")
+        return int(low.value) if low is not None else ranges[0][0]
+
+    def _ranges(self, entry: Any) -> list[tuple[int, int]]:
+        """Return the code of a function or block, its first part first."""
+        low, high = entry.attributes.get("DW_AT_low_pc"), entry.attributes.get("DW_AT_high_pc")
+        if low is not None and high is not None:
+            return [(low.value, high.value if high.form == "DW_FORM_addr" else low.value + high.value)]
+        ranges = entry.attributes.get("DW_AT_ranges")
+        if ranges is None:
+            return []
+        lists = self._dwarf.range_lists()
+        found, base = [], self._base
+        for each in lists.get_range_list_at_offset(ranges.value, cu=self._cu):
+            if hasattr(each, "base_address"):
+                base = each.base_address
+            elif each.begin_offset != each.end_offset:
+                add = 0 if getattr(each, "is_absolute", False) else base
+                found.append((each.begin_offset + add, each.end_offset + add))
+        return found
+
+    @property
+    def _base(self) -> int:
+        low = self._cu.get_top_DIE().attributes.get("DW_AT_low_pc")
+        return int(low.value) if low is not None else 0
+
+    def location(self, variable: Any, address: int) -> Location | None:
+        """Return where a variable is at an instruction; None if it is nowhere there, or in several parts."""
+        constant = types.number(variable, "DW_AT_const_value")
+        if constant is not None:
+            return Location(constant=constant)
+        attribute = variable.attributes.get("DW_AT_location")
+        if attribute is None:
+            return None
+        for expression in self._expressions(attribute, address):
+            return self._decoded(expression)
+        return None
+
+    def _expressions(self, attribute: Any, address: int) -> Iterator[list[int]]:
+        if attribute.form in ("DW_FORM_exprloc", "DW_FORM_block1", "DW_FORM_block"):
+            yield list(attribute.value)
+            return
+        base = self._base
+        for each in self._dwarf.location_lists().get_location_list_at_offset(
+            attribute.value, die=self._cu.get_top_DIE()
+        ):
+            if hasattr(each, "base_address"):
+                base = each.base_address
+            elif hasattr(each, "loc_expr"):
+                add = 0 if getattr(each, "is_absolute", False) else base
+                if each.begin_offset + add <= address < each.end_offset + add:
+                    yield list(each.loc_expr)
+
+    def _decoded(self, expression: list[int]) -> Location | None:
+        from elftools.dwarf.dwarf_expr import DWARFExprParser  # noqa: PLC0415 - slow to import
+
+        ops = DWARFExprParser(self._cu.structs).parse_expr(expression)
+        names = [op.op_name for op in ops]
+        match = _OPERATION.fullmatch(names[0]) if names else None
+        if match is None or (names[1:] and names[1:] != ["DW_OP_stack_value"]):
+            return None
+        kind, number = match["kind"], int(match["number"] or 0)
+        (argument,) = ops[0].args or (number,)
+        if names[1:]:
+            return Location(constant=argument) if kind in ("lit", "const") else None
+        places = {
+            "addr": Location(offset=argument),
+            "fbreg": Location(offset=argument, frame=True),
+            "call_frame_cfa": Location(offset=0, frame=True),
+            "breg": Location(register=number, offset=argument),
+            "reg": Location(register=number),
+        }
+        return places.get(kind)
+
+    def type_named(self, name: TypeName) -> Type:
+        """Return a type that an expression names.
+
+        Raises:
+            NotCompiledError: this unit does not have it.
+        """
+        found = self._bare_type(name.words)
+        for _ in range(name.pointers):
+            found = found.pointer()
+        return found
+
+    def _bare_type(self, words: tuple[str, ...]) -> Type:
+        basic = types.BASIC.get(frozenset(words))
+        if basic is not None:
+            return basic
+        tag, name = words if len(words) == 2 else ("", words[0])  # noqa: PLR2004 - struct NAME
+        if not tag and name in self.typedefs:
+            return types.of(self.typedefs[name])
+        wanted = {"struct": "structure", "union": "union", "enum": "enumeration"}.get(tag)
+        for entry in self.entries if wanted else ():
+            if entry.tag == f"DW_TAG_{wanted}_type" and types.text(entry) == name and _defined(entry):
+                return types.of(entry)
+        raise NotCompiledError(f"the file of the place does not define {' '.join(words)}")
+
+    def complete(self, kind: Type) -> Type:
+        """Return a struct with its members, which another part of the unit may define.
+
+        Raises:
+            NotCompiledError: this unit only declares it.
+        """
+        if kind.kind != "struct" or kind.die is None or _defined(kind.die):
+            return kind
+        tag = "union" if kind.die.tag == "DW_TAG_union_type" else "struct"
+        return self._bare_type((tag, types.text(kind.die)))
+
+    def enumerator(self, name: str) -> tuple[Type, int] | None:
+        """Return an enumerator's type and value; None if this unit has none of that name."""
+        for entry in self.entries:
+            if entry.tag == "DW_TAG_enumeration_type":
+                kind = types.of(entry)
+                value = kind.enumerators().get(name)
+                if value is not None:
+                    return kind, value
+        return None
+
+    def variable(self, name: str) -> tuple[Any, int] | None:
+        """Return the entry and the linked address of a global variable; None if there is none."""
+        for entry in self.entries:
+            if entry.tag == "DW_TAG_variable" and types.text(_origin(entry)) == name:
+                place = self.location(entry, 0)
+                if place is not None and place.offset is not None and place.register is None:
+                    return entry, place.offset
+                addresses = self.kernel.addresses(name)
+                if len(addresses) == 1:
+                    return entry, addresses[0]
+        return None
+
+
+def _defined(entry: Any) -> bool:
+    return "DW_AT_declaration" not in entry.attributes
+
+
+def _origin(entry: Any) -> Any:
+    """Return the entry with the name and the type: that of the abstract function, or of the declaration."""
+    for name in ("DW_AT_abstract_origin", "DW_AT_specification"):
+        if name in entry.attributes and "DW_AT_name" not in entry.attributes:
+            return _origin(entry.get_DIE_from_attribute(name))
+    return entry
+
+
+def type_of(variable: Any) -> Type:
+    """Return the type of a variable."""
+    return types.of_attribute(variable if "DW_AT_type" in variable.attributes else _origin(variable))

@@ -1,0 +1,43 @@
+"""Compiles the plugin; hatch_build.py imports it, too: it needs only the standard library."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from vmdebug import compiler
+from vmdebug.compiler import Program
+from vmdebug.deadline import Deadline
+from vmdebug.progress import Report
+
+VERSIONS = (7, 4, 1)
+"""The versions of QEMU's plugin API that the plugin can be built for, the preferred one first.
+
+A QEMU accepts a range of them: 7.2 accepts 0 and 1, 10.0 accepts 2 to 4, 11.1 only 7.
+"""
+
+FLAGS = ("-O2", "-Wall", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
+
+_HERE = Path(__file__).parent
+SOURCE = _HERE / "plugin.c"
+SHIPPED = _HERE / "shipped"
+"""Directory with ARCH/vmdebug-plugin-VERSION for each architecture of the wheel; see hatch_build.py."""
+
+
+def shipped(arch: str, version: int) -> Path:
+    """Return where a wheel has the binary for an architecture and a version of the plugin API."""
+    return SHIPPED / arch / f"vmdebug-plugin-{version}"
+
+
+def compile_into(into: Path, version: int, *, report: Report, deadline: Deadline) -> Path:
+    """Compile the plugin for a version of the plugin API into a directory, unless it is there.
+
+    Raises:
+        HostError: there is no C compiler, or the directory cannot be written.
+        DeadlineError: the compiler took too long.
+    """
+    flags = (*FLAGS, f"-DAPI={version}")
+    program = Program(
+        name=f"vmdebug-plugin-{version}", what="QEMU's trace plugin", source=SOURCE, flags=flags
+    )
+    return compiler.compiled(program, platform.machine(), into, report=report, deadline=deadline)
