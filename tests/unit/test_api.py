@@ -45,7 +45,7 @@ def test_an_unknown_option_is_named_before_anything_starts() -> None:
 
 ANSWERED_AT_ONCE = {
     "Console": {"tail"},
-    "DebugSession": {"collector", "exchanges"},
+    "DebugSession": {"check_running", "exchanges"},
     "Gdb": {"check_stop", "exchanges", "fileno", "replaced", "resume", "runs"},
     "GuestOptions": {"speller"},
     "Job": {"cancel", "result_by", "settle"},
