@@ -15,8 +15,9 @@ COLUMNS = ("name", "status", "accel", "pid", "release", "guest")
 def status(name: verb.VmName = None, *, as_json: verb.Json = False) -> None:
     """Show running VMs.
 
-    The status is halted (at the reset vector), running, paused, panicked, failed or exited. A VM that has
-    exited is shown once, and then removed.
+    The status is halted (at the reset vector), running, paused, panicked, failed (QEMU cannot continue the
+    guest: qemu.log has the reason), exited, or lost (its run directory was removed). A VM that has exited is
+    shown once, and then removed.
     """
     from vmdebug import vm
     from vmdebug.cli import facts
