@@ -53,6 +53,8 @@ in
       boot.kernelParams = [ "nokaslr" ];
       # Print all messages except debug messages on the console.
       boot.consoleLogLevel = lib.mkDefault 7;
+      # NixOS's initrd is systemd's. If it cannot mount the root, it starts a shell on the console, which is locked by default.
+      boot.initrd.systemd.emergencyAccess = lib.mkDefault true;
       services.getty.autologinUser = lib.mkDefault cfg.autologin;
       boot.kernelModules = [ "virtio_console" ];
       systemd.services.vmdebug-agent = import ./agent.nix { inherit config pkgs; };

@@ -149,6 +149,8 @@ def test_a_compiler_with_ccache_is_one_for_the_kernel_whether_there_is_a_cache_o
         flake, f'(import (ours + "/kernel/ccache.nix") {{ inherit pkgs; dir = "{cache}"; }}).compiler'
     )
     compiler = json.loads(made.stdout)[0]["outputs"]["out"]
+    # nixpkgs builds kernels with it; what the wrapper adds, hardening for example, makes another kernel.
+    assert "-gcc-unwrapped/bin/gcc " in Path(compiler).read_text()
     assert kernel.vmlinux is not None
     source = (kernel.vmlinux.parent / "source").resolve()
     script = source / "scripts/as-version.sh"

@@ -248,6 +248,7 @@ def test_a_guest_can_be_debugged_and_cloned(flake: OurFlake) -> None:
         f"nixosConfigurations.base-nixos.{VARIANT}",
         """vm: {
           inherit (vm.virtualisation) graphics useNixStoreImage sharedDirectories writableStore;
+          inherit (vm.boot.initrd.systemd) emergencyAccess;
           autologin = vm.services.getty.autologinUser;
           params = vm.boot.kernelParams;
         }""",
@@ -262,6 +263,8 @@ def test_a_guest_can_be_debugged_and_cloned(flake: OurFlake) -> None:
         "sharedDirectories": {},
         # An overlay over it, or nothing could be built in the guest.
         "writableStore": True,
+        # A shell on the console if the initrd fails.
+        "emergencyAccess": True,
         "autologin": "root",
     }
 

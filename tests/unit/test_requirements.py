@@ -59,6 +59,22 @@ def test_what_the_system_mounts_unpacks_and_starts(runner: Path) -> None:
     assert options(runner) > {"OVERLAY_FS", "RD_ZSTD", "CGROUPS", "FHANDLE"}
 
 
+@pytest.mark.parametrize(
+    "named", ["a link, as in NixOS 25.05", "boot.json, as in later ones with system.nixos-init"]
+)
+def test_an_etc_that_the_initrd_mounts(runner: Path, named: str) -> None:
+    system = runner.parent.parent / "system"
+    system.mkdir()
+    (system / "boot.json").write_text('{"org.nixos.nixos-init.v1":{}}')
+    overlay = {"EROFS_FS", "OVERLAY_FS", "BLK_DEV_LOOP"}
+    assert not overlay & options(runner)
+    if named.startswith("a link"):
+        (system / "etc-metadata-image").write_text("")
+    else:
+        (system / "boot.json").write_text('{"org.nixos.nixos-init.v1":{"etc_metadata_image":"/nix/store/x"}}')
+    assert options(runner) > overlay
+
+
 def test_a_runner_that_cannot_be_read_is_taken_for_one_as_nixpkgs_makes_it() -> None:
     assert requirements.of_runner(Path("/gone/bin/run-nixos-vm")) == requirements.RUNNER
 

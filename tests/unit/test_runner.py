@@ -1,5 +1,6 @@
 """Runners in a store made by hand, with a fake nix."""
 
+import lzma
 import re
 import shutil
 from dataclasses import dataclass
@@ -195,6 +196,11 @@ def test_a_disk_goes_into_a_directory_that_is_there(made: Made) -> None:
             "echo 'error: no outputs' >&2; exit 1",
             "nix has no `dev` output for .*: no outputs",
         ),
+        (
+            "echo /s/x.drv",
+            "echo \"error: derivation '/s/x.drv' does not have wanted outputs 'dev'\" >&2; exit 1",
+            r"linux-6\.1\.0 has no `dev` output, which nixpkgs makes only for kernels with modules; ",
+        ),
     ],
 )
 def test_symbols_that_nix_does_not_have_are_a_note(made: Made, deriver: str, realised: str, why: str) -> None:
@@ -203,6 +209,18 @@ def test_symbols_that_nix_does_not_have_are_a_note(made: Made, deriver: str, rea
     assert spec.kernel.vmlinux is None
     assert len(spec.notes) == 1
     assert re.search(why, spec.notes[0])
+
+
+@pytest.mark.parametrize(("section", "told"), [(".symtab", True), (".debug_info", False)])
+def test_modules_without_debug_information_are_noted(made: Made, section: str, *, told: bool) -> None:
+    """nixpkgs strips those of every kernel; the names of an ELF file's sections end in a zero byte."""
+    modules = made.toplevel / "kernel-modules/lib/modules/6.1.0/kernel"
+    modules.mkdir(parents=True)
+    (modules / "brd.ko.xz").write_bytes(lzma.compress(f"\0{section}\0".encode()))
+    made.nix_says("echo /s/x.drv", f"echo {made.dev}")
+    notes = [note for note in resolve(made.result).notes if "the modules have no debug information" in note]
+    assert bool(notes) is told
+    assert all("stripModules = false" in note for note in notes)
 
 
 def test_without_nix_the_guest_starts_without_symbols(made: Made) -> None:

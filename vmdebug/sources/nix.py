@@ -323,6 +323,11 @@ def lacks_attribute(error: BuildError) -> bool:
     return "does not provide attribute" in error.detail
 
 
+def lacks_output(error: BuildError) -> bool:
+    """Whether nix failed because the derivation has no output of the wanted name."""
+    return "does not have wanted outputs" in error.detail
+
+
 def reason(error: BuildError) -> str:
     """Return the first line of nix's error."""
     found = _ERROR.search(error.detail)

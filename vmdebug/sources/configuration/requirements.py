@@ -95,6 +95,18 @@ _FILE_SYSTEMS = {
     "xfs": (Need("XFS_FS", "NixOS VM", "a file system in its fstab", "", "xfs"),),
 }
 
+_ETC = tuple(
+    Need(
+        option,
+        "NixOS VM",
+        "its /etc: system.etc.overlay, as system.nixos-init needs it",
+        "nixos-boot",
+        module,
+    )
+    for option, module in (("EROFS_FS", "erofs"), ("OVERLAY_FS", "overlay"), ("BLK_DEV_LOOP", "loop"))
+)
+"""system.requiredKernelConfig of nixos/modules/system/etc/etc-activation.nix; the initrd mounts it."""
+
 _PACKED = {
     b"\x28\xb5\x2f\xfd": Need("RD_ZSTD", "NixOS VM", "its initrd, packed with zstd", "nixos-boot"),
     b"\x1f\x8b": Need("RD_GZIP", "NixOS VM", "its initrd, packed with gzip", "nixos-boot"),
@@ -205,9 +217,22 @@ def _needs_in(text: str, system: Path) -> Iterator[Need]:
         kinds = re.findall(r"^[^#\s]\S*\s+\S+\s+(\S+)", fstab.read_text(errors="replace"), re.MULTILINE)
         for kind in kinds:
             yield from _FILE_SYSTEMS.get(kind, ())
+    if _overlays_etc(system):
+        yield from _ETC
     if or_false((system / "systemd").exists):
         yield from SYSTEMD
     yield from _unpacking(system / "initrd")
+
+
+def _overlays_etc(system: Path) -> bool:
+    """Return whether the initrd mounts an image as /etc.
+
+    The toplevel has a link to the image; that of newer releases names it in boot.json.
+    """
+    boot = system / "boot.json"
+    if or_false((system / "etc-metadata-image").exists):
+        return True
+    return or_false(boot.is_file) and '"etc_metadata_image"' in boot.read_text(errors="replace")
 
 
 def _unpacking(initrd: Path) -> Iterator[Need]:

@@ -11,7 +11,7 @@ import gzip
 import lzma
 import mmap
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +68,28 @@ def look(kernel: Kernel) -> Modules:
 
 def vermagic(module: Path) -> str:
     """Return the vermagic of a module, compressed or not; "" if it has none or cannot be decompressed."""
+    found = _VERMAGIC.search(_content(module))
+    return found[1].decode(errors="replace") if found else ""
+
+
+def stripped(kernel: Kernel) -> bool:
+    """Return whether the modules of a kernel have no debug information, according to one of them.
+
+    False if there are none, or it cannot be decompressed.
+    """
+    first = next(_walked(kernel.modules), None) if kernel.modules is not None else None
+    content = _content(first) if first is not None else b""
+    # The name of the section, in the section header string table; see elf(5).
+    return bool(content) and b".debug_info\0" not in content
+
+
+def _content(module: Path) -> bytes:
+    """Return a module, decompressed; b"" if that fails."""
     unpack = _UNPACK.get(module.suffix, _zstd)
     try:
-        content = unpack(module.read_bytes())
+        return unpack(module.read_bytes())
     except (OSError, EOFError, ValueError, lzma.LZMAError):
-        return ""
-    found = _VERMAGIC.search(content)
-    return found[1].decode(errors="replace") if found else ""
+        return b""
 
 
 def _zstd(packed: bytes) -> bytes:
@@ -105,9 +120,11 @@ def _files(directory: Path) -> list[Path]:
     if order.is_file():
         named = [directory / line for line in order.read_text().split()]
         return [each for path in named if (each := path.with_suffix(".ko")).is_file()]
-    return [
-        Path(top, name)
-        for top, files in paths.walk(directory)
-        for name in sorted(files)
-        if name.endswith((".ko", ".ko.gz", ".ko.xz", ".ko.zst", ".ko.bz2"))
-    ]
+    return list(_walked(directory))
+
+
+def _walked(directory: Path) -> Iterator[Path]:
+    for top, files in paths.walk(directory):
+        for name in sorted(files):
+            if name.endswith((".ko", ".ko.gz", ".ko.xz", ".ko.zst", ".ko.bz2")):
+                yield Path(top, name)

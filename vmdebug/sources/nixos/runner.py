@@ -22,7 +22,7 @@ from vmdebug.paths import absolute
 from vmdebug.progress import Report
 from vmdebug.sources import naming, nix
 from vmdebug.sources.configuration import requirements
-from vmdebug.sources.kernels import dev_output, replacements
+from vmdebug.sources.kernels import dev_output, modules, replacements
 from vmdebug.sources.nixos import script
 from vmdebug.spelling import option
 
@@ -91,13 +91,13 @@ def read(location: Path, *, origin: str) -> Runner:
     if absent:
         text = script.detached(text, absent)
         path = script.copy(path, text, system, cache.directory("runners"))
-    modules = system / "kernel-modules/lib/modules"
+    installed = system / "kernel-modules/lib/modules"
     return Runner(
         script=path,
         origin=origin,
         system_name=name,
         image=(system / "kernel").resolve(),
-        modules=modules if modules.is_dir() else None,
+        modules=installed if installed.is_dir() else None,
         text=text,
         vlans=absent,
     )
@@ -181,6 +181,11 @@ def dev_of(image: Path, *, report: Report, deadline: Deadline) -> Path | str:
     except HostError as error:
         return f"{error.message}, and it is needed to find the kernel's `dev` output"
     except BuildError as error:
+        if nix.lacks_output(error):
+            return (
+                f"{nix.name(str(output))} has no `dev` output, which nixpkgs makes only for kernels with"
+                " modules; a kernel in vmdebug.kernels (nixosModules.kernel) always has it"
+            )
         return f"nix has no `dev` output for {output}: {nix.reason(error)}"
     return Path(made.strip())
 
@@ -254,6 +259,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
             *filter(None, [unsure]),
             *_ignored(found, options),
             *console_notes(row, words),
+            *_stripped(kernel),
             *script.notes(found.text, found.vlans),
         ),
     )
@@ -297,6 +303,17 @@ def _disk(options: GuestOptions) -> Path | None:
             f"{option('disk', options.disk)}: there is no directory {disk.parent}", hint="create it first"
         )
     return disk
+
+
+def _stripped(kernel: Kernel) -> tuple[str, ...]:
+    """Return a note if the kernel has debug information, and its modules have none, as in nixpkgs."""
+    if kernel.vmlinux is None or not kimage.dwarf(kernel.vmlinux).version or not modules.stripped(kernel):
+        return ()
+    note = (
+        "the modules have no debug information: GDB knows neither lines nor types in them; nixpkgs strips it,"
+        " unless the kernel has vmdebug.kernels.NAME.stripModules = false"
+    )
+    return (note,)
 
 
 def _ignored(found: Runner, options: GuestOptions) -> tuple[str, ...]:
