@@ -33,7 +33,7 @@ in
       type = lib.types.bool;
       default = false;
       description = ''
-        Whether to remove the node's 9p shares, so that it can be saved and cloned. The test driver's `copy_from_vm` and
+        Whether to remove the node's 9p shares, so that `snapshot` can save it. The test driver's `copy_from_vm` and
         `copy_from_host` need 9p.
       '';
     };

@@ -1,4 +1,4 @@
-# Makes a system's VM a guest that can be debugged and cloned; import it, nothing else is needed. It changes only
+# Makes a system's VM a guest that can be debugged and saved; import it, nothing else is needed. It changes only
 # the VM (virtualisation.vmVariant), not a machine with the same configuration.
 {
   config,
@@ -25,7 +25,7 @@ in
       type = lib.types.bool;
       default = true;
       description = ''
-        Whether to remove the VM's 9p shares, so that it can be saved, cloned and migrated: QEMU refuses all three while a
+        Whether to remove the VM's 9p shares, so that `snapshot` can save it, which QEMU refuses while a
         9p file system is mounted. The Nix store is then an image (virtualisation.useNixStoreImage), built at each
         start, and there is no /tmp/shared.
       '';

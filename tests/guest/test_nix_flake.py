@@ -70,6 +70,11 @@ def test_the_main_job_on_our_own_flake(flake: OurFlake, kernel: Kernel) -> None:
     stopped = vmdebug(flake, "attach", "--batch", "--until", "start_kernel", "-ex", "bt").stdout
     assert "#0  start_kernel ()" in stopped
     assert vmdebug(flake, "exec", "--", "cat", "/proc/cmdline").stdout.count(" nokaslr loglevel=7 init=") == 1
+    # Its store is a raw disk, which QEMU opens for writing.
+    vmdebug(flake, "snapshot", "save", "base-nixos", "up")
+    vmdebug(flake, "exec", "--", "touch", "/later")
+    vmdebug(flake, "snapshot", "load", "base-nixos", "up")
+    assert vmdebug(flake, "exec", "--", "ls", "/").stdout.split().count("later") == 0
     vmdebug(flake, "exec", "--", "modprobe", "brd")
     # Links, as when NixOS merges the modules of several packages.
     modules = vmdebug(flake, "attach", "--batch", "-ex", "vmd-modules", "-ex", "info line brd_exit").stdout

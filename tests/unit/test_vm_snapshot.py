@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -52,3 +53,27 @@ def test_what_qemu_cannot_take_is_told_with_what_to_do(words: str, hint: str) ->
     with pytest.raises(VmError, match=words) as raised:
         snapshot._run(cast("Qmp", Refusing()), "it cannot be taken", "snapshot-save", {})
     assert hint in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("start", "driver", "saved"),
+    [
+        (b"\0" * 1024 + b"\xe2\xe1\xf5\xe0", "raw", False),
+        (b"hsqs", "raw", False),
+        (b"\0" * 2048, "raw", True),
+        (b"hsqs", "qcow2", True),
+    ],
+)
+def test_a_disk_that_no_guest_can_write_needs_no_snapshot(
+    tmp_path: Path, start: bytes, driver: str, *, saved: bool
+) -> None:
+    """erofs, the store of a NixOS VM, and squashfs."""
+    disk = tmp_path / "store.img"
+    disk.write_bytes(start)
+    inserted = {"node-name": "#block1", "ro": False, "drv": driver, "file": str(disk)}
+
+    class Answering:
+        def execute(self, command: str, arguments: object = None) -> object:
+            return [{"inserted": inserted}] if command == "query-block" else []
+
+    assert list(snapshot._nodes(cast("Qmp", Answering()))) == (["#block1"] if saved else [])

@@ -183,16 +183,32 @@ def _known(qmp: Qmp, tag: str, vm: str) -> Mapping[str, Any]:
 
 
 def _nodes(qmp: Qmp) -> Mapping[str, Any]:
-    """Return the block nodes of a snapshot by name: the guest's writable disks, and vmdebug's image."""
+    """Return the block nodes of a snapshot by name: the disks that the guest writes, and vmdebug's image."""
     found = {}
     for device in qmp.execute("query-block"):
         inserted = device.get("inserted")
-        if inserted is not None and not inserted["ro"]:
+        if inserted is not None and not inserted["ro"] and not _never_written(inserted):
             found[inserted["node-name"]] = inserted
     for node in qmp.execute("query-named-block-nodes", {"flat": True}):
         if node["node-name"] == NODE:
             found[NODE] = node
     return found
+
+
+def _never_written(node: Mapping[str, Any]) -> bool:
+    """Return whether a disk is an image of a file system that Linux cannot write.
+
+    The store of a NixOS VM with `virtualisation.useNixStoreImage` is such a disk, and QEMU opens it for
+    writing. See fs/erofs/erofs_fs.h and fs/squashfs/squashfs_fs.h of Linux for the magic numbers.
+    """
+    if node["drv"] != "raw":
+        return False
+    try:
+        with Path(node["file"]).open("rb") as disk:
+            start = disk.read(1028)
+    except (OSError, ValueError):
+        return False  # an unnamed file, or no file
+    return start[1024:] == b"\xe2\xe1\xf5\xe0" or start.startswith(b"hsqs")
 
 
 def _tags(nodes: Mapping[str, Any]) -> dict[str, Snapshot]:

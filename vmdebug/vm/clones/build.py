@@ -104,7 +104,7 @@ def build(
 def obstacle(spec: LaunchSpec) -> str:
     """Return why a guest cannot be saved; "" if there is no known reason."""
     if isinstance(spec.machine, RunnerMachine):
-        return "the guest of a NixOS VM runner has a disk and mounted 9p shares, which cannot be copied"
+        return "the guest of a NixOS VM runner has a disk, which can have only one writer"
     if spec.machine.disk is not None and spec.machine.throwaway:
         return f"its changes to the disk {spec.machine.disk} are not copied with its memory"
     if spec.root is not None and spec.root.keep:
