@@ -14,7 +14,7 @@ import zstandard
 
 from tests.unit import kernelfiles
 from tests.unit.kernelfiles import BANNER, ID, OTHER_ID, RELEASE, objcopy
-from vmdebug import sources
+from vmdebug import kimage, sources
 from vmdebug.arch import by_name
 from vmdebug.cli import status_of
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
@@ -114,7 +114,10 @@ class TestDwarf:
             f"version 5, in {linux / 'vmlinux.debug'}, by its .gnu_debuglink",
         )
         (linux / "vmlinux.debug").unlink()
-        assert rows(tree.kernel(linux))["DWARF"].found == "none"
+        table = rows(tree.kernel(linux))
+        assert table["DWARF"].found == "none"
+        assert kimage.WITHOUT_DWARF in table["DWARF"].reason
+        assert table["gdb scripts"].reason == "they need the types of debugging information"
 
     def test_split_files_that_are_gone(self, linux: Path) -> None:
         kernelfiles.split(linux / "vmlinux")

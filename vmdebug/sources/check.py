@@ -130,6 +130,9 @@ def _dwarf(kernel: Kernel) -> Row:
 
 
 def _scripts(kernel: Kernel) -> Row:
+    if kernel.vmlinux is not None and not kimage.dwarf(kernel.vmlinux).version:
+        why = "they need the types of debugging information"
+        return Row("gdb scripts", "warning", "none that can be loaded", why)
     if kernel.gdb_scripts is not None:
         return Row("gdb scripts", "ok", str(kernel.gdb_scripts))
     why = why_unusable(kernel.vmlinux.parent) if kernel.vmlinux is not None else "there is no vmlinux"
