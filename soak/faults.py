@@ -1,4 +1,7 @@
-"""Use vmdebug on a machine with faults: full disks, I/O errors, few descriptors, a jumping clock, load."""
+"""Use vmdebug on a machine with faults: full disks, I/O errors, few descriptors, a jumping clock, load.
+
+Needs a mount namespace of its own, which `soak.run` makes: one of the full disks is a file system.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,14 @@ DESCRIPTORS = (12, 80)
 ONE_IN = (3, 60)
 """Between these lies how rare a failing call is."""
 
-FAULTS = ("full disk", "I/O errors", "no descriptors", "clock", "load")
+FAULTS = ("full disk", "full file system", "I/O errors", "no descriptors", "clock", "load")
+"""A call on a full disk fails at random; a full file system is one."""
+
+SIZE = "512m"
+"""The size of the world's file system."""
+
+LEFT = (0, 4096, 64 << 10, 1 << 20)
+"""How many bytes are left where it is full."""
 
 VERBS = (
     ("start", "builtin", "--name", "s"),
@@ -47,7 +57,7 @@ VERBS = (
 def run(count: int, rng: random.Random) -> Result:
     """Run `count` verbs, each under a random fault."""
     rounds = Rounds("faults")
-    with world() as here:
+    with world(SIZE) as here:
         library = _library(here.root)
         for number in range(count):
             fault = rng.choice(FAULTS)
@@ -67,7 +77,11 @@ def _under(
         if (ended := here.run(*verb)).status:
             return [f"`{' '.join(verb)}` without a fault ended with {ended.status}: {ended.output[-300:]}"]
     words = " ".join(verbs[-1])
-    with _load() if fault == "load" else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        if fault == "load":
+            held.enter_context(_load())
+        if fault == "full file system":
+            held.enter_context(here.full(rng.choice(LEFT)))
         ended = _faulty(here, fault, verbs[-1], library, rng)
     problems = []
     if ended.status == HUNG:

@@ -8,6 +8,7 @@ was left behind, hung, grew, or ended with a traceback.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
 import sys
@@ -15,6 +16,10 @@ import time
 
 from soak import cycles, faults, inputs, kills
 from soak.result import Result
+from vmdebug import process
+
+INSIDE = "VMDEBUG_SOAK_INSIDE"
+"""Set in the mount namespace of a run with `faults`."""
 
 PARTS = {"inputs": inputs.run, "cycles": cycles.run, "kills": kills.run, "faults": faults.run}
 COUNTS = {"inputs": 20_000, "cycles": 500, "kills": 500, "faults": 200}
@@ -31,6 +36,11 @@ def main(words: list[str]) -> int:
     unknown = [part for part in given.parts if part not in PARTS]
     if unknown:
         parser.error(f"no part {', '.join(unknown)}; there are: {', '.join(PARTS)}")
+    if INSIDE not in os.environ and (not given.parts or "faults" in given.parts):
+        # The file system that they fill ends with this namespace.
+        user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+        again = ["unshare", *user, "--mount", sys.executable, "-m", "soak.run", *words]
+        process.replace(again, env={**os.environ, INSIDE: "1"})
     # A shell starts a background job with SIGINT ignored; the processes under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"seed {given.seed}", flush=True)

@@ -6,6 +6,7 @@ however it was started, and whoever its parent is now.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -116,11 +117,51 @@ class World:
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(mode=0o700)
 
+    @contextmanager
+    def full(self, left: int) -> Iterator[None]:
+        """Leave so many bytes free on the world's file system during the block."""
+        ballast = self.root / "ballast"
+        with ballast.open("wb", buffering=0) as file:
+            for piece in (bytes(1 << 20), bytes(4096)):
+                with contextlib.suppress(OSError):
+                    while file.write(piece):
+                        pass
+            file.truncate(max(0, file.tell() - left))
+        try:
+            yield
+        finally:
+            ballast.unlink()
+
 
 @contextmanager
-def world() -> Iterator[World]:
-    """Make a world, and remove it at the end."""
+def _file_system(root: Path, size: str) -> Iterator[None]:
+    deadline = Deadline.after(SETTLE_SECONDS)
+    process.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "soak", root], deadline=deadline)
+    try:
+        yield
+    finally:
+        # Lazily: what is left may use it.
+        process.run(["umount", "--lazy", root], deadline=Deadline.after(SETTLE_SECONDS))
+
+
+@contextmanager
+def world(size: str = "") -> Iterator[World]:
+    """Make a world, and remove it at the end.
+
+    Args:
+        size: The size of a file system of its own, as tmpfs(5) takes it; "" for none. Needs a mount namespace
+            in which this process is root.
+    """
     root = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
+    with contextlib.ExitStack() as held:
+        held.callback(shutil.rmtree, root, ignore_errors=True)
+        if size:
+            held.enter_context(_file_system(root, size))
+        yield held.enter_context(_filled(root))
+
+
+@contextmanager
+def _filled(root: Path) -> Iterator[World]:
     made = World(root)
     made.env = {
         **os.environ,
@@ -134,7 +175,6 @@ def world() -> Iterator[World]:
         yield made
     finally:
         made.end()
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def aftermath(here: World) -> list[str]:
