@@ -52,9 +52,9 @@ class Connect(gdb.Command):
         if vmd_kgdb.on():
             vmd_kgdb.select_running()
         if vmd_guest.has_vmlinux():
+            _settle()
             if vmd_debuginfo.missing():
                 vmd_batch.say(vmd_debuginfo.lacking("types, arguments or source lines"))
-            _settle()
         if not vmd_kgdb.on():
             vmd_death.tell()
         if vmd_kgdb.stuck_later():
