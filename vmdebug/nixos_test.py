@@ -68,6 +68,7 @@ def start_node(
     allow_reboot: bool = False,
     report: Report = silent,
     timeout: float = LAUNCH_SECONDS,
+    build_timeout: float = BUILD_SECONDS,
     **options: Unpack[StartOptions],
 ) -> DebugSession:
     """Start a node of a NixOS test under the debugger, instead of `machine.start()`.
@@ -82,6 +83,7 @@ def start_node(
         allow_reboot: As for `machine.start`.
         report: Called with each long step.
         timeout: Seconds to wait for QEMU's answer.
+        build_timeout: Seconds for finding the kernel's symbols; nix may download them.
         **options: The options of `vmdebug.start`; without `vmlinux`, nix looks for the kernel's symbols,
             which it cannot do in a build.
 
@@ -103,7 +105,8 @@ def start_node(
             hint="only a node that is a QEMU VM can be debugged",
         )
     kept = bool(os.environ.get(KEEP)) if keep_failed is None else keep_failed
-    starter = _Starter(machine, changed(GuestOptions(), options), kept, report, timeout)
+    wanted = changed(GuestOptions(), options)
+    starter = _Starter(machine, wanted, keep=kept, report=report, timeouts=(build_timeout, timeout))
     machine.start_command = starter
     try:
         machine.start(**({"allow_reboot": True} if allow_reboot else {}))
@@ -116,13 +119,21 @@ def start_node(
 class _Starter:
     """A start command of the test driver that starts a VM of vmdebug."""
 
-    def __init__(self, node: Node, options: GuestOptions, keep: bool, report: Report, timeout: float) -> None:
+    def __init__(
+        self,
+        node: Node,
+        options: GuestOptions,
+        *,
+        keep: bool,
+        report: Report,
+        timeouts: tuple[float, float],
+    ) -> None:
         self._node = node
         self._options = options
         self._original = node.start_command
         self._keep = keep
         self._report = report
-        self._timeout = timeout
+        self._build_timeout, self._timeout = timeouts
         self.session: DebugSession | None = None
 
     def run(self, state_dir: Path, shared_dir: Path, *sockets: Any) -> _Process:
@@ -158,7 +169,7 @@ class _Starter:
             # It outlives the VM, so that a node can be started again; `-S` until the driver reads the line.
             qemu_args=(*given, *own.qemu_args, "-S"),
         )
-        spec = sources.resolve(wanted, report=self._report, deadline=Deadline.after(BUILD_SECONDS))
+        spec = sources.resolve(wanted, report=self._report, deadline=Deadline.after(self._build_timeout))
         made = spec.machine
         assert isinstance(made, RunnerMachine)  # noqa: S101 - nixpkgs' driver starts run-NAME-vm
         if made.disk is None:
