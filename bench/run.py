@@ -14,7 +14,20 @@ from pathlib import Path
 
 from bench.figure import Figure
 
-BENCHMARKS = ("attach", "clone", "exec", "help", "kaslr", "mi", "start", "suite", "trace", "trouble", "value")
+BENCHMARKS = (
+    "attach",
+    "clone",
+    "exec",
+    "help",
+    "kaslr",
+    "mi",
+    "plugin",
+    "start",
+    "suite",
+    "trace",
+    "trouble",
+    "value",
+)
 OUT = Path(__file__).parent / "out" / "latest.json"
 
 
