@@ -22,6 +22,7 @@ BENCHMARKS = (
     "kaslr",
     "mi",
     "plugin",
+    "root",
     "start",
     "suite",
     "trace",
