@@ -1,1 +1,1 @@
-"""The guest's serial line: who may have it, its shell, what it shows of the kernel's trouble."""
+"""The guest's serial line: one client at a time, the shell on it, and the protocol of its commands."""
