@@ -60,7 +60,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         parts = {"initrd": other or ours}
     machine = msgspec.structs.replace(machine, **parts)
     words = parameters(row, kaslr=options.kaslr, append=options.append)
-    words = (*(whole.parameters if whole is not None else ()), *userland.for_init(root), *words)
+    words = (*(whole.parameters if whole is not None else ()), *userland.for_init(root, row), *words)
     return LaunchSpec(
         name=name,
         guest=options.table or guest.words,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmdebug import roots
+from vmdebug.arch import Arch
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import NO_INIT, GuestOptions, Kernel, Root
@@ -42,7 +43,7 @@ def root(
     return root, (unknown,) if unknown else ()
 
 
-def for_init(root: Root | None) -> tuple[str, ...]:
+def for_init(root: Root | None, row: Arch) -> tuple[str, ...]:
     """Return the kernel parameters for the init of a root file system; others ignore those of systemd.
 
     The shell on the console is vmdebug's, and an fstab may name disks that this guest does not have.
@@ -50,7 +51,7 @@ def for_init(root: Root | None) -> tuple[str, ...]:
     """
     if root is None or root.init == NO_INIT:
         return ()
-    return ("systemd.mask=serial-getty@ttyS0.service", "fstab=no")
+    return (f"systemd.mask=serial-getty@{row.console}.service", "fstab=no")
 
 
 def initrd(options: GuestOptions, kernel: Kernel) -> tuple[Path | None, tuple[str, ...]]:
