@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,9 @@ unreferenced object 0xffff8880026f2400 (size 32):
     [<00000000e5c5b1a4>] kmalloc_trace+0x26/0x90
     [<000000003c2a1f00>] 0xffffffffc0000030
 """
+RECORDED = Path(__file__).with_name("splats") / "kmemleak-report.txt"
+"""Of Linux 6.1, after the load and removal of its module kmemleak-test."""
+
 UNKNOWN = "unreferenced object 0x1 (size 1):\n  a form of a later kernel\n"
 
 
@@ -47,6 +51,15 @@ def guest(status: int = 0, **said: str) -> Callable[..., ExecResult]:
 )
 def test_what_was_allocated_before_the_test_is_not_its_leak(since: int, found: list[str]) -> None:
     assert leaks.leaks(BOOT + TEST, since) == found
+
+
+def test_the_report_of_a_real_kernel_is_read_record_by_record() -> None:
+    report = RECORDED.read_text()
+    found = leaks.leaks(report, 4294976840)
+    assert "".join(found) == report
+    assert len(found) == 24
+    assert all('comm "insmod", pid 53' in record and "  backtrace:" in record for record in found)
+    assert [len(leaks.leaks(report, 4294976840 + later)) for later in (1, 56, 154)] == [14, 4, 0]
 
 
 def test_a_record_without_a_time_counts() -> None:
