@@ -8,6 +8,7 @@ see docs/devel/migration of QEMU. If the RAM cannot be shared, the state contain
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,7 @@ def save(vm: Vm, into: int, *, shared: bool, deadline: Deadline) -> None:
             raise
         events.next(_moved)
         moved = qmp.execute("query-migrate")
+        _wait_finished(qmp, deadline)
     if moved["status"] != "completed":
         why = moved.get("error-desc", "QEMU gives no reason")
         raise VmError(f"the state of {vm.name} could not be saved: {why}")
@@ -212,6 +214,18 @@ def _set_capabilities(qmp: Qmp, *, shared: bool) -> None:
         "migrate-set-capabilities",
         {"capabilities": [{"capability": name, "state": on} for name, on in wanted.items()]},
     )
+
+
+def _wait_finished(qmp: Qmp, deadline: Deadline) -> None:
+    """Wait until QEMU has left the run state of a migration, in which it refuses `cont`.
+
+    QEMU sends the event that the migration is complete some instructions earlier, and none afterwards; see
+    migration_iteration_finish of migration/migration.c.
+    """
+    for pause in deadline.pauses("QEMU to finish saving the state"):
+        if qmp.execute("query-status")["status"] != "finish-migrate":
+            return
+        time.sleep(pause)
 
 
 def _moved(event: Event) -> bool:
