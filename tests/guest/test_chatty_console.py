@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 import msgspec
 import pytest
@@ -35,10 +36,10 @@ def test_the_log_keeps_its_end_and_trouble_is_found_after_it(
     often = functools.partialmethod(Guardian.bound, size=KEPT, seconds=0.2)
     monkeypatch.setattr(Guardian, "bound", often)
     spec = msgspec.structs.replace(builtin, name="chatty")
-    vmdebug = process.find("vmdebug", package="vmdebug")
+    log = [sys.executable, "-m", "vmdebug.cli", "log", "chatty"]
     with launch(spec, bound=True, timeout=SECONDS) as vm, Watcher(vm.rundir.console_log) as watcher:
         vm.exec("true", timeout=SECONDS)
-        with process.spawn([vmdebug, "log", "chatty", "-f"], stdout=process.PIPE) as follower:
+        with process.spawn([*log, "-f"], stdout=process.PIPE) as follower:
             assert follower.stdout is not None
             vm.exec(f"yes '{WORDS}' | head -c {PRINTED} >/dev/ttyS0", timeout=SECONDS, check=True)
             assert removed(vm) > PRINTED // 2
@@ -48,7 +49,7 @@ def test_the_log_keeps_its_end_and_trouble_is_found_after_it(
             (trouble,) = watcher.wait(Deadline.after(SECONDS))
             assert trouble.kind == "warn"
             assert any(b"WARNING: CPU" in line for line in iter(follower.stdout.readline, b""))
-        shown = process.run([vmdebug, "log", "chatty"], deadline=Deadline.after(SECONDS))
+        shown = process.run(log, deadline=Deadline.after(SECONDS))
     assert "lkdtm_WARNING" in shown.stdout
     assert shown.stdout.startswith(WORDS)
     assert "older bytes were removed" in shown.stderr

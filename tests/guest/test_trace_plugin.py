@@ -110,11 +110,13 @@ def test_the_guest_runs_on_when_its_tracer_is_killed(
 
 
 def test_the_command_line(counting: DebugSession, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of(["trace", "schedule", "--count-only", "--timeout", "1"]) == 0
+    calling = counting.exec(f"while :; do {ONE_CALL}; done", wait=False)
+    assert status_of(["trace", FUNCTION, "--count-only", "--timeout", "2"]) == 0
+    calling.cancel()
     out, err = capsys.readouterr()
     assert "the plugin collects: it can collect all of this" in err
     number, symbol = out.split()
-    assert symbol == "schedule"
+    assert symbol == FUNCTION
     assert int(number) > 0
     assert status_of(["trace", f"{FUNCTION}:pid", "--by", "plugin"]) == 1
     assert reason() in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def test_the_commands_of_a_person(
 
 def _vmdebug(*words: str, status: int = 0) -> process.Completed:
     done = process.run(
-        [process.find("vmdebug", package="vmdebug"), *words], deadline=Deadline.after(SECONDS), check=False
+        [sys.executable, "-m", "vmdebug.cli", *words], deadline=Deadline.after(SECONDS), check=False
     )
     assert done.status == status, done.stdout + done.stderr
     return done
