@@ -7,6 +7,7 @@ from typing import Any
 
 import gdb
 import vmd_registers
+import vmd_trace_variables
 import vmd_value
 from vmd_registers import WORD, Registers
 
@@ -67,6 +68,7 @@ class Expression:
         self.text = text
         self.why = ""
         """The first error of an evaluation; memory that cannot be read is not one."""
+        self._evaluated = vmd_trace_variables.comparable(text)
         register = _REGISTER.fullmatch(text)
         self._register = register[1] if register else ""
         path = _PATH.fullmatch(text)
@@ -79,7 +81,7 @@ class Expression:
         try:
             variable = self._variable(registers.pc) if self._name else None
             if variable is None:
-                value = gdb.parse_and_eval(self.text)
+                value = gdb.parse_and_eval(self._evaluated)
                 # To GDB a register is signed, and a kernel address in it would be a negative number.
                 whole = self._register and value.type.code == gdb.TYPE_CODE_INT and value.type.sizeof == _WORD
                 return registers[self._register] if whole else plain(value)
@@ -114,7 +116,7 @@ def plain(value: gdb.Value) -> Any:
         gdb.error: it cannot be read.
     """
     kind = value.type.strip_typedefs()
-    if value.is_optimized_out:
+    if value.is_optimized_out or kind.code == gdb.TYPE_CODE_VOID:
         found: Any = None
     elif kind.code in _NUMBERS:
         found = int(value)

@@ -22,9 +22,11 @@ import vmd_frame
 import vmd_function_exits
 import vmd_patching
 import vmd_tcg_double_hit
+import vmd_trace_variables
 from vmd_expression import Expression
-from vmd_hit_context import HitContext
+from vmd_hit_context import Here, HitContext
 from vmd_registers import WORD, Registers, narrowed, word
+from vmd_trace_variables import Variables
 
 _MAX_ERRNO = 4095
 """Of include/linux/err.h: numbers from its negative on are error codes, not addresses."""
@@ -44,6 +46,7 @@ class Trace:
 
     def __init__(self, wanted: dict[str, Any]) -> None:
         self._when: str = wanted["when"]
+        self._condition = vmd_trace_variables.comparable(self._when)
         self._count: int | None = wanted["count"]
         self._backtrace: bool = wanted["backtrace"]
         self._hits: list[Any] = []
@@ -60,6 +63,9 @@ class Trace:
         if vmd_debuginfo.missing():
             why = vmd_debuginfo.lacking("struct task_struct")
             self.notes.append(f"hits have no task and no guest time: {why}")
+        texts = [text for _, args in wanted["probes"] for text in args]
+        self._of_args, self._of_condition = Variables(texts), Variables([self._when])
+        self._texts = [*texts, self._when]
         try:
             for index, (where, args) in enumerate(wanted["probes"]):
                 self._set_probe(index, where, args)
@@ -92,9 +98,9 @@ class Trace:
         """Check that the expressions can be evaluated, and the condition in at least one location."""
         for probe in self._probes:
             for each in probe.expressions:
-                if words := probe.evaluation_error(each.text):
+                if words := self._error(probe, each.text):
                     raise gdb.GdbError(f"{each.text} at {probe.where}: {words}")
-        errors = {probe: probe.evaluation_error(self._when) for probe in self._probes if self._when}
+        errors = {probe: self._error(probe, self._when) for probe in self._probes if self._when}
         if errors and all(errors.values()):
             probe, words = next(iter(errors.items()))
             raise gdb.GdbError(f"the condition {self._when} at {probe.where}: {words}")
@@ -102,6 +108,9 @@ class Trace:
             if words:
                 probe.enabled = False
                 self.notes.append(f"{probe.where} records no hits: no such condition there: {words}")
+
+    def _error(self, probe: Probe, text: str) -> str:
+        return vmd_trace_variables.unknown(text, self._texts) or probe.evaluation_error(text)
 
     def _set_exits(self, where: str) -> bool:
         """Set breakpoints at a function's exits, in each of its copies; return whether there are any."""
@@ -147,22 +156,22 @@ class Trace:
         now = time.perf_counter() - self._started
         if self.full:
             return
-        if self._when and not self._holds():
+        context = self._context = self._context or HitContext()
+        here = Here(context)
+        if self._when and not self._holds(here):
             return
-        registers = Registers()
-        thread = gdb.selected_thread()
-        cpu = thread.num - 1 if thread is not None else 0
-        if self._double_hits.repeated(cpu, registers):
+        if self._double_hits.repeated(here.cpu, here.registers):
             return
         self._seen += 1
-        context = self._context = self._context or HitContext()
+        with self._of_args.of(here):
+            values = [each.note(here.registers) for each in expressions]
         hit = [
             index,
             now,
             context.clock(),
-            cpu,
-            context.task(registers),
-            [each.note(registers) for each in expressions],
+            here.cpu,
+            here.task and (here.task.pid, here.task.name),
+            values,
             _frames(gdb.selected_frame()) if self._backtrace else (),
             None,
         ]
@@ -193,13 +202,18 @@ class Trace:
         self._forgotten = seen
         return self._hits
 
-    def _holds(self) -> bool:
+    def _holds(self, here: Here) -> bool:
         try:
-            return bool(gdb.parse_and_eval(self._when))
+            with self._of_condition.of(here):
+                value = gdb.parse_and_eval(self._condition)
+            if value.type.code != gdb.TYPE_CODE_VOID:  # void is true to Python
+                return bool(value)
+            why = "it is void"
         except gdb.error as error:
-            # A name in it has no value at this hit, or at no hit if the condition is wrong.
-            self._why = self._why or str(error)
-            return False
+            why = str(error)
+        # A name in it has no value at this hit, or at no hit if the condition is wrong.
+        self._why = self._why or why
+        return False
 
     def messages(self) -> list[str]:
         """Return notes for the user: what is not recorded, and the first error of each expression."""
@@ -238,7 +252,7 @@ class Probe(gdb.Breakpoint):
         """Return GDB's error if an expression can never be evaluated at the location; else ""."""
         try:
             # GDB parses a condition in the scope of the location, and does not evaluate it yet.
-            self.condition = text
+            self.condition = vmd_trace_variables.comparable(text)
             self.condition = None
         except gdb.error as error:
             if not vmd_debuginfo.missing():

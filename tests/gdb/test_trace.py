@@ -39,6 +39,20 @@ def some(hits: Trace) -> None:
             'the condition .* No symbol "gone"',
             gdb_errors.IN_SCOPE,
         ),
+        (
+            [Probe("step", ("k + $foo",))],
+            "",
+            r"k [+] \$foo at step: there is no \$foo: it is no register, ",
+            "set it before the trace: set $foo = 1",
+        ),
+        (
+            [Probe("step"), Probe("main")],
+            "$RAX == 1",
+            r"the condition \$RAX == 1 at step: there is no \$RAX: ",
+            "set it before the trace: set $RAX = 1",
+        ),
+        ([Probe("step", ("$task->pid",))], "", r"\$task: .* has no struct task_struct in its debug", ""),
+        ([Probe("step")], '$comm == "cat"', r"\$comm: .* has no struct task_struct in its debug", ""),
     ],
 )
 def test_what_is_known_at_no_hit_is_refused(
@@ -58,6 +72,37 @@ def test_a_condition_that_is_meant_for_one_of_several_places(gdb: Gdb) -> None:
     assert {hit.symbol for hit in hits} == {"step"}
     (note,) = hits.notes
     assert note.startswith("without records no hits: no such condition there: No symbol ")
+
+
+def test_words_that_begin_with_a_dollar(gdb: Gdb) -> None:
+    """The trace's own, registers, functions, and what the user has set or sets in an expression."""
+    gdb.console("set $mine = 40")
+    text = '$_streq("$none", "$none") && \'$\' == 36'
+    with gdb.trace("step", args=["$cpu", "$rdi == k", "$mine + 2", text, "$last = k", "$last"]) as hits:
+        some(hits)
+    assert hits.notes == ()
+    for hit in hits:
+        assert list(hit.args.values())[:4] == [0, 1, 42, 1]
+        assert hit.args["$last"] == hit.args["$last = k"]
+    assert gdb.console("output $cpu").strip() == "void"
+
+
+def test_a_condition_that_is_void_does_not_hold(gdb: Gdb) -> None:
+    """To Python a void value is true."""
+    with gdb.trace("step", when="(void)0") as none:
+        while not none.notes:
+            none.take()
+    assert len(none) == 0
+    assert none.notes[0].endswith("are not recorded: it is void")
+
+
+def test_a_variable_of_the_user_is_not_replaced(gdb: Gdb) -> None:
+    gdb.console("set $cpu = 7")
+    gdb.console('set $comm = "mine"')
+    with gdb.trace("step", args=["$cpu"], when='$cpu == 7 && $comm == "mine"') as hits:
+        some(hits)
+    assert {hit.args["$cpu"] for hit in hits} == {7}
+    assert gdb.console("output $cpu").strip() == "7"
 
 
 def test_what_turns_out_to_be_unknown_at_a_hit_is_told(gdb: Gdb) -> None:

@@ -15,8 +15,10 @@ from tests.fixtures.accel import SECONDS
 from vmdebug import process, session, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.runstate import State
+from vmdebug.errors import GdbError
 from vmdebug.guest import LaunchSpec
 from vmdebug.session import DebugSession
+from vmdebug.trace.hit import Argument
 
 HITS = 500
 NAME = "(char *)file->f_path.dentry->d_name.name"
@@ -88,6 +90,41 @@ def test_hits_of_three_cpus_are_fetched_while_they_come(builtin: LaunchSpec) -> 
             assert running.result().status == 0
         assert len(hits) == 3 * (HITS // 5)
         assert {hit.cpu for hit in hits} >= {1, 2}
+
+
+def test_the_cpu_and_the_task_of_a_hit_in_expressions(builtin: LaunchSpec) -> None:
+    """As the plugin's; to GDB alone they are convenience variables that nothing sets."""
+    machine = vm.launch(msgspec.structs.replace(builtin, cpus=2), bound=True, timeout=SECONDS)
+    line = "for cpu in 1 2; do taskset $cpu cat /etc/passwd; taskset $cpu head -n 1 /etc/passwd; done"
+    with DebugSession(machine, owned=True) as made:
+        made.console.wait_ready(timeout=SECONDS)
+        gdb = made.gdb
+        args = ("$cpu", "$comm", "$task", "$task->pid", '$comm == "cat"', "$cpu - 1 < 0", "sizeof($comm)")
+        with gdb.trace("do_sys_openat2", args=args) as hits:
+            made.exec(line, timeout=SECONDS, check=True)
+        assert {hit.cpu for hit in hits} == {0, 1}
+        assert {"cat", "head"} <= {hit.args["$comm"] for hit in hits}
+        tasks: dict[Argument, Argument] = {}
+        for hit in hits:
+            assert hit.task is not None
+            cpu, comm, task, pid, is_cat, is_first, size = hit.args.values()
+            assert (cpu, comm, pid, size) == (hit.cpu, hit.task.comm, hit.task.pid, 16)
+            assert (is_cat, is_first) == (comm == "cat", cpu == 0)
+            assert tasks.setdefault(pid, task) == task
+        assert all(isinstance(task, int) and task >> 47 == 0x1FFFF for task in tasks.values())
+        for when, expected in (
+            ('$comm == "cat"', {("cat", 0), ("cat", 1)}),
+            ('$cpu == 1 && "cat" == $comm', {("cat", 1)}),
+            ('$_streq($comm, "head") && $task->pid > 1 && $comm != "cat"', {("head", 0), ("head", 1)}),
+        ):
+            with gdb.trace("do_sys_openat2", when=when) as hits:
+                made.exec(line, timeout=SECONDS, check=True)
+            assert {(hit.task and hit.task.comm, hit.cpu) for hit in hits} == expected
+            assert hits.notes == ()
+        assert gdb.console("print $comm").split() == ["$1", "=", "void"]
+        with pytest.raises(GdbError, match=r"a trace: \$foo at vfs_read: there is no \$foo: ") as raised:
+            gdb.trace("vfs_read", args=["$foo"]).__enter__()
+        assert raised.value.hint == "set it before the trace: set $foo = 1"
 
 
 def test_ctrl_c_leaves_a_guest_that_runs(builtin: LaunchSpec) -> None:

@@ -79,6 +79,12 @@ def test_a_trace_of_registers(stripped: Path) -> None:
             pass
         assert "registers can be used: $rdi" in caught.value.message
         assert caught.value.hint == REMEDY
+        with (
+            pytest.raises(GdbError, match=r"\$comm: .* so GDB does not know struct task_struct") as caught,
+            session.gdb.trace("vfs_read", when='$cpu == 0 && $comm == "cat"'),
+        ):
+            pass
+        assert caught.value.hint == REMEDY
 
 
 def test_what_needs_types_says_so(stripped: Path) -> None:

@@ -102,6 +102,20 @@ def test_the_task_of_each_hit_is_the_one_that_runs(session: DebugSession) -> Non
     assert all(hit.task and (hit.task.comm, hit.task.pid) == tuple(hit.args.values()) for hit in hits)
 
 
+def test_the_condition_on_a_task_is_the_same_as_gdbs(session: DebugSession) -> None:
+    args = ["$cpu", "$comm", "$task->pid > 1", 'sizeof(struct task_struct) > 16 && $comm != "dd"']
+    found = {}
+    for by in ("plugin", "gdb"):
+        if by == "gdb":
+            session.gdb.cont(wait=False)
+        with session.trace("vfs_read", args=args, when='$comm == "dd" && count == 7', by=by) as hits:
+            dd(session, 5)
+        found[by] = [comparable(hit) for hit in hits]
+        assert {tuple(hit.args.values()) for hit in hits} == {(hits[0].cpu, "dd", 1, 0)}
+    assert len(found["plugin"]) == 5
+    assert found["plugin"] == found["gdb"]
+
+
 def test_a_function_that_switches_tasks(session: DebugSession) -> None:
     with session.trace("schedule", args=["$task->pid"], ret=True) as hits:
         session.exec("for each in $(seq 30); do sleep 0.01; done", timeout=SECONDS, check=True)

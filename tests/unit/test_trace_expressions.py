@@ -13,6 +13,7 @@ from vmdebug import arch, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.kimage import symbols
+from vmdebug.trace.expressions import syntax
 from vmdebug.trace.expressions.compiled import Compiled, compiled
 from vmdebug.trace.expressions.generate import Shape
 from vmdebug.trace.expressions.operations import WORD, Code, Op
@@ -301,6 +302,13 @@ def test_what_cannot_be_compiled_is_named(vmlinux: Path, text: str, why: str) ->
     with pytest.raises(NotCompiledError) as raised:
         evaluate(vmlinux, text)
     assert why in raised.value.message
+
+
+@pytest.mark.parametrize("text", ['$comm == "cat"', '"cat" == $comm', '($comm) == ("cat")'])
+def test_the_name_of_the_task_is_compared_as_a_string(text: str) -> None:
+    same = syntax.parse('$_streq($comm, "cat")')
+    assert syntax.parse(text) == same
+    assert syntax.parse(text.replace("==", "!=")) == syntax.Unary("!", same)
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ class _Parser:
             return self._unary()
         node = self._binary(level + 1)
         while operator := self._accept(*_LEVELS[level]):
-            node = Binary(operator, node, self._binary(level + 1))
+            node = _joined(operator, node, self._binary(level + 1))
         return node
 
     def _unary(self) -> Node:
@@ -306,3 +306,13 @@ class _Parser:
             member.append(self._next()[1])
         self._expect(")")
         return ContainerOf(first, kind, ".".join(member))
+
+
+def _joined(operator: str, left: Node, right: Node) -> Node:
+    """Return an operator between its operands; `$comm == "text"` compares the strings."""
+    if isinstance(left, Text):
+        left, right = right, left
+    if operator not in ("==", "!=") or left != Name("$comm") or not isinstance(right, Text):
+        return Binary(operator, left, right)
+    same = SameString(left, right.value)
+    return same if operator == "==" else Unary("!", same)
