@@ -1,21 +1,22 @@
-"""GDB's language: one that suits a kernel, and no lookup of `main` when GDB loads a vmlinux.
+"""Sets GDB's language to C while GDB loads a vmlinux, so that GDB does not look up `main`.
 
-With `language auto` GDB takes its first language from that of `main`. At the first lookup of a symbol by name
-it sorts all names in its index, which takes a third of the time of an attach. An attach needs no such lookup,
-so it sets a language while GDB loads the vmlinux, and `auto` again before the user's first command.
+With `language auto`, GDB takes its first language from the file of `main`. For the first lookup of a symbol
+by name it sorts all names in its index, which takes a third of the time of an attach. An attach needs no such
+lookup. So vmdebug sets the language before GDB loads the vmlinux, and `auto` again before the user's first
+command.
 """
 
 from __future__ import annotations
 
 import gdb
 
-# Other modules are imported when they are used: `hold` must not delay GDB.
+# The functions import other modules when they need them, so that `hold` does not delay GDB's start.
 
 _held = False
 
 
 def adapt() -> None:
-    """Undo the choice of another language than C, and say so."""
+    """Set `language auto` if the user's gdbinit has chosen another language than C, and say so."""
     chosen = gdb.parameter("language")
     if chosen not in ("auto", "c"):
         import vmd_batch  # noqa: PLC0415
@@ -25,9 +26,9 @@ def adapt() -> None:
 
 
 def hold() -> None:
-    """Set the language that `auto` becomes for a kernel, unless the user's gdbinit has chosen it.
+    """Set the language to C, as `auto` does for a kernel, unless the user's gdbinit has already chosen C.
 
-    GDB reads the gdbinit before.
+    GDB has read the gdbinit before it calls this.
     """
     global _held  # noqa: PLW0603 - one GDB has one language
     adapt()
@@ -37,9 +38,9 @@ def hold() -> None:
 
 
 def restore_later() -> None:
-    """Set `language auto` when the guest stops in code of a known language, at the latest for the user.
+    """Set `language auto` at the first stop in code with line information, or for the user's first command.
 
-    GDB would warn about a stop in code of another language.
+    Otherwise GDB would warn at a stop in code of another language.
     """
     import vmd_later  # noqa: PLC0415
 
@@ -51,7 +52,7 @@ def restore_later() -> None:
 def _stopped(_event: gdb.StopEvent) -> None:
     import vmd_guest  # noqa: PLC0415
 
-    # In other code GDB would look up `main` after all; for a `gdb.Frame`, too.
+    # Elsewhere, `auto` would make GDB look up `main` after all; so would a `gdb.Frame`.
     pc = vmd_guest.register("pc")
     if pc is not None and gdb.find_pc_line(pc).symtab is not None:
         _restore()

@@ -1,6 +1,6 @@
-"""Work that the user's first command needs, and the way to the prompt does not.
+"""Delays work that the user's first command needs, but GDB's first prompt does not.
 
-At a terminal it is done once the prompt is on the screen, before GDB has read a line.
+At a terminal, the work is done when the prompt is on the screen, before GDB has read a line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _WORK: list[Callable[[], None]] = []
 
 
 def add(work: Callable[[], None]) -> None:
-    """Do this before the user's first command; at once if GDB has no prompt."""
+    """Have this work done before the user's first command; do it at once if GDB has no prompt."""
     if _has_interpreter():
         work()
         return
@@ -26,12 +26,12 @@ def add(work: Callable[[], None]) -> None:
 
 
 def waits(work: Callable[[], None]) -> bool:
-    """Whether this is still to be done."""
+    """Whether this work has been added and not been done yet."""
     return work in _WORK
 
 
 def run() -> None:
-    """Do it now: a command of the user follows."""
+    """Do all delayed work now, because a command of the user follows."""
     if _WORK:
         gdb.events.before_prompt.disconnect(_at_prompt)
     _run()
@@ -43,11 +43,11 @@ def _run() -> None:
 
 
 def _at_prompt(_event: object = None) -> None:
-    """GDB is about to show its first prompt.
+    """Do the work when GDB shows its first prompt.
 
-    With editing GDB reads the terminal byte by byte, and serves its other events in between, so `_run` runs
-    before a line is complete; see `gdb_wait_for_event` in gdbsupport/event-loop.cc. Otherwise it reads a
-    whole line at once.
+    If line editing is on, GDB reads the terminal byte by byte and handles other events in between, so `_run`
+    runs before a line is complete; see `gdb_wait_for_event` in gdbsupport/event-loop.cc. Otherwise GDB reads
+    a whole line at once.
     """
     gdb.events.before_prompt.disconnect(_at_prompt)
     if os.isatty(0) and gdb.parameter("editing"):
@@ -57,6 +57,6 @@ def _at_prompt(_event: object = None) -> None:
 
 
 def _has_interpreter() -> bool:
-    """Whether GDB speaks MI or DAP, which have no prompt. GDB's Python does not tell its interpreter."""
-    words = Path("/proc/self/cmdline").read_bytes().split(b"\0")
-    return any(re.match(rb"--?i(nt[a-z]*)?(=|$)", word) for word in words)
+    """Whether GDB runs MI or DAP, which have no prompt. GDB's Python API does not give the interpreter."""
+    arguments = Path("/proc/self/cmdline").read_bytes().split(b"\0")
+    return any(re.match(rb"--?i(nt[a-z]*)?(=|$)", word) for word in arguments)

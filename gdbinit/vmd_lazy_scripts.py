@@ -1,7 +1,7 @@
-"""Commands and functions of the kernel's GDB scripts that load the scripts at their first use.
+"""Defines the commands and functions of the kernel's GDB scripts, and loads the scripts at their first use.
 
-Loading makes GDB look up symbols by name; for the first one it sorts all names in its index. An attach takes
-half as long again, and most never use a script.
+The scripts look up symbols by name when they are loaded, and for the first one GDB sorts all names in its
+index. This makes an attach half as long again, and most sessions never use a script.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _REGISTERED = re.compile(r"__init__\(\s*[\"']([\w-]+)[\"']((?:,\s*gdb\.\w+)*)\s*
 _DOC = re.compile(r'\s*"""(.*?)"""', re.DOTALL)
 
 _OTHERWISE = ("gdb.Parameter", "gdb.printing", "def complete(")
-"""Words of a script that does more than to define commands and functions."""
+"""A script with one of these words does more than define commands and functions."""
 
 _INNER = (" ", "\t", "#", "class ", "def ", "import ", "from ")
-"""How the lines of a script begin that do nothing when it is loaded."""
+"""Lines that begin like this call nothing in GDB when a script is loaded."""
 
 _PACKAGE = "linux."
 
@@ -51,7 +51,7 @@ class Registered(NamedTuple):
 
 
 def registered(text: str) -> list[Registered] | None:
-    """Return what a script defines; None if it does more than that, or in another way."""
+    """Return the commands and functions that a script defines; None if it does more than define them."""
     at_import = any("gdb." in line and not line.startswith(_INNER) for line in text.splitlines())
     if at_import or any(word in text for word in _OTHERWISE):
         return None
@@ -67,7 +67,7 @@ def registered(text: str) -> list[Registered] | None:
 
 
 class Scripts:
-    """The scripts of a kernel, which are not loaded yet.
+    """The scripts of a kernel, which are loaded at their first use.
 
     Args:
         load: Loads them.
@@ -78,7 +78,7 @@ class Scripts:
         self._loaded = False
 
     def define(self, texts: dict[str, str]) -> bool:
-        """Define the commands and functions of the scripts; define nothing if that is not all they do.
+        """Define the commands and functions of the scripts; define nothing if a script does more than that.
 
         Args:
             texts: The scripts, by module name.
@@ -98,10 +98,10 @@ class Scripts:
         """Load the scripts, which define everything again.
 
         Args:
-            name: What is used.
+            name: The command or function that is used.
 
         Raises:
-            gdb.GdbError: they were loaded and did not define it.
+            gdb.GdbError: the scripts are already loaded, and do not define it.
         """
         if self._loaded:
             raise gdb.GdbError(f"{name} does not work with this kernel")
@@ -110,7 +110,7 @@ class Scripts:
         self._load()
 
     def find_spec(self, name: str, _path: object, _target: object = None) -> ModuleSpec | None:
-        """Load the scripts when the user's code imports one: those that fail are to be handled as always."""
+        """Load the scripts when the user's code imports one, with the usual handling of those that fail."""
         if not name.startswith(_PACKAGE):
             return None
         self.load(name)
@@ -119,7 +119,7 @@ class Scripts:
 
 
 class _Loaded:
-    """A loader for a module that is loaded."""
+    """A loader for a module that is already loaded."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module = module
@@ -142,7 +142,7 @@ class _Command(gdb.Command):
         try:
             gdb.execute(f"{self._name} {argument}", from_tty)
         except gdb.error as error:
-            raise gdb.GdbError(str(error)) from None  # GDB prints it as that of the command itself
+            raise gdb.GdbError(str(error)) from None  # GDB prints it like an error of the command itself
 
 
 class _Function(gdb.Function):

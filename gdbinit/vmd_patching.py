@@ -23,7 +23,7 @@ _BITS = 2**64 - 1
 
 
 def rewritten(address: int) -> str:
-    """Return what the kernel rewrites at an address, as "a jump label"; "" if nothing, or if it is done."""
+    """Return what the kernel rewrites at an address, such as "a jump label"; "" if nothing, or no longer."""
     table = _tables().get((address - vmd_slide.applied()) & _BITS)
     return "" if table is None or _done(table.done) else table.what
 
@@ -36,7 +36,7 @@ def need_hardware(breakpoint_: gdb.Breakpoint) -> str:
 
 
 def kind_of(location: str) -> int:
-    """Return the type of breakpoint that works at a location: a hardware breakpoint where `need_hardware`."""
+    """Return the type of breakpoint that works at a location: hardware if `need_hardware` says so."""
     if vmd_guest.accel() != "kvm":
         return gdb.BP_BREAKPOINT
     trial = gdb.Breakpoint(location, internal=True)
@@ -73,7 +73,7 @@ def _tables() -> dict[int, vmd_arch.PatchedText]:
 
 
 def _addresses(table: vmd_arch.PatchedText) -> Iterator[int]:
-    """Yield the linked addresses in a table; none if the kernel does not have it, or has no type for it."""
+    """Yield the linked addresses in a table; none without the table or the type of its entries."""
     start, stop = vmd_slide.linked(table.start), vmd_slide.linked(table.stop)
     if start is None or stop is None:
         return

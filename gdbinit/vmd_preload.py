@@ -1,4 +1,4 @@
-"""Imports modules in the background while GDB reads symbols, for which it does not hold Python's lock.
+"""Imports modules in a thread while GDB reads symbols; GDB does not hold Python's global lock then.
 
 On a host with one CPU this gains nothing and costs nothing.
 """
@@ -15,9 +15,9 @@ facts: dict[str, object] | None = None
 
 
 def start(*modules: str, arch: dict[str, object] | None = None) -> None:
-    """Start to import modules; they must not call GDB during their import.
+    """Start to import modules. Their code must not call GDB while they are imported.
 
-    Code that imports one of them meanwhile waits for it. An import error is not reported here: the same
+    Other code that imports one of them meanwhile waits for it. Import errors are ignored here, because the
     import fails again where the module is used.
 
     Args:

@@ -1,4 +1,4 @@
-"""Chooses the collector of a trace: the plugin in QEMU where it can collect all of it, otherwise GDB."""
+"""Chooses the collector of a trace: the plugin in QEMU if it can collect all of the trace, otherwise GDB."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from vmdebug.trace.probe import Wanted
 from vmdebug.vm import Vm, kernel_address
 
 By = Literal["auto", "plugin", "gdb"]
-"""Who collects a trace."""
+"""The collector that the caller asks for."""
 
 BY: tuple[By, ...] = ("auto", "plugin", "gdb")
 
 
 TRACE_SECONDS = 30.0
-"""How long a trace may take to begin, and to end: as other commands of GDB that need a stopped guest."""
+"""How long a trace may take to begin, and to end; the same as for GDB commands that need a stopped guest."""
 
 
 class Choice(NamedTuple):
@@ -49,18 +49,18 @@ def choose(
     """Return the collector of a trace.
 
     Args:
-        by: Who shall collect it; `auto` takes GDB for what the plugin cannot collect.
+        by: The collector; `auto` is the plugin, or GDB if the plugin cannot collect all of the trace.
         wanted: The trace.
         machine: The VM.
         attached: The GDB of the session, if it has one.
         attach: Returns that GDB, or attaches one.
-        force: Whether to go on with symbols of another build.
+        force: Whether to accept symbols of another build.
         timeout: Seconds for the trace to begin, and to end.
 
     Raises:
         UsageError: there is no such collector.
         NotCompiledError: with `plugin`: a place or an expression cannot be compiled.
-        StateError: with `plugin`: QEMU has not loaded it, or it cannot collect this.
+        StateError: with `plugin`: QEMU has not loaded the plugin, or the plugin cannot collect this.
         MismatchError: the symbols are not those of the kernel that runs.
         VmdebugError: GDB cannot be attached.
     """
@@ -98,7 +98,9 @@ def _plugin(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool, timeou
         )
     vmlinux = spec.kernel.vmlinux
     if vmlinux is None:
-        raise NotCompiledError(f"the guest {spec.guest} has no vmlinux, whose symbols name the functions")
+        raise NotCompiledError(
+            f"the guest {spec.guest} has no vmlinux, where the plugin's traces find functions"
+        )
     row = arch.by_name(spec.kernel.arch)
     verdict = gdb.identity if gdb is not None else None
     if verdict is not None and verdict.state in ("proven", "placed", "other"):
@@ -112,7 +114,7 @@ def _plugin(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool, timeou
 
 
 class _GdbGuest:
-    """A guest that the session's GDB runs and stops."""
+    """A guest that the session's GDB resumes and stops."""
 
     def __init__(self, gdb: Gdb, timeout: float) -> None:
         self._gdb = gdb
@@ -134,7 +136,7 @@ class _GdbGuest:
 
 
 class _VmGuest:
-    """A guest without a GDB of this session, which QEMU runs and stops."""
+    """A guest that vmdebug resumes and stops with QMP, because the session has no GDB."""
 
     def __init__(self, machine: Vm) -> None:
         self._vm = machine
@@ -152,7 +154,8 @@ class _VmGuest:
         self._vm.pause()
 
     def nudge(self) -> None:
-        # A GDB of another process would lose packets after `cont`; then a vCPU has to pause by itself.
+        # If the GDB of another process is attached, `cont` would make it lose packets: do nothing, and wait
+        # until a vCPU pauses by itself.
         with contextlib.suppress(StateError):
             self._check_free()
             self._vm.pause()

@@ -37,9 +37,9 @@ _CONNECT_SECONDS = 10.0
 """How long QEMU may take to accept a connection to the serial line."""
 
 _WAIT_SECONDS = 3600.0
-"""How long one wait for the end of QEMU is; `_Process.wait` repeats it."""
+"""How long `_Process.wait` waits for the end of QEMU at a time; it repeats that."""
 
-# The driver's options that vmdebug's own replace, with the number of their arguments.
+# The driver's options that vmdebug replaces by its own, with the number of their arguments.
 _REPLACED = {"-serial": 1, "-nographic": 0, "-no-reboot": 0}
 
 
@@ -73,30 +73,31 @@ def start_node(
 ) -> DebugSession:
     """Start a node of a NixOS test under the debugger, instead of `machine.start()`.
 
-    The node stays the driver's: it ends with the test, and methods such as `machine.succeed` work while the
-    guest runs. The end of the session detaches GDB; the guest continues.
+    The driver still owns the node: it ends with the test, and methods such as `machine.succeed` work while
+    the guest runs. When the session ends, GDB detaches and the guest continues.
 
     Args:
-        machine: The node, as the test script knows it.
-        keep_failed: Whether to leave the node running for `vmdebug attach` if the test fails; None: whether
-            the environment variable VMDEBUG_KEEP is set.
+        machine: The node's object in the test script.
+        keep_failed: Whether to leave the node running for `vmdebug attach` if the test fails; None leaves it
+            running if the environment variable VMDEBUG_KEEP is set.
         allow_reboot: As for `machine.start`.
         report: Called with each long step.
         timeout: Seconds to wait for QEMU's answer.
         build_timeout: Seconds for finding the kernel's symbols; nix may download them.
-        **options: The options of `vmdebug.start`; without `vmlinux`, nix looks for the kernel's symbols,
-            which it cannot do in a build.
+        **options: The options of `vmdebug.start`. Give `vmlinux` in a build, where nix cannot look for the
+            kernel's symbols.
 
     Raises:
-        StateError: the node runs already.
+        StateError: the node is already running.
         UsageError: the node is not a VM, or an option is wrong.
-        HostError: the machine lacks something.
+        HostError: this machine lacks something.
         MismatchError: kernel and symbols are from different builds.
         LaunchError: QEMU did not start.
     """
     if machine.booted:
         raise StateError(
-            f"the node {machine.name} runs already", hint="call start_node instead of start or start_all"
+            f"the node {machine.name} is already running",
+            hint="call start_node instead of start or start_all",
         )
     original = getattr(machine, "start_command", None)
     if not hasattr(original, "cmd"):
@@ -146,7 +147,7 @@ class _Starter:
                 the guest may reboot.
         """
         script, *given = shlex.split(self._original.cmd(*sockets))
-        # As the driver's vlan.py sets QEMU_VDE_SOCKET_NUMBER: the runner inherits it.
+        # The runner inherits it, as it inherits QEMU_VDE_SOCKET_NUMBER from the driver's vlan.py.
         os.environ["SHARED_DIR"] = str(shared_dir)
         spec = self._spec(script, driver_options(given), Path(state_dir))
         machine = vm.launch(spec, bound=True, report=self._report, timeout=self._timeout, exact_name=False)
@@ -166,15 +167,16 @@ class _Starter:
             own,
             source=script,
             name=own.name or vm_name(self._node.name),
-            # It outlives the VM, so that a node can be started again; `-S` until the driver reads the line.
+            # `-S`: the guest prints nothing before the driver reads its serial line; `run` resumes it.
             qemu_args=(*given, *own.qemu_args, "-S"),
         )
         spec = sources.resolve(wanted, report=self._report, deadline=Deadline.after(self._build_timeout))
-        made = spec.machine
-        assert isinstance(made, RunnerMachine)  # noqa: S101 - nixpkgs' driver starts run-NAME-vm
-        if made.disk is None:
-            made = msgspec.structs.replace(made, disk=state_dir / f"{made.system_name}.qcow2")
-        return msgspec.structs.replace(spec, machine=made, asked=None)
+        runner = spec.machine
+        assert isinstance(runner, RunnerMachine)  # noqa: S101 - nixpkgs' driver starts run-NAME-vm
+        if runner.disk is None:
+            # A disk that outlives the VM, so that the node can be started again.
+            runner = msgspec.structs.replace(runner, disk=state_dir / f"{runner.system_name}.qcow2")
+        return msgspec.structs.replace(spec, machine=runner, asked=None)
 
 
 def vm_name(node: str) -> str:
@@ -183,17 +185,17 @@ def vm_name(node: str) -> str:
 
 
 def driver_options(given: Sequence[str]) -> tuple[str, ...]:
-    """Return the driver's QEMU options without those that vmdebug gives itself.
+    """Return the driver's QEMU options without those that vmdebug replaces by its own.
 
     Args:
         given: The options, as the driver appends them to the runner script.
     """
     kept: list[str] = []
-    words = iter(given)
-    for word in words:
+    rest = iter(given)
+    for word in rest:
         if word in _REPLACED:
             for _ in range(_REPLACED[word]):
-                next(words, None)
+                next(rest, None)
         else:
             kept.append(word)
     if "-no-reboot" not in given:
@@ -202,12 +204,12 @@ def driver_options(given: Sequence[str]) -> tuple[str, ...]:
 
 
 class _Process:
-    """What the driver uses of `subprocess.Popen`: QEMU's process, and the serial line as its pipes.
+    """The part of `subprocess.Popen` that the driver uses: QEMU's process, with the serial line as its pipes.
 
     Args:
         node: The node.
-        machine: Its VM, stopped before its first instruction; nobody reads its console yet.
-        keep: Whether it stays if the test fails.
+        machine: Its VM, stopped before its first instruction, and without a reader of its console.
+        keep: Whether to leave it running if the test fails.
         force: Whether to accept symbols of another build.
     """
 
@@ -244,8 +246,8 @@ class _Process:
         return 0
 
     def terminate(self) -> None:
-        """End QEMU, unless the test fails and the node is to stay."""
-        # The driver's `Driver.__exit__` releases the machines: the test's failure is the present exception.
+        """End QEMU; leave it running if the test has failed and `keep` is set."""
+        # `Driver.__exit__` calls this, so the test's failure, if any, is the exception that is being handled.
         if self._keep and sys.exception() is not None and self._machine.state.qemu.alive():
             self._leave()
         else:
@@ -259,7 +261,7 @@ class _Process:
                 return
             self.returncode = 0
             with self._held:
-                # GDB may have lost QEMU.
+                # GDB may have lost its connection to QEMU.
                 with contextlib.suppress(VmdebugError):
                     self.session.close()
                 self._machine.stop(timeout=STOP_SECONDS)
@@ -296,7 +298,7 @@ def _serial_line(machine: Vm) -> Iterator[socket.socket]:
     """Connect to the serial line of a VM, and keep other clients from it."""
     fd = os.open(machine.rundir.console_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try_lock(fd)  # nobody else knows the VM yet
+        try_lock(fd)  # it succeeds, because nobody else knows the VM yet
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(_CONNECT_SECONDS)
@@ -308,7 +310,7 @@ def _serial_line(machine: Vm) -> Iterator[socket.socket]:
 
 
 def _guarded(node: Node, session: DebugSession) -> Callable[[], None]:
-    """Make the driver's commands raise while the guest is stopped; they would wait for it for ever.
+    """Make the driver's commands raise while the guest is stopped; otherwise they would wait for ever.
 
     Returns:
         A function that undoes it.

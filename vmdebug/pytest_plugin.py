@@ -1,7 +1,7 @@
-"""The pytest plugin: a fresh booted guest for every test that asks for one.
+"""The pytest plugin: a freshly booted guest for every test that uses one of its fixtures.
 
-This module is cheap: a run without guests pays for some options and imports nothing else. The rest is in
-`vmdebug.plugin`, imported when the first test with a guest is collected.
+A pytest run without guests imports only this module, which defines options. The rest is in `vmdebug.plugin`,
+and is imported when pytest collects the first test with a guest.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _RUN = pytest.StashKey["Run"]()
 _MARKER = (
     "vmdebug(guest=…, kernel=…, halt=…, append=…, kaslr=…, memory=…, cpus=…, allow=[KIND, …],"
     " kmemleak=…, timeout=…):"
-    " the guest of this test. KIND is a kernel message that does not fail it: panic, oops, bug, warn,"
-    " lockdep, kasan, hung_task, rcu_stall, …"
+    " the guest of this test. KIND is a kind of kernel message that does not fail the test: panic, oops, bug,"
+    " warn, lockdep, kasan, hung_task, rcu_stall, …"
 )
 
 
@@ -68,13 +68,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option(
         "vmdebug-artifacts",
         "string",
-        "Write the report of each failure to a directory of its own below DIR.",
+        "Write the report of each failed test into DIR, in a directory for each test.",
         metavar="DIR",
     )
     option(
         "vmdebug-keep",
         "bool",
-        "Leave the VM of a failed test running, for `vmdebug attach`.",
+        "Leave the VM of a failed test running, so that you can use `vmdebug attach`.",
         action="store_true",
     )
     option(
@@ -86,7 +86,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option(
         "vmdebug-timeout",
         "string",
-        "Limit for each of a test's setup, call and teardown, in seconds; 0 for none. (300)",
+        "Time limit for each of a test's setup, call and teardown, in seconds; 0 for no limit. (300)",
         metavar="S",
     )
     option(
@@ -112,7 +112,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     try:
         targets = _run(metafunc.config).targets(metafunc.definition)
     except (UsageError, pytest.UsageError):
-        return  # reported after the collection: raised here, it would be an error of the module
+        return  # `pytest_collection_modifyitems` reports it; here it would be an error of the whole module
     if len(targets) > 1:
         metafunc.parametrize(FIXTURE, list(targets.values()), ids=list(targets), indirect=True)
 
@@ -120,7 +120,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse invalid markers before anything starts."""
     if hasattr(config, "workerinput"):
-        return  # pytest-xdist takes an error here for a crash; each such test fails with it instead
+        return  # pytest-xdist takes an error here for a crash; instead, each such test fails with the error
     for item in items:
         marks = list(item.iter_markers("vmdebug"))
         if marks:
@@ -132,30 +132,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the VMs that were kept, why guests were slow to start, and what xdist's workers ran on."""
     headers: dict[str, None] = {}
-    told: dict[str, None] = {}
+    notes: dict[str, None] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
             facts = getattr(report, "vmdebug", {})
             headers |= dict.fromkeys(facts.get("header", ()))
             if how := facts.get("slow"):
-                told.setdefault(how)
+                notes.setdefault(how)
             if kept := facts.get("kept"):
-                told.setdefault(f"kept for {report.nodeid}: vmdebug attach {kept}")
-    if headers or told:
+                notes.setdefault(f"kept for {report.nodeid}: vmdebug attach {kept}")
+    if headers or notes:
         terminalreporter.section("vmdebug")
-        for line in (*headers, *told):
+        for line in (*headers, *notes):
             terminalreporter.line(line)
 
 
 @pytest.fixture
 def vmdebug_guest(request: pytest.FixtureRequest) -> FixtureGuest:
-    """The test's guest; the other fixtures are built on this one."""
+    """The test's guest; vmdebug's other fixtures are based on this one."""
     return _run(request.config).guest(request)
 
 
 @pytest.fixture
 def session(vmdebug_guest: FixtureGuest) -> DebugSession:
-    """A `vmdebug.DebugSession` on a fresh guest at its shell; the first use of its GDB attaches it."""
+    """A `vmdebug.DebugSession` on a fresh guest at its shell; the first use of `session.gdb` attaches GDB."""
     return vmdebug_guest.session
 
 
@@ -173,13 +173,13 @@ def console(vmdebug_guest: FixtureGuest) -> Console:
 
 @pytest.fixture
 def gdb(vmdebug_guest: FixtureGuest) -> Gdb:
-    """GDB, attached to the test's fresh guest, which it holds stopped."""
+    """GDB, attached to the test's fresh guest, which it has stopped."""
     return vmdebug_guest.attach()
 
 
 @pytest.fixture
 def halted_session(vmdebug_guest: FixtureGuest) -> DebugSession:
-    """A `vmdebug.DebugSession` on a guest stopped at the reset vector, GDB attached."""
+    """A `vmdebug.DebugSession` on a guest halted at the reset vector, with GDB attached."""
     vmdebug_guest.attach(halted=True)
     return vmdebug_guest.session
 

@@ -178,7 +178,7 @@ class DebugSession:
             count_only: Whether to count the hits of each place (`Trace.counts`), and collect nothing else.
             by: Who collects it: "auto", "plugin" or "gdb"; `Trace.collector` and `Trace.reason` have the
                 choice of "auto".
-            overflow: What the plugin does when hits come faster than they are taken: "block" makes the guest
+            overflow: What the plugin does when its buffer of hits is full: "block" makes the guest
                 wait, "drop" drops hits, and `Trace.notes` has their number.
             timeout: Seconds for the trace to begin, and to end: for the guest to stop, or for a CPU to pause.
 

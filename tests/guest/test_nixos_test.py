@@ -79,7 +79,7 @@ def test_a_node_is_started_again_with_its_disk(node: Machine) -> None:
     vmdebug.start_node(node, accel="tcg", halt=True)
     disk = node.state_dir / "nixos.qcow2"
     made = disk.stat().st_ino
-    with pytest.raises(vmdebug.StateError, match="the node nixos runs already"):
+    with pytest.raises(vmdebug.StateError, match="the node nixos is already running"):
         vmdebug.start_node(node)
     node.crash()
     assert every() == []

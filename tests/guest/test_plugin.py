@@ -466,7 +466,7 @@ def test_a_guest_that_does_not_boot_has_its_report_once_and_is_kept(pytester: py
         result.assert_outcomes(errors=2)
         assert re.search(r"mount_root\+\S+ \(init/do_mounts\.c:\d+", section(result, "vmdebug: kernel panic"))
         result.stdout.fnmatch_lines(
-            ["it was started once, for *::test_never_boots[[]1], whose report has the details"]
+            ["see the report of *::test_never_boots[[]1], the first test that needed this guest"]
         )
         assert result.stdout.str().count("vmdebug: kernel panic") == 1
         [folder] = pytester.path.glob("art/*")

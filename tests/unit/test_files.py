@@ -303,7 +303,7 @@ def test_a_directory_is_not_replaced_by_a_file(shell: GuestShell, here: Path, th
         into(shell, [here / "tree"], there)
     with pytest.raises(UsageError, match="tree/name exists and is not a directory"):
         out(shell, [there / "tree"], here)
-    with pytest.raises(UsageError, match="is a directory, and the guest has a file"):
+    with pytest.raises(UsageError, match="is a directory, but the source is a file"):
         out(shell, [made(there / "here", b"x")], here.parent)
     (there / "other").mkdir()
     made(there / "other/name", b"x")

@@ -57,7 +57,7 @@ class Node:
 def test_a_node_that_runs_already_is_refused() -> None:
     node = Node()
     node.booted = True
-    with pytest.raises(vmdebug.StateError, match="the node server runs already") as caught:
+    with pytest.raises(vmdebug.StateError, match="the node server is already running") as caught:
         vmdebug.start_node(node)
     assert caught.value.hint == "call start_node instead of start or start_all"
 

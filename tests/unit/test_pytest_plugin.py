@@ -112,7 +112,7 @@ def test_a_parameters_own_guest_goes_before_that_of_the_matrix() -> None:
     _, made_for = settings.targets(many, MarkedTest(HERE / "test_a.py", Marker())).values()
     asked = MarkedTest(HERE / "test_a.py", Marker(guest="x"))
 
-    found = hooks._fitting(made_for, settings.targets(many, asked))
+    found = hooks._target_of(made_for, settings.targets(many, asked))
 
     assert found == Target(Named("x", HERE), Named("/k/two", HERE))
 

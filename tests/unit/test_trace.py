@@ -263,7 +263,7 @@ def test_a_trace_of_no_place() -> None:
             'gdb.trace("vfs_read", args=["count", "*pos"])',
         ),
         ("vfs_read", "count", "args='count' is not a list of expressions", 'args=["count"]'),
-        ([READ], ["count"], "args= belongs to one place", "gdb.trace([Probe("),
+        ([READ], ["count"], "args= goes with one place", "gdb.trace([Probe("),
     ],
 )
 def test_a_wrong_form_is_an_error_that_shows_the_right_one(

@@ -249,7 +249,7 @@ def test_a_condition_that_cannot_be_evaluated_is_noted(qemu: Qemu) -> None:
     with trace(qemu, compiled(code, NUMBER), args=("count",), when="*p") as hits:
         qemu.run(FUNCTION, 3)
     assert len(hits) == 0
-    assert "3 calls at which the condition *p cannot be evaluated are not recorded" in hits.notes[0]
+    assert "3 calls are not recorded, because the condition *p reads memory" in hits.notes[0]
 
 
 def test_the_task(qemu: Qemu) -> None:
@@ -330,7 +330,7 @@ def test_or_drops_hits_and_counts_them(qemu: Qemu, small: None, monkeypatch: pyt
         qemu.run(FUNCTION, 1000)
         monkeypatch.undo()
     lost = int(hits.notes[0].split()[0])
-    assert hits.notes[0].endswith("hits were dropped: they came faster than they were taken")
+    assert hits.notes[0].endswith("hits were dropped: they came faster than vmdebug could read them")
     assert 0 < lost < 1000
     assert len(hits) + lost == 1000
 
@@ -366,7 +366,7 @@ def test_a_client_that_is_killed_does_not_hold_the_guest(qemu: Qemu, tmp_path: P
 
 def test_a_request_that_is_wrong_is_refused_with_the_reason(qemu: Qemu) -> None:
     for found, says in (
-        (compiled(RDX, NUMBER, registers=("xmm77",)), "does not have a register that is asked for"),
+        (compiled(RDX, NUMBER, registers=("xmm77",)), "does not have a register that the trace reads"),
         (compiled((Op(Code.REGISTER, number=99), Op(Code.END)), NUMBER), "an operation is not valid"),
         (compiled((Op(Code.JUMP, target=99), Op(Code.END)), NUMBER), "an operation is not valid"),
     ):

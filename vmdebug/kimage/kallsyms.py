@@ -1,8 +1,8 @@
-"""Reads the symbols that a kernel carries in itself, kallsyms; the one in a boot image has no others.
+"""Reads kallsyms, the symbol table inside a kernel; the kernel in a boot image has no other one.
 
-scripts/kallsyms.c of the kernel writes the tables into .rodata: names, compressed by a table of 256 tokens,
-and addresses as offsets. Nothing points to them, so each is found by what it must contain. Tables in an order
-that is not known give no symbols.
+scripts/kallsyms.c of the kernel writes the tables into .rodata: names, compressed with a table of 256 tokens,
+and addresses as offsets. Nothing points to the tables, so this module finds each of them by what it must
+contain. If a kernel has the tables in an unknown order, it finds no symbols.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 _TOKENS = 256
 _MARKED = 256
-"""There is a marker for each 256th name: its offset among the names."""
+"""Each 256th name has a marker, which is the name's offset in the table of names."""
 
 _DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
-"""Part of the token table: names have digits, and each byte that a name has is its own token."""
+"""A part of the token table: names contain digits, and the token of a single character has its ASCII code."""
 
 _LETTER = 1
-"""Bytes of nm's letter for a symbol, which its name begins with."""
+"""Bytes of nm's letter for the type of a symbol, which comes before the name."""
 
 _LONGEST_TOKENS = 16 << 10
 _FIRST = ("_text", "_stext")
@@ -30,7 +30,7 @@ _FEWEST, _MOST = 256, 4 << 20
 """How many symbols a kernel may have."""
 
 _REACH = 32 << 20
-"""How far before the tokens the names may begin."""
+"""How many bytes before the tokens the names may begin."""
 
 _WORD = 1 << 64
 
@@ -40,7 +40,7 @@ class Symbol(NamedTuple):
 
     Args:
         name: Its name.
-        kind: nm's letter: "T".
+        kind: nm's letter for its type: "T".
         address: Its linked address.
     """
 
@@ -55,7 +55,7 @@ def symbols(rodata: bytes, address: int, text: int) -> list[Symbol]:
     Args:
         rodata: The kernel's `.rodata`, of a 64-bit little-endian kernel.
         address: Its linked address, a multiple of 8.
-        text: The linked address of `.text`, which proves the addresses.
+        text: The linked address of `.text`; the symbol `_text` or `_stext` must have it.
     """
     for tokens, begin, end in _token_tables(rodata):
         for at, count, names_at in _counts(rodata, begin):
@@ -85,7 +85,7 @@ def _token_tables(rodata: bytes) -> Iterator[tuple[list[bytes], int, int]]:
 
 
 def _counts(rodata: bytes, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield where a number of symbols may be, the number, and where the names after it begin."""
+    """Yield where the number of symbols may be, that number, and where the names after it would begin."""
     begin = max(0, end - _REACH) // 4 * 4
     numbers = struct.unpack_from(f"<{(end - begin) // 4}I", rodata, begin)
     for index in range(len(numbers) - 2, -1, -1):
@@ -96,12 +96,12 @@ def _counts(rodata: bytes, end: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _names(rodata: bytes, at: int, count: int, tokens: list[bytes]) -> list[str]:
-    """Return the names at a place, each after nm's letter for it; none if the markers do not prove them."""
+    """Return the names at a place, each after nm's letter for it; none unless the right markers follow."""
     first, names, markers = at, [], []
     for number in range(count):
         if number % _MARKED == 0:
             markers.append(at - first)
-            # Soon, because other bytes may look like many names.
+            # Look for the markers early: other bytes may look like many names.
             if number == 2 * _MARKED and rodata.find(struct.pack("<3I", *markers), at) < 0:
                 return []
         length = rodata[at] if at < len(rodata) else 0
@@ -120,11 +120,11 @@ def _names(rodata: bytes, at: int, count: int, tokens: list[bytes]) -> list[str]
 
 
 def _addresses(rodata: bytes, address: int, ends: tuple[int, int], count: int) -> Iterator[list[int]]:
-    """Yield what the addresses are in each known layout.
+    """Yield the addresses according to each known layout.
 
     - Before Linux 6.5 (404bad70fcf7) the offsets, and then their base, are before the number of symbols.
-    - Then both are after the tokens.
-    - Linux 7.2 has no base any more: an offset is relative to its own place.
+    - Since then, both are after the tokens.
+    - Linux 7.2 has no base any more: each offset is relative to its own address.
     """
     count_at, tokens_end = ends
     size = -(-count * 4 // 8) * 8
@@ -139,7 +139,7 @@ def _addresses(rodata: bytes, address: int, ends: tuple[int, int], count: int) -
 
 
 def _moved(offsets: tuple[int, ...], base: int) -> list[int]:
-    # Until Linux 6.15 per-CPU symbols are absolute: they have positive numbers, and all others negative ones.
+    # Until Linux 6.15 per-CPU symbols are absolute and have positive offsets; all others have negative ones.
     if sum(offset < 0 for offset in offsets) * 2 > len(offsets):
         return [offset if offset >= 0 else (base - 1 - offset) % _WORD for offset in offsets]
     return [(base + (offset & 0xFFFF_FFFF)) % _WORD for offset in offsets]

@@ -23,7 +23,7 @@ from vmdebug.vm import Vm, children
 from vmdebug.vm.kernel_trouble import SETTLE_SECONDS, KernelTrouble
 
 GATHER_SECONDS = 0.02
-"""How long console output gathers before it is read."""
+"""How long to let console output accumulate before reading it."""
 
 END_SECONDS = 1.0
 """How long a test that kills its own QEMU may take to remove the run directory."""
@@ -32,7 +32,7 @@ END_SECONDS = 1.0
 class GuestFailure(pytest.fail.Exception):  # type: ignore[name-defined,misc] # a class attribute of a function
     """The test failed because of its guest; no `except Exception` in the test catches it."""
 
-    # As for pytest's own outcomes, so that reports do not print a module before the name.
+    # pytest's own outcomes do the same, so that reports do not print a module before the name.
     __module__ = "builtins"
 
 
@@ -99,21 +99,21 @@ class FailureWatch:
                 self._set_due(f"QEMU has stopped {self._vm.name}: its state is {stopped}")
 
     def until(self, deadline: Deadline | None) -> None:
-        """Set the deadline of the test; None removes it."""
+        """Set the time at which the test fails with a timeout; None removes it."""
         self._until = deadline
         os.eventfd_write(self._wake, 1)
 
     def failure(self) -> GuestFailure | None:
-        """Return the failure of the guest that `settled` has not confirmed yet; None if there is none."""
+        """Return the failure of the guest; None if there is none, or `settled` was called for it."""
         self._new_trouble()
         return self._due
 
     def settled(self) -> None:
-        """Confirm that the failure has failed the test."""
+        """Forget the failure, because the test has failed with it."""
         self._due = None
 
     def _new_trouble(self) -> GuestFailure | None:
-        """Return the failure for the splats since the last look; None if all are allowed."""
+        """Return the failure for the splats since the last call; None if the test allows all of them."""
         with self._lock:
             self._console.poll()
             if not self._refused():
@@ -124,9 +124,9 @@ class FailureWatch:
             self._seen = len(self._console.troubles)
             return self._set_due(in_words(refused))
 
-    def _set_due(self, words: str) -> GuestFailure:
+    def _set_due(self, message: str) -> GuestFailure:
         """Return a failure, and keep it for `failure`, unless there is an earlier one."""
-        failure = GuestFailure(words, pytrace=True)
+        failure = GuestFailure(message, pytrace=True)
         self._due = self._due or failure
         return failure
 
@@ -150,14 +150,14 @@ class FailureWatch:
                     wait_ready(self._wake, seconds=GATHER_SECONDS)
                 if qemu in ready:
                     watched = -1
-                found = self._new_trouble() or (self._death() if qemu in ready else None) or self._late()
+                found = self._new_trouble() or (self._death() if qemu in ready else None) or self._timed_out()
                 if found is not None:
                     self._alarm(found)
         finally:
             if qemu is not None:
                 os.close(qemu)
 
-    def _late(self) -> GuestFailure | None:
+    def _timed_out(self) -> GuestFailure | None:
         until = self._until
         if until is None or not until.passed:
             return None

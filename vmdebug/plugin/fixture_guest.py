@@ -44,9 +44,9 @@ class FixtureGuest:
         self.header: list[str] = []
         """Header lines about its guest, if they could not be printed before the tests."""
         self.slow = ""
-        """Why the guest is not a clone of a template; "" if it is one."""
+        """Why the guest is not a clone; "" if it is one."""
         self.kept = ""
-        """The name of the VM, if it was left running; or ""."""
+        """The name of the VM, if it is left running after the test; or ""."""
         self._wanted = wanted
         self._settings = settings
         self._marker = marker
@@ -94,7 +94,7 @@ class FixtureGuest:
         self.arm()
 
     def arm(self) -> None:
-        """End the test by the guest's failure, or by its timeout, from now on."""
+        """From now on, fail the test as soon as its guest fails or its timeout passes."""
         if self._watch is None:
             return
         timeout = self._settings.timeout if self._marker.timeout is None else self._marker.timeout
@@ -120,17 +120,17 @@ class FixtureGuest:
         return self.session.gdb
 
     def disarm(self) -> None:
-        """Stop ending the test by the guest's failure or by its timeout."""
+        """No longer interrupt the test when its guest fails or its timeout passes."""
         self._interrupter.disarm()
         self._until = None
         if self._watch is not None:
             self._watch.until(None)
 
     def check(self, *, look: bool = False) -> None:
-        """Fail the test if its guest has failed and the test has not failed by that yet.
+        """Fail the test if its guest has failed, unless the test has already failed with that.
 
         Args:
-            look: Whether to look for what the console does not show, too.
+            look: Whether to look also for trouble that the console does not show.
 
         Raises:
             GuestFailure: the guest has failed, even if the test caught the error.
@@ -155,13 +155,13 @@ class FixtureGuest:
             return
         found = leaks.find(self._session.exec, self._began)
         if found and "kmemleak" not in self._marker.allow:
-            raise GuestFailure(f"kernel kmemleak: the test leaves memory behind\n{found}", pytrace=False)
+            raise GuestFailure(f"kernel kmemleak: the test leaked memory\n{found}", pytrace=False)
 
     def judged(self, error: BaseException) -> BaseException:
-        """Return the error to fail a test with, after an error has ended it.
+        """Return the error that an interrupted test fails with: that error, or the guest's failure instead.
 
-        The guest's failure replaces a skip, and a vmdebug error, which is only its consequence; it keeps the
-        traceback. If the error already reports the failure, that is confirmed.
+        The guest's failure replaces a skip, and a vmdebug error, which is only its consequence; it gets the
+        traceback of the error. If the error already contains the guest's failure, the test fails with it.
 
         Args:
             error: The error that ended the test.
@@ -180,11 +180,11 @@ class FixtureGuest:
 
     @property
     def has_sections(self) -> bool:
-        """Whether there are sections that no report of the test contains yet."""
+        """Whether sections are waiting for the test's next report."""
         return bool(self._sections)
 
     def explain(self) -> list[tuple[str, str]]:
-        """Return the sections of a failed test that none of its reports contains yet."""
+        """Return the report sections of a failed test; each one only once."""
         self.gather()
         found, self._sections = self._sections, []
         return found
@@ -209,7 +209,7 @@ class FixtureGuest:
         self._held.close()
 
     def _look_after(self, vm: Vm) -> None:
-        # The kernel's own message does not say who has leaked what; `find_leaks` does.
+        # kmemleak's message on the console does not say what leaked, or when; `find_leaks` does.
         allow = (*self._marker.allow, *(("kmemleak",) if self._marker.kmemleak else ()))
         watch = FailureWatch(vm, allow=allow, alarm=self._interrupter.interrupt)
         self._watch = self._watching.enter_context(watch)
@@ -217,14 +217,14 @@ class FixtureGuest:
     def _restarted(self) -> None:
         """Watch the VM that replaced the test's VM."""
         self.check()
-        self._began = 0  # jiffies of the new kernel start again
+        self._began = 0  # the new kernel counts jiffies from the start
         self._watching.close()
         self._look_after(self.session.vm)
         if self._watch is not None:
             self._watch.until(self._until)
 
     def _lost(self, vm: Vm) -> None:
-        """Collect the report about a guest whose shell does not answer, before it is ended."""
+        """Collect the report about a guest whose shell does not answer, before the guest ends."""
         self._failed = True
         with contextlib.suppress(VmdebugError, OSError):  # the error that led here fails the test
             with Watcher(vm.rundir.console_log) as console:
@@ -260,8 +260,8 @@ class FixtureGuest:
             if folder is not None:
                 report.write(folder)
         except (VmdebugError, OSError) as error:
-            words = paths.failure(error) if isinstance(error, OSError) else str(error)
-            return [("vmdebug: no report", words)]
+            reason = paths.failure(error) if isinstance(error, OSError) else str(error)
+            return [("vmdebug: no report", reason)]
         found = [(f"vmdebug: {section.title}", section.text) for section in report.sections]
         return found if folder is None else [*found, ("vmdebug: artifacts", str(folder))]
 
@@ -271,7 +271,7 @@ class FixtureGuest:
 
 
 def _reports(error: BaseException | None, failure: GuestFailure) -> bool:
-    """Whether an error is a failure, or was raised while the failure was handled."""
+    """Whether an error is this failure, or was raised while Python handled the failure."""
     if error is None or error is failure:
         return error is failure
     parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()

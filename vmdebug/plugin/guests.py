@@ -25,7 +25,7 @@ from vmdebug.vm.clones.template import Template, template
 from vmdebug.vm.launching import Start
 
 _NAME_CHARACTERS = 20
-"""Number of characters of a test's name in its VM's name; the paths of sockets are limited."""
+"""How many characters of a test's name to use in its VM's name; the path of a socket must be short."""
 
 _HOLD_SECONDS = 10.0
 
@@ -37,9 +37,9 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         test: The test's node id.
-        name: The test's name, for the VM's.
+        name: The test's name, from which the VM gets its name.
         spec: What to start.
-        gdb: Whether one of its fixtures attaches GDB.
+        gdb: Whether one of the test's fixtures attaches GDB.
     """
 
     test: str
@@ -49,7 +49,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Guest(NamedTuple):
-    """A VM and, if the test needs it, a GDB that already loads its symbols."""
+    """A VM and, if the test needs it, a GDB that is already loading its symbols."""
 
     vm: vm.Vm
     preloaded: PreloadedGdb | None
@@ -66,8 +66,7 @@ class Guest(NamedTuple):
 class Guests:
     """The guests of one pytest process; `close` ends them.
 
-    A guest that failed once fails at once for later tests, so that a guest that never boots takes its timeout
-    only once.
+    If a guest does not boot for one test, later tests of that guest fail at once, without another timeout.
 
     Args:
         report: Called with each long step.
@@ -97,7 +96,7 @@ class Guests:
         if options not in self._specs:
             try:
                 found = sources.resolve(options, report=self._report, deadline=Deadline.after(BUILD_SECONDS))
-                self._specs[options] = _fresh(found)
+                self._specs[options] = _with_throwaway_disk(found)
             except VmdebugError as error:
                 self._specs[options] = error
         return _or_raise(self._specs[options])
@@ -107,7 +106,7 @@ class Guests:
 
         Args:
             wanted: The guest of the test.
-            lost: Called with a VM whose shell does not answer, before it is ended.
+            lost: Called with a VM whose shell does not answer, before the VM is ended.
 
         Raises:
             VmdebugError: see `vmdebug.vm.template`.
@@ -120,7 +119,7 @@ class Guests:
                     template(spec, lost=lost, report=self._report, timeout=self._boot_seconds)
                 )
             except VmdebugError as error:
-                self._templates[spec] = _again(error, wanted.test)
+                self._templates[spec] = _for_later_tests(error, wanted.test)
                 raise
         return _or_raise(self._templates[spec])
 
@@ -134,18 +133,18 @@ class Guests:
         Raises:
             VmdebugError: see `vmdebug.vm.Template.clone` and `vmdebug.vm.launch`.
         """
-        return self._taken(wanted) or self._made(wanted, lost=lost, report=self._report)
+        return self._take_prewarmed(wanted) or self._started(wanted, lost=lost, report=self._report)
 
     def begin(self, wanted: Wanted) -> None:
         """Start the guest of the next test in advance, if that is quick: a halted guest, or a clone.
 
-        A guest that was started for another test is ended.
+        If a guest was started in advance for another test, end it.
         """
         if wanted.spec.halt or self._cloned(wanted.spec):
             self._prewarmer.begin(wanted)
 
     def close(self) -> None:
-        """End the templates, and a guest that was not used."""
+        """End the templates, and a guest that no test has used."""
         try:
             self._prewarmer.close()
         finally:
@@ -156,7 +155,7 @@ class Guests:
         found = self._templates.get(spec)
         return isinstance(found, Template) and found.how == "clone"
 
-    def _made(
+    def _started(
         self, wanted: Wanted, *, report: Report, lost: Lost | None = None, early: bool = False
     ) -> Guest:
         with contextlib.ExitStack() as protected:
@@ -165,25 +164,25 @@ class Guests:
                 preloaded = PreloadedGdb.start(wanted.spec.kernel, timeout=ATTACH_SECONDS)
                 protected.enter_context(preloaded)
             if wanted.spec.halt:
-                made = self._halted(wanted, early=early, report=report)
+                machine = self._halted(wanted, early=early, report=report)
             else:
-                made = self._booted(wanted, lost=lost, early=early, report=report)
-            guest = Guest(made, preloaded)
+                machine = self._booted(wanted, lost=lost, early=early, report=report)
+            guest = Guest(machine, preloaded)
             protected.pop_all()
         return guest
 
     def _prewarmed(self, wanted: Wanted) -> Guest:
-        guest = self._made(wanted, report=silent, early=True)
-        with _ended_by_errors(guest):
+        guest = self._started(wanted, report=silent, early=True)
+        with _ended_on_error(guest):
             prewarmed.pause(guest.vm, deadline=Deadline.after(_HOLD_SECONDS))
         return guest
 
-    def _taken(self, wanted: Wanted) -> Guest | None:
+    def _take_prewarmed(self, wanted: Wanted) -> Guest | None:
         """Return the test's guest if it was started in advance; None if it was not, or that failed."""
         with contextlib.suppress(VmdebugError):
             guest = self._prewarmer.take(wanted)
             if guest is not None:
-                with _ended_by_errors(guest):
+                with _ended_on_error(guest):
                     prewarmed.resume(guest.vm, deadline=Deadline.after(_HOLD_SECONDS))
             return guest
         return None
@@ -211,15 +210,15 @@ class Guests:
         return f"{plain}-{os.getpid()}.{next(self._numbers)}"
 
 
-def _fresh(spec: LaunchSpec) -> LaunchSpec:
-    """Return the spec with a throwaway disk, so that no test sees the changes of another one."""
+def _with_throwaway_disk(spec: LaunchSpec) -> LaunchSpec:
+    """Return the spec with a throwaway disk, so that no test sees what another test has written."""
     if not isinstance(spec.machine, OwnMachine) or spec.machine.disk is None:
         return spec
     return msgspec.structs.replace(spec, machine=msgspec.structs.replace(spec.machine, throwaway=True))
 
 
 @contextlib.contextmanager
-def _ended_by_errors(guest: Guest) -> Iterator[None]:
+def _ended_on_error(guest: Guest) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -227,10 +226,10 @@ def _ended_by_errors(guest: Guest) -> Iterator[None]:
         raise
 
 
-def _again(error: VmdebugError, test: str) -> VmdebugError:
-    """Return the error for later tests, without the first one's details."""
+def _for_later_tests(error: VmdebugError, test: str) -> VmdebugError:
+    """Return the error for later tests, which refer to the first one's report."""
     short = copy.copy(error)
-    short.hint, short.detail = f"it was started once, for {test}, whose report has the details", ""
+    short.hint, short.detail = f"see the report of {test}, the first test that needed this guest", ""
     return short
 
 

@@ -28,9 +28,9 @@ def lines(targets: Mapping[Target, str], run: Settings, guests: Guests) -> list[
     Args:
         targets: What the tests run on, each with its id in the tests' names.
         run: The settings of the run.
-        guests: Resolves the targets; the tests use what it resolved.
+        guests: Resolves the targets, for the header and for the tests.
     """
-    told: dict[str, None] = {}
+    kernels: dict[str, None] = {}
     programs: dict[str, None] = {}
     for target, name in targets.items():
         try:
@@ -38,11 +38,11 @@ def lines(targets: Mapping[Target, str], run: Settings, guests: Guests) -> list[
             resources = planning.resources(spec, report=silent, deadline=Deadline.after(_RESOURCES_SECONDS))
         except VmdebugError as error:
             # The tests on this target fail with the complete error.
-            told.setdefault(f"{_named(target)}: {error.message}")
+            kernels.setdefault(f"{_named(target)}: {error.message}")
             continue
         programs.setdefault(_programs(resources))
-        told.setdefault(_kernel(spec) + (f" [{name}]" if name else ""))
-    return [f"vmdebug: {each}" for each in (*programs, *told)]
+        kernels.setdefault(_kernel(spec) + (f" [{name}]" if name else ""))
+    return [f"vmdebug: {each}" for each in (*programs, *kernels)]
 
 
 def _programs(resources: Resources) -> str:
@@ -59,16 +59,16 @@ def _kernel(spec: LaunchSpec) -> str:
 
 
 def _named(target: Target) -> str:
-    words = [each.words for each in (target.guest, target.kernel) if each is not None]
-    return ", ".join(words) or "the guest"
+    names = [each.words for each in (target.guest, target.kernel) if each is not None]
+    return ", ".join(names) or "the guest"
 
 
 def _version(name: str, program: str) -> str:
     try:
-        said = process.run([program, "--version"], deadline=Deadline.after(_PROGRAM_SECONDS)).stdout
+        output = process.run([program, "--version"], deadline=Deadline.after(_PROGRAM_SECONDS)).stdout
     except VmdebugError as error:
         return f"{name}: {error.message}"
-    first = said.partition("\n")[0]
+    first = output.partition("\n")[0]
     # QEMU prints the distribution's package in brackets after its version, GDB before it.
     found = re.search(r"version (\d[\w.]*)", first) or re.search(r"(\d[\w.]*)$", first)
     return f"{name} {found[1] if found else 'of unknown version'}"

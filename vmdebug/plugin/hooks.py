@@ -43,18 +43,18 @@ class Run:
         Raises:
             UsageError: its marker is invalid.
         """
-        return settings.targets(self.settings, _asked(item))
+        return settings.targets(self.settings, _marked_test(item))
 
     def guest(self, request: pytest.FixtureRequest) -> FixtureGuest:
-        """Start the guest of a test, for the fixture on which all others are based."""
+        """Start the guest of a test, for the fixture that all others are based on."""
         __tracebackhide__ = True
         item = request.node
         try:
             return self._started(request)
         except VmdebugError as error:
-            # The traceback would show vmdebug only.
+            # No traceback: it would contain only lines of vmdebug.
             raise pytest.fail.Exception(
-                f"the guest of {item.name}: {_words(item, error)}", pytrace=False
+                f"the guest of {item.name}: {_message(item, error)}", pytrace=False
             ) from None
         finally:
             self._progress.clear()
@@ -62,7 +62,9 @@ class Run:
     def _started(self, request: pytest.FixtureRequest) -> FixtureGuest:
         item = request.node
         wanted = _wanted(item, self.guests.spec(self._options(item)))
-        guest = FixtureGuest(wanted, settings=self.settings, marker=_asked(item).marker, guests=self.guests)
+        guest = FixtureGuest(
+            wanted, settings=self.settings, marker=_marked_test(item).marker, guests=self.guests
+        )
         item.stash[_GUEST_KEY] = self._guest = guest
         if self._worker_header is not None:
             guest.header = self._worker_header.lines(item)
@@ -70,19 +72,19 @@ class Run:
         return guest
 
     def _options(self, item: pytest.Item) -> GuestOptions:
-        asked = _asked(item)
+        test = _marked_test(item)
         callspec = getattr(item, "callspec", None)
         target = None if callspec is None else callspec.params.get(FIXTURE)
-        target = _fitting(target, settings.targets(self.settings, asked))
-        halted = asked.marker.halt if asked.marker.halt is not None else _halting(item)
-        return settings.options(self.settings, asked.marker, target, halted=halted, where=asked.path.parent)
+        target = _target_of(target, settings.targets(self.settings, test))
+        halted = test.marker.halt if test.marker.halt is not None else _halts(item)
+        return settings.options(self.settings, test.marker, target, halted=halted, where=test.path.parent)
 
     def _begin_next(self) -> None:
         """Start the next test's guest while this test runs, if it is known to be quick."""
         item = self._next
         if item is None or FIXTURE not in _fixtures(item):
             return
-        with contextlib.suppress(VmdebugError, pytest.UsageError):  # the next test fails with it
+        with contextlib.suppress(VmdebugError, pytest.UsageError):  # the next test itself reports the error
             spec = self.guests.known(self._options(item))
             if spec is not None:
                 self.guests.begin(_wanted(item, spec))
@@ -122,18 +124,18 @@ class Run:
                 return (yield)
         finally:
             if (guest := _guest_of(item)) is not None:
-                _unhurried(item)
+                _stop_timeout(item)
                 guest.close()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Add the guest's report to a failure."""
+        """Add the report about the guest to a failed test's report."""
         report = yield
         if (guest := _guest_of(item)) is not None:
             if report.failed:
-                _unhurried(item)
+                _stop_timeout(item)
                 report.sections.extend(guest.explain())
             # pytest-xdist sends it to the controller as a part of the report.
             facts = {"header": guest.header, "slow": guest.slow, "kept": guest.kept}
@@ -141,7 +143,7 @@ class Run:
         return report
 
     def pytest_enter_pdb(self) -> None:
-        """Stop watching the test, because a person debugs it."""
+        """Stop watching the test, because somebody is debugging it."""
         if self._guest is not None:
             self._guest.disarm()
 
@@ -167,7 +169,7 @@ class Run:
 
 
 class _WorkerHeader:
-    """The header of a pytest-xdist worker, which sends it with the reports of its tests, having no terminal.
+    """The header of a pytest-xdist worker. A worker has no terminal, and sends it with its tests' reports.
 
     Args:
         run: The worker's run.
@@ -178,7 +180,7 @@ class _WorkerHeader:
         self._seen: set[Target] = set()
 
     def lines(self, item: pytest.Item) -> list[str]:
-        """Return the header lines about targets of a test that earlier tests did not have."""
+        """Return the header lines about the targets of a test; [] if an earlier test had the same ones."""
         wanted = {target: name for name, target in self._run.targets(item).items()}
         if wanted.keys() <= self._seen:
             return []
@@ -193,8 +195,8 @@ def _watched(item: pytest.Item, *, look: bool = False, last: bool = False) -> It
     Args:
         item: The test; its guest may be started in the phase.
         look: Whether to look at the end for trouble that the console does not show.
-        last: Whether it is the teardown, which runs even after the guest has failed, and whose failure needs
-            its report at once, because the guest ends with it.
+        last: Whether the phase is the teardown. It runs even after the guest has failed; if it fails itself,
+            vmdebug collects the report at once, because the guest ends with the teardown.
 
     Raises:
         GuestFailure: the guest has failed.
@@ -217,7 +219,7 @@ def _watched(item: pytest.Item, *, look: bool = False, last: bool = False) -> It
         guest.disarm()
         judged = tracebacks.plain(item, guest.judged(error))
         if last:
-            _unhurried(item)
+            _stop_timeout(item)
             guest.gather()
         if judged is error:
             raise
@@ -227,15 +229,16 @@ def _watched(item: pytest.Item, *, look: bool = False, last: bool = False) -> It
             guest.disarm()
 
 
-def _fitting(made_for: Target | None, wanted: dict[str, Target]) -> Target:
+def _target_of(made_for: Target | None, wanted: dict[str, Target]) -> Target:
     """Return the target of a test.
 
     Args:
-        made_for: The target that pytest made the test for; None if it was not known to have a guest then.
-        wanted: The targets by all its markers; those of its parameters were not known then.
+        made_for: The target that pytest made the test for; None if pytest did not know then that the test has
+            a guest.
+        wanted: The targets according to all its markers, including those of its parameters.
 
     Raises:
-        UsageError: it would have to run on several.
+        UsageError: the test would have to run on several targets.
     """
     if made_for is not None:
         if made_for in wanted.values():
@@ -248,17 +251,17 @@ def _fitting(made_for: Target | None, wanted: dict[str, Target]) -> Target:
         wanted = near or wanted
     if len(wanted) > 1:
         raise UsageError(
-            f"this test would run on {', '.join(wanted)}, but pytest made only one test of it: it was not"
-            " known to have a guest when the tests were collected",
-            hint='mark it: @pytest.mark.usefixtures("vm"); the marker of a parameter can name one guest only',
+            f"this test would run on {', '.join(wanted)}, but pytest made only one test of it, because"
+            " it did not know that the test has a guest when it collected the tests",
+            hint='mark it: @pytest.mark.usefixtures("vm"); the marker of a parameter can name only one guest',
         )
     return next(iter(wanted.values()))
 
 
-def _unhurried(item: pytest.Item) -> None:
-    """Stop pytest-timeout's timer, as pytest-timeout does once a failure is reported.
+def _stop_timeout(item: pytest.Item) -> None:
+    """Stop pytest-timeout's timer, as pytest-timeout does when a test fails.
 
-    Otherwise it would raise while the report is made, which ends the whole run.
+    Otherwise the timer could raise while vmdebug collects its report, which would end the whole run.
     """
     cancel = getattr(item.config.hook, "pytest_timeout_cancel_timer", None)
     if cancel is not None:
@@ -269,14 +272,13 @@ def _guest_of(item: pytest.Item) -> FixtureGuest | None:
     return item.stash.get(_GUEST_KEY, None)
 
 
-def _words(item: pytest.Item, error: VmdebugError) -> str:
-    """Return the message for a guest that did not start; its report shows the details."""
+def _message(item: pytest.Item, error: VmdebugError) -> str:
+    """Return the message for a guest that did not start, without what the report of the test shows."""
     guest = _guest_of(item)
     if guest is None or not guest.has_sections:
         return str(error)
-    hint = (
-        "" if isinstance(error, GuestDiedError) else error.hint
-    )  # the hint names a log that no longer exists
+    # GuestDiedError's hint names a log that no longer exists.
+    hint = "" if isinstance(error, GuestDiedError) else error.hint
     return "\n".join(part for part in (error.message, hint) if part)
 
 
@@ -285,11 +287,11 @@ def _wanted(item: pytest.Item, spec: LaunchSpec) -> Wanted:
     return Wanted(test=item.nodeid, name=name, spec=spec, gdb=not _GDB.isdisjoint(_fixtures(item)))
 
 
-def _asked(item: pytest.Item) -> MarkedTest:
+def _marked_test(item: pytest.Item) -> MarkedTest:
     return MarkedTest(item.path, settings.marker(item.iter_markers("vmdebug")))
 
 
-def _halting(item: pytest.Item) -> bool:
+def _halts(item: pytest.Item) -> bool:
     return "halted_session" in _fixtures(item)
 
 

@@ -1,7 +1,7 @@
-"""Finds what a test has leaked in the kernel, with kmemleak.
+"""Finds kernel memory that a test has leaked, with kmemleak; see Documentation/dev-tools/kmemleak.rst.
 
-See Documentation/dev-tools/kmemleak.rst. A clone also has the leaks of its template's boot, so a leak counts
-only if it was allocated after the test had begun: kmemleak prints the value of jiffies at the allocation.
+A clone also has the leaks of its template's boot. So a leak counts only if the memory was allocated after the
+test began: kmemleak prints the value of jiffies at the allocation.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from vmdebug.channel.shell import ExecResult
 from vmdebug.errors import UsageError
 
 SCAN_SECONDS = 120.0
-"""How long a scan may take: seconds under TCG, for a guest of 256 MB."""
+"""How long a scan may take; in a guest of 256 MB under TCG it takes a few seconds."""
 
 SHOWN = 20_000
-"""Number of characters of the leaks that an error shows."""
+"""How many characters of kmemleak's report an error shows."""
 
 Exec = Callable[..., ExecResult]
 """`DebugSession.exec`."""
 
 _NOW = "sed -n 's/^jiffies: //p' /proc/timer_list | head -n 1"
-"""`print_cpu` of kernel/time/timer_list.c."""
+"""Prints jiffies; see `print_cpu` in kernel/time/timer_list.c."""
 
 _SCAN = """\
 leaks=/sys/kernel/debug/kmemleak
@@ -32,7 +32,7 @@ leaks=/sys/kernel/debug/kmemleak
 sleep 6
 echo scan >$leaks && echo scan >$leaks && cat $leaks
 """
-"""kmemleak ignores memory that is younger than MSECS_MIN_AGE of mm/kmemleak.c, 5 s."""
+"""kmemleak ignores memory that is younger than 5 s (MSECS_MIN_AGE in mm/kmemleak.c)."""
 
 _NO_KMEMLEAK = 3
 
@@ -46,8 +46,8 @@ def now(run: Exec) -> int:
     Raises:
         VmdebugError: the guest's shell does not answer.
     """
-    said = run(_NOW).stdout.strip()
-    return int(said) if said.isdecimal() else 0
+    jiffies = run(_NOW).stdout.strip()
+    return int(jiffies) if jiffies.isdecimal() else 0
 
 
 def find(run: Exec, since: int) -> str:
@@ -71,7 +71,7 @@ def find(run: Exec, since: int) -> str:
 
 
 def leaks(report: str, since: int) -> list[str]:
-    """Return the records of a report, without those of earlier allocations.
+    """Return the records of a report whose memory was allocated after `since`.
 
     Args:
         report: The content of /sys/kernel/debug/kmemleak.

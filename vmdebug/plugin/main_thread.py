@@ -1,8 +1,8 @@
 """Raises an error in the main thread from another thread, even while the main thread waits.
 
-Only a signal wakes a thread from every system call: Python runs the handler in the main thread, and an
-exception from it leaves `time.sleep`, a lock or a poll (PEP 475). The signal is SIGURG, which is ignored by
-default: one that arrives late does no harm.
+Only a signal interrupts every system call. Python runs the handler in the main thread, and an exception from
+it ends `time.sleep`, the wait for a lock, or a poll (PEP 475). The signal is SIGURG, which the kernel ignores
+by default, so one that arrives late does no harm.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ NUMBER = signal.SIGURG
 class MainThreadInterrupt:
     """Raises in the main thread while armed; a context manager that owns the signal for its block.
 
-    It raises once for each `arm`, and ignores an interrupt while it is not armed. pytest runs tests in the
-    main thread; entered from another thread, it never raises.
+    It raises once for each `arm`, and ignores an interrupt while it is not armed. If it is entered in another
+    thread than the main one, it never raises; pytest runs tests in the main thread.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class MainThreadInterrupt:
     def disarm(self) -> None:
         """Stop raising.
 
-        The handler runs in this thread too: it raises before this takes effect, or not at all.
+        The handler runs in the same thread, so it cannot raise after this method has returned.
         """
         self._armed = False
 

@@ -41,15 +41,15 @@ class Prewarmer(Generic[Wanted, Made]):
         if self._coming is None or self._wanted != wanted:
             return None
         try:
-            made = self._coming.result()
+            ready = self._coming.result()
         except BaseException:
-            self.drop()  # after an interrupted wait, the thread is still making it
+            self.drop()  # the thread may still be making it, if the wait was interrupted
             raise
         self._coming = None
-        return made
+        return ready
 
     def drop(self) -> None:
-        """End the object as soon as it is made; return at once."""
+        """Have the thread end the object once it is made; do not wait for that."""
         coming, self._coming = self._coming, None
         if coming is not None and self._pool is not None:
             self._pool.submit(self._dropped, coming)
@@ -62,6 +62,6 @@ class Prewarmer(Generic[Wanted, Made]):
             self._pool = None
 
     def _dropped(self, coming: Future[Made]) -> None:
-        # Ignore a failure to make it: no test has needed it.
+        # If it could not be made, ignore the error: no test has needed the object.
         if coming.exception() is None:
             self._end(coming.result())

@@ -37,11 +37,11 @@ class Named(msgspec.Struct, frozen=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """One cell of the matrix of guests and kernels.
+    """What a test runs on: one combination of a guest and a kernel.
 
     Args:
-        guest: GUEST; None is vmdebug.toml's default, else `builtin`.
-        kernel: Its kernel; None is the guest's own.
+        guest: GUEST; None for the default of vmdebug.toml, or else `builtin`.
+        kernel: Its kernel; None for the guest's own.
     """
 
     guest: Named | None = None
@@ -53,8 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         guests: The guests that tests run on.
-        kernels: The kernels that they run on, each with each guest; empty for the guests' own.
-        root: The root directory of the tests; vmdebug.toml is looked for from there if no guest is named.
+        kernels: The kernels that each guest boots in turn; empty for the guests' own.
+        root: The root directory of the tests, where the search for vmdebug.toml starts if no guest is given.
         accel: The accelerator; None leaves it to the guest.
         artifacts: Directory for the reports of failures as files, or None.
         keep: Whether to leave a failed test's VM running.
@@ -82,7 +82,7 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         kernel: Boot image or build tree, or several. Paths start at the test file.
         halt: Whether to stop at the reset vector; None leaves it to the fixtures.
         append: Kernel parameters to add.
-        kaslr: Keep address randomisation.
+        kaslr: Whether to leave address randomisation on.
         memory: Guest RAM, as `--memory` takes it, or in MiB.
         cpus: Number of CPUs.
         initrd: The initramfs to boot instead of vmdebug's. Paths start at the test file.
@@ -150,12 +150,12 @@ def marker(marks: Iterable[pytest.Mark]) -> Marker:
     Raises:
         UsageError: a marker is invalid.
     """
-    said: dict[str, Any] = {}
+    keywords: dict[str, Any] = {}
     for mark in marks:
         _check(mark)
-        said = {**mark.kwargs, **said}
+        keywords = {**mark.kwargs, **keywords}
     try:
-        found = msgspec.convert(_tuples(said), Marker)
+        found = msgspec.convert(_tuples(keywords), Marker)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at `$.")
         raise UsageError(
@@ -173,16 +173,16 @@ def marker(marks: Iterable[pytest.Mark]) -> Marker:
     return found
 
 
-def targets(settings: Settings, asked: MarkedTest) -> dict[str, Target]:
+def targets(settings: Settings, test: MarkedTest) -> dict[str, Target]:
     """Return the targets of a test, each by the id in the test's name; "" if there is only one.
 
     Args:
-        settings: Those of the run.
-        asked: The test; its marker overrides them.
+        settings: The settings of the run.
+        test: The test; its marker overrides the settings.
     """
-    here = asked.path.parent
-    guests = _several(asked.marker.guest, here) or settings.guests or (None,)
-    kernels = _several(asked.marker.kernel, here) or settings.kernels or (None,)
+    here = test.path.parent
+    guests = _several(test.marker.guest, here) or settings.guests or (None,)
+    kernels = _several(test.marker.kernel, here) or settings.kernels or (None,)
     guest_ids, kernel_ids = _ids(guests), _ids(kernels)
     found = {}
     for (guest, first), (kernel, second) in itertools.product(
@@ -198,11 +198,11 @@ def options(
     """Return the options of a test's guest.
 
     Args:
-        settings: Those of the run.
-        marker: Those of the test.
+        settings: The settings of the run.
+        marker: The marker of the test.
         target: The guest and its kernel.
-        halted: Whether it stops at the reset vector.
-        where: Where the marker's relative paths start; None is the current directory.
+        halted: Whether the guest stops at the reset vector.
+        where: Where the marker's relative paths start; None for the current directory.
 
     Raises:
         UsageError: vmdebug.toml, GUEST or an option is invalid.
@@ -212,11 +212,11 @@ def options(
         base = toml.lookup(None, settings.root)
     else:
         base = toml.lookup(target.guest.words, target.guest.where)
-    said: dict[str, Any] = {"halt": halted, "tcp": None}
+    changes: dict[str, Any] = {"halt": halted, "tcp": None}
     if target.kernel is not None:
-        said["kernel"] = str(absolute(target.kernel.words, target.kernel.where))
+        changes["kernel"] = str(absolute(target.kernel.words, target.kernel.where))
     if marker.append:
-        said["append"] = f"{base.append} {marker.append}".strip()
+        changes["append"] = f"{base.append} {marker.append}".strip()
     here = where or Path.cwd()
     overrides = {
         "accel": settings.accel,
@@ -226,24 +226,24 @@ def options(
         "memory": _memory(marker),
         "cpus": marker.cpus,
     }
-    said |= {key: value for key, value in overrides.items() if value is not None}
-    wanted = changed(base, said)
+    changes |= {key: value for key, value in overrides.items() if value is not None}
+    wanted = changed(base, changes)
     if wanted.root not in (None, HOST) and wanted.root_image == "auto":
-        # A directory that is shared over 9p keeps a guest from being cloned.
+        # A guest cannot be cloned if it has a directory over 9p.
         return changed(wanted, {"root_image": "always"})
     return wanted
 
 
 def _named(config: pytest.Config, name: str, here: Path, ini: Path) -> tuple[Named, ...]:
     given = config.getoption(name)
-    words, where = (given, here) if given else (config.getini(name), ini)
-    return tuple(Named(each, where) for each in dict.fromkeys(words))
+    names, where = (given, here) if given else (config.getini(name), ini)
+    return tuple(Named(each, where) for each in dict.fromkeys(names))
 
 
-def _several(words: str | Sequence[str] | None, where: Path) -> tuple[Named, ...]:
-    if words is None:
+def _several(names: str | Sequence[str] | None, where: Path) -> tuple[Named, ...]:
+    if names is None:
         return ()
-    return tuple(Named(each, where) for each in ((words,) if isinstance(words, str) else words))
+    return tuple(Named(each, where) for each in ((names,) if isinstance(names, str) else names))
 
 
 def _ids(several: Sequence[Named | None]) -> list[str]:
@@ -265,7 +265,7 @@ def _check(mark: pytest.Mark) -> None:
     if mark.args:
         raise UsageError(
             f"@pytest.mark.vmdebug takes keywords only, got {mark.args[0]!r}",
-            hint=f"name it: {_keywords()}",
+            hint=f"write it as one of its keywords: {_keywords()}",
         )
     for key in mark.kwargs:
         if key not in Marker.__struct_fields__:
@@ -278,14 +278,16 @@ def _keywords() -> str:
     return ", ".join(Marker.__struct_fields__)
 
 
-def _near(word: str, words: Sequence[str]) -> str:
-    near = nearest(word, words)
-    return f"did you mean {near!r}?" if near else f"there are: {', '.join(words)}"
+def _near(word: str, valid: Sequence[str]) -> str:
+    near = nearest(word, valid)
+    return f"did you mean {near!r}?" if near else f"there are: {', '.join(valid)}"
 
 
-def _tuples(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords with tuples instead of lists, also for a single `allow`."""
-    plain = {key: tuple(value) if isinstance(value, (list, set)) else value for key, value in said.items()}
+def _tuples(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords with tuples instead of lists; a single kind in `allow` becomes a tuple, too."""
+    plain = {
+        key: tuple(value) if isinstance(value, (list, set)) else value for key, value in keywords.items()
+    }
     if isinstance(plain.get("allow"), str):
         plain["allow"] = (plain["allow"],)
     return plain
@@ -295,8 +297,8 @@ def _memory(marker: Marker) -> int | None:
     return None if marker.memory is None else memory_mib(str(marker.memory))
 
 
-def _path(words: str | None, where: Path) -> Path | None:
-    return absolute(words, where) if words else None
+def _path(path: str | None, where: Path) -> Path | None:
+    return absolute(path, where) if path else None
 
 
 def _seconds(config: pytest.Config, name: str, default: float) -> float:
@@ -307,6 +309,6 @@ def _seconds(config: pytest.Config, name: str, default: float) -> float:
         seconds = float(given)
     except ValueError:
         seconds = -1.0
-    if not seconds >= 0:  # nor is nan
+    if not seconds >= 0:  # also true for nan
         raise pytest.UsageError(f"{name}: {given!r} is not a number of seconds")
     return seconds

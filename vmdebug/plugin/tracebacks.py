@@ -1,4 +1,4 @@
-"""Shortens the traceback of a failed test to the lines of the test suite, without vmdebug's."""
+"""Removes vmdebug's own lines from the traceback of a failed test."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ OURS = str(Path(__file__).parent.parent)
 class Shortener:
     """Leaves vmdebug's lines out of tracebacks.
 
-    Its hook is no wrapper, so that it runs after pytest's unittest plugin has put in what a TestCase caught.
+    Its hook is not a wrapper, so it runs after pytest's unittest plugin has stored the error of a TestCase.
 
     Args:
-        concerned: Whether a test has a guest.
+        concerned: Tells whether a test has a guest.
     """
 
     def __init__(self, concerned: Callable[[pytest.Item], bool]) -> None:
@@ -47,7 +47,7 @@ def shorten(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> 
 
 
 def plain(item: pytest.Item, error: BaseException) -> BaseException:
-    """Return a vmdebug error as its message alone if no line of the test suite led to it."""
+    """Return a vmdebug error without its traceback if that contains no line of the test suite."""
     if not isinstance(error, VmdebugError) or _last_of_suite(item, _steps(error.__traceback__)) is not None:
         return error
     return pytest.fail.Exception(str(error), pytrace=False)

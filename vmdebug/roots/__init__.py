@@ -1,4 +1,4 @@
-"""What a guest's root file system is made of; each kind resolves to a frozen `Root`.
+"""Finds or makes a guest's root file system; each kind resolves to a frozen `Root`.
 
 ==================  =====================================================================
 `--root`            is
@@ -9,7 +9,7 @@ a file              a disk image, raw or qcow2: a file system, or partitions
 `debian:SUITE`      a Debian that mmdebstrap makes once, packed as an image
 ==================  =====================================================================
 
-The guest's writes go to a layer in its memory, unless an image is kept.
+The guest writes to a layer in its memory; with `--keep`, to the disk image.
 """
 
 from __future__ import annotations
@@ -29,45 +29,45 @@ __all__ = ["Supports", "resolve"]
 
 
 def resolve(options: GuestOptions, *, supports: Supports, report: Report, deadline: Deadline) -> Root | None:
-    """Return the root file system that the user asks for; None if it is the initramfs.
+    """Return the root file system that the options name; None if the guest has only its initramfs.
 
     Args:
         options: The options of the guest.
-        supports: Whether its kernel has an option.
+        supports: Tells whether its kernel has an option.
         report: Called with each long step.
         deadline: When to give up making an image.
 
     Raises:
-        UsageError: there is no such root, or an option does not go with it.
+        UsageError: there is no such root, or an option does not apply to it.
         HostError: a program or disk space is missing.
         BuildError: a program failed.
         DeadlineError: it took too long.
     """
-    words = options.root
-    if words is None:
+    root = options.root
+    if root is None:
         _refuse_alone(options)
         return None
-    if words == HOST:
+    if root == HOST:
         return directory.host(options)
-    name, colon, release = words.partition(":")
-    if colon and "/" not in name and not or_false(Path(words).exists):
+    name, colon, release = root.partition(":")
+    if colon and "/" not in name and not or_false(Path(root).exists):
         return suite.resolve(name, release, options, supports=supports, report=report, deadline=deadline)
-    path = absolute(words)
+    path = absolute(root)
     if or_false(path.is_dir):
         return directory.resolve(path, options, supports=supports, report=report, deadline=deadline)
     if not or_false(path.exists):
         raise UsageError(
-            f"{option('root', words)}: {path} does not exist",
+            f"{option('root', root)}: {path} does not exist",
             hint=f"give `{HOST}`, a directory, a disk image, or debian:SUITE (debian:bookworm)",
         )
     return image.resolve(path, options, deadline=deadline)
 
 
 def _refuse_alone(options: GuestOptions) -> None:
-    """Refuse the options that say something about a root where there is none."""
+    """Refuse options about a root file system if the guest has none."""
     for name in ("root_dev", "init", "keep"):
         if value := getattr(options, name):
             raise UsageError(
-                f"{option(name, value)} is about a root file system, and there is no {option('root')}",
+                f"{option(name, value)} needs a root file system, and {option('root')} is not given",
                 hint=f"add {option('root', 'X')}",
             )

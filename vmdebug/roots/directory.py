@@ -15,16 +15,18 @@ from vmdebug.roots.packed import Supports
 from vmdebug.spelling import option
 
 INITS = ("sbin/init", "etc/init", "bin/init", "lib/systemd/systemd", "init")
-"""Where a root has its init; the kernel looks in the first ones (kernel_init of its init/main.c)."""
+"""Where a root may have its init; the kernel tries the first three (kernel_init in init/main.c)."""
 
-_LIVE = "the guest sees changes of the directory only where it has not read yet; it cannot be saved or cloned"
+_LIVE = (
+    "the guest sees changes of the directory only in what it has not read yet; it cannot be saved or cloned"
+)
 
 
 def host(options: GuestOptions) -> Root:
     """Return this machine's root directory.
 
     Raises:
-        UsageError: an option does not go with it.
+        UsageError: an option does not apply to it.
     """
     _refuse_image_options(options)
     if options.root_image == "always":
@@ -47,7 +49,7 @@ def resolve(
     """Return a directory as a root: over 9p, or packed as an image if the user wants that.
 
     Raises:
-        UsageError: it is no root directory, or an option does not go with it.
+        UsageError: it is not a root directory, or an option does not apply to it.
         HostError: a program or disk space is missing.
         BuildError: the image cannot be made.
         DeadlineError: making the image took too long.
@@ -62,8 +64,8 @@ def resolve(
     systemd = options.init is None and init.endswith("systemd")
     chosen = options.init or (AUTO_INIT if init else NO_INIT)
     if options.root_image == "always":
-        made = packed.of_directory(path, supports=supports, report=report, deadline=deadline)
-        return packed.root(made, words=str(path), init=chosen, systemd=systemd)
+        image = packed.of_directory(path, supports=supports, report=report, deadline=deadline)
+        return packed.root(image, words=str(path), init=chosen, systemd=systemd)
     return Root(
         words=str(path),
         location=path,
@@ -75,7 +77,7 @@ def resolve(
 
 
 def find_init(top: Path) -> str:
-    """Return the path of the init in a root directory, its links followed; "" if there is none."""
+    """Return the path of the init in a root directory, with its links resolved; "" if there is none."""
     for name in INITS:
         path = top / name
         for _ in range(8):
@@ -92,6 +94,6 @@ def _refuse_image_options(options: GuestOptions) -> None:
     for name in ("root_dev", "keep"):
         if value := getattr(options, name):
             raise UsageError(
-                f"{option(name, value)} is for a disk image, and {option('root', options.root)} is none",
-                hint="leave it out: the guest's writes never reach the directory",
+                f"{option(name, value)} is for disk images, and {option('root', options.root)} is not one",
+                hint="leave it out: the guest never writes to the directory",
             )

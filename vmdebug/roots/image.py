@@ -33,7 +33,7 @@ _GPT_ENTRY = 128
 _MBR_SIGNATURE = b"\x55\xaa"
 
 Read = Callable[[int, int], bytes]
-"""Reads from a disk: offset and size in bytes; less at its end."""
+"""Reads from a disk: offset and size in bytes. At the end of the disk it returns fewer bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Partition:
     Args:
         number: Its number; 0 is the whole disk.
         start: Its first byte.
-        file_system: Its type; "" if there is none that vmdebug knows.
+        file_system: Its type; "" if vmdebug finds no file system that it knows.
     """
 
     number: int
@@ -55,7 +55,7 @@ def resolve(path: Path, options: GuestOptions, *, deadline: Deadline) -> Root:
     """Return a disk image as a root.
 
     Raises:
-        UsageError: it has no file system that is known, or several; or `root_dev` has none.
+        UsageError: it has no file system that vmdebug knows, or several; or `root_dev` has none.
         HostError: it cannot be read.
     """
     if options.root_image == "always":
@@ -67,7 +67,7 @@ def resolve(path: Path, options: GuestOptions, *, deadline: Deadline) -> Root:
         with path.open("rb") as stream:
             qcow2 = stream.read(4) == _QCOW2
     except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}", hint="may you read it?") from error
+        raise HostError(f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
     read = _qcow2(path, deadline) if qcow2 else _raw(path)
     found = choose(path, partitions(read), options.root_dev)
     where = f"partition {found.number} of {path}" if found.number else str(path)
@@ -90,7 +90,7 @@ def choose(path: Path, found: list[Partition], wanted: int | None) -> Partition:
     Args:
         path: The image, for messages.
         found: Its partitions.
-        wanted: The number that the user insists on, or None.
+        wanted: The number of the partition that the user chose; None to find it.
 
     Raises:
         UsageError: there is none, or there are several.
@@ -172,10 +172,10 @@ def _qcow2(path: Path, deadline: Deadline) -> Read:
     def block(number: int) -> bytes:
         start = number * _MIB
         if number not in cached:
-            words = convert_argv(program, path, start, max(0, min(_MIB, size - start)))
+            argv = convert_argv(program, path, start, max(0, min(_MIB, size - start)))
             with tempfile.NamedTemporaryFile() as file:
                 if start < size:
-                    process.run((*words, file.name), deadline=deadline)
+                    process.run((*argv, file.name), deadline=deadline)
                 cached[number] = Path(file.name).read_bytes()
         return cached[number]
 
@@ -190,7 +190,8 @@ def _qcow2(path: Path, deadline: Deadline) -> Read:
 def convert_argv(program: Path, path: Path, start: int, size: int) -> tuple[str, ...]:
     """Return the command that writes a part of a qcow2 image to a file, which is its next argument.
 
-    `qemu-img dd` will not do: its `count=` includes what `skip=` leaves out, at least up to QEMU 7.2.
+    `qemu-img dd` does not work for this: its `count=` includes the blocks that `skip=` leaves out, at least
+    up to QEMU 7.2.
     """
     name = str(path).replace(",", ",,")
     part = f"driver=raw,offset={start},size={size}"

@@ -47,7 +47,7 @@ class Format:
     def argv(self, directory: Path, image: Path) -> tuple[str, ...]:
         """Return the command that packs a directory.
 
-        Neither is compressed: under TCG, unpacking costs more than the host's disk.
+        The image is not compressed: under TCG, decompression takes longer than reads from the host's disk.
         """
         program = self.find() or self.program
         if self.name == "erofs":
@@ -55,7 +55,7 @@ class Format:
         return (program, str(directory), str(image), "-noI", "-noD", "-noF", "-noX", "-no-progress")
 
     def find(self) -> str | None:
-        """Return the path of the program; None if it is not installed. A user's PATH may lack /usr/sbin."""
+        """Return the path of the program; None if there is none. A user's PATH may lack /usr/sbin."""
         return shutil.which(self.program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
 
 
@@ -78,23 +78,23 @@ class Image:
     format: Format
 
 
-def root(made: Image, *, words: str, init: str, systemd: bool) -> Root:
+def root(image: Image, *, words: str, init: str, systemd: bool) -> Root:
     """Return an image as a root."""
-    size = made.path.stat().st_size / 2**20
+    size = image.path.stat().st_size / 2**20
     return Root(
         words=words,
-        location=made.path,
-        file_system=made.format.name,
+        location=image.path,
+        file_system=image.format.name,
         format="raw",
         init=init,
         systemd=systemd,
-        note=f"{words} as a read-only {made.format.name} image of {size:.0f} MiB, {made.path};"
+        note=f"{words} as a read-only {image.format.name} image of {size:.0f} MiB, {image.path};"
         " the guest can be saved and cloned",
     )
 
 
 def of_directory(directory: Path, *, supports: Supports, report: Report, deadline: Deadline) -> Image:
-    """Return a directory as an image; pack it unless the cache has it as it is now.
+    """Return a directory as an image; pack it, unless the cache has an image of its present state.
 
     Raises:
         HostError: a program or disk space is missing, or a file cannot be read.
@@ -121,15 +121,15 @@ def make(
     report: Report,
     deadline: Deadline,
 ) -> Image:
-    """Return an image of the cache; make it unless it exists.
+    """Return an image in the cache; make it unless it exists.
 
     Args:
-        target: Its file.
+        target: The path of the image.
         chosen: Its format.
-        pack: Writes the image to the path that it gets.
+        pack: Writes the image to the path that is its argument.
         what: The step, for reports.
-        report: Called before it is made.
-        deadline: When to stop waiting for another process that makes it.
+        report: Called before the image is made.
+        deadline: When to stop waiting for another process that is making it.
 
     Raises:
         VmdebugError: as `pack` does.
@@ -149,7 +149,7 @@ def make(
 
 
 def unpacked(archive: Path, chosen: Format, image: Path, *, deadline: Deadline) -> None:
-    """Pack a tar archive as an image: unpack it first, with its owners, which fakeroot keeps without root.
+    """Unpack a tar archive, and pack it as an image. If this user is not root, fakeroot keeps the owners.
 
     Raises:
         HostError: a program is missing.
@@ -174,11 +174,11 @@ def choose(supports: Supports) -> Format:
     Raises:
         HostError: there is no program to make one.
     """
-    there = [each for each in FORMATS if each.find()]
-    readable = [each for each in there if supports(each.option) is not False]
-    if readable or there:
-        # If the kernel reads none of them, its options are refused by name.
-        return (readable or there)[0]
+    installed = [each for each in FORMATS if each.find()]
+    readable = [each for each in installed if supports(each.option) is not False]
+    if installed:
+        # If the kernel can read none of them, the check of its options refuses it later, with their names.
+        return (readable or installed)[0]
     raise HostError(
         "no program to pack a root file system is installed:"
         f" none of {', '.join(each.program for each in FORMATS)}",
@@ -194,14 +194,14 @@ def _state(directory: Path) -> str:
             below.sort()
             for name in sorted([*files, *below]):
                 path = f"{top}/{name}"
-                seen = os.lstat(path)
+                status = os.lstat(path)
                 facts = (
-                    seen.st_mode,
-                    seen.st_uid,
-                    seen.st_gid,
-                    seen.st_size,
-                    seen.st_mtime_ns,
-                    seen.st_ctime_ns,
+                    status.st_mode,
+                    status.st_uid,
+                    status.st_gid,
+                    status.st_size,
+                    status.st_mtime_ns,
+                    status.st_ctime_ns,
                 )
                 digest.update(os.fsencode(f"{path}\0{facts}\n"))
     except OSError as error:
@@ -218,7 +218,7 @@ def _raise(error: OSError) -> None:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target`; remove what is left there after the block."""
+    """Yield a path beside `target`; after the block, remove the file there, if there is one."""
     path = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         yield path

@@ -19,13 +19,13 @@ PACKAGES = (
     *("systemd-sysv", "udev", "dbus", "kmod", "iproute2", "procps", "ca-certificates"),
     *("openssh-server", "less", "strace"),
 )
-"""Packages beside the essential ones and apt: an init, and what one looks for in a guest first."""
+"""Packages in addition to the essential ones and apt: an init, and common tools."""
 
 MAKE_SECONDS = 3600.0
 """How long mmdebstrap may take."""
 
 NEEDED = 1.2e9
-"""Bytes that making it needs; a third remains."""
+"""Bytes of disk space that mmdebstrap and the image need; the image takes a third of it."""
 
 _SUITE = re.compile(r"[a-z][a-z0-9._-]*")
 _STEP = re.compile(r"^I: (.+?)\.*$")
@@ -46,12 +46,12 @@ def resolve(
         distribution: The word before the colon.
         suite: The suite: "bookworm".
         options: The options of the guest.
-        supports: Whether its kernel has an option.
+        supports: Tells whether its kernel has an option.
         report: Called with each step of mmdebstrap.
         deadline: When to give up.
 
     Raises:
-        UsageError: it is not a suite of Debian, or an option does not go with it.
+        UsageError: it is not a suite of Debian, or an option does not apply to it.
         HostError: a program or disk space is missing.
         BuildError: mmdebstrap failed.
         DeadlineError: it took too long.
@@ -59,8 +59,8 @@ def resolve(
     words = f"{distribution}:{suite}"
     if distribution != "debian" or not _SUITE.fullmatch(suite):
         raise UsageError(
-            f"{option('root', words)} names no distribution that vmdebug can make",
-            hint="debian:SUITE, such as debian:bookworm; or give a directory or an image",
+            f"{option('root', words)}: vmdebug cannot make this distribution",
+            hint="give debian:SUITE, such as debian:bookworm, or a directory, or an image",
         )
     _refuse(options, words)
     chosen = packed.choose(supports)
@@ -82,9 +82,9 @@ def resolve(
         finally:
             archive.unlink(missing_ok=True)
 
-    made = packed.make(target, chosen, pack, what=what, report=report, deadline=deadline)
+    built = packed.make(target, chosen, pack, what=what, report=report, deadline=deadline)
     init = options.init or AUTO_INIT
-    return packed.root(made, words=words, init=init, systemd=options.init is None)
+    return packed.root(built, words=words, init=init, systemd=options.init is None)
 
 
 def argv(suite: str, archive: Path) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ def argv(suite: str, archive: Path) -> tuple[str, ...]:
         str(program),
         "--variant=minbase",
         f"--include={','.join(PACKAGES)}",
-        # A login as root without a password, on the console only: sshd refuses an empty one.
+        # Lets root log in on the console without a password; sshd refuses empty passwords.
         '--customize-hook=chroot "$1" passwd --delete root',
         '--customize-hook=echo vmdebug >"$1/etc/hostname"',
         "--format=tar",
@@ -117,6 +117,6 @@ def _refuse(options: GuestOptions, words: str) -> None:
     for name in ("root_dev", "keep"):
         if value := getattr(options, name):
             raise UsageError(
-                f"{option(name, value)} is for a disk image of yours, and {words} is made by vmdebug",
+                f"{option(name, value)} is for your own disk images, and vmdebug makes that of {words}",
                 hint="leave it out",
             )

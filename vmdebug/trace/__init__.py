@@ -1,5 +1,6 @@
 """Traces: probes, hits, and the protocol of collectors.
 
 `hit` and `probe` are plain values, `collector` is the protocol, and `trace` is the sequence of hits that
-users see. A collector is in the package of its tool: GDB's is `vmdebug.debugger.collector`.
+users see. The collectors are GDB's, `vmdebug.debugger.collector`, and that of the plugin in QEMU, `plugin`;
+`expressions` compiles C expressions for the plugin.
 """

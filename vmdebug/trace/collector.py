@@ -1,8 +1,8 @@
 """The protocol between a trace and the collector of its hits.
 
-A collector collects the hits of one trace. It runs the guest meanwhile, and afterwards leaves it running or
-stopped as before. GDB is one collector; a QEMU plugin or the guest's own tracing can be others. This module
-and `trace` do not depend on the collector.
+A collector collects the hits of one trace. It lets the guest run meanwhile, and afterwards leaves it running
+or stopped, as it was before. GDB is one collector, the plugin in QEMU another. This module and `trace` do not
+depend on either.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Feature = Literal["args", "when", "count", "backtrace", "ret"]
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """The hits and notes that a collector returns at a time.
+    """The hits and notes that a collector returns from one call.
 
     Args:
         hits: The hits since the last batch, in order.
         counts: The number of hits of each probe until now, if the trace only counts.
-        full: Whether the trace has the wanted number of hits.
-        ended: Why there are no more hits at present: "the guest is stopped"; "" if there may be more.
+        full: Whether the trace has as many hits as `Wanted.count` asks for.
+        ended: Why no more hits can come at present: "the guest is stopped"; "" if more can come.
         notes: What cannot be collected, and why.
     """
 
@@ -58,8 +58,8 @@ class Collector(Protocol):
             The first notes.
 
         Raises:
-            VmdebugError: a place, an expression or the condition can never be evaluated; the guest is
-                unchanged.
+            VmdebugError: a place does not exist, or an expression or the condition can never be evaluated.
+                The guest is as before.
         """
 
     def take(self) -> Batch:

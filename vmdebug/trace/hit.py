@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 Argument = int | float | str | None
-"""The value of an expression: a number for an address, the string for a `char *`, None if unknown at that
-hit."""
+"""The value of an expression: the address for a pointer, the string for a `char *`, None if it could not be
+read at that hit."""
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -44,7 +44,7 @@ class Hit(msgspec.Struct, frozen=True):
         symbol: The place, as the caller named it.
         args: The value of each expression, by its text.
         time: Seconds of host time since the trace started.
-        guest_time: Seconds since the guest booted, as of its last timer tick; None if unknown.
+        guest_time: Seconds from the guest's boot to its last timer tick before the hit; None if unknown.
         cpu: Number of the CPU, from 0.
         task: The task that the CPU ran; None if unknown.
         backtrace: The frames, innermost first, if they were wanted.

@@ -84,7 +84,7 @@ def wanted(
     probes = (_one(where, args),) if isinstance(where, str) else _several(where, args)
     if count_only and (backtrace or ret or any(probe.args for probe in probes)):
         raise UsageError(
-            "a trace that only counts (count_only) collects no expressions, backtraces and return values",
+            "a trace that only counts (count_only) collects no expressions, backtraces or return values",
             hint="leave them out, or count the hits",
         )
     if overflow not in get_args(Overflow):
@@ -105,10 +105,10 @@ def _one(where: str, args: Sequence[str]) -> Probe:
         raise UsageError(f"args={args!r} is not a list of expressions", hint=f"write {_FORM}")
     if _SYMBOL_AND_EXPRESSIONS.fullmatch(where):
         symbol, _, rest = where.partition(":")
-        asked = ", ".join(f'"{each}"' for each in _split(rest))
+        expressions = ", ".join(f'"{each}"' for each in _split(rest))
         raise UsageError(
             f"{where!r} is the command line's form of a place and its expressions",
-            hint=f'write gdb.trace("{symbol}", args=[{asked}])',
+            hint=f'write gdb.trace("{symbol}", args=[{expressions}])',
         )
     return Probe(where, tuple(args))
 
@@ -128,12 +128,12 @@ def _several(probes: Sequence[Probe], args: Sequence[str]) -> tuple[Probe, ...]:
     if not probes:
         raise UsageError("a trace needs at least one place", hint="name one: gdb.trace('vfs_read')")
     if args:
-        raise UsageError("args= belongs to one place, and several probes are given", hint=f"write {_FORM}")
+        raise UsageError("args= goes with one place, but there are several probes", hint=f"write {_FORM}")
     return tuple(probes)
 
 
 def parse(words: Sequence[str]) -> tuple[Probe, ...]:
-    """Return the probes that words name: SYMBOL[:EXPR,…] or FILE:LINE[:EXPR,…].
+    """Return the probes that the command line names: SYMBOL[:EXPR,…] or FILE:LINE[:EXPR,…].
 
     Raises:
         UsageError: a word names no place.

@@ -18,7 +18,7 @@ class Trace(Sequence[Hit]):
     Args:
         collector: The collector.
         wanted: What to collect.
-        reason: Why that collector, on one line; "" if the caller chose it.
+        reason: Why this collector was chosen, on one line; "" if the caller chose it.
 
     Raises:
         UsageError: the collector cannot collect a part of it; the message has the reason.
@@ -68,12 +68,12 @@ class Trace(Sequence[Hit]):
 
     @property
     def full(self) -> bool:
-        """Whether the trace has the wanted number of hits, according to the last batch."""
+        """Whether the trace has as many hits as `count` asks for, according to the last batch."""
         return self._latest.full
 
     @property
     def ended(self) -> str:
-        """Why there are no more hits, according to the last batch: "the guest is stopped"; or ""."""
+        """Why no more hits can come, according to the last batch: "the guest is stopped"; or ""."""
         return self._latest.ended
 
     def __len__(self) -> int:

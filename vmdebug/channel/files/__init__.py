@@ -1,5 +1,5 @@
-"""Files and directories into the guest and out of it, through whichever way into the guest answers.
+"""Copies files and directories into the guest and out of it, through any channel into the guest.
 
-`put` and `get` run a script in the guest (`put.sh`, `get.sh`), which needs a POSIX shell, `stat`, `mktemp`,
-and for directories `tar`; busybox has them all. Each copy is complete before it gets its name.
+`put` and `get` run a script in the guest (`put.sh`, `get.sh`). It needs a POSIX shell, `stat`, `mktemp`, and
+for directories `tar`; busybox has them all. A copy gets its name only when it is complete.
 """

@@ -1,4 +1,4 @@
-"""Trees of files on this machine, as tar archives and with their holes."""
+"""Reads trees of files on this machine: as tar archives, and files with holes without the holes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Literal
 from vmdebug.errors import HostError
 
 BLOCK = 1 << 16
-"""Bytes of a block of a file with holes; `put.sh` has the same number."""
+"""The size of the blocks in which files with holes are sent, in bytes; `put.sh` has the same number."""
 
 SMALLEST_HOLE = 1 << 20
-"""Bytes below which a hole is sent as zeros: each piece starts a program in the guest."""
+"""Bytes. A smaller hole is sent as zeros, because each piece of data starts a program in the guest."""
 
 _READ = 1 << 18
 _FORMAT: Literal[1] = tarfile.GNU_FORMAT
-"""The format that busybox reads, with names and sizes of any length. Times are whole seconds."""
+"""A format that busybox reads, and that has no limit for names and sizes. Its times are whole seconds."""
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
 
 Runs = list[tuple[int, int]]
-"""The data of a file with holes: first byte, at a multiple of BLOCK, and number of bytes."""
+"""The data of a file with holes: the first byte, a multiple of BLOCK, and the number of bytes."""
 
 
 def block_runs(path: Path, status: os.stat_result) -> Runs | None:
-    """Return the data of a file with large holes; None if it has none.
+    """Return where the data of a file with large holes is; None if it has no large holes.
 
     Args:
         path: A regular file.
@@ -60,7 +60,7 @@ def read_runs(path: Path, runs: Sequence[tuple[int, int]], *, padded: bool = Fal
 
     Args:
         path: A regular file.
-        runs: Which bytes.
+        runs: The data to read; see `Runs`.
         padded: Whether to fill the last block of each run with zeros.
 
     Raises:
@@ -81,9 +81,9 @@ def read_runs(path: Path, runs: Sequence[tuple[int, int]], *, padded: bool = Fal
 
 
 class Tree:
-    """A directory to send: files with holes, then an archive of the rest.
+    """A directory to send: first the files with holes, then an archive of the rest, without sockets.
 
-    A directory comes after what is in it, because writing there would change its time. Sockets are left out.
+    In the archive, a directory comes after its content: unpacking a file changes the time of its directory.
 
     Args:
         top: The directory.

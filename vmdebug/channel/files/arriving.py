@@ -1,7 +1,7 @@
-"""Writes what arrives from the guest: a file, or a directory as a tar archive.
+"""Writes what the guest sends: a file, or a directory as a tar archive.
 
-The guest is not trusted: nothing is written outside the copy, and no link that arrived is followed.
-Everything is written beside its final place, and renamed when it is complete.
+The guest is not trusted: vmdebug writes nothing outside the copy, and follows no link that the guest sent.
+It writes a copy beside its final place, and renames it when it is complete.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vmdebug.errors import UsageError, VmError
 
 _ZEROS = bytes(BLOCK)
 _MODE = 0o1777
-"""The permissions that are kept: a program of the guest must not run as its owner on this machine."""
+"""The mode bits to keep; not set-user-ID: a program from the guest must not run as this user for others."""
 
 _ELSEWHERE = "copy to another name"
 
@@ -34,7 +34,7 @@ _JOIN_SECONDS = 60.0
 
 
 class Receiver:
-    """Takes the output of `get.sh`; a context manager, which removes what is not finished.
+    """Receives the output of `get.sh`; a context manager that removes an unfinished copy.
 
     Args:
         target: The path of the copy; or a function that gets the data of a file.
@@ -57,13 +57,13 @@ class Receiver:
             self._part.discard()
 
     def __call__(self, data: bytes) -> None:
-        """Take output."""
+        """Receive a piece of the output."""
         if self._part is None:
             self._head += data
             head, newline, data = self._head.partition(b"\n")
             if not newline:
                 if len(self._head) > _LONGEST_HEAD:
-                    raise VmError("the guest's shell does not speak as get.sh does", detail=repr(self._head))
+                    raise VmError("the guest's shell did not answer as get.sh does", detail=repr(self._head))
                 return
             self._part = self._begin(head.decode(errors="replace").split())
         if data:
@@ -75,7 +75,7 @@ class Receiver:
 
         Raises:
             OSError: it cannot be written.
-            VmError: it did not arrive complete.
+            VmError: the guest did not send all of it.
         """
         if self._part is None:
             raise VmError("the guest's shell printed nothing", hint="try it again")
@@ -92,11 +92,11 @@ class Receiver:
                 return _Tree(self._target)
             case ["directory"]:
                 raise UsageError("it is a directory in the guest; only a file can be written to stdout")
-        raise VmError("the guest's shell does not speak as get.sh does", detail=" ".join(words))
+        raise VmError("the guest's shell did not answer as get.sh does", detail=" ".join(words))
 
 
 class _Part(Protocol):
-    """A copy that is not complete."""
+    """A copy that is not complete yet."""
 
     def write(self, data: bytes, /) -> object:
         """Take data."""
@@ -126,7 +126,7 @@ class _Passed:
 
 def _file(target: Path, mode: int, mtime: int) -> _Part:
     if target.is_dir():
-        raise UsageError(f"{target} is a directory, and the guest has a file", hint=_ELSEWHERE)
+        raise UsageError(f"{target} is a directory, but the source is a file", hint=_ELSEWHERE)
     if target.exists() and not target.is_file():  # a pipe, /dev/null
         return _Passed(_writer(target))
     return _File(target, mode, mtime)
@@ -167,7 +167,7 @@ class _Holes:
 
 
 class _File:
-    """A file that arrives."""
+    """A file that the guest sends."""
 
     def __init__(self, target: Path, mode: int, mtime: int) -> None:
         self._target = Path(os.path.realpath(target)) if target.exists() else target
@@ -196,7 +196,7 @@ class _File:
 
 
 class _Tree:
-    """A directory that arrives, unpacked by a thread of its own."""
+    """A directory that the guest sends, and a thread unpacks."""
 
     def __init__(self, target: Path) -> None:
         if target.exists() and not target.is_dir():
@@ -224,7 +224,7 @@ class _Tree:
     def discard(self) -> None:
         with contextlib.suppress(Exception):
             self._end()
-        # A directory without write permission cannot be emptied.
+        # Without write permission on a directory, its files cannot be removed.
         for directory, _, _ in os.walk(self._part):
             os.chmod(directory, 0o700)  # noqa: PTH101 - a walk has text
         shutil.rmtree(self._part, ignore_errors=True)
@@ -311,7 +311,7 @@ def _below(top: Path, name: str) -> Path:
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move a directory to a path; if there is one, move what is in it."""
+    """Move a directory to a path; if there is a directory already, move the content into it."""
     if not target.exists():
         source.rename(target)
         return
@@ -325,7 +325,7 @@ def _merge(source: Path, target: Path) -> None:
         elif directory and other.exists():
             raise _not_directory(other)
         elif other.is_dir() and not other.is_symlink():
-            raise UsageError(f"{other} is a directory, and the guest has a file", hint=_ELSEWHERE)
+            raise UsageError(f"{other} is a directory, but the source is a file", hint=_ELSEWHERE)
         else:
             each.replace(other)
     target.chmod(stat.S_IMODE(status.st_mode))
@@ -333,12 +333,12 @@ def _merge(source: Path, target: Path) -> None:
 
 
 def _not_directory(path: Path) -> UsageError:
-    return UsageError(f"{path} exists and is not a directory, and the guest has a directory", hint=_ELSEWHERE)
+    return UsageError(f"{path} exists and is not a directory, but the source is a directory", hint=_ELSEWHERE)
 
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Name the file in an error of write(2), which names none."""
+    """Add the path of the file to an error of write(2), which has none."""
     try:
         yield
     except OSError as error:

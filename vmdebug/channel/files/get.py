@@ -39,7 +39,7 @@ def get(
         deadline: When to give up.
 
     Raises:
-        UsageError: the destination is wrong.
+        UsageError: the destination does not fit the sources, or its directory does not exist.
         HostError: the destination cannot be written.
         VmError: a source does not exist in the guest, or cannot be read.
         VmdebugError: as `GuestShell.begin` does.
@@ -82,7 +82,7 @@ def _target(destination: Path, name: str, several: bool) -> Path:
     if destination.is_dir():
         return destination / name
     if several:
-        raise UsageError(f"{destination} is not a directory", hint="make it: several files are copied there")
+        raise UsageError(f"{destination} is not a directory", hint="several files need a directory: make it")
     if not destination.parent.is_dir():
         raise UsageError(f"there is no directory {destination.parent}", hint="make it, or copy elsewhere")
     return destination

@@ -1,7 +1,7 @@
 # Sends a file or a directory on standard output; vmdebug/channel/files/get.py adds the call.
 #
-# The first line has the type, and of a file the mode, the time and the size: the size is only for progress,
-# because files in /proc have none.
+# The first line has the type; for a file, also mode, time and size. The size is used only to show progress:
+# files in /proc have size 0.
 
 export LC_ALL=C
 
@@ -27,7 +27,7 @@ get() { # FROM
 	esac
 	tar -c $sparse -f - -C "$from" .
 	status=$?
-	# GNU tar: a file has changed meanwhile.
+	# GNU tar exits with 1 if a file changed while tar read it.
 	[ -n "$sparse" ] && [ $status = 1 ] && exit 0
 	exit $status
 }

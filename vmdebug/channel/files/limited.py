@@ -1,4 +1,4 @@
-"""Runs a command whose input and output may be larger than what the way into the guest carries at once."""
+"""Runs a command whose input and output may be larger than the channel into the guest can carry at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLEANUP_SECONDS = 10.0
 
 
 def run(shell: GuestShell, line: str, *, streams: Streams, deadline: Deadline) -> ExecResult:
-    """Run a command; its input and output take a detour through files in the guest where they must.
+    """Run a command. If the channel limits its input and output, pass them in pieces, by files in the guest.
 
     Args:
         shell: The guest's shell.
@@ -30,15 +30,15 @@ def run(shell: GuestShell, line: str, *, streams: Streams, deadline: Deadline) -
     largest = shell.wait(deadline).largest
     if largest is None:
         return shell.run(line, streams=streams, deadline=deadline)
-    given = all_input(streams, deadline)
+    data = all_input(streams, deadline)
     with _directory(shell, deadline) as directory:
         source, result = f"{directory}/in", f"{directory}/out"
-        for piece in _pieces(given or b"", largest):
+        for piece in _pieces(data or b"", largest):
             _append(shell, source, piece, deadline)
             if streams.on_input is not None:
                 streams.on_input(len(piece))
-        # The parentheses keep an `exit` of the command inside.
-        redirected = f"(\n{line}\n) <{source if given else '/dev/null'} >{result}"
+        # In parentheses, an `exit` of the command ends only the subshell.
+        redirected = f"(\n{line}\n) <{source if data else '/dev/null'} >{result}"
         done = shell.run(redirected, streams=Streams(), deadline=deadline)
         if streams.stdout is not None:
             number = 0
@@ -50,14 +50,14 @@ def run(shell: GuestShell, line: str, *, streams: Streams, deadline: Deadline) -
 
 @contextlib.contextmanager
 def _directory(shell: GuestShell, deadline: Deadline) -> Iterator[str]:
-    made = shell.run("mktemp -d", streams=Streams(), deadline=deadline, check=True)
-    directory = shlex.quote(made.stdout.strip())
+    created = shell.run("mktemp -d", streams=Streams(), deadline=deadline, check=True)
+    directory = shlex.quote(created.stdout.strip())
     try:
         yield directory
     finally:
         with contextlib.suppress(VmdebugError):
-            words = f"rm -rf {directory}"
-            shell.run(words, streams=Streams(), deadline=Deadline.after(CLEANUP_SECONDS))
+            command = f"rm -rf {directory}"
+            shell.run(command, streams=Streams(), deadline=Deadline.after(CLEANUP_SECONDS))
 
 
 def _pieces(data: bytes, size: int) -> Iterator[bytes]:
@@ -68,7 +68,7 @@ def _append(shell: GuestShell, file: str, piece: bytes, deadline: Deadline) -> N
     done = shell.run(f"cat >>{file}", streams=Streams(stdin=piece), deadline=deadline)
     if done.status != 0:
         raise VmError(
-            "the guest cannot keep what is copied in a file first, as this way into it needs",
+            "the guest cannot write a temporary file, which this channel into it needs for a copy",
             hint="make room in its directory for temporary files, or run vmdebug's agent in the guest",
             detail=done.stderr,
         )

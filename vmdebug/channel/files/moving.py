@@ -1,4 +1,4 @@
-"""What both directions share: progress, scripts for the guest, its errors, names."""
+"""What `put` and `get` share: progress, the scripts for the guest, their errors, and names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmdebug.errors import VmdebugError, VmError
 from vmdebug.progress import Report, Step
 
 QUIET_SECONDS = 2.0
-"""How long a copy runs before it reports progress."""
+"""How long a copy takes before it begins to report progress."""
 
 _MIB = 1 << 20
 _PREFIX = "vmdebug: "
@@ -19,7 +19,7 @@ _HERE = Path(__file__).parent
 
 
 class Progress:
-    """Counts the bytes of a copy, and reports them once it takes long.
+    """Counts the bytes of a copy, and reports them if it takes long.
 
     Args:
         report: Receives the steps.

@@ -36,7 +36,7 @@ def put(
 
     Args:
         shell: The guest's shell.
-        sources: What to copy.
+        sources: The files and directories, or the content of a file.
         destination: A directory in the guest, which gets each source under its own name; or, for one source,
             the path of the copy. A directory that exists there is merged with the source.
         report: Called during long copies.
@@ -45,7 +45,7 @@ def put(
     Raises:
         UsageError: a source does not exist.
         HostError: a source cannot be read.
-        VmError: the guest cannot write it: its disk is full, it has no tar.
+        VmError: the guest cannot write a copy, for example because its disk is full or it has no tar.
         VmdebugError: as `GuestShell.begin` does.
     """
     if not destination:
@@ -89,10 +89,10 @@ _WHOLE = 'cat >"$1"'
 
 
 def _file(path: Path) -> tuple[str, tuple[str, ...], Iterator[bytes] | int, int | None]:
-    """Return what receives a file, the call of `put.sh`, the input, and its size."""
+    """Return the body of `receive` for a file, the call of `put.sh`, its input, and the input's size."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        # A pipe or a device, as `<(command)` of a shell.
+        # A pipe or a device, such as a shell's `<(command)`.
         return _WHOLE, ("put_file", "", "", ""), _whole(path), None
     runs = block_runs(path, status)
     call = ("put_file", str(status.st_size), *_kept(status))
@@ -135,5 +135,5 @@ def _unreadable(error: OSError) -> Exception:
     if error.filename is None:
         return error
     if error.errno == errno.ENOENT:
-        return UsageError(f"{error.filename} does not exist", hint="is the path right?")
-    return HostError(f"cannot read {error.filename}: {error.strerror}", hint="may you read it?")
+        return UsageError(f"{error.filename} does not exist", hint="check the path")
+    return HostError(f"cannot read {error.filename}: {error.strerror}", hint="check its permissions")

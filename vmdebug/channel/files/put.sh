@@ -1,6 +1,6 @@
 # Receives a file or a directory on standard input; vmdebug/channel/files/put.py adds the call.
 #
-# What arrives is written into a directory beside its final place, and renamed when it is complete.
+# The script writes into a directory beside the final place, and renames the copy when it is complete.
 
 export LC_ALL=C
 set -e
@@ -16,10 +16,10 @@ clean() {
 }
 trap clean EXIT
 trap 'exit 143' HUP INT TERM
-# When the host has gone, a message of the shell must not end it before it has cleaned up.
+# If the host is gone, the shell must not die of SIGPIPE when it prints, before it has cleaned up.
 trap '' PIPE
 
-# Set `to` from the destination, the source's name, and whether the destination must be a directory.
+# Set `to` to the path of the copy. NAME: the source's name; INTO: not empty if TO must be a directory.
 destination() { # TO NAME INTO
 	to=$1
 	if [ -d "$to" ]; then
@@ -58,7 +58,7 @@ put_file() { # SIZE MODE TIME, each empty if it is not known
 	fi
 	prepare
 	receive "$part/file"
-	[ -z "$1" ] || [ "$(stat -c %s "$part/file")" = "$1" ] || fail "$to arrived incomplete"
+	[ -z "$1" ] || [ "$(stat -c %s "$part/file")" = "$1" ] || fail "$to is incomplete: not all data arrived"
 	chmod "${mode:-644}" "$part/file"
 	[ -z "$3" ] || touch -d "@$3" "$part/file"
 	mv -f "$part/file" "$to"
@@ -70,7 +70,7 @@ put_tree() { # MODE TIME
 	mkdir "$part/tree"
 	receive "$part/tree"
 	tar -x -o -f - -C "$part/tree"
-	# busybox does not set them for the archive's top.
+	# busybox's tar does not set mode and time of the archive's top directory.
 	chmod "$1" "$part/tree"
 	touch -d "@$2" "$part/tree"
 	if [ -d "$to" ]; then
@@ -100,7 +100,7 @@ merge() ( # FROM TO
 	touch -d "@$time" "$2"
 )
 
-# A file with holes arrives as pieces of whole blocks; `hole_end` cuts what is too long, and sets mode and time.
+# A file with holes arrives in pieces of whole blocks; `hole_end` cuts the padding, and sets mode and time.
 hole_begin() { # FILE
 	file=$1
 	mkdir -p "${file%/*}"

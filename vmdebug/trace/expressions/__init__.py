@@ -1,6 +1,6 @@
-"""Compiles C expressions at a place of the kernel, from its DWARF, into small programs for a collector.
+"""Compiles C expressions at a place in the kernel, with its DWARF, into small programs for a collector.
 
-`syntax` parses, `dwarf` and `types` read the debugging information, `place` finds where a function's code and
-variables are, `generate` writes the operations, and `request` puts a whole trace together. What cannot be
-compiled raises `NotCompiledError`, with the part of the expression and the reason.
+`syntax` parses expressions, `dwarf` and `types` read where code and variables are and which types they have,
+`generate` writes the operations, `kernel_facts` those for the task and the time, and `compiled` puts a whole
+trace together. `NotCompiledError` tells which part of an expression cannot be compiled, and why.
 """

@@ -17,10 +17,10 @@ from vmdebug.trace.expressions.types import Type
 from vmdebug.trace.probe import Probe, Wanted
 
 _COPIES = (".isra.0", ".constprop.0", ".part.0")
-"""What GCC adds to the names of functions that it has changed."""
+"""The suffixes that GCC adds to the names of functions that it has changed."""
 
 _PART = ".part.0"
-"""The rest of a function whose start is inlined into its callers: not a call of its own."""
+"""The suffix of the rest of a function whose start GCC inlined into the callers: not a call of its own."""
 
 
 class CompiledPlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +30,7 @@ class CompiledPlace(msgspec.Struct, frozen=True, kw_only=True):
         probe: The index of the probe.
         address: The address in the guest.
         code: The program.
-        ranges: The code of the function whose return is recorded; () if it is not.
+        ranges: The code of the function, if its return value is recorded; otherwise ().
     """
 
     probe: int
@@ -43,16 +43,16 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     """A trace, compiled for a kernel.
 
     Args:
-        places: Where it records hits.
+        places: The addresses at which to record hits.
         shapes: How the values of each probe's expressions are recorded.
         results: How the return value of each probe's function is read; None if no register holds it.
         registers: The registers that the programs read; then the stack pointer and the result's register.
-        text: The strings that they compare with.
-        context: The program for the task.
-        clock: The program for the guest's time.
-        addresses: Where the kernel has both, linked.
+        text: The strings that the programs compare with.
+        context: The program that reads the task.
+        clock: The program that reads the guest's time.
+        addresses: The linked addresses of both.
         slide: How far KASLR has moved the kernel.
-        thunks: The addresses of functions that a kernel with mitigations jumps to in order to return.
+        thunks: The addresses of the return thunks: a kernel with mitigations jumps there to return.
         notes: What is not recorded, and why.
     """
 
@@ -142,12 +142,12 @@ class _Compiler:
             raise NotCompiledError(f"{where} is not the name of a function")
         symbols = [each for name in ("", *_COPIES) for each in self._kernel.addresses(where + name)]
         if not symbols:
-            raise NotCompiledError(f"the vmlinux has no function {where} with code of its own")
+            raise NotCompiledError(f"the vmlinux has no function {where}, or it is inlined everywhere")
         units = {id(unit): unit for unit in map(self._kernel.unit_at, symbols)}
         parts = self._kernel.addresses(where + _PART)
         found = [each for unit in units.values() for each in unit.scopes(where) if each.address not in parts]
         outside = [span for each in found for span in each.ranges]
-        # A part of a function that is inlined into the function again is not another call.
+        # GCC can inline a part of a function into that function itself; this is not another call.
         alone = [
             each
             for each in found
@@ -168,15 +168,17 @@ class _Compiler:
             except UnavailableError as error:
                 if scope.entry:
                     raise
-                # It has a value where the function is not inlined.
+                # The expression has a value at the function's other places.
                 self._notes.append(f"{error.message}, where {probe.where} is inlined")
                 continue
             if values.setdefault(number, shape) != shape:
-                raise NotCompiledError(f"{text}: two functions are named {probe.where}, with other types")
+                raise NotCompiledError(
+                    f"{text} has different types in the functions that are named {probe.where}"
+                )
         return program.finished()
 
     def _result(self, where: str, scopes: list[Scope]) -> Shape | None:
-        """Return how the return value is read."""
+        """Return how to read the return value; None if it is not wanted, or no register holds it."""
         if not self._wanted.ret:
             return None
         if any(not each.ranges for each in scopes):

@@ -34,14 +34,14 @@ class Kernel:
         vmlinux: The file.
 
     Raises:
-        NotCompiledError: it has no DWARF that can be read here.
+        NotCompiledError: it has no DWARF, or DWARF that only GDB can read.
         UsageError: the file is damaged, or cannot be read.
     """
 
     def __init__(self, vmlinux: Path) -> None:
         found = debuginfo.dwarf(vmlinux)
         if not found.version or found.split:
-            raise NotCompiledError(f"{vmlinux} has no DWARF in one file")
+            raise NotCompiledError(f"{vmlinux} has no DWARF, or has it in .dwo files")
         if found.compression == "zstd":
             raise NotCompiledError(f"the DWARF of {vmlinux} is compressed with zstd, which only GDB reads")
         self.vmlinux = vmlinux
@@ -77,7 +77,7 @@ class Kernel:
         """Return the compilation unit of an instruction.
 
         Raises:
-            NotCompiledError: DWARF does not tell.
+            NotCompiledError: the DWARF does not say which one it is.
         """
         at = self._aranges.cu_offset_at_addr(address) if self._aranges is not None else None
         if at is None:
@@ -101,10 +101,10 @@ class Location(msgspec.Struct, frozen=True):
     """Where a variable is at an instruction.
 
     Args:
-        register: The number of the register that has it, or that `offset` is relative to.
-        offset: An address, or an offset to the register or the frame; None: it is in the register.
+        register: The number of the register that holds it, or that `offset` is relative to.
+        offset: An address, or an offset from the register or the frame; None if the register holds it.
         frame: Whether the offset is relative to the canonical frame address.
-        constant: Its value, if it is nowhere.
+        constant: Its value, if it is a constant without a location.
     """
 
     register: int | None = None
@@ -119,9 +119,9 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         unit: Its compilation unit.
         address: Its linked address.
-        entry: Whether it is the first instruction of a function, where the frame's address is known.
-        function: The function's entry in DWARF, the inlined one if it is that.
-        blocks: The entries in DWARF whose variables can be seen there, innermost first.
+        entry: Whether it is the first instruction of a function; only there is the frame's address known.
+        function: The DWARF entry of the function, or of this inlined copy of it.
+        blocks: The DWARF entries whose variables are in scope there, innermost first.
         ranges: The function's linked code, if it is not inlined.
     """
 
@@ -134,7 +134,7 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def result(self) -> Type:
-        """The type of what the function returns."""
+        """The type of the function's return value."""
         return types.of_attribute(_origin(self.function))
 
     def variable(self, name: str) -> Any | None:
@@ -236,7 +236,7 @@ class Unit:
         return int(low.value) if low is not None else 0
 
     def location(self, variable: Any, address: int) -> Location | None:
-        """Return where a variable is at an instruction; None if it is nowhere there, or in several parts."""
+        """Return where a variable is at an instruction; None if it has no location there, or several."""
         constant = types.number(variable, "DW_AT_const_value")
         if constant is not None:
             return Location(constant=constant)
@@ -284,7 +284,7 @@ class Unit:
         return places.get(kind)
 
     def type_named(self, name: TypeName) -> Type:
-        """Return a type that an expression names.
+        """Return the type that a cast, sizeof or container_of names.
 
         Raises:
             NotCompiledError: this unit does not have it.

@@ -1,4 +1,4 @@
-"""Writes the operations of an expression at a place: the numbers are computed as C does, 64 bits wide."""
+"""Writes the operations of an expression at a place. They compute as C does, with 64-bit numbers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vmdebug.trace.expressions.syntax import Node, NotCompiledError
 from vmdebug.trace.expressions.types import INT, LONG, UNSIGNED, UNSIGNED_LONG, Type
 
 LARGEST_ARRAY = 4096
-"""Bytes of a text in an array that a record may have; plugin.c has the same number."""
+"""The longest array of characters that a record may have, in bytes; plugin.c has the same number."""
 
 _WORD_BITS = 64
 
 
 class Shape(msgspec.Struct, frozen=True, array_like=True):
-    """How a record has the value of an expression.
+    """How a record stores the value of an expression.
 
     Args:
         kind: A number in 8 bytes; a string with its length; the bytes of an array of characters, or of a
@@ -39,7 +39,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         row: Its architecture.
         slide: How far KASLR has moved the kernel, in bytes.
-        task: Pushes the address of the task that the CPU runs; None if that is not known.
+        task: Pushes the address of the task that the CPU runs; None if the vmlinux does not tell where it is.
     """
 
     row: Arch
@@ -52,13 +52,14 @@ class UnavailableError(NotCompiledError):
 
 
 class _Operand(msgspec.Struct, frozen=True, kw_only=True):
-    """What the top of the stack is.
+    """What the top of the stack means.
 
     Args:
         type: The type of the operand.
-        memory: Whether the stack has its address, `offset` bytes before it; otherwise its value.
+        memory: Whether the operand is in memory, `offset` bytes after the address on the stack; otherwise the
+            stack has its value.
         offset: See `memory`.
-        bits: The size of a bit field; None for others.
+        bits: The size of a bit field; None for other operands.
         shift: Its first bit at that address.
     """
 
@@ -73,9 +74,9 @@ class Generator:
     """Writes the operations of the expressions at one place.
 
     Args:
-        program: Where they are written.
+        program: The program to write to.
         scope: The place.
-        facts: About the guest.
+        facts: Facts about the guest.
     """
 
     def __init__(self, program: Program, scope: Scope, facts: Facts) -> None:
@@ -100,7 +101,7 @@ class Generator:
         }
 
     def put(self, text: str, index: int) -> Shape:
-        """Write the value of an expression into the record; it is absent if memory cannot be read.
+        """Write the value of an expression into the record; without a value if its memory cannot be read.
 
         Args:
             text: The expression.
@@ -140,7 +141,7 @@ class Generator:
         if kind.kind == "array" and operand.memory and kind.target.name in ("char", "unsigned char"):
             size = (kind.length or 0) * kind.target.size
             if not 0 < size <= LARGEST_ARRAY:
-                raise self._error(f"an array of {size} characters is not recorded")
+                raise self._error(f"an array of {size} characters: only 1 to {LARGEST_ARRAY} can be recorded")
             self._address(operand)
             self._program(Code.PUT_MEMORY, number=index, value=size)
             return Shape("array", size)
@@ -177,13 +178,13 @@ class Generator:
             return _Operand(type=kind)
         size = next((each for each in (1, 2, 4, 8) if 8 * each >= operand.shift + operand.bits), 0)
         if not size:
-            raise self._error("a bit field across 8 bytes is not supported")
+            raise self._error("a bit field that crosses 8 bytes is not supported")
         self._program(Code.LOAD, size=size, value=operand.offset)
         self._program(Code.EXTEND, size=operand.bits, number=kind.signed, value=operand.shift)
         return _Operand(type=kind)
 
     def _address(self, operand: _Operand) -> None:
-        """Replace the address before an operand in memory by its own."""
+        """Replace the address before an operand in memory by the operand's own address."""
         if operand.offset:
             self._program(Code.CONSTANT, value=operand.offset)
             self._program(Code.ADD)
@@ -247,7 +248,7 @@ class Generator:
             return self._constant(enumerator[1], enumerator[0])
         known = ", ".join(self._scope.variables())
         raise self._error(
-            f"the file of the function has no variable or enumerator {name}; its own are {known or 'none'}"
+            f"the function's file has no variable or enumerator {name}; the function has {known or 'none'}"
         )
 
     def _word(self, name: str) -> _Operand:
@@ -260,7 +261,7 @@ class Generator:
             if name == "$task":
                 return _Operand(type=kind.pointer())
             return self._part(_Operand(type=kind, memory=True), "comm")
-        raise self._error(f"{name} is known to GDB only")
+        raise self._error(f"only GDB knows {name}")
 
     def _variable(self, name: str, entry: object) -> _Operand:
         kind = self._unit.complete(dwarf.type_of(entry))
@@ -311,7 +312,9 @@ class Generator:
 
     def _part(self, of: _Operand, name: str) -> _Operand:
         if of.type.kind != "struct" or not of.memory:
-            raise self._error(f"{name} is asked of a value of type {of.type.name or of.type.kind}")
+            raise self._error(
+                f"a value of type {of.type.name or of.type.kind} has no members, such as {name}"
+            )
         found = self._unit.complete(of.type).member(name)
         if found is None:
             raise self._error(f"{of.type.name} has no member {name}")
@@ -369,7 +372,7 @@ class Generator:
             self._program(Code.EXTEND, size=8 * kind.size, number=kind.signed)
 
     def _logical(self, node: syntax.Binary) -> _Operand:
-        """`a && b`, `a || b`: the second is not evaluated if the first decides."""
+        """Write `a && b` or `a || b`: if the first decides the result, the second is not evaluated."""
         other, end = Label(), Label()
         self._value(node.left)
         if node.operator == "||":
@@ -421,7 +424,7 @@ class Generator:
         return _Operand(type=kind)
 
     def _type_of(self, node: Node) -> Type:
-        """Return the type of a number, and write nothing."""
+        """Return the type of a numeric expression, without writing operations."""
         kept, self._program = self._program, Program([], bytearray())
         try:
             return self._value(node).type
@@ -474,7 +477,7 @@ _COMPARISONS: dict[str, tuple[Code, bool]] = {
     ">": (Code.LESS_OR_EQUAL, True),
     ">=": (Code.LESS, True),
 }
-"""The operation of each comparison, and whether its result is negated."""
+"""The operation of each comparison, and whether to negate its result."""
 
 _ARITHMETIC: dict[str, tuple[Code, Code]] = {
     "*": (Code.MULTIPLY, Code.MULTIPLY),

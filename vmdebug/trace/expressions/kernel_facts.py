@@ -1,4 +1,4 @@
-"""The task that a CPU runs and the guest's time, as programs of a hit; see `gdbinit/vmd_hit_context.py`."""
+"""Programs that read the current task and the guest's time at a hit; see `gdbinit/vmd_hit_context.py`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ COMM = 16
 """Size of a task's name in bytes: TASK_COMM_LEN of include/linux/sched.h."""
 
 TASK_CHANGES = "__switch_to"
-"""In it the current task changes, on every architecture."""
+"""The function that changes the current task, on every architecture."""
 
 TASK_CHANGED = ("finish_task_switch", "finish_task_switch.isra.0")
-"""The new task runs it first, from `context_switch` or `schedule_tail` of kernel/sched/core.c."""
+"""What the new task runs first; `context_switch` and `schedule_tail` of kernel/sched/core.c call it."""
 
 NAME_CHANGES = "__set_task_comm"
 
 
 class Addresses(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a kernel has what a hit records; 0 if it does not say.
+    """Where a kernel keeps what each hit records; 0 for what the vmlinux does not tell.
 
     Args:
         current: Linked address of the per-CPU variable with the current task.
@@ -52,7 +52,7 @@ class Addresses(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def addresses(kernel: Kernel) -> Addresses:
-    """Return where a kernel has what a hit records; from the cache while the vmlinux is unchanged."""
+    """Return where a kernel keeps what each hit records; from the cache while the vmlinux is unchanged."""
     return cached(kernel.vmlinux, "trace-facts-1", Addresses, lambda: _read(kernel))
 
 
@@ -70,7 +70,7 @@ def _read(kernel: Kernel) -> Addresses:
         end = max(high for scope in kernel.unit_at(named).scopes(NAME_CHANGES) for _, high in scope.ranges)
         changes = (switch, switched, named)
     except (ValueError, NotCompiledError):
-        pass  # they are inlined: each hit looks for its task
+        pass  # one of them is inlined; then each hit reads the current task itself
     return Addresses(**found, changes=changes, name_end=end)
 
 
@@ -103,7 +103,7 @@ def _timekeeper(unit: Unit) -> tuple[int, Type]:
             kind = dwarf.type_of(found[0])
             kind = unit.complete(kind.target if kind.kind == "array" else kind)
             return found[1] + _offset(kind, "timekeeper"), unit.complete(_member_type(kind, "timekeeper"))
-    raise NotCompiledError("the kernel's clock is not where it is expected")
+    raise NotCompiledError("the kernel has neither timekeeper_data nor tk_core")
 
 
 def _member_type(kind: Type, name: str) -> Type:
@@ -124,10 +124,10 @@ def push_task(where: Addresses, facts: Facts, program: Program) -> None:
     """Push the address of the task that the CPU runs.
 
     Raises:
-        UsageError: the kernel does not say where it is.
+        UsageError: the vmlinux does not tell where the kernel keeps it.
     """
     if not where.current:
-        raise UsageError("the vmlinux does not say where the current task is")
+        raise UsageError("the vmlinux does not tell where the kernel keeps the current task")
     debug = facts.row.debug
     slid = 0 if where.current < int(debug.zero_based_below, 16) else facts.slide
     program.register(debug.per_cpu_register)
@@ -135,7 +135,7 @@ def push_task(where: Addresses, facts: Facts, program: Program) -> None:
 
 
 def context(where: Addresses, facts: Facts, program: Program) -> tuple[Op, ...]:
-    """Return the program that puts the task's pid and name; () if the kernel does not say where it is."""
+    """Return the program that puts the task's pid and name; () if the vmlinux does not tell."""
     if not where.current:
         return ()
     push_task(where, facts, program)

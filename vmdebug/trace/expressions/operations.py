@@ -64,8 +64,8 @@ class Op(msgspec.Struct, frozen=True, array_like=True):
     Args:
         code: What it does.
         size: Bytes to load, or bits to keep.
-        number: A register, the index of a value, or 1 for a number with a sign.
-        target: The operation to jump to, from the start of the program; or the place of a text.
+        number: A register, the index of a value, or 1 for a signed number.
+        target: The index of the operation to jump to in the program; or the offset of a string in the text.
         value: A constant, an offset, or a size.
     """
 
@@ -120,13 +120,13 @@ class Program:
         self(Code.REGISTER, number=self._registers.index(name))
 
     def same_string(self, text: bytes) -> None:
-        """Replace an address by whether that string, with its end, is there."""
+        """Replace the address on the stack by 1 if this string, with its end, is there; otherwise by 0."""
         at = len(self._text)
         self._text += text + b"\0"
         self._ops.append((Op(Code.SAME_STRING, 0, 0, at, len(text) + 1), None))
 
     def finished(self) -> tuple[Op, ...]:
-        """Return the operations, with an end."""
+        """Return the operations, with END after the last one."""
         self(Code.END)
         return tuple(
             op if label is None else msgspec.structs.replace(op, target=label.at) for op, label in self._ops

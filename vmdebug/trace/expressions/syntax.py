@@ -1,4 +1,4 @@
-"""Parses C expressions, as far as a collector can compile them: no assignments, and calls only by name."""
+"""Parses the C expressions that a collector can compile: no assignments, no calls of functions."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ _LEVELS = (
     ("+", "-"),
     ("*", "/", "%"),
 )
-"""The binary operators, those that bind least first."""
+"""The binary operators, from the lowest precedence to the highest."""
 
 _QUALIFIERS = frozenset({"const", "volatile", "restrict"})
 _TAGS = frozenset({"struct", "union", "enum"})
@@ -142,7 +142,7 @@ def parse(text: str, is_type: frozenset[str] | set[str] = frozenset()) -> Node:
 
     Args:
         text: The expression.
-        is_type: The names of the typedefs: only those tell a cast from parentheses.
+        is_type: The names of the typedefs; without them, a cast looks like an expression in parentheses.
 
     Raises:
         NotCompiledError: it is not a C expression, or has a part that is not supported.
@@ -151,7 +151,7 @@ def parse(text: str, is_type: frozenset[str] | set[str] = frozenset()) -> Node:
 
 
 def names(text: str) -> set[str]:
-    """Return the names in an expression, as far as it can be read."""
+    """Return the names in an expression, up to the first part that is not C."""
     return set(re.findall(r"(?<![\w$])[A-Za-z_]\w*", text))
 
 
@@ -167,7 +167,7 @@ class _Parser:
         while at < len(text):
             match = _TOKEN.match(text, at)
             if match is None:
-                raise self._error(f"{text[at:].strip()!r} is not understood")
+                raise self._error(f"{text[at:].strip()!r} is not part of a C expression")
             found.append((match.lastgroup or "", match[match.lastgroup or 0]))
             at = match.end()
         return [*found, ("end", "")]
@@ -194,7 +194,7 @@ class _Parser:
     def whole(self) -> Node:
         node = self._choice()
         if self._look()[0] != "end":
-            raise self._error(f"{self._look()[1]!r} is not expected there")
+            raise self._error(f"{self._look()[1]!r} is out of place")
         return node
 
     def _choice(self) -> Node:
@@ -257,14 +257,14 @@ class _Parser:
             if sign := self._accept("->", "."):
                 kind, name = self._next()
                 if kind != "name":
-                    raise self._error(f"no member is named after {sign!r}")
+                    raise self._error(f"the name of a member is missing after {sign!r}")
                 node = Member(node, name, sign == "->")
             elif self._accept("["):
                 node = Index(node, self._choice())
                 self._expect("]")
             elif self._look() == ("sign", "("):
                 called = f"{node.name}()" if isinstance(node, Name) else "a function"
-                raise self._error(f"it calls {called}, which only GDB can")
+                raise self._error(f"it calls {called}, which only GDB can do")
             else:
                 return node
 
@@ -287,7 +287,7 @@ class _Parser:
             node = self._choice()
             self._expect(")")
             return node
-        raise self._error(f"{text!r} is not expected there" if text else "it ends too early")
+        raise self._error(f"{text!r} is out of place" if text else "it ends too early")
 
     def _function(self, name: str) -> Node:
         self._expect("(")

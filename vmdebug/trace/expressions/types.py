@@ -34,10 +34,10 @@ class Type:
 
     Args:
         kind: What it is.
-        size: Its size in bytes; 0 if it is only declared.
-        signed: Whether it is a number with a sign.
-        name: Its name, as messages have it.
-        die: Its entry in DWARF; None for types that C makes.
+        size: Its size in bytes; 0 if the unit only declares it.
+        signed: Whether it is a signed number.
+        name: Its name, for messages.
+        die: Its entry in DWARF; None for types that an expression makes.
         target: What a pointer points to, or the type of an array's elements.
     """
 
@@ -78,7 +78,7 @@ class Type:
         return Type("pointer", 8, name=f"{self.name} *", target=lambda: self)
 
     def member(self, name: str) -> tuple[Member, int] | None:
-        """Return a member and its byte offset, also one of an unnamed struct or union inside; else None."""
+        """Return a member and its byte offset, also one of an unnamed struct in it; None if there is none."""
         for each in self.members():
             if each.name == name:
                 return each, each.offset
@@ -127,7 +127,7 @@ class Member:
         old = number(die, "DW_AT_bit_offset")
         start = number(die, "DW_AT_data_member_location") or 0
         if bits is not None and at is None and old is not None:
-            # DWARF 2 and 3 count from the most significant bit of the storage unit.
+            # DWARF 2 and 3 count the bits from the most significant one of the storage unit.
             size = number(die, "DW_AT_byte_size") or self.type.size
             at = 8 * start + 8 * size - old - bits
         self.bits = bits

@@ -1,4 +1,4 @@
-"""Compiles the plugin; hatch_build.py imports it, too: it needs only the standard library."""
+"""Compiles the plugin; hatch_build.py, which has only the standard library, imports this module, too."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vmdebug.deadline import Deadline
 from vmdebug.progress import Report
 
 VERSIONS = (7, 4, 1)
-"""The versions of QEMU's plugin API that the plugin can be built for, the preferred one first.
+"""The versions of QEMU's plugin API that the plugin can be built for, in the order in which to try them.
 
-A QEMU accepts a range of them: 7.2 accepts 0 and 1, 10.0 accepts 2 to 4, 11.1 only 7.
+Each QEMU accepts a range of versions: 7.2 accepts 0 and 1, 10.0 accepts 2 to 4, 11.1 only 7.
 """
 
 FLAGS = ("-O2", "-Wall", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
@@ -25,12 +25,12 @@ SHIPPED = _HERE / "shipped"
 
 
 def shipped(arch: str, version: int) -> Path:
-    """Return where a wheel has the binary for an architecture and a version of the plugin API."""
+    """Return the path of the binary in a wheel, for an architecture and a version of the plugin API."""
     return SHIPPED / arch / f"vmdebug-plugin-{version}"
 
 
 def compile_into(into: Path, version: int, *, report: Report, deadline: Deadline) -> Path:
-    """Compile the plugin for a version of the plugin API into a directory, unless it is there.
+    """Compile the plugin for a version of the plugin API into a directory, unless the directory has it.
 
     Raises:
         HostError: there is no C compiler, or the directory cannot be written.

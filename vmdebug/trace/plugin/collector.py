@@ -21,7 +21,7 @@ from vmdebug.trace.plugin.wire import ExitPattern, Place, Request
 from vmdebug.trace.probe import Wanted
 
 SOON_SECONDS = 0.3
-"""How long a running guest may take until a vCPU becomes idle by itself; a guest at its shell needs 10 ms."""
+"""How long to wait until a vCPU of a running guest becomes idle; a guest at its shell needs 10 ms."""
 
 _WORD = struct.Struct("<q")
 _UNSIGNED = struct.Struct("<Q")
@@ -36,7 +36,7 @@ class Guest(Protocol):
         """Whether it runs."""
 
     def resume(self) -> None:
-        """Set it running."""
+        """Let it run."""
 
     def pause(self) -> None:
         """Stop it."""
@@ -46,7 +46,7 @@ class Guest(Protocol):
 
 
 class PluginCollector:
-    """Collects one trace by the plugin.
+    """Collects one trace with the plugin.
 
     Args:
         socket: The plugin's socket.
@@ -54,7 +54,7 @@ class PluginCollector:
         guest: Runs and stops the guest.
         trace: The trace, compiled for its kernel.
         row: Its architecture.
-        timeout: Seconds until a vCPU pauses, so that the trace begins, and until the last record is written.
+        timeout: Seconds to wait for a vCPU to pause, so that the trace begins, and for the last record.
     """
 
     name = "the plugin"
@@ -105,7 +105,7 @@ class PluginCollector:
                 with contextlib.suppress(VmdebugError):
                     self._guest.pause()
             raise StateError(
-                f"no CPU of {self._vm} pauses, so QEMU does not take up the trace",
+                f"no CPU of {self._vm} pauses, so QEMU does not begin the trace",
                 hint="stop and continue the guest in the GDB that is attached to it",
             )
 
@@ -130,7 +130,7 @@ class PluginCollector:
 
     def _opened(self) -> Link:
         if self._link is None:
-            raise StateError("the trace does not run")
+            raise StateError("the trace is not running")
         return self._link
 
     def _batch(self, chunks: Sequence[bytes]) -> Batch:
@@ -174,17 +174,17 @@ class PluginCollector:
 
 
 def _lost(results: wire.Results, wanted: Wanted) -> list[str]:
-    """Return notes on hits that are not there, or not complete."""
+    """Return notes about hits that are missing or incomplete."""
     notes = []
     if results.dropped:
-        notes.append(f"{results.dropped} hits were dropped: they came faster than they were taken")
+        notes.append(f"{results.dropped} hits were dropped: they came faster than vmdebug could read them")
     if results.unevaluated:
         notes.append(
-            f"{results.unevaluated} calls at which the condition {wanted.when} cannot be evaluated"
-            " are not recorded: memory that it reads is not there"
+            f"{results.unevaluated} calls are not recorded, because the condition {wanted.when} reads memory"
+            " that could not be read there"
         )
     if results.unpaired:
-        notes.append(f"{results.unpaired} hits have no return value: too many calls were open")
+        notes.append(f"{results.unpaired} hits have no return value: too many calls had not returned yet")
     return notes
 
 
@@ -197,7 +197,7 @@ def _values(data: memoryview, shapes: Sequence[Shape], present: int) -> Iterator
         elif shape.kind == "string":
             (length,) = _WORD.unpack_from(data, at)
             if length < 0:
-                # Memory that cannot be read: the address, as GDB's collector records it.
+                # The string could not be read: give its address, as GDB's collector does.
                 yield _UNSIGNED.unpack_from(data, at + 8)[0]
                 at += 16
             else:
@@ -219,7 +219,7 @@ def _text(data: bytes) -> str:
 
 
 def narrowed(number: int, shape: Shape) -> int:
-    """Return the value of a type in a register: its lower bytes, with the type's sign."""
+    """Return the value that a register holds for a type: its lower bytes, signed if the type is."""
     bits = 8 * shape.size
     number &= (1 << bits) - 1
     return number - (1 << bits) if shape.kind == "signed" and number >> (bits - 1) else number

@@ -20,7 +20,7 @@ from vmdebug.trace.plugin import wire
 from vmdebug.trace.plugin.wire import Request, Results, Rings
 
 RING_BYTES = 16 << 20
-"""The size of all rings together; one vCPU's is a power of two."""
+"""The size of all rings together; the size of each ring is a power of two."""
 
 _LEAST_RING = 1 << 20
 
@@ -34,7 +34,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     Args:
         magic: A number that identifies the protocol.
         features: See `wire.REGISTERS`.
-        vcpus: The number of vCPUs, those that can be added included.
+        vcpus: The number of vCPUs, including those that can be plugged in.
         api: The version of the plugin API that it was built for.
     """
 
@@ -47,7 +47,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 class Link:
     """A connection to the plugin of a VM; a context manager that ends the trace.
 
-    A thread takes the records out of the rings while the guest runs, so that it does not wait for the caller.
+    A thread reads the records out of the rings, so the guest does not have to wait for the caller.
 
     Args:
         path: The plugin's socket.
@@ -78,13 +78,14 @@ class Link:
             raise
 
     def _greeted(self) -> Hello:
-        said = self._socket.recv(wire.HELLO.size, socket.MSG_WAITALL)
-        if len(said) != wire.HELLO.size:
+        greeting = self._socket.recv(wire.HELLO.size, socket.MSG_WAITALL)
+        if len(greeting) != wire.HELLO.size:
             raise VmError(f"QEMU of {self._vm} has too many traces", hint="end another trace first")
-        hello = Hello(*wire.HELLO.unpack(said))
+        hello = Hello(*wire.HELLO.unpack(greeting))
         if hello.magic != wire.MAGIC:
             raise VmError(
-                f"the trace plugin in QEMU of {self._vm} is of another vmdebug", hint="start the VM again"
+                f"the trace plugin in QEMU of {self._vm} is from another version of vmdebug",
+                hint="start the VM again",
             )
         return hello
 
@@ -144,13 +145,13 @@ class Link:
         raise VmError(f"the trace plugin refuses the trace: {reason.decode(errors='replace') or 'no answer'}")
 
     def _read(self) -> None:
-        """Take records until the connection ends. The plugin sends a byte when there are many."""
+        """Read records until the connection ends. The plugin sends a byte when a ring has many."""
         with contextlib.suppress(OSError):
-            while said := self._socket.recv(4096):
+            while notices := self._socket.recv(4096):
                 with self._condition:
                     self._drain()
-                    self._ready |= b"r" in said
-                    self._finished |= b"s" in said
+                    self._ready |= b"r" in notices
+                    self._finished |= b"s" in notices
                     self._condition.notify_all()
         with self._condition:
             self._gone = True
@@ -158,7 +159,7 @@ class Link:
 
     def _drain(self) -> None:
         """Move the records out of the rings. The caller holds the lock."""
-        assert self._rings is not None  # noqa: S101 - made by `begin`
+        assert self._rings is not None  # noqa: S101 - `begin` has made them
         found, waits = self._rings.take()
         self._chunks += found
         if waits:
@@ -195,14 +196,14 @@ class Link:
         return chunks
 
     def finish(self, timeout: float) -> None:
-        """End the trace: afterwards the plugin writes no records, and `take` returns the remaining ones.
+        """End the trace: the plugin writes no more records, and `take` returns the remaining ones.
 
         Args:
-            timeout: Seconds until the vCPUs have finished the records that they write.
+            timeout: Seconds to wait until the vCPUs have finished the records that they are writing.
 
         Raises:
             GuestDiedError: QEMU has ended.
-            DeadlineError: a vCPU still writes a record.
+            DeadlineError: a vCPU is still writing a record.
         """
         deadline = Deadline.after(timeout)
         with contextlib.suppress(OSError):

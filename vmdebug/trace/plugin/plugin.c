@@ -1,16 +1,16 @@
 /*
  * Traces functions of a guest from inside QEMU's translator, without stopping the guest.
  *
- * QEMU loads it at its start, with no address to trace. A client connects to the socket that the argument
+ * QEMU loads it when it starts, without anything to trace. A client connects to the socket that the argument
  * "socket" names, and passes a memory file with a request: addresses, and small programs that read registers
  * and memory there. Each vCPU writes the records of its hits into a ring of its own in that file. A trace
  * ends with its connection. `wire.py` has the layout of the file, `operations.py` the operations.
  *
- * QEMU only changes translated code for a plugin that is called by a vCPU, so requests wait for the next
- * time that a vCPU becomes idle or resumes; pausing and resuming the guest is enough.
+ * A plugin can have QEMU translate code again only in a callback of a vCPU, so a request waits until a vCPU
+ * becomes idle or resumes; it is enough to pause and resume the guest.
  *
  * API is the version of QEMU's plugin API (docs/devel/tcg-plugins.rst): 1, 4 or 7. No package has the header,
- * so the declarations here are our own. Weak functions are missing from some QEMUs.
+ * so this file declares what it uses. The functions declared as weak are missing in some QEMUs.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -51,7 +51,7 @@ size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *);
 uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
 void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *, exec_callback, int flags, void *);
 WEAK struct array *qemu_plugin_get_registers(void);
-/* It returns the size or a truth value, by version: look at the array instead. */
+/* Some versions return the size, others a truth value: look at the array instead. */
 WEAK void qemu_plugin_read_register(struct qemu_plugin_register *, struct array *);
 WEAK bool qemu_plugin_read_memory_vaddr(uint64_t, struct array *, size_t);
 WEAK struct array *g_byte_array_new(void);
@@ -106,7 +106,7 @@ EXPORT int qemu_plugin_version = API;
 #define MAGIC 0x31544d56u /* "VMT1" */
 enum { REGISTERS = 1, MEMORY = 2 };         /* features */
 enum { DROP = 1, COUNT_ONLY = 2, CACHE_CONTEXT = 4 };
-/* Kinds of places; at the others the task of a vCPU changes, or the name of some task. */
+/* Kinds of places; at the last three, the task of a vCPU or the name of some task changes. */
 enum { HIT, TASK_CHANGES, TASK_CHANGED, NAME_CHANGES };
 enum { HAS_CONTEXT = 1, HAS_CLOCK = 2, HAS_RET = 4, PADDING = 8 };
 
@@ -148,7 +148,7 @@ enum opcode {
 #define SESSIONS 16
 #define REGISTER_NAMES 256
 #define NAME 16
-#define CLOCK_NS 250000                     /* how old the guest's time may be; a tick is 1 to 10 ms */
+#define CLOCK_NS 250000                     /* how old the guest's time of a hit may be; a tick takes 1 to 10 ms */
 
 struct place {
     struct session *session;
@@ -200,7 +200,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;   /* of `sessions` */
 static struct session *sessions[SESSIONS];
 static unsigned wanted, applied, resetting;                 /* generations; atomic */
 
-/* What translation looks up; changes only while no vCPU runs. */
+/* The translation callback reads these; they change only while no vCPU runs. */
 static struct entry { uint64_t address; struct place *place; } *entries;
 static size_t entry_count;
 static struct span { struct range range; struct place *place; } *spans;
@@ -240,7 +240,7 @@ static uint64_t read_register(struct vcpu *v, struct session *s, unsigned number
     return v->values[number];
 }
 
-/* Append a string, without its end: its length and its bytes, or -1 and its address if it cannot be read. */
+/* Append a string as its length and its bytes, without the 0; or as -1 and its address if it cannot be read. */
 static size_t put_string(struct vcpu *v, uint64_t address, char *out)
 {
     size_t length = 0;
@@ -256,8 +256,8 @@ static size_t put_string(struct vcpu *v, uint64_t address, char *out)
         length += used;
         ended = used < part;
     }
-    int64_t said = ok ? (int64_t)length : -1;
-    memcpy(out, &said, 8);
+    int64_t stored = ok ? (int64_t)length : -1;
+    memcpy(out, &stored, 8);
     if (!ok) {
         memcpy(out + 8, &address, 8);
         return 16;
@@ -286,8 +286,8 @@ static bool same_string(struct vcpu *v, uint64_t address, const char *text, size
 }
 
 /*
- * Run a program. Return the number of bytes that it put into `out`; -1 if FILTER ends it; -2 if memory could
- * not be read outside of an expression. `top` gets the value that is left on the stack.
+ * Run a program. Return the number of bytes that it put into `out`; -1 if FILTER ended it; -2 if an operation
+ * failed without a FAIL_TO (unreadable memory, division by 0). `top` gets the value that is left on the stack.
  */
 static long run(struct session *s, struct vcpu *v, unsigned cpu, uint32_t at, char *out, size_t room,
                 uint64_t *present, uint64_t *top)
@@ -447,7 +447,7 @@ static size_t slot_of(uint64_t sp, uint32_t probe)
     return (size_t)(((sp >> 3) ^ (uint64_t)probe << 20) * 0x9e3779b97f4a7c15ull >> 32);
 }
 
-/* Return the call, or a free slot; NULL if the table is full. Linear probing; the caller has the lock. */
+/* Return the slot of a call, or a free one; NULL if the table is full. Linear probing; the caller has the lock. */
 static struct open_call *find_open(struct session *s, uint64_t sp, uint32_t probe)
 {
     size_t at = slot_of(sp, probe);
@@ -461,7 +461,7 @@ static struct open_call *find_open(struct session *s, uint64_t sp, uint32_t prob
 
 static void close_slot(struct session *s, struct open_call *c)
 {
-    /* Move later entries of the same run back, so that no search ends early. */
+    /* Move later entries of the same run back: a search ends at the first free slot. */
     size_t hole = (size_t)(c - s->open);
     for (size_t i = (hole + 1) & (OPEN - 1); s->open[i].used; i = (i + 1) & (OPEN - 1)) {
         size_t home = slot_of(s->open[i].sp, s->open[i].probe) & (OPEN - 1);
@@ -585,7 +585,7 @@ static void on_hit(unsigned cpu, void *data)
     leave(v);
 }
 
-/* A function is about to be left; the register after the stack pointer's has the result. */
+/* The function is about to return; the register after the stack pointer in the list has the result. */
 static void left(unsigned cpu, struct place *p, bool returns)
 {
     struct session *s = p->session;
@@ -623,7 +623,7 @@ static void on_context(unsigned cpu, void *data)
     if (!enter(&states[cpu], s))
         return;
     if (p->request.kind == NAME_CHANGES) {
-        __atomic_fetch_add(&s->generation, 1, __ATOMIC_SEQ_CST);    /* of a task on any vCPU */
+        __atomic_fetch_add(&s->generation, 1, __ATOMIC_SEQ_CST);    /* the task may run on any vCPU */
     } else {
         c->generation = 0;
         c->changing = p->request.kind == TASK_CHANGES;
@@ -703,7 +703,7 @@ ON_TRANSLATION(on_translation)
     }
 }
 
-/* Sessions */
+/* Sessions: one for each client */
 
 static void free_session(struct session *s)
 {
@@ -838,17 +838,17 @@ static const char *check_code(struct session *s)
 
 static const char *find_registers(struct session *s)
 {
-    char (*asked)[NAME] = part(s, s->request.registers_at, s->request.registers, NAME);
+    char (*names_wanted)[NAME] = part(s, s->request.registers_at, s->request.registers, NAME);
     s->registers = calloc(s->request.registers + 1, sizeof *s->registers);
-    const char *error = !asked || !s->registers || s->request.registers > REGISTER_NAMES ? "too many registers" : NULL;
+    const char *error = !names_wanted || !s->registers || s->request.registers > REGISTER_NAMES ? "too many registers" : NULL;
     for (unsigned i = 0; !error && i < s->request.registers; i++) {
         for (unsigned k = 0; k < named; k++)
-            if (!strncmp(asked[i], names[k].name, NAME))
+            if (!strncmp(names_wanted[i], names[k].name, NAME))
                 s->registers[i] = names[k].handle;
         if (!s->registers[i])
-            error = "this QEMU does not have a register that is asked for";
+            error = "this QEMU does not have a register that the trace reads";
     }
-    free(asked);
+    free(names_wanted);
     return error;
 }
 
@@ -943,7 +943,7 @@ static void quiesce(struct session *s)
         }
 }
 
-/* The client is ending its trace: write the calls that have not returned. It goes on reading until 's'. */
+/* The client ends its trace: write the calls that have not returned. The client reads on until it gets 's'. */
 static void *finish(void *data)
 {
     struct session *s = data;
@@ -958,7 +958,7 @@ static void *finish(void *data)
     return NULL;
 }
 
-/* Nobody reads its records, so no vCPU may wait for it. on_reset frees it, unless it was never installed. */
+/* The client is gone, so no vCPU may wait for it. on_reset frees the session, unless it was never installed. */
 static void client_gone(struct session *s)
 {
     pthread_mutex_lock(&s->lock);
@@ -973,7 +973,7 @@ static void client_gone(struct session *s)
     pthread_mutex_lock(&lock);
     for (unsigned i = 0; i < SESSIONS; i++)
         if (sessions[i] == s && !s->installed) {
-            sessions[i] = NULL;             /* no translated code refers to it */
+            sessions[i] = NULL;             /* translated code never referred to it */
             free_session(s);
         }
     __atomic_fetch_add(&wanted, 1, __ATOMIC_SEQ_CST);

@@ -1,4 +1,4 @@
-"""The plugin's binary for a QEMU: compiled at its first use, and tried with it once."""
+"""Finds the plugin that a QEMU can load: compiles it at its first use, and tries it with that QEMU once."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from vmdebug.progress import Report, silent
 from vmdebug.trace.plugin import binary, wire
 
 PROBE_SECONDS = 20.0
-"""How long QEMU may take to load the plugin; 0.1 s is usual."""
+"""How long QEMU may take to load the plugin; usually it takes 0.1 s."""
 
 
 class Loadable(msgspec.Struct, frozen=True, kw_only=True):
-    """The plugin for a QEMU.
+    """The plugin that a QEMU can load.
 
     Args:
-        version: The version of the plugin API that it is built for; 0: this QEMU accepts none.
-        features: What it can read of the guest; see `wire.REGISTERS`.
+        version: The version of the plugin API that it is built for; 0 if this QEMU accepts none.
+        features: What the plugin can read there; see `wire.REGISTERS`.
     """
 
     version: int = 0
@@ -39,7 +39,7 @@ class Loadable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def loadable(qemu: Path, *, report: Report = silent, deadline: Deadline) -> Loadable:
-    """Return which plugin a QEMU loads; tries them once, until the QEMU changes.
+    """Return which plugin a QEMU can load. Try them once, and again when the QEMU's file has changed.
 
     Args:
         qemu: The emulator.
@@ -79,9 +79,9 @@ def _tried(qemu: Path, report: Report, deadline: Deadline) -> Loadable:
         plugin = built(version, report=report, deadline=deadline)
         done = process.run(probe_argv(qemu, plugin), deadline=deadline.at_most(PROBE_SECONDS), check=False)
         for line in done.stdout.splitlines():
-            words = line.split()
-            if words[:1] == ["vmdebug-plugin"]:
-                return Loadable(version=int(words[1]), features=int(words[2]))
+            fields = line.split()
+            if fields[:1] == ["vmdebug-plugin"]:
+                return Loadable(version=int(fields[1]), features=int(fields[2]))
     return Loadable()
 
 

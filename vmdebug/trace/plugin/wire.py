@@ -16,10 +16,10 @@ from vmdebug.trace.expressions.operations import Code, Op
 MAGIC = 0x31544D56
 
 HELLO = struct.Struct("<IIII")
-"""What the plugin sends first: the magic number, its features, the number of vCPUs, the API version."""
+"""The first message from the plugin: magic number, features, number of vCPUs, version of the plugin API."""
 
 REGISTERS, MEMORY = 1, 2
-"""Features."""
+"""Features: what the plugin can read of the guest."""
 
 _HEADER = struct.Struct("<II5Q7Q8I4I5Q")
 _RESULTS = struct.Struct("<5Q")
@@ -35,8 +35,8 @@ _NAME_BYTES = 16
 _PAGE = 4096
 
 RECORD = struct.Struct("<IHHQQQQIIq16s")
-"""A record: bytes, probe, CPU, ns since the host's boot, the guest's ns, return value, values that are there,
-flags, 0, pid, comm. The values follow."""
+"""A record: size in bytes, probe, CPU, ns since the host's boot, ns since the guest's boot, return value,
+mask of the values that could be read, flags, 0, pid, comm. The values follow."""
 
 HAS_CONTEXT, HAS_CLOCK, HAS_RET, PADDING = 1, 2, 4, 8
 """Flags of a record."""
@@ -45,18 +45,18 @@ DROP, COUNT_ONLY, CACHE_CONTEXT = 1, 2, 4
 """Flags of a request."""
 
 HIT, TASK_CHANGES, TASK_CHANGED, NAME_CHANGES = range(4)
-"""Kinds of places."""
+"""Kinds of places: a hit, or where the current task or a task's name changes."""
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """An address where a program runs.
+    """An address at which the plugin runs a program.
 
     Args:
         address: The address of an instruction in the guest.
         kind: See `HIT`.
         probe: The index of the probe, for a hit.
         code: Its program.
-        ranges: The function's code, if its exits matter, too.
+        ranges: The function's code, if its exits must be watched, too.
     """
 
     address: int
@@ -67,13 +67,13 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExitPattern(msgspec.Struct, frozen=True, kw_only=True):
-    """An instruction that leaves a function: it returns, or jumps to an operand relative to its end.
+    """An instruction that leaves a function: a return, or a jump relative to the end of the instruction.
 
     Args:
         code: Its first bytes, under `mask`.
-        mask: The bits that count.
-        at: Where the operand of a jump begins.
-        size: The operand's size in bytes; 0: it returns.
+        mask: The bits of `code` to compare.
+        at: Offset of a jump's operand in the instruction.
+        size: The operand's size in bytes; 0 for a return.
     """
 
     code: bytes
@@ -87,15 +87,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         probes: The number of probes.
-        places: Where programs run.
+        places: The addresses at which programs run.
         registers: The names of the registers that they read; the last two are the stack pointer and the
             register of a function's result, if returns are recorded.
-        text: The strings that they compare with.
+        text: The strings that the programs compare with.
         context: A program that puts the pid and the name of the task; () for none.
         clock: A program that leaves the guest's time in ns; () for none.
-        exits: How functions are left.
-        thunks: Addresses to jump to in order to return.
-        limit: The number of hits after which it records none; 0: no limit.
+        exits: The instructions that leave a function.
+        thunks: Addresses of the kernel's return thunks: a jump there is a return.
+        limit: The number of hits after which the plugin records no more; 0 for no limit.
         flags: See `DROP`.
     """
 
@@ -115,11 +115,11 @@ class Results(msgspec.Struct, frozen=True, array_like=True):
     """What the plugin counts.
 
     Args:
-        seen: Hits of a trace with a limit.
+        seen: Hits, in a trace with a limit.
         dropped: Hits that found the ring full.
         unevaluated: Calls at which the condition could not be evaluated.
-        unpaired: Hits whose returns could not be waited for, because too many calls were open.
-        started: When it began, in ns since the host's boot; 0: not yet.
+        unpaired: Hits without a return value, because too many calls had not returned yet.
+        started: When the trace began, in ns since the host's boot; 0 if it has not yet.
     """
 
     seen: int
@@ -177,7 +177,7 @@ def layout(request: Request, *, vcpus: int, ring_bytes: int) -> tuple[bytes, int
 
 def _program(request: Request) -> tuple[bytes, list[int]]:
     """Return all operations, and where the programs of the places, of the context and of the clock begin."""
-    # No program begins at 0: a request without a clock says so by that.
+    # No program begins at 0, because 0 stands for a program that the request does not have.
     ops, starts = bytearray(Op(Code.END).packed(0)), []
     for code in (*(place.code for place in request.places), request.context, request.clock):
         base = len(ops) // 16
@@ -228,7 +228,7 @@ class Rings:
         return [sum(column) for column in zip(*rows, strict=True)]
 
     def take(self) -> tuple[list[bytes], bool]:
-        """Return the bytes of new records, and whether a vCPU waits for the room that this made."""
+        """Return the bytes of new records, and whether a vCPU is waiting for free space in its ring."""
         found: list[bytes] = []
         waits = False
         for cpu in range(self._vcpus):
@@ -238,7 +238,7 @@ class Rings:
             if head != tail:
                 found += self._bytes(cpu, tail, head)
                 _TAIL.pack_into(self._memory, at + _TAIL_AT, head)
-            # After the new tail is stored: a vCPU sets this first, and then looks at the tail again.
+            # Read this after storing the new tail: a vCPU sets it, and then reads the tail again.
             _, waiting = _HEAD.unpack_from(self._memory, at)
             if waiting:
                 struct.pack_into("<I", self._memory, at + 8, 0)
