@@ -1,6 +1,6 @@
 """`vmdebug attach` against plain `gdb vmlinux` and `target remote`, both until the first prompt.
 
-`attach` checks the build-id, and adds our commands and those of the kernel's scripts, which are loaded at
+`attach` checks the build-id, and adds vmdebug's commands and those of the kernel's scripts, which it loads at
 their first use. Plain GDB does none of this, and reads the symbols without an index cache, which is off by
 default. The builtin kernel is very small; to measure another guest, set $VMDEBUG_BENCH_GUEST to arguments of
 `vmdebug start`.

@@ -1,9 +1,9 @@
 """`exec` by the agent in the guest against the serial line: 8 MiB out, 8 MiB in, and one short command.
 
-Both ways of the megabytes are in the same guest and alternate, and their rates are compared: the serial line
-carries less of them, for 8 MiB into the guest would take it an hour. The short command is timed as one types
-it, `vmdebug exec NAME -- true`, against the last commit that typed commands into the console, taken from this
-checkout's history and installed in a temporary directory; each has a guest of its own build.
+Both transfers alternate in the same guest. The figures are rates, because the serial line gets less data:
+8 MiB into the guest would take an hour. The short command is `vmdebug exec NAME -- true`, against the last
+commit that typed commands into the console, which the benchmark takes from this checkout's history and
+installs in a temporary directory; each build has its own guest.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def figures() -> list[Figure]:
 
 
 def _megabytes(vm: Vm) -> list[Figure]:
-    """Time 8 MiB of random bytes each way; the result is compared with what was sent."""
+    """Time 8 MiB of random bytes in each direction, and compare what arrives with what was sent."""
     agent = vm.shell.wait(_soon())
     assert vm.shell.found
     assert vm.shell.found.kind == "agent"
@@ -93,7 +93,7 @@ def _short() -> Figure:
 
 
 def _installed(target: Path) -> str:
-    """Install the earlier build without its dependencies, which are those of this one."""
+    """Install the earlier build without its dependencies: it has the same ones as this build."""
     root = Path(__file__).resolve().parent.parent
     tree = target.with_name("tree")
     tree.mkdir()
@@ -107,7 +107,7 @@ def _installed(target: Path) -> str:
 
 @contextmanager
 def _guest(runtime: Path, changes: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Start a guest by one of the builds; its environment is what finds both again."""
+    """Start a guest with one of the builds, and yield the environment in which that build finds it."""
     runtime.mkdir(mode=0o700)
     env = {**os.environ, **changes, "XDG_RUNTIME_DIR": str(runtime)}
     _run(*_vmdebug("start", "builtin", "--accel", "tcg", "--name", "short"), env=env)
@@ -125,7 +125,7 @@ def _exec(env: dict[str, str]) -> float:
 
 
 def _vmdebug(*words: str) -> tuple[str, ...]:
-    # Not from the current directory, where this build's package is.
+    # Not in the current directory, from which Python would import this build's package.
     return (sys.executable, "-P", "-m", "vmdebug.cli", *words)
 
 

@@ -50,13 +50,13 @@ class Figure:
 def in_turn(
     ours: Callable[[], float | None], baseline: Callable[[], float | None], *, rounds: int, warm_up: int = 1
 ) -> tuple[float, float]:
-    """Return the median seconds of two functions, run alternately so that drift affects both the same.
+    """Return the median seconds of two functions, run alternately so that drift affects both equally.
 
     Args:
-        ours: Does it with vmdebug; may return the seconds if not the whole call counts.
+        ours: Does it with vmdebug. It may return the seconds to count, if that is not the whole call.
         baseline: Does it the other way.
         rounds: How many runs of each to count.
-        warm_up: How many runs of each to do before, not counted.
+        warm_up: How many runs of each to do first, without counting them.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for each in range(warm_up + rounds):

@@ -1,8 +1,9 @@
-"""`attach --until start_kernel` on a halted guest whose kernel moves (`--kaslr`), against one that does not.
+"""`attach --until start_kernel` on a halted guest with `--kaslr`, against the same without it.
 
 The kernel is the builtin one with five-level page tables and XZ, see `la57.config`. Its decompressor runs
-long before the kernel is mapped: that part of the boot must not become slower because GDB waits for a kernel
-whose address is unknown. The first run builds it in the user's cache, which takes about 8 CPU minutes.
+for a long time before the kernel is mapped. GDB waits meanwhile for a kernel whose address it does not know,
+and this must not slow down the boot. The first run builds the kernel in the user's cache, which takes about 8
+CPU minutes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _LA57 = "($cr4 >> 12 & 1) == 1"
 
 
 def figures() -> list[Figure]:
-    """Time both under TCG: under KVM no breakpoint can wait for a kernel that moves."""
+    """Time both under TCG: under KVM a breakpoint cannot be set before KASLR has moved the kernel."""
     fragments = (*builtin.default_fragments(), str(FRAGMENT))
     tree = builtin.build(fragments=fragments, deadline=Deadline.after(SECONDS)).directory
     ours, baseline = in_turn(lambda: _attach(tree, "--kaslr"), lambda: _attach(tree), rounds=ROUNDS)

@@ -1,9 +1,9 @@
 """The cost of a GDB/MI command: `Connection.fetch` against a bare pipe loop, and against pygdbmi's `write()`.
 
 The bare loop writes `N-data-evaluate-expression 1` and reads lines until one starts with `N^`: no client can
-be faster. The loops run on GDBs with the same command line, alternately, in short rounds, and everything on
-one CPU. On two CPUs the result would depend by half on where the scheduler wakes the other side; on one CPU
-the ratio is that of all work done.
+be faster. The loops alternate in short rounds, on GDBs with the same command line, all on one CPU. On two
+CPUs, half of the result would depend on where the scheduler wakes the other process; on one CPU, the ratio is
+that of all work done.
 """
 
 from __future__ import annotations

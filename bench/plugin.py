@@ -1,7 +1,7 @@
 """Traces by the plugin in a `dd bs=1 count=500000` loop: hits per second against GDB's, and the guest's time.
 
-It needs a QEMU whose plugins read registers: put QEMU 9.2 or newer first on PATH. The loop is timed in
-turn in two guests, one without the plugin, and one with it: without a trace, and under two.
+It needs a QEMU whose plugins read registers: put QEMU 9.2 or newer first on PATH. The loop runs
+alternately in two guests: in one without the plugin; and in one with it, without and with traces.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ARGS = ("file", "buf", "count", "pos")
 
 
 def figures() -> list[Figure]:
-    """Time all of them; none if this QEMU's plugins cannot read registers."""
+    """Return all figures; none if plugins cannot read registers in this QEMU."""
     with contextlib.ExitStack() as guests:
         plain = guests.enter_context(vmdebug.start("builtin", accel="tcg", trace_ready="no"))
         ready = guests.enter_context(vmdebug.start("builtin", accel="tcg", trace_ready="auto"))
@@ -71,7 +71,7 @@ def _seconds(session: DebugSession, reads: int = READS) -> float:
 
 
 def _traced(session: DebugSession, *, ret: bool) -> tuple[float, float]:
-    """Return the seconds of the loop under a trace, and the hits per second; no hit is lost."""
+    """Return the seconds of the loop under a trace, and the hits per second; assert that no hit is lost."""
     with session.trace(SYMBOL, args=ARGS, ret=ret, by="plugin") as hits:
         taken = _seconds(session)
     assert hits.notes == ()

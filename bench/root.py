@@ -1,7 +1,7 @@
-"""`cp` and `clone` with a Debian as root: against scp over QEMU's user network, and against a boot.
+"""`cp` and `clone` with a Debian as root, against scp over QEMU's user network and against a boot.
 
-Both copies are of the same 64 MiB of random bytes with the same guest, and alternate. The guest of the boot
-is at its shell; systemd starts services meanwhile, and the clones are of a guest in which it has finished.
+`cp` and scp alternately copy the same 64 MiB of random bytes with the same guest. A boot is timed until
+systemd has finished, and the clones are made of a guest in which it has finished.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def _copies(vm: Vm, directory: Path, port: int) -> list[Figure]:
     vm.put(key.with_suffix(".pub"), "/root/.ssh/authorized_keys")
     options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
     scp = ("scp", "-q", "-i", str(key), "-P", str(port), *(word for each in options for word in ("-o", each)))
-    there, ours = "root@127.0.0.1:/root/theirs", "/root/ours"
+    by_scp, by_cp = "root@127.0.0.1:/root/by-scp", "/root/by-cp"
     data.write_bytes(os.urandom(BYTES))
 
     def copy(*words: str | Path) -> None:
         process.run([*scp, *words], deadline=_soon())
 
-    into = in_turn(lambda: vm.put(data, ours), lambda: copy(data, there), rounds=ROUNDS, warm_up=0)
-    out = in_turn(lambda: vm.get(ours, back), lambda: copy(there, back), rounds=ROUNDS, warm_up=0)
+    into = in_turn(lambda: vm.put(data, by_cp), lambda: copy(data, by_scp), rounds=ROUNDS, warm_up=0)
+    out = in_turn(lambda: vm.get(by_cp, back), lambda: copy(by_scp, back), rounds=ROUNDS, warm_up=0)
     assert back.read_bytes() == data.read_bytes()
     return [
         Figure(name, *found, COPY_GOAL, "s", "scp over QEMU's user network")

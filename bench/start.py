@@ -1,8 +1,8 @@
 """`start --halt` and `attach --until start_kernel` against `qemu -S` and `gdb -ex` by hand.
 
 The baseline uses the same QEMU, machine, kernel, initramfs and parameters, and a plain GDB. vmdebug does
-more in its time (build-id check, run directory, QMP, kernel scripts). It uses GDB's index cache, which is
-off by default and which `attach` turns on; the warm-up run fills it.
+more in its time (build-id check, run directory, QMP, kernel scripts). It uses GDB's index cache, which
+`attach` turns on; the warm-up run fills it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _by_hand(spec: dict[str, object]) -> float:
     with tempfile.TemporaryDirectory(prefix="vmd-") as directory:
         socket = f"{directory}/gdb.sock"
         begin = time.perf_counter()
-        # With `-daemonize` the command returns when QEMU listens, as at a shell prompt.
+        # With `-daemonize` the command returns when QEMU listens, as for somebody at a shell prompt.
         _run(*_qemu(spec, socket), "-daemonize", "-pidfile", f"{directory}/pid")
         try:
             trace = _run(*_gdb(spec, socket))
@@ -76,8 +76,8 @@ def _gdb(spec: dict[str, object], socket: str) -> list[str]:
     kernel = spec["kernel"]
     assert isinstance(kernel, dict)
     commands = [f"target remote {socket}", f"break {first_function.SYMBOL}", "continue", "bt"]
-    words = [word for command in commands for word in ("-ex", command)]
-    return ["gdb", "-nx", "-q", "-batch", "-iex", "set debuginfod enabled off", *words, kernel["vmlinux"]]
+    arguments = [word for command in commands for word in ("-ex", command)]
+    return ["gdb", "-nx", "-q", "-batch", "-iex", "set debuginfod enabled off", *arguments, kernel["vmlinux"]]
 
 
 def _kill(pid: int) -> None:

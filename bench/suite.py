@@ -1,7 +1,7 @@
 """100 tests that each use `vm` and run one command, against the same tests that each boot a guest.
 
-Each is one pytest run. Of the booting tests only 20 are timed, and extrapolated to 100 without pytest's own
-start: all of them would take minutes.
+Each is one pytest run. Only 20 of the booting tests run, because 100 would take minutes; their time, without
+pytest's own start, is extrapolated to 100.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def figures() -> list[Figure]:
 
 
 def _seconds(*, tests: int, conftest: str = "") -> float:
-    """Return how long a pytest run takes."""
+    """Return how many seconds a pytest run takes."""
     with tempfile.TemporaryDirectory(prefix="vmd-") as name:
         directory = Path(name)
         (directory / "pytest.ini").write_text("[pytest]\nvmdebug_guest = builtin\nvmdebug_accel = tcg\n")
         (directory / "conftest.py").write_text(conftest)
         (directory / "test_suite.py").write_text(_TEST.format(tests=tests))
-        words = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name)
+        argv = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name)
         begin = time.perf_counter()
-        done = process.run(words, cwd=directory, deadline=Deadline.after(SECONDS), check=tests > 0)
+        done = process.run(argv, cwd=directory, deadline=Deadline.after(SECONDS), check=tests > 0)
         took = time.perf_counter() - begin
     # Without parameters pytest skips the test.
     assert f"{tests} passed" in done.stdout or not tests, done.stdout

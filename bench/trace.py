@@ -70,7 +70,7 @@ def _connect(session: DebugSession) -> None:
 
 
 def _workload(session: DebugSession) -> None:
-    # Not with session.exec, which asks its own GDB whether the guest runs.
+    # Not with session.exec, which would ask the session's own GDB whether the guest runs.
     line = f"dd if=/dev/zero of=/dev/null bs=1 count={READS}"
     done = session.console.line.shell.execute(line, deadline=Deadline.after(SECONDS))
     assert done.status == 0, done.stderr

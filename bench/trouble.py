@@ -1,8 +1,8 @@
-"""The look for trouble at a test's end against the start of the test's guest, a clone.
+"""The search for kernel trouble at the end of a test, against the start of the test's guest, a clone.
 
-The look reads from guest memory what the kernel has printed since the test's start, as the pytest plugin
-does; making the clone is timed until its shell answers. Kernels of the clones share the history of their
-template, which the first look reads in full, once in a test run: it is not timed.
+The search reads what the kernel has printed since the test's start from guest memory, as the pytest plugin
+does. A clone is timed until its shell answers. A clone's kernel log begins with its template's. Only the
+first search of a test run reads that part; it is not timed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROUNDS = 15
 
 
 def figures() -> list[Figure]:
-    """Time looks and clones alternately, under TCG."""
+    """Time searches and clones alternately, under TCG."""
     spec = sources.resolve(GuestOptions(source="builtin", accel="tcg"), report=silent, deadline=_soon())
     with template(spec, timeout=SECONDS) as made:
         assert made.how == "clone", made.reason

@@ -1,4 +1,4 @@
-"""Makes a disk that boots by GRUB: boot.img, core.img, one partition with a file system."""
+"""Makes a disk that boots with GRUB: boot.img, core.img, and one partition with a file system."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def main(boot_file: str, core_file: str, system: str, disk: str) -> None:
     # As grub-bios-setup does: where core.img is; boot from this disk; and, for CHS translation, no jump.
     struct.pack_into("<Q", boot, 0x5C, 1)
     boot[0x64], boot[0x66:0x68] = 0xFF, b"\x90\x90"
-    boot[446:510] = bytes(64)  # boot.img has code where the partition table is
+    boot[446:510] = bytes(64)  # boot.img has code at the place of the partition table
     entry = (0x80, 0, 33, 0, 0x83, 254, 255, 255, START // SECTOR, size // SECTOR)
     struct.pack_into("<BBBBBBBBII", boot, 446, *entry)
     boot[510:512] = b"\x55\xaa"
     struct.pack_into("<QHH", core, 0x1F4, 2, len(core) // SECTOR - 1, 0x820)
-    with Path(system).open("rb") as source, Path(disk).open("wb") as made:
-        made.truncate((START + size) // CYLINDER * CYLINDER + 2 * CYLINDER)
-        made.write(boot + core)
-        _copy_sparse(source.fileno(), made.fileno(), size)
+    with Path(system).open("rb") as source, Path(disk).open("wb") as target:
+        target.truncate((START + size) // CYLINDER * CYLINDER + 2 * CYLINDER)
+        target.write(boot + core)
+        _copy_sparse(source.fileno(), target.fileno(), size)
 
 
-def _copy_sparse(source: int, made: int, size: int) -> None:
+def _copy_sparse(source: int, target: int, size: int) -> None:
     at = 0
     while at < size:
         try:
@@ -42,7 +42,7 @@ def _copy_sparse(source: int, made: int, size: int) -> None:
         end = os.lseek(source, at, os.SEEK_HOLE)
         while at < end:
             data = os.pread(source, min(end - at, 1 << 24), at)
-            os.pwrite(made, data, START + at)
+            os.pwrite(target, data, START + at)
             at += len(data)
 
 

@@ -1,9 +1,9 @@
-"""Lets int3 reach KVM in a copy of QEMU, whose emulated SVM delivers it to the guest.
+"""Patches a copy of QEMU so that its emulated SVM passes an int3 to KVM, and not to the nested guest.
 
-An int3 is #BP, exception 3, and KVM asks for it while GDB has software breakpoints. QEMU checks it against
-the intercept of software interrupts instead (`raise_interrupt2` of target/i386/tcg/excp_helper.c), for which
-KVM does not ask. This changes that constant, from SVM_EXIT_SWINT to SVM_EXIT_EXCP_BASE + 3. What KVM gives
-back to the guest is lost then: a program's own int3, while GDB has a breakpoint.
+An int3 raises #BP, exception 3, which KVM intercepts while GDB has software breakpoints. QEMU instead checks
+the intercept of software interrupts (`raise_interrupt2` of target/i386/tcg/excp_helper.c), which KVM does not
+set. This changes the constant there from SVM_EXIT_SWINT to SVM_EXIT_EXCP_BASE + 3. As a side effect, while
+GDB has a breakpoint, a program's own int3 is lost when KVM injects it into the guest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SWINT = b"\xbe\x75\x00\x00\x00\xe8"
 
 
 def main(program: str) -> None:
-    """Change the program in place; it must call the check exactly once with that constant."""
+    """Change the program in place. It must call the check with that constant exactly once."""
     path = Path(program)
     with path.open("rb") as file:
         elf = ELFFile(file)

@@ -10,12 +10,12 @@ class _Shown:
         self._plugins = config.pluginmanager
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Print why a test failed, beside pytest's own report: other output is captured."""
+        """Print why a test failed, through the terminal reporter, because pytest captures other output."""
         terminal = self._plugins.get_plugin("terminalreporter")
         if report.failed and terminal is not None:
             terminal.write_line(f"\n{report.longreprtext}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register it."""
+    """Register the plugin."""
     config.pluginmanager.register(_Shown(config))

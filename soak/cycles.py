@@ -1,4 +1,4 @@
-"""Start and stop guests again and again in one process, and count what it holds."""
+"""Start and stop guests many times in one process, and check that it holds no more at the end."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from soak.result import Result
 from soak.world import world
 
 WARM_UP = 10
-"""Cycles before the first count: caches are filled, modules are imported."""
+"""Cycles before the first count, which fill the caches and import the modules."""
 
 EACH_GDB = 5
-"""One cycle in so many uses GDB."""
+"""Every how many cycles one uses GDB."""
 
 HALTED = 0.2
 """The share of guests that start halted."""
 
 MEMORY_GROWTH_KIB = 16 * 1024
-"""How much the memory of the process may differ between the first count and the last."""
+"""How much memory the process may gain between the first count and the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Held:
 
     @classmethod
     def now(cls) -> Held:
-        """Count."""
+        """Return what this process holds now."""
         gc.collect()
         status = Path("/proc/self/status").read_text()
         resident = re.search(r"VmRSS:\s+(\d+) kB", status)
@@ -78,7 +78,7 @@ def run(count: int, rng: random.Random) -> Result:
         last = Held.now()
         failures += [f"left: {each}" for each in here.left()]
     if astuple(last)[:-1] != astuple(first)[:-1]:
-        failures.append(f"the process holds {last}, and held {first}")
+        failures.append(f"the process holds {last} at the end, but held {first} at the beginning")
     if last.memory - first.memory > MEMORY_GROWTH_KIB:
         failures.append(f"its memory grew from {first.memory} to {last.memory} KiB")
     return Result(f"{count} cycles; at first {first}, at last {last}", tuple(failures))

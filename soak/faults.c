@@ -1,9 +1,9 @@
 /*
  * Makes system calls fail at random in the world of a soak test; loaded by LD_PRELOAD.
  *
- * SOAK_ERRNO  the error number, one in SOAK_ONE_IN calls fails with it: opens, writes and renames of files
- *             below SOAK_ROOT, and new sockets.
- * SOAK_CLOCK  set: CLOCK_REALTIME jumps by up to a day in either direction, at each call.
+ * SOAK_ERRNO  an error number: one in SOAK_ONE_IN calls fails with it. These calls are opens, writes and renames
+ *             of files below SOAK_ROOT, and the creation of sockets.
+ * SOAK_CLOCK  if set, CLOCK_REALTIME jumps by up to a day in either direction at each call.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -64,7 +64,7 @@ static int is_in_world(int fd)
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-/* The mode is there only with O_CREAT; reading it without is harmless on the machines that this runs on. */
+/* Callers pass the mode only with O_CREAT; reading it without is harmless on the machines that run this. */
 #define MODE(flags) ({                                                \
 	va_list rest;                                                 \
 	mode_t mode;                                                  \

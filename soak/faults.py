@@ -1,6 +1,6 @@
 """Use vmdebug on a machine with faults: full disks, I/O errors, few descriptors, a jumping clock, load.
 
-Needs a mount namespace of its own, which `soak.run` makes: one of the full disks is a file system.
+Needs its own mount namespace, which `soak.run` makes, because it mounts a file system in order to fill it.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from vmdebug.errors import DeadlineError
 
 SOURCE = Path(__file__).with_name("faults.c")
 BUSY = 20
-"""Endless loops that make the load."""
+"""How many endless loops run as load."""
 
 VERB_SECONDS = 240.0
-"""Until when a verb has ended under a fault; longer counts as a hang."""
+"""How long a verb may take under a fault; a longer one counts as a hang."""
 
 STATUSES = frozenset(range(6))
-"""What a verb may exit with."""
+"""The exit statuses that a verb may have."""
 
 DESCRIPTORS = (12, 80)
-"""Between these lies the limit of open files where descriptors are short."""
+"""The range of the limit of open files, for the fault "no descriptors"."""
 
 ONE_IN = (3, 60)
-"""Between these lies how rare a failing call is."""
+"""The range of N, where one in N calls fails."""
 
 FAULTS = ("full disk", "full file system", "I/O errors", "no descriptors", "clock", "load")
-"""A call on a full disk fails at random; a full file system is one."""
+"""With "full disk", random calls fail with ENOSPC; with "full file system", the file system is full."""
 
 SIZE = "512m"
 """The size of the world's file system."""
 
 LEFT = (0, 4096, 64 << 10, 1 << 20)
-"""How many bytes are left where it is full."""
+"""How many bytes a full file system has left."""
 
 VERBS = (
     ("start", "builtin", "--name", "s"),

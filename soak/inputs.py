@@ -1,4 +1,4 @@
-"""Give each reader of foreign bytes damaged input, which it may refuse by an error of vmdebug only."""
+"""Give each reader of foreign bytes damaged input; it may refuse it only with a vmdebug error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from vmdebug.sources.configuration import bases, dotconfig, fragments, reasons
 from vmdebug.vm import qemuargs, qmp, state
 
 HANG_SECONDS = 30
-"""After how many seconds a single input counts as a hang."""
+"""How many seconds a reader may take for one input; longer counts as a hang."""
 
 LONGEST_EDIT = 24
 MOST_EDITS = 8
@@ -88,13 +88,13 @@ QMP_LINES = (
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Something that reads foreign bytes.
+    """A function that reads foreign bytes.
 
     Args:
         name: What it reads.
-        seeds: Valid input, to be damaged.
+        seeds: Valid inputs, which the test damages.
         read: Reads damaged input.
-        share: How many of a thousand inputs it gets.
+        share: Its share of the inputs, relative to the other readers'.
     """
 
     name: str
@@ -111,7 +111,7 @@ def run(count: int, rng: random.Random) -> Result:
     """Give the readers `count` damaged inputs."""
     failures: list[str] = []
     total = 0
-    warnings.simplefilter("ignore", HypothesisWarning)  # a failing input of megabytes is not printed
+    warnings.simplefilter("ignore", HypothesisWarning)  # it warns if a failing input is too large to print
     with tempfile.TemporaryDirectory(prefix="soak-", dir="/tmp") as name, _timed():
         readers = _readers(Path(name))
         for reader in readers:
@@ -177,7 +177,7 @@ def _readers(directory: Path) -> tuple[Reader, ...]:
 
 
 def _feed(reader: Reader, count: int, rng: random.Random) -> tuple[int, str]:
-    """Give a reader its inputs; return how many it got, and what it did wrong."""
+    """Give a reader its inputs; return how many it got, and the failure, or ""."""
     given = 0
 
     @hypothesis.seed(rng.getrandbits(64))
@@ -201,7 +201,7 @@ def _feed(reader: Reader, count: int, rng: random.Random) -> tuple[int, str]:
 
     try:
         feed()
-    except Exception as error:  # noqa: BLE001 - any other error is the failure that is looked for
+    except Exception as error:  # noqa: BLE001 - any other error is the reader's failure
         cause = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
         return given, f"{type(cause).__name__}: {str(cause)[:300]}"
     return given, ""
@@ -238,7 +238,7 @@ def _edited(seed: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
 
 def _elf_in_gdb(path: Path) -> None:
     for read in (vmd_module_files.build_id, vmd_module_files.allocated):
-        with contextlib.suppress(ValueError):  # what `gdbinit/` reports of a damaged file
+        with contextlib.suppress(ValueError):  # `gdbinit/` reports a damaged file as a ValueError
             read(path)
 
 

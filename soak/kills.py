@@ -19,19 +19,19 @@ from vmdebug.process import ProcessRef
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 VICTIMS = ("itself", "itself", "qemu", "gdb", "any")
-"""Who gets the signal: the verb, or a process of such a name. The verb counts twice."""
+"""Who gets the signal: the verb (twice as often), or a process with this in its name."""
 
 LATEST_SECONDS = 2.0
-"""Until when the signal is sent, after the verb has started."""
+"""The longest time from the start of the verb to the signal."""
 
 PATIENCE_SECONDS = 3.0
-"""How long a verb may go on after another process was killed, before Ctrl-C is tried."""
+"""How long a verb may go on after another process was killed; then it gets a Ctrl-C."""
 
 END_SECONDS = 60.0
-"""Until when a verb has ended after a signal; longer counts as a hang."""
+"""How long a verb may take to end after a signal; longer counts as a hang."""
 
 _SWALLOWED = "Failed checking if argv[0] is an import path entry"
-"""What Python prints where a Ctrl-C ends nothing, before it runs the program: only a second one can."""
+"""Python prints this if it ignores a Ctrl-C before it runs the program; only another one ends it then."""
 
 SUITE = """
 import pytest
@@ -54,11 +54,11 @@ def main(session):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What is disturbed.
+    """A verb, or pytest, that gets disturbed.
 
     Args:
-        words: The words of the verb; of pytest where `suite` is set.
-        vm: Whether a VM "s" has to run before.
+        words: The arguments of vmdebug; of pytest if `suite` is set.
+        vm: Whether a VM named "s" must already run.
         suite: Whether it is pytest.
     """
 
@@ -91,16 +91,16 @@ ACTIONS = (
 
 
 def run(count: int, rng: random.Random) -> Result:
-    """Kill something `count` times."""
+    """Disturb a random action `count` times."""
     rounds = Rounds("kills")
     with world() as here:
         (here.root / "suite.py").write_text(SUITE)
         (here.root / "script.py").write_text(SCRIPT)
         for number in range(count):
             action, which, victim = rng.choice(ACTIONS), rng.choice(SIGNALS), rng.choice(VICTIMS)
-            late = rng.uniform(0, LATEST_SECONDS)
-            what = f"kill {number}: {which.name} to {victim} {late:.2f} s after {' '.join(action.words)}"
-            problems = _disturb(here, action, which, late=late, victim=victim, rng=rng)
+            delay = rng.uniform(0, LATEST_SECONDS)
+            what = f"kill {number}: {which.name} to {victim} {delay:.2f} s after {' '.join(action.words)}"
+            problems = _disturb(here, action, which, delay=delay, victim=victim, rng=rng)
             rounds.add(which.name, what, problems)
             if problems:
                 here.end()
@@ -108,7 +108,7 @@ def run(count: int, rng: random.Random) -> Result:
 
 
 def _disturb(
-    here: World, action: Action, which: signal.Signals, *, late: float, victim: str, rng: random.Random
+    here: World, action: Action, which: signal.Signals, *, delay: float, victim: str, rng: random.Random
 ) -> list[str]:
     """Disturb an action once, and return what went wrong."""
     if action.vm and (started := here.run("start", "builtin", "--name", "s")).status:
@@ -118,7 +118,7 @@ def _disturb(
             _program(action), env=here.env, cwd=here.root, stdin=process.PIPE, stdout=output, stderr=output
         )
         try:
-            time.sleep(late)  # the moment is the random part of this test
+            time.sleep(delay)  # the test is about a signal at a random moment
             for ref in _victims(here, victim, child.pid, rng):
                 ref.signal(which)
             ended = _end(child, output, forced=victim == "itself")
@@ -141,7 +141,7 @@ def _program(action: Action) -> Sequence[str | Path]:
 
 
 def _victims(here: World, victim: str, pid: int, rng: random.Random) -> list[ProcessRef]:
-    """Return whom the signal goes to; none where no such process runs at the moment."""
+    """Return the processes to signal; none if no process of that name runs at the moment."""
     if victim == "itself":
         ref = ProcessRef.of(pid)
         return [] if ref is None else [ref]
@@ -157,7 +157,7 @@ def _name(pid: int) -> str:
 
 
 def _end(child: process.Child, output: IO[bytes], *, forced: bool) -> Ended:
-    """Wait until the verb has ended; Ctrl-C ends one that goes on because nothing has happened to it."""
+    """Wait until the verb has ended; end one that the signal did not concern with Ctrl-C."""
     ref = ProcessRef.of(child.pid)
     if ref is not None and not ref.wait(END_SECONDS if forced else PATIENCE_SECONDS):
         ref.signal(signal.SIGINT)

@@ -13,7 +13,7 @@ class Result:
 
     Args:
         figures: What was done, and how often, as a line for people.
-        failures: What was left, hung, grew or ended with a traceback; empty if all went well.
+        failures: What was left behind, hung, grew or ended with a traceback; empty if all went well.
     """
 
     figures: str

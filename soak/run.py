@@ -19,7 +19,7 @@ from soak.result import Result
 from vmdebug import process
 
 INSIDE = "VMDEBUG_SOAK_INSIDE"
-"""Set in the mount namespace of a run with `faults`."""
+"""The environment variable that is set inside the mount namespace of a run with `faults`."""
 
 PARTS = {"inputs": inputs.run, "cycles": cycles.run, "kills": kills.run, "faults": faults.run}
 COUNTS = {"inputs": 20_000, "cycles": 500, "kills": 500, "faults": 200}
@@ -28,16 +28,18 @@ COUNTS = {"inputs": 20_000, "cycles": 500, "kills": 500, "faults": 200}
 def main(words: list[str]) -> int:
     """Run the named parts; see the module."""
     parser = argparse.ArgumentParser(prog="soak", description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)}; all without names")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}; by default all")
     for part, count in COUNTS.items():
         parser.add_argument(f"--{part}", type=int, default=count, metavar="N", help=f"how many ({count})")
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="repeats a run")
+    parser.add_argument(
+        "--seed", type=int, default=time.time_ns() % 1_000_000, help="repeat the run that printed this seed"
+    )
     given = parser.parse_args(words)
     unknown = [part for part in given.parts if part not in PARTS]
     if unknown:
         parser.error(f"no part {', '.join(unknown)}; there are: {', '.join(PARTS)}")
     if INSIDE not in os.environ and (not given.parts or "faults" in given.parts):
-        # The file system that they fill ends with this namespace.
+        # In a mount namespace, the file system that `faults` fills disappears with this process.
         user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
         again = ["unshare", *user, "--mount", sys.executable, "-m", "soak.run", *words]
         process.replace(again, env={**os.environ, INSIDE: "1"})

@@ -1,7 +1,7 @@
-"""A private world for the VMs of a soak test, and what is left in it.
+"""A private world for the VMs of a soak test, which finds what they leave behind.
 
-Every process that starts in it inherits a variable with a unique value. So each one is found in /proc,
-however it was started, and whoever its parent is now.
+Every process in it inherits an environment variable with a unique value. So `World.processes` finds it in
+/proc, whatever its parent is.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from vmdebug.process import ProcessRef
 
 MARK = "VMDEBUG_SOAK"
 SETTLE_SECONDS = 20.0
-"""Until when a guardian has cleaned up after a kill, on a machine under load."""
+"""How long a guardian may take to clean up after a kill, on a machine under load."""
 
 VERB_SECONDS = 120.0
-"""Until when a verb has ended; longer counts as a hang."""
+"""How long a verb may take; longer counts as a hang."""
 
 _OUR_FRAME = re.compile(
     r'Traceback \(most recent call last\):.*File "[^"]*/vmdebug/[^"]*", line \d+, in [^<]', re.DOTALL
 )
-"""A function of vmdebug in a traceback; before its first one runs, Python itself prints one at Ctrl-C."""
+"""A traceback with a function of vmdebug. Ctrl-C before the first gives another."""
 
 _PROBE = re.compile(r"[a-z0-9_]{8}")
 """The name of a file that `_get_default_tempdir` of Python's `tempfile` makes and removes at once."""
@@ -54,7 +54,7 @@ class Ended:
 
     @property
     def traceback(self) -> bool:
-        """Whether it showed a traceback with frames of vmdebug; one of a person's script alone is right."""
+        """Whether it printed a traceback with frames of vmdebug, not only with those of the user's script."""
         return bool(_OUR_FRAME.search(self.output))
 
 
@@ -85,7 +85,7 @@ class World:
         return Ended(done.status, done.stdout + done.stderr)
 
     def processes(self) -> list[ProcessRef]:
-        """Return the live processes of this world, but not ourselves."""
+        """Return the live processes of this world, without this one."""
         mark = f"{MARK}={self.env[MARK]}".encode()
         found = []
         for environ in Path("/proc").glob("[0-9]*/environ"):
@@ -99,7 +99,7 @@ class World:
         return found
 
     def left(self) -> list[str]:
-        """Return what is left once everything should have ended."""
+        """Return the processes and files that are left when everything should have ended."""
         end = Deadline.after(SETTLE_SECONDS)
         processes = [
             f"pid {ref.pid} ({_words(ref.pid)})" for ref in self.processes() if not ref.wait(end.remaining)
@@ -110,7 +110,7 @@ class World:
         return processes + files
 
     def end(self) -> None:
-        """Kill what is left, so that one failure is counted once."""
+        """Kill and remove what is left, so that the next round does not count it again."""
         for ref in self.processes():
             ref.signal(signal.SIGKILL)
         for place in (self.runtime, self.temporary):
@@ -119,7 +119,7 @@ class World:
 
     @contextmanager
     def full(self, left: int) -> Iterator[None]:
-        """Leave so many bytes free on the world's file system during the block."""
+        """During the block, leave only this many bytes free on the world's file system."""
         ballast = self.root / "ballast"
         with ballast.open("wb", buffering=0) as file:
             for piece in (bytes(1 << 20), bytes(4096)):
@@ -140,7 +140,7 @@ def _file_system(root: Path, size: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Lazily: what is left may use it.
+        # Lazily, because a process that is left may still use it.
         process.run(["umount", "--lazy", root], deadline=Deadline.after(SETTLE_SECONDS))
 
 
@@ -162,19 +162,19 @@ def world(size: str = "") -> Iterator[World]:
 
 @contextmanager
 def _filled(root: Path) -> Iterator[World]:
-    made = World(root)
-    made.env = {
+    here = World(root)
+    here.env = {
         **os.environ,
-        "XDG_RUNTIME_DIR": str(made.runtime),
-        "TMPDIR": str(made.temporary),
+        "XDG_RUNTIME_DIR": str(here.runtime),
+        "TMPDIR": str(here.temporary),
         MARK: secrets.token_hex(8),
     }
     try:
-        made.runtime.mkdir(mode=0o700)
-        made.temporary.mkdir(mode=0o700)
-        yield made
+        here.runtime.mkdir(mode=0o700)
+        here.temporary.mkdir(mode=0o700)
+        yield here
     finally:
-        made.end()
+        here.end()
 
 
 def aftermath(here: World) -> list[str]:
@@ -190,13 +190,13 @@ def aftermath(here: World) -> list[str]:
 
 
 def _entries(directory: Path) -> list[Path]:
-    """Return what is in a directory, but for what pytest and Python themselves leave when they are killed."""
+    """Return the content of a directory, without what pytest and Python leave there when they are killed."""
     found = directory.iterdir() if directory.is_dir() else ()
     return sorted(path for path in found if not path.name.startswith("pytest-of-") and not _is_probe(path))
 
 
 def _is_probe(path: Path) -> bool:
-    """Whether a file is the one with which Python's `tempfile` finds out where it may write."""
+    """Whether Python's `tempfile` made this file, to find a directory that it can write to."""
     try:
         return _PROBE.fullmatch(path.name) is not None and path.read_bytes() in (b"", b"blat")
     except OSError:
