@@ -87,9 +87,10 @@ def _plugin(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool, timeou
     spec = state.spec
     reads = not wanted.count_only or wanted.when
     if not machine.rundir.trace.exists() or (state.untraceable and reads):
-        why = state.untraceable or "QEMU has not loaded the plugin"
+        newer = "TCG, QEMU 9.2 or newer, and " if reads else ""  # what an older plugin cannot do
         raise StateError(
-            why, hint=f"let GDB collect it, or start the VM anew with {option('trace_ready', 'yes')}"
+            state.untraceable or "QEMU has not loaded the plugin",
+            hint=f"let GDB collect it, or start the VM anew with {newer}{option('trace_ready', 'yes')}",
         )
     if wanted.backtrace:
         raise StateError(

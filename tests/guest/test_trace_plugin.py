@@ -64,6 +64,7 @@ def test_what_it_cannot_read_is_refused_or_collected_by_gdb(counting: DebugSessi
         with pytest.raises(StateError) as raised:
             counting.trace(FUNCTION, by="plugin", **wanted)
         assert raised.value.message == reason()
+        assert "with TCG, QEMU 9.2 or newer, and" in (raised.value.hint or "")
     with counting.trace(FUNCTION, args=["pid"]) as hits:
         assert (hits.collector, hits.reason) == ("GDB", reason())
         call(counting, 2)
