@@ -11,7 +11,7 @@ import pytest
 
 from vmdebug import process, roots
 from vmdebug.deadline import Deadline
-from vmdebug.errors import HostError, UsageError
+from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import GuestOptions, Root
 from vmdebug.progress import Step, silent
 from vmdebug.roots import directory, image, packed, suite
@@ -135,6 +135,13 @@ class TestSuites:
         assert len(calls) == 1
         assert Step("making debian:bookworm", note="running apt-get update") in steps
         assert [*found.location.parent.iterdir()].count(calls[0]) == 0
+
+    def test_a_suite_that_mmdebstrap_cannot_make(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(suite, "argv", lambda *_: ("sh", "-c", "echo 'E: no Release file' >&2; exit 25"))
+        with pytest.raises(BuildError, match="making debian:nosuch: `sh` ended with status 25") as caught:
+            resolve("debian:nosuch")
+        assert "is the suite's name right" in caught.value.hint
+        assert "E: no Release file" in caught.value.detail
 
     @pytest.mark.parametrize("words", ["ubuntu:noble", "debian:", "debian:-x"])
     def test_others_are_refused(self, words: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vmdebug import cache, process
 from vmdebug.deadline import Deadline
-from vmdebug.errors import UsageError
+from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import AUTO_INIT, GuestOptions, Root
 from vmdebug.progress import Report, Step
 from vmdebug.roots import packed
@@ -72,11 +72,18 @@ def resolve(
         cache.check_space(image.parent, NEEDED)
         archive = image.with_name(f"{image.name}.tar")
         try:
-            process.run(
-                argv(suite, archive),
-                deadline=deadline.at_most(MAKE_SECONDS),
-                on_line=lambda line: _progress(line, what, report),
-            )
+            try:
+                process.run(
+                    argv(suite, archive),
+                    deadline=deadline.at_most(MAKE_SECONDS),
+                    on_line=lambda line: _progress(line, what, report),
+                )
+            except BuildError as error:
+                raise BuildError(
+                    f"{what}: {error.message}",
+                    hint="is the suite's name right, and does apt reach a mirror that has it?",
+                    detail=error.detail,
+                ) from error
             report(Step(what, note=f"packing it as {chosen.name}"))
             packed.unpacked(archive, chosen, image, deadline=deadline)
         finally:
