@@ -238,6 +238,9 @@ def lz4(path: Path) -> Path:
 def test_an_initramfs_of_the_user_replaces_ours(linux: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no file"):
         resolve(linux, initrd=str(tmp_path / "initrd.img"))
+    (tmp_path / "initrd.img").write_bytes(b"\x53\xef")
+    with pytest.raises(UsageError, match=r"initrd\.img is not an initramfs"):
+        resolve(linux, initrd=str(tmp_path / "initrd.img"))
     (tmp_path / "initrd.img").write_bytes(b"070701")
     (linux / ".config").write_text("CONFIG_BLK_DEV_INITRD=y\n")
     spec = resolve(linux, initrd=str(tmp_path / "initrd.img"), append="root=/dev/vda1")

@@ -58,7 +58,7 @@ def initrd(options: GuestOptions, kernel: Kernel) -> tuple[Path | None, tuple[st
     """Return an initramfs that replaces vmdebug's, and notes about it.
 
     Raises:
-        UsageError: there is no such file, or the kernel cannot unpack it.
+        UsageError: there is no such file, it is no initramfs, or the kernel cannot unpack it.
     """
     if options.initrd is None:
         return None, ()
@@ -68,6 +68,10 @@ def initrd(options: GuestOptions, kernel: Kernel) -> tuple[Path | None, tuple[st
         raise UsageError(f"{what}: there is no file {file}", hint="give an initramfs: a cpio archive")
     unknown = ""
     if not options.force:
+        if not requirements.is_initramfs(file):
+            raise UsageError(
+                f"{what}: {file} is not an initramfs", hint="give a cpio archive, as it is or compressed"
+            )
         needs = requirements.of_initrd(file)
         unknown = requirements.check_own(kernel, needs, what, options.source)
     note = f"the initramfs is {file}: exec works if its init starts an agent, or a shell on the console"

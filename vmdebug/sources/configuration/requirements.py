@@ -114,6 +114,9 @@ _PACKED = {
     b"\x02\x21\x4c\x18": Need("RD_LZ4", "NixOS VM", "its initrd, packed with lz4", ""),
 }
 
+_UNPACKED = (b"0707", b"\0", b"\x1f\x9e", b"BZh", b"\x5d\x00\x00", b"\x89LZO")
+"""How else an initramfs can begin: cpio, zeros before it, old gzip, bzip2, lzma, lzo."""
+
 _DEVICES = (
     Need("VIRTIO_PCI", "root file system", "its devices", "vm-boot"),
     Need("DEVTMPFS", "root file system", "device nodes", "base"),
@@ -240,6 +243,15 @@ def _unpacking(initrd: Path) -> Iterator[Need]:
         with initrd.open("rb") as file:
             start = file.read(8)
         yield from (need for magic, need in _PACKED.items() if start.startswith(magic))
+
+
+def is_initramfs(file: Path) -> bool:
+    """Return whether a file begins as an initramfs: a cpio archive, or one packed in a way that Linux knows.
+
+    See init/initramfs.c, which skips zeros, and lib/decompress.c of Linux.
+    """
+    with file.open("rb") as stream:
+        return stream.read(8).startswith((*_PACKED, *_UNPACKED))
 
 
 def of_initrd(initrd: Path) -> tuple[Need, ...]:
