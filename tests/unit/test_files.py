@@ -267,6 +267,8 @@ def test_bytes_and_descriptors(shell: GuestShell, here: Path, there: Path) -> No
 def test_devices_and_settings_are_written_to_and_read(shell: GuestShell, there: Path) -> None:
     into(shell, [b"data"], "/dev/null")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    with pytest.raises(HostError, match="cannot write /dev/full: No space left"):
+        out(shell, ["/proc/version"], Path("/dev/full"))
     found = bytearray()
     get(shell, ["/proc/version"], found.extend, report=silent, deadline=soon())
     assert found.decode() == Path("/proc/version").read_text()
@@ -278,6 +280,10 @@ def test_what_cannot_be_copied_is_said(shell: GuestShell, here: Path, there: Pat
     made(there / "plain", b"x")
     with pytest.raises(VmError, match=f"there is no directory {there}/none"):
         into(shell, [file], there / "none/file")
+    for source in (file, b"x"):
+        with pytest.raises(VmError, match=f"there is no directory {there}/new/"):
+            into(shell, [source], f"{there}/new/")
+    assert not (there / "new").exists()
     with pytest.raises(VmError, match="plain exists, and is not a directory"):
         into(shell, [here], there / "plain")
     with pytest.raises(UsageError, match="gone does not exist"):

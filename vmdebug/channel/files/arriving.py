@@ -134,7 +134,7 @@ def _file(target: Path, mode: int, mtime: int) -> _Part:
 
 def _writer(target: Path) -> Callable[[bytes], None]:
     def write(data: bytes) -> None:
-        with target.open("ab") as stream:
+        with _named(target), target.open("ab") as stream:
             stream.write(data)
 
     return write

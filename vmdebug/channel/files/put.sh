@@ -20,6 +20,7 @@ trap 'exit 143' HUP INT TERM
 trap '' PIPE
 
 # Set `to` to the path of the copy. NAME: the source's name; INTO: not empty if TO must be a directory.
+# Set `slash` if TO was named as a directory.
 destination() { # TO NAME INTO
 	to=$1
 	if [ -d "$to" ]; then
@@ -27,8 +28,12 @@ destination() { # TO NAME INTO
 	elif [ -n "$3" ]; then
 		fail "$to is not a directory"
 	fi
+	slash=
 	case $to in
-	?*/) to=${to%/} ;;
+	?*/)
+		slash=yes
+		to=${to%/}
+		;;
 	esac
 }
 
@@ -45,6 +50,8 @@ prepare() {
 put_file() { # SIZE MODE TIME, each empty if it is not known
 	mode=$2
 	[ ! -d "$to" ] || fail "$to is a directory"
+	# As cp(1): a file does not become a new name that ends in a slash; a directory does.
+	[ -z "$slash" ] || fail "there is no directory $to/"
 	if [ -e "$to" ]; then
 		to=$(readlink -f "$to")
 		mode=${mode:-$(stat -c %a "$to")}
