@@ -188,6 +188,11 @@ def test_a_log_of_others_reads_as_it_is() -> None:
     assert messages.readable(log) == log
 
 
+def test_the_end_of_a_log_has_no_empty_lines_after_those_of_systemd() -> None:
+    log = b"booting\r\n[  OK  ] Started ssh.service.\r\r\n\r\n[    2.000000] usb: new\r\n"
+    assert messages.tail(log, 3) == "[  OK  ] Started ssh.service.\n\n[    2.000000] usb: new"
+
+
 @pytest.mark.parametrize("shell", ["busybox", "bash", "dash"])
 def test_the_second_question_is_answered_whatever_was_lost_of_the_first(shell: str) -> None:
     argv = [shell, "sh"] if shell == "busybox" else [shell]

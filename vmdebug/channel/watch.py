@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
-from vmdebug import process
 from vmdebug.channel.log import death, kept
 from vmdebug.channel.log.inotify import Inotify
 from vmdebug.deadline import Deadline, wait_ready
@@ -172,7 +171,7 @@ class Watch:
         """Return the last lines of the log."""
         from vmdebug.channel.log import messages  # noqa: PLC0415 - only imported for errors
 
-        return process.tail(messages.readable(self.tail_bytes()).decode(errors="replace"), lines)
+        return messages.tail(self.tail_bytes(), lines)
 
     def _poll(self, descriptors: Mapping[int, int], seconds: float) -> frozenset[int]:
         stopped = -1 if self.debugger is None else self.debugger.fileno()

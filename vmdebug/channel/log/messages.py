@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from vmdebug import process
+
 _MESSAGE = re.compile(
     rb"(?:<\d{1,3}>)?\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? [^\n]*\n"
     rb"|\*\* \d+ printk messages dropped \*\*[^\n]*\n"
@@ -76,6 +78,15 @@ def readable(log: bytes) -> bytes:
     if _HAS_EXCHANGE.search(log) is None:
         return log
     return _EXCHANGE.sub(_messages_in, log)
+
+
+_LINE_END = re.compile(rb"\r+\n")
+"""A program that writes a return itself, as systemd does, gets a second one from the terminal."""
+
+
+def tail(log: bytes, lines: int) -> str:
+    """Return the last lines of a console's log as text, without the exchanges of `exec`."""
+    return process.tail(_LINE_END.sub(b"\n", readable(log)).decode(errors="replace"), lines)
 
 
 def _messages_in(match: re.Match[bytes]) -> bytes:

@@ -22,7 +22,7 @@ from typing import IO, Self, cast
 import pexpect
 from pexpect.spawnbase import SpawnBase
 
-from vmdebug import locks, process
+from vmdebug import locks
 from vmdebug.channel.log import death, messages
 from vmdebug.channel.serial.drain import CHUNK, Drain
 from vmdebug.channel.serial.shell import EXEC, IDLE, LineShell
@@ -214,7 +214,7 @@ class SerialLine:
 
     def tail(self, lines: int = TAIL_LINES) -> str:
         """Return the last lines of the log, without the exchanges of `exec`."""
-        return process.tail(messages.readable(self.logged(4 * CHUNK)).decode(errors="replace"), lines)
+        return messages.tail(self.logged(4 * CHUNK), lines)
 
     def timeout_error(self, deadline: Deadline, wanted: str, *, hint: str = "") -> DeadlineError:
         """Return the error for a passed deadline, with the end of the log."""
