@@ -292,6 +292,8 @@ def test_what_cannot_be_copied_is_said(shell: GuestShell, here: Path, there: Pat
         out(shell, [there / "gone"], here)
     with pytest.raises(UsageError, match="none"):
         out(shell, [there / "plain"], here / "none/file")
+    with pytest.raises(UsageError, match=f"there is no directory {here}/new/"):
+        get(shell, [f"{there}/plain"], here / "new", report=silent, deadline=soon(), directory=True)
     with pytest.raises(UsageError, match="file exists and is not a directory"):
         out(shell, [there], file)
     (here / "tree").mkdir()

@@ -95,4 +95,5 @@ def _get(name: str, sources: list[str], destination: str, timeout: float) -> Non
         raise UsageError("standard output takes one file", hint="copy the files one at a time")
     into = render.put_bytes if destination == STREAM else Path(destination)
     with render.progress() as report:
-        get(vm.find(name or None).shell, sources, into, report=report, deadline=Deadline.after(timeout))
+        shell, deadline = vm.find(name or None).shell, Deadline.after(timeout)
+        get(shell, sources, into, report=report, deadline=deadline, directory=destination.endswith("/"))

@@ -39,10 +39,12 @@ class Receiver:
     Args:
         target: The path of the copy; or a function that gets the data of a file.
         progress: Counts the bytes.
+        directory: Whether only a directory may get this path.
     """
 
-    def __init__(self, target: Path | Sink, progress: Progress) -> None:
+    def __init__(self, target: Path | Sink, progress: Progress, *, directory: bool = False) -> None:
         self._target = target
+        self._directory = directory
         self._progress = progress
         self._head = b""
         self._part: _Part | None = None
@@ -87,6 +89,10 @@ class Receiver:
                 self._progress.total = int(size) or None
                 if not isinstance(self._target, Path):
                     return _Passed(self._target)
+                if self._directory:
+                    raise UsageError(
+                        f"there is no directory {self._target}/", hint="make it, or copy elsewhere"
+                    )
                 return _file(self._target, int(mode, 8), int(mtime))
             case ["directory"] if isinstance(self._target, Path):
                 return _Tree(self._target)

@@ -22,6 +22,7 @@ def get(
     *,
     report: Report,
     deadline: Deadline,
+    directory: bool = False,
 ) -> None:
     """Copy files, and directories with all that is in them, out of the guest.
 
@@ -37,6 +38,7 @@ def get(
             data of a file.
         report: Called during long copies.
         deadline: When to give up.
+        directory: Whether the destination was written with a slash at its end: a file does not get its name.
 
     Raises:
         UsageError: the destination does not fit the sources, or its directory does not exist.
@@ -47,8 +49,17 @@ def get(
     for source in sources:
         if not source:
             raise UsageError("the path in the guest is empty", hint="write NAME:PATH")
+        several = len(sources) > 1
         try:
-            _get(shell, source, destination, several=len(sources) > 1, report=report, deadline=deadline)
+            _get(
+                shell,
+                source,
+                destination,
+                several=several,
+                directory=directory,
+                report=report,
+                deadline=deadline,
+            )
         except OSError as error:
             if error.filename is None or not isinstance(destination, Path):
                 raise
@@ -63,6 +74,7 @@ def _get(
     destination: Path | Sink,
     *,
     several: bool,
+    directory: bool,
     report: Report,
     deadline: Deadline,
 ) -> None:
@@ -70,7 +82,7 @@ def _get(
     progress = moving.Progress(report, name or source)
     target = _target(destination, name, several) if isinstance(destination, Path) else destination
     line = f"{moving.script('get.sh')}{shlex.join(('get', source))}"
-    with Receiver(target, progress) as receiver:
+    with Receiver(target, progress, directory=directory and target == destination) as receiver:
         done = limited.run(shell, line, streams=Streams(stdout=receiver), deadline=deadline)
         if done.status != 0:
             raise moving.failure(done, source)
