@@ -158,9 +158,9 @@ def test_a_log_that_grows_keeps_its_end_even_after_release_and_as_long_as_the_pr
     log = tmp_path / "a log"
     guardian.bound(log, size=100_000, seconds=0.05)
     ref, child = spawn(guardian, ["sleep", "1000"], tmp_path / "out")
-    keepers = descendants(guardian.ref.pid)
     fill(log, 1_000_000)
-    until_allocated(log, 100_000)
+    until_allocated(log, 100_000)  # now the guardian has read its orders
+    keepers = descendants(guardian.ref.pid)
     end = log.read_bytes()[-100_000:]
     guardian.release()
     fill(log, 50_000)
