@@ -16,7 +16,8 @@ from bench.figure import Figure, in_turn
 from vmdebug import sources
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.preloaded import PreloadedGdb
-from vmdebug.guest import GuestOptions, LaunchSpec
+from vmdebug.guest import LaunchSpec
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 from vmdebug.session import DebugSession
 from vmdebug.vm import Vm, launch, wait_shell

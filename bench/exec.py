@@ -22,7 +22,7 @@ from vmdebug import process, sources
 from vmdebug.channel.serial.serial_shell import SerialShell
 from vmdebug.channel.shell import Shell, Streams, command_line
 from vmdebug.deadline import Deadline
-from vmdebug.guest import GuestOptions
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 from vmdebug.vm import Vm, launch
 

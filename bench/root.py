@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.figure import Figure, in_turn
 from vmdebug import process, sources
 from vmdebug.deadline import Deadline
-from vmdebug.guest import GuestOptions
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 from vmdebug.vm import Vm, launch
 from vmdebug.vm.clones.template import template

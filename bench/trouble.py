@@ -12,7 +12,7 @@ import time
 from bench.figure import Figure, in_turn
 from vmdebug import sources
 from vmdebug.deadline import Deadline
-from vmdebug.guest import GuestOptions
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 from vmdebug.vm import Vm
 from vmdebug.vm.clones.template import template

@@ -26,14 +26,14 @@ from hypothesis import strategies as st
 from hypothesis.errors import HypothesisWarning
 
 from soak.result import Result
-from vmdebug import config, guest, kimage, sources
+from vmdebug import config, guest, guest_options, kimage, sources
 from vmdebug.channel.agent.frames import Decoder
 from vmdebug.channel.log import death, messages, trouble
 from vmdebug.channel.serial import ready
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import mi
 from vmdebug.errors import VmdebugError
-from vmdebug.guest import GuestOptions
+from vmdebug.guest_options import GuestOptions
 from vmdebug.kimage import bzimage, elf, kallsyms, packed, symbols
 from vmdebug.progress import silent
 from vmdebug.sources.configuration import bases, dotconfig, fragments, reasons
@@ -296,7 +296,7 @@ def _words(data: bytes) -> None:
 
 def _names(text: str) -> None:
     for read in (
-        guest.memory_mib,
+        guest_options.memory_mib,
         bases.parse,
         fragments.load,
         lambda words: config.absolute_guest(words, Path("/")),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         VmdebugError,
         VmError,
     )
-    from vmdebug.guest import GuestOptions, StartOptions
+    from vmdebug.guest_options import GuestOptions, StartOptions
     from vmdebug.nixos_test import start_node
     from vmdebug.session import DebugSession, attach, start
     from vmdebug.trace.hit import Call, Hit, Task
@@ -45,7 +45,7 @@ _HOMES = {
     "vmdebug.vm.machine": ("Vm",),
     "vmdebug.channel.serial.console": ("Console",),
     "vmdebug.vm.snapshot": ("Snapshot",),
-    "vmdebug.guest": ("GuestOptions", "StartOptions"),
+    "vmdebug.guest_options": ("GuestOptions", "StartOptions"),
     "vmdebug.trace.hit": ("Call", "Hit", "Task"),
     "vmdebug.trace.probe": ("Probe",),
     "vmdebug.trace.trace": ("Trace",),

@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import CHOICES, HOST, UEFI, GuestOptions, StartOptions, memory_mib
+from vmdebug.guest_options import CHOICES, HOST, UEFI, GuestOptions, StartOptions, memory_mib
 from vmdebug.paths import absolute, or_false
 from vmdebug.spelling import nearest
 

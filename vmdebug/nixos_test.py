@@ -24,7 +24,8 @@ import msgspec
 from vmdebug import sources, vm
 from vmdebug.deadline import BUILD_SECONDS, LAUNCH_SECONDS, Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
-from vmdebug.guest import GuestOptions, LaunchSpec, RunnerMachine, StartOptions, changed
+from vmdebug.guest import LaunchSpec, RunnerMachine
+from vmdebug.guest_options import GuestOptions, StartOptions, changed
 from vmdebug.locks import try_lock
 from vmdebug.progress import Report, silent
 from vmdebug.session import STOP_SECONDS, DebugSession

@@ -8,7 +8,8 @@ from vmdebug import sources, vm
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import StateError
-from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine, RunnerMachine
+from vmdebug.guest import LaunchSpec, OwnMachine, RunnerMachine
+from vmdebug.guest_options import GuestOptions
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report
 from vmdebug.vm import Vm, planning, rundir

@@ -24,7 +24,7 @@ from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.debugger.runstate import State
 from vmdebug.errors import StateError
-from vmdebug.guest import StartOptions, changed
+from vmdebug.guest_options import StartOptions, changed
 from vmdebug.progress import Report, silent
 from vmdebug.sources import tree_build
 from vmdebug.trace import probe

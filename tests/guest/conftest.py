@@ -12,7 +12,8 @@ from tests.fixtures.accel import ACCEL
 from tests.fixtures.nixfixture import FixtureFlake, fixture_flake
 from vmdebug import process, sources
 from vmdebug.deadline import Deadline
-from vmdebug.guest import GuestOptions, Kernel, LaunchSpec, OwnMachine
+from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 
 

@@ -19,7 +19,8 @@ from tests.fixtures.nixfixture import FixtureFlake
 from vmdebug import process, sources
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, DeadlineError, MismatchError, UsageError
-from vmdebug.guest import GuestOptions, Kernel, LaunchSpec, RunnerMachine
+from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
+from vmdebug.guest_options import GuestOptions
 from vmdebug.process import Completed, ProcessRef
 from vmdebug.progress import Report, Step, silent
 

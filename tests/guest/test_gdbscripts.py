@@ -13,7 +13,8 @@ from tests.fixtures.nixfixture import FixtureFlake
 from vmdebug import process, sources
 from vmdebug.deadline import Deadline
 from vmdebug.errors import MismatchError
-from vmdebug.guest import GuestOptions, Kernel, LaunchSpec
+from vmdebug.guest import Kernel, LaunchSpec
+from vmdebug.guest_options import GuestOptions
 from vmdebug.process import Completed
 from vmdebug.progress import Step, silent
 from vmdebug.sources.kernel_scripts import prepare

@@ -10,7 +10,7 @@ from tests.fixtures.kernelheadlines import said, unknown
 from vmdebug import sources
 from vmdebug.channel.log.headlines import FORMS
 from vmdebug.deadline import Deadline
-from vmdebug.guest import GuestOptions
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 
 

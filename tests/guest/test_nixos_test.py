@@ -12,7 +12,8 @@ from tests.fixtures.nixfixture import FixtureFlake
 from tests.fixtures.nixosdriver import Driver, Machine
 from vmdebug import sources
 from vmdebug.deadline import Deadline
-from vmdebug.guest import GuestOptions, RunnerMachine
+from vmdebug.guest import RunnerMachine
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 from vmdebug.sources.initramfs import READY
 from vmdebug.vm import every

@@ -10,7 +10,8 @@ import pytest
 from tests.fixtures.accel import SECONDS
 from vmdebug import sources, vm
 from vmdebug.deadline import Deadline
-from vmdebug.guest import GuestOptions, LaunchSpec
+from vmdebug.guest import LaunchSpec
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 from vmdebug.session import DebugSession
 

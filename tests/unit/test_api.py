@@ -11,7 +11,7 @@ import pytest
 import vmdebug
 from vmdebug import process
 from vmdebug.deadline import Deadline
-from vmdebug.guest import StartOptions
+from vmdebug.guest_options import StartOptions
 
 
 @pytest.mark.parametrize("name", vmdebug.__all__)

@@ -11,12 +11,13 @@ import pytest
 
 from tests.unit import kernelfiles
 from tests.unit.kernelfiles import ID, RELEASE, VERSION
-from vmdebug import arch, guest, kimage
+from vmdebug import arch, guest, kernel_parameters, kimage
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import interactive
 from vmdebug.debugger.identity import Identity, Wanted
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import GuestOptions, Kernel, LaunchSpec
+from vmdebug.guest import Kernel, LaunchSpec
+from vmdebug.guest_options import GuestOptions
 from vmdebug.kimage import elf
 from vmdebug.kimage import image as images
 from vmdebug.kimage.formats import Format, Image
@@ -126,7 +127,7 @@ def test_a_tree_is_told_by_its_vmlinux(linux: Path) -> None:
         source=linux,
     )
     assert spec.parameters == (
-        f"console=ttyTOY0,{guest.BAUD}",
+        f"console=ttyTOY0,{kernel_parameters.BAUD}",
         "nokaslr",
         "nowatchdog",
         "rcupdate.rcu_cpu_stall_suppress=1",

@@ -11,7 +11,8 @@ import pytest
 from tests.unit import cli_doubles
 from vmdebug import cli, vm
 from vmdebug.cli import options
-from vmdebug.guest import GuestOptions, LaunchSpec
+from vmdebug.guest import LaunchSpec
+from vmdebug.guest_options import GuestOptions
 
 TOML = """
 default = "base"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vmdebug import config
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import GuestOptions
+from vmdebug.guest_options import GuestOptions
 
 FULL = """
 default = "base"

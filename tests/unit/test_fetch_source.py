@@ -6,7 +6,8 @@ import pytest
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
-from vmdebug.guest import Guest, GuestOptions, Kernel
+from vmdebug.guest import Guest, Kernel
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 from vmdebug.sources import nix
 from vmdebug.sources.kernel_scripts.constants import Source

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
-from vmdebug.guest import Guest, GuestOptions
+from vmdebug.guest import Guest
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 from vmdebug.sources.nixos import flake
 

@@ -11,7 +11,8 @@ from tests.unit import kernelfiles
 from vmdebug import cache, guest, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, MismatchError, UsageError, VmdebugError
-from vmdebug.guest import GuestOptions, Kernel, LaunchSpec, OwnMachine
+from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
+from vmdebug.guest_options import GuestOptions
 from vmdebug.process import Completed
 from vmdebug.progress import silent
 from vmdebug.sources.kernel_scripts import constants, prepare, script_parts

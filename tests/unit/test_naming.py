@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from tests.unit import kernelfiles
 from vmdebug.errors import UsageError, VmdebugError
-from vmdebug.guest import Guest, GuestOptions
+from vmdebug.guest import Guest
+from vmdebug.guest_options import GuestOptions
 from vmdebug.sources import naming
 
 

@@ -5,12 +5,13 @@ import pytest
 
 from tests.unit import kernelfiles
 from tests.unit.kernelfiles import ID
-from vmdebug import guest, process
+from vmdebug import guest, kernel_parameters, process
 from vmdebug.arch import by_name
 from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine, Root
+from vmdebug.guest import LaunchSpec, OwnMachine, Root
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 from vmdebug.sources import builtin, firmware, initramfs, naming, own
 from vmdebug.sources.configuration import requirements
@@ -72,7 +73,7 @@ def test_a_tree_with_nothing_said(linux: Path) -> None:
         guest=str(linux),
         machine=OwnMachine(initrd=INITRD),
         kernel=tree.kernel(linux),
-        parameters=guest.parameters(by_name("x86_64"), kaslr=False, append=""),
+        parameters=kernel_parameters.parameters(by_name("x86_64"), kaslr=False, append=""),
         memory=512,
         cpus=1,
     )
@@ -89,7 +90,7 @@ def test_everything_said_is_handed_on(linux: Path, tmp_path: Path) -> None:
         guest="fast",
         machine=OwnMachine(initrd=INITRD, disk=tmp_path / "disk.img"),
         kernel=tree.kernel(linux),
-        parameters=guest.parameters(by_name("x86_64"), kaslr=True, append="loglevel=7"),
+        parameters=kernel_parameters.parameters(by_name("x86_64"), kaslr=True, append="loglevel=7"),
         halt=True,
         accel="tcg",
         memory=256,

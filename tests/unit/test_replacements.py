@@ -5,7 +5,8 @@ import pytest
 from tests.unit import kernelfiles
 from tests.unit.kernelfiles import ID, OTHER_ID
 from vmdebug.errors import MismatchError, UsageError
-from vmdebug.guest import GuestOptions, Kernel
+from vmdebug.guest import Kernel
+from vmdebug.guest_options import GuestOptions
 from vmdebug.sources.kernels import image, replacements, tree
 
 

@@ -12,7 +12,8 @@ import pytest
 from vmdebug import process, roots
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
-from vmdebug.guest import GuestOptions, Root
+from vmdebug.guest import Root
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import Step, silent
 from vmdebug.roots import directory, image, packed, suite
 

@@ -11,7 +11,8 @@ import pytest
 from tests.unit import kernelfiles
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, MismatchError, UsageError
-from vmdebug.guest import Guest, GuestOptions, LaunchSpec, RunnerMachine, decode, encode
+from vmdebug.guest import Guest, LaunchSpec, RunnerMachine, decode, encode
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 from vmdebug.sources.nixos import runner
 

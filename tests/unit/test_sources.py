@@ -7,7 +7,8 @@ from tests.unit import kernelfiles
 from vmdebug import sources
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
-from vmdebug.guest import Guest, GuestOptions, LaunchSpec
+from vmdebug.guest import Guest, LaunchSpec
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import Report, silent
 from vmdebug.sources import own
 from vmdebug.sources.nixos import flake, runner

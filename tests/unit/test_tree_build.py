@@ -8,7 +8,7 @@ import pytest
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
-from vmdebug.guest import GuestOptions
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import Step
 from vmdebug.sources import tree_build
 

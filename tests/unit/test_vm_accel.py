@@ -8,7 +8,7 @@ import pytest
 from vmdebug.arch import by_name
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, HostError
-from vmdebug.guest import Accel
+from vmdebug.guest_options import Accel
 from vmdebug.progress import Step
 from vmdebug.vm import accel
 from vmdebug.vm.accel import Choice, Host, Subject

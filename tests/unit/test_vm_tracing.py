@@ -9,7 +9,8 @@ import pytest
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
-from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, TraceReady
+from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
+from vmdebug.guest_options import TraceReady
 from vmdebug.progress import silent
 from vmdebug.trace.plugin import binary
 from vmdebug.vm import tracing

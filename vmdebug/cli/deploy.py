@@ -13,7 +13,7 @@ from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
-    from vmdebug.guest import GuestOptions
+    from vmdebug.guest_options import GuestOptions
     from vmdebug.sources.nixos.flake import Target
     from vmdebug.sources.nixos.rebuild import Action, System
 

@@ -115,7 +115,7 @@ def attach(words: str, baud: int | None, attachment: Attachment) -> NoReturn:
     from vmdebug.debugger import interactive
     from vmdebug.debugger.kgdb import endpoint, stub
     from vmdebug.debugger.kgdb.owner import KgdbOwner
-    from vmdebug.guest import BAUD
+    from vmdebug.kernel_parameters import BAUD
 
     speed = BAUD if baud is None else baud
     where = endpoint.parse(words)

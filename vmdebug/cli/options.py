@@ -9,7 +9,7 @@ import typer
 from vmdebug.cli import verb
 
 if TYPE_CHECKING:
-    from vmdebug.guest import GuestOptions
+    from vmdebug.guest_options import GuestOptions
 
 OVERRIDE = "--override-input"
 
@@ -44,7 +44,7 @@ def given(guest: str | None, **options: Any) -> GuestOptions:
         UsageError: GUEST, an option or vmdebug.toml is invalid.
     """
     from vmdebug import config
-    from vmdebug.guest import changed
+    from vmdebug.guest_options import changed
 
     return changed(config.lookup(guest), {key: value for key, value in options.items() if value is not None})
 

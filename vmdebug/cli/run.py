@@ -22,7 +22,7 @@ from vmdebug.cli import options, render, trouble, verb
 from vmdebug.errors import DeadlineError, HostError, LaunchError, MismatchError, UsageError, VmdebugError
 
 if TYPE_CHECKING:
-    from vmdebug.guest import StartOptions
+    from vmdebug.guest_options import StartOptions
     from vmdebug.session import DebugSession
 
 BISECT_SKIP = 125

@@ -10,7 +10,8 @@ from vmdebug.cli import options, render, restart, verb
 from vmdebug.deadline import BUILD_SECONDS, Deadline
 
 if TYPE_CHECKING:
-    from vmdebug.guest import GuestOptions, LaunchSpec
+    from vmdebug.guest import LaunchSpec
+    from vmdebug.guest_options import GuestOptions
     from vmdebug.progress import Report
     from vmdebug.vm import Vm
 

@@ -17,7 +17,8 @@ from vmdebug.attaching import ATTACH_SECONDS
 from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.errors import VmdebugError
-from vmdebug.guest import GuestOptions, LaunchSpec, OwnMachine
+from vmdebug.guest import LaunchSpec, OwnMachine
+from vmdebug.guest_options import GuestOptions
 from vmdebug.plugin.prewarm import Prewarmer
 from vmdebug.progress import Report, Step, silent
 from vmdebug.vm.clones import prewarmed

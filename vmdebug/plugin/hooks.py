@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from vmdebug.errors import GuestDiedError, UsageError, VmdebugError
-from vmdebug.guest import GuestOptions, LaunchSpec
+from vmdebug.guest import LaunchSpec
+from vmdebug.guest_options import GuestOptions
 from vmdebug.plugin import FIXTURE, header, settings, tracebacks
 from vmdebug.plugin.fixture_guest import FixtureGuest
 from vmdebug.plugin.guests import Guests, Wanted

@@ -15,7 +15,7 @@ from vmdebug import config as toml
 from vmdebug.channel.log.trouble import KINDS
 from vmdebug.deadline import BOOT_SECONDS
 from vmdebug.errors import UsageError
-from vmdebug.guest import HOST, Accel, GuestOptions, changed, memory_mib
+from vmdebug.guest_options import HOST, Accel, GuestOptions, changed, memory_mib
 from vmdebug.paths import absolute
 from vmdebug.spelling import nearest
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
-from vmdebug.guest import HOST, GuestOptions, Root
+from vmdebug.guest import Root
+from vmdebug.guest_options import HOST, GuestOptions
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
 from vmdebug.roots import directory, image, suite

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
-from vmdebug.guest import AUTO_INIT, HOST, NO_INIT, GuestOptions, Root
+from vmdebug.guest import AUTO_INIT, Root
+from vmdebug.guest_options import HOST, NO_INIT, GuestOptions
 from vmdebug.paths import or_false
 from vmdebug.progress import Report
 from vmdebug.roots import packed

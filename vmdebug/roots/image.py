@@ -11,7 +11,8 @@ from pathlib import Path
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import AUTO_INIT, GuestOptions, Root
+from vmdebug.guest import AUTO_INIT, Root
+from vmdebug.guest_options import GuestOptions
 from vmdebug.spelling import option
 
 SECTOR = 512

@@ -9,7 +9,8 @@ from pathlib import Path
 from vmdebug import cache, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
-from vmdebug.guest import AUTO_INIT, GuestOptions, Root
+from vmdebug.guest import AUTO_INIT, Root
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import Report, Step
 from vmdebug.roots import packed
 from vmdebug.roots.packed import Supports

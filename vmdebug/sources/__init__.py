@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vmdebug import guest as guests
-from vmdebug import spelling
+from vmdebug import guest_options, spelling
 from vmdebug.deadline import Deadline
-from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec
+from vmdebug.guest import Guest, Kernel, LaunchSpec
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import Report
 from vmdebug.sources.naming import absolute_paths, parse
 
@@ -35,7 +35,7 @@ def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> Lau
         MismatchError: symbols and kernel are from different builds.
         DeadlineError: it took too long.
     """
-    checked = guests.checked(options)
+    checked = guest_options.checked(options)
     with spelling.spelled(checked.speller()):
         spec = _resolve(parse(checked.source), checked, report, deadline)
         if checked.debuginfod:
@@ -75,7 +75,7 @@ def gdb_scripts(
     from vmdebug.sources.kernel_scripts import prepare  # noqa: PLC0415 - needed only here
     from vmdebug.sources.nixos import fetch_source  # noqa: PLC0415 - needed only here
 
-    checked = guests.checked(options)
+    checked = guest_options.checked(options)
     guest = parse(checked.source)
     with spelling.spelled(checked.speller()):
         spec = _resolve(guest, checked, report, deadline)
@@ -100,7 +100,7 @@ def installed_kernel(options: GuestOptions, *, report: Report, deadline: Deadlin
         MismatchError: symbols and kernel are from different builds.
         DeadlineError: it took too long.
     """
-    checked = guests.checked(options)
+    checked = guest_options.checked(options)
     guest = parse(checked.source)
     if guest.kind != "flake" or checked.kernel is not None or checked.vmlinux is not None:
         return resolve(checked, report=report, deadline=deadline).kernel

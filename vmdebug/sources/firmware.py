@@ -7,7 +7,7 @@ from pathlib import Path
 from vmdebug import process
 from vmdebug.arch import Arch
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import UEFI, GuestOptions
+from vmdebug.guest_options import UEFI, GuestOptions
 from vmdebug.paths import absolute, or_false
 from vmdebug.spelling import option
 

@@ -14,7 +14,8 @@ import msgspec
 
 from vmdebug import arch, config, kimage
 from vmdebug.errors import UsageError, VmdebugError
-from vmdebug.guest import UEFI, Guest, GuestKind, GuestOptions
+from vmdebug.guest import Guest, GuestKind
+from vmdebug.guest_options import UEFI, GuestOptions
 from vmdebug.paths import absolute, or_false
 from vmdebug.sources.kernels import tree
 from vmdebug.spelling import nearest, option

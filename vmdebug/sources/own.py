@@ -10,17 +10,9 @@ from vmdebug import arch, cache
 from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import (
-    DEFAULT_MEMORY_MIB,
-    Guest,
-    GuestOptions,
-    Kernel,
-    LaunchSpec,
-    OwnMachine,
-    Root,
-    console_notes,
-    parameters,
-)
+from vmdebug.guest import DEFAULT_MEMORY_MIB, Guest, Kernel, LaunchSpec, OwnMachine, Root
+from vmdebug.guest_options import GuestOptions
+from vmdebug.kernel_parameters import console_notes, parameters
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
 from vmdebug.sources import firmware, initramfs, naming, userland

@@ -18,7 +18,7 @@ import msgspec
 from vmdebug import cache, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
-from vmdebug.guest import GuestOptions
+from vmdebug.guest_options import GuestOptions
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
 from vmdebug.sources import kbuild, naming

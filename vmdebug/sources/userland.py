@@ -9,7 +9,8 @@ from vmdebug import roots
 from vmdebug.arch import Arch
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
-from vmdebug.guest import NO_INIT, GuestOptions, Kernel, Root
+from vmdebug.guest import Kernel, Root
+from vmdebug.guest_options import NO_INIT, GuestOptions
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
 from vmdebug.sources.configuration import dotconfig, requirements

@@ -21,7 +21,7 @@ from vmdebug.arch import Arch
 from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import HostError
 from vmdebug.filecache import cached
-from vmdebug.guest import Accel
+from vmdebug.guest_options import Accel
 from vmdebug.progress import Report, Step
 from vmdebug.spelling import option
 from vmdebug.vm import argv

@@ -21,7 +21,8 @@ import msgspec
 from vmdebug import cache, guest, kimage
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError, VmdebugError
-from vmdebug.guest import GuestOptions, Kernel, LaunchSpec
+from vmdebug.guest import Kernel, LaunchSpec
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import Report
 from vmdebug.sources.kernel_scripts import constants, script_parts
 from vmdebug.sources.kernel_scripts.constants import Source

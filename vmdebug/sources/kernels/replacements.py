@@ -6,7 +6,8 @@ import msgspec
 
 from vmdebug import kimage
 from vmdebug.errors import MismatchError, UsageError
-from vmdebug.guest import GuestOptions, Kernel
+from vmdebug.guest import Kernel
+from vmdebug.guest_options import GuestOptions
 from vmdebug.paths import absolute, or_false
 from vmdebug.sources.kernels import image, tree
 from vmdebug.sources.kernels.dev_output import why_unusable

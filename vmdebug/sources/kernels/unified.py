@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmdebug import cache, kimage
-from vmdebug.guest import UEFI
+from vmdebug.guest_options import UEFI
 from vmdebug.spelling import option
 
 _KEPT = 8

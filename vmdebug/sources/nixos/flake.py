@@ -19,7 +19,8 @@ import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
-from vmdebug.guest import Guest, GuestOptions, LaunchSpec
+from vmdebug.guest import Guest, LaunchSpec
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import Report
 from vmdebug.sources import nix
 from vmdebug.sources.nixos import runner

@@ -20,7 +20,8 @@ import msgspec
 from vmdebug import kimage, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
-from vmdebug.guest import Guest, GuestOptions, Kernel
+from vmdebug.guest import Guest, Kernel
+from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import Report, Step
 from vmdebug.sources import nix
 from vmdebug.sources.kernel_scripts import prepare

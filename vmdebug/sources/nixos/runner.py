@@ -17,7 +17,9 @@ import msgspec
 from vmdebug import arch, cache, kimage
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
-from vmdebug.guest import Guest, GuestOptions, Kernel, LaunchSpec, RunnerMachine, console_notes, parameters
+from vmdebug.guest import Guest, Kernel, LaunchSpec, RunnerMachine
+from vmdebug.guest_options import GuestOptions
+from vmdebug.kernel_parameters import console_notes, parameters
 from vmdebug.paths import absolute
 from vmdebug.progress import Report
 from vmdebug.sources import naming, nix
