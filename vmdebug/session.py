@@ -16,10 +16,12 @@ from typing import Literal, Self, Unpack, overload
 
 from vmdebug import attaching, collecting, config, restart, sources, vm
 from vmdebug.attaching import ATTACH_SECONDS
+from vmdebug.channel.files.copies import Copies
+from vmdebug.channel.guest_shell import GuestShell
 from vmdebug.channel.serial.console import Console
 from vmdebug.channel.shell import ExecResult, Job, Streams, input_of
 from vmdebug.collecting import TRACE_SECONDS, By, Choice
-from vmdebug.deadline import BUILD_SECONDS, COPY_SECONDS, LAUNCH_SECONDS, Deadline
+from vmdebug.deadline import BUILD_SECONDS, LAUNCH_SECONDS, Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.debugger.runstate import State
@@ -37,7 +39,7 @@ STOP_SECONDS = 30.0
 """How long GDB, and then QEMU, may take to end with a session."""
 
 
-class DebugSession:
+class DebugSession(Copies):
     """A VM with its console and its GDB, each opened at its first use.
 
     Made by `start` and `attach`; a context manager. At its end GDB detaches, and a VM that the session
@@ -311,52 +313,9 @@ class DebugSession:
             return self.vm.shell.run(command, streams=streams, deadline=deadline, check=check)
         return self.vm.shell.begin(command, streams=streams, deadline=deadline, check=check)
 
-    def put(
-        self,
-        source: os.PathLike[str] | str | bytes,
-        destination: str,
-        *,
-        timeout: float = COPY_SECONDS,
-        report: Report = silent,
-    ) -> None:
-        """Copy a file or a directory into the guest; see `Vm.put`.
-
-        Raises:
-            StateError: GDB has stopped the guest.
-            VmdebugError: as `Vm.put` does.
-        """
-        self._needs_running("put")
-        self.vm.put(source, destination, timeout=timeout, report=report)
-
-    @overload
-    def get(
-        self, source: str, destination: None = ..., *, timeout: float = ..., report: Report = ...
-    ) -> bytes: ...
-
-    @overload
-    def get(
-        self, source: str, destination: os.PathLike[str] | str, *, timeout: float = ..., report: Report = ...
-    ) -> None: ...
-
-    def get(
-        self,
-        source: str,
-        destination: os.PathLike[str] | str | None = None,
-        *,
-        timeout: float = COPY_SECONDS,
-        report: Report = silent,
-    ) -> bytes | None:
-        """Copy a file or a directory out of the guest, or return the content of a file; see `Vm.get`.
-
-        Raises:
-            StateError: GDB has stopped the guest.
-            VmdebugError: as `Vm.get` does.
-        """
-        self._needs_running("get")
-        if destination is None:
-            return self.vm.get(source, timeout=timeout, report=report)
-        self.vm.get(source, destination, timeout=timeout, report=report)
-        return None
+    def _copying_shell(self, call: str) -> GuestShell:
+        self._needs_running(call)
+        return self.vm.shell
 
     def snapshot(self, tag: str, *, timeout: float = SNAPSHOT_SECONDS) -> None:
         """Take a snapshot. Afterwards the guest runs or is stopped, as before.

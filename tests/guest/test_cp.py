@@ -15,7 +15,7 @@ from tests.fixtures import channelguest
 from tests.fixtures.accel import SECONDS
 from vmdebug import process
 from vmdebug.deadline import Deadline
-from vmdebug.errors import StateError, VmError
+from vmdebug.errors import StateError, UsageError, VmError
 from vmdebug.guest import LaunchSpec
 from vmdebug.process import Completed
 from vmdebug.session import DebugSession
@@ -119,17 +119,19 @@ def test_however_it_ends_nothing_is_left(guest: Vm, number: signal.Signals) -> N
     assert guest.exec(gone, timeout=SECONDS).status == 0
 
 
-def test_from_python(guest: Vm) -> None:
+def test_from_python(guest: Vm, tmp_path: Path) -> None:
     with DebugSession(guest, owned=False) as session:
         session.put(b"kernel.sysrq", "/tmp/name")
-        assert session.get("/tmp/name") == b"kernel.sysrq"
+        assert session.read_file("/tmp/name") == b"kernel.sysrq"
         with pytest.raises(VmError, match="there is no directory /nowhere"):
             session.put(b"x", "/nowhere/x")
+        with pytest.raises(UsageError, match="missing"):
+            session.get("/tmp/name", f"{tmp_path}/missing/")
         guest.put(b"0\n", "/proc/sys/kernel/sysrq")
-        assert guest.get("/proc/sys/kernel/sysrq") == b"0\n"
+        assert guest.read_file("/proc/sys/kernel/sysrq") == b"0\n"
         guest.pause()
         with pytest.raises(StateError, match="needs a running guest"):
-            session.get("/tmp/name", timeout=30)
+            session.read_file("/tmp/name", timeout=30)
         guest.resume()
 
 

@@ -55,7 +55,7 @@ def test_a_directory_is_the_guest_s_root_and_stays_as_it_is(chroot: Path) -> Non
         assert session.vm.shell.found is not None
         assert session.vm.shell.found.kind == "agent"
         session.put(b"data", "/root/file")
-        assert session.get("/root/file") == b"data"
+        assert session.read_file("/root/file") == b"data"
         with pytest.raises(VmError):
             session.snapshot("one")
         session.console.wait_ready(timeout=SECONDS)

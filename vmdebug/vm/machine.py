@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
 from vmdebug import locks
-from vmdebug.deadline import COPY_SECONDS, Deadline
+from vmdebug.channel.files.copies import Copies
+from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError
-from vmdebug.progress import Report, silent
 from vmdebug.vm import children, directory_use, guest_status, state
 from vmdebug.vm.guardian import Guardian
 from vmdebug.vm.guest_status import Status
@@ -42,7 +40,7 @@ QUIT_SECONDS = 5.0
 """How long QEMU may take to end by `quit`, and then by SIGTERM."""
 
 
-class Vm:
+class Vm(Copies):
     """A VM, returned by `launch` and `find`. As a context manager it ends a VM that is bound to this process.
 
     Args:
@@ -350,79 +348,8 @@ class Vm:
         streams = Streams(stdin=input_of(stdin))
         return self.shell.run(command, streams=streams, deadline=Deadline.after(timeout), check=check)
 
-    def put(
-        self,
-        source: os.PathLike[str] | str | bytes,
-        destination: str,
-        *,
-        timeout: float = COPY_SECONDS,
-        report: Report = silent,
-    ) -> None:
-        """Copy a file or a directory into the guest, which must be running.
-
-        The copy has its name only when it is complete. Modes and times (whole seconds) are kept.
-
-        Args:
-            source: A file or a directory; or the content of a file, as bytes.
-            destination: The path in the guest; a directory that exists there gets a file under its own name,
-                and is merged with a directory of that name.
-            timeout: Seconds to wait, including the rest of a boot.
-            report: Called during copies that take over 2 s.
-
-        Raises:
-            UsageError: the source does not exist.
-            HostError: the source cannot be read.
-            VmError: the guest cannot write it: its disk is full, there is no such directory.
-            StateError: the guest does not run.
-            GuestDiedError: the guest panicked or exited.
-            DeadlineError: it took too long.
-        """
-        from vmdebug.channel.files.put import put  # noqa: PLC0415 - only imported when needed
-
-        put(self.shell, [source], destination, report=report, deadline=Deadline.after(timeout))
-
-    @overload
-    def get(
-        self, source: str, destination: None = ..., *, timeout: float = ..., report: Report = ...
-    ) -> bytes: ...
-
-    @overload
-    def get(
-        self, source: str, destination: os.PathLike[str] | str, *, timeout: float = ..., report: Report = ...
-    ) -> None: ...
-
-    def get(
-        self,
-        source: str,
-        destination: os.PathLike[str] | str | None = None,
-        *,
-        timeout: float = COPY_SECONDS,
-        report: Report = silent,
-    ) -> bytes | None:
-        """Copy a file or a directory out of the guest, which must be running.
-
-        Args:
-            source: The path in the guest.
-            destination: The path of the copy, or a directory that gets it under its own name; None: return
-                the content of a file.
-            timeout: Seconds to wait, including the rest of a boot.
-            report: Called during copies that take over 2 s.
-
-        Raises:
-            UsageError: the destination is wrong.
-            HostError: the destination cannot be written.
-            VmError: there is no such file in the guest.
-            VmdebugError: as `put` does.
-        """
-        from vmdebug.channel.files.get import get  # noqa: PLC0415 - only imported when needed
-
-        deadline = Deadline.after(timeout)
-        if destination is not None:
-            get(self.shell, [source], Path(destination), report=report, deadline=deadline)
-            return None
-        data = bytearray()
-        get(self.shell, [source], data.extend, report=report, deadline=deadline)
-        return bytes(data)
+    def _copying_shell(self, call: str) -> GuestShell:  # noqa: ARG002 - the shell itself says why it cannot
+        return self.shell
 
     def keep(self) -> None:
         """Keep the VM after this process ends, like a VM of `vmdebug start`.
