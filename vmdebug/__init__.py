@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vmdebug.nixos_test import start_node
     from vmdebug.session import DebugSession, attach, start
     from vmdebug.trace.hit import Call, Hit, Task
-    from vmdebug.trace.probe import Probe
+    from vmdebug.trace.probe import Probe, TraceOptions
     from vmdebug.trace.trace import Trace
     from vmdebug.vm.machine import Vm
     from vmdebug.vm.snapshot import Snapshot
@@ -47,7 +47,7 @@ _HOMES = {
     "vmdebug.vm.snapshot": ("Snapshot",),
     "vmdebug.guest_options": ("GuestOptions", "StartOptions"),
     "vmdebug.trace.hit": ("Call", "Hit", "Task"),
-    "vmdebug.trace.probe": ("Probe",),
+    "vmdebug.trace.probe": ("Probe", "TraceOptions"),
     "vmdebug.trace.trace": ("Trace",),
     "vmdebug.debugger.gdb": ("Gdb",),
     "vmdebug.debugger.breakpoint": ("Breakpoint",),
@@ -98,6 +98,7 @@ __all__ = [
     "Task",
     "Thread",
     "Trace",
+    "TraceOptions",
     "UsageError",
     "Value",
     "Vm",

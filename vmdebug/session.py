@@ -30,7 +30,7 @@ from vmdebug.guest_options import StartOptions, changed
 from vmdebug.progress import Report, silent
 from vmdebug.sources import tree_build
 from vmdebug.trace import probe
-from vmdebug.trace.probe import Overflow, Probe
+from vmdebug.trace.probe import Probe, TraceOptions
 from vmdebug.trace.probe import Wanted as WantedTrace
 from vmdebug.trace.trace import Trace
 from vmdebug.vm.machine import SNAPSHOT_SECONDS
@@ -155,15 +155,9 @@ class DebugSession(Copies):
         self,
         where: str | Sequence[Probe],
         *,
-        args: Sequence[str] = (),
-        when: str = "",
-        count: int | None = None,
-        backtrace: bool = False,
-        ret: bool = False,
-        count_only: bool = False,
         by: By = "auto",
-        overflow: Overflow = "block",
         timeout: float = TRACE_SECONDS,
+        **options: Unpack[TraceOptions],
     ) -> Trace:
         """Return a trace: a sequence of hits, and a context manager that runs the guest in its block.
 
@@ -172,17 +166,11 @@ class DebugSession(Copies):
 
         Args:
             where: A symbol, file:line, `*expression`; or several probes with their own expressions.
-            args: Expressions to collect at each hit, in the language of the place.
-            when: Condition of a hit, in the same language.
-            count: Maximum number of hits.
-            backtrace: Whether to collect the frames.
-            ret: Whether to collect the return value.
-            count_only: Whether to count the hits of each place (`Trace.counts`), and collect nothing else.
             by: Who collects it: "auto", "plugin" or "gdb"; `Trace.collector` and `Trace.reason` have the
                 choice of "auto".
-            overflow: What the plugin does when its buffer of hits is full: "block" makes the guest
-                wait, "drop" drops hits, and `Trace.notes` has their number.
             timeout: Seconds for the trace to begin, and to end: for the guest to stop, or for a CPU to pause.
+            **options: `args=`, `when=`, `count=`, `backtrace=`, `ret=`, `count_only=`, `overflow=`; see
+                `vmdebug.TraceOptions`.
 
         Raises:
             UsageError: an argument has the wrong form; with `by="plugin"` also: the plugin cannot collect an
@@ -190,16 +178,7 @@ class DebugSession(Copies):
             StateError: with `by="plugin"`: QEMU has not loaded the plugin, or it cannot collect this.
             VmdebugError: GDB cannot be attached; see `gdb`.
         """
-        wanted = probe.wanted(
-            where,
-            args=args,
-            when=when,
-            count=count,
-            backtrace=backtrace,
-            ret=ret,
-            count_only=count_only,
-            overflow=overflow,
-        )
+        wanted = probe.wanted(where, **options)
         chosen = self.collector(wanted, by, timeout=timeout)
         return Trace(chosen.collector, wanted, reason=chosen.reason)
 

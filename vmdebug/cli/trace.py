@@ -29,6 +29,45 @@ FETCH_SECONDS = 0.1
 app = verb.new_app()
 
 
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[NAME] SYMBOL[:EXPR,…]…",
+        help="The VM, if several run; the functions, with the expressions to print.",
+    ),
+]
+When = Annotated[
+    str,
+    typer.Option(metavar="COND", help="Print only calls for which this is true, in the function's language."),
+]
+Count = Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after N hits.")]
+Backtrace = Annotated[bool, typer.Option("--backtrace", help="Print backtraces.")]
+Ret = Annotated[bool, typer.Option("--ret", help="Print return values.")]
+CountOnly = Annotated[
+    bool, typer.Option("--count-only", help="Print only the number of calls of each function.")
+]
+Collector = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|plugin|gdb",
+        help="Who collects: a plugin in QEMU, which does not stop the guest, or GDB. auto: the plugin if it"
+        " can.",
+    ),
+]
+OnFull = Annotated[
+    str,
+    typer.Option(
+        metavar="block|drop",
+        help="If hits come faster than the plugin's are printed: make the guest wait, or drop some.",
+    ),
+]
+Timeout = Annotated[float | None, typer.Option(metavar="S", min=0, help="Stop after S seconds.")]
+Form = Annotated[str | None, typer.Option("--format", metavar="text|json|chrome", help="Output format.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on each line, like --format json.")
+]
+
+
 @app.command(
     epilog=verb.examples(
         "vmdebug trace vfs_read:count --count 10",
@@ -38,48 +77,18 @@ app = verb.new_app()
     ),
 )
 def trace(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[NAME] SYMBOL[:EXPR,…]…",
-            help="The VM, if several run; the functions, with the expressions to print.",
-        ),
-    ],
+    words: Words,
     *,
-    when: Annotated[
-        str,
-        typer.Option(
-            metavar="COND", help="Print only calls for which this is true, in the function's language."
-        ),
-    ] = "",
-    count: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop after N hits.")] = None,
-    backtrace: Annotated[bool, typer.Option("--backtrace", help="Print backtraces.")] = False,
-    ret: Annotated[bool, typer.Option("--ret", help="Print return values.")] = False,
-    count_only: Annotated[
-        bool, typer.Option("--count-only", help="Print only the number of calls of each function.")
-    ] = False,
-    by: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|plugin|gdb",
-            help="Who collects: a plugin in QEMU, which does not stop the guest, or GDB. auto: the plugin if"
-            " it can.",
-        ),
-    ] = "auto",
-    overflow: Annotated[
-        str,
-        typer.Option(
-            metavar="block|drop",
-            help="If hits come faster than the plugin's are printed: make the guest wait, or drop some.",
-        ),
-    ] = "block",
-    timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="Stop after S seconds.")] = None,
-    form: Annotated[
-        str | None, typer.Option("--format", metavar="text|json|chrome", help="Output format.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on each line, like --format json.")
-    ] = False,
+    when: When = "",
+    count: Count = None,
+    backtrace: Backtrace = False,
+    ret: Ret = False,
+    count_only: CountOnly = False,
+    by: Collector = "auto",
+    overflow: OnFull = "block",
+    timeout: Timeout = None,
+    form: Form = None,
+    as_json: AsJson = False,
     force: options.Force = False,
 ) -> None:
     """Print calls of kernel functions, with arguments, while the guest runs.
@@ -88,11 +97,7 @@ def trace(
     it is loaded (`start --trace-ready`) and can collect all of this; otherwise GDB, which stops the guest at
     each call, and detaches from it at the end.
     """
-    if as_json and form not in (None, "json"):
-        raise UsageError(f"--json and --format {form} exclude each other", hint="give only one of them")
-    chosen = "json" if as_json else form or "text"
-    if chosen not in FORMATS:
-        raise UsageError(f"there is no format {chosen!r}", hint=f"the formats are {', '.join(FORMATS)}")
+    chosen = _format(form, as_json=as_json)
     from vmdebug import session
     from vmdebug.trace.probe import wanted
     from vmdebug.trace.trace import Trace
@@ -120,6 +125,16 @@ def trace(
         put_counts(hits.counts, as_json=chosen == "json")
     else:
         render.tell(f"{len(hits)} hit{'' if len(hits) == 1 else 's'}")
+
+
+def _format(form: str | None, *, as_json: bool) -> str:
+    """Return the name of the output format."""
+    if as_json and form not in (None, "json"):
+        raise UsageError(f"--json and --format {form} exclude each other", hint="give only one of them")
+    chosen = "json" if as_json else form or "text"
+    if chosen not in FORMATS:
+        raise UsageError(f"there is no format {chosen!r}", hint=f"the formats are {', '.join(FORMATS)}")
+    return chosen
 
 
 def put_counts(counts: Mapping[str, int], *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Concatenate, Literal, ParamSpec, Self, TypeVar, overload
+from typing import Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from vmdebug import arch, process
 from vmdebug.arch import Arch
@@ -35,7 +35,7 @@ from vmdebug.debugger.stop import Stop
 from vmdebug.errors import DeadlineError, StateError, VmdebugError
 from vmdebug.guest import Kernel
 from vmdebug.trace import probe
-from vmdebug.trace.probe import Probe
+from vmdebug.trace.probe import Probe, TraceOptions
 from vmdebug.trace.trace import Trace
 
 _Part = TypeVar("_Part")
@@ -294,12 +294,8 @@ class Gdb:
         self,
         where: str | Sequence[Probe],
         *,
-        args: Sequence[str] = (),
-        when: str = "",
-        count: int | None = None,
-        backtrace: bool = False,
-        ret: bool = False,
         timeout: float = COMMAND_SECONDS,
+        **options: Unpack[TraceOptions],
     ) -> Trace:
         """Return a trace, collected inside GDB: a sequence of hits, and a context manager.
 
@@ -307,13 +303,10 @@ class Gdb:
 
         Args:
             where: A symbol, file:line, `*expression`; or several probes with their own expressions.
-            args: Expressions to collect at each hit, in the language of the place.
-            when: Condition of a hit, in the same language.
-            count: Maximum number of hits.
-            backtrace: Whether to collect the frames.
-            ret: Whether to collect the return value, which needs a second stop for each hit.
             timeout: Seconds for the guest to stop, at the start and at the end of the block, and for GDB to
                 answer.
+            **options: `args=`, `when=`, `count=`, `backtrace=`, `ret=`, `count_only=`; see
+                `vmdebug.TraceOptions`. `overflow=` has no effect: GDB stops the guest at each hit.
 
         Raises:
             UsageError: `where` or `args` has the wrong form.
@@ -323,8 +316,7 @@ class Gdb:
             DeadlineError: at the start or at the end of the block: the guest did not stop, or GDB did not
                 answer.
         """
-        wanted = probe.wanted(where, args=args, when=when, count=count, backtrace=backtrace, ret=ret)
-        return Trace(self.collector(timeout=timeout), wanted)
+        return Trace(self.collector(timeout=timeout), probe.wanted(where, **options))
 
     def collector(self, *, timeout: float = COMMAND_SECONDS) -> GdbCollector:
         """Return a collector for one trace inside this GDB; `trace` uses it.

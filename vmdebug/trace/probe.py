@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import msgspec
 
@@ -55,6 +55,29 @@ class Wanted(msgspec.Struct, frozen=True):
         return tuple(each for each in (self.when, *args) if each)
 
 
+class TraceOptions(TypedDict, total=False):
+    """The keyword arguments of `DebugSession.trace` and `Gdb.trace`; all have a default.
+
+    Args:
+        args: Expressions to collect at each hit, in the language of the place, if there is one place.
+        when: Condition of a hit, in the same language.
+        count: Maximum number of hits.
+        backtrace: Whether to collect the frames.
+        ret: Whether to collect return values; each needs a second stop if GDB collects.
+        count_only: Whether to count the hits of each place (`Trace.counts`), and collect nothing else.
+        overflow: What the plugin does when its buffer of hits is full: "block" makes the guest wait, "drop"
+            drops hits, and `Trace.notes` has their number.
+    """
+
+    args: Sequence[str]
+    when: str
+    count: int | None
+    backtrace: bool
+    ret: bool
+    count_only: bool
+    overflow: Overflow
+
+
 def wanted(
     where: str | Sequence[Probe],
     *,
@@ -70,13 +93,13 @@ def wanted(
 
     Args:
         where: A symbol, file:line, `*expression`; or several probes with their own expressions.
-        args: Expressions to collect at `where`, if that is one place.
-        when: Condition of a hit.
-        count: Maximum number of hits.
-        backtrace: Whether to collect the frames.
-        ret: Whether to collect return values.
-        count_only: Whether to count the hits of each probe, and collect nothing else.
-        overflow: What a collector with a buffer does when it is full.
+        args: See `TraceOptions`, as for the others.
+        when: See there.
+        count: See there.
+        backtrace: See there.
+        ret: See there.
+        count_only: See there.
+        overflow: See there.
 
     Raises:
         UsageError: there is no place, an argument has the wrong form, or two of them exclude each other.
