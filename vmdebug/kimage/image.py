@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -131,25 +133,19 @@ def own_symbols(path: Path) -> bytes | None:
 def _carried(path: Path) -> Carried:
     from vmdebug.kimage import kallsyms  # noqa: PLC0415 - rarely needed
 
-    with elf.opened(path) as stream:
+    with elf.opened(path) as stream, _damage(path):
+        inside = _inside(stream)
+        found = _format(inside)
         try:
-            inside = _inside(stream)
-            found = _format(inside)
             file = found.unpack(inside).read() if found is not None else b""
-            parsed = elf.parse(path, io.BytesIO(file))
-            rodata, text = (parsed.get_section_by_name(name) for name in (".rodata", ".text"))
-            if rodata is None or text is None:
-                return Carried(file, ())
-            symbols = kallsyms.symbols(rodata.data(), rodata["sh_addr"], text["sh_addr"])
-            return Carried(file, tuple(symbols))
         except UnpackError:
             return Carried(b"", ())
-        except BadImageError as error:
-            raise UsageError(f"{path} is {error}", hint=_wanted()) from error
-        except UsageError:
-            raise
-        except Exception as error:
-            raise elf.damaged(path, error) from error
+        parsed = elf.parse(path, io.BytesIO(file))
+        rodata, text = (parsed.get_section_by_name(name) for name in (".rodata", ".text"))
+        if rodata is None or text is None:
+            return Carried(file, ())
+        symbols = kallsyms.symbols(rodata.data(), rodata["sh_addr"], text["sh_addr"])
+        return Carried(file, tuple(symbols))
 
 
 def _format(stream: IO[bytes]) -> Format | None:
@@ -160,18 +156,25 @@ def _format(stream: IO[bytes]) -> Format | None:
 
 
 def _image(path: Path, stream: IO[bytes]) -> Image:
-    try:
+    with _damage(path):
         inside = _inside(stream)
         found = _format(inside)
         if found is not None:
             return found.read(path, inside)
+    raise UsageError(f"{path} is not a boot image: {unknown_format()}", hint=_wanted())
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what a damaged file causes in the block into a `UsageError` that names the file."""
+    try:
+        yield
     except BadImageError as error:
         raise UsageError(f"{path} is {error}", hint=_wanted()) from error
     except UsageError:
         raise
     except Exception as error:
         raise elf.damaged(path, error) from error
-    raise UsageError(f"{path} is not a boot image: {unknown_format()}", hint=_wanted())
 
 
 def _inside(stream: IO[bytes]) -> IO[bytes]:

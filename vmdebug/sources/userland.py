@@ -40,7 +40,7 @@ def root(
     if root is None or options.force:
         return root, ()
     needs, what = requirements.of_root(root), option("root", root.words)
-    unknown = requirements.check_own(kernel, needs, what, options.source)
+    unknown = requirements.check_own(kernel, needs, options.source, what=what)
     return root, (unknown,) if unknown else ()
 
 
@@ -74,7 +74,7 @@ def initrd(options: GuestOptions, kernel: Kernel) -> tuple[Path | None, tuple[st
                 f"{what}: {file} is not an initramfs", hint="give a cpio archive, as it is or compressed"
             )
         needs = requirements.of_initrd(file)
-        unknown = requirements.check_own(kernel, needs, what, options.source)
+        unknown = requirements.check_own(kernel, needs, options.source, what=what)
     note = f"the initramfs is {file}: exec works if its init starts an agent, or a shell on the console"
     return file, (note, *((unknown,) if unknown else ()))
 

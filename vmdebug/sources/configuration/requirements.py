@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -309,37 +309,24 @@ def check_runner(kernel: Kernel, script: Path, text: str, guest: str) -> str:
         guest: GUEST as the user wrote it.
 
     Returns:
-        A note for the user if the configuration is unknown; otherwise "".
+        See `check_own`.
 
     Raises:
-        UsageError: something is not built in; the hint has the command that fixes this.
+        UsageError: see `check_own`.
     """
-    needs = of_runner(script, text)
-    seen = lacking(kernel, needs)
-    if seen is None:
-        names = ", ".join(need.option for need in needs)
-        return f"it is unknown whether {kernel.image} has built in what {guest} needs to boot: {names}"
-    found, origin = seen
-    if not found:
-        return ""
-    width = max(len(str(lack)) for lack in found)
-    raise UsageError(
-        f"{kernel.origin} cannot boot {guest}: these options are not built in: {', '.join(map(str, found))}",
-        hint=fix_command(kernel, found),
-        detail="\n".join(f"{lack!s:<{width}}  {lack.need.why}" for lack in found)
-        + f"\naccording to {origin}; the guest's initrd has only modules of its own kernel"
-        + f"\n{option('force', True)} starts it anyway",
-    )
+    reason = "; the guest's initrd has only modules of its own kernel"
+    return check_own(kernel, of_runner(script, text), guest, reason=reason)
 
 
-def check_own(kernel: Kernel, needs: Iterable[Need], what: str, guest: str) -> str:
-    """Check that a kernel has built in what an option of its guest needs.
+def check_own(kernel: Kernel, needs: Iterable[Need], guest: str, *, what: str = "", reason: str = "") -> str:
+    """Check that a kernel has built in what its guest needs.
 
     Args:
         kernel: The kernel.
         needs: What is needed.
-        what: The option, as the user wrote it.
         guest: GUEST as the user wrote it.
+        what: The option that needs it, as the user wrote it; "": the guest itself does.
+        reason: Why it must be built in, for the error's detail.
 
     Returns:
         A note for the user if the configuration is unknown; otherwise "".
@@ -351,22 +338,26 @@ def check_own(kernel: Kernel, needs: Iterable[Need], what: str, guest: str) -> s
     seen = lacking(kernel, wanted)
     if seen is None:
         names = ", ".join(need.option for need in wanted)
-        return f"it is unknown whether {kernel.image} has built in what {what} needs: {names}"
+        return f"it is unknown whether {kernel.image} has built in what {what or guest} needs: {names}"
     found, origin = seen
     if not found:
         return ""
-    width = max(len(str(lack)) for lack in found)
     names = ", ".join(f"CONFIG_{lack}" for lack in found)
+    usage = f"{guest} with {what}" if what else guest
+    anyway = f"{option('force', True)} starts it anyway"
     raise UsageError(
-        f"{kernel.origin} cannot boot {guest} with {what}: these options are not built in: {names}",
+        f"{kernel.origin} cannot boot {usage}: these options are not built in: {names}",
         hint=fix_command(kernel, found),
-        detail="\n".join(
-            f"CONFIG_{lack!s:<{width}}  {lack.need.why}"
-            + (f" (fragment {lack.need.add_fragment})" if lack.need.add_fragment else "")
-            for lack in found
-        )
-        + f"\naccording to {origin}\n{option('force', True)} starts it anyway",
+        detail="\n".join((*_explained(found), f"according to {origin}{reason}", anyway)),
     )
+
+
+def _explained(found: Sequence[Lack]) -> Iterator[str]:
+    """Yield a line for each missing option: its value, what needs it, and the fragment that sets it."""
+    width = max(len(str(lack)) for lack in found)
+    for lack in found:
+        fragment = f" (fragment {lack.need.add_fragment})" if lack.need.add_fragment else ""
+        yield f"CONFIG_{lack!s:<{width}}  {lack.need.why}{fragment}"
 
 
 def fix_command(kernel: Kernel, found: Iterable[Lack]) -> str:

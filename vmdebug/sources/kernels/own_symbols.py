@@ -27,11 +27,12 @@ def with_symbols(spec: LaunchSpec, *, report: Report) -> LaunchSpec:
     file = _file(kernel, report) if kernel.vmlinux is None else None
     if file is None:
         return spec
-    notes = tuple(_told(each) if each.startswith(replacements.NONE) else each for each in spec.notes)
+    notes = tuple(_reworded(each) if each.startswith(replacements.NONE) else each for each in spec.notes)
     return msgspec.structs.replace(spec, kernel=image.with_symbols(kernel, file), notes=notes)
 
 
-def _told(why: str) -> str:
+def _reworded(why: str) -> str:
+    """Return the note that there are no symbols, for a kernel that has those of its kallsyms."""
     reason = why.removeprefix(replacements.NONE)
     return (
         f"symbols only from the kernel itself, its kallsyms: {reason}, for source lines, types and arguments"

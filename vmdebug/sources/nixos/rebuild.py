@@ -26,6 +26,7 @@ from vmdebug.progress import Report, Step
 from vmdebug.sources import nix
 from vmdebug.sources.kernel_scripts import prepare
 from vmdebug.sources.kernel_scripts.script_parts import Wanted
+from vmdebug.sources.kernels import replacements
 from vmdebug.sources.nixos import flake, runner
 
 Action = Literal["switch", "boot", "test"]
@@ -277,7 +278,7 @@ def build(target: flake.Target, options: GuestOptions, *, report: Report, deadli
     )
     dev = flake.dev_of(target, image, report, deadline)
     kernel, why = runner.with_symbols(bare, dev, force=options.force)
-    notes = (f"no symbols: {why}",) if why else ()
+    notes = (f"{replacements.NONE}{why}",) if why else ()
     if kernel.vmlinux is not None and kernel.gdb_scripts is None:
         made = prepare.without_build(Wanted(kernel, kernel.vmlinux), report=report, deadline=deadline)
         if made is not None:

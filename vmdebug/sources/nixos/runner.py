@@ -233,7 +233,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
     if options.kernel is not None and not options.force:
         unsure = requirements.check_runner(kernel, found.script, found.text, guest.words)
     if kernel.vmlinux is None and why:
-        notes: tuple[str, ...] = (f"no symbols: {why}; give them: {option('vmlinux', 'FILE')}",)
+        notes: tuple[str, ...] = (f"{replacements.NONE}{why}; give them: {option('vmlinux', 'FILE')}",)
     else:
         notes = replacements.notes(kernel)
     row = arch.by_name(kernel.arch)
