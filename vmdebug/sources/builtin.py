@@ -33,7 +33,7 @@ NEEDED = 1.2e9
 _TARGETS = ("modules", "scripts_gdb")
 
 _RECORD = "complete.json"
-_OBJECTS = 1027
+_OBJECTS = 1074
 """Number of objects of Linux 6.1 with the builtin fragments: the total for the progress of a first build."""
 
 _HEADERS = {"gelf.h": "libelf-dev", "libelf.h": "libelf-dev", "openssl/": "libssl-dev"}
@@ -96,7 +96,19 @@ def default_fragments() -> tuple[str, ...]:
     Raises:
         HostError: vmdebug does not support this machine's architecture.
     """
-    return ("base", arch.native().fragment, "vm-boot", "debug", "gdb", "modules", "kgdb", "crash", "root")
+    return (
+        "base",
+        arch.native().fragment,
+        "vm-boot",
+        "debug",
+        "gdb",
+        "modules",
+        "kgdb",
+        "crash",
+        "root",
+        "trace",
+        "kunit",
+    )
 
 
 def built(source: Path | None = None, *, fragments: Sequence[str] | None = None) -> BuiltKernel | None:
