@@ -1,14 +1,15 @@
 """Start a Linux guest in QEMU under GDB: the public API.
 
-Each name is imported when it is first used, so that `vmdebug --help` imports none of them.
+Each name is imported when it is first used, so that `vmdebug --help` imports none of them. This module itself
+imports nothing: until `cli.status_of` runs, Ctrl-C prints Python's traceback.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as `typing` defines it, whose import takes half of the time until then
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmdebug.channel.serial.console import Console
     from vmdebug.channel.shell import ExecResult, Job
     from vmdebug.debugger.breakpoint import Breakpoint
@@ -113,6 +114,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'vmdebug' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - see the module
+
     value = globals()[name] = getattr(import_module(_HOME[name]), name)
     return value
 

@@ -139,6 +139,27 @@ def test_help_imports_nothing_heavy() -> None:
     assert not set(done.stderr.split()) & set(HEAVY)
 
 
+def test_ctrl_c_is_handled_before_anything_is_imported() -> None:
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "from vmdebug.cli import main; print(*sorted(set(sys.modules) - before))"
+    )
+    done = process.run([sys.executable, "-c", code], deadline=Deadline.after(60))
+    assert set(done.stdout.split()) <= {"__future__", "errno", "vmdebug", "vmdebug.cli"}
+
+
+def test_ctrl_c_while_python_creates_a_class(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupting:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "run", lambda _: type("Class", (), {"attribute": Interrupting()}))
+    assert cli.status_of(["start"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == ""
+
+
 def test_a_reader_that_has_gone_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)

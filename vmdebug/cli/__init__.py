@@ -2,7 +2,8 @@
 
 `main` is the console script. It prints an error of a verb as one line with what was wanted and found, one
 line with what to do, and the evidence, and exits with the status from `vmdebug.errors`. Tracebacks need
-`--debug`.
+`--debug`. This module imports only what Python has already loaded: until `status_of` runs, Ctrl-C prints
+Python's traceback.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, NoReturn
 
+TYPE_CHECKING = False  # as `typing` defines it, whose import takes long
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import IO, NoReturn
+
     from vmdebug.errors import VmdebugError
 
 INTERRUPTED = 130
@@ -72,6 +75,9 @@ def status_of(words: Sequence[str]) -> int:
         _abandon(sys.stdout)
         return PIPE_CLOSED
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            # Python before 3.12 makes it a RuntimeError where it creates a class, such as an enum.
+            return INTERRUPTED
         if _wants_traceback(words):
             raise
         try:
