@@ -216,14 +216,3 @@ class ShortRuns:
 def next_() -> dict[str, object]:
     """`-vmd-steps`: before a detach, the CPU for which to run and interrupt the guest; "" for none."""
     return {"cpu": str(STEPS.next() or "")}
-
-
-def settle_before_detach() -> None:
-    """Call `STEPS.settle` before GDB detaches or exits. The host side does this for a GDB that it starts."""
-    gdb.events.gdb_exiting.connect(lambda _event: STEPS.settle())
-    try:
-        gdb.execute("show user hook-detach", to_string=True)  # keep the user's own hook
-    except gdb.error:
-        gdb.execute(
-            "define hook-detach\npython import vmd_leftover_steps; vmd_leftover_steps.STEPS.settle()\nend"
-        )

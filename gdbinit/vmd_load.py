@@ -10,7 +10,7 @@ import vmd_dmesg
 import vmd_exceptions
 import vmd_finish
 import vmd_kvm
-import vmd_leftover_steps
+import vmd_leaving
 import vmd_modules
 import vmd_next
 import vmd_reconnect
@@ -67,4 +67,4 @@ def load() -> None:
     vmd_task.register()
     vmd_modules.register()
     vmd_kvm.register()
-    vmd_leftover_steps.settle_before_detach()
+    vmd_leaving.watch()

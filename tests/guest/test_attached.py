@@ -233,6 +233,32 @@ def test_the_prompt_tells_of_a_panic_and_quit_keeps_it(panicked: Vm) -> None:
     assert panicked.status() == "panicked"
 
 
+def test_sigterm_ends_a_batch_and_the_guest_runs_on(start: Start) -> None:
+    machine = start(halt=False)
+    assert at_its_shell(machine)
+    line = argv(attachment(machine, "print 1", until="do_sys_openat2"))
+    with (
+        machine.connected(timeout=SECONDS) as qmp,
+        qmp.listen("RESUME") as heard,
+        process.spawn(line, stdout=process.PIPE, stderr=process.PIPE) as child,
+    ):
+        heard.next()
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(SECONDS) == -signal.SIGTERM
+        assert child.stdout is not None
+        assert b"$1" not in child.stdout.read()
+        assert child.stderr is not None
+        assert child.stderr.read() == b""
+    assert opens_a_file(machine)
+
+
+def opens_a_file(machine: Vm) -> bool:
+    """Whether the guest runs over the breakpoint in do_sys_openat2 that GDB had."""
+    with machine.console() as console:
+        opened = console.line.shell.execute("cat /proc/version", deadline=Deadline.after(SECONDS))
+        return opened.stdout.startswith(b"Linux version ")
+
+
 @pytest.mark.parametrize("boot", range(3))
 def test_kaslr_halted_then_running(start: Start, boot: int) -> None:
     machine = start(kaslr=True)
@@ -596,6 +622,17 @@ def test_a_person_interrupts_with_ctrl_c_and_quitting_lets_the_guest_run_on(
     gdb.sendline("y")
     gdb.expect(pexpect.EOF)
     assert machine.status() == "running"
+
+
+def test_the_guest_runs_on_when_the_terminal_is_closed(terminal: tuple[Vm, pexpect.spawn]) -> None:
+    machine, gdb = terminal
+    gdb.sendline("break do_sys_openat2")
+    gdb.expect("Breakpoint 1 at")
+    gdb.expect(PROMPT)
+    continue_(machine, gdb)
+    gdb.kill(signal.SIGHUP)
+    gdb.expect(pexpect.EOF)
+    assert opens_a_file(machine)
 
 
 def test_a_second_one_is_refused_until_the_first_has_ended_even_by_kill_9(
