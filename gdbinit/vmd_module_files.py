@@ -23,11 +23,12 @@ def module_name(file: str) -> str | None:
     return None
 
 
-def index(directories: Iterable[Path]) -> dict[str, Path]:
-    """Return the module files below the directories, by module name; earlier directories win."""
+def index(places: Iterable[Path]) -> dict[str, Path]:
+    """Return the module files below directories, or named ones, by module name; earlier places win."""
     found: dict[str, Path] = {}
-    for directory in directories:
-        for parent, files in _walk(directory):
+    for place in places:
+        one = ((str(place.parent), [place.name]),) if place.is_file() else _walk(place)
+        for parent, files in one:
             for file in sorted(files, key=_rank):
                 name = module_name(file)
                 if name is not None:

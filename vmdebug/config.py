@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest_options import CHOICES, HOST, UEFI, GuestOptions, StartOptions, memory_mib
+from vmdebug.guest_options import CHOICES, HOST, NO_MODULES, UEFI, GuestOptions, StartOptions, memory_mib
 from vmdebug.paths import absolute, or_false
 from vmdebug.spelling import nearest
 
@@ -36,6 +36,9 @@ FILE = "vmdebug.toml"
 _TOP = ("default", "guest")
 _KEYS = ("source", *(field.replace("_", "-") for field in StartOptions.__annotations__))
 _PATHS = ("kernel", "vmlinux", "gdb-scripts", "disk", "initrd")
+_SPECIAL = {"firmware": UEFI, "modules": NO_MODULES}
+"""Keys that take a path or this word."""
+
 _SUITE = re.compile(r"[a-z]+:[A-Za-z0-9._-]+")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 
@@ -218,7 +221,7 @@ def _options(path: Path, name: str, table: Mapping[str, Any]) -> GuestOptions:
 def _value(path: Path, name: str, key: str, value: Any) -> Any:
     """Return a value as `GuestOptions` has it; `GuestOptions` checks its type."""
     if isinstance(value, str):
-        if key in _PATHS or (key == "firmware" and value != UEFI):
+        if key in _PATHS or (key in _SPECIAL and value != _SPECIAL[key]):
             return str(absolute(value, path.parent))
         if key == "source":
             return absolute_guest(value, path.parent)
@@ -231,9 +234,10 @@ def _value(path: Path, name: str, key: str, value: Any) -> Any:
                 raise UsageError(
                     f"{path}: [guest.{name}] memory: {error.message}", hint=error.hint
                 ) from error
-    if key == "tcp" and isinstance(value, bool):
-        return 0 if value else None
-    return value
+    if key == "module":
+        several = value if isinstance(value, list) else [value]
+        return [_value(path, name, "kernel", each) for each in several]
+    return (0 if value else None) if key == "tcp" and isinstance(value, bool) else value
 
 
 def _plain(what: str) -> str:

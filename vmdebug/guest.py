@@ -51,6 +51,8 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
         vmlinux: The ELF file with symbols, or None.
         gdb_scripts: Directory with a loadable `vmlinux-gdb.py` beside `scripts/gdb`, or None.
         modules: Directory that has its `.ko` files, at any depth, or None.
+        module_symbols: Module files, and directories with module files, whose symbols are used rather than
+            those of the files in `modules`: those of a debug package.
         source: Directory that relative paths in DWARF start from, or None.
     """
 
@@ -62,7 +64,12 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
     vmlinux: Path | None = None
     gdb_scripts: Path | None = None
     modules: Path | None = None
+    module_symbols: tuple[Path, ...] = ()
     source: Path | None = None
+
+    def module_files(self) -> tuple[Path, ...]:
+        """Return where to look for the files of its modules with symbols, the best first."""
+        return (*self.module_symbols, *((self.modules,) if self.modules is not None else ()))
 
 
 class Root(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,9 +108,11 @@ class OwnMachine(msgspec.Struct, frozen=True, kw_only=True, tag="own"):
         firmware: The firmware that loads the kernel; None: QEMU does.
         unified: The unified kernel image that the firmware starts in place of the kernel and `initrd`; None:
             it starts those.
+        modules: The read-only image of the guest's modules, or None.
     """
 
     initrd: Path | None = None
+    modules: Path | None = None
     disk: Path | None = None
     throwaway: bool = False
     firmware: Path | None = None

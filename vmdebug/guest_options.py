@@ -28,6 +28,9 @@ HOST = "host"
 NO_INIT = "none"
 """The value of the option `init` for a guest that runs only a shell."""
 
+NO_MODULES = "none"
+"""The value of the option `modules` for a guest without modules."""
+
 UEFI = "uefi"
 """The value of the option `firmware` that stands for the installed firmware."""
 
@@ -53,6 +56,10 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         cpus: Number of CPUs; None: the guest's default.
         disk: Disk image to use and keep; by default each run has a new one.
         initrd: The initramfs to boot instead of vmdebug's.
+        modules: Directory with the kernel's modules for the guest's /lib/modules: lib/modules/RELEASE, or the
+            root of an unpacked package; `none`: the guest gets none; None: find them.
+        module: Module files to add to the guest's modules.
+        load_modules: Whether the guest loads these when it has booted.
         root: The root file system: `host`, a directory, a disk image, or `debian:SUITE`; None: the initramfs.
         root_dev: The partition of the image with the root file system; 0: the whole disk; None: find it.
         root_image: Whether to pack a directory as an image first; `auto` does for a suite and in pytest.
@@ -84,6 +91,9 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cpus: Positive | None = None
     disk: str | None = None
     initrd: str | None = None
+    modules: str | None = None
+    module: tuple[str, ...] = ()
+    load_modules: bool = True
     root: str | None = None
     root_dev: Annotated[int, msgspec.Meta(ge=0)] | None = None
     root_image: RootImage = "auto"
@@ -135,6 +145,9 @@ class StartOptions(TypedDict, total=False):
     cpus: int | None
     disk: AnyPath | None
     initrd: AnyPath | None
+    modules: AnyPath | None
+    module: AnyPath | Sequence[AnyPath]
+    load_modules: bool
     root: AnyPath | None
     root_dev: int | None
     root_image: RootImage
@@ -186,6 +199,9 @@ def checked(options: GuestOptions) -> GuestOptions:
 
 def _plain(name: str, value: Any) -> Any:
     """Convert a value of `StartOptions` to the type in `GuestOptions`."""
+    if name == "module":
+        several = value if isinstance(value, list | tuple) else (value,)
+        return tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in several)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if name == "memory" and isinstance(value, str):

@@ -114,6 +114,30 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+MODULE_ENDINGS = (".ko.debug", ".ko", ".ko.xz", ".ko.zst", ".ko.gz", ".ko.bz2")
+"""In order of preference within one directory: a .debug file has the symbols that strip has removed."""
+
+
+def module_name(file: Path) -> str:
+    """Return the kernel's name of the module in a file: the kernel replaces the dashes of file names."""
+    return file.name.partition(".ko")[0].replace("-", "_")
+
+
+def modules(place: Path) -> Iterator[Path]:
+    """Yield the module files below a directory, or the file itself if it is one."""
+    if or_false(place.is_file):
+        yield place
+        return
+    for top, files in walk(place):
+        found = [name for name in files if name.endswith(MODULE_ENDINGS)]
+        for name in sorted(found, key=lambda each: (each.partition(".ko")[0], _rank(each))):
+            yield Path(top, name)
+
+
+def _rank(name: str) -> int:
+    return next(rank for rank, ending in enumerate(MODULE_ENDINGS) if name.endswith(ending))
+
+
 def walk(directory: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield each directory with modules of a kernel, and its files; once, even if several links lead to it.
 

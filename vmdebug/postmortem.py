@@ -223,7 +223,7 @@ def _ask_gdb(session: DebugSession, parts: _Parts) -> None:
 
 
 def _backtraces(gdb: Gdb, kernel: Kernel, seconds: float) -> str:
-    text = gdb.backtraces(limit=FRAMES, modules=kernel.modules, timeout=seconds)
+    text = gdb.backtraces(limit=FRAMES, modules=kernel.module_files(), timeout=seconds)
     return text if kernel.source is None else text.replace(f"{kernel.source}/", "")
 
 

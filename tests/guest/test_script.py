@@ -84,7 +84,7 @@ def test_a_module_of_ones_own_has_a_directory_of_its_own(session: DebugSession, 
         directory.mkdir()
         (directory / f"{name}.ko").write_bytes(vmd_module_files.index([modules])[name].read_bytes())
     gdb = session.gdb
-    gdb._modules.use(kernels)
+    gdb._modules.use((kernels,))
     gdb.load_modules(own)
     for module, init in (("brd", "brd_init"), ("lkdtm", "lkdtm_module_init")):
         planted = gdb.breakpoint(init, pending=True)

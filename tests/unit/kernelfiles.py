@@ -164,6 +164,39 @@ def tree(directory: Path, build_id: str = ID, *, source: Path | None = None, scr
     return directory
 
 
+MAGIC = f"{RELEASE} SMP preempt mod_unload "
+
+_MODULE = """
+#define INFO(number, text) static const char info##number[] __attribute__((section(".modinfo"), used)) = text
+INFO(0, "license=GPL");
+INFO(1, "vermagic=%s");
+INFO(2, "name=%s");
+static const char exported[] __attribute__((section("__ksymtab_strings"), used)) = "%s_add";
+extern int %s_add(int);
+static char it[64] __attribute__((section(".gnu.linkonce.this_module"), used)) = {1};
+int %s_add(int a) { return %s; }
+"""
+
+
+def module(path: Path, magic: str = MAGIC, *, needs: str = "") -> Path:
+    """Make a module with debug information, as far as modinfo, depmod and binutils read it.
+
+    Args:
+        path: The file: "NAME.ko".
+        magic: Its vermagic.
+        needs: The name of a module whose function it calls; "" for none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.stem.replace("-", "_")
+    called = f"{needs}_add(a)" if needs else "a + 1"
+    process.run(
+        ["gcc", "-g", "-O1", "-c", "-Wa,--noexecstack", "-x", "c", "-", "-o", path],
+        stdin=(_MODULE % (magic, name, name, needs or name, name, called)).encode(),
+        deadline=Deadline.after(60),
+    )
+    return path
+
+
 def gdb_scripts(directory: Path) -> Path:
     """Make the kernel's GDB scripts, like `make scripts_gdb`."""
     generated = directory / "scripts/gdb/linux"

@@ -42,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[GuestOptions]
 def test_every_option_arrives(asked: list[GuestOptions]) -> None:
     machine = "-S --name n --kernel /k --vmlinux /v --gdb-scripts /g --kaslr --accel kvm --memory 1G --cpus 3"
     machine += " --firmware uefi --debuginfod --initrd /i --root host --root-dev 2 --root-image never"
-    machine += " --init none --keep"
+    machine += " --init none --keep --modules none --module /a.ko --module /b.ko --no-load-modules"
     more = "--disk /d --tcp 1234 --override-input nixpkgs path:/n --impure --nix-arg -L"
     words = ["start", "bzImage", *machine.split(), *more.split()]
     assert cli.status_of([*words, "--append", "a=1 b", "--", "-device", "virtio-rng-pci", "--", "x"]) == 0
@@ -62,6 +62,9 @@ def test_every_option_arrives(asked: list[GuestOptions]) -> None:
             cpus=3,
             disk="/d",
             initrd="/i",
+            modules="none",
+            module=("/a.ko", "/b.ko"),
+            load_modules=False,
             root="host",
             root_dev=2,
             root_image="never",

@@ -131,6 +131,26 @@ def test_a_module_is_found_by_its_name(kernel: Kernel, suffix: str) -> None:
     assert decode(line, kernel, soon()) == f"{line} (lib/inlined.c:9)"
 
 
+@pytest.mark.parametrize("ending", [".ko", ".ko.debug"])
+def test_a_stripped_module_has_its_lines_in_the_debug_package(
+    kernel: Kernel, tmp_path: Path, ending: str
+) -> None:
+    """Debian's has whole modules, Fedora's files with symbols only."""
+    whole = vmlinux(kernel).parent / "my-mod.o"
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "debug").mkdir()
+    run("objcopy", "--strip-debug", whole, tmp_path / "modules/my-mod.ko")
+    only = ("--only-keep-debug",) if ending == ".ko.debug" else ()
+    run("objcopy", *only, whole, tmp_path / f"debug/my-mod{ending}")
+    line = " ? outer+0x0/0x40 [my_mod]"
+    stripped = msgspec.structs.replace(kernel, modules=tmp_path / "modules")
+    assert decode(line, stripped, soon()) == line
+    packaged = msgspec.structs.replace(stripped, module_symbols=(tmp_path / "debug",))
+    assert decode(line, packaged, soon()) == f"{line} (lib/inlined.c:9)"
+    alone = msgspec.structs.replace(stripped, module_symbols=(tmp_path / f"debug/my-mod{ending}",))
+    assert decode(line, alone, soon()) == f"{line} (lib/inlined.c:9)"
+
+
 @pytest.mark.parametrize("said", ["", "\nKernel Offset: 0x2000000 from 0xffffffff81000000\n"])
 def test_a_bare_address_is_moved_back_by_what_kaslr_moved_it(kernel: Kernel, said: str) -> None:
     table = run("nm", vmlinux(kernel))

@@ -42,6 +42,8 @@ def test_each_of_them_is_of_a_type_that_the_struct_takes() -> None:
         "cpus": 2,
         "disk": Path("/d"),
         "initrd": Path("/i"),
+        "modules": Path("/m"),
+        "module": [Path("/a.ko"), "/b.ko"],
         "root": Path("/r"),
         "root_dev": 2,
         "root_image": "never",
@@ -52,7 +54,14 @@ def test_each_of_them_is_of_a_type_that_the_struct_takes() -> None:
         "qemu_args": ["-device", "edu"],
         "nix_args": ["--impure"],
     }
-    flags = {"halt": True, "kaslr": True, "force": True, "debuginfod": True, "keep": True}
+    flags = {
+        "load_modules": False,
+        "halt": True,
+        "kaslr": True,
+        "force": True,
+        "debuginfod": True,
+        "keep": True,
+    }
     assert {*values, *flags} == {*StartOptions.__annotations__}
     assert changed(GuestOptions(), {**values, **flags}) == GuestOptions(
         name="n",
@@ -68,6 +77,9 @@ def test_each_of_them_is_of_a_type_that_the_struct_takes() -> None:
         cpus=2,
         disk="/d",
         initrd="/i",
+        modules="/m",
+        module=("/a.ko", "/b.ko"),
+        load_modules=False,
         root="/r",
         root_dev=2,
         root_image="never",
@@ -107,3 +119,8 @@ def test_a_tables_value_is_spelled_as_the_table_does_until_somebody_overrides_it
         assert spelling.option("disk", "/d") == '[guest.base] disk = "/d"'
         assert spelling.option("kernel", "/other") == 'kernel="/other"'
         assert spelling.option("disk") == "disk="
+
+
+def test_one_module_needs_no_list() -> None:
+    assert changed(GuestOptions(), {"module": Path("/a.ko")}).module == ("/a.ko",)
+    assert changed(GuestOptions(), {"module": "/a.ko"}).module == ("/a.ko",)

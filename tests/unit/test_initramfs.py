@@ -9,7 +9,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
 from vmdebug.guest import Root
 from vmdebug.process import Completed
-from vmdebug.sources import initramfs
+from vmdebug.sources import cpio, initramfs
 
 SOON = Deadline.after(60)
 
@@ -31,12 +31,10 @@ def busybox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def modules(tmp_path: Path) -> Path:
-    directory = tmp_path / "install/lib/modules/6.1.0"
-    (directory / "kernel/lib").mkdir(parents=True)
-    (directory / "kernel/lib/a.ko").write_bytes(b"module")
-    (directory / "modules.dep").write_text("kernel/lib/a.ko:\n")
-    (directory / "build").symlink_to(tmp_path)
-    return directory
+    """An archive with modules."""
+    archive = tmp_path / "1.cpio"
+    archive.write_bytes(cpio.archive([cpio.file("lib/modules/6.1.0/kernel/lib/a.ko", b"module")]))
+    return archive
 
 
 def names(archive: Path) -> set[str]:
@@ -51,7 +49,8 @@ def names(archive: Path) -> set[str]:
 def test_what_is_in_it(busybox: Path) -> None:
     assert names(initramfs.build(deadline=SOON)) == {
         *("bin", "bin/busybox", "bin/sh", "init", "TRAILER!!!"),
-        *("sbin", "sbin/reboot", "etc", "etc/console", "etc/group", "etc/passwd", "etc/shell"),
+        *("sbin", "sbin/reboot", "etc", "etc/console", "etc/group", "etc/load-modules", "etc/passwd"),
+        "etc/shell",
         *("dev", "dev/console", "dev/kmsg", "dev/null", "dev/random", "dev/tty", "dev/ttyS0"),
         *("dev/urandom", "dev/zero", "mnt", "proc", "root", "run", "sys", "tmp"),
     }
@@ -79,9 +78,10 @@ def test_another_busybox_makes_another(busybox: Path) -> None:
 
 def test_modules_are_where_modprobe_looks(busybox: Path, modules: Path) -> None:
     plain = initramfs.build(deadline=SOON)
-    whole = initramfs.build(modules=modules, release="6.1.0", deadline=SOON)
+    whole = initramfs.build(modules=modules, deadline=SOON)
+    assert whole.read_bytes() == plain.read_bytes() + modules.read_bytes()
     assert names(whole) - names(plain) == {
-        *("lib", "lib/modules", "lib/modules/6.1.0", "lib/modules/6.1.0/modules.dep"),
+        *("lib", "lib/modules", "lib/modules/6.1.0"),
         *("lib/modules/6.1.0/kernel", "lib/modules/6.1.0/kernel/lib", "lib/modules/6.1.0/kernel/lib/a.ko"),
     }
 
@@ -94,10 +94,9 @@ def test_a_root_file_system_is_mounted_by_a_script(busybox: Path) -> None:
     assert said in whole.read_bytes()
 
 
-def test_another_module_makes_another(busybox: Path, modules: Path) -> None:
-    once = initramfs.build(modules=modules, release="6.1.0", deadline=SOON)
-    (modules / "kernel/lib/a.ko").write_bytes(b"changed")
-    assert initramfs.build(modules=modules, release="6.1.0", deadline=SOON) != once
+def test_another_archive_of_modules_makes_another(busybox: Path, modules: Path) -> None:
+    once = initramfs.build(modules=modules, deadline=SOON)
+    assert initramfs.build(modules=modules.rename(modules.with_name("2.cpio")), deadline=SOON) != once
 
 
 def test_a_busybox_with_libraries_will_not_do() -> None:

@@ -61,6 +61,14 @@ def test_a_flakes_system(here: Path, words: str, reference: str, attribute: str)
     )
 
 
+def test_paths_of_options_become_absolute(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    wanted = GuestOptions(source="linux", modules="m", module=("a.ko", "/b.ko"))
+    made = naming.absolute_paths(wanted)
+    assert (made.modules, made.module) == (str(here / "m"), (str(here / "a.ko"), "/b.ko"))
+    assert naming.absolute_paths(GuestOptions(modules="none")).modules == "none"
+
+
 @pytest.mark.parametrize("words", ["result", "result/", "./result/bin/run-my-vm-vm"])
 def test_a_runner(here: Path, words: str) -> None:
     script = str(here / "result/bin/run-my-vm-vm")

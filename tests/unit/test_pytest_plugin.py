@@ -229,3 +229,16 @@ def test_folders_of_tests_that_differ_in_odd_characters_differ() -> None:
 
     assert len(set(odd)) == 4
     assert all("/" not in each and len(each) < 140 for each in odd)
+
+
+def test_modules_of_a_marker_start_at_the_test_file() -> None:
+    made = settings.options(
+        ROOT, Marker(modules="m", module="mine.ko", load_modules=False), Target(), halted=False, where=HERE
+    )
+    assert (made.modules, made.module, made.load_modules) == (
+        str(HERE / "m"),
+        (str(HERE / "mine.ko"),),
+        False,
+    )
+    made = settings.options(ROOT, Marker(modules="none"), Target(), halted=False, where=HERE)
+    assert (made.modules, made.module, made.load_modules) == ("none", (), True)

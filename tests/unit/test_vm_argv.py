@@ -109,6 +109,15 @@ def test_what_the_user_leaves_open_has_a_default() -> None:
     assert not {"-S", "-initrd", "-append", "-blockdev"} & set(words)
 
 
+def test_the_modules_are_a_read_only_disk() -> None:
+    assert argv.modules_device(Path("/m,1.erofs")) == (
+        *("-blockdev", "driver=file,node-name=modulesfile0,filename=/m,,1.erofs,read-only=on"),
+        *("-blockdev", "driver=raw,node-name=modules0,file=modulesfile0,read-only=on"),
+        *("-device", "virtio-blk-pci,drive=modules0,serial=vmdebug-modules"),
+    )
+    assert argv.modules_device(Path("/m"))[1] in own(spec(machine=OwnMachine(modules=Path("/m"))))
+
+
 def test_kvm_takes_the_hosts_cpu() -> None:
     assert argv.machine_type(X86_64, "kvm")[-1] == "q35,accel=kvm"
     assert argv.cpu(X86_64, "kvm") == ("-cpu", "host")

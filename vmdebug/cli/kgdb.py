@@ -98,7 +98,7 @@ def kernel_of(
         wanted = options.given(guest, nix_args=nix_args)
         with render.progress() as report:
             kernel = sources.installed_kernel(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
-    return kernel if modules else msgspec.structs.replace(kernel, modules=None)
+    return kernel if modules else msgspec.structs.replace(kernel, modules=None, module_symbols=())
 
 
 def attach(words: str, baud: int | None, attachment: Attachment) -> NoReturn:

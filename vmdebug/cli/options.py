@@ -102,6 +102,27 @@ Disk = Annotated[
     typer.Option(metavar="F", help="Disk image to use and keep; by default each run has a new one."),
 ]
 Initrd = Annotated[str | None, typer.Option(metavar="F", help="Boot this initramfs instead of vmdebug's.")]
+Modules = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|none",
+        help="The kernel's modules for the guest's /lib/modules: lib/modules/RELEASE, or the top of an"
+        " unpacked package. By default they are found.",
+    ),
+]
+Module = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="F.ko", help="Add a module file to the guest's, and load it when it has booted. Repeatable."
+    ),
+]
+LoadModules = Annotated[
+    bool | None,
+    typer.Option(
+        "--load-modules/--no-load-modules",
+        help="Load the modules of --module, or only copy them for modprobe.",
+    ),
+]
 Root = Annotated[
     str | None,
     typer.Option(

@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -90,7 +90,7 @@ def decode(text: str, kernel: Kernel, deadline: Deadline, *, slide: int | None =
     if slide is None:
         said = _OFFSET.search(text)
         slide = int(said[1], 16) if said else 0
-    with _Binaries(kernel.vmlinux, kernel.modules, deadline) as binaries:
+    with _Binaries(kernel.vmlinux, kernel.module_files(), deadline) as binaries:
         spots = {found: _spot(found, binaries, slide) for found in _SYMBOL.finditer(text)}
         lines = binaries.lines({spot for spot in spots.values() if spot is not None})
         names = binaries.symbols("")
@@ -203,11 +203,11 @@ class _Symbols:
 class _Binaries:
     """vmlinux and the modules' files; a context manager that removes the unpacked ones."""
 
-    def __init__(self, vmlinux: Path, modules: Path | None, deadline: Deadline) -> None:
+    def __init__(self, vmlinux: Path, modules: tuple[Path, ...], deadline: Deadline) -> None:
         self._vmlinux = vmlinux
         self._modules = modules
         self._deadline = deadline
-        self._files: Mapping[str, Path] | None = None
+        self._files: dict[str, Path] | None = None
         self._symbols: dict[str, _Symbols] = {}
         self._scratch: Path | None = None
         self._held = contextlib.ExitStack()
@@ -257,10 +257,9 @@ class _Binaries:
         if not module:
             return self._vmlinux
         if self._files is None:
-            root = self._modules
-            there = paths.walk(root) if root is not None else ()
-            modules = (Path(top, file) for top, files in there for file in files if ".ko" in file)
-            self._files = {_module(path): path for path in modules}
+            self._files = {}
+            for path in itertools.chain.from_iterable(map(paths.modules, self._modules)):
+                self._files.setdefault(paths.module_name(path), path)
         return self._unpacked(self._files.get(module))
 
     def _unpacked(self, path: Path | None) -> Path | None:
@@ -275,10 +274,6 @@ class _Binaries:
         if not unpacked.exists():
             unpacked.write_bytes(unpack(path.read_bytes()))
         return unpacked
-
-
-def _module(file: Path) -> str:
-    return file.name.partition(".ko")[0].replace("-", "_")
 
 
 def _parsed(block: str) -> list[_Line]:

@@ -234,8 +234,8 @@ class Gdb:
         self._select_target(endpoint, Deadline.after(timeout))
         where = self._control.take()
         if wanted is not None:
-            self._modules.use(wanted.kernel.modules)
-            if wanted.kernel.modules is not None and not self._identity.open:
+            self._modules.use(wanted.kernel.module_files())
+            if wanted.kernel.module_files() and not self._identity.open:
                 self._modules.load()
         return where
 

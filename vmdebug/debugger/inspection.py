@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from vmdebug.debugger import gdb_errors, mi, stop
@@ -155,14 +155,14 @@ class Inspection:
         self,
         *,
         limit: int = 64,
-        modules: str | os.PathLike[str] | None = None,
+        modules: Sequence[str | os.PathLike[str]] = (),
         timeout: float = COMMAND_SECONDS,
     ) -> str:
         """Return the task and the frames of each CPU, as `vmd-bt-all` prints them.
 
         Args:
             limit: Maximum number of frames of a CPU.
-            modules: Directory with the kernel's modules, to load their symbols; None: load none.
+            modules: The files of the kernel's modules, or directories with them, to load their symbols.
             timeout: Seconds for GDB to answer.
 
         Raises:
@@ -171,7 +171,7 @@ class Inspection:
             DeadlineError: GDB did not answer.
         """
         self._connection.need("backtraces", State.STOPPED)
-        words = "" if modules is None else f" {mi.quote(os.fspath(modules))}"
+        words = "".join(f" {mi.quote(os.fspath(each))}" for each in modules)
         return self._text(f"-vmd-backtraces {limit}{words}", "the stacks", timeout)
 
     def dmesg(self, *, limit: int = 1000, timeout: float = COMMAND_SECONDS) -> str:

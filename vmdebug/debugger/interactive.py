@@ -165,7 +165,7 @@ def _ours(attachment: Attachment) -> tuple[str, ...]:
     if kernel.source is not None:
         commands.append(f"vmd-source {kernel.source}")
     commands.append(f"vmd-connect {attachment.endpoint}")
-    if kernel.modules is not None:
+    if kernel.module_files():
         commands.append("vmd-modules --watch" + (" --later" if attachment.until is None else ""))
     if attachment.until is not None:
         seconds = "" if attachment.timeout is None else f" {attachment.timeout:g}"
@@ -189,8 +189,9 @@ def _variables(attachment: Attachment) -> Iterator[str]:
         yield "set $vmd_force = 1"
     if attachment.lock is not None:
         yield f"set $vmd_lock = {attachment.lock}"
-    if attachment.kernel.modules is not None:
-        yield f"set $vmd_modules_path = {_quoted(str(attachment.kernel.modules))}"
+    if attachment.kernel.module_files():
+        path = ":".join(map(str, attachment.kernel.module_files()))
+        yield f"set $vmd_modules_path = {_quoted(path)}"
 
 
 def _batched(extra: Extra) -> tuple[str, str]:

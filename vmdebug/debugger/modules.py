@@ -38,14 +38,14 @@ class ModuleSymbols:
         self._connection = connection
         self._table = table
         self._note = note
-        self._directory: Path | None = None
+        self._files: tuple[Path, ...] = ()
         self._loaded = False
         self._following = False
         self._breakpoint = 0
 
-    def use(self, directory: Path | None) -> None:
-        """Search a directory for the files of modules; None: GDB's default directories."""
-        self._directory = directory
+    def use(self, files: tuple[Path, ...]) -> None:
+        """Search these directories, and take these files; without any, search GDB's default directories."""
+        self._files = files
 
     @property
     def own_breakpoint(self) -> int:
@@ -70,8 +70,8 @@ class ModuleSymbols:
         self._connection.need("load_modules", State.STOPPED)
         deadline = Deadline.after(timeout)
         commands = ["python import vmd_modules; vmd_modules.Modules()"]
-        if self._directory is not None:
-            commands.append(f"set $vmd_modules_path = {mi.quote(str(self._directory))}")
+        if self._files:
+            commands.append(f"set $vmd_modules_path = {mi.quote(':'.join(map(str, self._files)))}")
         where = "" if directory is None else f" {shlex.quote(os.fspath(directory))}"
         for command in (*commands, f"vmd-modules{where}"):
             said = self._connection.execute(f"-interpreter-exec console {mi.quote(command)}", deadline)

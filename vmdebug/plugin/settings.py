@@ -15,7 +15,7 @@ from vmdebug import config as toml
 from vmdebug.channel.log.trouble import KINDS
 from vmdebug.deadline import BOOT_SECONDS
 from vmdebug.errors import UsageError
-from vmdebug.guest_options import HOST, Accel, GuestOptions, changed, memory_mib
+from vmdebug.guest_options import HOST, NO_MODULES, Accel, GuestOptions, changed, memory_mib
 from vmdebug.paths import absolute
 from vmdebug.spelling import nearest
 
@@ -86,6 +86,9 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         memory: Guest RAM, as `--memory` takes it, or in MiB.
         cpus: Number of CPUs.
         initrd: The initramfs to boot instead of vmdebug's. Paths start at the test file.
+        modules: The kernel's modules, as `start --modules` takes them.
+        module: A module file, or several, to add to the guest's modules and to load.
+        load_modules: Whether the guest loads them.
         root: The root file system, as `--root` takes it. Paths start at the test file.
         allow: Kinds of trouble that do not fail the test.
         kmemleak: Whether to have kmemleak scan the kernel's memory at the test's end.
@@ -100,6 +103,9 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: str | int | None = None
     cpus: int | None = None
     initrd: str | None = None
+    modules: str | None = None
+    module: str | tuple[str, ...] = ()
+    load_modules: bool | None = None
     root: str | None = None
     allow: tuple[str, ...] = ()
     kmemleak: bool = False
@@ -221,6 +227,9 @@ def options(
     overrides = {
         "accel": settings.accel,
         "initrd": None if marker.initrd is None else str(absolute(marker.initrd, here)),
+        "modules": _modules(marker, here),
+        "module": _module_files(marker, here),
+        "load_modules": marker.load_modules,
         "root": None if marker.root is None else toml.absolute_root(marker.root, here),
         "kaslr": marker.kaslr,
         "memory": _memory(marker),
@@ -291,6 +300,16 @@ def _tuples(keywords: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(plain.get("allow"), str):
         plain["allow"] = (plain["allow"],)
     return plain
+
+
+def _modules(marker: Marker, where: Path) -> str | None:
+    special = marker.modules in (None, NO_MODULES)
+    return marker.modules if special else str(absolute(str(marker.modules), where))
+
+
+def _module_files(marker: Marker, where: Path) -> tuple[str, ...] | None:
+    named = (marker.module,) if isinstance(marker.module, str) else marker.module
+    return tuple(str(absolute(each, where)) for each in named) or None
 
 
 def _memory(marker: Marker) -> int | None:

@@ -23,7 +23,25 @@ mount_quietly tmpfs /run mode=755
 mount_quietly debugfs /sys/kernel/debug
 mount_quietly tracefs /sys/kernel/tracing
 
+# Print the block device that QEMU gives this serial number, once its partitions are there.
+disk() { # SERIAL [PARTITION]
+	n=0
+	while [ $n -lt 50 ]; do
+		for each in /sys/block/vd*; do
+			name=${each##*/}
+			if [ "$(cat "$each/serial" 2>/dev/null)" = "$1" ] && [ -b "/dev/$name$2" ]; then
+				echo "/dev/$name$2"
+				return
+			fi
+		done
+		n=$((n + 1))
+		sleep 0.1
+	done
+}
+
+[ ! -r /etc/modules ] || . /etc/load-modules
 [ ! -r /etc/root ] || . /etc/switch
+[ ! -r /etc/modules ] || load_modules
 
 hostname vmdebug
 ip link set lo up 2>/dev/null

@@ -53,7 +53,6 @@ _NODES = (
 def build(
     *,
     modules: Path | None = None,
-    release: str = "",
     agent: Path | None = None,
     agent_tty: str = "",
     root: Root | None = None,
@@ -62,8 +61,8 @@ def build(
     """Return the archive, and build it unless the cache has it.
 
     Args:
-        modules: Directory to install as /lib/modules/RELEASE, laid out by `make modules_install`; or None.
-        release: RELEASE, the kernel's `uname -r`; required with `modules`.
+        modules: The archive with the guest's modules, which is appended; or None. Its name changes with its
+            contents.
         agent: The agent's binary, or None.
         agent_tty: The serial port that the agent uses if the kernel has no virtio console: "ttyS3".
         root: The root file system that its init mounts and starts; None: it is the root file system itself.
@@ -75,14 +74,16 @@ def build(
     """
     busybox = process.find(_BUSYBOX, package=_PACKAGE)
     program = busybox.read_bytes()
-    files = [*_scripts(), *_agent(agent, agent_tty), *_modules(modules, release), *_root(root)]
-    target = cache.directory("initramfs") / f"{_key(program, files)}.cpio"
+    files = [*_scripts(), *_agent(agent, agent_tty), *_root(root)]
+    target = cache.directory("initramfs") / f"{_key(program, files, modules)}.cpio"
     if cache.used(target):
         return target
     check_static(busybox)
     entries = [*files, *_nodes(), *map(cpio.directory, _DIRECTORIES)]
     entries += [cpio.file("bin/busybox", program, 0o755), *_applets(busybox, deadline)]
-    cache.write(target, cpio.archive(entries))
+    # The kernel unpacks one archive after the other: see buffer-format.rst.
+    appended = modules.read_bytes() if modules is not None else b""
+    cache.write(target, cpio.archive(entries) + appended)
     cache.keep_newest(target.parent, "*.cpio", _KEPT)
     return target
 
@@ -119,6 +120,7 @@ def _applets(busybox: Path, deadline: Deadline) -> list[cpio.Entry]:
 def _scripts() -> list[cpio.Entry]:
     return [
         cpio.file("init", (_HERE / "init.sh").read_bytes(), 0o755),
+        cpio.file("etc/load-modules", (_HERE / "modules.sh").read_bytes()),
         cpio.file("etc/console", (_HERE / "console.sh").read_bytes(), 0o755),
         cpio.file("etc/shell", (_HERE / "shell.sh").read_bytes()),
         # For the names that `id` and `ls -l` print.
@@ -155,19 +157,8 @@ def _root(root: Root | None) -> list[cpio.Entry]:
     ]
 
 
-def _modules(directory: Path | None, release: str) -> list[cpio.Entry]:
-    if directory is None:
-        return []
-    # Skip the links `build` and `source`: the guest has no kernel tree.
-    found = [path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
-    return [
-        cpio.file(f"lib/modules/{release}/{path.relative_to(directory).as_posix()}", path.read_bytes())
-        for path in found
-    ]
-
-
-def _key(program: bytes, files: Iterable[cpio.Entry]) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {_DIRECTORIES} {_nodes()}".encode())
+def _key(program: bytes, files: Iterable[cpio.Entry], modules: Path | None) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {_DIRECTORIES} {_nodes()} {modules}".encode())
     digest.update(hashlib.sha256(program).digest())
     digest.update(hashlib.sha256(cpio.archive(files)).digest())
     return digest.hexdigest()[:16]

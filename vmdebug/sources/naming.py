@@ -15,7 +15,7 @@ import msgspec
 from vmdebug import arch, config, kimage
 from vmdebug.errors import UsageError, VmdebugError
 from vmdebug.guest import Guest, GuestKind
-from vmdebug.guest_options import UEFI, GuestOptions
+from vmdebug.guest_options import NO_MODULES, UEFI, GuestOptions
 from vmdebug.paths import absolute, or_false
 from vmdebug.sources.kernels import tree
 from vmdebug.spelling import nearest, option
@@ -69,9 +69,16 @@ def absolute_paths(options: GuestOptions) -> GuestOptions:
     }
     if options.firmware not in (None, UEFI):
         paths["firmware"] = str(absolute(options.firmware))
+    if options.modules not in (None, NO_MODULES):
+        paths["modules"] = str(absolute(options.modules))
     if options.root is not None:
         paths["root"] = config.absolute_root(options.root, Path.cwd())
-    return msgspec.structs.replace(options, source=config.absolute_guest(options.source, Path.cwd()), **paths)
+    return msgspec.structs.replace(
+        options,
+        source=config.absolute_guest(options.source, Path.cwd()),
+        module=tuple(str(absolute(each)) for each in options.module),
+        **paths,
+    )
 
 
 def vm_name(guest: Guest, options: GuestOptions) -> str:

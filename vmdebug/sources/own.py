@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from vmdebug import arch, cache
 from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import DEFAULT_MEMORY_MIB, Guest, Kernel, LaunchSpec, OwnMachine, Root
+from vmdebug.guest import DEFAULT_MEMORY_MIB, Guest, Kernel, LaunchSpec, OwnMachine
 from vmdebug.guest_options import GuestOptions
 from vmdebug.kernel_parameters import console_notes, parameters
 from vmdebug.paths import absolute, or_false
@@ -41,16 +39,26 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
     agent, lacking = _agent(kernel, report, deadline)
     whole = unified.read(Path(guest.location)) if guest.kind == "image" and options.kernel is None else None
     row = arch.by_name(kernel.arch)
-    machine = OwnMachine(disk=_disk(options), firmware=firmware.find(row, options))
-    root, unknown = userland.root(options, kernel, report, deadline)
+    kernel, modules = userland.kernel_with_modules(kernel, options)
+    root, first, unknown = userland.root(options, kernel, modules, report=report, deadline=deadline)
     other, said = userland.initrd(options, kernel)
-    used = whole is not None and whole.startable and other is None and root is None
+    used = whole is not None and whole.startable and other is None and root is None and not options.module
     if whole is not None and used:
-        parts = {"initrd": whole.initrd} if machine.firmware is None else {"unified": whole.file}
+        parts = {"initrd": whole.initrd} if options.firmware is None else {"unified": whole.file}
     else:
-        ours = _initrd(guest, options, kernel, agent=agent, root=root, deadline=deadline)
-        parts = {"initrd": other or ours}
-    machine = msgspec.structs.replace(machine, **parts)
+        packed, brought = userland.packed_modules(
+            kernel, None if other else modules, first, options, report=report, deadline=deadline
+        )
+        said = (*said, *brought)
+        ours = initramfs.build(
+            modules=packed.archive if packed is not None else None,
+            agent=agent,
+            agent_tty=row.second_console,
+            root=root,
+            deadline=deadline,
+        )
+        parts = {"initrd": other or ours, "modules": packed.image if packed is not None else None}
+    machine = OwnMachine(disk=_disk(options), firmware=firmware.find(row, options), **parts)
     words = parameters(row, kaslr=options.kaslr, append=options.append)
     words = (*(whole.parameters if whole is not None else ()), *userland.for_init(root, row), *words)
     return LaunchSpec(
@@ -103,29 +111,6 @@ def _agent(kernel: Kernel, report: Report, deadline: Deadline) -> tuple[Path | N
     except HostError as error:
         why = f"{error.message} ({error.hint})" if error.hint else error.message
         return None, (f"exec uses the serial line, one command at a time: {why}",)
-
-
-def _initrd(
-    guest: Guest,
-    options: GuestOptions,
-    kernel: Kernel,
-    *,
-    agent: Path | None,
-    root: Root | None,
-    deadline: Deadline,
-) -> Path:
-    tty = arch.by_name(kernel.arch).second_console
-    # The builtin kernel has few modules, and they are in the layout of `make modules_install`.
-    if guest.kind == "builtin" and options.kernel is None and kernel.modules is not None:
-        return initramfs.build(
-            modules=kernel.modules,
-            release=kernel.release,
-            agent=agent,
-            agent_tty=tty,
-            root=root,
-            deadline=deadline,
-        )
-    return initramfs.build(agent=agent, agent_tty=tty, root=root, deadline=deadline)
 
 
 def _disk(options: GuestOptions) -> Path | None:

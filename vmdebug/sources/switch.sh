@@ -9,28 +9,12 @@ fail() {
 	exec setsid cttyhack sh
 }
 
-# Print the block device that QEMU names vmdebug-root, once its partitions are there.
-disk() {
-	n=0
-	while [ $n -lt 50 ]; do
-		for each in /sys/block/vd*; do
-			name=${each##*/}
-			if [ "$(cat "$each/serial" 2>/dev/null)" = vmdebug-root ] && [ -b "/dev/$name$root_partition" ]; then
-				echo "/dev/$name$root_partition"
-				return
-			fi
-		done
-		n=$((n + 1))
-		sleep 0.1
-	done
-}
-
 mkdir -p /lower /writes /newroot
 if [ "$root_type" = 9p ]; then
 	mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose vmdebug-root /lower ||
 		fail "the directory cannot be mounted over 9p"
 else
-	device=$(disk)
+	device=$(disk vmdebug-root "$root_partition")
 	[ "$device" ] || fail "there is no disk with partition '$root_partition'"
 	if [ "$root_keep" ]; then
 		mount -t "$root_type" -o rw "$device" /newroot || fail "$device cannot be mounted"
@@ -59,20 +43,19 @@ if [ "$root_init" = auto ]; then
 	done
 fi
 
-# The modules of this kernel, for modprobe.
-if [ -d /lib/modules ] && [ ! "$root_keep" ]; then
-	mkdir -p /newroot/lib/modules
-	cp -r /lib/modules/* /newroot/lib/modules
-fi
-
 # What runs beside init, on a file system that init keeps.
 mkdir /run/vmdebug
 cp /bin/busybox /etc/serve /run/vmdebug
 [ ! -x /bin/vmdebug-agent ] || cp /bin/vmdebug-agent /etc/agent-tty /run/vmdebug
+[ ! -r /etc/modules ] || pack_modules
 for each in dev proc sys run; do
 	mkdir -p /newroot/$each 2>/dev/null
 	mount --move /$each /newroot/$each
 done
+if [ -r /etc/modules ]; then
+	bring_modules chroot /newroot /run/vmdebug/busybox
+	load_modules chroot /newroot /run/vmdebug/busybox
+fi
 unset ENV LS_COLORS
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 echo "vmdebug: guest ready"

@@ -10,17 +10,27 @@ from vmdebug.arch import Arch
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel, Root
-from vmdebug.guest_options import NO_INIT, GuestOptions
+from vmdebug.guest_options import NO_INIT, NO_MODULES, GuestOptions
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
 from vmdebug.sources.configuration import dotconfig, requirements
+from vmdebug.sources.guest_modules import bundle, extra, module_set
+from vmdebug.sources.guest_modules.bundle import Bundle, Wanted
+from vmdebug.sources.guest_modules.module_set import ModuleSet
 from vmdebug.spelling import option
 
 
 def root(
-    options: GuestOptions, kernel: Kernel, report: Report, deadline: Deadline
-) -> tuple[Root | None, tuple[str, ...]]:
-    """Return the root file system, and a note if it is unknown whether the kernel can mount it.
+    options: GuestOptions, kernel: Kernel, modules: ModuleSet | None, *, report: Report, deadline: Deadline
+) -> tuple[Root | None, tuple[str, ...], tuple[str, ...]]:
+    """Return the root file system, the modules that mount it, and a note if it is unknown whether they can.
+
+    Args:
+        options: The user's options.
+        kernel: The guest's kernel.
+        modules: The modules that the guest gets.
+        report: Called with each long step.
+        deadline: When to give up making an image.
 
     Raises:
         UsageError: the kernel cannot mount it.
@@ -32,16 +42,24 @@ def root(
             hint="give one of them",
         )
 
+    loadable = modules.names() if modules is not None else frozenset[str]()
+    configuration = dotconfig.of(kernel)
+
     def supports(name: str) -> bool | None:
-        configuration = dotconfig.of(kernel)
-        return None if configuration is None else configuration.value(name) == "y"
+        if configuration is None:
+            return None
+        return configuration.value(name) == "y" or name.removesuffix("_FS").lower() in loadable
 
     root = roots.resolve(options, supports=supports, report=report, deadline=deadline)
-    if root is None or options.force:
-        return root, ()
+    if root is None:
+        return None, (), ()
     needs, what = requirements.of_root(root), option("root", root.words)
-    unknown = requirements.check_own(kernel, needs, options.source, what=what)
-    return root, (unknown,) if unknown else ()
+    as_modules = tuple(need.module for need in needs if need.module in loadable)
+    if options.force:
+        return root, as_modules, ()
+    built_in = tuple(need for need in needs if need.module not in as_modules)
+    unknown = requirements.check_own(kernel, built_in, options.source, what=what)
+    return root, as_modules, (unknown,) if unknown else ()
 
 
 def for_init(root: Root | None, row: Arch) -> tuple[str, ...]:
@@ -102,3 +120,64 @@ def unmounted(options: GuestOptions, words: Sequence[str], *, ours: bool) -> tup
         )
         return (note,)
     return ()
+
+
+def kernel_with_modules(kernel: Kernel, options: GuestOptions) -> tuple[Kernel, ModuleSet | None]:
+    """Return the kernel with the modules and the symbols that the options name, and the guest's modules.
+
+    Raises:
+        UsageError: there are no such modules, or the kernel loads none.
+        MismatchError: they are built for another kernel.
+    """
+    kernel = module_set.choose(kernel, options)
+    found = None if options.modules == NO_MODULES else module_set.of(kernel)
+    brought = extra.check(kernel, options)
+    if not brought:
+        return kernel, found
+    configuration = dotconfig.of(kernel)
+    if configuration is not None and configuration.value("MODULES") != "y":
+        raise UsageError(
+            f"{option('module', options.module[0])}: {kernel.origin} loads no modules: CONFIG_MODULES is n",
+            hint="build it with CONFIG_MODULES=y",
+        )
+    if options.initrd is not None:
+        raise UsageError(
+            f"{option('module', options.module[0])} needs vmdebug's initramfs, which loads it, and"
+            f" {option('initrd', options.initrd)} replaces that",
+            hint="copy it when the guest runs: vmdebug cp FILE.ko VM:/tmp/",
+        )
+    return extra.with_symbols(kernel, brought), found or module_set.empty(kernel)
+
+
+def packed_modules(
+    kernel: Kernel,
+    modules: ModuleSet | None,
+    first: tuple[str, ...],
+    options: GuestOptions,
+    *,
+    report: Report,
+    deadline: Deadline,
+) -> tuple[Bundle | None, tuple[str, ...]]:
+    """Return the guest's modules, packed, and a note about them.
+
+    Args:
+        kernel: The guest's kernel.
+        modules: Its modules.
+        first: Those that its init loads first.
+        options: The user's options.
+        report: Called with each long step.
+        deadline: When to give up.
+
+    Raises:
+        HostError: a module cannot be read, or this machine lacks something.
+        BuildError: a program failed.
+        DeadlineError: it took too long.
+    """
+    if modules is None:
+        return None, ()
+    brought = tuple(absolute(each) for each in options.module)
+    wanted = Wanted(modules=modules, extra=brought, load=options.load_modules, first=first)
+    made = bundle.make(kernel, wanted, report=report, deadline=deadline)
+    if not (modules.built or options.module or options.modules or made.image or made.lacking):
+        return made, ()
+    return made, (made.note(modules.directory),)

@@ -29,6 +29,9 @@ GDB_CHARDEV = "gdb0"
 ROOT = "vmdebug-root"
 """Mount tag or serial number of the root file system; sources/switch.sh looks for it."""
 
+MODULES = "vmdebug-modules"
+"""Serial number of the disk with the modules; sources/modules.sh looks for it."""
+
 PROBE_MEMORY_MIB = 512
 
 _QCOW2_MAGIC = b"QFI\xfb"
@@ -135,6 +138,7 @@ def own(
         *firmware(machine.firmware),
         *_disk(machine, disk_format),
         *root_device(spec.root),
+        *modules_device(machine.modules),
         *entropy(features),
         *generation(features, given),
         *harness(spec, arch=arch, rundir=rundir, features=features, given=given, plugin=plugin),
@@ -284,6 +288,20 @@ def root_device(root: Root | None) -> tuple[str, ...]:
         f"driver={root.format},node-name=root0,file=rootfile0{only}",
         "-device",
         f"virtio-blk-pci,drive=root0,serial={ROOT}",
+    )
+
+
+def modules_device(image: Path | None) -> tuple[str, ...]:
+    """Attach the read-only image of the guest's modules under the name by which vmdebug's init finds it."""
+    if image is None:
+        return ()
+    return (
+        "-blockdev",
+        f"driver=file,node-name=modulesfile0,filename={value(image)},read-only=on",
+        "-blockdev",
+        "driver=raw,node-name=modules0,file=modulesfile0,read-only=on",
+        "-device",
+        f"virtio-blk-pci,drive=modules0,serial={MODULES}",
     )
 
 

@@ -118,29 +118,29 @@ _UNPACKED = (b"0707", b"\0", b"\x1f\x9e", b"BZh", b"\x5d\x00\x00", b"\x89LZO")
 """How else an initramfs can begin: cpio, zeros before it, old gzip, bzip2, lzma, lzo."""
 
 _DEVICES = (
-    Need("VIRTIO_PCI", "root file system", "its devices", "vm-boot"),
+    Need("VIRTIO_PCI", "root file system", "its devices", "vm-boot", "virtio_pci"),
     Need("DEVTMPFS", "root file system", "device nodes", "base"),
 )
 _WRITES = (
-    Need("OVERLAY_FS", "root file system", "a layer for the guest's writes", "root"),
+    Need("OVERLAY_FS", "root file system", "a layer for the guest's writes", "root", "overlay"),
     Need("TMPFS", "root file system", "the memory of that layer", "base"),
     Need("TMPFS_XATTR", "root file system", "that layer marks what is deleted", "root"),
 )
 _DISKS = (
-    Need("VIRTIO_BLK", "root file system", "the disk with the image", "vm-boot"),
+    Need("VIRTIO_BLK", "root file system", "the disk with the image", "vm-boot", "virtio_blk"),
     Need("MSDOS_PARTITION", "root file system", "partitions", "root"),
     Need("EFI_PARTITION", "root file system", "partitions", "root"),
 )
 _ROOTS = {
     "9p": (
-        Need("9P_FS", "root file system", "the directory of the host", "root"),
-        Need("NET_9P_VIRTIO", "root file system", "the directory of the host", "root"),
+        Need("9P_FS", "root file system", "the directory of the host", "root", "9p"),
+        Need("NET_9P_VIRTIO", "root file system", "the directory of the host", "root", "9pnet_virtio"),
     ),
-    "erofs": (Need("EROFS_FS", "root file system", "the file system of the image", "root"),),
-    "ext4": (Need("EXT4_FS", "root file system", "the file system of the image", "ext4"),),
-    "squashfs": (Need("SQUASHFS", "root file system", "the file system of the image", ""),),
-    "btrfs": (Need("BTRFS_FS", "root file system", "the file system of the image", ""),),
-    "xfs": (Need("XFS_FS", "root file system", "the file system of the image", ""),),
+    "erofs": (Need("EROFS_FS", "root file system", "the file system of the image", "root", "erofs"),),
+    "ext4": (Need("EXT4_FS", "root file system", "the file system of the image", "ext4", "ext4"),),
+    "squashfs": (Need("SQUASHFS", "root file system", "the file system of the image", "", "squashfs"),),
+    "btrfs": (Need("BTRFS_FS", "root file system", "the file system of the image", "", "btrfs"),),
+    "xfs": (Need("XFS_FS", "root file system", "the file system of the image", "", "xfs"),),
 }
 
 

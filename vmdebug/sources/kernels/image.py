@@ -9,7 +9,7 @@ from pathlib import Path
 from vmdebug import arch, kimage
 from vmdebug.errors import MismatchError
 from vmdebug.guest import Kernel
-from vmdebug.sources.kernels import tree, unified
+from vmdebug.sources.kernels import installed_modules, tree, unified
 
 # Where debug packages and builds install vmlinux: the list of `vmlinux_path__init` in
 # tools/perf/util/symbol.c.
@@ -53,9 +53,16 @@ def kernel(path: Path, *, search: bool = True, force: bool = False) -> Kernel:
 
 
 def with_symbols(kernel: Kernel, vmlinux: Path | None) -> Kernel:
-    """Return the kernel with this vmlinux, and with scripts, modules and source if it is in a build tree."""
+    """Return the kernel with this vmlinux and with its modules.
+
+    If the vmlinux is in a build tree, the kernel gets scripts and source, too.
+    """
     built = vmlinux is not None and (vmlinux.parent / "include/config").is_dir()
     top = vmlinux.parent if vmlinux is not None else Path()
+    release = kernel.release if _RELEASE.fullmatch(kernel.release) else ""
+    tops = installed_modules.tops(kernel.image, vmlinux)
+    found = installed_modules.loadable(kernel.image, release, tops) if release and not built else None
+    symbols = installed_modules.symbols(release, tops) if release and not built else ()
     return Kernel(
         image=kernel.image,
         origin=kernel.origin,
@@ -64,7 +71,8 @@ def with_symbols(kernel: Kernel, vmlinux: Path | None) -> Kernel:
         release=kernel.release,
         vmlinux=vmlinux,
         gdb_scripts=tree.scripts(top) if vmlinux is not None else None,
-        modules=top if built else kernel.modules,
+        modules=top if built else kernel.modules or found,
+        module_symbols=kernel.module_symbols if built or kernel.modules is not None else symbols,
         source=tree.paths_start(top) if built else kernel.source,
     )
 
@@ -95,7 +103,7 @@ def symbols(image: Path, release: str, *, force: bool = False) -> Path | None:
         raise apart
     if others:
         return others[0]
-    found = installed(release, kimage.read_image(image).build_id)
+    found = installed(release, kimage.read_image(image).build_id, image)
     return next((each for each in found if not is_other_build(image, each)), None)
 
 
@@ -110,14 +118,23 @@ def beside(image: Path, release: str) -> Iterator[Path]:
             yield from _files([image.parents[row.image.count("/")] / "vmlinux"])
 
 
-def installed(release: str, build_id: str = "") -> Iterator[Path]:
-    """Yield the files of debug packages and installed builds for a build-id and a release."""
+def installed(release: str, build_id: str = "", image: Path | None = None) -> Iterator[Path]:
+    """Yield the files of debug packages and installed builds for a build-id and a release.
+
+    Args:
+        release: The kernel's `uname -r`.
+        build_id: Its build-id, or "".
+        image: Its boot image, absolute: the debug package may be unpacked in the same directory.
+    """
     named = kimage.by_build_id(build_id)
     if named is not None:
         yield named
     # The release comes from an untrusted file: it must not lead out of these directories.
     if _RELEASE.fullmatch(release):
-        yield from _files([_ROOT / place.format(release=release) for place in _INSTALLED])
+        tops = installed_modules.tops(image, None)[:-1] if image is not None else ()
+        yield from _files(
+            [top / place.format(release=release) for top in (*tops, _ROOT) for place in _INSTALLED]
+        )
 
 
 def is_other_build(image: Path, vmlinux: Path) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import mmap
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,9 @@ SAMPLES = 5
 """How many modules to read: all modules of a build have the same vermagic."""
 
 _VERMAGIC = re.compile(rb"vermagic=([^\0]{1,300})\0")
-_UNPACK: dict[str, Callable[[bytes], bytes]] = {
+UNPACK: dict[str, Callable[[bytes], bytes]] = {
     ".ko": bytes,
+    ".debug": bytes,
     ".gz": gzip.decompress,
     ".xz": lzma.decompress,
     ".bz2": bz2.decompress,
@@ -56,7 +58,7 @@ def look(kernel: Kernel) -> Modules:
     said = {each: magic for each in found[:: max(1, len(found) // SAMPLES)] if (magic := vermagic(each))}
     if not said:
         return Modules(len(found))
-    wanted = _of_kernel(kernel)
+    wanted = of_kernel(kernel)
     if wanted:
         module = next((each for each, magic in said.items() if magic != wanted), next(iter(said)))
         return Modules(len(found), said[module], module, wanted, belong=said[module] == wanted)
@@ -68,7 +70,7 @@ def look(kernel: Kernel) -> Modules:
 
 def vermagic(module: Path) -> str:
     """Return the vermagic of a module, compressed or not; "" if it has none or cannot be decompressed."""
-    found = _VERMAGIC.search(_content(module))
+    found = _VERMAGIC.search(content(module))
     return found[1].decode(errors="replace") if found else ""
 
 
@@ -77,15 +79,59 @@ def stripped(kernel: Kernel) -> bool:
 
     False if there are none, or it cannot be decompressed.
     """
-    first = next(_walked(kernel.modules), None) if kernel.modules is not None else None
-    content = _content(first) if first is not None else b""
+    places = kernel.module_files()
+    first = next(paths.modules(places[0]), None) if places else None
+    data = content(first) if first is not None else b""
+    return bool(data) and not has_debug_info(data)
+
+
+def fits(magic: str, wanted: str, *, has_versions: bool) -> bool:
+    """Return whether a kernel accepts a module.
+
+    With CONFIG_MODVERSIONS the kernel compares the versions of symbols rather than the release: see
+    `same_magic` in kernel/module.
+
+    Args:
+        magic: The vermagic of the module.
+        wanted: That of the kernel, or only its release.
+        has_versions: See `has_versions`.
+    """
+    if " " not in wanted:
+        return has_versions or magic.split(" ", maxsplit=1)[0] == wanted
+    if has_versions:
+        return magic.partition(" ")[2] == wanted.partition(" ")[2]
+    return magic == wanted
+
+
+def has_versions(module: Path) -> bool:
+    """Return whether a module has the versions of the symbols that it uses."""
+    return b"\0__versions\0" in content(module)
+
+
+def is_loadable(module: Path) -> bool:
+    """Return whether a module file has its code: `objcopy --only-keep-debug` leaves only symbols.
+
+    According to struct module, which the kernel requires; in a file of symbols that section has no bytes.
+    """
+    from elftools.common.exceptions import ELFError  # noqa: PLC0415 - slow to import, and rarely needed
+    from elftools.elf.elffile import ELFFile  # noqa: PLC0415 - as above
+
+    try:
+        section = ELFFile(io.BytesIO(content(module))).get_section_by_name(".gnu.linkonce.this_module")
+    except ELFError:
+        return False
+    return section is not None and section["sh_type"] == "SHT_PROGBITS"
+
+
+def has_debug_info(module: bytes) -> bool:
+    """Return whether a module has debug information."""
     # The name of the section, in the section header string table; see elf(5).
-    return bool(content) and b".debug_info\0" not in content
+    return b".debug_info\0" in module
 
 
-def _content(module: Path) -> bytes:
+def content(module: Path) -> bytes:
     """Return a module, decompressed; b"" if that fails."""
-    unpack = _UNPACK.get(module.suffix, _zstd)
+    unpack = UNPACK.get(module.suffix, _zstd)
     try:
         return unpack(module.read_bytes())
     except (OSError, EOFError, ValueError, lzma.LZMAError):
@@ -101,7 +147,7 @@ def _zstd(packed: bytes) -> bytes:
         raise ValueError(str(error)) from error
 
 
-def _of_kernel(kernel: Kernel) -> str:
+def of_kernel(kernel: Kernel) -> str:
     """Return the vermagic that a kernel expects of its modules; "" if its vmlinux has none.
 
     VERMAGIC_STRING of include/linux/vermagic.h: the release, then words, each followed by a blank.
@@ -119,12 +165,7 @@ def _files(directory: Path) -> list[Path]:
     order = directory / "modules.order"
     if order.is_file():
         named = [directory / line for line in order.read_text().split()]
-        return [each for path in named if (each := path.with_suffix(".ko")).is_file()]
-    return list(_walked(directory))
-
-
-def _walked(directory: Path) -> Iterator[Path]:
-    for top, files in paths.walk(directory):
-        for name in sorted(files):
-            if name.endswith((".ko", ".ko.gz", ".ko.xz", ".ko.zst", ".ko.bz2")):
-                yield Path(top, name)
+        found = [each for path in named if (each := path.with_suffix(".ko")).is_file()]
+        if found:
+            return found
+    return [each for each in paths.modules(directory) if each.suffix != ".debug"]
