@@ -382,7 +382,8 @@ class DebugSession(Copies):
         deadline = Deadline.after(build_timeout)
         if build:
             tree = tree_build.tree_of(options)
-            tree_build.build(tree, jobs=jobs, report=report, deadline=deadline)
+            needs = tree_build.needs_of(options)
+            tree_build.build(tree, needs=needs, jobs=jobs, report=report, deadline=deadline)
         gdb = self._gdb
         spec = restart.resolve(self.vm, halt=None if gdb is None else True, report=report, deadline=deadline)
         start = restart.prepare(self.vm, spec, report=report, launch_seconds=timeout)

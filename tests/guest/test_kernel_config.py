@@ -6,15 +6,17 @@ import json
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from vmdebug import process, shipped
+from vmdebug import arch, process, shipped
 from vmdebug.cli import status_of
 from vmdebug.deadline import Deadline
+from vmdebug.errors import UsageError
 from vmdebug.sources import builtin, kbuild
-from vmdebug.sources.configuration import dotconfig, fragments, reasons
+from vmdebug.sources.configuration import dotconfig, fragments, new_options, reasons, requirements
 
 _OF_THE_MACHINE = re.compile(r"CONFIG_(?:CC|GCC|CLANG|AS|LD|LLD|PAHOLE|RUSTC|TOOLS)_\w*")
 """Options that depend on the compiler."""
@@ -201,3 +203,60 @@ def test_words_that_cannot_be_right(
 ) -> None:
     assert configure(source, tmp_path, *words) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def older(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build directory."""
+    directory = tmp_path_factory.mktemp("older")
+    process.run(kbuild.argv(source, directory, "-s", "outputmakefile"), deadline=Deadline.after(600))
+    return directory
+
+
+def without(older: Path, *names: str) -> bytes:
+    """Write the builtin kernel's .config without some options, as if the source had them only since then."""
+    built = builtin.built()
+    assert built is not None
+    lines = built.config.read_text().splitlines()
+    words = tuple(f"CONFIG_{name}" for name in names)
+    kept = [
+        line for line in lines if line.removeprefix("# ").partition("=")[0].partition(" ")[0] not in words
+    ]
+    (older / ".config").write_text("\n".join(kept) + "\n")
+    return (older / ".config").read_bytes()
+
+
+def taken(tree: Path) -> dict[str, str]:
+    return new_options.take(
+        tree,
+        requirements.own(arch.native()),
+        make=partial(kbuild.argv, tree, tree),
+        env=kbuild.environment(),
+        deadline=Deadline.after(600),
+    )
+
+
+def test_a_default_with_which_the_kernel_cannot_boot_here_is_refused(older: Path) -> None:
+    before = without(older, "SERIAL_8250_CONSOLE")
+    with pytest.raises(UsageError, match="cannot boot here: CONFIG_SERIAL_8250_CONSOLE=n") as caught:
+        taken(older)
+    assert "-e SERIAL_8250_CONSOLE" in caught.value.hint
+    assert "the console" in caught.value.detail
+    assert (older / ".config").read_bytes() == before
+    assert not list(older.glob(".config.*"))
+    assert not (older / "include/config/auto.conf").exists()
+
+
+def test_make_stops_at_new_options_and_they_get_their_defaults(older: Path) -> None:
+    without(older, "BLK_DEV_RAM", "EXT2_FS")
+    argv = kbuild.argv(older, older, "prepare")
+    env = {**kbuild.environment(), **new_options.STOP}
+    done = process.run(argv, env=env, deadline=Deadline.after(600), check=False)
+    assert done.status != 0
+    assert new_options.STOPPED in done.stderr
+    assert taken(older) == {"CONFIG_BLK_DEV_RAM": "n", "CONFIG_EXT2_FS": "n"}
+    assert "# CONFIG_EXT2_FS is not set" in (older / ".config").read_text()
+    assert not list(older.glob(".config.*"))
+    assert not process.run(
+        kbuild.argv(older, older, "-s", "listnewconfig"), env=env, deadline=Deadline.after(600)
+    ).stdout

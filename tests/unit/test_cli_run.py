@@ -281,6 +281,35 @@ def test_bisect_leaves_out_a_guest_that_does_not_start(
     assert cli.status_of(["run", "--bisect", script("def main(session): pass")]) == 125
 
 
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(("words", "status"), [("--bisect", 125), ("--no-halt", 2)])
+def test_bisect_leaves_out_a_commit_that_cannot_be_built(
+    script: Write,
+    words: str,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Either make fails, or a default of a new option is refused."""
+
+    def build(*_args: object, **_named: object) -> None:
+        raise errors.UsageError("with the defaults the kernel cannot boot here")
+
+    monkeypatch.setattr("vmdebug.sources.tree_build.tree_of", lambda _: Path("/linux"))
+    monkeypatch.setattr("vmdebug.sources.tree_build.needs_of", lambda _: ())
+    monkeypatch.setattr("vmdebug.sources.tree_build.build", build)
+    path = script("def main(session): print('ran')")
+    assert cli.status_of(["run", "--build", "--guest", "/linux", words, path]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "cannot boot here" in err
+
+
+def test_a_running_vm_is_built_by_restart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.status_of(["run", "--build", "--name", "linux", "x.py"]) == 2
+    assert "vmdebug restart linux --build" in capsys.readouterr().err
+
+
 def test_bisect_passes_a_failing_script_on(asked: Asked, script: Write) -> None:
     assert cli.status_of(["run", "--bisect", script("def main(session): assert False")]) == 1
 

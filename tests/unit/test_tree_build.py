@@ -9,8 +9,9 @@ import pytest
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest_options import GuestOptions
-from vmdebug.progress import Step
+from vmdebug.progress import Step, silent
 from vmdebug.sources import tree_build
+from vmdebug.sources.configuration import requirements
 
 MAKEFILE = """\
 all:
@@ -112,3 +113,40 @@ class TestWhichTree:
     def test_none(self, options: dict[str, str]) -> None:
         with pytest.raises(UsageError, match="--build"):
             tree_build.tree_of(GuestOptions(**options))  # type: ignore[arg-type]
+
+
+OLDER = """\
+all:
+\t@[ -z "$$KCONFIG_NOSILENTUPDATE" ] || echo '*** The configuration requires explicit update.' >&2
+\t@[ -z "$$KCONFIG_NOSILENTUPDATE" ]
+\t@echo '  CC      fs/open.o'
+listnewconfig:
+\t@echo CONFIG_ADDED=y
+\t@echo CONFIG_TTY=n
+olddefconfig:
+\t@echo CONFIG_ADDED=y >>$$KCONFIG_CONFIG
+\t@echo '# CONFIG_TTY is not set' >>$$KCONFIG_CONFIG
+"""
+"""What make does with a .config that is older than its source; test_kernel_config.py has the real one."""
+
+
+class TestNewOptions:
+    def test_they_are_told_with_the_defaults_that_they_get(self, linux: Path) -> None:
+        (linux / "Makefile").write_text(OLDER)
+        steps: list[Step] = []
+        built = build(linux, steps)
+        assert built.new_options == {"CONFIG_ADDED": "y", "CONFIG_TTY": "n"}
+        assert built.objects == 1
+        assert "CONFIG_ADDED=y" in (linux / ".config").read_text()
+        assert "CONFIG_ADDED=y, CONFIG_TTY=n" in [step.note for step in steps]
+
+    def test_one_that_a_boot_needs_otherwise_is_refused(self, linux: Path) -> None:
+        (linux / "Makefile").write_text(OLDER)
+        needs = tree_build.needs_of(GuestOptions(source=str(linux)))
+        with pytest.raises(UsageError, match="with the defaults of its new options") as caught:
+            tree_build.build(linux, needs=needs, jobs=1, report=silent, deadline=Deadline.after(60))
+        assert caught.value.message.endswith("cannot boot here: CONFIG_TTY=n")
+        assert (linux / ".config").read_text() == "CONFIG_X86_64=y\n"
+
+    def test_what_a_nixos_guest_needs_is_another_thing(self) -> None:
+        assert tree_build.needs_of(GuestOptions(source=".#base")) == requirements.RUNNER

@@ -10,8 +10,7 @@ from vmdebug.cli import render, verb
 from vmdebug.deadline import BUILD_SECONDS, LAUNCH_SECONDS, Deadline
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from vmdebug.guest_options import GuestOptions
     from vmdebug.progress import Report
     from vmdebug.vm import Vm
 
@@ -60,9 +59,7 @@ def restart(
     wanted = restarting.options_of(machine)
     with render.progress() as report:
         if build:
-            from vmdebug.sources import tree_build
-
-            make(tree_build.tree_of(wanted), jobs, report)
+            make(wanted, jobs, report)
         deadline = Deadline.after(BUILD_SECONDS)
         spec = restarting.resolve(machine, halt=halt, report=report, deadline=deadline)
         start = restarting.prepare(machine, spec, report=report, launch_seconds=LAUNCH_SECONDS)
@@ -77,15 +74,21 @@ def restart(
         render.tell(f"\nthe GDB of {who} has lost its guest; to reconnect, type there: vmd-reconnect")
 
 
-def make(tree: Path, jobs: int | None, report: Report) -> None:
-    """Run make in a tree, and print the result.
+def make(wanted: GuestOptions, jobs: int | None, report: Report) -> None:
+    """Run make in the tree of a guest's kernel, and print the result.
 
     Raises:
+        UsageError: the kernel is not built in a tree, or a boot needs another value of a new option.
         BuildError: the build failed.
     """
     from vmdebug.sources import tree_build
 
-    built = tree_build.build(tree, jobs=jobs, report=report, deadline=Deadline.after(BUILD_SECONDS))
+    tree, needs = tree_build.tree_of(wanted), tree_build.needs_of(wanted)
+    deadline = Deadline.after(BUILD_SECONDS)
+    built = tree_build.build(tree, needs=needs, jobs=jobs, report=report, deadline=deadline)
+    if built.new_options:
+        render.tell(f"{tree}/.config is older than its source; these options are new, with their defaults:")
+        render.tell("\n".join(f"  {name}={value}" for name, value in built.new_options.items()))
     if built.warnings:
         render.tell(built.warnings)
     render.tell_facts(

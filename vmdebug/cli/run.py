@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmdebug import spelling
-from vmdebug.cli import options, render, trouble, verb
+from vmdebug.cli import options, render, restart, trouble, verb
 from vmdebug.errors import DeadlineError, HostError, LaunchError, MismatchError, UsageError, VmdebugError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ app = verb.new_app()
     epilog=verb.examples(
         "vmdebug run examples/open_args.py --guest builtin",
         "vmdebug run check.py --name base-nixos --timeout 60 -- --verbose",
-        "git bisect run sh -c 'make -j8 || exit 125; vmdebug run --bisect --guest . check.py'",
+        "git bisect run vmdebug run --bisect --build --guest . check.py",
     ),
 )
 def run(
@@ -62,6 +62,8 @@ def run(
         str | None,
         typer.Option(metavar="N", help="Use this running VM.", autocompletion=verb.complete_vm),
     ] = None,
+    build: restart.Build = False,
+    jobs: restart.Jobs = None,
     halt: options.Halt = None,
     force: options.Force = False,
     allow: Annotated[
@@ -94,8 +96,15 @@ def run(
         raise UsageError(
             "--guest and --name exclude each other", hint="--guest starts a VM, --name takes a running one"
         )
+    if build and name is not None:
+        raise UsageError(
+            "--build and --name exclude each other",
+            hint=f"build and restart it: vmdebug restart {name} --build",
+        )
     arguments = list(verb.tail(context))
     try:
+        if build:
+            _build(guest, jobs, bisect=bisect)
         opening = _session(guest, name, halt, force=force, settle=bisect)
         watch = partial(trouble.TroubleWatch, boot=name is None, allow=allow or ())
         status = _run(script, opening, arguments, timeout, watch)
@@ -109,12 +118,32 @@ def run(
     raise typer.Exit(status)
 
 
+class NotBuiltError(VmdebugError):
+    """The kernel was not built, so the commit cannot be tested."""
+
+
 class NeverBootedError(VmdebugError):
     """The guest's shell did not answer, so the commit cannot be tested."""
 
 
-CANNOT_JUDGE = (HostError, MismatchError, LaunchError, NeverBootedError)
+CANNOT_JUDGE = (HostError, MismatchError, LaunchError, NotBuiltError, NeverBootedError)
 """Errors after which the commit cannot be tested."""
+
+
+def _build(guest: str | None, jobs: int | None, *, bisect: bool) -> None:
+    """Run make in the tree of a guest.
+
+    Raises:
+        VmdebugError: make failed, or a boot needs another value of a new option; a NotBuiltError if `bisect`.
+    """
+    wanted = options.given(guest)
+    try:
+        with render.progress() as report:
+            restart.make(wanted, jobs, report)
+    except VmdebugError as error:
+        if not bisect:
+            raise
+        raise NotBuiltError(error.message, hint=error.hint, detail=error.detail) from error
 
 
 @contextlib.contextmanager

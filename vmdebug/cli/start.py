@@ -120,10 +120,8 @@ def start(
         force=force or None,
     )
     if build and not dry_run:
-        from vmdebug.sources import tree_build
-
         with render.progress() as report:
-            restart.make(tree_build.tree_of(wanted), jobs, report)
+            restart.make(wanted, jobs, report)
     if dry_run:
         _show_plan(wanted, as_json=as_json)
     elif fg:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
-from vmdebug import cache, process
+from vmdebug import arch, cache, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest_options import GuestOptions
 from vmdebug.paths import absolute, or_false
-from vmdebug.progress import Report
+from vmdebug.process import Completed
+from vmdebug.progress import Report, Step
 from vmdebug.sources import kbuild, naming
-from vmdebug.sources.configuration import dotconfig
+from vmdebug.sources.configuration import dotconfig, new_options, requirements
+from vmdebug.sources.configuration.requirements import Need
 from vmdebug.spelling import option
 
 _COMMAND = re.compile(r"^(?:saved)?cmd_\S+ := (.*?)\s-", re.MULTILINE)
@@ -40,6 +42,7 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
         seconds: How long make ran.
         compiler: The compiler command with the reason for it, for the user.
         warnings: The messages of compiler and linker.
+        new_options: The options that were new in the source, with the defaults that they got.
     """
 
     tree: Path
@@ -47,6 +50,7 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     compiler: str
     warnings: str = ""
+    new_options: dict[str, str] = {}
 
 
 def tree_of(options: GuestOptions) -> Path:
@@ -72,21 +76,76 @@ def tree_of(options: GuestOptions) -> Path:
     )
 
 
-def build(tree: Path, *, jobs: int | None = None, report: Report, deadline: Deadline) -> Built:
-    """Run `make` in a tree.
+def needs_of(options: GuestOptions) -> tuple[Need, ...]:
+    """Return what a guest needs of the kernel that is built for it."""
+    if naming.parse(options.source).kind in ("flake", "runner"):
+        return requirements.RUNNER
+    return requirements.own(arch.native())
+
+
+def build(
+    tree: Path,
+    *,
+    needs: Iterable[Need] = (),
+    jobs: int | None = None,
+    report: Report,
+    deadline: Deadline,
+) -> Built:
+    """Run `make` in a tree. If its .config is older than its source, the new options get their defaults.
 
     Args:
         tree: The build directory: the source, or the one of `make O=`.
+        needs: See `needs_of`.
         jobs: How many compilers to run at once; None is one for each CPU.
         report: Receives each object.
         deadline: When to stop; the next make continues.
 
     Raises:
-        UsageError: make cannot run in it, or it belongs to vmdebug.
+        UsageError: make cannot run in it, it belongs to vmdebug, or a boot needs another value of a new
+            option than its default.
         HostError: a program is missing.
         BuildError: make failed; the detail has the compiler's errors.
         DeadlineError: it took too long.
     """
+    _check_buildable(tree)
+    env = kbuild.environment()
+    variables, compiler = compiler_of(tree, env)
+    objects = kbuild.ObjectCounter(0, None, report)
+    begun = time.monotonic()
+
+    def make(*words: str) -> tuple[str, ...]:
+        return kbuild.argv(tree, tree, *variables, *words)
+
+    def compile_(more: Mapping[str, str]) -> Completed:
+        argv = make(f"-j{jobs or kbuild.jobs()}")
+        return process.run(argv, env={**env, **more}, deadline=deadline, check=False, on_line=objects.line)
+
+    done = compile_(new_options.STOP)
+    taken: dict[str, str] = {}
+    if new_options.STOPPED in done.stderr:
+        report(Step(kbuild.BUILDING, note="new options"))
+        taken = new_options.take(tree, needs, make=make, env=env, deadline=deadline)
+        report(Step("new options", note=", ".join(f"{name}={value}" for name, value in taken.items())))
+        done = compile_({})
+    said = [line for line in done.stderr.splitlines() if not _MAKES_OWN.match(line)]
+    if done.status != 0:
+        raise BuildError(
+            f"{tree} could not be built: make ended with status {done.status}",
+            hint=next((line for line in said if _ERROR.search(line)), "see the output of make below"),
+            detail=f"{process.shell_line(done.argv)}\n"
+            + "\n".join(_around_first_error(said) or [process.tail(done.stdout)]),
+        )
+    return Built(
+        tree=tree,
+        objects=objects.done,
+        seconds=time.monotonic() - begun,
+        compiler=compiler,
+        warnings="\n".join(said),
+        new_options=taken,
+    )
+
+
+def _check_buildable(tree: Path) -> None:
     process.find("make", package="make")
     if tree.resolve().is_relative_to(cache.directory("kernel").resolve()):
         raise UsageError(
@@ -102,33 +161,6 @@ def build(tree: Path, *, jobs: int | None = None, report: Report, deadline: Dead
     ):
         if not or_false((tree / needed).is_file):
             raise UsageError(f"{tree} cannot be built in: there is no {needed}", hint=hint)
-    env = kbuild.environment()
-    variables, compiler = compiler_of(tree, env)
-    objects = kbuild.ObjectCounter(0, None, report)
-    begun = time.monotonic()
-    count = jobs or kbuild.jobs()
-    done = process.run(
-        kbuild.argv(tree, tree, f"-j{count}", *variables),
-        env=env,
-        deadline=deadline,
-        check=False,
-        on_line=objects.line,
-    )
-    said = [line for line in done.stderr.splitlines() if not _MAKES_OWN.match(line)]
-    if done.status != 0:
-        raise BuildError(
-            f"{tree} could not be built: make ended with status {done.status}",
-            hint=next((line for line in said if _ERROR.search(line)), "see the output of make below"),
-            detail=f"{process.shell_line(done.argv)}\n"
-            + "\n".join(_around_first_error(said) or [process.tail(done.stdout)]),
-        )
-    return Built(
-        tree=tree,
-        objects=objects.done,
-        seconds=time.monotonic() - begun,
-        compiler=compiler,
-        warnings="\n".join(said),
-    )
 
 
 def compiler_of(tree: Path, env: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
