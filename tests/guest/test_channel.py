@@ -169,6 +169,37 @@ def test_a_command_that_takes_too_long_leaves_nothing_in_the_guest(shared: Vm) -
     assert shared.exec("ps | grep -c '[s]leep 300'").stdout == "0\n"
 
 
+STOPPING = """
+import sys, vmdebug
+with vmdebug.attach(sys.argv[1]) as session:
+    assert session.gdb.stopped
+    print("stopped", flush=True)
+    sys.stdin.readline()
+    session.gdb.cont(wait=False)
+    print("resumed", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_command_waits_for_a_guest_that_a_program_has_stopped(shared: Vm) -> None:
+    script = [sys.executable, "-c", STOPPING, shared.name]
+    env = environment(shared)
+    with process.spawn(script, env=env, stdin=process.PIPE, stdout=process.PIPE) as child:
+        assert child.stdin
+        assert child.stdout
+        assert child.stdout.readline() == b"stopped\n"
+        assert shared.status() == "paused"
+        with pytest.raises(DeadlineError):
+            shared.exec("true", timeout=1)
+        with process.spawn(cli(shared, "-n", "--", "echo hi"), env=env, stdout=process.PIPE) as waiting:
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            assert waiting.stdout
+            assert waiting.stdout.read() == b"hi\n"
+            assert waiting.wait(60) == 0
+        assert child.stdout.readline() == b"resumed\n"
+
+
 def test_a_guest_that_stands_still_is_an_error_and_works_again_when_it_goes_on(shared: Vm) -> None:
     shared.exec("true")
     shared.pause()

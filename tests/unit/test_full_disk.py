@@ -11,7 +11,8 @@ import pytest
 
 from tests.unit import cli_doubles
 from vmdebug import cache, cli, paths
-from vmdebug.debugger.ownership import Holder, VmOwner, holder
+from vmdebug.attach_lock import Holder, holder
+from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import HostError
 from vmdebug.postmortem import Report, Section
 from vmdebug.vm import rundir

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from vmdebug import process, shipped
+from vmdebug import attach_lock, process, shipped
 from vmdebug.arch import by_name
+from vmdebug.attach_lock import Holder, holder
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import share, startup
 from vmdebug.debugger.interactive import Attachment, Extra, argv, program
-from vmdebug.debugger.ownership import Holder, VmOwner, holder
+from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import HostError, StateError
 from vmdebug.guest import Kernel
 
@@ -134,6 +135,7 @@ BECOME = """
 import sys
 from pathlib import Path
 from vmdebug.arch import by_name
+from vmdebug.attach_lock import Holder, holder
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.interactive import Attachment, attach
 from vmdebug.guest import Kernel
@@ -181,6 +183,30 @@ def test_a_persons_gdb_that_is_held_can_be_shared(tmp_path: Path) -> None:
         with pytest.raises(StateError) as caught, VmOwner.claim(lock, "nixos"):
             pass
     assert caught.value.hint.startswith("type `vmd-share` there to share it, or attach with `--share`; or ")
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from vmdebug.debugger.ownership import VmOwner
+with VmOwner.claim(Path(sys.argv[1]), "nixos", interactive=sys.argv[2] == "person"):
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("who", ["person", "program"])
+def test_the_program_that_has_stopped_the_guest_is_known_until_it_ends(who: str, tmp_path: Path) -> None:
+    lock = tmp_path / "attach.lock"
+    assert attach_lock.program(lock) == 0
+    words = [sys.executable, "-c", CLAIM, str(lock), who]
+    with process.spawn(words, stdin=process.PIPE, stdout=process.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"claimed\n"
+        assert attach_lock.program(lock) == (child.pid if who == "program" else 0)
+    assert attach_lock.program(lock) == 0
+    with VmOwner.claim(lock, "nixos"):
+        assert attach_lock.program(lock) == 0  # not another one
 
 
 def test_where_a_shared_gdb_lets_scripts_in(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def attach(attachment: Attachment, *, lock: Path, vm: str) -> NoReturn:
         HostError: there is no GDB.
     """
     find(attachment.program[0])
-    with VmOwner.claim(lock, vm, interactive=True) as owner:
+    with VmOwner.claim(lock, vm, interactive=not attachment.batch) as owner:
         clients.check_free(attachment.endpoint, vm)
         become(attachment, owner)
 

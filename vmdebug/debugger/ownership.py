@@ -15,14 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-import msgspec
-
 from vmdebug import locks, process
+from vmdebug.attach_lock import INTERACTIVE, Holder, holder
 from vmdebug.errors import StateError
-
-INTERACTIVE = "a person's"
-"""The second line of `attach.lock` while a person types at the GDB; `gdbinit/vmd_share.py` writes another
-one."""
 
 
 class Owner(Protocol):
@@ -106,30 +101,6 @@ class _Unclaimed:
 
 UNCLAIMED: Owner = _Unclaimed()
 """The owner of a stub that no other process can know; it locks nothing."""
-
-
-class Holder(msgspec.Struct, frozen=True):
-    """The last process that claimed a VM's stub, according to `attach.lock`.
-
-    Args:
-        pid: Its process id; 0 if unknown.
-        interactive: Whether it is a person's GDB that is not shared.
-        address: The abstract socket on which a shared GDB accepts scripts; "" if it is not shared.
-    """
-
-    pid: int = 0
-    interactive: bool = False
-    address: str = ""
-
-
-def holder(lock: Path) -> Holder:
-    """Return the process that wrote `attach.lock` last; it may have ended since."""
-    try:
-        pid, _, kind = lock.read_text().partition("\n")
-        kind = kind.strip()
-        return Holder(int(pid), kind == INTERACTIVE, kind[1:] if kind.startswith("@") else "")
-    except (OSError, ValueError):
-        return Holder()
 
 
 def _vm_taken(vm: str, by: Holder) -> StateError:

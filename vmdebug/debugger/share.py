@@ -10,8 +10,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmdebug.attach_lock import holder
 from vmdebug.deadline import Deadline
-from vmdebug.debugger.ownership import holder
 from vmdebug.errors import DeadlineError, GdbError, StateError
 
 _WORD_BYTES = 256

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
-from vmdebug import locks
+from vmdebug import attach_lock, locks
 from vmdebug.channel.files.copies import Copies
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError
@@ -177,7 +177,7 @@ class Vm(Copies):
         return self._shell
 
     def check_running(self, call: str = "exec") -> None:
-        """Raise if the guest does not run.
+        """Raise if the guest does not run, and will not by itself.
 
         Args:
             call: The call that needs it, for the error.
@@ -186,7 +186,8 @@ class Vm(Copies):
             StateError: the guest does not run; the hint says how to set it running.
         """
         status = self.status()
-        if status != "running":
+        waits = status == "paused" and attach_lock.program(self.rundir.attach_lock)
+        if status != "running" and not waits:
             raise StateError(
                 f"{call} needs a running guest, and {self.name} is {status}",
                 hint=guest_status.how_to_run(status, self.name),
