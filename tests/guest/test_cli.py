@@ -129,6 +129,15 @@ def test_the_console_is_typed_into_and_shown(running: str) -> None:
             pytest.fail("the guest did not answer")
 
 
+def test_the_console_of_a_halted_guest_says_why_it_is_silent(halted: str) -> None:
+    argv = [sys.executable, "-m", "vmdebug.cli", "console", halted]
+    with process.spawn(argv, stdin=process.PIPE, stderr=process.PIPE) as child:
+        assert child.stderr is not None
+        assert child.stderr.readline() == f"--- the serial line of {halted} ---\n".encode()
+        said = child.stderr.readline().decode()
+        assert said.startswith(f"note: {halted} is halted at the reset vector and answers nothing; set it ")
+
+
 def test_a_log_that_is_followed_ends_with_its_vm(running: str) -> None:
     argv = [sys.executable, "-m", "vmdebug.cli", "log", running, "-f"]
     with process.spawn(argv, stdout=process.PIPE) as child:

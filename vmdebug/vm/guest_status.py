@@ -56,7 +56,7 @@ def after_end(console_log: Path) -> Status:
 
 def how_to_run(status: Status, name: str) -> str:
     """Return the command that sets a guest with this status running, for a hint."""
-    return _HOW_TO_RUN.get(status, "start a new one").format(name=name)
+    return _HOW_TO_RUN.get(status, "start it again: vmdebug restart {name}").format(name=name)
 
 
 def cause_of_death(status: Status) -> str:
