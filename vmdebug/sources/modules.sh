@@ -12,8 +12,8 @@ done
 rm -rf /lib/first-modules
 
 if [ "$modules_image" ]; then
-	device=$(disk vmdebug-modules)
-	mount -t "$modules_image" -o ro "$device" "$modules_here/.image" ||
+	modules_device=$(disk vmdebug-modules)
+	mount -t "$modules_image" -o ro "$modules_device" "$modules_here/.image" ||
 		echo "vmdebug: the disk with the modules cannot be mounted" >&2
 fi
 
@@ -30,7 +30,7 @@ pack_modules() {
 	mount -t tmpfs -o mode=755 tmpfs /run/vmdebug/modules
 	[ ! "$modules_image" ] || umount "$modules_here/.image"
 	cp -r "$modules_here/." /run/vmdebug/modules
-	[ ! "$modules_image" ] || mount -t "$modules_image" -o ro "$device" /run/vmdebug/modules/.image
+	[ ! "$modules_image" ] || mount -t "$modules_image" -o ro "$modules_device" /run/vmdebug/modules/.image
 }
 
 # Move them to /lib/modules of the new root, which may be read-only, or have other modules of that release. The
