@@ -152,7 +152,7 @@ def tree(directory: Path, build_id: str = ID, *, source: Path | None = None, scr
     kernel = vmlinux(directory / "vmlinux", build_id)
     image(directory / "arch/x86/boot/bzImage", kernel)
     (directory / "include/config").mkdir(parents=True)
-    (directory / ".config").write_text("CONFIG_X86_64=y\n")
+    (directory / ".config").write_text("".join(f"CONFIG_{name}=y\n" for name in CONFIG))
     top = source or directory
     (top / "init").mkdir(parents=True, exist_ok=True)
     (top / "init/Kconfig").write_text("")
@@ -163,6 +163,9 @@ def tree(directory: Path, build_id: str = ID, *, source: Path | None = None, scr
         gdb_scripts(directory)
     return directory
 
+
+CONFIG = ("X86_64", "64BIT", "BLK_DEV_INITRD", "BINFMT_ELF", "PROC_FS", "SERIAL_8250_CONSOLE", "TTY")
+"""What a kernel needs to reach vmdebug's shell."""
 
 MAGIC = f"{RELEASE} SMP preempt mod_unload "
 

@@ -316,3 +316,15 @@ def test_what_the_kernel_lacks_for_a_root_is_named(linux: Path, chroot: Path) ->
 def test_a_root_and_an_initramfs_exclude_each_other(linux: Path, chroot: Path) -> None:
     with pytest.raises(UsageError, match="needs vmdebug's initramfs"):
         resolve(linux, root=str(chroot), initrd="/i")
+
+
+def test_a_kernel_that_cannot_reach_the_shell_is_told_before_it_boots(linux: Path, tmp_path: Path) -> None:
+    kept = (linux / ".config").read_text().replace("CONFIG_SERIAL_8250_CONSOLE=y\n", "")
+    (linux / ".config").write_text(kept)
+    (note,) = resolve(linux).notes
+    assert note.startswith(
+        "warning: this kernel will not reach its shell: CONFIG_SERIAL_8250_CONSOLE=n (the console)"
+    )
+    assert "-f vm-boot" in note
+    (tmp_path / "initrd.img").write_bytes(b"070701")
+    assert not any("shell:" in note for note in resolve(linux, initrd=str(tmp_path / "initrd.img")).notes)

@@ -78,6 +78,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         notes=(
             *((whole.note(started=machine.unified is not None, used=used),) if whole is not None else ()),
             *replacements.notes(kernel),
+            *(userland.unreachable(kernel, row) if other is None and not used else ()),
             *unknown,
             *said,
             *_ineffective(options),

@@ -97,6 +97,20 @@ def initrd(options: GuestOptions, kernel: Kernel) -> tuple[Path | None, tuple[st
     return file, (note, *((unknown,) if unknown else ()))
 
 
+def unreachable(kernel: Kernel, row: Arch) -> tuple[str, ...]:
+    """Return a note if a kernel lacks what it needs to reach vmdebug's shell, as `kernel check` says."""
+    seen = requirements.lacking(kernel, requirements.own(row))
+    if seen is None or not seen[0]:
+        return ()
+    found, origin = seen
+    names = ", ".join(f"CONFIG_{lack} ({lack.need.why})" for lack in found)
+    note = (
+        f"warning: this kernel will not reach its shell: {names}, according to {origin}, so exec and console"
+        f" will not answer; {requirements.fix_command(kernel, found)}"
+    )
+    return (note,)
+
+
 def unmounted(options: GuestOptions, words: Sequence[str], *, ours: bool) -> tuple[str, ...]:
     """Return notes about an initramfs that QEMU's arguments replace, and a `root=` that nobody reads.
 
