@@ -127,12 +127,16 @@ class RunnerMachine(msgspec.Struct, frozen=True, kw_only=True, tag="runner"):
         system_name: NAME, the guest's host name.
         kernel_override: Whether `Kernel.image` replaces the runner's kernel.
         disk: qcow2 image to use and keep; None: a new one for each run.
+        initrd: The initramfs to boot instead of the runner's, or None.
+        modules: The read-only image of the guest's modules, or None.
     """
 
     script: Path
     system_name: str
     kernel_override: bool = False
     disk: Path | None = None
+    initrd: Path | None = None
+    modules: Path | None = None
 
 
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from vmdebug.errors import DeadlineError, MismatchError, UsageError
 from vmdebug.guest import Guest, LaunchSpec, RunnerMachine, decode, encode
 from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
+from vmdebug.sources.configuration import requirements
 from vmdebug.sources.nixos import runner
 
 SLEEP = shutil.which("sleep")
@@ -22,6 +23,7 @@ SCRIPT = """\
 exec /usr/bin/qemu-system-x86_64 \\
     -name my-vm \\
     -kernel ${{NIXPKGS_QEMU_KERNEL_my_vm:-{toplevel}/kernel}} \\
+    -initrd {toplevel}/initrd \\
     -append "$(cat {toplevel}/kernel-params) $QEMU_KERNEL_PARAMS" \\
     $QEMU_OPTS "$@"
 """
@@ -295,3 +297,56 @@ def test_a_script_without_a_name_cannot_be_started(made: Made) -> None:
     named.write_text(text)
     with pytest.raises(UsageError, match="the system's name is unknown: start is not run-NAME-vm"):
         resolve(named)
+
+
+class TestModules:
+    @pytest.fixture
+    def linux(self, tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A build tree with a module, whose kernel replaces the runner's."""
+        monkeypatch.setenv("PATH", f"{made.bin}:/usr/bin:/bin")
+        (made.toplevel / "initrd").write_bytes(b"their initrd")
+        top = kernelfiles.tree(tmp_path / "linux")
+        kernelfiles.module(top / "lib/first.ko")
+        (top / "modules.order").write_text("lib/first.ko\n")
+        names = [need.option for need in (*requirements.RUNNER, *requirements.SYSTEMD)]
+        config = (top / ".config").read_text() + "".join(f"CONFIG_{name}=y\n" for name in names)
+        (top / ".config").write_text(config + "CONFIG_MODULES=y\nCONFIG_EROFS_FS=y\n")
+        return top
+
+    def test_those_of_another_kernel_are_before_the_initrd_and_on_a_disk(
+        self, made: Made, linux: Path, tmp_path: Path
+    ) -> None:
+        mine = kernelfiles.module(tmp_path / "my-own.ko")
+        options = GuestOptions(source="result", kernel=str(linux), module=(str(mine),))
+        spec = resolve(made.result, options)
+        initrd = machine(spec).initrd
+        assert initrd is not None
+        content = initrd.read_bytes()
+        here = f"lib/modules/{kernelfiles.RELEASE}"
+        for name in ("kernel/lib/first.ko", "vmdebug/my_own.ko", "modules.dep"):
+            assert f"{here}/{name}\0".encode() in content
+        assert content.startswith(b"070701")
+        assert content.endswith(b"their initrd")
+        assert machine(spec).modules is not None
+        place = (made.toplevel / "kernel-modules/lib/modules").resolve()
+        assert spec.parameters[:2] == (
+            "modules_load=my_own",
+            f"systemd.mount-extra=/dev/disk/by-id/virtio-vmdebug-modules:{place}:erofs:ro,nofail",
+        )
+        assert spec.kernel.module_files() == (mine, linux)
+        assert any(note.startswith("modules: 2 of") for note in spec.notes)
+
+    def test_one_that_cannot_mount_the_disk_has_them_in_the_initrd(self, made: Made, linux: Path) -> None:
+        text = (linux / ".config").read_text().replace("CONFIG_EROFS_FS=y\n", "")
+        (linux / ".config").write_text(text)
+        spec = resolve(made.result, GuestOptions(source="result", kernel=str(linux)))
+        assert machine(spec).initrd is not None
+        assert machine(spec).modules is None
+        assert not any("mount-extra" in word for word in spec.parameters)
+        assert any("an image needs EROFS_FS" in note for note in spec.notes)
+
+    def test_the_runner_s_own_kernel_keeps_its_initrd(self, made: Made, linux: Path) -> None:
+        spec = resolve(made.result)
+        assert (machine(spec).initrd, machine(spec).modules) == (None, None)
+        none = GuestOptions(source="result", kernel=str(linux), modules="none")
+        assert machine(resolve(made.result, none)).initrd is None

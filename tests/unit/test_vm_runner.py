@@ -40,6 +40,25 @@ def spec(**changes: object) -> LaunchSpec:
     return LaunchSpec(**{**values, **changes})  # type: ignore[arg-type]
 
 
+def test_an_initrd_and_modules_of_another_kernel_come_after_the_scripts_own() -> None:
+    machine = RunnerMachine(
+        script=MACHINE.script, system_name="my-vm", initrd=Path("/c/a.initrd"), modules=Path("/c/m.erofs")
+    )
+    words = list(
+        runner.command(
+            spec(machine=machine),
+            machine,
+            given=runner.options(SCRIPT, inherited={}),
+            accel="tcg",
+            arch=by_name("x86_64"),
+            rundir=RUNDIR,
+            features=ALL,
+        )
+    )
+    assert words[words.index("-initrd") + 1] == "/c/a.initrd"
+    assert words[words.index("-initrd") + 2 :][:6] == list(argv.modules_device(Path("/c/m.erofs")))
+
+
 def command(
     of: LaunchSpec, script: str = SCRIPT, accel: argv.RealAccel = "tcg", qemu_opts: str = ""
 ) -> list[str]:

@@ -60,6 +60,8 @@ def command(
         *accelerator(given, arch, accel),
         *(("-m", str(spec.memory)) if spec.memory else ()),
         *(("-smp", str(spec.cpus)) if spec.cpus else ()),
+        *(("-initrd", str(machine.initrd)) if machine.initrd is not None else ()),
+        *argv.modules_device(machine.modules),
         *argv.harness(spec, arch=arch, rundir=rundir, features=features, given=every, plugin=plugin),
         *spec.qemu_args,
     )

@@ -80,12 +80,15 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         extra: The module files of the option `module`.
         load: Whether the guest loads these.
         first: The kernel's names of modules that the guest needs to mount its root file system.
+        foreign: Whether the initramfs is not vmdebug's, but that of a distribution: then it gets these in its
+            /lib/modules, and the system gets all modules as an image with the directory RELEASE.
     """
 
     modules: ModuleSet
     extra: tuple[Path, ...] = ()
     load: bool = True
     first: tuple[str, ...] = ()
+    foreign: bool = False
 
 
 def drivers(kernel: Kernel, names: frozenset[str]) -> Callable[[str, str], bool]:
@@ -128,7 +131,9 @@ def make(kernel: Kernel, wanted: Wanted, *, report: Report, deadline: Deadline) 
     where = cache.directory("modules")
     state = wanted.modules.state()
     extra = module_set.digest("extra", {str(path): path for path in wanted.extra})
-    key = hashlib.sha256(f"{_FORMAT} {state} {extra} {wanted.load} {wanted.first}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        f"{_FORMAT} {state} {extra} {wanted.load} {wanted.first} {wanted.foreign}".encode()
+    ).hexdigest()[:16]
     record = where / f"{key}.json"
     found = _read(record)
     if found is not None:
@@ -137,7 +142,8 @@ def make(kernel: Kernel, wanted: Wanted, *, report: Report, deadline: Deadline) 
     with cache.lock(stage, staging.WHAT, report, deadline):
         found = _read(record)
         if found is None:
-            found = _pack(kernel, wanted, stage, where / f"{key}.cpio", report=report, deadline=deadline)
+            pack = _pack_foreign if wanted.foreign else _pack
+            found = pack(kernel, wanted, stage, where / f"{key}.cpio", report=report, deadline=deadline)
             cache.write(record, guest.encode(found))
         if not wanted.modules.built:
             shutil.rmtree(stage, ignore_errors=True)
@@ -160,7 +166,7 @@ def _pack(
     release = wanted.modules.release
     top = staging.update(stage, wanted.modules, report=report, deadline=deadline)
     size = sum((top / name).stat().st_size for name in wanted.modules.files)
-    chosen, lacking = _format(kernel, wanted.modules, size)
+    chosen, lacking = (None, "") if size <= LARGEST else _format(kernel, wanted.modules.names())
     image = None
     report(Step(staging.WHAT, note=chosen.name if chosen else "initramfs"))
     if chosen is not None:
@@ -184,11 +190,64 @@ def _pack(
     )
 
 
-def _format(kernel: Kernel, modules: ModuleSet, size: int) -> tuple[Format | None, str]:
-    """Return the format of the image; None, and why, if the modules go into the initramfs."""
+def _pack_foreign(
+    kernel: Kernel, wanted: Wanted, stage: Path, archive: Path, *, report: Report, deadline: Deadline
+) -> Bundle:
+    release = wanted.modules.release
+    top = staging.update(stage, wanted.modules, report=report, deadline=deadline)
+    size = sum((top / name).stat().st_size for name in wanted.modules.files)
+    staging.add(top, wanted.extra)
+    staging.index(stage, release, deadline=deadline)
+    # Nothing loads a driver for the disk that has it.
+    chosen, lacking = _format(kernel, frozenset())
+    image = archive.with_suffix(f".{chosen.name}") if chosen is not None else None
+    if chosen is not None and image is not None:
+        _make_image(chosen, top.parent, image, report, deadline)
+    names = (*wanted.first, *map(paths.module_name, wanted.extra))
+    files = staging.load_order(stage, release, names, deadline=deadline)
     if size <= LARGEST:
-        return None, ""
-    has = drivers(kernel, modules.names())
+        files = [*(top / name for name in wanted.modules.files), *top.glob(f"{staging.EXTRA}/*.ko")]
+    entries = [
+        cpio.file(path.relative_to(stage).as_posix(), path.read_bytes())
+        for path in (*files, *top.glob("modules.*"))
+    ]
+    with cache.writing(archive.parent):
+        paths.write_atomically(archive, cpio.archive(entries))
+    return Bundle(
+        archive=archive,
+        image=image,
+        format=chosen.name if chosen is not None else "",
+        count=len(wanted.modules.files) + len(wanted.extra),
+        size=size,
+        lacking=lacking,
+    )
+
+
+def before(archive: Path, initrd: Path) -> Path:
+    """Return an initramfs that is preceded by an archive of modules, in the cache.
+
+    The kernel unpacks one archive after the other. Ours is first, because it is not packed: the kernel need
+    not find where a packed one ends. See Documentation/driver-api/early-userspace/buffer-format.rst.
+
+    Raises:
+        HostError: it cannot be read, or the cache is full.
+    """
+    key = module_set.digest(str(archive), {"initrd": initrd})
+    target = archive.with_name(f"{key}.initrd")
+    if not cache.used(target):
+        cache.write(target, archive.read_bytes() + initrd.read_bytes())
+        cache.keep_newest(target.parent, "*.initrd", _KEPT)
+    return target
+
+
+def _format(kernel: Kernel, loadable: frozenset[str]) -> tuple[Format | None, str]:
+    """Return the format of the image that a guest can mount; None, and why, if there is none.
+
+    Args:
+        kernel: Its kernel.
+        loadable: The modules that are loaded before.
+    """
+    has = drivers(kernel, loadable)
     if not (has("VIRTIO_PCI", "virtio_pci") and has("VIRTIO_BLK", "virtio_blk")):
         return None, ": an image needs VIRTIO_BLK and VIRTIO_PCI in the kernel, or as modules"
     for each in packed.FORMATS:

@@ -80,7 +80,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
     dev: Path | str = ""
     if runner.wants_symbols(options):
         dev = dev_of(target, found.image, report, deadline)
-    return runner.spec(found, dev, guest, options)
+    return runner.spec(found, dev, guest, options, report=report, deadline=deadline)
 
 
 def parse(guest: Guest, nix_args: tuple[str, ...] = ()) -> Target:

@@ -25,7 +25,7 @@ from vmdebug.progress import Report
 from vmdebug.sources import naming, nix
 from vmdebug.sources.configuration import requirements
 from vmdebug.sources.kernels import dev_output, modules, replacements
-from vmdebug.sources.nixos import script
+from vmdebug.sources.nixos import runner_modules, script
 from vmdebug.spelling import option
 
 
@@ -67,7 +67,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
     dev: Path | str = ""
     if wants_symbols(options):
         dev = dev_of(found.image, report=report, deadline=deadline)
-    return spec(found, dev, guest, options)
+    return spec(found, dev, guest, options, report=report, deadline=deadline)
 
 
 def read(location: Path, *, origin: str) -> Runner:
@@ -192,7 +192,15 @@ def dev_of(image: Path, *, report: Report, deadline: Deadline) -> Path | str:
     return Path(made.strip())
 
 
-def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) -> LaunchSpec:
+def spec(
+    found: Runner,
+    dev: Path | str,
+    guest: Guest,
+    options: GuestOptions,
+    *,
+    report: Report,
+    deadline: Deadline,
+) -> LaunchSpec:
     """Return what starts a runner with the options of its user.
 
     Args:
@@ -200,6 +208,8 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         dev: The result of `dev_of`; "" if it was not called.
         guest: What GUEST names.
         options: The user's options; this applies `kernel`, `vmlinux` and `gdb_scripts`.
+        report: Called when modules are packed.
+        deadline: When to give up packing them.
 
     Raises:
         UsageError: an option is invalid for a runner; or the replacement kernel lacks built-in drivers that
@@ -228,7 +238,14 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         modules=found.modules,
     )
     own, why = with_symbols(bare, dev, force=options.force)
-    kernel = replacements.apply(own, options)
+    kernel, brought = runner_modules.bring(
+        replacements.apply(own, options),
+        found.text,
+        options,
+        found.modules,
+        report=report,
+        deadline=deadline,
+    )
     unsure = ""
     if options.kernel is not None and not options.force:
         unsure = requirements.check_runner(kernel, found.script, found.text, guest.words)
@@ -237,7 +254,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
     else:
         notes = replacements.notes(kernel)
     row = arch.by_name(kernel.arch)
-    words = parameters(row, kaslr=options.kaslr, append=options.append)
+    words = (*brought.parameters, *parameters(row, kaslr=options.kaslr, append=options.append))
     return LaunchSpec(
         name=naming.vm_name(guest, options),
         guest=options.table or guest.words,
@@ -246,6 +263,8 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
             system_name=found.system_name,
             kernel_override=options.kernel is not None,
             disk=_disk(options),
+            initrd=brought.initrd,
+            modules=brought.image,
         ),
         kernel=kernel,
         parameters=words,
@@ -258,6 +277,7 @@ def spec(found: Runner, dev: Path | str, guest: Guest, options: GuestOptions) ->
         qemu_args=options.qemu_args,
         notes=(
             *notes,
+            *brought.notes,
             *filter(None, [unsure]),
             *_ignored(found, options),
             *console_notes(row, words),
