@@ -174,6 +174,7 @@ class Trace:
             values,
             _frames(gdb.selected_frame()) if self._backtrace else (),
             None,
+            None,
         ]
         if returns:
             # The stack pointer identifies a call: each task has its own stack, and nested calls are deeper.
@@ -189,7 +190,8 @@ class Trace:
         registers, arch = Registers(), self._arch
         hit = self._open.pop((registers[arch.sp] + arch.return_address_bytes) & WORD, None)
         if hit is not None:
-            hit[-1] = None if result is None else result(registers[arch.result])
+            hit[-2] = None if result is None else result(registers[arch.result])
+            hit[-1] = time.perf_counter() - self._started - hit[1]
             self._hits.append(hit)
 
     def take(self, seen: int) -> list[Any]:

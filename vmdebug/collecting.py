@@ -92,11 +92,6 @@ def _plugin(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool, timeou
             state.untraceable or "QEMU has not loaded the plugin",
             hint=f"let GDB collect it, or start the VM anew with {newer}{option('trace_ready', 'yes')}",
         )
-    if wanted.backtrace:
-        raise StateError(
-            f"the plugin does not collect backtraces: {PluginCollector.cannot['backtrace']}",
-            hint="let GDB collect them, or trace without backtraces",
-        )
     vmlinux = spec.kernel.vmlinux
     if vmlinux is None:
         raise NotCompiledError(
@@ -111,7 +106,9 @@ def _plugin(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool, timeou
         slide = kernel_address.slide(machine.qmp, vmlinux, row, kaslr=kaslr, force=force)
     guest = _VmGuest(machine) if gdb is None else _GdbGuest(gdb, timeout)
     trace = compiled(wanted, vmlinux, row, slide)
-    return PluginCollector(machine.rundir.trace, machine.name, guest, trace, row, timeout=timeout)
+    return PluginCollector(
+        machine.rundir.trace, machine.name, guest, trace, row, vmlinux=vmlinux, timeout=timeout
+    )
 
 
 class _GdbGuest:

@@ -23,7 +23,7 @@ from vmdebug.trace.probe import Probe, Wanted
 from vmdebug.trace.trace import Trace
 
 READ = Probe("vfs_read", ("count", "file->f_flags"))
-NOTED = [0, 0.25, 1.5, 1, [45, "dd"], [1, None], [["vfs_read", 4096, "/src/read_write.c", 454]], -11]
+NOTED = [0, 0.25, 1.5, 1, [45, "dd"], [1, None], [["vfs_read", 4096, "/src/read_write.c", 454]], -11, 0.002]
 HIT = Hit(
     symbol="vfs_read",
     args={"count": 1, "file->f_flags": None},
@@ -33,6 +33,7 @@ HIT = Hit(
     task=Task(45, "dd"),
     backtrace=(Call("vfs_read", 4096, "/src/read_write.c", 454),),
     ret=-11,
+    duration=0.002,
 )
 
 

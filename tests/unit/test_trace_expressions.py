@@ -43,12 +43,14 @@ OUT int traced(struct item *it, unsigned int count, signed char small, long big,
 static inline __attribute__((always_inline)) int copied(int x) { sink += x; return x; }
 OUT int copied_outside(int x) { return copied(x) + level; }
 static __attribute__((noinline)) void nothing(void) { sink++; }
+OUT int ends_elsewhere(struct item *it) { return traced(it, 1, 2, 3, 4, 0); }
 OUT int tail(struct item *it) { nothing(); return it->color; }
 OUT struct inner by_value(struct inner in) { in.first += sink; return in; }
 OUT int stacked(long a, long b, long c, long d, long e, long f, long seventh) { return seventh + sink; }
 OUT enum color colored(void) { return sink ? RED : GREEN; }
 void _start(void) { items[0].color = colored(); traced(items, level, 1, 2, 3, 1); copied_outside(1);
-    tail(items); stacked(1, 2, 3, 4, 5, 6, 7); by_value(items[0].inner); }
+    tail(items); stacked(1, 2, 3, 4, 5, 6, 7); by_value(items[0].inner);
+    ends_elsewhere(items); }
 """
 
 
@@ -121,7 +123,7 @@ class Filtered(Exception):  # noqa: N818 - no error
     pass
 
 
-def run(  # noqa: C901, PLR0912 - an operation a case
+def run(  # noqa: C901, PLR0912, PLR0915 - an operation a case
     found: Compiled, code: tuple[Op, ...], registers: dict[str, int], memory: dict[int, bytes]
 ) -> dict[int, object]:
     """Run a program as plugin.c does, and return what it puts."""
@@ -158,6 +160,8 @@ def run(  # noqa: C901, PLR0912 - an operation a case
                 case Code.SAME_STRING:
                     wanted = found.text[op.target : op.target + op.value]
                     stack.append(int(read(memory, stack.pop(), len(wanted)) == wanted))
+                case Code.PUT_REGISTER:
+                    put[op.number] = registers[found.registers[op.target]] & WORD
                 case Code.PUT:
                     put[op.number] = stack.pop()
                 case Code.PUT_STRING:
@@ -363,6 +367,14 @@ def test_results(vmlinux: Path, where: str, result: Shape | None) -> None:
     assert found.notes == (
         () if result else (f"{where} returns no value in a register: its hits have no return value",)
     )
+
+
+def test_a_function_that_ends_with_a_jump_returns_where_that_one_does(vmlinux: Path) -> None:
+    found = compiled(Wanted((Probe("ends_elsewhere"),), ret=True), vmlinux, X86_64, 0x1000)
+    ((own, _), (traced, end)) = found.places[0].ranges
+    (at,) = symbols.addresses(vmlinux, "ends_elsewhere")
+    ((begin, size),) = symbols.sized(vmlinux, "traced")
+    assert (own, traced, end) == (at + 0x1000, begin + 0x1000, begin + size + 0x1000)
 
 
 def test_a_vmlinux_without_dwarf(tmp_path: Path) -> None:

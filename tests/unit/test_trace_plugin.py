@@ -15,7 +15,7 @@ import pytest
 
 from vmdebug import arch, process
 from vmdebug.deadline import Deadline
-from vmdebug.errors import StateError, UsageError, VmError
+from vmdebug.errors import StateError, VmError
 from vmdebug.process import Child
 from vmdebug.trace.expressions.compiled import Compiled, CompiledPlace
 from vmdebug.trace.expressions.generate import Shape
@@ -143,7 +143,9 @@ NUMBER = Shape("unsigned")
 
 def trace(qemu: Qemu, found: Compiled, *, args: tuple[str, ...] = (), **wanted: object) -> Trace:
     asked = Wanted((Probe("f", args),), **wanted)  # type: ignore[arg-type]
-    return Trace(PluginCollector(qemu.path, "vm", qemu, found, X86_64, timeout=60), asked)
+    return Trace(
+        PluginCollector(qemu.path, "vm", qemu, found, X86_64, vmlinux=Path("vmlinux"), timeout=60), asked
+    )
 
 
 def test_values_in_order(qemu: Qemu) -> None:
@@ -375,16 +377,11 @@ def test_a_request_that_is_wrong_is_refused_with_the_reason(qemu: Qemu) -> None:
 
 
 def test_a_vm_without_the_plugin(tmp_path: Path, qemu: Qemu) -> None:
-    collector = PluginCollector(tmp_path / "none", "vm", qemu, compiled(RDX, NUMBER), X86_64, timeout=60)
+    collector = PluginCollector(
+        tmp_path / "none", "vm", qemu, compiled(RDX, NUMBER), X86_64, vmlinux=Path("vmlinux"), timeout=60
+    )
     with pytest.raises(StateError, match="QEMU of vm has no trace plugin: No such file"):
         collector.start(Wanted((Probe("f"),)))
-
-
-def test_backtraces_are_refused(qemu: Qemu) -> None:
-    with pytest.raises(
-        UsageError, match=r"the plugin cannot collect backtraces .*: it does not unwind stacks"
-    ):
-        trace(qemu, compiled(RDX, NUMBER), backtrace=True)
 
 
 def test_a_stopped_guest_runs_inside_the_block_only(qemu: Qemu) -> None:

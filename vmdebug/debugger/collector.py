@@ -57,6 +57,7 @@ class _RawHit(msgspec.Struct, frozen=True, array_like=True):
     args: list[Argument]
     backtrace: list[tuple[str, int, str, int]]
     ret: int | None
+    duration: float | None = None
 
 
 _RAW_HITS = msgspec.json.Decoder(list[_RawHit])
@@ -79,6 +80,7 @@ def decode(packed: str, probes: Sequence[Probe]) -> tuple[Hit, ...]:
             task=None if raw.task is None else Task(*raw.task),
             backtrace=tuple(Call(*frame) for frame in raw.backtrace),
             ret=raw.ret,
+            duration=raw.duration,
         )
         for raw in _RAW_HITS.decode(base64.b64decode(packed))
     )

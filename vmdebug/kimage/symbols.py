@@ -18,8 +18,12 @@ _FUNCTION_OR_OBJECT = (0, 1, 2)
 """STT_NOTYPE, STT_OBJECT, STT_FUNC."""
 
 
-class _Addresses(msgspec.Struct, frozen=True):
-    addresses: tuple[int, ...]
+_FUNCTION = 2
+"""STT_FUNC."""
+
+
+class _Places(msgspec.Struct, frozen=True):
+    places: tuple[tuple[int, int], ...]
 
 
 def addresses(vmlinux: Path, name: str) -> tuple[int, ...]:
@@ -33,33 +37,85 @@ def addresses(vmlinux: Path, name: str) -> tuple[int, ...]:
         UsageError: it is not an ELF file, or is damaged.
         HostError: this user may not read it.
     """
+    return tuple(address for address, _ in sized(vmlinux, name))
+
+
+class Function(msgspec.Struct, frozen=True, array_like=True):
+    """A function in the symbol table.
+
+    Args:
+        name: Its name.
+        address: Its linked address.
+        size: Its size in bytes; 0 if unknown.
+    """
+
+    name: str
+    address: int
+    size: int
+
+
+def functions(vmlinux: Path) -> tuple[Function, ...]:
+    """Return the functions of a vmlinux, and its assembler code that has a size, by address.
+
+    Raises:
+        UsageError: it is not an ELF file, or is damaged.
+        HostError: this user may not read it.
+    """
     with elf.opened(vmlinux) as stream:
-        found = cached(vmlinux, f"symbol {name}", _Addresses, lambda: _read_file(vmlinux, stream, name))
-    return found.addresses
+        file = elf.parse(vmlinux, stream)
+        try:
+            table = file.get_section_by_name(".symtab")
+            if not elf.has_bytes(table):
+                return ()
+            rows, names = table.data(), table.stringtable.data()
+            found = [
+                Function(_text(names, name), value, size)
+                for name, info, _, section, value, size in _ROW.iter_unpack(rows)
+                if (info & 0xF == _FUNCTION or (info & 0xF == 0 and size)) and section and value
+            ]
+        except Exception as error:
+            raise elf.damaged(vmlinux, error) from error
+    return tuple(sorted(found, key=lambda each: each.address))
 
 
-def _read_file(vmlinux: Path, stream: IO[bytes], name: str) -> _Addresses:
+def _text(names: bytes, at: int) -> str:
+    return names[at : names.index(b"\0", at)].decode(errors="replace")
+
+
+def sized(vmlinux: Path, name: str) -> tuple[tuple[int, int], ...]:
+    """Return the linked addresses and the sizes in bytes of the symbols of a name; see `addresses`.
+
+    Raises:
+        UsageError: it is not an ELF file, or is damaged.
+        HostError: this user may not read it.
+    """
+    with elf.opened(vmlinux) as stream:
+        found = cached(vmlinux, f"sized symbol {name}", _Places, lambda: _read_file(vmlinux, stream, name))
+    return found.places
+
+
+def _read_file(vmlinux: Path, stream: IO[bytes], name: str) -> _Places:
     file = elf.parse(vmlinux, stream)
     try:
-        return _Addresses(_read(file, name))
+        return _Places(_read(file, name))
     except Exception as error:
         raise elf.damaged(vmlinux, error) from error
 
 
-def _read(file: object, name: str) -> tuple[int, ...]:
+def _read(file: object, name: str) -> tuple[tuple[int, int], ...]:
     table = file.get_section_by_name(".symtab")  # type: ignore[attr-defined] # pyelftools has no types
     if not elf.has_bytes(table):
         return ()
     rows, names = table.data(), table.stringtable.data()
-    found: set[int] = set()
+    found: dict[int, int] = {}
     for offset in _places(names, name.encode() + b"\0"):
         for at in _places(rows, struct.pack("<I", offset)):
             if at % _ROW.size == 0:
-                _, info, _, _, value, _ = _ROW.unpack_from(rows, at)
+                _, info, _, _, value, size = _ROW.unpack_from(rows, at)
                 if info & 0xF in _FUNCTION_OR_OBJECT and value:
-                    found.add(value)
+                    found[value] = max(size, found.get(value, 0))
     # Two symbols share bytes of the string table if the name of one ends with the name of the other.
-    return tuple(sorted(found))
+    return tuple(sorted(found.items()))
 
 
 def _places(data: bytes, wanted: bytes) -> list[int]:

@@ -49,6 +49,7 @@ class Hit(msgspec.Struct, frozen=True):
         task: The task that the CPU ran; None if unknown.
         backtrace: The frames, innermost first, if they were wanted.
         ret: The return value, if it was wanted and is known.
+        duration: Seconds of host time until the function returned, if return values were wanted and it has.
     """
 
     symbol: str
@@ -59,3 +60,4 @@ class Hit(msgspec.Struct, frozen=True):
     task: Task | None
     backtrace: tuple[Call, ...] = ()
     ret: int | None = None
+    duration: float | None = None

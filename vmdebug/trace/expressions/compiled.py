@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 
 from vmdebug.arch import Arch
-from vmdebug.trace.expressions import kernel_facts
+from vmdebug.trace.expressions import dwarf, kernel_facts
 from vmdebug.trace.expressions.dwarf import Kernel, Scope
 from vmdebug.trace.expressions.generate import Facts, Generator, Shape, UnavailableError
 from vmdebug.trace.expressions.kernel_facts import Addresses
-from vmdebug.trace.expressions.operations import Op, Program
+from vmdebug.trace.expressions.operations import Code, Label, Op, Program
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.expressions.types import Type
 from vmdebug.trace.probe import Probe, Wanted
@@ -23,6 +23,13 @@ _PART = ".part.0"
 """The suffix of the rest of a function whose start GCC inlined into the callers: not a call of its own."""
 
 
+PC_INDEX, FRAME_INDEX, STACK_INDEX = 61, 62, 63
+"""The indexes of a backtrace's parts among the values that could be read."""
+
+_STACK_BYTES = 16384
+"""The size of a kernel stack, THREAD_SIZE, if the vmlinux does not tell."""
+
+
 class CompiledPlace(msgspec.Struct, frozen=True, kw_only=True):
     """One address of a probe.
 
@@ -30,7 +37,8 @@ class CompiledPlace(msgspec.Struct, frozen=True, kw_only=True):
         probe: The index of the probe.
         address: The address in the guest.
         code: The program.
-        ranges: The code of the function, if its return value is recorded; otherwise ().
+        ranges: The code of the function and of those that it ends with a jump to, if its return value is
+            recorded; otherwise ().
     """
 
     probe: int
@@ -111,7 +119,7 @@ class _Compiler:
             values: dict[int, Shape] = {}
             for scope in scopes:
                 code = self._code(scope, probe, values)
-                ranges = scope.ranges if self._wanted.ret and result is not None else ()
+                ranges = (*scope.ranges, *scope.tail_calls) if scope.ranges and result is not None else ()
                 moved = tuple((low + self._slide, high + self._slide) for low, high in ranges)
                 address = scope.address + self._slide
                 places.append(CompiledPlace(probe=index, address=address, code=code, ranges=moved))
@@ -175,7 +183,31 @@ class _Compiler:
                 raise NotCompiledError(
                     f"{text} has different types in the functions that are named {probe.where}"
                 )
+        if self._wanted.backtrace:
+            self._put_stack(program, scope.address + self._slide)
         return program.finished()
+
+    def _put_stack(self, program: Program, pc: int) -> None:
+        """Append the program counter, the frame pointer and the stack to the values."""
+        row = self._facts.row
+        after = Label()
+        program.jump(Code.FAIL_TO, after)
+        program(Code.CONSTANT, value=pc)
+        program.put(PC_INDEX)
+        program.register(row.dwarf_registers[dwarf.FRAME_POINTER])
+        program.put(FRAME_INDEX)
+        kernel_facts.push_interrupt_stack(self._addresses, self._facts, program)
+        program.register(row.debug.sp)
+        program(Code.PUT_STACK, number=STACK_INDEX, value=self._stack_bytes())
+        program.mark(after)
+
+    def _stack_bytes(self) -> int:
+        """Return the size of a kernel stack in bytes: that of the first task's; it is larger with KASAN."""
+        for name in ("init_stack", "init_thread_union"):
+            for _, size in self._kernel.sized(name):
+                if size and not size & (size - 1):
+                    return size
+        return _STACK_BYTES
 
     def _result(self, where: str, scopes: list[Scope]) -> Shape | None:
         """Return how to read the return value; None if it is not wanted, or no register holds it."""

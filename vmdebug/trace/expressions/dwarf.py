@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 import re
@@ -14,6 +15,7 @@ import msgspec
 from vmdebug.errors import UsageError
 from vmdebug.kimage import debuginfo, elf, symbols
 from vmdebug.trace.expressions import types
+from vmdebug.trace.expressions.lines import Lines
 from vmdebug.trace.expressions.syntax import NotCompiledError, TypeName
 from vmdebug.trace.expressions.types import Type
 
@@ -23,6 +25,20 @@ _OPERATION = re.compile(
     r"DW_OP_(?P<kind>addr|fbreg|call_frame_cfa|breg|reg|lit|const)(?P<number>\d*)[us]?(?<![a-z][us])"
 )
 """The operations of a variable that is in one place: `reg5`, `breg7`, `const1u`; DWARF 5, 7.7.1."""
+
+FRAME_POINTER = 6
+"""The number of x86's frame pointer in DWARF."""
+
+_CALL_SITES = ("DW_TAG_call_site", "DW_TAG_GNU_call_site")
+_TAIL_CALL = ("DW_AT_call_tail_call", "DW_AT_GNU_tail_call")
+_CALL_ORIGIN = ("DW_AT_call_origin", "DW_AT_abstract_origin")
+"""Calls in DWARF 5, and in GCC's extension of DWARF 4."""
+
+_TAIL_CALLS = 16
+"""How many functions are searched for jumps to others: each may need another compilation unit."""
+
+_COLD = ".cold"
+"""The suffix of the part of a function that GCC moves away, because it seldom runs."""
 
 _BLOCKS = ("DW_TAG_lexical_block", "DW_TAG_inlined_subroutine")
 
@@ -72,6 +88,31 @@ class Kernel:
     def addresses(self, symbol: str) -> tuple[int, ...]:
         """Return the linked addresses of a symbol."""
         return symbols.addresses(self.vmlinux, symbol)
+
+    def sized(self, symbol: str) -> tuple[tuple[int, int], ...]:
+        """Return the linked addresses and the sizes of a symbol."""
+        return symbols.sized(self.vmlinux, symbol)
+
+    @functools.cached_property
+    def functions(self) -> tuple[symbols.Function, ...]:
+        """The functions of the symbol table, by address."""
+        return symbols.functions(self.vmlinux)
+
+    def symbol_at(self, address: int) -> str:
+        """Return the name of the function at a linked address; "" if there is none."""
+        number = bisect.bisect_right(self.functions, address, key=lambda each: each.address) - 1
+        found = self.functions[number] if number >= 0 else None
+        return found.name if found and address < found.address + max(found.size, 1) else ""
+
+    @functools.cached_property
+    def orc(self) -> tuple[bytes, int, bytes] | None:
+        """The section `.orc_unwind_ip`, its linked address, and `.orc_unwind`; None if there are none."""
+        with elf.opened(self.vmlinux) as stream:
+            file = elf.parse(self.vmlinux, stream)
+            sections = [file.get_section_by_name(each) for each in (".orc_unwind_ip", ".orc_unwind")]
+            if not all(each is not None and elf.has_bytes(each) for each in sections):
+                return None
+            return sections[0].data(), sections[0]["sh_addr"], sections[1].data()
 
     def unit_at(self, address: int) -> Unit:
         """Return the compilation unit of an instruction.
@@ -137,6 +178,26 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
         """The type of the function's return value."""
         return types.of_attribute(_origin(self.function))
 
+    @property
+    def tail_calls(self) -> tuple[tuple[int, int], ...]:
+        """The linked code of the functions that the function ends with a jump to, and of those that they do.
+
+        What they return is what the function returns. DWARF does not name the targets of indirect jumps.
+        """
+        found: dict[tuple[int, int], None] = {}
+        rest = [(self.unit, self.function)]
+        seen = 0
+        while rest and seen < _TAIL_CALLS:
+            seen += 1
+            unit, function = rest.pop()
+            for at, code in unit.tail_calls(function):
+                if any(each not in found for each in code):
+                    found |= dict.fromkeys(code)
+                    with contextlib.suppress(NotCompiledError):
+                        target = self.unit.kernel.unit_at(at)
+                        rest += [(target, each) for each in target.functions_at(at)]
+        return tuple(found)
+
     def variable(self, name: str) -> Any | None:
         """Return the entry of a local variable or parameter; None if there is none."""
         for block in self.blocks:
@@ -190,6 +251,64 @@ class Unit:
                 )
             if ranges:
                 yield from self._inlined(entry, function, (entry,))
+
+    @functools.cached_property
+    def lines(self) -> Lines:
+        """The line table."""
+        return Lines(self._cu, self._dwarf)
+
+    def functions_around(self, address: int) -> list[tuple[str, Any]]:
+        """Return the names and entries of the functions at an address: inlined ones, innermost first."""
+        found: list[tuple[str, Any]] = []
+        inside: list[Any] = [each for each in self.entries if each.tag == "DW_TAG_subprogram"]
+        while inside:
+            entry = next((each for each in inside if self._has(each, address)), None)
+            if entry is None:
+                break
+            if entry.tag in _FUNCTIONS:
+                found.insert(0, (types.text(_origin(entry)), entry))
+            inside = [each for each in entry.iter_children() if each.tag in _BLOCKS]
+        return found
+
+    def _has(self, entry: Any, address: int) -> bool:
+        return any(low <= address < high for low, high in self._ranges(entry))
+
+    def called_from(self, entry: Any) -> tuple[str, int]:
+        """Return the file and the line from which an inlined function is called; "" and 0 if unknown."""
+        file = types.number(entry, "DW_AT_call_file")
+        return self.lines.file(file) if file is not None else "", types.number(entry, "DW_AT_call_line") or 0
+
+    def functions_at(self, address: int) -> list[Any]:
+        """Return the entries of the functions that begin at an address: one, or none."""
+        return [
+            each
+            for each in self.entries
+            if each.tag == "DW_TAG_subprogram"
+            and (code := self._ranges(each))
+            and self._low(each, code) == address
+        ]
+
+    def tail_calls(self, function: Any) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        """Yield the address and code of each function that a function ends with a jump to; DWARF 5, 3.4."""
+        for child in function.iter_children():
+            if child.tag in _CALL_SITES and not set(_TAIL_CALL).isdisjoint(child.attributes):
+                for name in _CALL_ORIGIN:
+                    if name in child.attributes:
+                        yield from self._code(child.get_DIE_from_attribute(name))
+            elif child.tag in _BLOCKS:
+                yield from self.tail_calls(child)
+
+    def _code(self, function: Any) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        ranges = self._ranges(function)
+        if ranges:
+            yield self._low(function, ranges), ranges
+            return
+        name = types.text(_origin(function))
+        cold = [
+            each for address, size in self.kernel.sized(name + _COLD) for each in [(address, address + size)]
+        ]
+        for address, size in self.kernel.sized(name):
+            yield address, [(address, address + size), *cold]
 
     def _inlined(self, entry: Any, function: str, outside: tuple[Any, ...]) -> Iterator[Scope]:
         for child in entry.iter_children():

@@ -155,7 +155,7 @@ class Generator:
         if kind.kind == "pointer" and kind.target.is_char and kind.target.name == "char":
             self._program(Code.PUT_STRING, number=index)
             return Shape("string")
-        self._program(Code.PUT, number=index)
+        self._program.put(index)
         return Shape("signed" if kind.signed else "unsigned")
 
     # Operands

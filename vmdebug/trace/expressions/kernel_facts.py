@@ -24,6 +24,9 @@ TASK_CHANGED = ("finish_task_switch", "finish_task_switch.isra.0")
 
 NAME_CHANGES = "__set_task_comm"
 
+DIRECT_MAP = 0xFFFF888000000000
+"""Where x86's kernel maps all RAM, if no variable says so: `__PAGE_OFFSET_BASE_L4` of page_64_types.h."""
+
 
 class Addresses(msgspec.Struct, frozen=True, kw_only=True):
     """Where a kernel keeps what each hit records; 0 for what the vmlinux does not tell.
@@ -38,6 +41,11 @@ class Addresses(msgspec.Struct, frozen=True, kw_only=True):
         base: Offset of its `base`.
         changes: Linked addresses of `TASK_CHANGES`, `TASK_CHANGED` and `NAME_CHANGES`.
         name_end: The end of the last one's code.
+        physical_base: Linked address of x86's `phys_base`: how far the image is from its linked physical
+            address.
+        interrupt_stack: Linked address of x86's per-CPU variable with the address of the last word of the
+            stack of interrupts.
+        direct_map: Linked address of x86's `page_offset_base`, the address at which all RAM is mapped.
     """
 
     current: int = 0
@@ -49,16 +57,19 @@ class Addresses(msgspec.Struct, frozen=True, kw_only=True):
     base: int = 0
     changes: tuple[int, int, int] = (0, 0, 0)
     name_end: int = 0
+    physical_base: int = 0
+    direct_map: int = 0
+    interrupt_stack: int = 0
 
 
 def addresses(kernel: Kernel) -> Addresses:
     """Return where a kernel keeps what each hit records; from the cache while the vmlinux is unchanged."""
-    return cached(kernel.vmlinux, "trace-facts-1", Addresses, lambda: _read(kernel))
+    return cached(kernel.vmlinux, "trace-facts-3", Addresses, lambda: _read(kernel))
 
 
 def _read(kernel: Kernel) -> Addresses:
     found: dict[str, int] = {}
-    for part in (_task, _clock):
+    for part in (_task, _clock, _interrupt_stack):
         try:
             found |= part(kernel)
         except (NotCompiledError, KeyError):
@@ -71,6 +82,8 @@ def _read(kernel: Kernel) -> Addresses:
         changes = (switch, switched, named)
     except (ValueError, NotCompiledError):
         pass  # one of them is inlined; then each hit reads the current task itself
+    for name, symbol in (("physical_base", "phys_base"), ("direct_map", "page_offset_base")):
+        found[name] = next(iter(kernel.addresses(symbol)), 0)
     return Addresses(**found, changes=changes, name_end=end)
 
 
@@ -82,6 +95,16 @@ def _task(kernel: Kernel) -> dict[str, int]:
     within = _offset(unit.type_named(TypeName(("struct", "pcpu_hot"))), "current_task") if hot else 0
     (current,) = hot or kernel.addresses("current_task")
     return {"current": current + within, "pid": _offset(task, "pid"), "comm": _offset(task, "comm")}
+
+
+def _interrupt_stack(kernel: Kernel) -> dict[str, int]:
+    own = kernel.addresses("hardirq_stack_ptr")
+    if own:
+        return {"interrupt_stack": own[0]}
+    unit = kernel.unit_of("wake_up_process")
+    (hot,) = kernel.addresses("pcpu_hot") or (0,)
+    found = _offset(unit.type_named(TypeName(("struct", "pcpu_hot"))), "hardirq_stack_ptr")
+    return {"interrupt_stack": hot + found} if hot else {}
 
 
 def _clock(kernel: Kernel) -> dict[str, int]:
@@ -128,10 +151,22 @@ def push_task(where: Addresses, facts: Facts, program: Program) -> None:
     """
     if not where.current:
         raise UsageError("the vmlinux does not tell where the kernel keeps the current task")
+    _push_per_cpu(where.current, facts, program)
+
+
+def _push_per_cpu(variable: int, facts: Facts, program: Program) -> None:
     debug = facts.row.debug
-    slid = 0 if where.current < int(debug.zero_based_below, 16) else facts.slide
+    slid = 0 if variable < int(debug.zero_based_below, 16) else facts.slide
     program.register(debug.per_cpu_register)
-    program(Code.LOAD, size=8, value=where.current + slid)
+    program(Code.LOAD, size=8, value=variable + slid)
+
+
+def push_interrupt_stack(where: Addresses, facts: Facts, program: Program) -> None:
+    """Push the address of the last word of the CPU's stack of interrupts; 0 if the vmlinux does not tell."""
+    if where.interrupt_stack:
+        _push_per_cpu(where.interrupt_stack, facts, program)
+    else:
+        program(Code.CONSTANT)
 
 
 def context(where: Addresses, facts: Facts, program: Program) -> tuple[Op, ...]:

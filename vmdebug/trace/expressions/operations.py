@@ -53,6 +53,8 @@ class Code(IntEnum):
     FILTER = 34
     SAME_STRING = 35
     CPU = 36
+    PUT_REGISTER = 37
+    PUT_STACK = 38
 
 
 _JUMPS = (Code.FAIL_TO, Code.JUMP, Code.JUMP_IF_ZERO)
@@ -65,7 +67,8 @@ class Op(msgspec.Struct, frozen=True, array_like=True):
         code: What it does.
         size: Bytes to load, or bits to keep.
         number: A register, the index of a value, or 1 for a signed number.
-        target: The index of the operation to jump to in the program; or the offset of a string in the text.
+        target: The index of the operation to jump to in the program; the offset of a string in the text; or
+            the register of PUT_REGISTER.
         value: A constant, an offset, or a size.
     """
 
@@ -100,6 +103,7 @@ class Program:
         self._registers = registers
         self._text = text
         self._ops: list[tuple[Op, Label | None]] = []
+        self._marked = 0
 
     def __call__(self, code: Code, *, size: int = 0, number: int = 0, value: int = 0) -> None:
         """Append an operation."""
@@ -111,13 +115,22 @@ class Program:
 
     def mark(self, label: Label) -> None:
         """Set a label to the next operation."""
-        label.at = len(self._ops)
+        label.at = self._marked = len(self._ops)
 
     def register(self, name: str) -> None:
         """Push a register's value."""
         if name not in self._registers:
             self._registers.append(name)
         self(Code.REGISTER, number=self._registers.index(name))
+
+    def put(self, index: int) -> None:
+        """Move the number on the stack into the record, as the value of that index."""
+        last = self._ops[-1][0] if self._ops else Op(Code.END)
+        if last.code is Code.REGISTER and self._marked != len(self._ops):
+            # Most arguments are in a register: one operation is twice as fast as two.
+            self._ops[-1] = (Op(Code.PUT_REGISTER, 0, index, last.number), None)
+        else:
+            self(Code.PUT, number=index)
 
     def same_string(self, text: bytes) -> None:
         """Replace the address on the stack by 1 if this string, with its end, is there; otherwise by 0."""

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from vmdebug.arch import Arch
 from vmdebug.errors import GuestDiedError, StateError, VmdebugError
 from vmdebug.trace.collector import Batch, Feature
+from vmdebug.trace.expressions import kernel_facts
 from vmdebug.trace.expressions.compiled import Compiled
-from vmdebug.trace.expressions.generate import Shape
+from vmdebug.trace.expressions.dwarf import Kernel
 from vmdebug.trace.expressions.operations import Code, Op
-from vmdebug.trace.hit import Argument, Hit, Task
-from vmdebug.trace.plugin import wire
+from vmdebug.trace.plugin import records, wire
 from vmdebug.trace.plugin.link import Link
 from vmdebug.trace.plugin.wire import ExitPattern, Place, Request
 from vmdebug.trace.probe import Wanted
+from vmdebug.trace.unwinding.backtrace import Backtraces
 
 SOON_SECONDS = 0.3
 """How long to wait until a vCPU of a running guest becomes idle; a guest at its shell needs 10 ms."""
-
-_WORD = struct.Struct("<q")
-_UNSIGNED = struct.Struct("<Q")
-_FLOATS = {4: struct.Struct("<f"), 8: struct.Struct("<d")}
 
 
 class Guest(Protocol):
@@ -54,26 +50,36 @@ class PluginCollector:
         guest: Runs and stops the guest.
         trace: The trace, compiled for its kernel.
         row: Its architecture.
+        vmlinux: The kernel's symbols, for backtraces.
         timeout: Seconds to wait for a vCPU to pause, so that the trace begins, and for the last record.
     """
 
     name = "the plugin"
-    cannot: Mapping[Feature, str] = {"backtrace": "it does not unwind stacks; GDB does"}
+    cannot: Mapping[Feature, str] = {}
 
     def __init__(
-        self, socket: Path, vm: str, guest: Guest, trace: Compiled, row: Arch, *, timeout: float
+        self,
+        socket: Path,
+        vm: str,
+        guest: Guest,
+        trace: Compiled,
+        row: Arch,
+        *,
+        vmlinux: Path,
+        timeout: float,
     ) -> None:
         self._path = socket
         self._vm = vm
         self._guest = guest
         self._compiled = trace
         self._row = row
+        self._vmlinux = vmlinux
+        self._open = contextlib.ExitStack()
+        self._unwind: records.Unwind | None = None
         self._timeout = timeout
         self._link: Link | None = None
         self._wanted = Wanted(())
         self._was_running = True
-        self._given = 0
-        self._started = 0
 
     def start(self, wanted: Wanted) -> Batch:
         """Pass the trace to the plugin, and let a stopped guest run; see `Collector.start`.
@@ -84,12 +90,16 @@ class PluginCollector:
         """
         self._wanted = wanted
         self._was_running = self._guest.running
+        if wanted.backtrace:
+            kernel = self._open.enter_context(Kernel(self._vmlinux))
+            self._unwind = Backtraces(kernel, self._row, self._compiled.slide).of
         link = Link(self._path, self._vm)
         try:
             link.begin(request(self._compiled, wanted, self._row))
             self._await(link)
         except BaseException:
             link.close()
+            self._open.close()
             raise
         self._link = link
         return Batch(notes=self._compiled.notes)
@@ -127,6 +137,7 @@ class PluginCollector:
         finally:
             self._link = None
             link.close()
+            self._open.close()
 
     def _opened(self) -> Link:
         if self._link is None:
@@ -136,11 +147,9 @@ class PluginCollector:
     def _batch(self, chunks: Sequence[bytes]) -> Batch:
         link = self._opened()
         results, wanted = link.results, self._wanted
-        self._started = results.started
-        hits = tuple(self._hits(chunks))
+        hits = tuple(records.hits(chunks, wanted.probes, self._compiled, results.started, self._unwind))
         if link.hello.vcpus > 1 and not wanted.ret:
             hits = tuple(sorted(hits, key=lambda hit: hit.time))
-        self._given += len(hits)
         return Batch(
             hits=hits,
             counts=tuple(link.counts(len(wanted.probes))) if wanted.count_only else (),
@@ -153,24 +162,6 @@ class PluginCollector:
         if self._opened().gone:
             return "the guest is gone"
         return "" if self._guest.running else "the guest is stopped"
-
-    def _hits(self, chunks: Sequence[bytes]) -> Iterator[Hit]:
-        probes, compiled = self._wanted.probes, self._compiled
-        for fields, values in wire.records(chunks):
-            _, probe, cpu, time, clock, ret, present, flags, _, pid, comm = fields
-            task = Task(pid, _text(comm)) if flags & wire.HAS_CONTEXT else None  # type: ignore[arg-type]
-            result = compiled.results[probe] if flags & wire.HAS_RET else None
-            yield Hit(
-                symbol=probes[probe].where,
-                args=dict(
-                    zip(probes[probe].args, _values(values, compiled.shapes[probe], present), strict=True)
-                ),
-                time=max(time - self._started, 0) / 1e9,
-                guest_time=clock / 1e9 if flags & wire.HAS_CLOCK else None,
-                cpu=cpu,
-                task=task,
-                ret=None if result is None else narrowed(ret, result),
-            )
 
 
 def _lost(results: wire.Results, wanted: Wanted) -> list[str]:
@@ -186,43 +177,6 @@ def _lost(results: wire.Results, wanted: Wanted) -> list[str]:
     if results.unpaired:
         notes.append(f"{results.unpaired} hits have no return value: too many calls had not returned yet")
     return notes
-
-
-def _values(data: memoryview, shapes: Sequence[Shape], present: int) -> Iterator[Argument]:
-    """Yield the values of a record."""
-    at = 0
-    for number, shape in enumerate(shapes):
-        if not present >> number & 1:
-            yield None
-        elif shape.kind == "string":
-            (length,) = _WORD.unpack_from(data, at)
-            if length < 0:
-                # The string could not be read: give its address, as GDB's collector does.
-                yield _UNSIGNED.unpack_from(data, at + 8)[0]
-                at += 16
-            else:
-                yield bytes(data[at + 8 : at + 8 + length]).decode(errors="replace")
-                at += 8 + (length + 7) // 8 * 8
-        elif shape.kind == "array":
-            yield _text(bytes(data[at : at + shape.size]))
-            at += (shape.size + 7) // 8 * 8
-        elif shape.kind == "float":
-            yield _FLOATS[shape.size].unpack_from(data, at)[0]
-            at += 8
-        else:
-            yield (_WORD if shape.kind == "signed" else _UNSIGNED).unpack_from(data, at)[0]
-            at += 8
-
-
-def _text(data: bytes) -> str:
-    return data.partition(b"\0")[0].decode(errors="replace")
-
-
-def narrowed(number: int, shape: Shape) -> int:
-    """Return the value that a register holds for a type: its lower bytes, signed if the type is."""
-    bits = 8 * shape.size
-    number &= (1 << bits) - 1
-    return number - (1 << bits) if shape.kind == "signed" and number >> (bits - 1) else number
 
 
 def request(compiled: Compiled, wanted: Wanted, row: Arch) -> Request:
@@ -251,7 +205,17 @@ def request(compiled: Compiled, wanted: Wanted, row: Arch) -> Request:
         thunks=compiled.thunks,
         limit=wanted.count or 0,
         flags=flags,
+        memory=_memory(compiled),
     )
+
+
+def _memory(compiled: Compiled) -> tuple[int, int, int]:
+    """Return where the kernel keeps the addresses by which the plugin finds the guest's RAM."""
+    where = compiled.addresses
+    physical_base, direct_map = (
+        each + compiled.slide if each else 0 for each in (where.physical_base, where.direct_map)
+    )
+    return physical_base, direct_map, kernel_facts.DIRECT_MAP
 
 
 def _context_changes(compiled: Compiled) -> list[Place]:

@@ -14,8 +14,10 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/membarrier.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -25,6 +27,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -49,6 +52,7 @@ size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
 struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, size_t);
 size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *);
 uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
+void *qemu_plugin_insn_haddr(const struct qemu_plugin_insn *);
 void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *, exec_callback, int flags, void *);
 WEAK struct array *qemu_plugin_get_registers(void);
 /* Some versions return the size, others a truth value: look at the array instead. */
@@ -118,6 +122,7 @@ struct request {                            /* at the start of the file */
     uint64_t places_at, ranges_at, exits_at, thunks_at, code_at, text_at, registers_at;
     uint32_t places, ranges, exits, thunks, code, text, registers, counts;
     uint32_t context_code, clock_code, stack_register, unused;
+    uint64_t physical_base_at, direct_map_at, direct_map;   /* see `find_ram` */
     /* written by the plugin */
     uint64_t seen, dropped, unevaluated, unpaired, started;
 };
@@ -129,7 +134,7 @@ struct exit_pattern { uint8_t length, bytes[4], mask[4], at, size, unused[5]; };
 struct op { uint8_t code, size; uint16_t number; uint32_t target; uint64_t value; };
 struct record {
     uint32_t bytes; uint16_t probe, cpu;
-    uint64_t time, clock, ret, present;
+    uint64_t time, clock, left, ret, present;
     uint32_t flags, unused;
     int64_t pid; char comm[16];
 };
@@ -138,16 +143,26 @@ enum opcode {
     END, FAIL_TO, REGISTER, CONSTANT, LOAD, EXTEND, DUPLICATE, DISCARD, ADD, SUBTRACT, MULTIPLY, DIVIDE, MODULO,
     DIVIDE_SIGNED, MODULO_SIGNED, AND, OR, EXCLUSIVE_OR, SHIFT_LEFT, SHIFT_RIGHT, SHIFT_RIGHT_SIGNED, NEGATE,
     INVERT, NOT, EQUAL, LESS, LESS_SIGNED, LESS_OR_EQUAL, LESS_OR_EQUAL_SIGNED, JUMP, JUMP_IF_ZERO,
-    PUT, PUT_STRING, PUT_MEMORY, FILTER, SAME_STRING, CPU, OPCODES
+    PUT, PUT_STRING, PUT_MEMORY, FILTER, SAME_STRING, CPU, PUT_REGISTER, PUT_STACK,
+    OPCODES
 };
 
 #define STACK 32
 #define STRING 256                          /* STRING_LIMIT of gdbinit/vmd_expression.py */
-#define RECORD 16384
-#define OPEN 8192                           /* calls that have not returned; a power of two */
+#define RECORD 49152
+#define PAGE 4096
+#define SHARDS 32                           /* of the calls that have not returned; powers of two */
+#define OPEN 512
 #define SESSIONS 16
 #define REGISTER_NAMES 256
 #define NAME 16
+#define KERNEL_HALF 0xffff000000000000ull
+#define KERNEL_MAP 0xffffffff80000000ull
+#define ADDRESS_BITS 0x000ffffffffff000ull  /* of an entry of a page table */
+#define LA57 (1ull << 12)                   /* of cr4 */
+#define FIRST_RAM 0x100000ull               /* physical addresses that are RAM on every PC that has so much */
+#define LAST_RAM 0x80000000ull
+#define RETRY_NS 50000000
 #define CLOCK_NS 250000                     /* how old the guest's time of a hit may be; a tick takes 1 to 10 ms */
 
 struct place {
@@ -156,7 +171,12 @@ struct place {
     const struct range *ranges;
 };
 
-struct open_call { uint64_t sp; uint32_t probe, used; struct record *record; };
+struct kept { struct record *record; size_t room; };
+struct open_call { uint64_t sp; uint32_t probe, used; struct kept kept; };
+struct shard { int locked; struct open_call open[OPEN]; };
+
+/* Where the guest's RAM is in QEMU's memory: physical addresses below `end` are at `base`. */
+struct ram { const char *base; uint64_t end, direct_map; struct qemu_plugin_register *cr3; int first_shift; };
 
 struct session {
     int socket;
@@ -177,20 +197,27 @@ struct session {
     struct qemu_plugin_register **registers;
     uint64_t clock, clock_read, generation;
     struct context { uint64_t generation; bool changing, ok; int64_t pid; char comm[16]; char pad[24]; } *contexts;
-    pthread_mutex_t lock;                   /* of what follows */
+    const void *code_host;                  /* an instruction of the kernel in QEMU's memory, and its address */
+    uint64_t code_at;
+    struct ram ram;
+    int ram_known;                          /* whether `find_ram` has set `ram` */
+    uint64_t ram_next;                      /* when to try it again: the kernel makes its direct map when it boots */
+    struct shard *shards;                   /* calls that have not returned */
+    pthread_mutex_t lock;                   /* of a vCPU that waits for room */
     pthread_cond_t room;
-    struct open_call *open;
 };
 
 struct vcpu {
     struct session *in;
     struct array *registers, *memory;
-    uint64_t values[REGISTER_NAMES];
-    bool known[REGISTER_NAMES];
+    uint64_t values[REGISTER_NAMES], page_table;
+    bool known[REGISTER_NAMES], page_table_known;
+    struct kept spare;
     char record[RECORD] __attribute__((aligned(8)));
 };
 
 static plugin_id self;
+static bool x86_64, expedited;              /* whether membarrier() can replace the barriers of `enter` */
 static int vcpus;
 static struct vcpu *states;
 static int listener = -1;
@@ -221,38 +248,147 @@ static void tell(struct session *s, char what)
 
 /* Reading the guest */
 
-static bool read_memory(struct vcpu *v, uint64_t address, size_t size)
+static uint64_t value_of(struct vcpu *v, struct qemu_plugin_register *handle)
 {
-    return qemu_plugin_read_memory_vaddr && qemu_plugin_read_memory_vaddr(address, v->memory, size)
+    uint64_t value = 0;
+    v->registers->len = 0;
+    qemu_plugin_read_register(handle, v->registers);
+    memcpy(&value, v->registers->data, v->registers->len < 8 ? v->registers->len : 8);
+    return value;
+}
+
+static struct qemu_plugin_register *register_named(const char *name)
+{
+    for (unsigned i = 0; i < named; i++)
+        if (!strncmp(names[i].name, name, NAME))
+            return names[i].handle;
+    return NULL;
+}
+
+static const char *read_slowly(struct vcpu *v, uint64_t address, size_t size)
+{
+    bool ok = qemu_plugin_read_memory_vaddr && qemu_plugin_read_memory_vaddr(address, v->memory, size)
         && v->memory->len >= size;
+    return ok ? v->memory->data : NULL;
+}
+
+/*
+ * Walk x86's page tables (Intel's manual, volume 3A, 5.5); they must be in RAM. Return the physical address of
+ * the page, and its size; 0 if there is none.
+ */
+static uint64_t walk(struct vcpu *v, const struct ram *ram, uint64_t address, uint64_t *size)
+{
+    if (!v->page_table_known) {
+        v->page_table = value_of(v, ram->cr3) & ADDRESS_BITS;
+        v->page_table_known = true;
+    }
+    uint64_t table = v->page_table;
+    for (int shift = ram->first_shift; table && table < ram->end; shift -= 9) {
+        uint64_t entry;
+        memcpy(&entry, ram->base + table + (address >> shift & 511) * 8, 8);
+        bool large = entry & 0x80 && (shift == 30 || shift == 21);
+        if (!(entry & 1))
+            return 0;
+        *size = 1ull << shift;
+        if (large || shift == 12)
+            return entry & ADDRESS_BITS & ~(*size - 1);
+        table = entry & ADDRESS_BITS;
+    }
+    return 0;
+}
+
+static const char *in_ram(struct vcpu *v, const struct ram *ram, uint64_t address, size_t size)
+{
+    uint64_t at = address - ram->direct_map;
+    if (at >= ram->end) {
+        uint64_t page = 0, begin = walk(v, ram, address, &page);
+        at = begin + (address & (page - 1));
+        if (!begin || (address & (page - 1)) + size > page)
+            return NULL;
+    }
+    return at >= FIRST_RAM && at + size <= ram->end ? ram->base + at : NULL;
+}
+
+/* Return memory of the guest, until it is read again or a callback ends; NULL if it cannot be read. */
+static const char *read_memory(struct vcpu *v, struct session *s, uint64_t address, size_t size)
+{
+    const char *found = NULL;
+    if (__atomic_load_n(&s->ram_known, __ATOMIC_ACQUIRE))
+        found = in_ram(v, &s->ram, address, size);
+    return found ? found : read_slowly(v, address, size);
+}
+
+static bool read_word(struct vcpu *v, uint64_t address, uint64_t *word)
+{
+    const char *found = address ? read_slowly(v, address, sizeof *word) : NULL;
+    if (found)
+        memcpy(word, found, sizeof *word);
+    return found;
+}
+
+/* Return the end of the part of QEMU's memory that an address is in. */
+static uint64_t mapping_end(const void *of)
+{
+    uint64_t low, high, end = 0;
+    FILE *maps = fopen("/proc/self/maps", "re");
+    char line[512];
+    while (maps && fgets(line, sizeof line, maps))
+        if (sscanf(line, "%lx-%lx", &low, &high) == 2 && (uint64_t)of >= low && (uint64_t)of < high)
+            end = high;
+    if (maps)
+        fclose(maps);
+    return end;
+}
+
+/*
+ * QEMU's functions need 200 ns to read memory. So find the RAM in QEMU's memory by an instruction of the kernel,
+ * and use it if both ways read the same. See Documentation/arch/x86/x86_64/mm.rst for the kernel's addresses.
+ */
+static void find_ram(struct vcpu *v, struct session *s)
+{
+    struct request *r = &s->request;
+    uint64_t base, direct = r->direct_map, end = mapping_end(s->code_host), code[4], data = 0, again = 0;
+    __atomic_store_n(&s->ram_next, now() + RETRY_NS, __ATOMIC_RELAXED);
+    struct qemu_plugin_register *cr3 = register_named("cr3"), *cr4 = register_named("cr4");
+    if (x86_64 && cr3 && cr4 && end && read_word(v, r->physical_base_at, &base)
+        && (!r->direct_map_at || read_word(v, r->direct_map_at, &direct)) && direct) {
+        uint64_t physical = s->code_at - KERNEL_MAP + base, at = r->physical_base_at - KERNEL_MAP + base;
+        int shift = value_of(v, cr4) & LA57 ? 48 : 39;
+        s->ram = (struct ram){(const char *)s->code_host - physical, 0, direct, cr3, shift};
+        uint64_t room = end - (uint64_t)s->ram.base;
+        s->ram.end = room < LAST_RAM ? room : LAST_RAM;
+        const char *found = physical < s->ram.end ? read_slowly(v, s->code_at, sizeof code) : NULL;
+        if (found && !memcmp(found, s->code_host, sizeof code) && at < s->ram.end
+            && read_word(v, direct + at, &data) && data == base) {
+            memcpy(&again, s->ram.base + at, 8);
+            __atomic_store_n(&s->ram_known, again == base, __ATOMIC_RELEASE);
+        }
+    }
 }
 
 static uint64_t read_register(struct vcpu *v, struct session *s, unsigned number)
 {
     if (!v->known[number]) {
-        uint64_t value = 0;
-        v->registers->len = 0;
-        qemu_plugin_read_register(s->registers[number], v->registers);
-        memcpy(&value, v->registers->data, v->registers->len < 8 ? v->registers->len : 8);
-        v->values[number] = value;
+        v->values[number] = value_of(v, s->registers[number]);
         v->known[number] = true;
     }
     return v->values[number];
 }
 
 /* Append a string as its length and its bytes, without the 0; or as -1 and its address if it cannot be read. */
-static size_t put_string(struct vcpu *v, uint64_t address, char *out)
+static size_t put_string(struct vcpu *v, struct session *s, uint64_t address, char *out)
 {
     size_t length = 0;
     bool ended = false, ok = false;
     while (!ended && length < STRING) {
         size_t part = 64 - ((address + length) & 63);       /* within one page */
         part = part < STRING - length ? part : STRING - length;
-        if (!read_memory(v, address + length, part))
+        const char *found = read_memory(v, s, address + length, part);
+        if (!found)
             break;
         ok = true;
-        size_t used = strnlen(v->memory->data, part);
-        memcpy(out + 8 + length, v->memory->data, used);
+        size_t used = strnlen(found, part);
+        memcpy(out + 8 + length, found, used);
         length += used;
         ended = used < part;
     }
@@ -265,6 +401,40 @@ static size_t put_string(struct vcpu *v, uint64_t address, char *out)
     return (8 + length + 7) & ~(size_t)7;
 }
 
+/*
+ * Append the stack from a stack pointer to its end: the address, the number of bytes, and these. If it is the
+ * stack of interrupts, append also the one that the kernel used before: its address is in the last word. Then a
+ * 0 follows.
+ */
+static size_t put_stack(struct vcpu *v, struct session *s, uint64_t sp, uint64_t last_word, uint64_t stack_size,
+                        char *out, size_t room)
+{
+    size_t put = 0;
+    for (int stacks = 0; stacks < 2 && sp >= KERNEL_HALF && stack_size; stacks++) {
+        bool interrupt = last_word - sp < stack_size;
+        uint64_t end = interrupt ? last_word + 8 : (sp | (stack_size - 1)) + 1, length = 0, next = 0;
+        char *at = out + put + 16;
+        while (sp + length < end && put + 16 + length + PAGE + 8 < room) {
+            uint64_t from = sp + length, part = PAGE - (from & (PAGE - 1));
+            part = part < end - from ? part : end - from;
+            const char *found = read_memory(v, s, from, part);
+            if (!found)
+                break;
+            memcpy(at + length, found, part);
+            length += part;
+        }
+        memcpy(out + put, &sp, 8);
+        memcpy(out + put + 8, &length, 8);
+        put += 16 + length;
+        if (!interrupt || sp + length < end)
+            break;
+        memcpy(&next, at + (last_word - sp), 8);
+        sp = next & ~7ull;
+    }
+    memset(out + put, 0, 8);
+    return put + 8;
+}
+
 static uint64_t extended(uint64_t value, unsigned bits, bool is_signed)
 {
     if (bits >= 64)
@@ -273,12 +443,13 @@ static uint64_t extended(uint64_t value, unsigned bits, bool is_signed)
     return is_signed && value >> (bits - 1) ? value | ~0ull << bits : value;
 }
 
-static bool same_string(struct vcpu *v, uint64_t address, const char *text, size_t size)
+static bool same_string(struct vcpu *v, struct session *s, uint64_t address, const char *text, size_t size)
 {
     for (size_t at = 0; at < size;) {
         size_t part = 64 - ((address + at) & 63);
         part = part < size - at ? part : size - at;
-        if (!read_memory(v, address + at, part) || memcmp(v->memory->data, text + at, part))
+        const char *found = read_memory(v, s, address + at, part);
+        if (!found || memcmp(found, text + at, part))
             return false;
         at += part;
     }
@@ -296,6 +467,7 @@ static long run(struct session *s, struct vcpu *v, unsigned cpu, uint32_t at, ch
     unsigned n = 0;
     size_t put = 0;
     uint32_t fail = UINT32_MAX;
+    const char *found;
     for (;; at++) {
         const struct op *op = &s->code[at];
         if (n > STACK)
@@ -313,10 +485,11 @@ static long run(struct session *s, struct vcpu *v, unsigned cpu, uint32_t at, ch
         case DUPLICATE: stack[n++] = a; continue;
         case DISCARD: n -= n > 0; continue;
         case LOAD:
-            if (!n || !read_memory(v, a + op->value, op->size))
+            found = n ? read_memory(v, s, a + op->value, op->size) : NULL;
+            if (!found)
                 goto failed;
             result = 0;
-            memcpy(&result, v->memory->data, op->size);
+            memcpy(&result, found, op->size);
             stack[n - 1] = extended(result, 8 * op->size, op->number);
             continue;
         case EXTEND:
@@ -339,7 +512,16 @@ static long run(struct session *s, struct vcpu *v, unsigned cpu, uint32_t at, ch
             continue;
         case SAME_STRING:
             if (n)
-                stack[n - 1] = same_string(v, a, s->text + op->target, op->value);
+                stack[n - 1] = same_string(v, s, a, s->text + op->target, op->value);
+            continue;
+        case PUT_REGISTER:
+            if (put + 8 > room)
+                goto failed;
+            a = read_register(v, s, op->target);
+            memcpy(out + put, &a, 8);
+            put += 8;
+            if (present)
+                *present |= 1ull << (op->number & 63);
             continue;
         case PUT:
             if (put + 8 > room)
@@ -349,13 +531,20 @@ static long run(struct session *s, struct vcpu *v, unsigned cpu, uint32_t at, ch
         case PUT_STRING:
             if (put + STRING + 16 > room)
                 goto failed;
-            put += put_string(v, a, out + put);
+            put += put_string(v, s, a, out + put);
             goto have_all;
         case PUT_MEMORY:
-            if (put + ((op->value + 7) & ~7ull) > room || !read_memory(v, a, op->value))
+            found = put + ((op->value + 7) & ~7ull) <= room ? read_memory(v, s, a, op->value) : NULL;
+            if (!found)
                 goto failed;
-            memcpy(out + put, v->memory->data, op->value);
+            memcpy(out + put, found, op->value);
             put += (op->value + 7) & ~7ull;
+            goto have_all;
+        case PUT_STACK:
+            if (put + PAGE + 64 > room)
+                goto failed;
+            put += put_stack(v, s, a & ~7ull, b, op->value, out + put, room - put);
+            n -= n > 0;
             goto have_all;
         have:
             put += 8;
@@ -422,6 +611,8 @@ static bool write_record(struct session *s, unsigned cpu, const struct record *r
             return false;
     }
     char *at = (char *)s->base + s->request.rings_at + cpu * size;
+    for (uint64_t next = 0; next < 2 * bytes && next < 1024; next += 64)    /* for the next record */
+        __builtin_prefetch(at + ((head + whole + next) & (size - 1)), 1);
     if (whole != bytes) {
         struct record pad = {.bytes = (uint32_t)gap, .flags = PADDING};
         memcpy(at + (head & (size - 1)), &pad, gap < sizeof pad ? gap : sizeof pad);
@@ -444,71 +635,113 @@ static void put_record(struct session *s, unsigned cpu, const struct record *rec
 
 static size_t slot_of(uint64_t sp, uint32_t probe)
 {
-    return (size_t)(((sp >> 3) ^ (uint64_t)probe << 20) * 0x9e3779b97f4a7c15ull >> 32);
+    return (size_t)(((sp >> 3) ^ (uint64_t)probe << 20) * 0x9e3779b97f4a7c15ull >> 32) & (OPEN - 1);
 }
 
+static struct shard *lock_shard(struct session *s, uint64_t sp)
+{
+    struct shard *shard = &s->shards[((sp >> 14) * 0x9e3779b97f4a7c15ull >> 32) & (SHARDS - 1)];
+    for (unsigned spins = 1; __atomic_exchange_n(&shard->locked, 1, __ATOMIC_ACQUIRE); spins++)
+        if (spins % 64 == 0)
+            sched_yield();
+    return shard;
+}
+
+static void unlock(struct shard *shard) { __atomic_store_n(&shard->locked, 0, __ATOMIC_RELEASE); }
+
 /* Return the slot of a call, or a free one; NULL if the table is full. Linear probing; the caller has the lock. */
-static struct open_call *find_open(struct session *s, uint64_t sp, uint32_t probe)
+static struct open_call *find_open(struct shard *shard, uint64_t sp, uint32_t probe)
 {
     size_t at = slot_of(sp, probe);
     for (size_t i = 0; i < OPEN; i++) {
-        struct open_call *c = &s->open[(at + i) & (OPEN - 1)];
+        struct open_call *c = &shard->open[(at + i) & (OPEN - 1)];
         if (!c->used || (c->sp == sp && c->probe == probe))
             return c;
     }
     return NULL;
 }
 
-static void close_slot(struct session *s, struct open_call *c)
+static void swap(struct kept *a, struct kept *b)
+{
+    struct kept kept = *a;
+    *a = *b;
+    *b = kept;
+}
+
+static void close_slot(struct shard *shard, struct open_call *c)
 {
     /* Move later entries of the same run back: a search ends at the first free slot. */
-    size_t hole = (size_t)(c - s->open);
-    for (size_t i = (hole + 1) & (OPEN - 1); s->open[i].used; i = (i + 1) & (OPEN - 1)) {
-        size_t home = slot_of(s->open[i].sp, s->open[i].probe) & (OPEN - 1);
+    size_t hole = (size_t)(c - shard->open);
+    for (size_t n = 1; n < OPEN; n++) {
+        size_t i = (size_t)(c - shard->open + n) & (OPEN - 1);
+        if (!shard->open[i].used)
+            break;
+        size_t home = slot_of(shard->open[i].sp, shard->open[i].probe);
         if (((i - home) & (OPEN - 1)) >= ((i - hole) & (OPEN - 1))) {
-            struct record *kept = s->open[hole].record;
-            s->open[hole] = s->open[i];
-            s->open[i].record = kept;
+            struct kept kept = shard->open[hole].kept;
+            shard->open[hole] = shard->open[i];
+            shard->open[i].kept = kept;
             hole = i;
         }
     }
-    s->open[hole].used = 0;
+    shard->open[hole].used = 0;
 }
 
-static struct record *copy_of(const struct record *record)
+/* Copy a record into memory that is used again. */
+static bool keep(struct kept *kept, const struct record *record)
 {
-    struct record *copy = malloc(record->bytes);
-    if (copy)
-        memcpy(copy, record, record->bytes);
-    return copy;
-}
-
-static void open_call(struct session *s, unsigned cpu, uint64_t sp, const struct record *record)
-{
-    struct record *earlier = NULL, *copy = copy_of(record);
-    pthread_mutex_lock(&s->lock);
-    struct open_call *c = copy ? find_open(s, sp, record->probe) : NULL;
-    if (c) {
-        earlier = c->used ? c->record : NULL;
-        *c = (struct open_call){sp, record->probe, 1, copy};
+    if (kept->room < record->bytes) {
+        free(kept->record);
+        kept->room = (record->bytes + 255) & ~255u;
+        kept->record = malloc(kept->room);
+        if (!kept->record)
+            kept->room = 0;
     }
-    pthread_mutex_unlock(&s->lock);
-    if (!c) {
-        free(copy);
+    if (kept->record)
+        memcpy(kept->record, record, record->bytes);
+    return kept->record;
+}
+
+static void open_call(struct session *s, struct vcpu *v, unsigned cpu, uint64_t sp, const struct record *record)
+{
+    bool earlier = false, opened = false;
+    struct shard *shard = lock_shard(s, sp);
+    struct open_call *c = find_open(shard, sp, record->probe);
+    if (c) {
+        earlier = c->used;
+        if (earlier)
+            swap(&c->kept, &v->spare);
+        opened = keep(&c->kept, record);
+        c->sp = sp;
+        c->probe = record->probe;
+        c->used = 1;
+        if (!opened)
+            close_slot(shard, c);
+    }
+    unlock(shard);
+    if (!opened) {
         __atomic_fetch_add(&s->shared->unpaired, 1, __ATOMIC_RELAXED);
         put_record(s, cpu, record);
     }
     if (earlier)
-        put_record(s, cpu, earlier);
-    free(earlier);
+        put_record(s, cpu, v->spare.record);
 }
 
 /* Callbacks of instructions */
 
+static void barrier(void)
+{
+    if (expedited)
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    else
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
 static bool enter(struct vcpu *v, struct session *s)
 {
-    __atomic_store_n(&v->in, s, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&s->active, __ATOMIC_SEQ_CST))
+    __atomic_store_n(&v->in, s, __ATOMIC_RELAXED);
+    barrier();                              /* `quiesce` has the other one */
+    if (__atomic_load_n(&s->active, __ATOMIC_ACQUIRE))
         return true;
     __atomic_store_n(&v->in, NULL, __ATOMIC_RELEASE);
     return false;
@@ -517,6 +750,13 @@ static bool enter(struct vcpu *v, struct session *s)
 static void leave(struct vcpu *v)
 {
     __atomic_store_n(&v->in, NULL, __ATOMIC_RELEASE);
+}
+
+/* A callback reads each register once. */
+static void forget_registers(struct vcpu *v, struct session *s)
+{
+    memset(v->known, 0, s->request.registers);
+    v->page_table_known = false;
 }
 
 static void set_context(struct session *s, struct vcpu *v, unsigned cpu, struct record *record)
@@ -550,7 +790,10 @@ static void record_hit(struct place *p, struct session *s, struct vcpu *v, unsig
 {
     struct record *record = (struct record *)v->record;
     uint64_t present = 0;
-    memset(v->known, 0, s->request.registers);
+    forget_registers(v, s);
+    if (!__atomic_load_n(&s->ram_known, __ATOMIC_RELAXED) && s->code_host
+        && now() > __atomic_load_n(&s->ram_next, __ATOMIC_RELAXED))
+        find_ram(v, s);
     long put = run(s, v, cpu, p->request.code, v->record + sizeof *record, RECORD - sizeof *record, &present, NULL);
     if (put == -2)
         __atomic_fetch_add(&s->shared->unevaluated, 1, __ATOMIC_RELAXED);
@@ -570,7 +813,7 @@ static void record_hit(struct place *p, struct session *s, struct vcpu *v, unsig
     record->time = now();
     set_context(s, v, cpu, record);
     if (p->request.ranges)
-        open_call(s, cpu, read_register(v, s, s->request.stack_register), record);
+        open_call(s, v, cpu, read_register(v, s, s->request.stack_register), record);
     else
         put_record(s, cpu, record);
 }
@@ -592,23 +835,25 @@ static void left(unsigned cpu, struct place *p, bool returns)
     struct vcpu *v = &states[cpu];
     if (!enter(v, s))
         return;
-    memset(v->known, 0, s->request.registers);
+    forget_registers(v, s);
     uint64_t sp = read_register(v, s, s->request.stack_register);
-    struct record *record = NULL;
-    pthread_mutex_lock(&s->lock);
-    struct open_call *c = find_open(s, sp, p->request.probe);
-    if (c && c->used) {
-        record = c->record;
-        close_slot(s, c);
+    struct shard *shard = lock_shard(s, sp);
+    struct open_call *c = find_open(shard, sp, p->request.probe);
+    bool found = c && c->used;
+    if (found) {
+        swap(&c->kept, &v->spare);
+        close_slot(shard, c);
     }
-    pthread_mutex_unlock(&s->lock);
-    if (record && returns) {
-        record->ret = read_register(v, s, s->request.stack_register + 1);
-        record->flags |= HAS_RET;
-    }
-    if (record)
+    unlock(shard);
+    if (found) {
+        struct record *record = v->spare.record;
+        record->left = now();
+        if (returns) {
+            record->ret = read_register(v, s, s->request.stack_register + 1);
+            record->flags |= HAS_RET;
+        }
         put_record(s, cpu, record);
-    free(record);
+    }
     leave(v);
 }
 
@@ -695,7 +940,12 @@ ON_TRANSLATION(on_translation)
         /* What changes the task comes first: it is a hit's task that changes. */
         for (int hits = 0; hits < 2; hits++)
             for (struct entry *k = e; k && k < entries + entry_count && k->address == address; k++) {
-                bool reads = k->place->session->request.registers;
+                struct session *s = k->place->session;
+                bool reads = s->request.registers;
+                if (!s->code_host && address >= KERNEL_MAP) {
+                    s->code_at = address;
+                    s->code_host = qemu_plugin_insn_haddr(insn);
+                }
                 if (hits == (k->place->request.kind == HIT))
                     qemu_plugin_register_vcpu_insn_exec_cb(insn, hits ? on_hit : on_context,
                                                            hits && reads ? READ_REGS : NO_REGS, k->place);
@@ -709,12 +959,11 @@ static void free_session(struct session *s)
 {
     if (s->base && s->base != MAP_FAILED)
         munmap(s->base, s->size);
-    for (unsigned i = 0; s->open && i < OPEN; i++)
-        if (s->open[i].used)
-            free(s->open[i].record);
+    for (unsigned i = 0; s->shards && i < SHARDS * OPEN; i++)
+        free(s->shards[i / OPEN].open[i % OPEN].kept.record);
     if (s->socket >= 0)
         close(s->socket);
-    void *all[] = {s->places, s->ranges, s->exits, s->thunks, s->code, s->text, s->registers, s->contexts, s->open};
+    void *all[] = {s->places, s->ranges, s->exits, s->thunks, s->code, s->text, s->registers, s->contexts, s->shards};
     for (unsigned i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     free(s);
@@ -826,9 +1075,10 @@ static const char *check_code(struct session *s)
         struct op *op = &s->code[i];
         bool jumps = op->code == JUMP || op->code == JUMP_IF_ZERO || op->code == FAIL_TO;
         if (op->code >= OPCODES || (jumps && (op->target >= r->code || !op->target))
-            || (op->code == REGISTER && op->number >= r->registers) || (op->code == LOAD && op->size > 8)
+            || (op->code == REGISTER && op->number >= r->registers)
+            || (op->code == PUT_REGISTER && op->target >= r->registers) || (op->code == LOAD && op->size > 8)
             || (op->code == SAME_STRING && (op->target > r->text || op->value > r->text - op->target))
-            || (op->code == PUT_MEMORY && op->value > 4096) || (op->code == EXTEND && !op->size))
+            || (op->code == PUT_MEMORY && op->value > 4096) || (op->code == PUT_STACK && (op->value & (op->value - 1))) || (op->code == EXTEND && !op->size))
             return "an operation is not valid";
     }
     if (!r->code || s->code[r->code - 1].code != END || r->context_code >= r->code || r->clock_code >= r->code)
@@ -842,9 +1092,7 @@ static const char *find_registers(struct session *s)
     s->registers = calloc(s->request.registers + 1, sizeof *s->registers);
     const char *error = !names_wanted || !s->registers || s->request.registers > REGISTER_NAMES ? "too many registers" : NULL;
     for (unsigned i = 0; !error && i < s->request.registers; i++) {
-        for (unsigned k = 0; k < named; k++)
-            if (!strncmp(names_wanted[i], names[k].name, NAME))
-                s->registers[i] = names[k].handle;
+        s->registers[i] = register_named(names_wanted[i]);
         if (!s->registers[i])
             error = "this QEMU does not have a register that the trace reads";
     }
@@ -871,9 +1119,9 @@ static const char *prepare(struct session *s)
     s->text = part(s, r->text_at, r->text, 1);
     s->places = calloc(r->places + 1, sizeof *s->places);
     s->contexts = calloc(n, sizeof *s->contexts);
-    s->open = calloc(OPEN, sizeof *s->open);
+    s->shards = calloc(SHARDS, sizeof *s->shards);
     const char *error = NULL;
-    if (!places || !s->ranges || !s->exits || !s->thunks || !s->code || !s->text || !s->places || !s->contexts || !s->open)
+    if (!places || !s->ranges || !s->exits || !s->thunks || !s->code || !s->text || !s->places || !s->contexts || !s->shards)
         error = "the request does not fit";
     for (unsigned i = 0; !error && i < r->exits; i++)
         if (s->exits[i].length > 4 || s->exits[i].size > 8)
@@ -936,6 +1184,8 @@ static void begin(struct session *s, int fd)
 static void quiesce(struct session *s)
 {
     __atomic_store_n(&s->active, false, __ATOMIC_SEQ_CST);
+    if (expedited)
+        syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
     for (int i = 0; i < vcpus; i++)
         while (__atomic_load_n(&states[i].in, __ATOMIC_SEQ_CST) == s) {
             struct timespec pause = {0, 100000};
@@ -948,12 +1198,12 @@ static void *finish(void *data)
 {
     struct session *s = data;
     quiesce(s);
-    for (unsigned i = 0; s->open && i < OPEN; i++)
-        if (s->open[i].used) {
-            put_record(s, s->open[i].record->cpu, s->open[i].record);
-            free(s->open[i].record);
-            s->open[i].used = 0;
-        }
+    for (unsigned i = 0; s->shards && i < SHARDS * OPEN; i++) {
+        struct open_call *c = &s->shards[i / OPEN].open[i % OPEN];
+        if (c->used)
+            put_record(s, c->kept.record->cpu, c->kept.record);
+        c->used = 0;
+    }
     tell(s, 's');
     return NULL;
 }
@@ -1080,6 +1330,8 @@ EXPORT int qemu_plugin_install(plugin_id id, const struct qemu_info *info, int a
             path = argv[i] + 7;
     }
     self = id;
+    x86_64 = !strcmp(info->target, "x86_64");
+    expedited = !syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0);
     vcpus = info->max_vcpus > 0 ? info->max_vcpus : 1;
     states = calloc((size_t)vcpus, sizeof *states);
     if (!path || !info->system || !states || (listener = listen_at(path)) < 0) {

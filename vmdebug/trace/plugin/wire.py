@@ -21,7 +21,7 @@ HELLO = struct.Struct("<IIII")
 REGISTERS, MEMORY = 1, 2
 """Features: what the plugin can read of the guest."""
 
-_HEADER = struct.Struct("<II5Q7Q8I4I5Q")
+_HEADER = struct.Struct("<II5Q7Q8I4I3Q5Q")
 _RESULTS = struct.Struct("<5Q")
 _RESULTS_AT = _HEADER.size - _RESULTS.size
 _PLACE = struct.Struct("<Q6I")
@@ -34,9 +34,10 @@ _TAIL_AT = 64
 _NAME_BYTES = 16
 _PAGE = 4096
 
-RECORD = struct.Struct("<IHHQQQQIIq16s")
-"""A record: size in bytes, probe, CPU, ns since the host's boot, ns since the guest's boot, return value,
-mask of the values that could be read, flags, 0, pid, comm. The values follow."""
+RECORD = struct.Struct("<IHHQQQQQIIq16s")
+"""A record: size in bytes, probe, CPU, ns since the host's boot, ns since the guest's boot, ns
+since the host's boot when the function returned or 0, return value, mask of the values that could be read,
+flags, 0, pid, comm. The values follow."""
 
 HAS_CONTEXT, HAS_CLOCK, HAS_RET, PADDING = 1, 2, 4, 8
 """Flags of a record."""
@@ -97,6 +98,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         thunks: Addresses of the kernel's return thunks: a jump there is a return.
         limit: The number of hits after which the plugin records no more; 0 for no limit.
         flags: See `DROP`.
+        memory: The addresses of `phys_base` and of `page_offset_base`, and the latter's value in kernels that
+            do not have it; 0 if not known.
     """
 
     probes: int
@@ -109,6 +112,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     thunks: tuple[int, ...] = ()
     limit: int = 0
     flags: int = 0
+    memory: tuple[int, int, int] = (0, 0, 0)
 
 
 class Results(msgspec.Struct, frozen=True, array_like=True):
@@ -170,6 +174,7 @@ def layout(request: Request, *, vcpus: int, ring_bytes: int) -> tuple[bytes, int
         *(len(request.places), len(ranges), len(request.exits), len(request.thunks)),
         *(len(code) // 16, len(request.text), len(request.registers), request.probes),
         *(context, clock, max(len(request.registers) - 2, 0), 0),
+        *request.memory,
         *(0, 0, 0, 0, 0),
     )
     return header + body, cpus_at, counts_at, rings_at
@@ -267,6 +272,6 @@ def records(chunks: Sequence[bytes]) -> Iterator[tuple[tuple[int, ...], memoryvi
             # A gap at the end of a ring may be too small for a whole record.
             if len(chunk) - at >= RECORD.size:
                 fields = RECORD.unpack_from(chunk, at)
-                if not fields[7] & PADDING:
+                if not fields[8] & PADDING:
                     yield fields, view[at + RECORD.size : at + size]
             at += size or len(chunk)
