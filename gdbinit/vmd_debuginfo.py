@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 
 import gdb
 import vmd_guest
@@ -17,9 +18,18 @@ REMEDY = "use the vmlinux of the kernel's -dbg or debuginfo package, or build wi
 
 def missing() -> bool:
     """Whether GDB has no debugging information of the kernel: neither in the vmlinux nor in another file."""
-    if not vmd_guest.has_vmlinux() or any(each in vmd_guest.vmlinux_sections() for each in _DWARF):
+    return vmd_guest.has_vmlinux() and stripped(vmd_guest.vmlinux(), vmd_guest.vmlinux_sections())
+
+
+def stripped(path: str, sections: Container[str]) -> bool:
+    """Whether GDB has no debugging information of a file that it has loaded.
+
+    Args:
+        path: The file.
+        sections: The names of its sections.
+    """
+    if any(each in sections for each in _DWARF):
         return False
-    path = vmd_guest.vmlinux()
     # GDB has loaded what a build-id or a .gnu_debuglink names; see "Objfiles In Python" in its manual.
     return not any(each.owner is not None and each.owner.filename == path for each in gdb.objfiles())
 

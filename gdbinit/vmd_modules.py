@@ -9,6 +9,8 @@ from pathlib import Path
 
 import gdb
 import vmd_batch
+import vmd_debuginfo
+import vmd_elf
 import vmd_guest
 import vmd_kgdb
 import vmd_later
@@ -22,6 +24,8 @@ STARTING = "do_init_module"
 
 
 _LINE = "\n"
+
+_STRIPPED = "; it has no debug information, so GDB knows neither its lines nor its types"
 
 NOWHERE = 0xDEAD << 48
 """Address for sections that the kernel has freed: no address in the guest resolves to their symbols."""
@@ -101,7 +105,8 @@ class Symbols:
             return "" if known == line else line
         self.placed[module.name] = module
         self.taken[module.name] = packed
-        return f"{module.name}: symbols at {module.address:#x} from {packed}"
+        stripped = vmd_debuginfo.stripped(str(file), vmd_elf.sections(str(file)))
+        return f"{module.name}: symbols at {module.address:#x} from {packed}{_STRIPPED if stripped else ''}"
 
     def _places(self, module: vmd_loaded_modules.Module, file: Path) -> Iterator[tuple[str, int]]:
         # Sections that the kernel does not keep, for example .modinfo and __versions, would get address 0,

@@ -469,7 +469,9 @@ def test_a_breakpoint_in_a_module_is_hit_when_it_is_loaded_anew_elsewhere(with_m
             assert child.wait() == 0
 
 
-def test_a_module_of_another_build_has_no_symbols(with_module: LaunchSpec, packed: Path) -> None:
+def test_a_module_of_another_build_has_no_symbols_and_a_stripped_one_no_lines(
+    with_module: LaunchSpec, packed: Path
+) -> None:
     with vm.launch(with_module, bound=True, timeout=SECONDS) as machine:
         with machine.console() as console:
             console.wait_ready(timeout=SECONDS)
@@ -480,6 +482,13 @@ def test_a_module_of_another_build_has_no_symbols(with_module: LaunchSpec, packe
         assert done.status == 1
         reason = f"{packed / 'brd.ko'} is of another build: its build-id is {'0' * 40}, the loaded module's "
         assert f"brd: no symbols: {reason}" in done.stderr
+        # Stripped, as in nixpkgs' kernels.
+        (packed / "brd.ko").write_bytes(lzma.decompress((packed / "brd.ko.xz").read_bytes()))
+        process.run(["strip", "--strip-debug", packed / "brd.ko"], deadline=Deadline.after(SECONDS))
+        done = batch(machine, "info line brd_exit")
+        assert done.status == 0, done.stderr
+        assert "No line number information available for address" in done.stdout
+        assert f"from {packed}/brd.ko; it has no debug information, so GDB knows neither its " in done.stderr
 
 
 def _with_another_build_id(module: Path) -> bytes:
