@@ -66,7 +66,7 @@ PROGRAMS = (
     Program("bison", "bison", KERNEL),
     Program("bc", "bc", KERNEL),
     Program("xz", "xz-utils", KERNEL),
-    Program("depmod", "kmod", "modules of the builtin kernel"),
+    Program("depmod", "kmod", "the modules of guests"),
     Program("mmdebstrap", "mmdebstrap", "start --root debian:SUITE", required=False),
     Program("ccache", "ccache", "building kernels again quickly", required=False),
 )

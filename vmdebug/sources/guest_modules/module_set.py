@@ -113,11 +113,10 @@ def of(kernel: Kernel) -> ModuleSet | None:
         return _of_tree(kernel.modules, kernel.release)
     inside = kernel.modules / kernel.release
     directory = inside if or_false(inside.is_dir) else kernel.modules
-    files = {
-        _plain(path.relative_to(directory).as_posix()): path
-        for path in paths.modules(directory)
-        if path.suffix != ".debug"
-    }
+    # Strings, because pathlib takes a quarter of a second for Debian's 4000 modules.
+    start = len(f"{directory}/")
+    found = ((path, str(path)) for path in paths.modules(directory))
+    files = {_plain(name[start:]): path for path, name in found if not name.endswith(".debug")}
     return ModuleSet(kernel.release, directory, built=False, files=files) if files else None
 
 

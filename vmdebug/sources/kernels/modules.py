@@ -16,7 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from vmdebug import paths
+from vmdebug.filecache import cached
 from vmdebug.guest import Kernel
 
 SAMPLES = 5
@@ -152,10 +155,20 @@ def of_kernel(kernel: Kernel) -> str:
 
     VERMAGIC_STRING of include/linux/vermagic.h: the release, then words, each followed by a blank.
     """
-    if kernel.vmlinux is None or not kernel.release or not kernel.vmlinux.stat().st_size:
+    vmlinux, release = kernel.vmlinux, kernel.release
+    if vmlinux is None or not release or not vmlinux.stat().st_size:
         return ""
-    magic = re.compile(rb"\0(" + re.escape(kernel.release.encode()) + rb" (?:[^\0 ]{1,60} ){1,9})\0")
-    with kernel.vmlinux.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    # Looking through a vmlinux of 800 MB takes seconds.
+    return cached(vmlinux, f"vermagic {release}", _Magic, lambda: _Magic(_read_magic(vmlinux, release))).text
+
+
+class _Magic(msgspec.Struct, frozen=True):
+    text: str
+
+
+def _read_magic(vmlinux: Path, release: str) -> str:
+    magic = re.compile(rb"\0(" + re.escape(release.encode()) + rb" (?:[^\0 ]{1,60} ){1,9})\0")
+    with vmlinux.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = magic.search(content)
         return found[1].decode(errors="replace") if found else ""
 
