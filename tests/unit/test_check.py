@@ -47,7 +47,7 @@ def linux(tmp_path: Path) -> Path:
 
 def module(path: Path, magic: str = MAGIC) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = b"\x7fELF\0license=GPL\0vermagic=%s\0" % magic.encode()
+    content = b"\x7fELF\0.debug_info\0license=GPL\0vermagic=%s\0" % magic.encode()
     packers: dict[str, Callable[[bytes], bytes]] = {
         ".gz": gzip.compress,
         ".xz": lzma.compress,
@@ -172,6 +172,18 @@ class TestModules:
         (tmp_path / "modules/brd.ko.xz").write_bytes(b"cut off")
         kernel = msgspec.structs.replace(tree.kernel(linux), modules=tmp_path / "modules")
         assert rows(kernel)["modules"].state == "warning"
+
+    def test_without_debug_information(self, linux: Path, tmp_path: Path) -> None:
+        whole = module(tmp_path / "debug/brd.ko")
+        (tmp_path / "modules").mkdir()
+        stripped = whole.read_bytes().replace(b".debug_info\0", b"")
+        (tmp_path / "modules/brd.ko").write_bytes(stripped)
+        kernel = msgspec.structs.replace(tree.kernel(linux), modules=tmp_path / "modules")
+        row = rows(kernel)["modules"]
+        assert (row.state, row.reason.partition(":")[0]) == ("warning", "they have no debug information")
+        packaged = msgspec.structs.replace(kernel, module_symbols=(tmp_path / "debug",))
+        row = rows(packaged)["modules"]
+        assert (row.state, row.found) == ("ok", f"1 in {tmp_path}/modules, symbols in {tmp_path}/debug")
 
 
 class TestBuiltIns:

@@ -167,6 +167,16 @@ def _modules(kernel: Kernel) -> Row:
         where = f"none in {kernel.modules}" if kernel.modules is not None else "none found"
         return Row("modules", "warning", where, "their symbols cannot be loaded")
     found = f"{there.count} in {kernel.modules}"
+    if kernel.module_symbols:
+        found += f", symbols in {', '.join(map(str, kernel.module_symbols))}"
+    if there.belong and _lacks_symbols(kernel):
+        return Row(
+            "modules",
+            "warning",
+            found,
+            "they have no debug information: no lines, types and arguments in them; install the kernel's -dbg"
+            " or debuginfo package",
+        )
     if there.belong:
         return Row("modules", "ok", found, f"vermagic {there.vermagic!r} is the kernel's")
     if there.belong is None:
@@ -178,6 +188,13 @@ def _modules(kernel: Kernel) -> Row:
         found,
         f"{there.which} is from another build: vermagic {there.vermagic!r}, the kernel's is"
         f" {there.wanted!r}; build them with this kernel",
+    )
+
+
+def _lacks_symbols(kernel: Kernel) -> bool:
+    """Return whether the kernel has debugging information, and its modules have none."""
+    return (
+        kernel.vmlinux is not None and bool(kimage.dwarf(kernel.vmlinux).version) and modules.stripped(kernel)
     )
 
 
