@@ -14,6 +14,8 @@ in
     pkgs.gdb
     pkgs.nix
     pkgs.util-linux # fallocate, which bounds the console's log
+    pkgs.kmod # indexes of the guest's modules
+    pkgs.erofs-utils # images of modules and root file systems
     busybox
   ];
 

@@ -15,7 +15,7 @@ from tests.unit.kernelfiles import MAGIC, RELEASE
 from vmdebug import guest, process
 from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
-from vmdebug.errors import MismatchError, UsageError
+from vmdebug.errors import HostError, MismatchError, UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import Step, silent
@@ -330,6 +330,22 @@ def test_depmod_prefers_the_user_s_modules() -> None:
     argv = staging.depmod_argv(Path("/sbin/depmod"), Path("/stage"), Path("/stage/depmod.conf"), "6.1.0")
     assert argv == ("/sbin/depmod", "-b", "/stage", "-C", "/stage/depmod.conf", "6.1.0")
     assert f"search {staging.EXTRA} updates built-in\n" == staging._DEPMOD_CONFIG
+
+
+def test_without_kmod_the_guest_has_no_modules(
+    linux: Path,
+    tmp_path: Path,
+    resolve: Callable[..., LaunchSpec],
+    initramfs_of: list[Path | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine = kernelfiles.module(tmp_path / "mine.ko")
+    monkeypatch.setattr(staging, "_which", lambda _: None)
+    assert "the guest has no modules: depmod is not on PATH; apt install kmod" in resolve(linux).notes
+    assert initramfs_of == [None]
+    with pytest.raises(HostError, match="depmod is not on PATH") as caught:
+        resolve(linux, module=[str(mine)])
+    assert "apt install kmod" in caught.value.hint
 
 
 def test_extra_modules_are_searched_first() -> None:

@@ -14,7 +14,7 @@ from vmdebug.guest_options import NO_INIT, NO_MODULES, GuestOptions
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
 from vmdebug.sources.configuration import dotconfig, requirements
-from vmdebug.sources.guest_modules import bundle, extra, module_set
+from vmdebug.sources.guest_modules import bundle, extra, module_set, staging
 from vmdebug.sources.guest_modules.bundle import Bundle, Wanted
 from vmdebug.sources.guest_modules.module_set import ModuleSet
 from vmdebug.spelling import option
@@ -189,6 +189,8 @@ def packed_modules(
     """
     if modules is None:
         return None, ()
+    if not first and not options.module and options.modules is None and (name := staging.lacking()):
+        return None, (f"the guest has no modules: {name} is not on PATH; apt install kmod",)
     brought = tuple(absolute(each) for each in options.module)
     wanted = Wanted(modules=modules, extra=brought, load=options.load_modules, first=first)
     made = bundle.make(kernel, wanted, report=report, deadline=deadline)

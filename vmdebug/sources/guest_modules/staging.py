@@ -87,7 +87,7 @@ def index(stage: Path, release: str, *, deadline: Deadline) -> None:
     """
     config = stage / "depmod.conf"
     config.write_text(_DEPMOD_CONFIG)
-    process.run(depmod_argv(_depmod(), stage, config, release), deadline=deadline)
+    process.run(depmod_argv(_found("depmod"), stage, config, release), deadline=deadline)
 
 
 def depmod_argv(depmod: Path, stage: Path, config: Path, release: str) -> tuple[str, ...]:
@@ -116,19 +116,24 @@ def load_order(stage: Path, release: str, names: Sequence[str], *, deadline: Dea
     return list(found)
 
 
-def _depmod() -> Path:
-    return _found("depmod")
+def lacking() -> str:
+    """Return the name of a program of kmod that is missing on this machine; "" if there are all."""
+    return next((name for name in ("depmod", "modprobe") if _which(name) is None), "")
 
 
 def _found(program: str) -> Path:
-    """Return a program of kmod; a user's PATH may lack /usr/sbin."""
-    found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    found = _which(program)
     if found is None:
         raise HostError(
             f"{program} is not on PATH, and it is needed for the guest's modules",
             hint="install it: apt install kmod",
         )
     return Path(found)
+
+
+def _which(program: str) -> str | None:
+    """Return the path of a program of kmod; a user's PATH may lack /usr/sbin."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
 
 
 def _remove_others(top: Path, names: Iterable[str]) -> None:
