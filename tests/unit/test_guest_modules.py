@@ -173,10 +173,14 @@ class TestAPackage:
         _, files = made(kernel)
         assert files[f"{HERE}/kernel/lib/first.ko"].startswith(b"\x7fELF")
 
-    def test_whole_modules_of_a_debug_package_are_enough(self, package: Path) -> None:
+    def test_whole_modules_of_a_debug_package_are_enough(self, package: Path, linux: Path) -> None:
         shutil.rmtree(package / "lib")
         kernel = image.kernel(package / f"boot/vmlinuz-{RELEASE}", search=False)
         assert kernel.modules == package / f"usr/lib/debug/lib/modules/{RELEASE}"
+        (kernel.modules / "vmlinux").symlink_to(linux / "vmlinux")
+        found = module_set.of(kernel)
+        assert found is not None
+        assert list(found.files) == ["kernel/lib/first.ko"]
 
     def test_files_with_symbols_only_are_not(self, package: Path) -> None:
         shutil.rmtree(package / "lib")

@@ -15,7 +15,7 @@ from vmdebug.errors import HostError, MismatchError, UsageError
 from vmdebug.guest import Kernel
 from vmdebug.guest_options import NO_MODULES, GuestOptions
 from vmdebug.paths import absolute, or_false
-from vmdebug.sources.kernels import installed_modules, modules, tree
+from vmdebug.sources.kernels import installed_modules, modules
 from vmdebug.spelling import option
 
 LISTS = ("modules.order", "modules.builtin", "modules.builtin.modinfo")
@@ -109,7 +109,8 @@ def of(kernel: Kernel) -> ModuleSet | None:
     """Return the modules of a kernel; None if it has none."""
     if kernel.modules is None or not kernel.release:
         return None
-    if tree.is_tree(kernel.modules):
+    # A debug package has a vmlinux here, too.
+    if or_false((kernel.modules / "include/config").is_dir):
         return _of_tree(kernel.modules, kernel.release)
     inside = kernel.modules / kernel.release
     directory = inside if or_false(inside.is_dir) else kernel.modules
