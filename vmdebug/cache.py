@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
@@ -56,17 +56,32 @@ def used(path: Path) -> bool:
 
 
 def keep_newest(where: Path, pattern: str, count: int) -> None:
-    """Delete the files of a directory that were used longest ago.
+    """Delete what was used longest ago in a directory.
 
     Args:
         where: The directory.
-        pattern: The files, as for `glob`.
+        pattern: Its files and directories, as for `glob`.
         count: How many to keep.
     """
     with writing(where):
         oldest_last = sorted(where.glob(pattern), key=touched, reverse=True)
         for path in oldest_last[count:]:
-            path.unlink(missing_ok=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory of the cache, whatever the modes in it are, if it exists."""
+
+    def retry(function: Callable[[str], object], name: str, _: object) -> None:
+        # Directories without write permission, as container images have them.
+        with contextlib.suppress(OSError):
+            Path(name).parent.chmod(0o700)
+            function(name)
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, onerror=retry)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def touched(path: Path) -> int:

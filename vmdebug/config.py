@@ -27,7 +27,18 @@ from typing import Any
 import msgspec
 
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest_options import CHOICES, HOST, NO_MODULES, UEFI, GuestOptions, StartOptions, memory_mib
+from vmdebug.guest_options import (
+    CHOICES,
+    CONTAINER_FILES,
+    CONTAINER_STORES,
+    HOST,
+    NO_MODULES,
+    UEFI,
+    GuestOptions,
+    StartOptions,
+    memory_mib,
+    split_share,
+)
 from vmdebug.paths import absolute, or_false
 from vmdebug.spelling import nearest
 
@@ -124,7 +135,24 @@ def absolute_root(words: str, directory: Path) -> str:
         words: The option.
         directory: Where relative paths start.
     """
-    return words if words == HOST or _SUITE.fullmatch(words) else str(absolute(words, directory))
+    transport, colon, rest = words.partition(":")
+    if colon and transport in CONTAINER_FILES:
+        path, tag_colon, tag = rest.partition(":")
+        return f"{transport}:{absolute(path, directory)}{tag_colon}{tag}"
+    if words == HOST or (colon and transport in CONTAINER_STORES) or _SUITE.fullmatch(words):
+        return words
+    return str(absolute(words, directory))
+
+
+def absolute_share(words: str, directory: Path) -> str:
+    """Return a word of the option `share` with its directory made absolute.
+
+    Args:
+        words: The word: `DIR[:GUESTDIR][:ro|rw|overlay]`.
+        directory: Where relative paths start.
+    """
+    path, *rest = split_share(words)
+    return ":".join((str(absolute(path, directory)), *filter(None, rest)))
 
 
 def read(path: Path) -> Config:
@@ -220,24 +248,42 @@ def _options(path: Path, name: str, table: Mapping[str, Any]) -> GuestOptions:
 
 def _value(path: Path, name: str, key: str, value: Any) -> Any:
     """Return a value as `GuestOptions` has it; `GuestOptions` checks its type."""
-    if isinstance(value, str):
-        if key in _PATHS or (key in _SPECIAL and value != _SPECIAL[key]):
-            return str(absolute(value, path.parent))
-        if key == "source":
-            return absolute_guest(value, path.parent)
-        if key == "root":
-            return absolute_root(value, path.parent)
-        if key == "memory":
-            try:
-                return memory_mib(value)
-            except UsageError as error:
-                raise UsageError(
-                    f"{path}: [guest.{name}] memory: {error.message}", hint=error.hint
-                ) from error
+    if key == "tcp" and isinstance(value, bool):
+        return 0 if value else None
     if key == "module":
         several = value if isinstance(value, list) else [value]
         return [_value(path, name, "kernel", each) for each in several]
-    return (0 if value else None) if key == "tcp" and isinstance(value, bool) else value
+    if key == "share" and isinstance(value, list):
+        return tuple(absolute_share(each, path.parent) if isinstance(each, str) else each for each in value)
+    if not isinstance(value, str):
+        return value
+    if key == "memory":
+        try:
+            return memory_mib(value)
+        except UsageError as error:
+            raise UsageError(f"{path}: [guest.{name}] memory: {error.message}", hint=error.hint) from error
+    return _in_words(key, value, path.parent)
+
+
+def _in_words(key: str, words: str, directory: Path) -> str | tuple[str, ...]:
+    """Return the words of an option with absolute paths.
+
+    Args:
+        key: The option.
+        words: Its value.
+        directory: Where relative paths start.
+    """
+    if key in _PATHS or (key in _SPECIAL and words != _SPECIAL[key]):
+        return str(absolute(words, directory))
+    match key:
+        case "source":
+            return absolute_guest(words, directory)
+        case "root":
+            return absolute_root(words, directory)
+        case "share":
+            return (absolute_share(words, directory),)
+        case _:
+            return words
 
 
 def _plain(what: str) -> str:

@@ -7,11 +7,11 @@ A source turns `GuestOptions` into a `LaunchSpec`; the VM layer starts a `Launch
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import msgspec
 
-from vmdebug.guest_options import Accel, GuestOptions, TraceReady
+from vmdebug.guest_options import Accel, GuestOptions, ShareMode, TraceReady
 
 GuestKind = Literal["flake", "runner", "tree", "image", "builtin"]
 
@@ -72,18 +72,51 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
         return (*self.module_symbols, *((self.modules,) if self.modules is not None else ()))
 
 
+Transport = Literal["9p", "virtiofs"]
+"""How a guest gets a directory of this machine, as mount(8) takes it."""
+
+ROOT_TAG = "vmdebug-root"
+"""Mount tag or serial number of the root file system; sources/switch.sh looks for it."""
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """A directory of this machine that a guest gets; made by `vmdebug.roots.shares`.
+
+    Args:
+        directory: The directory.
+        mount_point: Where the guest has it.
+        mode: Whether the guest may write to it.
+        transport: How the guest gets it.
+        tag: The name by which the guest mounts it.
+    """
+
+    directory: Path
+    mount_point: str
+    mode: ShareMode
+    transport: Transport
+    tag: str
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the guest cannot change the directory."""
+        return self.mode != "rw"
+
+
 class Root(msgspec.Struct, frozen=True, kw_only=True):
     """The root file system of a guest; made by `vmdebug.roots.resolve`.
 
     Args:
         words: The option as the user wrote it.
-        location: A directory that the guest gets over 9p, or the image of a disk.
-        file_system: Its type, as mount(8) takes it: "9p", "erofs", "ext4".
+        location: A directory that the guest gets, or the image of a disk.
+        file_system: Its type, as mount(8) takes it: "9p" and "virtiofs" for a directory, "erofs", "ext4".
         format: The format of the image: "raw", "qcow2"; "" for a directory.
         partition: The number of the partition; 0: the whole disk.
         keep: Whether the guest writes to the image. Otherwise its writes go to a layer in its memory.
         init: The program to start as init; `auto`: find it; `none`: only a shell.
+        login: Whether the root's own programs ask for a login on the console; otherwise it has a root shell.
         systemd: Whether init is known to be systemd.
+        environment: Variables of the guest's commands, as NAME=VALUE.
+        directory: The working directory of the guest's commands; "" for the home directory.
         note: What was chosen and why, for the user.
     """
 
@@ -94,8 +127,21 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
     partition: int = 0
     keep: bool = False
     init: str = AUTO_INIT
+    login: bool = False
     systemd: bool = False
+    environment: tuple[str, ...] = ()
+    directory: str = ""
     note: str = ""
+
+    @property
+    def share(self) -> Share | None:
+        """The root as a shared directory; None if it is an image."""
+        if self.file_system not in get_args(Transport):
+            return None
+        transport = cast("Transport", self.file_system)
+        return Share(
+            directory=self.location, mount_point="/", mode="overlay", transport=transport, tag=ROOT_TAG
+        )
 
 
 class OwnMachine(msgspec.Struct, frozen=True, kw_only=True, tag="own"):
@@ -151,6 +197,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
         halt: Stop at the reset vector.
         accel: The accelerator that the user wants.
         root: The root file system; None: that of the initramfs, or of the runner.
+        shares: The directories of this machine that the guest gets besides its root.
         memory: Guest RAM in MiB; None: the runner's default.
         cpus: Number of CPUs; None: the runner's default.
         tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket.
@@ -166,6 +213,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     kernel: Kernel
     parameters: tuple[str, ...] = ()
     root: Root | None = None
+    shares: tuple[Share, ...] = ()
     halt: bool = False
     accel: Accel = "auto"
     memory: int | None = None
@@ -175,6 +223,12 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     qemu_args: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     asked: GuestOptions | None = None
+
+    @property
+    def shared(self) -> tuple[Share, ...]:
+        """All directories of this machine that the guest gets; its root is the first."""
+        root = self.root.share if self.root is not None else None
+        return (*((root,) if root is not None else ()), *self.shares)
 
 
 T = TypeVar("T")

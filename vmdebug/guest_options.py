@@ -22,8 +22,20 @@ TraceReady = Literal["auto", "yes", "no"]
 
 RootImage = Literal["auto", "always", "never"]
 
+ShareMode = Literal["ro", "rw", "overlay"]
+"""Whether a guest may write to a directory of this machine; `overlay`: to a layer in its memory."""
+
 HOST = "host"
 """The value of the option `root` that stands for this machine's own root directory."""
+
+CONTAINER_FILES = ("oci", "oci-archive", "docker-archive")
+"""What the option `root` begins with for a container image in a path, as in `oci:DIR:TAG`.
+
+See containers-transports(5).
+"""
+
+CONTAINER_STORES = ("docker", "docker-daemon", "containers-storage", "ostree", "sif")
+"""What the option `root` begins with for a container image that skopeo fetches: `docker://NAME`."""
 
 NO_INIT = "none"
 """The value of the option `init` for a guest that runs only a shell."""
@@ -60,11 +72,15 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             root of an unpacked package; `none`: the guest gets none; None: find them.
         module: Module files to add to the guest's modules.
         load_modules: Whether the guest loads these when it has booted.
-        root: The root file system: `host`, a directory, a disk image, or `debian:SUITE`; None: the initramfs.
+        root: The root file system: `host`, a directory, a disk image, `debian:SUITE`, or a container image;
+            None: the initramfs.
         root_dev: The partition of the image with the root file system; 0: the whole disk; None: find it.
-        root_image: Whether to pack a directory as an image first; `auto` does for a suite and in pytest.
+        root_image: Whether to pack a root as an image first; `auto` does for a suite and a container image,
+            and in pytest for a directory.
         init: The program that the root file system starts as init, or `none`; None: find it.
+        login: Leave the console to the root's own login; by default it has a root shell of vmdebug.
         keep: Keep what the guest writes to the root image; by default it is discarded with the VM.
+        share: Directories of this machine that the guest gets: `DIR[:GUESTDIR][:ro|rw|overlay]`.
         firmware: A firmware to boot through: a file, or `uefi` for the installed one; None: QEMU loads the
             kernel.
         tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket in the run directory.
@@ -98,7 +114,9 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     root_dev: Annotated[int, msgspec.Meta(ge=0)] | None = None
     root_image: RootImage = "auto"
     init: str | None = None
+    login: bool = False
     keep: bool = False
+    share: tuple[str, ...] = ()
     firmware: str | None = None
     tcp: Port | None = None
     trace_ready: TraceReady = "auto"
@@ -152,7 +170,9 @@ class StartOptions(TypedDict, total=False):
     root_dev: int | None
     root_image: RootImage
     init: str | None
+    login: bool
     keep: bool
+    share: AnyPath | Sequence[AnyPath]
     firmware: AnyPath | None
     tcp: int | None
     trace_ready: TraceReady
@@ -203,15 +223,26 @@ def _plain(name: str, value: Any) -> Any:
         several = value if isinstance(value, list | tuple) else (value,)
         return tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in several)
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return _plain(name, os.fspath(value))
     if name == "memory" and isinstance(value, str):
         try:
             return memory_mib(value)
         except UsageError as error:
             raise UsageError(f"{option(name)}: {error.message}", hint=error.hint) from error
-    if name in ("qemu_args", "nix_args") and isinstance(value, list):
-        return tuple(value)
+    if name == "share" and isinstance(value, str):
+        return (value,)
+    if name in ("qemu_args", "nix_args", "share") and isinstance(value, (list, tuple)):
+        return tuple(map(os.fspath, value))
     return value
+
+
+def split_share(words: str) -> tuple[str, str, str]:
+    """Return the directory, the place in the guest and the mode of the option `share`; "" if not given."""
+    head, colon, mode = words.rpartition(":")
+    if not colon or mode not in get_args(ShareMode):
+        head, mode = words, ""
+    where, colon, place = head.rpartition(":")
+    return (where, place, mode) if colon and place.startswith("/") else (head, "", mode)
 
 
 _MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)

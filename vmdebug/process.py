@@ -192,7 +192,7 @@ def run(
     ) as child:
         collected = _Pump(child, stdin, on_line)
         what = f"`{Path(argv[0]).name}` to end"
-        if not _child_ended(child, deadline.left(what)):
+        if not ended(child, deadline.left(what)):
             raise deadline.error(what, detail=shlex.join(map(str, argv)))
         status = child.wait()
         stdout, stderr = collected.join()
@@ -281,7 +281,7 @@ def end_group(child: Child) -> None:
     """End a started program and its process group, first with SIGTERM, then with SIGKILL, and reap it."""
     if child.poll() is None:
         _signal_group(child.pid, signal.SIGTERM)
-        _child_ended(child, TERM_SECONDS)
+        ended(child, TERM_SECONDS)
     # The leader may have ended and left other processes of the group.
     _signal_group(child.pid, signal.SIGKILL)
     child.wait()
@@ -319,8 +319,13 @@ def tail(text: str, lines: int = TAIL_LINES) -> str:
     return "\n".join(text.rstrip().splitlines()[-lines:])
 
 
-def _child_ended(child: Child, seconds: float) -> bool:
-    """Wait for a child that is not reaped yet; `Popen.wait` polls only every 50 ms."""
+def ended(child: Child, seconds: float) -> bool:
+    """Wait for a child that is not reaped yet, and return whether it has ended; `Popen.wait` polls.
+
+    Args:
+        child: The child.
+        seconds: How long to wait.
+    """
     fd = os.pidfd_open(child.pid)
     try:
         return bool(wait_ready(fd, seconds=seconds))

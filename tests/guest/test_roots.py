@@ -13,10 +13,12 @@ import pytest
 
 import vmdebug
 from tests.fixtures.accel import ACCEL, SECONDS
-from vmdebug import process, vm
+from tests.unit import test_containers as containers
+from vmdebug import process, sockets, vm
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError, VmError
 from vmdebug.process import Completed
+from vmdebug.roots import virtiofsd
 from vmdebug.session import DebugSession
 from vmdebug.sources import cpio
 from vmdebug.vm.clones import clone as cloning
@@ -36,7 +38,7 @@ def start(**options: object) -> DebugSession:
 def chroot(tmp_path: Path) -> Path:
     """A root directory with busybox, and without an init."""
     top = tmp_path / "chroot"
-    for name in ("bin", "etc", "root", "tmp"):
+    for name in ("app", "bin", "etc", "root", "tmp"):
         (top / name).mkdir(parents=True)
     shutil.copy(process.find("busybox", package="busybox-static"), top / "bin/busybox")
     for name in ("sh", "cat", "ls", "sleep", "hostname", "id", "readlink", "ps", "mount"):
@@ -127,6 +129,49 @@ def test_this_machine_s_own_programs_run_and_its_files_stay(tmp_path: Path) -> N
         assert "gcc" in session.exec("gcc --version", timeout=SECONDS).stdout
         assert session.exec(f"echo x >{tmp_path}/file && cat {tmp_path}/file").stdout == "x\n"
     assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("transport", ["virtiofs", "9p"])
+def test_directories_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+    if transport == "9p":
+        monkeypatch.setattr(virtiofsd, "find", lambda *_, **__: None)
+    elif virtiofsd.find(tmp_path, read_only=False) is None:
+        transport = "9p"  # for another user than root, Debian 12 has no virtiofsd
+    for name in ("ro", "rw", "overlay"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(f"{name}\n")
+    given = [f"{tmp_path}/{name}:/mnt/{name}:{name}" for name in ("ro", "rw", "overlay")]
+    with start(share=given) as session:
+        assert session.exec("cat /mnt/*/file", timeout=SECONDS).stdout == "overlay\nro\nrw\n"
+        assert f" /mnt/rw {transport} rw" in session.exec("cat /proc/mounts").stdout
+        session.exec("echo new >/mnt/rw/new; echo new >/mnt/overlay/new", check=True)
+        write = "mount -o remount,rw /mnt/ro; echo new >/mnt/ro/new"
+        assert session.exec(write).status != 0
+        with pytest.raises(VmError, match="cannot take the snapshot"):
+            session.snapshot("one")
+        servers = [each for each in sockets.unix_sockets() if each.path.endswith("/fs0.sock")]
+        assert bool(servers) == (transport == "virtiofs")
+    assert (tmp_path / "rw/new").read_text() == "new\n"
+    assert not (tmp_path / "ro/new").exists()
+    assert not (tmp_path / "overlay/new").exists()
+    assert not [each for each in sockets.unix_sockets() if each.path.startswith(str(session.vm.rundir.path))]
+
+
+def test_a_container_image(chroot: Path, tmp_path: Path) -> None:
+    (chroot / "etc/removed").touch()
+    top, layers = tmp_path / "image", []
+    for change in (lambda: None, lambda: (chroot / "etc/removed").rename(chroot / "etc/.wh.removed")):
+        change()
+        deadline = Deadline.after(SECONDS)
+        process.run(["tar", "-cf", tmp_path / "layer", "--owner=7", "-C", chroot, "."], deadline=deadline)
+        layers.append((tmp_path / "layer").read_bytes())
+    containers.layout(top, containers.image(top, *layers, plain=tuple(layers)))
+    with start(root=top) as session:
+        line = 'cat /etc/name; ls /etc; pwd; echo "$A"; ls -ln /etc/name'
+        out = session.exec(line, timeout=SECONDS).stdout
+        assert out.startswith("the chroot\nname\n/app\nb\n")
+        assert out.split()[-7] == "7"
+        session.snapshot("one")
 
 
 def test_an_initramfs_of_ones_own(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_each_of_them_is_of_a_type_that_the_struct_takes() -> None:
         "root_dev": 2,
         "root_image": "never",
         "init": "/sbin/init",
+        "share": [Path("/s"), "/t:/mnt:rw"],
         "firmware": "uefi",
         "tcp": 0,
         "trace_ready": "no",
@@ -61,6 +62,7 @@ def test_each_of_them_is_of_a_type_that_the_struct_takes() -> None:
         "force": True,
         "debuginfod": True,
         "keep": True,
+        "login": True,
     }
     assert {*values, *flags} == {*StartOptions.__annotations__}
     assert changed(GuestOptions(), {**values, **flags}) == GuestOptions(
@@ -76,6 +78,8 @@ def test_each_of_them_is_of_a_type_that_the_struct_takes() -> None:
         memory=2048,
         cpus=2,
         disk="/d",
+        share=("/s", "/t:/mnt:rw"),
+        login=True,
         initrd="/i",
         modules="/m",
         module=("/a.ko", "/b.ko"),

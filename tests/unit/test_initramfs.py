@@ -7,7 +7,7 @@ from tests.unit import kernelfiles
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
-from vmdebug.guest import Root
+from vmdebug.guest import Root, Share
 from vmdebug.process import Completed
 from vmdebug.sources import cpio, initramfs
 
@@ -89,9 +89,33 @@ def test_modules_are_where_modprobe_looks(busybox: Path, modules: Path) -> None:
 def test_a_root_file_system_is_mounted_by_a_script(busybox: Path) -> None:
     root = Root(words="disk.img", location=Path("/disk.img"), file_system="ext4", partition=2, init="it's")
     whole = initramfs.build(root=root, deadline=SOON)
-    assert names(whole) - names(initramfs.build(deadline=SOON)) == {"etc/root", "etc/serve", "etc/switch"}
+    assert names(whole) - names(initramfs.build(deadline=SOON)) == {
+        "etc/environment",
+        "etc/root",
+        "etc/serve",
+        "etc/switch",
+    }
     said = b"root_type=ext4\nroot_partition=2\nroot_keep=''\nroot_init='it'\"'\"'s'\n"
     assert said in whole.read_bytes()
+
+
+def test_a_container_image_s_variables_are_quoted_for_a_shell(busybox: Path) -> None:
+    root = Root(
+        words="i",
+        location=Path("/i"),
+        file_system="erofs",
+        environment=("A=it's $x", "no-name=1", "PATH=/a:/b"),
+        directory="/app",
+    )
+    said = b"export A='it'\"'\"'s $x'\nexport PATH=/a:/b\ndirectory=/app\n"
+    assert said in initramfs.build(root=root, deadline=SOON).read_bytes()
+
+
+def test_shared_directories_are_listed_for_a_script(busybox: Path) -> None:
+    share = Share(directory=Path("/d"), mount_point="/a b", mode="ro", transport="virtiofs", tag="t0")
+    whole = initramfs.build(shares=[share], deadline=SOON)
+    assert names(whole) - names(initramfs.build(deadline=SOON)) == {"etc/share", "etc/shares"}
+    assert b"t0 virtiofs ro /a b\n" in whole.read_bytes()
 
 
 def test_another_archive_of_modules_makes_another(busybox: Path, modules: Path) -> None:

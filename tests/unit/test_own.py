@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ from vmdebug.arch import by_name
 from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import LaunchSpec, OwnMachine, Root
+from vmdebug.guest import LaunchSpec, OwnMachine, Root, Share
 from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 from vmdebug.sources import builtin, firmware, initramfs, naming, own
@@ -44,6 +45,7 @@ def modules(monkeypatch: pytest.MonkeyPatch, mounted: list[Root | None]) -> list
         agent: Path | None = None,
         agent_tty: str = "",
         root: Root | None = None,
+        shares: Sequence[Share] = (),
         deadline: Deadline,
     ) -> Path:
         mounted.append(root)
@@ -311,6 +313,24 @@ def test_what_the_kernel_lacks_for_a_root_is_named(linux: Path, chroot: Path) ->
     assert resolve(linux, root=str(chroot), force=True).root is not None
     (linux / ".config").unlink()
     assert resolve(linux, root=str(chroot)).notes[0].startswith("it is unknown whether")
+
+
+def test_shared_directories_are_mounted_by_our_initramfs(linux: Path, chroot: Path) -> None:
+    (linux / ".config").write_text("CONFIG_VIRTIO_PCI=y\nCONFIG_9P_FS=y\nCONFIG_NET_9P_VIRTIO=y\n")
+    spec = resolve(linux, share=[f"{chroot}:/mnt:rw"])
+    (share,) = spec.shares
+    assert (share.directory, share.mount_point, share.mode, share.transport) == (chroot, "/mnt", "rw", "9p")
+    assert spec.notes[-2:] == (
+        f"{chroot} at /mnt over 9p: the guest writes to it",
+        "the guest cannot be saved or cloned while they are mounted; `vmdebug cp` copies files instead",
+    )
+    with pytest.raises(
+        UsageError, match=r"with share=.*: these options are not built in: CONFIG_OVERLAY_FS=n"
+    ):
+        resolve(linux, share=[f"{chroot}:/mnt:overlay"])
+    (linux / "initrd").write_bytes(b"070701")
+    found = resolve(linux, share=[f"{chroot}:/mnt"], initrd=str(linux / "initrd"), force=True)
+    assert any("mount -t 9p -o trans=virtio vmdebug-share0 /mnt" in note for note in found.notes)
 
 
 def test_a_root_and_an_initramfs_exclude_each_other(linux: Path, chroot: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,8 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Root
 from vmdebug.guest_options import GuestOptions
-from vmdebug.progress import Step, silent
-from vmdebug.roots import directory, image, packed, suite
+from vmdebug.progress import Report, Step, silent
+from vmdebug.roots import Making, directory, image, packed, suite
 
 MIB = 1 << 20
 
@@ -29,9 +30,20 @@ def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def resolve(root: str | Path, *, supports: Callable[[str], bool] = lambda _: True, **options: Any) -> Root:
-    wanted = GuestOptions(root=str(root), **options)
-    found = roots.resolve(wanted, supports=supports, report=silent, deadline=soon())
+def making(
+    supports: Callable[[str], bool] = lambda _: True, report: Report = silent, *, dry_run: bool = False
+) -> Making:
+    return Making(supports, "x86_64", report, soon(), dry_run)
+
+
+def resolve(
+    root: str | Path,
+    *,
+    supports: Callable[[str], bool] = lambda name: name != "VIRTIO_FS",
+    dry_run: bool = False,
+    **options: Any,
+) -> Root:
+    found = roots.resolve(GuestOptions(root=str(root), **options), making(supports, dry_run=dry_run))
     assert found is not None
     return found
 
@@ -74,14 +86,10 @@ class TestDirectories:
         with pytest.raises(UsageError, match="is for disk images"):
             resolve("host", **options)
 
-    def test_the_host_is_not_packed(self) -> None:
-        with pytest.raises(UsageError, match="cannot be packed"):
-            resolve("host", root_image="always")
-
-    @pytest.mark.parametrize("options", [{"keep": True}, {"root_dev": 1}, {"init": "none"}])
+    @pytest.mark.parametrize("options", [{"keep": True}, {"root_dev": 1}, {"init": "none"}, {"login": True}])
     def test_options_without_a_root_are_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(UsageError, match="needs a root file system"):
-            roots.resolve(GuestOptions(**options), supports=lambda _: True, report=silent, deadline=soon())
+            roots.resolve(GuestOptions(**options), making())
 
 
 class TestPacking:
@@ -94,6 +102,27 @@ class TestPacking:
         (chroot / "bin/more").touch()
         assert resolve(chroot, root_image="always").location != first.location
         assert [path.name for path in first.location.parent.iterdir() if path.name.startswith(".")] == []
+
+    def test_paths_that_are_left_out(self, chroot: Path, tmp_path: Path) -> None:
+        (chroot / "tmp").mkdir()
+        (chroot / "tmp/large").write_bytes(os.urandom(4 * MIB))
+        for supports in (lambda _: True, lambda name: name != "EROFS_FS"):
+            made, _ = packed.of_directory(chroot, making(supports), ["tmp"])
+            assert made.stat().st_size < MIB
+            assert packed.of_directory(chroot, making(supports), [])[0].stat().st_size > 4 * MIB
+
+    def test_the_host_s_programs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[tuple[str, ...]] = []
+
+        def of_directory(top: Path, _: Making, left_out: tuple[str, ...]) -> tuple[Path, packed.Format]:
+            asked.append((str(top), *left_out))
+            return top, packed.FORMATS[0]
+
+        monkeypatch.setattr(packed, "of_directory", of_directory)
+        assert "/home" in resolve("host", root_image="always").note
+        ((top, *left_out),) = asked
+        assert top == "/"
+        assert {"dev", "proc", "sys", "tmp"} <= {*left_out}
 
     def test_the_format_is_one_that_the_kernel_reads(self, chroot: Path) -> None:
         found = resolve(chroot, root_image="always", supports=lambda name: name != "EROFS_FS")
@@ -130,12 +159,28 @@ class TestSuites:
         steps: list[Step] = []
         wanted = GuestOptions(root="debian:bookworm")
         for _ in range(2):
-            found = roots.resolve(wanted, supports=lambda _: True, report=steps.append, deadline=soon())
+            found = roots.resolve(wanted, making(report=steps.append))
         assert found is not None
         assert (found.file_system, found.init, found.systemd) == ("erofs", "auto", True)
         assert len(calls) == 1
         assert Step("making debian:bookworm", note="running apt-get update") in steps
         assert [*found.location.parent.iterdir()].count(calls[0]) == 0
+
+    def test_a_dry_run_makes_nothing(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(suite, "argv", lambda *_: ("false",))
+        found = resolve("debian:bookworm", dry_run=True)
+        assert "that is not made yet" in found.note
+        assert not found.location.parent.exists()
+
+    def test_it_is_unpacked_if_the_user_wants_a_directory(
+        self, monkeypatch: pytest.MonkeyPatch, chroot: Path, tmp_path: Path
+    ) -> None:
+        process.run(["tar", "-cf", tmp_path / "a.tar", "-C", chroot, "."], deadline=soon())
+        monkeypatch.setattr(suite, "argv", lambda _, archive: ("cp", str(tmp_path / "a.tar"), str(archive)))
+        found = resolve("debian:bookworm", root_image="never")
+        assert (found.file_system, found.format) == ("9p", "")
+        assert (found.location / "bin/sh").read_text() == "a shell"
+        assert "cannot be saved or cloned" in found.note
 
     def test_a_suite_that_mmdebstrap_cannot_make(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(suite, "argv", lambda *_: ("sh", "-c", "echo 'E: no Release file' >&2; exit 25"))
@@ -149,7 +194,7 @@ class TestSuites:
         with pytest.raises(UsageError, match="cannot make this distribution"):
             resolve(words)
 
-    @pytest.mark.parametrize("options", [{"root_image": "never"}, {"keep": True}, {"root_dev": 1}])
+    @pytest.mark.parametrize("options", [{"keep": True}, {"root_dev": 1}])
     def test_options_that_do_not_go_with_it(self, options: dict[str, Any]) -> None:
         with pytest.raises(UsageError, match="debian:bookworm"):
             resolve("debian:bookworm", **options)

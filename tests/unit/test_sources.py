@@ -30,6 +30,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Guest]]:
             *,
             report: Report,
             deadline: Deadline,
+            dry_run: bool = False,
             name: str = module.__name__.rpartition(".")[2],
         ) -> LaunchSpec:
             asked.append((name, guest))

@@ -6,7 +6,7 @@ import pytest
 
 from vmdebug.arch import by_name
 from vmdebug.errors import UsageError
-from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, Root
+from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, Root, Share
 from vmdebug.vm import argv, qemuargs
 from vmdebug.vm.features import Features
 from vmdebug.vm.rundir import RunDir
@@ -240,10 +240,28 @@ def test_a_root_directory_is_shared_read_only() -> None:
     words = own(spec(root=root))
     assert words[(at := words.index("-fsdev")) : at + 4] == [
         "-fsdev",
-        "local,id=root0,path=/a,,b,security_model=none,multidevs=remap,readonly=on",
+        "local,id=fs0,path=/a,,b,security_model=none,multidevs=remap,readonly=on",
         "-device",
-        "virtio-9p-pci,fsdev=root0,mount_tag=vmdebug-root",
+        "virtio-9p-pci,fsdev=fs0,mount_tag=vmdebug-root",
     ]
+
+
+def test_virtiofsd_needs_shared_memory() -> None:
+    root = Root(words="host", location=Path("/"), file_system="virtiofs")
+    share = Share(directory=Path("/d"), mount_point="/mnt", mode="rw", transport="9p", tag="t")
+    words = own(spec(root=root, shares=(share,)))
+    assert words[(at := words.index("-object")) : at + 4] == [
+        "-object",
+        "memory-backend-memfd,share=on,id=pc.ram,size=512M",
+        "-machine",
+        "memory-backend=pc.ram",
+    ]
+    assert words[(at := words.index("vhost-user-fs-pci,chardev=fs0,tag=vmdebug-root")) - 3 : at] == [
+        "-chardev",
+        "socket,id=fs0,path=/run/vm/fs0.sock",
+        "-device",
+    ]
+    assert "local,id=fs1,path=/d,security_model=none,multidevs=remap" in words
 
 
 @pytest.mark.parametrize(("keep", "only"), [(False, ",read-only=on"), (True, "")])

@@ -68,6 +68,7 @@ PROGRAMS = (
     Program("xz", "xz-utils", KERNEL),
     Program("depmod", "kmod", "the modules of guests"),
     Program("mmdebstrap", "mmdebstrap", "start --root debian:SUITE", required=False),
+    Program("skopeo", "skopeo", "start --root docker://NAME", required=False),
     Program("ccache", "ccache", "building kernels again quickly", required=False),
 )
 

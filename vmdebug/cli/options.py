@@ -127,8 +127,9 @@ Root = Annotated[
     str | None,
     typer.Option(
         metavar="X",
-        help="Root file system: `host`, a directory, a disk image, or debian:SUITE. The guest's writes are"
-        " discarded with the VM.",
+        help="Root file system: `host`, a directory, a disk image, debian:SUITE, or a container image: an OCI"
+        " layout or archive, what `docker save` writes, docker://NAME. The guest's writes are discarded with"
+        " the VM.",
     ),
 ]
 RootDev = Annotated[
@@ -139,13 +140,27 @@ RootImage = Annotated[
     str | None,
     typer.Option(
         metavar="auto|always|never",
-        help="Pack a root directory as an image first, so that the guest can be saved and cloned; auto does"
-        " for debian:SUITE.",
+        help="Pack the root as an image first, so that the guest can be saved and cloned; auto does for"
+        " debian:SUITE and container images.",
     ),
 ]
 Init = Annotated[
     str | None,
     typer.Option(metavar="F|none", help="Program of the root file system to start as init, or only a shell."),
+]
+Login = Annotated[
+    bool | None,
+    typer.Option(
+        "--login/--no-login", help="Ask for a login on the console; by default it has a root shell."
+    ),
+]
+Share = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DIR[:GUESTDIR][:ro|rw|overlay]",
+        help="Give the guest a directory of this machine, at the same path or at GUESTDIR; read-only, unless"
+        " `rw` is given. `overlay` discards its writes. Repeatable.",
+    ),
 ]
 Keep = Annotated[
     bool | None, typer.Option("--keep/--no-keep", help="Keep what the guest writes to the root image.")

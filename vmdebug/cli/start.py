@@ -70,6 +70,8 @@ def start(
     root_dev: options.RootDev = None,
     root_image: options.RootImage = None,
     init: options.Init = None,
+    login: options.Login = None,
+    share: options.Share = None,
     keep: options.Keep = None,
     firmware: options.Firmware = None,
     tcp: options.Tcp = None,
@@ -111,6 +113,8 @@ def start(
         root_dev=root_dev,
         root_image=root_image,
         init=init,
+        login=login,
+        share=tuple(share) if share else None,
         keep=keep,
         firmware=firmware,
         tcp=tcp,
@@ -130,10 +134,11 @@ def start(
         _detached(wanted, as_json=as_json)
 
 
-def _resolve(wanted: GuestOptions, report: Report) -> LaunchSpec:
+def _resolve(wanted: GuestOptions, report: Report, *, dry_run: bool = False) -> LaunchSpec:
     from vmdebug import sources
 
-    return sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
+    deadline = Deadline.after(BUILD_SECONDS)
+    return sources.resolve(wanted, report=report, deadline=deadline, dry_run=dry_run)
 
 
 def _launch(wanted: GuestOptions) -> Vm:
@@ -154,7 +159,7 @@ def _show_plan(wanted: GuestOptions, *, as_json: bool) -> None:
     from vmdebug import guest, vm
 
     with render.progress() as report:
-        spec = _resolve(wanted, report)
+        spec = _resolve(wanted, report, dry_run=True)
         plan = vm.plan(spec, report=report)
     if as_json:
         render.put(guest.encode(spec).decode())

@@ -90,6 +90,7 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         module: A module file, or several, to add to the guest's modules and to load.
         load_modules: Whether the guest loads them.
         root: The root file system, as `--root` takes it. Paths start at the test file.
+        share: Directories that the guest gets, as `--share` takes them. Paths start at the test file.
         allow: Kinds of trouble that do not fail the test.
         kmemleak: Whether to have kmemleak scan the kernel's memory at the test's end.
         timeout: Seconds for each phase of the test; 0 for no limit.
@@ -107,6 +108,7 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     module: str | tuple[str, ...] = ()
     load_modules: bool | None = None
     root: str | None = None
+    share: str | tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     kmemleak: bool = False
     timeout: float | None = None
@@ -231,6 +233,7 @@ def options(
         "module": _module_files(marker, here),
         "load_modules": marker.load_modules,
         "root": None if marker.root is None else toml.absolute_root(marker.root, here),
+        "share": _shares(marker, here),
         "kaslr": marker.kaslr,
         "memory": _memory(marker),
         "cpus": marker.cpus,
@@ -238,9 +241,14 @@ def options(
     changes |= {key: value for key, value in overrides.items() if value is not None}
     wanted = changed(base, changes)
     if wanted.root not in (None, HOST) and wanted.root_image == "auto":
-        # A guest cannot be cloned if it has a directory over 9p.
+        # A guest cannot be cloned if it has a directory of this machine.
         return changed(wanted, {"root_image": "always"})
     return wanted
+
+
+def _shares(marker: Marker, here: Path) -> tuple[str, ...] | None:
+    words = (marker.share,) if isinstance(marker.share, str) else marker.share
+    return tuple(toml.absolute_share(each, here) for each in words) or None
 
 
 def _named(config: pytest.Config, name: str, here: Path, ini: Path) -> tuple[Named, ...]:

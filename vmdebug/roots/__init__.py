@@ -3,10 +3,11 @@
 ==================  =====================================================================
 `--root`            is
 ==================  =====================================================================
-`host`              this machine's root directory, over 9p
-a directory         a root for chroot(1), over 9p, or packed as an image
+`host`              this machine's root directory, shared, or its programs as an image
+a directory         a root for chroot(1), shared, or packed as an image
 a file              a disk image, raw or qcow2: a file system, or partitions
 `debian:SUITE`      a Debian that mmdebstrap makes once, packed as an image
+a container image   an OCI layout or archive, what `docker save` writes, or `docker://NAME`
 ==================  =====================================================================
 
 The guest writes to a layer in its memory; with `--keep`, to the disk image.
@@ -14,29 +15,23 @@ The guest writes to a layer in its memory; with `--keep`, to the disk image.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import Root
 from vmdebug.guest_options import HOST, GuestOptions
 from vmdebug.paths import absolute, or_false
-from vmdebug.progress import Report
-from vmdebug.roots import directory, image, suite
-from vmdebug.roots.packed import Supports
+from vmdebug.roots import container, directory, image, oci, suite
+from vmdebug.roots.packed import Making
 from vmdebug.spelling import option
 
-__all__ = ["Supports", "resolve"]
+__all__ = ["Making", "resolve"]
 
 
-def resolve(options: GuestOptions, *, supports: Supports, report: Report, deadline: Deadline) -> Root | None:
+def resolve(options: GuestOptions, making: Making) -> Root | None:
     """Return the root file system that the options name; None if the guest has only its initramfs.
 
     Args:
         options: The options of the guest.
-        supports: Tells whether its kernel has an option.
-        report: Called with each long step.
-        deadline: When to give up making an image.
+        making: For which guest a root is made.
 
     Raises:
         UsageError: there is no such root, or an option does not apply to it.
@@ -49,24 +44,27 @@ def resolve(options: GuestOptions, *, supports: Supports, report: Report, deadli
         _refuse_alone(options)
         return None
     if root == HOST:
-        return directory.host(options)
-    name, colon, release = root.partition(":")
-    if colon and "/" not in name and not or_false(Path(root).exists):
-        return suite.resolve(name, release, options, supports=supports, report=report, deadline=deadline)
+        return directory.host(options, making)
     path = absolute(root)
+    there = or_false(path.exists)
+    if oci.is_named(root) or (there and container.is_image(path)):
+        return oci.resolve(root, options, making)
+    name, colon, release = root.partition(":")
+    if colon and "/" not in name and not there:
+        return suite.resolve(name, release, options, making)
     if or_false(path.is_dir):
-        return directory.resolve(path, options, supports=supports, report=report, deadline=deadline)
-    if not or_false(path.exists):
+        return directory.resolve(path, options, making)
+    if not there:
         raise UsageError(
             f"{option('root', root)}: {path} does not exist",
-            hint=f"give `{HOST}`, a directory, a disk image, or debian:SUITE (debian:bookworm)",
+            hint=f"give `{HOST}`, a directory, a disk image, a container image, or debian:bookworm",
         )
-    return image.resolve(path, options, deadline=deadline)
+    return image.resolve(path, options, deadline=making.deadline)
 
 
 def _refuse_alone(options: GuestOptions) -> None:
     """Refuse options about a root file system if the guest has none."""
-    for name in ("root_dev", "init", "keep"):
+    for name in ("root_dev", "init", "login", "keep"):
         if value := getattr(options, name):
             raise UsageError(
                 f"{option(name, value)} needs a root file system, and {option('root')} is not given",

@@ -1,4 +1,4 @@
-"""Debian as a root: mmdebstrap makes it once, and the cache keeps the image."""
+"""Debian as a root: mmdebstrap makes it once, and the cache keeps it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import re
 from pathlib import Path
 
 from vmdebug import cache, process
-from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import AUTO_INIT, Root
 from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import Report, Step
 from vmdebug.roots import packed
-from vmdebug.roots.packed import Supports
+from vmdebug.roots.packed import Making
 from vmdebug.spelling import option
 
 PACKAGES = (
@@ -32,24 +31,14 @@ _SUITE = re.compile(r"[a-z][a-z0-9._-]*")
 _STEP = re.compile(r"^I: (.+?)\.*$")
 
 
-def resolve(
-    distribution: str,
-    suite: str,
-    options: GuestOptions,
-    *,
-    supports: Supports,
-    report: Report,
-    deadline: Deadline,
-) -> Root:
-    """Return a suite of Debian as a root; make its image unless the cache has it.
+def resolve(distribution: str, suite: str, options: GuestOptions, making: Making) -> Root:
+    """Return a suite of Debian as a root; make it unless the cache has it.
 
     Args:
         distribution: The word before the colon.
         suite: The suite: "bookworm".
         options: The options of the guest.
-        supports: Tells whether its kernel has an option.
-        report: Called with each step of mmdebstrap.
-        deadline: When to give up.
+        making: For which guest.
 
     Raises:
         UsageError: it is not a suite of Debian, or an option does not apply to it.
@@ -61,38 +50,38 @@ def resolve(
     if distribution != "debian" or not _SUITE.fullmatch(suite):
         raise UsageError(
             f"{option('root', words)}: vmdebug cannot make this distribution",
-            hint="give debian:SUITE, such as debian:bookworm, or a directory, or an image",
+            hint="give debian:SUITE, such as debian:bookworm, or a directory, or an image;"
+            f" docker://{words} is the container image of that name",
         )
     _refuse(options, words)
-    chosen = packed.choose(supports)
     key = hashlib.sha256(" ".join((suite, *PACKAGES)).encode()).hexdigest()[:8]
-    target = cache.directory("root") / f"debian-{suite}-{key}.{chosen.name}"
     what = f"making {words}"
 
-    def pack(image: Path) -> None:
-        cache.check_space(image.parent, NEEDED)
-        archive = image.with_name(f"{image.name}.tar")
+    def write(archive: Path) -> None:
+        cache.check_space(archive.parent, NEEDED)
         try:
-            try:
-                process.run(
-                    argv(suite, archive),
-                    deadline=deadline.at_most(MAKE_SECONDS),
-                    on_line=lambda line: _progress(line, what, report),
-                )
-            except BuildError as error:
-                raise BuildError(
-                    f"{what}: {error.message}",
-                    hint="is the suite's name right, and does apt reach a mirror that has it?",
-                    detail=error.detail,
-                ) from error
-            report(Step(what, note=f"packing it as {chosen.name}"))
-            packed.unpacked(archive, chosen, image, deadline=deadline)
-        finally:
-            archive.unlink(missing_ok=True)
+            process.run(
+                argv(suite, archive),
+                deadline=making.deadline.at_most(MAKE_SECONDS),
+                on_line=lambda line: _progress(line, what, making.report),
+            )
+        except BuildError as error:
+            raise BuildError(
+                f"{what}: {error.message}",
+                hint="is the suite's name right, and does apt reach a mirror that has it?",
+                detail=error.detail,
+            ) from error
 
-    built = packed.make(target, chosen, pack, what=what, report=report, deadline=deadline)
-    init = options.init or AUTO_INIT
-    return packed.root(built, words=words, init=init, systemd=options.init is None)
+    return packed.of_archive(
+        f"debian-{suite}-{key}",
+        write,
+        options,
+        making,
+        words=words,
+        what=what,
+        init=options.init or AUTO_INIT,
+        systemd=options.init is None,
+    )
 
 
 def argv(suite: str, archive: Path) -> tuple[str, ...]:
@@ -117,11 +106,6 @@ def _progress(line: str, what: str, report: Report) -> None:
 
 
 def _refuse(options: GuestOptions, words: str) -> None:
-    if options.root_image == "never":
-        raise UsageError(
-            f"{option('root', words)} is always an image",
-            hint="make a directory for 9p: mmdebstrap SUITE DIR, and give that",
-        )
     for name in ("root_dev", "keep"):
         if value := getattr(options, name):
             raise UsageError(

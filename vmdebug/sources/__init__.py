@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["gdb_scripts", "installed_kernel", "parse", "resolve"]
 
 
-def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
+def resolve(
+    options: GuestOptions, *, report: Report, deadline: Deadline, dry_run: bool = False
+) -> LaunchSpec:
     """Return what is needed to start a guest.
 
     Args:
         options: The guest and its options, from `vmdebug.config.lookup`.
         report: Receives the progress of long steps.
         deadline: When to stop building.
+        dry_run: Whether to make no root file system: the guest will not be started.
 
     Raises:
         UsageError: GUEST or an option is invalid.
@@ -37,7 +40,7 @@ def resolve(options: GuestOptions, *, report: Report, deadline: Deadline) -> Lau
     """
     checked = guest_options.checked(options)
     with spelling.spelled(checked.speller()):
-        spec = _resolve(parse(checked.source), checked, report, deadline)
+        spec = _resolve(parse(checked.source), checked, report, deadline, dry_run=dry_run)
         if checked.debuginfod:
             from vmdebug.sources.kernels import debuginfod  # noqa: PLC0415 - rarely needed
 
@@ -110,7 +113,9 @@ def installed_kernel(options: GuestOptions, *, report: Report, deadline: Deadlin
     return rebuild.build(target, checked, report=report, deadline=deadline).kernel
 
 
-def _resolve(guest: Guest, checked: GuestOptions, report: Report, deadline: Deadline) -> LaunchSpec:
+def _resolve(
+    guest: Guest, checked: GuestOptions, report: Report, deadline: Deadline, *, dry_run: bool = False
+) -> LaunchSpec:
     match guest.kind:
         case "flake":
             from vmdebug.sources.nixos import flake  # noqa: PLC0415 - each guest needs only one source
@@ -123,4 +128,4 @@ def _resolve(guest: Guest, checked: GuestOptions, report: Report, deadline: Dead
         case "tree" | "image" | "builtin":
             from vmdebug.sources import own  # noqa: PLC0415 - as above
 
-            return own.resolve(guest, checked, report=report, deadline=deadline)
+            return own.resolve(guest, checked, report=report, deadline=deadline, dry_run=dry_run)

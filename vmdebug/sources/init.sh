@@ -40,8 +40,10 @@ disk() { # SERIAL [PARTITION]
 }
 
 [ ! -r /etc/modules ] || . /etc/load-modules
+[ ! -r /etc/share ] || . /etc/share
 [ ! -r /etc/root ] || . /etc/switch
 [ ! -r /etc/modules ] || load_modules
+[ ! -r /etc/share ] || mount_shares ""
 
 hostname vmdebug
 ip link set lo up 2>/dev/null

@@ -12,14 +12,15 @@ only halts such a kernel.
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vmdebug import arch, cache, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
-from vmdebug.guest import Root
+from vmdebug.guest import Root, Share
 from vmdebug.sources import cpio
 
 READY = "vmdebug: guest ready"
@@ -35,6 +36,9 @@ _FORMAT = 1
 
 _KEPT = 8
 """Number of most recently used archives to keep in the cache; QEMU reads one only when it starts."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""The name of a variable, as a shell takes it."""
 
 _HERE = Path(__file__).parent
 _DIRECTORIES = ("dev", "mnt", "proc", "root", "run", "sys", "tmp")
@@ -56,6 +60,7 @@ def build(
     agent: Path | None = None,
     agent_tty: str = "",
     root: Root | None = None,
+    shares: Sequence[Share] = (),
     deadline: Deadline,
 ) -> Path:
     """Return the archive, and build it unless the cache has it.
@@ -66,6 +71,7 @@ def build(
         agent: The agent's binary, or None.
         agent_tty: The serial port that the agent uses if the kernel has no virtio console: "ttyS3".
         root: The root file system that its init mounts and starts; None: it is the root file system itself.
+        shares: The directories of this machine that its init mounts.
         deadline: When to give up waiting for busybox to list its applets.
 
     Raises:
@@ -74,7 +80,7 @@ def build(
     """
     busybox = process.find(_BUSYBOX, package=_PACKAGE)
     program = busybox.read_bytes()
-    files = [*_scripts(), *_agent(agent, agent_tty), *_root(root)]
+    files = [*_scripts(), *_agent(agent, agent_tty), *_root(root), *_shares(shares)]
     target = cache.directory("initramfs") / f"{_key(program, files, modules)}.cpio"
     if cache.used(target):
         return target
@@ -148,12 +154,33 @@ def _root(root: Root | None) -> list[cpio.Entry]:
         "partition": str(root.partition or ""),
         "keep": "yes" if root.keep else "",
         "init": root.init,
+        "login": "yes" if root.login else "",
     }
     lines = "".join(f"root_{name}={shlex.quote(value)}\n" for name, value in said.items())
     return [
         cpio.file("etc/root", lines.encode()),
+        cpio.file("etc/environment", _environment(root).encode()),
         cpio.file("etc/switch", (_HERE / "switch.sh").read_bytes()),
         cpio.file("etc/serve", (_HERE / "serve.sh").read_bytes(), 0o755),
+    ]
+
+
+def _environment(root: Root) -> str:
+    """Return what a container image says about its processes, as lines for a shell."""
+    known = [each.partition("=") for each in root.environment]
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, _, value in known if _NAME.fullmatch(name)]
+    place = f"directory={shlex.quote(root.directory)}\n" if root.directory else ""
+    return "".join((*lines, place))
+
+
+def _shares(shares: Sequence[Share]) -> list[cpio.Entry]:
+    """Return the script that mounts shared directories, and their list."""
+    if not shares:
+        return []
+    lines = [f"{each.tag} {each.transport} {each.mode} {each.mount_point}\n" for each in shares]
+    return [
+        cpio.file("etc/shares", "".join(lines).encode()),
+        cpio.file("etc/share", (_HERE / "share.sh").read_bytes()),
     ]
 
 

@@ -76,6 +76,7 @@ def absolute_paths(options: GuestOptions) -> GuestOptions:
     return msgspec.structs.replace(
         options,
         source=config.absolute_guest(options.source, Path.cwd()),
+        share=tuple(config.absolute_share(words, Path.cwd()) for words in options.share),
         module=tuple(str(absolute(each)) for each in options.module),
         **paths,
     )

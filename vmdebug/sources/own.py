@@ -18,7 +18,9 @@ from vmdebug.sources.kernels import image, replacements, tree, unified
 from vmdebug.spelling import option
 
 
-def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline) -> LaunchSpec:
+def resolve(
+    guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline, dry_run: bool = False
+) -> LaunchSpec:
     """Return the LaunchSpec of a kernel with vmdebug's initramfs.
 
     Args:
@@ -26,6 +28,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         options: The user's options.
         report: Called when the guest's agent is compiled.
         deadline: When to give up making the initramfs.
+        dry_run: Whether to make no root file system.
 
     Raises:
         UsageError: a file does not exist, or has the wrong type.
@@ -40,14 +43,17 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
     whole = unified.read(Path(guest.location)) if guest.kind == "image" and options.kernel is None else None
     row = arch.by_name(kernel.arch)
     kernel, modules = userland.kernel_with_modules(kernel, options)
-    root, first, unknown = userland.root(options, kernel, modules, report=report, deadline=deadline)
+    root, first, unknown = userland.root(
+        options, kernel, modules, report=report, deadline=deadline, dry_run=dry_run
+    )
+    shares, also, shared = userland.shared(options, kernel, modules)
     other, said = userland.initrd(options, kernel)
     used = whole is not None and whole.startable and other is None and root is None and not options.module
     if whole is not None and used:
         parts = {"initrd": whole.initrd} if options.firmware is None else {"unified": whole.file}
     else:
         packed, brought = userland.packed_modules(
-            kernel, None if other else modules, first, options, report=report, deadline=deadline
+            kernel, None if other else modules, (*first, *also), options, report=report, deadline=deadline
         )
         said = (*said, *brought)
         ours = initramfs.build(
@@ -55,6 +61,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
             agent=agent,
             agent_tty=row.second_console,
             root=root,
+            shares=shares,
             deadline=deadline,
         )
         parts = {"initrd": other or ours, "modules": packed.image if packed is not None else None}
@@ -68,6 +75,7 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
         kernel=kernel,
         parameters=words,
         root=root,
+        shares=shares,
         halt=options.halt,
         accel=options.accel,
         memory=options.memory or DEFAULT_MEMORY_MIB,
@@ -81,6 +89,8 @@ def resolve(guest: Guest, options: GuestOptions, *, report: Report, deadline: De
             *(userland.unreachable(kernel, row) if other is None and not used else ()),
             *unknown,
             *said,
+            *shared,
+            *userland.unshared(shares, ours=other is None and not used),
             *_ineffective(options),
             *userland.unmounted(options, words, ours=other is None and not used),
             *console_notes(row, words),

@@ -1,13 +1,17 @@
 #!/run/vmdebug/busybox sh
-# Runs in the root file system of a guest: `serve agent`, `serve console`, or both, as init: `serve init`.
+# Runs in the root file system of a guest: `serve agent`; `serve console` or `serve login`; or the agent and a shell
+# on the console, as init: `serve init`.
 # It uses vmdebug's busybox, which is beside it: the root file system may have no such programs.
 
 here=/run/vmdebug
 busybox=$here/busybox
 export HOME=/root
+directory=$HOME
+# What a container image wants.
+. $here/environment
 
 agent() {
-	cd "$HOME" 2>/dev/null || cd /
+	cd "$directory" 2>/dev/null || cd /
 	while [ -x $here/vmdebug-agent ]; do
 		$here/vmdebug-agent $($busybox cat $here/agent-tty)
 		$busybox sleep 1
@@ -16,10 +20,23 @@ agent() {
 
 console() {
 	exec </dev/console >/dev/console 2>&1
-	cd "$HOME" 2>/dev/null || cd /
+	cd "$directory" 2>/dev/null || cd /
 	while :; do
 		# Pause, so that a shell that cannot start does not fill the log.
 		$busybox setsid $busybox cttyhack /bin/sh -i || $busybox sleep 1
+	done
+}
+
+login() {
+	tty=$($busybox cat /sys/class/tty/console/active)
+	tty=${tty##* }
+	getty="$busybox getty"
+	for each in /sbin/agetty /sbin/getty; do
+		[ ! -x $each ] || getty=$each
+	done
+	while :; do
+		$busybox setsid $getty -L 115200 "$tty" vt100
+		$busybox sleep 1
 	done
 }
 

@@ -13,6 +13,8 @@ mkdir -p /lower /writes /newroot
 if [ "$root_type" = 9p ]; then
 	mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose vmdebug-root /lower ||
 		fail "the directory cannot be mounted over 9p"
+elif [ "$root_type" = virtiofs ]; then
+	mount -t virtiofs -o ro vmdebug-root /lower || fail "the directory cannot be mounted over virtiofs"
 else
 	device=$(disk vmdebug-root "$root_partition")
 	[ "$device" ] || fail "there is no disk with partition '$root_partition'"
@@ -44,9 +46,10 @@ if [ "$root_init" = auto ]; then
 fi
 
 # What runs beside init, on a file system that init keeps.
-mkdir /run/vmdebug
-cp /bin/busybox /etc/serve /run/vmdebug
+mkdir -p /run/vmdebug
+cp /bin/busybox /etc/serve /etc/environment /run/vmdebug
 [ ! -x /bin/vmdebug-agent ] || cp /bin/vmdebug-agent /etc/agent-tty /run/vmdebug
+[ -d /newroot/tmp ] || mkdir -m 1777 /newroot/tmp 2>/dev/null
 [ ! -r /etc/modules ] || pack_modules
 for each in dev proc sys run; do
 	mkdir -p /newroot/$each 2>/dev/null
@@ -56,6 +59,7 @@ if [ -r /etc/modules ]; then
 	bring_modules chroot /newroot /run/vmdebug/busybox
 	load_modules chroot /newroot /run/vmdebug/busybox
 fi
+[ ! -r /etc/share ] || mount_shares /newroot
 unset ENV LS_COLORS
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 echo "vmdebug: guest ready"
@@ -65,5 +69,15 @@ if [ "$root_init" = none ]; then
 	exec switch_root /newroot /run/vmdebug/serve init
 fi
 chroot /newroot /run/vmdebug/serve agent &
-chroot /newroot /run/vmdebug/busybox start-stop-daemon -S -b -x /run/vmdebug/serve -- console
+# systemd finds the console by itself, and an inittab may name it: then init starts the login.
+console=console
+if [ "$root_login" ]; then
+	console=login
+	case $(chroot /newroot /run/vmdebug/busybox readlink -f "$root_init") in
+	*/systemd) console= ;;
+	*) ! grep -Eqs '^[^#].*(ttyS0|console|ttyAMA0)' /newroot/etc/inittab || console= ;;
+	esac
+fi
+[ ! "$console" ] ||
+	chroot /newroot /run/vmdebug/busybox start-stop-daemon -S -b -x /run/vmdebug/serve -- $console
 exec switch_root /newroot "$root_init"

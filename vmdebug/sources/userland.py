@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+import msgspec
 
 from vmdebug import roots
 from vmdebug.arch import Arch
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
-from vmdebug.guest import Kernel, Root
+from vmdebug.guest import Kernel, Root, Share
 from vmdebug.guest_options import NO_INIT, NO_MODULES, GuestOptions
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
+from vmdebug.roots import Making, shares
 from vmdebug.sources.configuration import dotconfig, requirements
+from vmdebug.sources.configuration.requirements import Need
 from vmdebug.sources.guest_modules import bundle, extra, module_set, staging
 from vmdebug.sources.guest_modules.bundle import Bundle, Wanted
 from vmdebug.sources.guest_modules.module_set import ModuleSet
@@ -21,7 +25,13 @@ from vmdebug.spelling import option
 
 
 def root(
-    options: GuestOptions, kernel: Kernel, modules: ModuleSet | None, *, report: Report, deadline: Deadline
+    options: GuestOptions,
+    kernel: Kernel,
+    modules: ModuleSet | None,
+    *,
+    report: Report,
+    deadline: Deadline,
+    dry_run: bool = False,
 ) -> tuple[Root | None, tuple[str, ...], tuple[str, ...]]:
     """Return the root file system, the modules that mount it, and a note if it is unknown whether they can.
 
@@ -31,6 +41,7 @@ def root(
         modules: The modules that the guest gets.
         report: Called with each long step.
         deadline: When to give up making an image.
+        dry_run: Whether to make nothing.
 
     Raises:
         UsageError: the kernel cannot mount it.
@@ -42,35 +53,98 @@ def root(
             hint="give one of them",
         )
 
+    making = Making(_supports(kernel, modules), kernel.arch, report, deadline, dry_run)
+    root = roots.resolve(options, making)
+    if root is None:
+        return None, (), ()
+    root = _with_login(root, options)
+    return root, *_needed(requirements.of_root(root), kernel, modules, options, option("root", root.words))
+
+
+def shared(
+    options: GuestOptions, kernel: Kernel, modules: ModuleSet | None
+) -> tuple[tuple[Share, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the directories of this machine that the guest gets, the modules that mount them, and notes.
+
+    Args:
+        options: The user's options.
+        kernel: The guest's kernel.
+        modules: The modules that the guest gets.
+
+    Raises:
+        UsageError: there is no such directory, or the kernel cannot mount it.
+    """
+    found = shares.resolve(options, _supports(kernel, modules))
+    if not found:
+        return (), (), ()
+    what = option("share", options.share[0])
+    first, unknown = _needed(requirements.of_shares(found), kernel, modules, options, what)
+    return found, first, (*shares.note(found), *unknown)
+
+
+def _needed(
+    needs: Iterable[Need], kernel: Kernel, modules: ModuleSet | None, options: GuestOptions, what: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the modules that meet needs of an option, and a note if it is unknown whether the rest is met.
+
+    Raises:
+        UsageError: the kernel does not meet one.
+    """
+    loadable = modules.names() if modules is not None else frozenset[str]()
+    wanted = tuple(needs)
+    as_modules = tuple(need.module for need in wanted if need.module in loadable)
+    if options.force:
+        return as_modules, ()
+    built_in = tuple(need for need in wanted if need.module not in as_modules)
+    unknown = requirements.check_own(kernel, built_in, options.source, what=what)
+    return as_modules, (unknown,) if unknown else ()
+
+
+def _supports(kernel: Kernel, modules: ModuleSet | None) -> Callable[[str], bool | None]:
+    """Return a function that tells whether a kernel has an option built in, or as one of its modules."""
     loadable = modules.names() if modules is not None else frozenset[str]()
     configuration = dotconfig.of(kernel)
 
     def supports(name: str) -> bool | None:
         if configuration is None:
             return None
-        return configuration.value(name) == "y" or name.removesuffix("_FS").lower() in loadable
+        module = "virtiofs" if name == "VIRTIO_FS" else name.removesuffix("_FS").lower()
+        return configuration.value(name) == "y" or module in loadable
 
-    root = roots.resolve(options, supports=supports, report=report, deadline=deadline)
-    if root is None:
-        return None, (), ()
-    needs, what = requirements.of_root(root), option("root", root.words)
-    as_modules = tuple(need.module for need in needs if need.module in loadable)
-    if options.force:
-        return root, as_modules, ()
-    built_in = tuple(need for need in needs if need.module not in as_modules)
-    unknown = requirements.check_own(kernel, built_in, options.source, what=what)
-    return root, as_modules, (unknown,) if unknown else ()
+    return supports
+
+
+def unshared(mounted: Sequence[Share], *, ours: bool) -> tuple[str, ...]:
+    """Return a note about how to mount directories if vmdebug's initramfs is not there to do it."""
+    if ours or not mounted:
+        return ()
+    lines = "; ".join(
+        f"mount -t {each.transport} {'-o trans=virtio ' if each.transport == '9p' else ''}"
+        f"{each.tag} {each.mount_point}"
+        for each in mounted
+    )
+    return (f"only vmdebug's initramfs mounts shared directories; in the guest: {lines}",)
+
+
+def _with_login(root: Root, options: GuestOptions) -> Root:
+    if options.login and root.init == NO_INIT:
+        raise UsageError(
+            f"{option('login', True)}: {option('root', root.words)} starts no init that asks for a login",
+            hint=f"name one, {option('init', '/sbin/init')}, or leave it out: the console has a root shell",
+        )
+    return msgspec.structs.replace(root, login=options.login)
 
 
 def for_init(root: Root | None, row: Arch) -> tuple[str, ...]:
     """Return the kernel parameters for the init of a root file system; others ignore those of systemd.
 
-    The shell on the console is vmdebug's, and an fstab may name disks that this guest does not have.
-    See kernel-command-line(7) of systemd.
+    An fstab may name disks that this guest does not have. Unless the user wants a login, the shell on the
+    console is vmdebug's. See kernel-command-line(7) of systemd.
     """
     if root is None or root.init == NO_INIT:
         return ()
-    return (f"systemd.mask=serial-getty@{row.console}.service", "fstab=no")
+    getty = () if root.login else (f"systemd.mask=serial-getty@{row.console}.service",)
+    return (*getty, "fstab=no")
 
 
 def initrd(options: GuestOptions, kernel: Kernel) -> tuple[Path | None, tuple[str, ...]]:

@@ -14,7 +14,7 @@ import msgspec
 from vmdebug import spelling
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
-from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec, OwnMachine, Root
+from vmdebug.guest import DEFAULT_MEMORY_MIB, ROOT_TAG, LaunchSpec, OwnMachine, Root, Share
 from vmdebug.vm import channels, qemuargs
 from vmdebug.vm.features import Features
 from vmdebug.vm.qemuargs import Options, value
@@ -25,9 +25,6 @@ DiskFormat = Literal["qcow2", "raw"]
 
 GDB_CHARDEV = "gdb0"
 """Id of the gdbstub's chardev; `query-chardev` returns its port."""
-
-ROOT = "vmdebug-root"
-"""Mount tag or serial number of the root file system; sources/switch.sh looks for it."""
 
 MODULES = "vmdebug-modules"
 """Serial number of the disk with the modules; sources/modules.sh looks for it."""
@@ -133,12 +130,13 @@ def own(
         *machine_type(arch, accel),
         *cpu(arch, accel),
         *size(arch, spec.memory or DEFAULT_MEMORY_MIB, spec.cpus or 1),
-        *memory(arch, spec.memory or DEFAULT_MEMORY_MIB, initial),
+        *memory(arch, spec.memory or DEFAULT_MEMORY_MIB, initial, shared=any(map(served, spec.shared))),
         *boot(machine.unified or spec.kernel.image, machine.initrd, spec.parameters),
         *firmware(machine.firmware),
         *_disk(machine, disk_format),
         *root_device(spec.root),
         *modules_device(machine.modules),
+        *directories(spec.shared, rundir),
         *entropy(features),
         *generation(features, given),
         *harness(spec, arch=arch, rundir=rundir, features=features, given=given, plugin=plugin),
@@ -226,18 +224,27 @@ def size(arch: Arch, memory_mib: int, cpus: int) -> tuple[str, ...]:
     return ("-m", str(memory_mib), "-smp", f"{cpus}{sockets}")
 
 
-def memory(arch: Arch, memory_mib: int, initial: InitialState) -> tuple[str, ...]:
+def memory(arch: Arch, memory_mib: int, initial: InitialState, *, shared: bool = False) -> tuple[str, ...]:
     """Put the RAM into a file, if clones share it; with `x-ignore-shared`, a saved state omits shared RAM.
 
     The memory block has the name that QEMU uses by default, so that a state can be loaded with either.
+
+    Args:
+        arch: The kernel's architecture.
+        memory_mib: The RAM, in MiB.
+        initial: The memory and state that it starts with.
+        shared: Whether virtiofsd has to map the RAM.
     """
-    if initial.ram is None:
+    if initial.ram is not None:
+        share = "on" if initial.shared else "off"
+        backend = f"memory-backend-file,mem-path=/proc/self/fd/{initial.ram},share={share}"
+    elif shared:
+        backend = "memory-backend-memfd,share=on"
+    else:
         return ()
-    share = "on" if initial.shared else "off"
-    file = f"size={memory_mib}M,mem-path=/proc/self/fd/{initial.ram},share={share}"
     return (
         "-object",
-        f"memory-backend-file,id={arch.ram_id},{file}",
+        f"{backend},id={arch.ram_id},size={memory_mib}M",
         "-machine",
         f"memory-backend={arch.ram_id}",
     )
@@ -273,13 +280,11 @@ def firmware(path: Path | None) -> tuple[str, ...]:
 def root_device(root: Root | None) -> tuple[str, ...]:
     """Attach a root file system under the name by which vmdebug's init finds it.
 
-    The directory and the image are read-only for QEMU, unless the user wants to keep the guest's writes.
+    The image is read-only for QEMU, unless the user wants to keep the guest's writes. A directory is one of
+    `LaunchSpec.shared`.
     """
-    if root is None:
+    if root is None or root.share is not None:
         return ()
-    if root.file_system == "9p":
-        share = f"local,id=root0,path={value(root.location)},security_model=none,multidevs=remap,readonly=on"
-        return ("-fsdev", share, "-device", f"virtio-9p-pci,fsdev=root0,mount_tag={ROOT}")
     only = "" if root.keep else ",read-only=on"
     return (
         "-blockdev",
@@ -287,7 +292,7 @@ def root_device(root: Root | None) -> tuple[str, ...]:
         "-blockdev",
         f"driver={root.format},node-name=root0,file=rootfile0{only}",
         "-device",
-        f"virtio-blk-pci,drive=root0,serial={ROOT}",
+        f"virtio-blk-pci,drive=root0,serial={ROOT_TAG}",
     )
 
 
@@ -303,6 +308,30 @@ def modules_device(image: Path | None) -> tuple[str, ...]:
         "-device",
         f"virtio-blk-pci,drive=modules0,serial={MODULES}",
     )
+
+
+def served(share: Share) -> bool:
+    """Whether virtiofsd serves a directory; otherwise QEMU itself does."""
+    return share.transport == "virtiofs"
+
+
+def directories(shares: Sequence[Share], rundir: RunDir) -> tuple[str, ...]:
+    """Give the guest directories of this machine, over virtiofs or 9p."""
+    words: list[str] = []
+    for number, share in enumerate(shares):
+        if served(share):
+            words += ["-chardev", f"socket,id=fs{number},path={value(rundir.file_server(number))}"]
+            words += ["-device", f"vhost-user-fs-pci,chardev=fs{number},tag={share.tag}"]
+        else:
+            words += p9(share, f"fs{number}")
+    return tuple(words)
+
+
+def p9(share: Share, name: str) -> tuple[str, ...]:
+    """Give the guest a directory over 9p."""
+    only = ",readonly=on" if share.read_only else ""
+    local = f"local,id={name},path={value(share.directory)},security_model=none,multidevs=remap{only}"
+    return ("-fsdev", local, "-device", f"virtio-9p-pci,fsdev={name},mount_tag={share.tag}")
 
 
 def _disk(machine: OwnMachine, disk_format: DiskFormat | None) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import Child, ProcessRef
 from vmdebug.progress import Report, Step, silent
 from vmdebug.spelling import option
-from vmdebug.vm import argv, children, directory_use, planning, rundir, state
+from vmdebug.vm import argv, children, directory_use, file_servers, planning, rundir, state
 from vmdebug.vm.argv import BOOT, InitialState
 from vmdebug.vm.guardian import END_SECONDS, Guardian
 from vmdebug.vm.machine import Vm
@@ -133,9 +133,10 @@ def launch(
         how = planning.build(named, found, directory, initial=start.initial)
         if start.log:
             _begin_log(directory, start.log)
-        with rundir.kept_from_cleaning(*directories) as locks:
-            attempt = _start(named, how, directory, guardian, (*start.fds, *locks))
-        settled = _settle(attempt, bound=bound, deadline=deadline)
+        with file_servers.running(named, directory):
+            with rundir.kept_from_cleaning(*directories) as locks:
+                attempt = _start(named, how, directory, guardian, (*start.fds, *locks))
+            settled = _settle(attempt, bound=bound, deadline=deadline)
         started = msgspec.structs.replace(settled, clone_of=start.clone_of)
         state.write(directory.state, started)
     except BaseException:

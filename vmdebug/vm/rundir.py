@@ -148,6 +148,10 @@ class RunDir(msgspec.Struct, frozen=True):
     def _port(self, name: str) -> PortAddress:
         return PortAddress(self.path / f"{name}.sock", self.path / f"{name}.lock")
 
+    def file_server(self, number: int) -> Path:
+        """The socket of the virtiofsd that serves a directory; the number is that in `LaunchSpec.shared`."""
+        return self.path / f"fs{number}.sock"
+
     @property
     def qemu_log(self) -> Path:
         """The output of QEMU or the runner script, stdout and stderr."""

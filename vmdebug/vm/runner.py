@@ -62,6 +62,7 @@ def command(
         *(("-smp", str(spec.cpus)) if spec.cpus else ()),
         *(("-initrd", str(machine.initrd)) if machine.initrd is not None else ()),
         *argv.modules_device(machine.modules),
+        *(word for number, each in enumerate(spec.shares) for word in argv.p9(each, f"fs{number}")),
         *argv.harness(spec, arch=arch, rundir=rundir, features=features, given=every, plugin=plugin),
         *spec.qemu_args,
     )

@@ -19,8 +19,8 @@ import msgspec
 from vmdebug import paths
 from vmdebug.channel.log import death
 from vmdebug.errors import HostError, QmpError, UsageError, VmError
+from vmdebug.guest import ROOT_TAG
 from vmdebug.vm import memfd, rundir
-from vmdebug.vm.argv import ROOT
 
 if TYPE_CHECKING:
     from vmdebug.vm.qmp import Event, Qmp
@@ -38,8 +38,12 @@ _FULL = r"No space left|while writing VM state: Input/output error"
 
 _HINTS = (
     (
-        ROOT,
+        ROOT_TAG,
         "its root directory is shared over 9p: start it with --root-image always, or --root debian:SUITE",
+    ),
+    (
+        r"vhost-user-fs",
+        "it has a directory over virtiofs: start it with --root-image always, or without --share (use cp)",
     ),
     (r"VirtFS|9p", "unmount the 9p shares in the guest: umount -a -t 9p"),
     (

@@ -19,7 +19,7 @@ import msgspec
 from vmdebug import arch
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
-from vmdebug.guest import Kernel, Root
+from vmdebug.guest import Kernel, Root, Share
 from vmdebug.paths import or_false
 from vmdebug.sources.configuration import dotconfig
 from vmdebug.sources.configuration.dotconfig import Configuration
@@ -27,7 +27,14 @@ from vmdebug.sources.kernels import tree
 from vmdebug.spelling import option
 
 Purpose = Literal[
-    "busybox shell", "initramfs", "root file system", "NixOS VM", "systemd", "debugging", "advice"
+    "busybox shell",
+    "initramfs",
+    "root file system",
+    "shared directory",
+    "NixOS VM",
+    "systemd",
+    "debugging",
+    "advice",
 ]
 
 
@@ -136,6 +143,7 @@ _ROOTS = {
         Need("9P_FS", "root file system", "the directory of the host", "root", "9p"),
         Need("NET_9P_VIRTIO", "root file system", "the directory of the host", "root", "9pnet_virtio"),
     ),
+    "virtiofs": (Need("VIRTIO_FS", "root file system", "the directory of the host", "root", "virtiofs"),),
     "erofs": (Need("EROFS_FS", "root file system", "the file system of the image", "root", "erofs"),),
     "ext4": (Need("EXT4_FS", "root file system", "the file system of the image", "ext4", "ext4"),),
     "squashfs": (Need("SQUASHFS", "root file system", "the file system of the image", "", "squashfs"),),
@@ -146,9 +154,18 @@ _ROOTS = {
 
 def of_root(root: Root) -> tuple[Need, ...]:
     """Return what a guest with a root file system needs."""
-    disk = () if root.file_system == "9p" else _DISKS[: 3 if root.partition else 1]
+    disk = () if root.share is not None else _DISKS[: 3 if root.partition else 1]
     systemd = tuple(replace(need, add_fragment="root") for need in SYSTEMD) if root.systemd else ()
     return (*_DEVICES, *disk, *_ROOTS.get(root.file_system, ()), *(() if root.keep else _WRITES), *systemd)
+
+
+def of_shares(shares: Iterable[Share]) -> tuple[Need, ...]:
+    """Return what a guest with shared directories needs."""
+    found: list[Need] = [_DEVICES[0]]
+    for share in shares:
+        found += _ROOTS[share.transport]
+        found += _WRITES if share.mode == "overlay" else ()
+    return tuple(dict.fromkeys(replace(need, purpose="shared directory") for need in found))
 
 
 SYSTEMD = tuple(

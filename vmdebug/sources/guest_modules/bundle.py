@@ -260,7 +260,7 @@ def _make_image(chosen: Format, top: Path, image: Path, report: Report, deadline
     def pack(path: Path) -> None:
         process.run(chosen.argv(top, path), deadline=deadline.at_most(packed.PACK_SECONDS))
 
-    packed.make(image, chosen, pack, what=staging.WHAT, report=report, deadline=deadline)
+    packed.make(image, pack, what=staging.WHAT, report=report, deadline=deadline)
 
 
 def _entries(top: Path, wanted: Wanted, first: Sequence[Path], *, image: Format | None) -> list[cpio.Entry]:

@@ -22,6 +22,7 @@ from vmdebug.guest_options import GuestOptions
 from vmdebug.kernel_parameters import console_notes, parameters
 from vmdebug.paths import absolute
 from vmdebug.progress import Report
+from vmdebug.roots import shares
 from vmdebug.sources import naming, nix
 from vmdebug.sources.configuration import requirements
 from vmdebug.sources.kernels import dev_output, modules, replacements
@@ -254,7 +255,10 @@ def spec(
     else:
         notes = replacements.notes(kernel)
     row = arch.by_name(kernel.arch)
-    words = (*brought.parameters, *parameters(row, kaslr=options.kaslr, append=options.append))
+    # The script chooses the guest's memory, which virtiofsd would have to map.
+    shared = shares.resolve(options, lambda _: False)
+    mounts = shares.for_systemd(shared)
+    words = (*brought.parameters, *mounts, *parameters(row, kaslr=options.kaslr, append=options.append))
     return LaunchSpec(
         name=naming.vm_name(guest, options),
         guest=options.table or guest.words,
@@ -268,6 +272,7 @@ def spec(
         ),
         kernel=kernel,
         parameters=words,
+        shares=shared,
         halt=options.halt,
         accel=options.accel,
         memory=options.memory,
@@ -280,6 +285,7 @@ def spec(
             *brought.notes,
             *filter(None, [unsure]),
             *_ignored(found, options),
+            *shares.note(shared),
             *console_notes(row, words),
             *_stripped(kernel),
             *script.notes(found.text, found.vlans),

@@ -105,11 +105,13 @@ def obstacle(spec: LaunchSpec) -> str:
     """Return why a guest cannot be saved; "" if there is no known reason."""
     if isinstance(spec.machine, RunnerMachine):
         return "the guest of a NixOS VM runner has a disk, which can have only one writer"
-    if spec.machine.disk is not None and spec.machine.throwaway:
-        return f"its changes to the disk {spec.machine.disk} are not copied with its memory"
+    for share in spec.shared:
+        return f"the directory {share.directory} is shared with this machine"
     if spec.root is not None and spec.root.keep:
         return f"the root image {spec.root.location} is kept, and can have only one writer"
     if spec.machine.disk is not None:
+        if spec.machine.throwaway:
+            return f"its changes to the disk {spec.machine.disk} are not copied with its memory"
         return f"the disk {spec.machine.disk} can have only one writer"
     return _obstacle_in(qemuargs.parse(spec.qemu_args))
 
