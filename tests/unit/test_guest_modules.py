@@ -24,7 +24,9 @@ from vmdebug.sources.guest_modules import bundle, extra, module_set, staging
 from vmdebug.sources.guest_modules.bundle import Bundle, Wanted
 from vmdebug.sources.kernels import image, installed_modules, modules, tree
 
-SOON = Deadline.after(60)
+
+def soon() -> Deadline:
+    return Deadline.after(60)
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +67,7 @@ def made(kernel: Kernel, **options: object) -> tuple[Bundle, dict[str, bytes]]:
     """Pack a kernel's modules, and return the archive's files by name."""
     found = module_set.of(kernel)
     assert found is not None
-    done = bundle.make(kernel, Wanted(modules=found, **options), report=silent, deadline=SOON)  # type: ignore[arg-type]
+    done = bundle.make(kernel, Wanted(modules=found, **options), report=silent, deadline=soon())  # type: ignore[arg-type]
     return done, unpacked(done.archive)
 
 
@@ -73,7 +75,7 @@ def unpacked(archive: Path) -> dict[str, bytes]:
     directory = archive.parent / "unpacked"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
-    process.run(["cpio", "-id", "--quiet"], stdin=archive.read_bytes(), cwd=directory, deadline=SOON)
+    process.run(["cpio", "-id", "--quiet"], stdin=archive.read_bytes(), cwd=directory, deadline=soon())
     return {
         path.relative_to(directory).as_posix(): path.read_bytes()
         for path in directory.rglob("*")
@@ -105,7 +107,7 @@ class TestATree:
         monkeypatch.setattr(process, "run", None)
         found = module_set.of(tree.kernel(linux))
         assert found is not None
-        again = bundle.make(tree.kernel(linux), Wanted(modules=found), report=silent, deadline=SOON)
+        again = bundle.make(tree.kernel(linux), Wanted(modules=found), report=silent, deadline=soon())
         assert again == done
 
     def test_after_make_only_the_new_module_is_copied(self, linux: Path) -> None:
@@ -114,7 +116,7 @@ class TestATree:
         steps: list[Step] = []
         found = module_set.of(tree.kernel(linux))
         assert found is not None
-        second = bundle.make(tree.kernel(linux), Wanted(modules=found), report=steps.append, deadline=SOON)
+        second = bundle.make(tree.kernel(linux), Wanted(modules=found), report=steps.append, deadline=soon())
         assert [step.total for step in steps if step.note == "copying"] == [1]
         assert second.archive != first.archive
         assert b"PMS" in second.archive.read_bytes()
@@ -215,7 +217,7 @@ def initramfs_of(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
 def resolve(initramfs_of: list[Path | None]) -> Callable[..., LaunchSpec]:
     def resolved(source: Path, **options: object) -> LaunchSpec:
         wanted = guest.decode(guest.encode({"source": str(source), **options}), GuestOptions)
-        return own.resolve(naming.parse(wanted.source), wanted, report=silent, deadline=SOON)
+        return own.resolve(naming.parse(wanted.source), wanted, report=silent, deadline=soon())
 
     return resolved
 

@@ -11,7 +11,9 @@ from vmdebug.guest import Root, Share
 from vmdebug.process import Completed
 from vmdebug.sources import cpio, initramfs
 
-SOON = Deadline.after(60)
+
+def soon() -> Deadline:
+    return Deadline.after(60)
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def names(archive: Path) -> set[str]:
 
 
 def test_what_is_in_it(busybox: Path) -> None:
-    assert names(initramfs.build(deadline=SOON)) == {
+    assert names(initramfs.build(deadline=soon())) == {
         *("bin", "bin/busybox", "bin/sh", "init", "TRAILER!!!"),
         *("sbin", "sbin/reboot", "etc", "etc/console", "etc/group", "etc/load-modules", "etc/passwd"),
         "etc/shell",
@@ -57,28 +59,28 @@ def test_what_is_in_it(busybox: Path) -> None:
 
 
 def test_the_same_bytes_every_time(busybox: Path) -> None:
-    once = initramfs.build(deadline=SOON)
+    once = initramfs.build(deadline=soon())
     data = once.read_bytes()
     once.unlink()
-    assert initramfs.build(deadline=SOON) == once
+    assert initramfs.build(deadline=soon()) == once
     assert once.read_bytes() == data
 
 
 def test_it_is_made_once(busybox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    once = initramfs.build(deadline=SOON)
+    once = initramfs.build(deadline=soon())
     monkeypatch.setattr(process, "run", None)
-    assert initramfs.build(deadline=SOON) == once
+    assert initramfs.build(deadline=soon()) == once
 
 
 def test_another_busybox_makes_another(busybox: Path) -> None:
-    once = initramfs.build(deadline=SOON)
+    once = initramfs.build(deadline=soon())
     busybox.write_bytes(busybox.read_bytes() + b"newer")
-    assert initramfs.build(deadline=SOON) != once
+    assert initramfs.build(deadline=soon()) != once
 
 
 def test_modules_are_where_modprobe_looks(busybox: Path, modules: Path) -> None:
-    plain = initramfs.build(deadline=SOON)
-    whole = initramfs.build(modules=modules, deadline=SOON)
+    plain = initramfs.build(deadline=soon())
+    whole = initramfs.build(modules=modules, deadline=soon())
     assert whole.read_bytes() == plain.read_bytes() + modules.read_bytes()
     assert names(whole) - names(plain) == {
         *("lib", "lib/modules", "lib/modules/6.1.0"),
@@ -88,8 +90,8 @@ def test_modules_are_where_modprobe_looks(busybox: Path, modules: Path) -> None:
 
 def test_a_root_file_system_is_mounted_by_a_script(busybox: Path) -> None:
     root = Root(words="disk.img", location=Path("/disk.img"), file_system="ext4", partition=2, init="it's")
-    whole = initramfs.build(root=root, deadline=SOON)
-    assert names(whole) - names(initramfs.build(deadline=SOON)) == {
+    whole = initramfs.build(root=root, deadline=soon())
+    assert names(whole) - names(initramfs.build(deadline=soon())) == {
         "etc/environment",
         "etc/root",
         "etc/serve",
@@ -108,19 +110,19 @@ def test_a_container_image_s_variables_are_quoted_for_a_shell(busybox: Path) -> 
         directory="/app",
     )
     said = b"export A='it'\"'\"'s $x'\nexport PATH=/a:/b\ndirectory=/app\n"
-    assert said in initramfs.build(root=root, deadline=SOON).read_bytes()
+    assert said in initramfs.build(root=root, deadline=soon()).read_bytes()
 
 
 def test_shared_directories_are_listed_for_a_script(busybox: Path) -> None:
     share = Share(directory=Path("/d"), mount_point="/a b", mode="ro", transport="virtiofs", tag="t0")
-    whole = initramfs.build(shares=[share], deadline=SOON)
-    assert names(whole) - names(initramfs.build(deadline=SOON)) == {"etc/share", "etc/shares"}
+    whole = initramfs.build(shares=[share], deadline=soon())
+    assert names(whole) - names(initramfs.build(deadline=soon())) == {"etc/share", "etc/shares"}
     assert b"t0 virtiofs ro /a b\n" in whole.read_bytes()
 
 
 def test_another_archive_of_modules_makes_another(busybox: Path, modules: Path) -> None:
-    once = initramfs.build(modules=modules, deadline=SOON)
-    assert initramfs.build(modules=modules.rename(modules.with_name("2.cpio")), deadline=SOON) != once
+    once = initramfs.build(modules=modules, deadline=soon())
+    assert initramfs.build(modules=modules.rename(modules.with_name("2.cpio")), deadline=soon()) != once
 
 
 def test_a_busybox_with_libraries_will_not_do() -> None:
