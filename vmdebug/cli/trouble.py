@@ -12,7 +12,7 @@ from vmdebug.errors import UsageError, VmError
 if TYPE_CHECKING:
     from vmdebug.channel.log.trouble import Trouble
     from vmdebug.session import DebugSession
-    from vmdebug.vm.kernel_trouble import KernelTrouble
+    from vmdebug.vm.kernel_trouble import NewTrouble
 
 
 class TroubleWatch:
@@ -29,15 +29,11 @@ class TroubleWatch:
         self._boot = boot
         self._allow = frozenset(allow)
         self._held = contextlib.ExitStack()
-        self._kernel: KernelTrouble | None = None
-        self._shown = self._hidden = 0
+        self._new: NewTrouble | None = None
         self._found: list[Trouble] = []
 
     def __enter__(self) -> Self:
-        self._follow()
-        if self._kernel is not None and not self._boot:
-            self._kernel.all()
-            self._shown, self._hidden = len(self._kernel.console.troubles), len(self._kernel.hidden)
+        self._follow(earlier=self._boot)
         self._session.restarted = self._restarted
         return self
 
@@ -49,7 +45,8 @@ class TroubleWatch:
 
     def error(self) -> VmError | None:
         """Look for trouble, and return the error with the splats, decoded; None if there is none."""
-        refused = [each for each in self._all() if each.kind not in self._allow]
+        self._look()
+        refused = [each for each in self._found if each.kind not in self._allow]
         if not refused:
             return None
         from vmdebug import postmortem
@@ -64,26 +61,21 @@ class TroubleWatch:
             ),
         )
 
-    def _all(self) -> tuple[Trouble, ...]:
-        """Look for trouble, and return all that counts."""
-        if self._kernel is None:
-            return tuple(self._found)
-        now = self._kernel.all()
-        shown = len(self._kernel.console.troubles)
-        return (*self._found, *now[self._shown : shown], *now[shown + self._hidden :])
+    def _look(self) -> None:
+        if self._new is not None:
+            self._found += self._new.take()
 
-    def _follow(self) -> None:
-        from vmdebug.vm.kernel_trouble import KernelTrouble
+    def _follow(self, *, earlier: bool) -> None:
+        from vmdebug.vm.kernel_trouble import NewTrouble
 
         with contextlib.suppress(FileNotFoundError):  # the VM has ended
-            self._kernel = self._held.enter_context(KernelTrouble(self._session.vm))
+            self._new = self._held.enter_context(NewTrouble(self._session.vm, earlier=earlier))
 
     def _restarted(self) -> None:
-        self._found = list(self._all())
-        self._shown = self._hidden = 0
+        self._look()
         self._held.close()
-        self._kernel = None
-        self._follow()
+        self._new = None
+        self._follow(earlier=True)
 
 
 def check_kinds(allow: Sequence[str]) -> None:

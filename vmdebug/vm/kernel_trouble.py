@@ -95,3 +95,41 @@ class KernelTrouble:
         if state == "guest-panicked" and not any(each.kind == "panic" for each in self.known):
             words = "the guest has panicked: QEMU's state is guest-panicked"
             self.hidden.append(Trouble(kind="panic", headline=words, text=words, complete=True))
+
+
+class NewTrouble:
+    """The trouble of one VM's kernel since the last look; a context manager.
+
+    Args:
+        vm: The VM.
+        earlier: Whether trouble from before the block counts as new.
+    """
+
+    def __init__(self, vm: Vm, *, earlier: bool = False) -> None:
+        self._kernel = KernelTrouble(vm)
+        self._earlier = earlier
+        self._shown = self._hidden = 0
+
+    def __enter__(self) -> Self:
+        """Start to follow the console's log.
+
+        Raises:
+            FileNotFoundError: the VM has ended.
+        """
+        self._kernel.__enter__()
+        if not self._earlier:
+            self.take()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._kernel.__exit__(kind, error, trace)
+
+    def take(self) -> tuple[Trouble, ...]:
+        """Look for trouble, and return what is new, with the texts of the kernel's log."""
+        now = self._kernel.all()
+        shown = len(self._kernel.console.troubles)
+        new = (*now[self._shown : shown], *now[shown + self._hidden :])
+        self._shown, self._hidden = shown, len(self._kernel.hidden)
+        return new
