@@ -16,6 +16,10 @@ mount_quietly sysfs /sys
 # Without devtmpfs, the device nodes of the archive stay in use.
 mount_quietly devtmpfs /dev
 mkdir -p /dev/pts /dev/shm
+# udev makes these links elsewhere.
+for link in fd:/proc/self/fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
+	ln -s "${link#*:}" "/dev/${link%%:*}" 2>/dev/null
+done
 mount_quietly devpts /dev/pts
 mount_quietly tmpfs /dev/shm
 mount_quietly tmpfs /tmp mode=1777
