@@ -42,6 +42,7 @@ in
     pahole
     perl
     pkg-config
+    rsync # kselftests
     xz
     zstd
   ];

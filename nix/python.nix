@@ -4,8 +4,17 @@ let
   inherit (pkgs) lib python3Packages;
   project = (lib.importTOML ../pyproject.toml).project;
 
+  # nixpkgs has some by another name.
+  renamed.tap-py = "tappy";
+
   # "qemu.qmp>=0.0.3" → qemu-qmp
   nameOf =
+    requirement:
+    let
+      name = normalized requirement;
+    in
+    renamed.${name} or name;
+  normalized =
     requirement:
     lib.replaceStrings [ "." "_" ] [ "-" "-" ] (
       lib.toLower (lib.head (builtins.match "([A-Za-z0-9._-]*[A-Za-z0-9]).*" requirement))

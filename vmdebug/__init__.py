@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         VmError,
     )
     from vmdebug.guest_options import GuestOptions, StartOptions
+    from vmdebug.ktests.results import KernelTestPoint, KernelTestResults
     from vmdebug.nixos_test import start_node
     from vmdebug.session import DebugSession, attach, start
     from vmdebug.trace.hit import Call, Hit, Task
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "vmdebug.session": ("DebugSession", "attach", "start"),
     "vmdebug.nixos_test": ("start_node",),
+    "vmdebug.ktests.results": ("KernelTestPoint", "KernelTestResults"),
     "vmdebug.channel.shell": ("ExecResult", "Job"),
     "vmdebug.vm.machine": ("Vm",),
     "vmdebug.channel.serial.console": ("Console",),
@@ -88,6 +90,8 @@ __all__ = [
     "Hit",
     "HostError",
     "Job",
+    "KernelTestPoint",
+    "KernelTestResults",
     "LaunchError",
     "MismatchError",
     "Probe",

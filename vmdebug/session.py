@@ -27,6 +27,7 @@ from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.debugger.runstate import State
 from vmdebug.errors import StateError
 from vmdebug.guest_options import StartOptions, changed
+from vmdebug.ktests.testing import KernelTests
 from vmdebug.progress import Report, silent
 from vmdebug.sources import tree_build
 from vmdebug.trace import probe
@@ -39,7 +40,7 @@ STOP_SECONDS = 30.0
 """How long GDB, and then QEMU, may take to end with a session."""
 
 
-class DebugSession(Copies):
+class DebugSession(Copies, KernelTests):
     """A VM with its console and its GDB, each opened at its first use.
 
     Made by `start` and `attach`; a context manager. At its end GDB detaches, and a VM that the session
@@ -69,6 +70,7 @@ class DebugSession(Copies):
         in `restart`. Can be set."""
         self.restarted: Callable[[], None] | None = None
         """Called by `restart` once `vm` is the new VM."""
+        self.tested: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         self._owned = owned
         self._force = force
         self._preloaded = preloaded

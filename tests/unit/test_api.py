@@ -48,6 +48,8 @@ ANSWERED_AT_ONCE = {
     "DebugSession": {"check_running", "exchanges"},
     "Gdb": {"check_stop", "exchanges", "fileno", "replaced", "resume", "runs"},
     "GuestOptions": {"speller"},
+    "KernelTestPoint": {"explained"},
+    "KernelTestResults": {"allowing", "failures", "judged", "troubles"},
     "Job": {"cancel", "result_by", "settle"},
     "Thread": {"of"},
     "Trace": {"count", "index", "take"},

@@ -33,6 +33,8 @@ VERBS = {
     "snapshot": "Save and restore the state of a VM.",
     "clone": "Start copies of a running VM.",
     "run": "Run a Python script on a guest.",
+    "kselftest": "Build kselftests and run them in a guest.",
+    "kunit": "Run KUnit suites in a guest, and print their results.",
     "deploy": "Install a flake's NixOS system on a machine with nixos-rebuild.",
     "kernel": "Build, configure and check kernels; make their GDB scripts.",
     "doctor": "Check what this machine needs, and how to get it.",

@@ -69,6 +69,7 @@ PROGRAMS = (
     Program("depmod", "kmod", "the modules of guests"),
     Program("mmdebstrap", "mmdebstrap", "start --root debian:SUITE", required=False),
     Program("skopeo", "skopeo", "start --root docker://NAME", required=False),
+    Program("rsync", "rsync", "kselftest", required=False),
     Program("ccache", "ccache", "building kernels again quickly", required=False),
 )
 

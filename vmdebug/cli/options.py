@@ -195,6 +195,15 @@ Impure = Annotated[bool, typer.Option("--impure", help="nix: let the flake read 
 NixArg = Annotated[
     list[str] | None, typer.Option(metavar="WORD", help="nix: pass an argument unchanged. Repeatable.")
 ]
+AllowTrouble = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="KIND",
+        help="Kind of kernel trouble that is no failure: panic, oops, warn, … Repeatable.",
+    ),
+]
+
 Force = Annotated[
     bool, typer.Option("--force", help="Warn and continue if symbols and kernel are from different builds.")
 ]

@@ -66,13 +66,7 @@ def run(
     jobs: restart.Jobs = None,
     halt: options.Halt = None,
     force: options.Force = False,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KIND",
-            help="Kind of kernel trouble that is no failure: panic, oops, warn, … Repeatable.",
-        ),
-    ] = None,
+    allow: options.AllowTrouble = None,
     timeout: Annotated[
         float | None, typer.Option(metavar="S", min=0, help="Exit with status 5 after S seconds.")
     ] = None,
