@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vmdebug.debugger.gdb import Gdb
     from vmdebug.plugin.fixture_guest import FixtureGuest
     from vmdebug.plugin.hooks import Run
+    from vmdebug.plugin.kernel_tests import KernelTestReporter
     from vmdebug.session import DebugSession
     from vmdebug.vm.machine import Vm
 
@@ -103,6 +104,18 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.read(config)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Give each point of kernel tests an element of its own in JUnit's XML."""
+    if getattr(session.config.option, "xmlpath", None):
+        from _pytest.junitxml import xml_key  # noqa: PLC0415 - pytest has no public name for it
+
+        xml = session.config.stash.get(xml_key, None)
+        if xml is not None:
+            from vmdebug.plugin.kernel_tests import separate_in_junit  # noqa: PLC0415 - only for JUnit
+
+            separate_in_junit(xml)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test for each guest and kernel that it runs on."""
     if FIXTURE not in metafunc.fixturenames:
@@ -175,6 +188,14 @@ def console(vmdebug_guest: FixtureGuest) -> Console:
 def gdb(vmdebug_guest: FixtureGuest) -> Gdb:
     """GDB, attached to the test's fresh guest, which it has stopped."""
     return vmdebug_guest.attach()
+
+
+@pytest.fixture
+def ktests(request: pytest.FixtureRequest, vmdebug_guest: FixtureGuest) -> KernelTestReporter:
+    """Reports kernel tests on the test's guest, each point as a subtest: `ktests.kunit("list-test")`."""
+    from vmdebug.plugin.kernel_tests import KernelTestReporter  # noqa: PLC0415 - as above
+
+    return KernelTestReporter(request, vmdebug_guest)
 
 
 @pytest.fixture

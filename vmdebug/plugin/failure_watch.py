@@ -10,13 +10,13 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
 import pytest
 
-from vmdebug.channel.log.trouble import Trouble, in_words, unseen
+from vmdebug.channel.log.trouble import Kind, Trouble, in_words, unseen
 from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.plugin.settings import DIED
 from vmdebug.vm import Vm, children
@@ -56,6 +56,9 @@ class FailureWatch:
         self._until: Deadline | None = None
         self._seen = 0
         self._due: GuestFailure | None = None
+        self._deferring = False
+        self._deferred: list[Trouble] = []
+        self._reported: list[Trouble] = []
         self._leaving = False
         self._wake = -1
         self._thread = threading.Thread(target=self._run, name="vmdebug-watch", daemon=True)
@@ -86,12 +89,17 @@ class FailureWatch:
         with self._lock:
             return self._kernel.all()
 
+    def of_kind(self, kind: Kind) -> tuple[Trouble, ...]:
+        """Return the trouble of a kind so far."""
+        return tuple(each for each in self.troubles if each.kind == kind)
+
     def look(self) -> None:
         """Look for trouble that the console does not show, in the kernel's log and with QMP."""
         with self._lock:
             seen = len(self._kernel.hidden)
             self._kernel.look()
             refused = [each for each in self._kernel.hidden[seen:] if each.kind not in self._allow]
+            refused = [*unseen(refused, self._reported)]
             stopped = self._kernel.stopped_by
             if refused:
                 self._set_due(f"{in_words(refused)}\nthe console did not show it; it is in the kernel's log")
@@ -106,7 +114,27 @@ class FailureWatch:
     def failure(self) -> GuestFailure | None:
         """Return the failure of the guest; None if there is none, or `settled` was called for it."""
         self._new_trouble()
+        left, self._deferred = unseen(self._deferred, self._reported), []
+        if left:
+            self._set_due(in_words(left))
         return self._due
+
+    @contextlib.contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Do not raise kernel trouble of the block; `failure` returns it, unless it is `reported` before."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._console.settle(Deadline.after(SETTLE_SECONDS))
+                self._deferred += self._refused()
+                self._seen = len(self._console.troubles)
+                self._deferring = False
+
+    def reported(self, troubles: Iterable[Trouble]) -> None:
+        """Forget kernel trouble that something else reports."""
+        self._reported += troubles
 
     def settled(self) -> None:
         """Forget the failure, because the test has failed with it."""
@@ -116,7 +144,7 @@ class FailureWatch:
         """Return the failure for the splats since the last call; None if the test allows all of them."""
         with self._lock:
             self._console.poll()
-            if not self._refused():
+            if self._deferring or not self._refused():
                 return None
             # The first line is enough to fail the test; the report needs the whole splat.
             self._console.settle(Deadline.after(SETTLE_SECONDS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from vmdebug.channel.log.watcher import Watcher
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import UsageError, VmdebugError
+from vmdebug.ktests.results import KernelTestPoint, KernelTestResults
 from vmdebug.plugin import leaks
 from vmdebug.plugin.failure_watch import FailureWatch, GuestFailure
 from vmdebug.plugin.guests import Guests, Wanted
@@ -58,6 +60,7 @@ class FixtureGuest:
         self._watching = contextlib.ExitStack()
         self._until: Deadline | None = None
         self._failed = False
+        self._points_failed = False
         self._began = 0
         self._explained: int | None = None
         self._sections: list[tuple[str, str]] = []
@@ -89,6 +92,7 @@ class FixtureGuest:
         self._held.enter_context(self._watching)
         self._look_after(guest.vm)
         self._session.restarted = self._restarted
+        self._session.tested = self._tested
         if self._marker.kmemleak and not spec.halt:
             self._began = leaks.now(self._session.exec)
         self.arm()
@@ -179,6 +183,29 @@ class FixtureGuest:
         return failure.with_traceback(error.__traceback__) if replaced else error
 
     @property
+    def allowed(self) -> frozenset[str]:
+        """The kinds of kernel trouble that do not fail the test."""
+        return frozenset(self._marker.allow)
+
+    def reported(self, results: KernelTestResults) -> None:
+        """Leave the kernel trouble of kernel tests to the reports of their points."""
+        if self._watch is not None:
+            self._watch.reported([*results.troubles(), *self._watch.of_kind("kunit")])
+
+    def explain_point(self, point: KernelTestPoint) -> list[tuple[str, str]]:
+        """Return the report sections of a failed test point: the kernel's splats while it ran, decoded."""
+        self._points_failed = True
+        if self._session is None:
+            return []
+        splats = postmortem.splats(point.troubles, self._session.vm.state.spec.kernel)
+        return [(f"vmdebug: {splat.title}", splat.text) for splat in splats]
+
+    @property
+    def points_failed(self) -> bool:
+        """Whether a test point has failed, so that pytest will report the test as failed."""
+        return self._points_failed
+
+    @property
     def has_sections(self) -> bool:
         """Whether sections are waiting for the test's next report."""
         return bool(self._sections)
@@ -222,6 +249,12 @@ class FixtureGuest:
         self._look_after(self.session.vm)
         if self._watch is not None:
             self._watch.until(self._until)
+
+    @contextlib.contextmanager
+    def _tested(self) -> Iterator[None]:
+        """Let kernel trouble of kernel tests not interrupt the test; see `DebugSession.tested`."""
+        with contextlib.nullcontext() if self._watch is None else self._watch.deferring():
+            yield
 
     def _lost(self, vm: Vm) -> None:
         """Collect the report about a guest whose shell does not answer, before the guest ends."""

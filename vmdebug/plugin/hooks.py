@@ -11,7 +11,7 @@ import pytest
 from vmdebug.errors import GuestDiedError, UsageError, VmdebugError
 from vmdebug.guest import LaunchSpec
 from vmdebug.guest_options import GuestOptions
-from vmdebug.plugin import FIXTURE, header, settings, tracebacks
+from vmdebug.plugin import FIXTURE, header, kernel_tests, settings, tracebacks
 from vmdebug.plugin.fixture_guest import FixtureGuest
 from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.settings import MarkedTest, Target
@@ -130,16 +130,21 @@ class Run:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
-        self, item: pytest.Item
+        self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Add the report about the guest to a failed test's report."""
         report = yield
         if (guest := _guest_of(item)) is not None:
-            if report.failed:
+            path, point = item.stash.get(kernel_tests.POINT, ("", None))
+            if point is not None:
+                report.duration = point.duration or 0.0
+                if report.failed:
+                    kernel_tests.add_sections(report, guest.explain_point(point))
+            elif report.failed or (guest.points_failed and call.when == "call"):
                 _stop_timeout(item)
                 report.sections.extend(guest.explain())
             # pytest-xdist sends it to the controller as a part of the report.
-            facts = {"header": guest.header, "slow": guest.slow, "kept": guest.kept}
+            facts = {"header": guest.header, "slow": guest.slow, "kept": guest.kept, "point": path}
             report.vmdebug = facts  # type: ignore[attr-defined]
         return report
 
