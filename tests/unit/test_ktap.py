@@ -111,8 +111,8 @@ def test_directives() -> None:
 
 
 def test_what_only_looks_like_a_result_is_text() -> None:
-    (point,) = read("1..1\nokay, here we go\nok without a number\n# main.c:4: ok 7\nok 1 it\n")
-    assert point.diagnostics == ("okay, here we go", "ok without a number", "main.c:4: ok 7")
+    (point,) = read("1..1\nokay, here we go\nok without a number\nok2go\n# main.c:4: ok 7\nok 1 it\n")
+    assert point.diagnostics == ("okay, here we go", "ok without a number", "ok2go", "main.c:4: ok 7")
 
 
 def test_several_documents_may_follow_each_other() -> None:

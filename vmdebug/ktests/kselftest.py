@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 
@@ -403,13 +402,10 @@ def _check_interpreters(
 
 def _bring(vm: Vm, libraries: Sequence[Path], report: Report, deadline: Deadline) -> None:
     """Copy the C library into a guest that has none, to the same paths."""
-    with TemporaryDirectory(prefix="vmdebug-libraries-") as stage:
-        for library in libraries:
-            target = Path(stage) / library.relative_to("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(library.read_bytes())
-            target.chmod(0o755)
-        put(vm.shell, [*Path(stage).iterdir()], "/", report=report, deadline=deadline)
+    for directory in dict.fromkeys(library.parent for library in libraries):
+        here = [library for library in libraries if library.parent == directory]
+        _output(vm, f"mkdir -p {shlex.quote(str(directory))}", deadline)
+        put(vm.shell, here, f"{directory}/", report=report, deadline=deadline)
 
 
 def _output(vm: Vm, command: str, deadline: Deadline) -> str:

@@ -24,6 +24,9 @@ from vmdebug.ktests.results import KernelTestPoint, Status
 _VERSION = re.compile(r"^K?TAP version \d+$")
 _SUBTEST = re.compile(r"^# Subtest: (?P<name>.*)$")
 _STAMP = re.compile(r"^(?:<\d+>)?\[ *(?P<seconds>\d+\.\d+)\](?:\[ *[TC]\d+\])? ?")
+_RESULT = re.compile(r"^(?:not )?ok +\d+\b")
+"""tap.py takes any line that begins with "ok" for a result: "okay", "ok2go"."""
+
 _TAB = 8
 
 _PARSER = Parser()
@@ -100,7 +103,7 @@ class Reader:
         if isinstance(parsed, Plan):
             level = self._at(indent, time)
             level.planned, level.skip = parsed.expected_tests, parsed.directive.text
-        elif isinstance(parsed, Result) and parsed.number is not None:
+        elif isinstance(parsed, Result) and _RESULT.match(bare):
             point = self._point(indent, parsed, time)
             return point if indent == self._levels[0].indent else None
         elif bare:
