@@ -33,10 +33,12 @@ from vmdebug.guest_options import (
     CONTAINER_STORES,
     HOST,
     NO_MODULES,
+    SEVERAL,
     UEFI,
     GuestOptions,
     StartOptions,
     memory_mib,
+    several,
     split_share,
 )
 from vmdebug.paths import absolute, or_false
@@ -250,11 +252,9 @@ def _value(path: Path, name: str, key: str, value: Any) -> Any:
     """Return a value as `GuestOptions` has it; `GuestOptions` checks its type."""
     if key == "tcp" and isinstance(value, bool):
         return 0 if value else None
-    if key == "module":
-        several = value if isinstance(value, list) else [value]
-        return [_value(path, name, "kernel", each) for each in several]
-    if key == "share" and isinstance(value, list):
-        return tuple(absolute_share(each, path.parent) if isinstance(each, str) else each for each in value)
+    if key in SEVERAL:
+        here = path.parent
+        return tuple(_in_words(key, each, here) if isinstance(each, str) else each for each in several(value))
     if not isinstance(value, str):
         return value
     if key == "memory":
@@ -265,15 +265,15 @@ def _value(path: Path, name: str, key: str, value: Any) -> Any:
     return _in_words(key, value, path.parent)
 
 
-def _in_words(key: str, words: str, directory: Path) -> str | tuple[str, ...]:
+def _in_words(key: str, words: str, directory: Path) -> str:
     """Return the words of an option with absolute paths.
 
     Args:
         key: The option.
-        words: Its value.
+        words: Its value, or one of its values.
         directory: Where relative paths start.
     """
-    if key in _PATHS or (key in _SPECIAL and words != _SPECIAL[key]):
+    if key in (*_PATHS, "module") or (key in _SPECIAL and words != _SPECIAL[key]):
         return str(absolute(words, directory))
     match key:
         case "source":
@@ -281,7 +281,7 @@ def _in_words(key: str, words: str, directory: Path) -> str | tuple[str, ...]:
         case "root":
             return absolute_root(words, directory)
         case "share":
-            return (absolute_share(words, directory),)
+            return absolute_share(words, directory)
         case _:
             return words
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import msgspec
 
 from vmdebug.guest_options import Accel, GuestOptions, ShareMode, TraceReady
+from vmdebug.network import Nic
 
 GuestKind = Literal["flake", "runner", "tree", "image", "builtin"]
 
@@ -155,6 +156,7 @@ class OwnMachine(msgspec.Struct, frozen=True, kw_only=True, tag="own"):
         unified: The unified kernel image that the firmware starts in place of the kernel and `initrd`; None:
             it starts those.
         modules: The read-only image of the guest's modules, or None.
+        own_init: Whether its init is that of vmdebug's initramfs, which configures the network cards.
     """
 
     initrd: Path | None = None
@@ -163,6 +165,7 @@ class OwnMachine(msgspec.Struct, frozen=True, kw_only=True, tag="own"):
     throwaway: bool = False
     firmware: Path | None = None
     unified: Path | None = None
+    own_init: bool = True
 
 
 class RunnerMachine(msgspec.Struct, frozen=True, kw_only=True, tag="runner"):
@@ -198,6 +201,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
         accel: The accelerator that the user wants.
         root: The root file system; None: that of the initramfs, or of the runner.
         shares: The directories of this machine that the guest gets besides its root.
+        nics: Its network cards; those of a runner only have the ports that are forwarded.
         memory: Guest RAM in MiB; None: the runner's default.
         cpus: Number of CPUs; None: the runner's default.
         tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket.
@@ -214,6 +218,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     parameters: tuple[str, ...] = ()
     root: Root | None = None
     shares: tuple[Share, ...] = ()
+    nics: tuple[Nic, ...] = ()
     halt: bool = False
     accel: Accel = "auto"
     memory: int | None = None

@@ -81,6 +81,8 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         login: Leave the console to the root's own login; by default it has a root shell of vmdebug.
         keep: Keep what the guest writes to the root image; by default it is discarded with the VM.
         share: Directories of this machine that the guest gets: `DIR[:GUESTDIR][:ro|rw|overlay]`.
+        net: The networks: `user`, `bridge=NAME`, `segment=NAME`, with `,ip=` and `,mac=` or not; or `none`.
+        forward: Ports of the host that QEMU's user network forwards: [[ADDRESS:]HOST:]GUEST[/udp].
         firmware: A firmware to boot through: a file, or `uefi` for the installed one; None: QEMU loads the
             kernel.
         tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket in the run directory.
@@ -117,6 +119,8 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     login: bool = False
     keep: bool = False
     share: tuple[str, ...] = ()
+    net: tuple[str, ...] = ()
+    forward: tuple[str, ...] = ()
     firmware: str | None = None
     tcp: Port | None = None
     trace_ready: TraceReady = "auto"
@@ -130,7 +134,8 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Return how messages spell these options: those from the table as in vmdebug.toml."""
 
         def spell(name: str, value: spelling.Value = None) -> str:
-            if name in self.from_table and value == getattr(self, name):
+            given = getattr(self, name)
+            if name in self.from_table and (value == given or (name in SEVERAL and value in given)):
                 return f"[guest.{self.table}] {spelling.toml(name, value)}"
             return usual(name, value)
 
@@ -173,6 +178,8 @@ class StartOptions(TypedDict, total=False):
     login: bool
     keep: bool
     share: AnyPath | Sequence[AnyPath]
+    net: str | Sequence[str] | None
+    forward: int | str | Sequence[int | str] | None
     firmware: AnyPath | None
     tcp: int | None
     trace_ready: TraceReady
@@ -219,9 +226,8 @@ def checked(options: GuestOptions) -> GuestOptions:
 
 def _plain(name: str, value: Any) -> Any:
     """Convert a value of `StartOptions` to the type in `GuestOptions`."""
-    if name == "module":
-        several = value if isinstance(value, list | tuple) else (value,)
-        return tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in several)
+    if name in SEVERAL:
+        return several(value)
     if isinstance(value, os.PathLike):
         return _plain(name, os.fspath(value))
     if name == "memory" and isinstance(value, str):
@@ -229,9 +235,7 @@ def _plain(name: str, value: Any) -> Any:
             return memory_mib(value)
         except UsageError as error:
             raise UsageError(f"{option(name)}: {error.message}", hint=error.hint) from error
-    if name == "share" and isinstance(value, str):
-        return (value,)
-    if name in ("qemu_args", "nix_args", "share") and isinstance(value, (list, tuple)):
+    if name in ("qemu_args", "nix_args") and isinstance(value, (list, tuple)):
         return tuple(map(os.fspath, value))
     return value
 
@@ -243,6 +247,22 @@ def split_share(words: str) -> tuple[str, str, str]:
         head, mode = words, ""
     where, colon, place = head.rpartition(":")
     return (where, place, mode) if colon and place.startswith("/") else (head, "", mode)
+
+
+SEVERAL = ("module", "share", "net", "forward")
+"""The options that take one word or several."""
+
+
+def several(value: Any) -> Any:
+    """Return the words of an option that takes one or several; a port may be a number, a file a path."""
+    words = () if value is None else value if isinstance(value, list | tuple) else (value,)
+    return tuple(_word(each) for each in words)
+
+
+def _word(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return str(value) if type(value) is int else value
 
 
 _MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)

@@ -35,7 +35,7 @@ _DESTINATIONS = (
 _RUN = pytest.StashKey["Run"]()
 
 _MARKER = (
-    "vmdebug(guest=…, kernel=…, halt=…, append=…, kaslr=…, memory=…, cpus=…, allow=[KIND, …],"
+    "vmdebug(guest=…, kernel=…, halt=…, append=…, kaslr=…, memory=…, cpus=…, net=…, allow=[KIND, …],"
     " kmemleak=…, timeout=…):"
     " the guest of this test. KIND is a kind of kernel message that does not fail the test: panic, oops, bug,"
     " warn, lockdep, kasan, hung_task, rcu_stall, …"

@@ -43,6 +43,7 @@ def test_every_option_arrives(asked: list[GuestOptions]) -> None:
     machine = "-S --name n --kernel /k --vmlinux /v --gdb-scripts /g --kaslr --accel kvm --memory 1G --cpus 3"
     machine += " --firmware uefi --debuginfod --initrd /i --root host --root-dev 2 --root-image never"
     machine += " --init none --keep --modules none --module /a.ko --module /b.ko --no-load-modules"
+    machine += " --init none --keep --net user --net segment=lab --forward :22 --forward 8080:80/udp"
     more = "--disk /d --tcp 1234 --override-input nixpkgs path:/n --impure --nix-arg -L"
     words = ["start", "bzImage", *machine.split(), *more.split()]
     assert cli.status_of([*words, "--append", "a=1 b", "--", "-device", "virtio-rng-pci", "--", "x"]) == 0
@@ -70,6 +71,8 @@ def test_every_option_arrives(asked: list[GuestOptions]) -> None:
             root_image="never",
             init="none",
             keep=True,
+            net=("user", "segment=lab"),
+            forward=(":22", "8080:80/udp"),
             firmware="uefi",
             tcp=1234,
             qemu_args=("-device", "virtio-rng-pci", "--", "x"),

@@ -35,6 +35,8 @@ root-dev = 1
 root-image = "always"
 init = "/lib/systemd/systemd"
 keep = true
+net = "user"
+forward = [22, "8080:80"]
 firmware = "uefi"
 tcp = true
 qemu-args = ["-device", "edu"]
@@ -95,6 +97,8 @@ class TestLookup:
             root_image="always",
             init="/lib/systemd/systemd",
             keep=True,
+            net=("user",),
+            forward=("22", "8080:80"),
             firmware="uefi",
             tcp=0,
             qemu_args=("-device", "edu"),

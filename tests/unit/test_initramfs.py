@@ -51,8 +51,8 @@ def names(archive: Path) -> set[str]:
 def test_what_is_in_it(busybox: Path) -> None:
     assert names(initramfs.build(deadline=soon())) == {
         *("bin", "bin/busybox", "bin/sh", "init", "TRAILER!!!"),
-        *("sbin", "sbin/reboot", "etc", "etc/console", "etc/group", "etc/load-modules", "etc/passwd"),
-        "etc/shell",
+        *("sbin", "sbin/reboot", "etc", "etc/console", "etc/dhcp", "etc/group", "etc/load-modules"),
+        *("etc/net", "etc/passwd", "etc/shell"),
         *("dev", "dev/console", "dev/kmsg", "dev/null", "dev/random", "dev/tty", "dev/ttyS0"),
         *("dev/urandom", "dev/zero", "mnt", "proc", "root", "run", "sys", "tmp"),
     }

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit import kernelfiles
 from tests.unit.kernelfiles import ID
-from vmdebug import guest, kernel_parameters, process
+from vmdebug import guest, kernel_parameters, network, process
 from vmdebug.arch import by_name
 from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
@@ -169,7 +169,7 @@ class TestUnifiedKernelImage:
         whole.write_bytes(kernelfiles.uki(**parts))
         ovmf.touch()
         spec = resolve(whole, vmlinux=str(linux / "vmlinux"), firmware=str(ovmf))
-        assert spec.machine == OwnMachine(firmware=ovmf, unified=whole)
+        assert spec.machine == OwnMachine(firmware=ovmf, unified=whole, own_init=False)
         assert spec.kernel.image.read_bytes() == parts["linux"]
         assert spec.parameters[:3] == ("root=/dev/vda", "quiet", "console=ttyS0,115200")
         (note,) = spec.notes
@@ -249,7 +249,7 @@ def test_an_initramfs_of_the_user_replaces_ours(linux: Path, tmp_path: Path) -> 
     (tmp_path / "initrd.img").write_bytes(b"070701")
     (linux / ".config").write_text("CONFIG_BLK_DEV_INITRD=y\n")
     spec = resolve(linux, initrd=str(tmp_path / "initrd.img"), append="root=/dev/vda1")
-    assert spec.machine == OwnMachine(initrd=tmp_path / "initrd.img")
+    assert spec.machine == OwnMachine(initrd=tmp_path / "initrd.img", own_init=False)
     assert spec.notes[0].startswith(f"the initramfs is {tmp_path}/initrd.img: exec works if")
     assert not any("has no effect" in note for note in spec.notes)
 
@@ -260,7 +260,7 @@ def test_a_kernel_that_cannot_unpack_the_initramfs(linux: Path, tmp_path: Path) 
     with pytest.raises(UsageError, match=r"cannot boot .* not built in: CONFIG_RD_LZ4=n") as caught:
         resolve(linux, initrd=str(file))
     assert "starts it anyway" in caught.value.detail
-    assert resolve(linux, initrd=str(file), force=True).machine == OwnMachine(initrd=file)
+    assert resolve(linux, initrd=str(file), force=True).machine == OwnMachine(initrd=file, own_init=False)
 
 
 def test_a_root_that_nobody_mounts_is_said(linux: Path) -> None:
@@ -268,6 +268,40 @@ def test_a_root_that_nobody_mounts_is_said(linux: Path) -> None:
     assert note.startswith("root=/dev/vda1 has no effect")
     (note,) = resolve(linux, qemu_args=["-initrd", "/i"], append="root=/dev/vda1").notes
     assert note.startswith("the QEMU argument -initrd replaces vmdebug's initramfs")
+
+
+NETWORK = "CONFIG_BLK_DEV_INITRD=y\nCONFIG_VIRTIO_PCI=y\nCONFIG_INET=y\n"
+
+
+def test_a_kernel_without_a_network_card_is_refused(linux: Path) -> None:
+    (linux / ".config").write_text(NETWORK)
+    with pytest.raises(
+        UsageError, match=r"cannot boot .* with net=\"user\": .* CONFIG_VIRTIO_NET=n"
+    ) as caught:
+        resolve(linux, net=["user"])
+    assert "-f net " in caught.value.hint
+    with pytest.raises(UsageError, match=r"with forward=\"80:80\": "):
+        resolve(linux, forward=["80:80"])
+    assert resolve(linux, net=["user"], force=True).nics == network.parse(["user"], [])
+    (linux / ".config").write_text(f"{NETWORK}CONFIG_VIRTIO_NET=y\n")
+    spec = resolve(linux, net=["user", "segment=lab"], forward=["80:80"])
+    assert spec.nics == network.parse(["user", "segment=lab"], ["80:80"])
+    assert not any("unknown" in note for note in spec.notes)
+    with pytest.raises(UsageError, match="CONFIG_PACKET=n"):
+        resolve(linux, net=["bridge=br0"])
+
+
+def test_without_our_init_the_kernel_configures_the_network_card(linux: Path, tmp_path: Path) -> None:
+    (tmp_path / "i").write_bytes(b"070701")
+    (linux / ".config").write_text("CONFIG_BLK_DEV_INITRD=y\nCONFIG_IP_PNP=y\n")
+    (note,) = resolve(linux, net=["user"], initrd=str(tmp_path / "i")).notes
+    assert "IP_PNP" not in note
+    (linux / ".config").write_text("CONFIG_BLK_DEV_INITRD=y\n")
+    notes = resolve(linux, net=["user"], initrd=str(tmp_path / "i")).notes
+    assert "ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2" in notes[1]
+    spec = resolve(linux, net=["user"], qemu_args=["-initrd", "/i"])
+    assert isinstance(spec.machine, OwnMachine)
+    assert not spec.machine.own_init
 
 
 @pytest.fixture

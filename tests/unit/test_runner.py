@@ -265,6 +265,18 @@ def test_a_runner_without_parameters_is_noted(made: Made) -> None:
     ]
 
 
+def test_ports_are_forwarded_to_the_network_that_the_script_makes(made: Made) -> None:
+    with pytest.raises(UsageError, match="it has no QEMU_NET_OPTS") as caught:
+        resolve(made.result, GuestOptions(source="result", forward=("8080:80",)))
+    assert "virtualisation.forwardPorts" in caught.value.hint
+    with pytest.raises(UsageError, match=r'net="segment=lab" is for guests whose QEMU command line'):
+        resolve(made.result, GuestOptions(source="result", net=("segment=lab",)))
+    script = made.script.resolve()
+    script.write_text(f'{script.read_text()}    -netdev user,id=user.0,"$QEMU_NET_OPTS"\n')
+    spec = resolve(made.result, GuestOptions(source="result", forward=("8080:80",)))
+    assert [each.rule for nic in spec.nics for each in nic.forwards] == ["tcp:127.0.0.1:8080-:80"]
+
+
 def test_a_directory_holds_one_runner(made: Made) -> None:
     empty = made.bin
     with pytest.raises(UsageError, match="should have one script bin/run-NAME-vm; found: none"):

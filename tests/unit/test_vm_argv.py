@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from vmdebug import network
 from vmdebug.arch import by_name
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, Root, Share
+from vmdebug.network import Nic
 from vmdebug.vm import argv, qemuargs
 from vmdebug.vm.features import Features
 from vmdebug.vm.rundir import RunDir
@@ -100,6 +102,33 @@ def test_the_whole_command_line() -> None:
         "-S",
         *("-device", "edu"),
     ]
+
+
+def test_network_cards() -> None:
+    nics = (
+        *network.parse(["user"], ["8080:80", ":53/udp"]),
+        network.member(network.parse(["segment=a"], [])[0], 3),
+        Nic(kind="bridge", name="br,0", mac="52:54:00:00:00:07", address="dhcp"),
+        Nic(kind=None, mac="52:54:00:00:00:03"),
+    )
+    initial = argv.InitialState(connected={"a": 11})
+    rules = "hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=udp:127.0.0.1:0-:53"
+    assert argv.network_cards(nics, initial.connected, RUNDIR) == (
+        *("-netdev", f"user,id=net0,{rules}"),
+        *("-device", "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:12:34:56,romfile="),
+        *("-netdev", "stream,id=net1,server=off,addr.type=fd,addr.str=11"),
+        *("-device", "virtio-net-pci,id=nic1,netdev=net1,mac=52:54:00:be:43:03,romfile="),
+        *("-netdev", "bridge,id=net2,br=br,,0"),
+        *("-device", "virtio-net-pci,id=nic2,netdev=net2,mac=52:54:00:00:00:07,romfile="),
+        *("-netdev", "hubport,id=net3,hubid=3"),
+        *("-device", "virtio-net-pci,id=nic3,netdev=net3,mac=52:54:00:00:00:03,romfile="),
+    )
+    words = own(spec(nics=nics))
+    assert words[words.index("-append") + 1].startswith("vmdebug.net=52:54:00:12:34:56,10.0.2.15/24,")
+    words = own(spec(nics=nics, machine=OwnMachine(own_init=False)))
+    assert words[words.index("-append") + 1].endswith(
+        "ip=10.0.2.15::10.0.2.2:255.255.255.0::eth0:off:10.0.2.3 console=ttyS0 nokaslr"
+    )
 
 
 def test_what_the_user_leaves_open_has_a_default() -> None:

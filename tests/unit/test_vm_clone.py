@@ -26,7 +26,7 @@ def test_what_a_clone_cannot_have_is_told_and_not_tried_under_other_names(
 
     monkeypatch.setattr(saved_guest, "start", refused)
     with pytest.raises(UsageError, match="port 1234"):
-        cloning._next("vm", cast("SavedGuest", None), Deadline.after(5))
+        cloning._next("vm", cast("SavedGuest", None), (), Deadline.after(5))
     assert names == ["vm-1"]
 
 
@@ -41,7 +41,7 @@ def test_a_name_that_is_taken_meanwhile_gives_way(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(saved_guest, "start", taken_once)
     try:
-        cloning._next("vm", cast("SavedGuest", None), Deadline.after(5))
+        cloning._next("vm", cast("SavedGuest", None), (), Deadline.after(5))
         assert names == ["vm-1", "vm-2"]
     finally:
         runtime.joinpath("vmdebug/vm-1").rmdir()

@@ -18,6 +18,13 @@ Copyright (c) 2003-2022 Fabrice Bellard and the QEMU Project developers
                    action when guest reboots [default=reset]
 -action panic=pause|shutdown|exit-failure|none
                    action when guest panics [default=shutdown]
+-netdev user,id=str[,ipv4=on|off][,net=addr[/mask]][,host=addr]
+-netdev bridge,id=str[,br=bridge][,helper=helper]
+                configure a host TAP network backend with ID 'str' that is
+                connected to a bridge (default=br0)
+                using the program 'helper (default=/usr/lib/qemu/qemu-bridge-helper)
+-netdev stream,id=str[,server=on|off],addr.type=inet,addr.host=host,addr.port=port
+-netdev stream,id=str[,server=on|off],addr.type=unix,addr.path=path[,abstract=on|off]
 """
 DEVICES = """\
 Storage devices:
@@ -26,6 +33,7 @@ name "virtio-blk-pci", bus PCI, alias "virtio-blk"
 Misc devices:
 name "pvpanic", bus ISA
 name "pvpanic-pci", bus PCI
+name "virtio-net-pci", bus PCI, alias "virtio-net"
 name "virtio-rng-pci", bus PCI, alias "virtio-rng"
 name "vmcoreinfo"
 """
@@ -44,7 +52,14 @@ def fake_qemu(path: Path, script: str) -> Path:
 
 def test_what_debians_qemu_has() -> None:
     assert features.parse(OPTIONS, DEVICES) == Features(
-        version="7.2.22", pvpanic="pvpanic-pci", vmcoreinfo=True, rng=True, actions=True
+        version="7.2.22",
+        pvpanic="pvpanic-pci",
+        vmcoreinfo=True,
+        rng=True,
+        actions=True,
+        netdevs=("bridge", "stream", "user"),
+        net=True,
+        bridge_helper="/usr/lib/qemu/qemu-bridge-helper",
     )
 
 

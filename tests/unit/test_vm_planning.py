@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vmdebug import network
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.vm import planning
@@ -116,6 +117,53 @@ def test_no_qemu_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_is_refused(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         plan(OwnMachine(), **changes)
+
+
+NETWORKS = """\
+#!/bin/sh
+case $1 in
+-help) echo '-netdev bridge,id=str[,br=bridge][,helper=helper]'
+	echo "                using the program 'helper (default=/nowhere/qemu-bridge-helper)" ;;
+*) echo 'name "virtio-net-pci", bus PCI' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [
+        ("user", r'net="user": .*qemu-system-x86_64 was built without its network backend user'),
+        ("segment=lab", 'net="segment=lab": .* without its network backend stream'),
+        ("bridge=br0", 'net="bridge=br0" needs qemu-bridge-helper, and there is no /nowhere/'),
+    ],
+)
+def test_a_qemu_that_lacks_a_network(qemu: Path, net: str, says: str) -> None:
+    script(qemu, NETWORKS)
+    with pytest.raises(HostError, match=says):
+        plan(OwnMachine(), nics=network.parse([net], []))
+
+
+def test_a_bridge_that_does_not_exist(qemu: Path, tmp_path: Path) -> None:
+    helper = script(tmp_path / "qemu-bridge-helper", "#!/bin/sh\n")
+    script(qemu, NETWORKS.replace("/nowhere/qemu-bridge-helper", str(helper)))
+    with pytest.raises(HostError, match='net="bridge=br-none": this machine has no bridge br-none') as caught:
+        plan(OwnMachine(), nics=network.parse(["bridge=br-none"], []))
+    assert "ip link add br-none type bridge" in caught.value.hint
+
+
+def test_a_qemu_without_a_network_card() -> None:
+    with pytest.raises(HostError, match="has no virtio-net-pci"):
+        plan(OwnMachine(), nics=network.parse(["user"], []))
+
+
+def test_a_plan_joins_no_segment(qemu: Path, runtime: Path) -> None:
+    script(qemu, NETWORKS.replace("-netdev bridge", "-netdev stream"))
+    words = plan(OwnMachine(), nics=network.parse(["segment=lab"], [])).argv
+    assert words[words.index("-netdev") + 1] == (
+        f"stream,id=net0,server=off,addr.type=unix,addr.path={runtime}/vmdebug/.segments/lab/hub.sock"
+    )
+    assert "vmdebug.net=52:54:00:b1:c4:01,10.177.196.1/24,," in words[words.index("-append") + 1]
+    assert not (runtime / "vmdebug").exists()
 
 
 def test_a_directory_too_deep_for_sockets(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from vmdebug import network
 from vmdebug.arch import by_name
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
@@ -167,6 +168,17 @@ def test_the_users_own_variables_are_left_alone() -> None:
     env = runner.environment(spec(), MACHINE, scratch=SCRATCH, inherited=inherited)
     assert "QEMU_OPTS" not in env
     assert env["QEMU_KERNEL_PARAMS"] == "console=ttyS0 nokaslr loglevel=8 nokaslr=0"
+
+
+def test_ports_are_forwarded_before_the_users_own_options() -> None:
+    forwarding = spec(nics=network.parse((), ["8080:80", "0.0.0.0:53:53/udp"]))
+    rules = "hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=udp:0.0.0.0:53-:53"
+    env = runner.environment(forwarding, MACHINE, scratch=SCRATCH, inherited={})
+    assert env["QEMU_NET_OPTS"] == rules
+    inherited = {"QEMU_NET_OPTS": "hostfwd=tcp::2222-:22"}
+    env = runner.environment(forwarding, MACHINE, scratch=SCRATCH, inherited=inherited)
+    assert env["QEMU_NET_OPTS"] == f"{rules},hostfwd=tcp::2222-:22"
+    assert "QEMU_NET_OPTS" not in runner.environment(spec(), MACHINE, scratch=SCRATCH, inherited=inherited)
 
 
 @pytest.mark.parametrize(

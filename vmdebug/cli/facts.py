@@ -13,6 +13,7 @@ from vmdebug.spelling import option
 
 if TYPE_CHECKING:
     from vmdebug.guest import Kernel
+    from vmdebug.network import Nic
     from vmdebug.vm import Vm
     from vmdebug.vm.lost import LostVm
 
@@ -51,6 +52,7 @@ def for_people(vm: Vm, facts: dict[str, Any]) -> dict[str, str]:
         "kernel": f"{_short(spec.kernel.image)}{release}\nfrom {spec.kernel.origin}",
         "symbols": symbols(spec.kernel),
         **({"root": spec.root.note} if spec.root is not None else {}),
+        **({"network": "\n".join(map(_network, spec.nics))} if spec.nics else {}),
         "parameters": " ".join(spec.parameters),
         "gdb": facts["gdb"],
         "qmp": facts["qmp"],
@@ -59,6 +61,16 @@ def for_people(vm: Vm, facts: dict[str, Any]) -> dict[str, str]:
     if facts["shell"] is not None:
         found["shell"] = Found(facts["shell"]["way"], facts["shell"]["reason"]).describe()
     return found | ({"note": "\n".join(spec.notes)} if spec.notes else {})
+
+
+def _network(nic: Nic) -> str:
+    """Return in words what a network card is connected to."""
+    what = f"{nic.kind} {nic.name}".strip() if nic.kind else "not connected"
+    forwards = "".join(
+        f", {each.address}:{each.host} → {each.guest}{'/udp' if each.protocol == 'udp' else ''}"
+        for each in nic.forwards
+    )
+    return f"{what}: {nic.address or 'no address'}{forwards}"
 
 
 def symbols(kernel: Kernel) -> str:

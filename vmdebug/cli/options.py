@@ -165,6 +165,22 @@ Share = Annotated[
 Keep = Annotated[
     bool | None, typer.Option("--keep/--no-keep", help="Keep what the guest writes to the root image.")
 ]
+Net = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="user|none|bridge=NAME|segment=NAME",
+        help="Network: QEMU's user network, a bridge of this machine, or a segment that only VMs are on."
+        " Repeatable; `,ip=ADDRESS/LENGTH` and `,mac=MAC` may follow.",
+    ),
+]
+Forward = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[ADDRESS:]HOST:GUEST[/udp]",
+        help="Forward a port of this machine, on 127.0.0.1, to the guest; an empty HOST is any free port."
+        " Repeatable.",
+    ),
+]
 Firmware = Annotated[
     str | None,
     typer.Option(

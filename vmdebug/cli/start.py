@@ -44,6 +44,7 @@ app = verb.new_app()
         "vmdebug start .#base-nixos --halt --kernel ~/src/linux",
         "vmdebug start ~/src/linux --append loglevel=8 -- -device virtio-rng-pci",
         "vmdebug start ~/src/linux --build",
+        "vmdebug start --root debian:bookworm --net user --forward 8080:80",
     ),
 )
 def start(
@@ -73,6 +74,8 @@ def start(
     login: options.Login = None,
     share: options.Share = None,
     keep: options.Keep = None,
+    net: options.Net = None,
+    forward: options.Forward = None,
     firmware: options.Firmware = None,
     tcp: options.Tcp = None,
     trace_ready: options.TraceReady = None,
@@ -116,6 +119,8 @@ def start(
         login=login,
         share=tuple(share) if share else None,
         keep=keep,
+        net=net or None,
+        forward=forward or None,
         firmware=firmware,
         tcp=tcp,
         trace_ready=trace_ready,

@@ -91,6 +91,8 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         load_modules: Whether the guest loads them.
         root: The root file system, as `--root` takes it. Paths start at the test file.
         share: Directories that the guest gets, as `--share` takes them. Paths start at the test file.
+        net: The networks, as `--net` takes them.
+        forward: Ports of the host, as `--forward` takes them.
         allow: Kinds of trouble that do not fail the test.
         kmemleak: Whether to have kmemleak scan the kernel's memory at the test's end.
         timeout: Seconds for each phase of the test; 0 for no limit.
@@ -109,6 +111,8 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     load_modules: bool | None = None
     root: str | None = None
     share: str | tuple[str, ...] = ()
+    net: str | tuple[str, ...] | None = None
+    forward: int | str | tuple[int | str, ...] | None = None
     allow: tuple[str, ...] = ()
     kmemleak: bool = False
     timeout: float | None = None
@@ -234,6 +238,8 @@ def options(
         "load_modules": marker.load_modules,
         "root": None if marker.root is None else toml.absolute_root(marker.root, here),
         "share": _shares(marker, here),
+        "net": marker.net,
+        "forward": marker.forward,
         "kaslr": marker.kaslr,
         "memory": _memory(marker),
         "cpus": marker.cpus,

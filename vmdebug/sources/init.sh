@@ -45,12 +45,14 @@ disk() { # SERIAL [PARTITION]
 
 [ ! -r /etc/modules ] || . /etc/load-modules
 [ ! -r /etc/share ] || . /etc/share
+ip link set lo up 2>/dev/null
+. /etc/net
+
 [ ! -r /etc/root ] || . /etc/switch
 [ ! -r /etc/modules ] || load_modules
 [ ! -r /etc/share ] || mount_shares ""
 
 hostname vmdebug
-ip link set lo up 2>/dev/null
 
 echo "vmdebug: guest ready"
 

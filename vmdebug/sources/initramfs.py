@@ -129,6 +129,8 @@ def _scripts() -> list[cpio.Entry]:
         cpio.file("etc/load-modules", (_HERE / "modules.sh").read_bytes()),
         cpio.file("etc/console", (_HERE / "console.sh").read_bytes(), 0o755),
         cpio.file("etc/shell", (_HERE / "shell.sh").read_bytes()),
+        cpio.file("etc/net", (_HERE / "net.sh").read_bytes()),
+        cpio.file("etc/dhcp", (_HERE / "dhcp.sh").read_bytes(), 0o755),
         # For the names that `id` and `ls -l` print.
         cpio.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n"),
         cpio.file("etc/group", b"root:x:0:\n"),

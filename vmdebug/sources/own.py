@@ -49,11 +49,18 @@ def resolve(
     shares, also, shared = userland.shared(options, kernel, modules)
     other, said = userland.initrd(options, kernel)
     used = whole is not None and whole.startable and other is None and root is None and not options.module
+    own_init = other is None and not used and not userland.replaced(options)
+    nics, drivers, unsure = userland.nics(options, kernel, modules if own_init else None, own_init=own_init)
     if whole is not None and used:
         parts = {"initrd": whole.initrd} if options.firmware is None else {"unified": whole.file}
     else:
         packed, brought = userland.packed_modules(
-            kernel, None if other else modules, (*first, *also), options, report=report, deadline=deadline
+            kernel,
+            None if other else modules,
+            (*first, *also, *drivers),
+            options,
+            report=report,
+            deadline=deadline,
         )
         said = (*said, *brought)
         ours = initramfs.build(
@@ -65,7 +72,9 @@ def resolve(
             deadline=deadline,
         )
         parts = {"initrd": other or ours, "modules": packed.image if packed is not None else None}
-    machine = OwnMachine(disk=_disk(options), firmware=firmware.find(row, options), **parts)
+    machine = OwnMachine(
+        disk=_disk(options), firmware=firmware.find(row, options), own_init=own_init, **parts
+    )
     words = parameters(row, kaslr=options.kaslr, append=options.append)
     words = (*(whole.parameters if whole is not None else ()), *userland.for_init(root, row), *words)
     return LaunchSpec(
@@ -76,6 +85,7 @@ def resolve(
         parameters=words,
         root=root,
         shares=shares,
+        nics=nics,
         halt=options.halt,
         accel=options.accel,
         memory=options.memory or DEFAULT_MEMORY_MIB,
@@ -91,6 +101,7 @@ def resolve(
             *said,
             *shared,
             *userland.unshared(shares, ours=other is None and not used),
+            *unsure,
             *_ineffective(options),
             *userland.unmounted(options, words, ours=other is None and not used),
             *console_notes(row, words),

@@ -45,9 +45,15 @@ if [ "$root_init" = auto ]; then
 	done
 fi
 
+# The name servers of the network cards, unless the guest writes to the image itself.
+if [ -r /etc/resolv.conf ] && [ ! "$root_keep" ]; then
+	rm -f /newroot/etc/resolv.conf
+	cp /etc/resolv.conf /newroot/etc/resolv.conf
+fi
+
 # What runs beside init, on a file system that init keeps.
 mkdir -p /run/vmdebug
-cp /bin/busybox /etc/serve /etc/environment /run/vmdebug
+cp /bin/busybox /etc/serve /etc/dhcp /etc/environment /run/vmdebug
 [ ! -x /bin/vmdebug-agent ] || cp /bin/vmdebug-agent /etc/agent-tty /run/vmdebug
 [ -d /newroot/tmp ] || mkdir -m 1777 /newroot/tmp 2>/dev/null
 [ ! -r /etc/modules ] || pack_modules
@@ -65,7 +71,6 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 echo "vmdebug: guest ready"
 if [ "$root_init" = none ]; then
 	hostname vmdebug
-	ip link set lo up 2>/dev/null
 	exec switch_root /newroot /run/vmdebug/serve init
 fi
 chroot /newroot /run/vmdebug/serve agent &

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import roots
+from vmdebug import network, roots
 from vmdebug.arch import Arch
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel, Root, Share
 from vmdebug.guest_options import NO_INIT, NO_MODULES, GuestOptions
+from vmdebug.network import Nic
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
 from vmdebug.roots import Making, shares
@@ -185,6 +186,50 @@ def unreachable(kernel: Kernel, row: Arch) -> tuple[str, ...]:
     return (note,)
 
 
+def nics(
+    options: GuestOptions, kernel: Kernel, modules: ModuleSet | None, *, own_init: bool
+) -> tuple[tuple[Nic, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the network cards, the modules that are their drivers, and a note about what is unknown.
+
+    Args:
+        options: The user's options.
+        kernel: The kernel.
+        modules: The modules that the guest gets.
+        own_init: Whether vmdebug's init configures them; another one may have the drivers as modules.
+
+    Raises:
+        UsageError: the options are wrong, or the kernel lacks a driver.
+    """
+    found = network.parse(options.net, options.forward)
+    network.check_subnets(found)
+    if not found:
+        return (), (), ()
+    if own_init:
+        loadable = modules.names() if modules is not None else frozenset[str]()
+        needs = requirements.of_network(found)
+        drivers = tuple(need.module for need in needs if need.module in loadable)
+        if options.force:
+            return found, drivers, ()
+        name = "net" if options.net else "forward"
+        what = option(name, " ".join(getattr(options, name)))
+        built_in = [need for need in needs if need.module not in drivers]
+        unknown = requirements.check_own(kernel, built_in, options.source, what=what)
+        return found, drivers, (unknown,) if unknown else ()
+    configuration = dotconfig.of(kernel)
+    if configuration is None or configuration.value("IP_PNP") == "y":
+        return found, (), ()
+    note = (
+        f"the kernel itself configures no network card (CONFIG_IP_PNP is not set): the initramfs has to, or"
+        f" run in the guest: {network.by_hand(found[0])}"
+    )
+    return found, (), (note,)
+
+
+def replaced(options: GuestOptions) -> str:
+    """Return the argument of QEMU that replaces the initramfs; "" if there is none."""
+    return next((word for word in options.qemu_args if word in ("-initrd", "--initrd")), "")
+
+
 def unmounted(options: GuestOptions, words: Sequence[str], *, ours: bool) -> tuple[str, ...]:
     """Return notes about an initramfs that QEMU's arguments replace, and a `root=` that nobody reads.
 
@@ -193,10 +238,9 @@ def unmounted(options: GuestOptions, words: Sequence[str], *, ours: bool) -> tup
         words: The kernel parameters.
         ours: Whether the initramfs is vmdebug's, whose init mounts only `--root`.
     """
-    replaced = [word for word in options.qemu_args if word in ("-initrd", "--initrd")]
-    if replaced:
+    if word := replaced(options):
         note = (
-            f"the QEMU argument {replaced[0]} replaces vmdebug's initramfs, and with it the agent and the"
+            f"the QEMU argument {word} replaces vmdebug's initramfs, and with it the agent and the"
             f" shell on the console; {option('initrd', 'FILE')} does the same, and checks the file"
         )
         return (note,)

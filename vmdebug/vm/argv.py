@@ -5,16 +5,17 @@ See qemu(1), or https://www.qemu.org/docs/master/system/invocation.html.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from vmdebug import spelling
+from vmdebug import network, spelling
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, ROOT_TAG, LaunchSpec, OwnMachine, Root, Share
+from vmdebug.network import Nic
 from vmdebug.vm import channels, qemuargs
 from vmdebug.vm.features import Features
 from vmdebug.vm.qemuargs import Options, value
@@ -28,6 +29,9 @@ GDB_CHARDEV = "gdb0"
 
 MODULES = "vmdebug-modules"
 """Serial number of the disk with the modules; sources/modules.sh looks for it."""
+
+NETDEV = "net"
+"""Prefix of the ids of network backends; the number of the card follows."""
 
 PROBE_MEMORY_MIB = 512
 
@@ -56,11 +60,13 @@ class InitialState(msgspec.Struct, frozen=True, kw_only=True):
         ram: Descriptor of the file with the guest's RAM, which QEMU inherits; None: QEMU allocates the RAM.
         shared: Whether the guest writes to that file; otherwise the pages that it writes to are copied.
         incoming: Whether QEMU waits for a state to load, instead of booting.
+        connected: By the names of segments, descriptors of the connections to them, which QEMU inherits.
     """
 
     ram: int | None = None
     shared: bool = False
     incoming: bool = False
+    connected: Mapping[str, int] = {}
 
 
 BOOT = InitialState()
@@ -131,12 +137,20 @@ def own(
         *cpu(arch, accel),
         *size(arch, spec.memory or DEFAULT_MEMORY_MIB, spec.cpus or 1),
         *memory(arch, spec.memory or DEFAULT_MEMORY_MIB, initial, shared=any(map(served, spec.shared))),
-        *boot(machine.unified or spec.kernel.image, machine.initrd, spec.parameters),
+        *boot(
+            machine.unified or spec.kernel.image,
+            machine.initrd,
+            (
+                *(network.for_init if machine.own_init else network.for_kernel)(spec.nics),
+                *spec.parameters,
+            ),
+        ),
         *firmware(machine.firmware),
         *_disk(machine, disk_format),
         *root_device(spec.root),
         *modules_device(machine.modules),
         *directories(spec.shared, rundir),
+        *network_cards(spec.nics, initial.connected, rundir),
         *entropy(features),
         *generation(features, given),
         *harness(spec, arch=arch, rundir=rundir, features=features, given=given, plugin=plugin),
@@ -332,6 +346,38 @@ def p9(share: Share, name: str) -> tuple[str, ...]:
     only = ",readonly=on" if share.read_only else ""
     local = f"local,id={name},path={value(share.directory)},security_model=none,multidevs=remap{only}"
     return ("-fsdev", local, "-device", f"virtio-9p-pci,fsdev={name},mount_tag={share.tag}")
+
+
+def network_cards(nics: Sequence[Nic], connected: Mapping[str, int], rundir: RunDir) -> tuple[str, ...]:
+    """Attach the network cards, without their ROM, which would boot over the network.
+
+    Args:
+        nics: The cards.
+        connected: By the names of segments, descriptors of the connections to them. A plan has none, and
+            names the sockets.
+        rundir: Where the VM's sockets and logs are.
+    """
+    words: list[str] = []
+    for number, nic in enumerate(nics):
+        device = f"virtio-net-pci,id=nic{number},netdev={NETDEV}{number},mac={nic.mac},romfile="
+        words += ["-netdev", _backend(nic, f"{NETDEV}{number}", connected, rundir), "-device", device]
+    return tuple(words)
+
+
+def _backend(nic: Nic, name: str, connected: Mapping[str, int], rundir: RunDir) -> str:
+    match nic.kind:
+        case "user":
+            rules = "".join(f",hostfwd={each.rule}" for each in nic.forwards)
+            return f"user,id={name}{rules}"
+        case "bridge":
+            return f"bridge,id={name},br={value(nic.name)}"
+        case "segment":
+            if nic.name in connected:
+                return f"stream,id={name},server=off,addr.type=fd,addr.str={connected[nic.name]}"
+            return f"stream,id={name},server=off,addr.type=unix,addr.path={value(rundir.segment(nic.name))}"
+        case None:
+            # A hub without other ports.
+            return f"hubport,id={name},hubid={name.removeprefix(NETDEV)}"
 
 
 def _disk(machine: OwnMachine, disk_format: DiskFormat | None) -> tuple[str, ...]:

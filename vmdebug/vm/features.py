@@ -35,6 +35,9 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
         virtio_serial: Whether it has virtio-serial ports on a PCI bus.
         uarts: Its devices that are UARTs.
         plugins: Whether it loads plugins into its translator.
+        netdevs: Its network backends: "user", "stream", "bridge".
+        net: Whether it has virtio-net on a PCI bus.
+        bridge_helper: The program with which it joins a bridge; "" if it has none.
     """
 
     version: str = ""
@@ -46,6 +49,9 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     virtio_serial: bool = False
     uarts: tuple[str, ...] = ()
     plugins: bool = False
+    netdevs: tuple[str, ...] = ()
+    net: bool = False
+    bridge_helper: str = ""
 
 
 def parse(options: str, devices: str) -> Features:
@@ -59,6 +65,9 @@ def parse(options: str, devices: str) -> Features:
     version = re.search(r"version (\S+)", options)
     # A kernel finds the PCI device without ACPI tables; QEMU < 6.0 has only the ISA device.
     panic = next((name for name in ("pvpanic-pci", "pvpanic") if name in known), "")
+    helper = re.search(
+        r"^-netdev bridge.*\n(?:\s.*\n)*?.*program 'helper ?\(default=([^)']+)\)", options, re.MULTILINE
+    )
     return Features(
         version=version[1] if version else "",
         pvpanic=panic,
@@ -69,6 +78,9 @@ def parse(options: str, devices: str) -> Features:
         virtio_serial={"virtio-serial-pci", "virtserialport"} <= known,
         uarts=tuple(sorted(known & _UARTS)),
         plugins=re.search(r"^-plugin\b", options, re.MULTILINE) is not None,
+        netdevs=tuple(sorted(set(re.findall(r"^-netdev (\w+)", options, re.MULTILINE)))),
+        net="virtio-net-pci" in known,
+        bridge_helper=helper[1] if helper else "",
     )
 
 
@@ -80,7 +92,7 @@ def of(qemu: Path, *, deadline: Deadline) -> Features:
         DeadlineError: it took too long.
     """
     try:
-        return cached(qemu, "qemu-features-4", Features, lambda: _ask(qemu, deadline))
+        return cached(qemu, "qemu-features-5", Features, lambda: _ask(qemu, deadline))
     except OSError as error:
         raise HostError(f"cannot read {qemu}: {error.strerror}") from error
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from vmdebug.channel.found import Found
 from vmdebug.channel.log import death
+from vmdebug.network import Nic
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
 
@@ -88,5 +89,15 @@ def facts(state: State, rundir: RunDir, status: Status) -> dict[str, Any]:
         "owner": None if state.owner is None else state.owner.pid,
         "started_at": state.started_at,
         "clone_of": state.clone_of or None,
+        "net": [_net(nic) for nic in spec.nics],
         "shell": None if found is None else {"way": found.kind, "reason": found.reason},
     }
+
+
+def _net(nic: Nic) -> dict[str, Any]:
+    forwards = [
+        {"protocol": each.protocol, "address": each.address, "host": each.host, "guest": each.guest}
+        for each in nic.forwards
+    ]
+    facts = {"kind": nic.kind, "name": nic.name or None, "mac": nic.mac or None}
+    return {**facts, "address": nic.address or None, "forwards": forwards}

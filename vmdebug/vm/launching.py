@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vmdebug import process
+from vmdebug import network, process
 from vmdebug.deadline import LAUNCH_SECONDS, Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, LaunchError, UsageError, VmdebugError
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import Child, ProcessRef
 from vmdebug.progress import Report, Step, silent
 from vmdebug.spelling import option
-from vmdebug.vm import argv, children, directory_use, file_servers, planning, rundir, state
+from vmdebug.vm import argv, children, directory_use, file_servers, planning, rundir, segment, state
 from vmdebug.vm.argv import BOOT, InitialState
 from vmdebug.vm.guardian import END_SECONDS, Guardian
 from vmdebug.vm.machine import Vm
@@ -41,6 +41,10 @@ _HINTS = (
     (r"No space left on device", "free some space on the file system of the run directory or the disk"),
     (r"Could not access KVM|failed to initialize kvm", "use TCG: {accel}; `vmdebug doctor` checks KVM"),
     (r"host forwarding rule", "another program or VM uses that port: forward another port"),
+    (
+        r"access denied by acl file|failed to parse default acl file|bridge helper failed",
+        "root has to allow it: `allow NAME` in /etc/qemu/bridge.conf, and chmod u+s qemu-bridge-helper",
+    ),
     (r"CPU model 'host' requires", "choose another CPU model: -- -cpu max"),
     (
         r"at most one \w+ device is permitted",
@@ -128,20 +132,26 @@ def launch(
         for each in directories:
             guardian.remove(each)
         guardian.bound(directory.console_log)
-        named = msgspec.structs.replace(spec, name=directory.name)
         report(Step("starting QEMU", note=directory.name))
-        how = planning.build(named, found, directory, initial=start.initial)
         if start.log:
             _begin_log(directory, start.log)
+        named = msgspec.structs.replace(spec, name=directory.name)
         with file_servers.running(named, directory):
-            with rundir.kept_from_cleaning(*directories) as locks:
-                attempt = _start(named, how, directory, guardian, (*start.fds, *locks))
+            with (
+                segment.plugged(spec.nics, directory.name, deadline=deadline) as plugged,
+                rundir.kept_from_cleaning(*directories) as locks,
+            ):
+                named = msgspec.structs.replace(named, nics=plugged.nics)
+                initial = msgspec.structs.replace(start.initial, connected=plugged.connections)
+                how = planning.build(named, found, directory, initial=initial)
+                attempt = _start(named, how, directory, guardian, (*start.fds, *locks, *plugged.fds))
             settled = _settle(attempt, bound=bound, deadline=deadline)
         started = msgspec.structs.replace(settled, clone_of=start.clone_of)
         state.write(directory.state, started)
     except BaseException:
         # The guardian kills the processes and removes the directories.
         guardian.end(Deadline.after(END_SECONDS))
+        segment.settle(spec.nics)
         children.reap()
         rundir.tidy()
         raise
@@ -177,6 +187,7 @@ def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
             gdb = f"127.0.0.1:{attempt.spec.tcp or _port(qmp)}"
         if isinstance(attempt.spec.machine, RunnerMachine):
             how = _as_decided(how, qmp)
+        spec = _with_ports(attempt.spec, qmp)
     try:
         qemu = ProcessRef.of(int(attempt.rundir.pidfile.read_text()))
     except (OSError, ValueError):
@@ -184,7 +195,7 @@ def _settle(attempt: _Attempt, *, bound: bool, deadline: Deadline) -> State:
     if qemu is None:
         raise _failure(attempt)
     return State(
-        spec=attempt.spec,
+        spec=spec,
         qemu=qemu,
         leader=attempt.leader,
         accel=how.accel,
@@ -239,6 +250,15 @@ def _port(qmp: Qmp) -> int:
     raise LaunchError(
         "QEMU does not say which port its gdbstub has", hint=f"choose one: {option('tcp', 'PORT')}"
     )
+
+
+def _with_ports(spec: LaunchSpec, qmp: Qmp) -> LaunchSpec:
+    """Return the spec with the ports of the host that QEMU chose to forward."""
+    wanted = [each for nic in spec.nics for each in nic.forwards]
+    if all(each.host for each in wanted):
+        return spec
+    usernet = qmp.execute("human-monitor-command", {"command-line": "info usernet"})
+    return msgspec.structs.replace(spec, nics=network.with_ports(spec.nics, network.read_forwards(usernet)))
 
 
 def _as_decided(how: Plan, qmp: Qmp) -> Plan:

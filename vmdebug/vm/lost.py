@@ -28,7 +28,7 @@ KILL_SECONDS = 10.0
 
 _UNKNOWN = (
     *("accel", "accel_reason", "guest", "kernel", "vmlinux", "build_id", "release", "gdb", "qmp", "console"),
-    *("console_log", "owner", "started_at", "clone_of", "shell"),
+    *("console_log", "owner", "started_at", "clone_of", "net", "shell"),
 )
 """Facts of a VM that are in its run directory only."""
 

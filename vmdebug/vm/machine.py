@@ -14,7 +14,7 @@ from vmdebug import attach_lock, locks
 from vmdebug.channel.files.copies import Copies
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError
-from vmdebug.vm import children, directory_use, guest_status, state
+from vmdebug.vm import children, directory_use, guest_status, segment, state
 from vmdebug.vm.guardian import Guardian
 from vmdebug.vm.guest_status import Status
 from vmdebug.vm.rundir import RunDir
@@ -77,6 +77,12 @@ class Vm(Copies):
     def name(self) -> str:
         """Its name."""
         return self.state.name
+
+    @property
+    def address(self) -> str:
+        """The guest's IPv4 address: on a segment if it is on one; "" if it has none, or a DHCP server's."""
+        nics = sorted(self.state.spec.nics, key=lambda nic: nic.kind != "segment")
+        return next((nic.ip for nic in nics if nic.ip), "")
 
     @property
     def bound(self) -> bool:
@@ -389,6 +395,7 @@ class Vm(Copies):
             self._guardian = None
         self._ended = self._ended or guest_status.after_end(self.rundir.console_log)
         directory_use.discard(self.rundir, self.state)
+        segment.settle(self.state.spec.nics)
         children.reap()
         return ended_by
 

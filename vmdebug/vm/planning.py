@@ -12,10 +12,11 @@ from vmdebug import arch as arches
 from vmdebug import process
 from vmdebug.arch import Arch
 from vmdebug.deadline import LAUNCH_SECONDS, Deadline
-from vmdebug.errors import UsageError
+from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.progress import Report, silent
-from vmdebug.vm import accel, argv, features, qemuargs, rundir, runner, tracing
+from vmdebug.spelling import option
+from vmdebug.vm import accel, argv, features, qemuargs, rundir, runner, segment, tracing
 from vmdebug.vm.accel import Choice, Subject
 from vmdebug.vm.argv import BOOT, DiskFormat, InitialState, RealAccel
 from vmdebug.vm.features import Features
@@ -83,7 +84,9 @@ def plan(spec: LaunchSpec, *, report: Report = silent, timeout: float = LAUNCH_S
     rundir.check_name(spec.name)
     directory = RunDir(rundir.runtime() / spec.name)
     directory.check()
-    return build(spec, resources(spec, report=report, deadline=Deadline.after(timeout)), directory)
+    found = resources(spec, report=report, deadline=Deadline.after(timeout))
+    plugged = msgspec.structs.replace(spec, nics=segment.preview(spec.nics, spec.name))
+    return build(plugged, found, directory)
 
 
 def resources(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Resources:
@@ -106,6 +109,8 @@ def resources(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Resour
     chosen = accel.choose(spec.accel, subject, report=report, deadline=deadline)
     # Assume the minimum for a runner's QEMU that is not known.
     has = features.of(qemu, deadline=deadline) if own or known else Features()
+    if own:
+        check_network(spec, has, qemu)
     return Resources(
         qemu=qemu,
         arch=arch,
@@ -123,6 +128,42 @@ def resources(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Resour
             deadline=deadline,
         ),
     )
+
+
+def check_network(spec: LaunchSpec, has: Features, qemu: Path) -> None:
+    """Check that QEMU has the network cards of a guest, and what they are connected to.
+
+    Raises:
+        HostError: it has not.
+    """
+    if spec.nics and not has.net:
+        raise HostError(f"{qemu} has no virtio-net-pci", hint="install a QEMU that has it")
+    for nic in spec.nics:
+        words = option("net", f"{nic.kind}={nic.name}" if nic.name else nic.kind)
+        backend = {"segment": "stream"}.get(nic.kind or "", nic.kind)
+        if backend is not None and backend not in has.netdevs:
+            raise HostError(
+                f"{words}: {qemu} was built without its network backend {backend}",
+                hint="install a QEMU with libslirp, as Debian's"
+                if backend == "user"
+                else "install QEMU 7.2 or newer, as Debian's",
+            )
+        if nic.kind == "bridge":
+            _check_bridge(nic.name, words, Path(has.bridge_helper))
+
+
+def _check_bridge(name: str, words: str, helper: Path) -> None:
+    if not os.access(helper, os.X_OK):
+        raise HostError(
+            f"{words} needs qemu-bridge-helper, and there is no {helper}",
+            hint="install it: apt install qemu-system-common; or use QEMU's user network, which needs none:"
+            f" {option('net', 'user')}",
+        )
+    if not Path(f"/sys/class/net/{name}/bridge").is_dir():
+        raise HostError(
+            f"{words}: this machine has no bridge {name}",
+            hint=f"make it: sudo ip link add {name} type bridge && sudo ip link set {name} up",
+        )
 
 
 def build(spec: LaunchSpec, found: Resources, directory: RunDir, *, initial: InitialState = BOOT) -> Plan:

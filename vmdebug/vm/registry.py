@@ -10,7 +10,7 @@ import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
-from vmdebug.vm import directory_use, guest_status, lost, rundir, template_registry
+from vmdebug.vm import directory_use, guest_status, lost, rundir, segment, template_registry
 from vmdebug.vm.directory_use import Entry
 from vmdebug.vm.lost import LostVm
 from vmdebug.vm.machine import Vm
@@ -50,6 +50,7 @@ def every(*, timeout: float = SECONDS) -> list[Vm]:
 def sweep(*, timeout: float = SECONDS) -> Survey:
     """Remove what killed processes have left, and return all VMs; see `every`."""
     template_registry.sweep()
+    segment.sweep()
     vms: list[Vm] = []
     problems: list[VmdebugError] = []
     with _entries(timeout) as entries:

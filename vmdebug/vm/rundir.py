@@ -31,6 +31,9 @@ LONGEST_SOCKET_PATH = 107
 SHELL_PORTS = 24
 """Number of commands that can run in a guest at once. Each port takes 0.5 MiB of its memory; a bus has 31."""
 
+SEGMENTS = ".segments"
+"""Directory of the network segments in RUNTIME; no VM's name begins with a dot."""
+
 SPACE = 1 << 20
 """Bytes that must be free for a VM's logs and state."""
 
@@ -170,6 +173,10 @@ class RunDir(msgspec.Struct, frozen=True):
         """
         place = f"{zlib.crc32(os.fsencode(self.path.parent)):08x}"
         return disk_directory().absolute() / f"vmdebug-{os.geteuid()}-{self.name}-{place}"
+
+    def segment(self, name: str) -> Path:
+        """Return the socket of the hub of a network segment; see `vmdebug.vm.segment`."""
+        return self.path.parent / SEGMENTS / name / "hub.sock"
 
     def check(self) -> None:
         """Check that sockets can be bound in this directory.

@@ -16,6 +16,7 @@ from pathlib import Path
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import LaunchSpec, RunnerMachine
+from vmdebug.network import RUNNER_VARIABLE
 from vmdebug.vm import argv, qemuargs
 from vmdebug.vm.argv import RealAccel
 from vmdebug.vm.features import Features
@@ -145,6 +146,12 @@ def environment(
     parameters = (*spec.parameters, *inherited.get("QEMU_KERNEL_PARAMS", "").split())
     if parameters:
         variables["QEMU_KERNEL_PARAMS"] = " ".join(parameters)
+    forwards = [f"hostfwd={each.rule}" for nic in spec.nics for each in nic.forwards]
+    if forwards:
+        # The user's own come last.
+        variables[RUNNER_VARIABLE] = ",".join(
+            (*forwards, *filter(None, [inherited.get(RUNNER_VARIABLE, "")]))
+        )
     if machine.kernel_override:
         variables[kernel_variable(machine.system_name)] = _unquoted(spec.kernel.image)
     return variables

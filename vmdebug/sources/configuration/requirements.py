@@ -20,6 +20,7 @@ from vmdebug import arch
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel, Root, Share
+from vmdebug.network import DHCP, Nic
 from vmdebug.paths import or_false
 from vmdebug.sources.configuration import dotconfig
 from vmdebug.sources.configuration.dotconfig import Configuration
@@ -31,6 +32,7 @@ Purpose = Literal[
     "initramfs",
     "root file system",
     "shared directory",
+    "network",
     "NixOS VM",
     "systemd",
     "debugging",
@@ -167,6 +169,19 @@ def of_shares(shares: Iterable[Share]) -> tuple[Need, ...]:
         found += _WRITES if share.mode == "overlay" else ()
     return tuple(dict.fromkeys(replace(need, purpose="shared directory") for need in found))
 
+
+def of_network(nics: Iterable[Nic]) -> tuple[Need, ...]:
+    """Return what a guest with network cards needs."""
+    dhcp = any(nic.address == DHCP for nic in nics)
+    return (*_NETWORK, *(_DHCP if dhcp else ()))
+
+
+_NETWORK = (
+    Need("VIRTIO_PCI", "network", "its devices", "vm-boot", "virtio_pci"),
+    Need("INET", "network", "IPv4", "net"),
+    Need("VIRTIO_NET", "network", "the network card", "net", "virtio_net"),
+)
+_DHCP = (Need("PACKET", "network", "the DHCP client", "net", "af_packet"),)
 
 SYSTEMD = tuple(
     Need(option, "systemd", "systemd needs it to start", "nixos-boot")

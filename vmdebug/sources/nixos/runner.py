@@ -14,12 +14,13 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import arch, cache, kimage
+from vmdebug import arch, cache, kimage, network
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Guest, Kernel, LaunchSpec, RunnerMachine
 from vmdebug.guest_options import GuestOptions
 from vmdebug.kernel_parameters import console_notes, parameters
+from vmdebug.network import Nic
 from vmdebug.paths import absolute
 from vmdebug.progress import Report
 from vmdebug.roots import shares
@@ -232,6 +233,7 @@ def spec(
                 f" {found.script} makes its own",
                 hint="boot the system's kernel as an image, or set it in the system",
             )
+    nics = _nics(found, options)
     bare = Kernel(
         image=found.image,
         arch=kimage.read_image(found.image).arch,
@@ -273,6 +275,7 @@ def spec(
         kernel=kernel,
         parameters=words,
         shares=shared,
+        nics=nics,
         halt=options.halt,
         accel=options.accel,
         memory=options.memory,
@@ -291,6 +294,28 @@ def spec(
             *script.notes(found.text, found.vlans),
         ),
     )
+
+
+def _nics(found: Runner, options: GuestOptions) -> tuple[Nic, ...]:
+    """Return the script's own network card with the ports to forward.
+
+    Raises:
+        UsageError: the script cannot forward ports, or the user wants other networks.
+    """
+    if options.net:
+        raise UsageError(
+            f"{option('net', options.net[0])} is for guests whose QEMU command line vmdebug makes;"
+            f" {found.script} makes its own, with QEMU's user network",
+            hint=f"ports of that can be forwarded: {option('forward', 'HOST:GUEST')}; other networks are"
+            " virtualisation.vlans in the system, or QEMU's arguments",
+        )
+    if options.forward and network.RUNNER_VARIABLE not in found.text:
+        raise UsageError(
+            f"{option('forward', options.forward[0])}: {found.script} takes no ports to forward:"
+            f" it has no {network.RUNNER_VARIABLE}",
+            hint="set virtualisation.forwardPorts in the system",
+        )
+    return network.parse((), options.forward)
 
 
 def with_symbols(bare: Kernel, dev: Path | str, *, force: bool) -> tuple[Kernel, str]:

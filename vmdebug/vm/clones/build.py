@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from vmdebug import network
 from vmdebug.channel.log import kept
 from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, VmError
@@ -72,7 +73,7 @@ def build(
         VmError: the guest's shell does not answer.
         DeadlineError: it took too long. In all these cases nothing is left.
     """
-    if reason := obstacle(spec):
+    if reason := obstacle(spec) or _on_bridge(spec):
         return Built("boot", reason)
     lacking = memfd.shortage(saved_guest.memory_mib(spec), directory)
     with contextlib.ExitStack() as files:
@@ -116,6 +117,12 @@ def obstacle(spec: LaunchSpec) -> str:
     return _obstacle_in(qemuargs.parse(spec.qemu_args))
 
 
+def _on_bridge(spec: LaunchSpec) -> str:
+    """Return why a guest cannot be a template; a clone of a running VM can get other addresses."""
+    bridges = [nic.name for nic in spec.nics if nic.kind == "bridge"]
+    return f"its addresses on the bridge {bridges[0]} are its own" if bridges else ""
+
+
 def _obstacle_in(given: Options) -> str:
     for option in given.disks():
         return f"the QEMU argument {option.word} attaches a disk, which can have only one writer"
@@ -141,7 +148,7 @@ def _booted(
     lost: Callable[[Vm], None] | None,
     deadline: Deadline,
 ) -> Iterator[Vm]:
-    named = msgspec.structs.replace(spec, name=_name(spec))
+    named = msgspec.structs.replace(spec, name=_name(spec), nics=network.unplugged(spec.nics))
     fds = () if ram is None else (ram,)
     start = Start(initial=InitialState(ram=ram, shared=True), fds=fds, resources=resources)
     with launching.launch(
@@ -168,7 +175,8 @@ def _prove(built: Built, deadline: Deadline) -> None:
     until = deadline.at_most(PROOF_SECONDS)
     name = _name(built.saved.spec)
     try:
-        with saved_guest.start(built.saved, name=name, bound=True, deadline=until) as vm:
+        unplugged = network.unplugged(built.saved.spec.nics)
+        with saved_guest.start(built.saved, name=name, nics=unplugged, bound=True, deadline=until) as vm:
             wait_shell.wait(vm, copy=True, deadline=until)
     except VmError as error:
         raise _RefusedError(f"its state can be saved but not loaded: {error.message}") from error

@@ -15,14 +15,16 @@ from collections.abc import Iterator
 
 import msgspec
 
+from vmdebug import network
 from vmdebug.channel.log import kept
 from vmdebug.channel.serial import ready
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError
+from vmdebug.network import Nic
 from vmdebug.progress import Report, Step, silent
 from vmdebug.vm import launching, memfd, planning, registry, rundir, wait_shell
 from vmdebug.vm.argv import InitialState
-from vmdebug.vm.clones import build, saved_guest
+from vmdebug.vm.clones import build, identity, saved_guest
 from vmdebug.vm.clones.saved_guest import SavedGuest
 from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
@@ -32,12 +34,17 @@ ANSWER_SECONDS = 1.0
 prompt."""
 
 
-def clone(vm: Vm, count: int = 1, *, report: Report = silent, timeout: float) -> list[Vm]:
+def clone(
+    vm: Vm, count: int = 1, *, new_identity: bool = False, report: Report = silent, timeout: float
+) -> list[Vm]:
     """Start clones of a VM, which outlive this process; the VM runs or stays stopped as before.
 
     Args:
         vm: The VM; no GDB may be attached to it.
         count: Number of clones.
+        new_identity: Whether each clone gets its name as host name, and on bridges and segments a MAC address
+            and an IP address of its own. Otherwise it is not connected to bridges and segments, where the
+            original has these addresses.
         report: Called with each step that takes long.
         timeout: Seconds until all of them run.
 
@@ -58,11 +65,15 @@ def clone(vm: Vm, count: int = 1, *, report: Report = silent, timeout: float) ->
         with contextlib.ExitStack() as undone:
             for number in range(count):
                 report(Step("starting clones", number, count))
-                clone = _next(vm.name, saved, deadline)
+                clone = _next(vm.name, saved, _network(saved, new_identity=new_identity), deadline)
                 undone.callback(clone.stop, force=True)
                 made.append(clone)
+                identity.cut_off(clone)
+                clone.resume()
                 if clone.shell.answers(deadline.at_most(ANSWER_SECONDS)) or _at_shell(clone):
                     wait_shell.wait(clone, copy=True, deadline=deadline)
+                if new_identity:
+                    identity.change(clone, saved.spec.nics, hostname=clone.name, deadline=deadline)
             for each in made:
                 each.keep()
             undone.pop_all()
@@ -72,7 +83,8 @@ def clone(vm: Vm, count: int = 1, *, report: Report = silent, timeout: float) ->
 def _saved(vm: Vm, report: Report, deadline: Deadline) -> SavedGuest:
     asked = vm.state.spec
     # Only one VM can listen on a port: each clone gets a free one.
-    spec = msgspec.structs.replace(asked, halt=False, tcp=None if asked.tcp is None else 0)
+    tcp = None if asked.tcp is None else 0
+    spec = msgspec.structs.replace(asked, halt=False, tcp=tcp, nics=network.free_ports(asked.nics))
     if reason := build.obstacle(spec):
         raise StateError(f"{vm.name} cannot be cloned: {reason}", hint="start another one: vmdebug start")
     status = vm.status()
@@ -105,7 +117,8 @@ def _split(saved: int, into: SavedGuest, deadline: Deadline) -> None:
         fds=(into.ram,),
         resources=into.resources,
     )
-    named = msgspec.structs.replace(into.spec, name=f"{into.name[:50]}-template", tcp=None)
+    name, nics = f"{into.name[:50]}-template", network.unplugged(into.spec.nics)
+    named = msgspec.structs.replace(into.spec, name=name, tcp=None, nics=nics)
     with launching.launch(
         named, bound=True, exact_name=False, start=start, timeout=deadline.left(launching.ANSWER)
     ) as vm:
@@ -123,15 +136,24 @@ def _paused(vm: Vm, *, resume: bool) -> Iterator[None]:
             vm.resume()
 
 
-def _next(name: str, saved: SavedGuest, deadline: Deadline) -> Vm:
-    """Start a clone under the first name that is free."""
+def _network(saved: SavedGuest, *, new_identity: bool) -> tuple[Nic, ...]:
+    """Return the network cards of a clone."""
+    if new_identity:
+        return tuple(map(network.another, saved.spec.nics))
+    return tuple(network.unplugged([nic])[0] if nic.kind == "segment" else nic for nic in saved.spec.nics)
+
+
+def _next(name: str, saved: SavedGuest, nics: tuple[Nic, ...], deadline: Deadline) -> Vm:
+    """Start a clone under the first name that is free; it does not run yet."""
     for number in itertools.count(1):
         called = f"{name}-{number}"
         rundir.check_name(called)
         if called in registry.names():
             continue
         try:
-            return saved_guest.start(saved, name=called, bound=True, exact_name=True, deadline=deadline)
+            return saved_guest.start(
+                saved, name=called, nics=nics, bound=True, run=False, exact_name=True, deadline=deadline
+            )
         except UsageError:
             if called not in registry.names():
                 raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, QmpError, VmError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec
+from vmdebug.network import Nic
 from vmdebug.progress import Report, silent
 from vmdebug.spelling import option
 from vmdebug.vm import launching, memfd, snapshot
@@ -106,7 +108,9 @@ def start(
     saved: SavedGuest,
     *,
     name: str,
+    nics: Sequence[Nic] | None = None,
     bound: bool,
+    run: bool = True,
     exact_name: bool = False,
     prewarmed: bool = False,
     report: Report = silent,
@@ -117,6 +121,8 @@ def start(
     Args:
         saved: The saved guest.
         name: The VM's name.
+        nics: Its network cards, with other connections than the saved guest's; None: those of that.
+        run: Whether to set the guest running.
         bound: Whether it ends with this process.
         exact_name: Whether the name must not change; otherwise -2, -3, … is added to one that is taken.
         prewarmed: Whether it is prewarmed; see `vmdebug.vm.clones.prewarmed`.
@@ -130,7 +136,9 @@ def start(
     """
     initial = InitialState(ram=saved.ram, incoming=True)
     vm = launching.launch(
-        msgspec.structs.replace(saved.spec, name=name, halt=False),
+        msgspec.structs.replace(
+            saved.spec, name=name, halt=False, nics=saved.spec.nics if nics is None else tuple(nics)
+        ),
         bound=bound,
         report=report,
         timeout=deadline.left(launching.ANSWER),
@@ -145,7 +153,7 @@ def start(
         ),
     )
     try:
-        load(vm, saved.state, shared=saved.ram is not None, deadline=deadline)
+        load(vm, saved.state, shared=saved.ram is not None, run=run, deadline=deadline)
     except BaseException:
         vm.stop(force=True)
         raise

@@ -18,18 +18,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from vmdebug import guest
+from vmdebug import guest, network
 from vmdebug.deadline import BOOT_SECONDS, Deadline
 from vmdebug.guest import LaunchSpec, RunnerMachine
+from vmdebug.network import Nic
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report, silent
 from vmdebug.vm import launching, planning, template_registry, wait_shell
-from vmdebug.vm.clones import build, saved_guest
+from vmdebug.vm.clones import build, identity, saved_guest
 from vmdebug.vm.clones.build import Built
 from vmdebug.vm.clones.saved_guest import SavedGuest
 from vmdebug.vm.launching import Start
@@ -73,6 +74,7 @@ class Template:
         self,
         *,
         name: str | None = None,
+        nics: Sequence[Nic] | None = None,
         prewarmed: bool = False,
         lost: Callable[[Vm], None] | None = None,
         report: Report = silent,
@@ -82,6 +84,7 @@ class Template:
 
         Args:
             name: Its name; None: the spec's name, with a number if that is taken.
+            nics: Its network cards, on other segments than the spec's; None: the spec's.
             prewarmed: Whether it is prewarmed; see `vmdebug.vm.clones.prewarmed`.
             lost: Called with a VM whose shell does not answer, before that VM is ended; may keep it.
             report: Called with each step that takes long.
@@ -94,21 +97,28 @@ class Template:
             DeadlineError: it took too long. In all these cases nothing is left.
         """
         deadline = Deadline.after(timeout)
-        vm = self._started(name, prewarmed=prewarmed, report=report, deadline=deadline)
+        spec = self.spec if nics is None else msgspec.structs.replace(self.spec, nics=tuple(nics))
+        vm = self._started(spec, name, prewarmed=prewarmed, report=report, deadline=deadline)
         try:
             wait_shell.wait(vm, copy=self._made.saved is not None, lost=lost, deadline=deadline)
+            if self._made.saved is not None:
+                # The template itself is on no segment.
+                identity.change(vm, network.unplugged(spec.nics), deadline=deadline)
         except BaseException:
             if vm.bound:
                 vm.stop(force=True)
             raise
         return vm
 
-    def _started(self, name: str | None, *, prewarmed: bool, report: Report, deadline: Deadline) -> Vm:
-        called, exact = name or self.spec.name, name is not None
+    def _started(
+        self, spec: LaunchSpec, name: str | None, *, prewarmed: bool, report: Report, deadline: Deadline
+    ) -> Vm:
+        called, exact = name or spec.name, name is not None
         if self._made.saved is not None:
             return saved_guest.start(
                 self._made.saved,
                 name=called,
+                nics=spec.nics,
                 bound=True,
                 exact_name=exact,
                 prewarmed=prewarmed,
@@ -116,7 +126,7 @@ class Template:
                 deadline=deadline,
             )
         return launching.launch(
-            msgspec.structs.replace(self.spec, name=called),
+            msgspec.structs.replace(spec, name=called),
             bound=True,
             report=report,
             timeout=deadline.left(launching.ANSWER),
@@ -181,7 +191,8 @@ def key(spec: LaunchSpec, resources: Resources, directory: Path | None) -> str:
         resources: The host's resources.
         directory: The directory for its memory.
     """
-    anonymous = msgspec.structs.replace(spec, name="", guest="", notes=(), halt=False)
+    nics = network.unplugged(spec.nics)
+    anonymous = msgspec.structs.replace(spec, name="", guest="", nics=nics, notes=(), halt=False)
     own = () if isinstance(spec.machine, RunnerMachine) else (spec.machine.initrd, spec.machine.unified)
     # Hash the content, because the cache changes the time of a file that it returns.
     files = [_digest(path) for path in (spec.kernel.image, *own) if path is not None]
