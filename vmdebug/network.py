@@ -82,6 +82,7 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         kind: What it is connected to; None: nothing, as in a template, whose clones are connected.
         name: The name of the bridge or the segment.
+        scope: What tells a segment from others with its name and addresses, which are those of other tests.
         mac: Its MAC address; "": it is chosen at the launch.
         address: The guest's address with the length of its prefix: "10.0.2.15/24"; `dhcp`; "": it is chosen
             at the launch.
@@ -92,11 +93,17 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: NetKind | None
     name: str = ""
+    scope: str = ""
     mac: str = ""
     address: str = ""
     gateway: str = ""
     dns: str = ""
     forwards: tuple[Forward, ...] = ()
+
+    @property
+    def segment(self) -> str:
+        """The name of the segment's directory."""
+        return f"{self.name}.{self.scope}" if self.scope else self.name
 
     @property
     def ip(self) -> str:
@@ -318,6 +325,16 @@ def bridged(nic: Nic, *, machine: str, vm: str) -> Nic:
     return msgspec.structs.replace(nic, mac=nic.mac or mac)
 
 
+def scoped(nics: Sequence[Nic], scope: str) -> tuple[Nic, ...]:
+    """Return cards on segments of a scope."""
+    return tuple(msgspec.structs.replace(nic, scope=scope) if nic.kind == "segment" else nic for nic in nics)
+
+
+def scope(nics: Sequence[Nic]) -> str:
+    """Return the scope of the segments; "" if there is none."""
+    return next((nic.scope for nic in nics if nic.scope), "")
+
+
 def unplugged(nics: Sequence[Nic]) -> tuple[Nic, ...]:
     """Return cards that are on no segment and forward no port, for a VM whose guest is only saved.
 
@@ -325,7 +342,7 @@ def unplugged(nics: Sequence[Nic]) -> tuple[Nic, ...]:
     """
     return tuple(
         msgspec.structs.replace(
-            nic, kind=None, name="", mac=nic.mac or f"52:54:00:00:00:{number:02x}", forwards=()
+            nic, kind=None, name="", scope="", mac=nic.mac or f"52:54:00:00:00:{number:02x}", forwards=()
         )
         if nic.kind == "segment"
         else msgspec.structs.replace(nic, forwards=())

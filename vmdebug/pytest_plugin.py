@@ -15,7 +15,7 @@ from vmdebug.plugin import FIXTURE
 if TYPE_CHECKING:
     from vmdebug.channel.serial.console import Console
     from vmdebug.debugger.gdb import Gdb
-    from vmdebug.plugin.fixture_guest import FixtureGuest
+    from vmdebug.plugin.fixture_guests import FixtureGuests
     from vmdebug.plugin.hooks import Run
     from vmdebug.plugin.kernel_tests import KernelTestReporter
     from vmdebug.session import DebugSession
@@ -35,8 +35,8 @@ _DESTINATIONS = (
 _RUN = pytest.StashKey["Run"]()
 
 _MARKER = (
-    "vmdebug(guest=…, kernel=…, halt=…, append=…, kaslr=…, memory=…, cpus=…, net=…, allow=[KIND, …],"
-    " kmemleak=…, timeout=…):"
+    "vmdebug(guest=…, kernel=…, halt=…, append=…, kaslr=…, memory=…, cpus=…, net=…, sessions=N,"
+    " allow=[KIND, …], kmemleak=…, timeout=…):"
     " the guest of this test. KIND is a kind of kernel message that does not fail the test: panic, oops, bug,"
     " warn, lockdep, kasan, hung_task, rcu_stall, …"
 )
@@ -152,7 +152,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             headers |= dict.fromkeys(facts.get("header", ()))
             if how := facts.get("slow"):
                 notes.setdefault(how)
-            if kept := facts.get("kept"):
+            for kept in facts.get("kept", "").split():
                 notes.setdefault(f"kept for {report.nodeid}: vmdebug attach {kept}")
     if headers or notes:
         terminalreporter.section("vmdebug")
@@ -161,45 +161,51 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 @pytest.fixture
-def vmdebug_guest(request: pytest.FixtureRequest) -> FixtureGuest:
-    """The test's guest; vmdebug's other fixtures are based on this one."""
+def vmdebug_guest(request: pytest.FixtureRequest) -> FixtureGuests:
+    """The test's guests; vmdebug's other fixtures are based on this one."""
     return _run(request.config).guest(request)
 
 
 @pytest.fixture
-def session(vmdebug_guest: FixtureGuest) -> DebugSession:
+def session(vmdebug_guest: FixtureGuests) -> DebugSession:
     """A `vmdebug.DebugSession` on a fresh guest at its shell; the first use of `session.gdb` attaches GDB."""
     return vmdebug_guest.session
 
 
 @pytest.fixture
-def vm(vmdebug_guest: FixtureGuest) -> Vm:
+def sessions(vmdebug_guest: FixtureGuests) -> tuple[DebugSession, ...]:
+    """Sessions on fresh guests on a network segment of their own: two, or the marker's `sessions=N`."""
+    return vmdebug_guest.sessions
+
+
+@pytest.fixture
+def vm(vmdebug_guest: FixtureGuests) -> Vm:
     """A fresh VM, booted to its shell: `vm.exec("uname -r").stdout`, `vm.qmp("query-status")`."""
     return vmdebug_guest.session.vm
 
 
 @pytest.fixture
-def console(vmdebug_guest: FixtureGuest) -> Console:
+def console(vmdebug_guest: FixtureGuests) -> Console:
     """The serial console of the test's fresh guest: `sendline`, `expect`."""
     return vmdebug_guest.session.console
 
 
 @pytest.fixture
-def gdb(vmdebug_guest: FixtureGuest) -> Gdb:
+def gdb(vmdebug_guest: FixtureGuests) -> Gdb:
     """GDB, attached to the test's fresh guest, which it has stopped."""
     return vmdebug_guest.attach()
 
 
 @pytest.fixture
-def ktests(request: pytest.FixtureRequest, vmdebug_guest: FixtureGuest) -> KernelTestReporter:
+def ktests(request: pytest.FixtureRequest, vmdebug_guest: FixtureGuests) -> KernelTestReporter:
     """Reports kernel tests on the test's guest, each point as a subtest: `ktests.kunit("list-test")`."""
     from vmdebug.plugin.kernel_tests import KernelTestReporter  # noqa: PLC0415 - as above
 
-    return KernelTestReporter(request, vmdebug_guest)
+    return KernelTestReporter(request, vmdebug_guest.first)
 
 
 @pytest.fixture
-def halted_session(vmdebug_guest: FixtureGuest) -> DebugSession:
+def halted_session(vmdebug_guest: FixtureGuests) -> DebugSession:
     """A `vmdebug.DebugSession` on a guest halted at the reset vector, with GDB attached."""
     vmdebug_guest.attach(halted=True)
     return vmdebug_guest.session

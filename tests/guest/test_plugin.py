@@ -822,3 +822,39 @@ def test_kmemleak_is_asked_for_where_a_kernel_does_not_have_it(pytester: pytest.
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*the test's marker asks for kmemleak, which this guest does not have*"])
+
+
+def test_several_guests_on_one_segment(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        seen = []
+
+        def test_two(sessions, vm):
+            a, b = sessions
+            assert a.vm is vm
+            assert [each.vm.address for each in sessions] == ["10.254.12.1", "10.254.12.2"]
+            assert {each.exec("hostname").stdout.strip() for each in sessions} == {a.name, b.name}
+            assert a.exec(f"ping -c 1 -W 20 {b.vm.address}").status == 0
+            b.gdb.breakpoint("icmp_echo")
+            sent = a.exec(f"ping -c 1 -W 20 {b.vm.address}", wait=False)
+            assert b.gdb.cont(timeout=30).frame.function == "icmp_echo"
+            b.gdb.delete_all()
+            b.gdb.cont(wait=False)
+            assert sent.result(timeout=30).status == 0
+            seen.append(vm.name)
+
+        @pytest.mark.vmdebug(sessions=3, net="user")
+        def test_the_second_dies(sessions):
+            a, b, c = sessions
+            assert c.vm.address == "10.254.12.3"
+            assert "10.0.2.15" in c.exec("ip addr").stdout
+            b.exec("echo 0 >/proc/sys/kernel/panic_on_oops; echo c >/proc/sysrq-trigger")
+        """,
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines("*GuestFailure: kernel panic*")
+    assert "sysrq" in section(result, "vmdebug: guest-2: kernel panic")
+    assert "vmdebug: guest-1: kernel panic" not in result.stdout.str()

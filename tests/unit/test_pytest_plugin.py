@@ -201,6 +201,20 @@ def test_what_a_test_says_is_added_to_what_its_guest_says(tmp_path: Path) -> Non
     assert (found.halt, found.accel, found.table) == (True, "tcg", "base")
 
 
+def test_several_guests_are_on_one_segment() -> None:
+    def net(marker: Marker) -> tuple[str, ...]:
+        return settings.options(ROOT, marker, Target(), halted=False, together=True).net
+
+    assert net(Marker()) == ("segment=test",)
+    assert net(Marker(net="user")) == ("user", "segment=test")
+    assert net(Marker(net="none")) == ("segment=test",)
+    assert net(Marker(forward=":22")) == ("user", "segment=test")
+    assert net(Marker(net=("segment=lab,ip=10.1.1.1/24",))) == ("segment=lab,ip=10.1.1.1/24",)
+    assert settings.options(ROOT, Marker(), Target(), halted=False).net == ()
+    with pytest.raises(UsageError, match=r"sessions=…\): Expected int >= 1"):
+        marked(sessions=0)
+
+
 @pytest.mark.parametrize(
     ("test", "folder"),
     [

@@ -1,4 +1,4 @@
-"""The guest of a test's fixtures: starts it, watches it, makes the report if the test fails, and ends it."""
+"""One guest of a test's fixtures: starts it, watches it, makes the report if the test fails, and ends it."""
 
 from __future__ import annotations
 
@@ -33,18 +33,27 @@ _FOLDER_CHARACTERS = 120
 
 
 class FixtureGuest:
-    """The guest of one test.
+    """One guest of a test.
 
     Args:
         wanted: The guest to start.
         settings: The settings of the test run.
         marker: The test's marker.
         guests: Starts guests.
+        interrupter: Interrupts the test; those of one test share it.
+        label: What tells it from the test's other guests in the report; "" if it is the only one.
     """
 
-    def __init__(self, wanted: Wanted, *, settings: Settings, marker: Marker, guests: Guests) -> None:
-        self.header: list[str] = []
-        """Header lines about its guest, if they could not be printed before the tests."""
+    def __init__(
+        self,
+        wanted: Wanted,
+        *,
+        settings: Settings,
+        marker: Marker,
+        guests: Guests,
+        interrupter: MainThreadInterrupt,
+        label: str = "",
+    ) -> None:
         self.slow = ""
         """Why the guest is not a clone; "" if it is one."""
         self.kept = ""
@@ -54,7 +63,8 @@ class FixtureGuest:
         self._marker = marker
         self._guests = guests
         self._held = contextlib.ExitStack()
-        self._interrupter = MainThreadInterrupt()
+        self._interrupter = interrupter
+        self._label = label
         self._session: DebugSession | None = None
         self._watch: FailureWatch | None = None
         self._watching = contextlib.ExitStack()
@@ -72,19 +82,21 @@ class FixtureGuest:
             raise UsageError("the test's guest has ended")
         return self._session
 
-    def start(self) -> None:
+    def start(self, *, beside: Vm | None = None) -> None:
         """Start the guest, and watch it.
+
+        Args:
+            beside: The VM whose segments it joins; None: segments of its own.
 
         Raises:
             VmdebugError: it does not start, or its shell does not answer.
         """
-        self._held.enter_context(self._interrupter)
         spec = self._wanted.spec
         if not spec.halt:
             found = self._guests.template(self._wanted, lost=self._lost)
             if found.how != "clone":
                 self.slow = f"{spec.guest}: each test starts its guest by {found.how}: {found.reason}"
-        guest = self._guests.guest(self._wanted, lost=self._lost)
+        guest = self._guests.guest(self._wanted, beside=beside, lost=self._lost)
         self._session = DebugSession(guest.vm, owned=False, preloaded=guest.preloaded)
         if guest.preloaded is not None:
             self._held.push(guest.preloaded)
@@ -294,13 +306,16 @@ class FixtureGuest:
                 report.write(folder)
         except (VmdebugError, OSError) as error:
             reason = paths.failure(error) if isinstance(error, OSError) else str(error)
-            return [("vmdebug: no report", reason)]
-        found = [(f"vmdebug: {section.title}", section.text) for section in report.sections]
-        return found if folder is None else [*found, ("vmdebug: artifacts", str(folder))]
+            return [(self._title("no report"), reason)]
+        found = [(self._title(section.title), section.text) for section in report.sections]
+        return found if folder is None else [*found, (self._title("artifacts"), str(folder))]
+
+    def _title(self, words: str) -> str:
+        return f"vmdebug: {self._label}: {words}" if self._label else f"vmdebug: {words}"
 
     def _folder(self) -> Path | None:
         top = self._settings.artifacts
-        return None if top is None else top / folder_name(self._wanted.test)
+        return None if top is None else top / folder_name(self._wanted.test) / self._label
 
 
 def _reports(error: BaseException | None, failure: GuestFailure) -> bool:

@@ -12,13 +12,14 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from vmdebug import sources, vm
+from vmdebug import network, sources, vm
 from vmdebug.attaching import ATTACH_SECONDS
 from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.guest_options import GuestOptions
+from vmdebug.network import Nic
 from vmdebug.plugin.prewarm import Prewarmer
 from vmdebug.progress import Report, Step, silent
 from vmdebug.vm.clones import prewarmed
@@ -41,12 +42,14 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         name: The test's name, from which the VM gets its name.
         spec: What to start.
         gdb: Whether one of the test's fixtures attaches GDB.
+        count: The number of guests.
     """
 
     test: str
     name: str
     spec: LaunchSpec
     gdb: bool
+    count: int = 1
 
 
 class Guest(NamedTuple):
@@ -124,16 +127,20 @@ class Guests:
                 raise
         return _or_raise(self._templates[spec])
 
-    def guest(self, wanted: Wanted, *, lost: Lost | None = None) -> Guest:
-        """Return the guest of a test, at its shell, or at the reset vector if its spec says so.
+    def guest(self, wanted: Wanted, *, beside: vm.Vm | None = None, lost: Lost | None = None) -> Guest:
+        """Return a guest of a test, at its shell, or at the reset vector if its spec says so.
 
         Args:
             wanted: The guest.
+            beside: The test's first guest, whose segments it joins; None: it is the first one itself.
             lost: See `template`.
 
         Raises:
             VmdebugError: see `vmdebug.vm.Template.clone` and `vmdebug.vm.launch`.
         """
+        if beside is not None:
+            other = msgspec.structs.replace(wanted, gdb=False)
+            return self._started(other, beside=beside, lost=lost, report=self._report)
         return self._take_prewarmed(wanted) or self._started(wanted, lost=lost, report=self._report)
 
     def begin(self, wanted: Wanted) -> None:
@@ -157,17 +164,27 @@ class Guests:
         return isinstance(found, Template) and found.how == "clone"
 
     def _started(
-        self, wanted: Wanted, *, report: Report, lost: Lost | None = None, early: bool = False
+        self,
+        wanted: Wanted,
+        *,
+        beside: vm.Vm | None = None,
+        report: Report,
+        lost: Lost | None = None,
+        early: bool = False,
     ) -> Guest:
+        name = self._name(wanted.name)
+        # Tests that run at the same time must not share a segment.
+        scope = network.scope(beside.state.spec.nics) if beside is not None else name.rpartition("-")[2]
+        nics = network.scoped(wanted.spec.nics, scope)
         with contextlib.ExitStack() as protected:
             preloaded = None
             if wanted.gdb:
                 preloaded = PreloadedGdb.start(wanted.spec.kernel, timeout=ATTACH_SECONDS)
                 protected.enter_context(preloaded)
             if wanted.spec.halt:
-                machine = self._halted(wanted, early=early, report=report)
+                machine = self._halted(wanted, name, nics, early=early, report=report)
             else:
-                machine = self._booted(wanted, lost=lost, early=early, report=report)
+                machine = self._booted(wanted, name, nics, lost=lost, early=early, report=report)
             guest = Guest(machine, preloaded)
             protected.pop_all()
         return guest
@@ -188,18 +205,31 @@ class Guests:
             return guest
         return None
 
-    def _booted(self, wanted: Wanted, *, lost: Lost | None, early: bool, report: Report) -> vm.Vm:
+    def _booted(
+        self,
+        wanted: Wanted,
+        name: str,
+        nics: tuple[Nic, ...],
+        *,
+        lost: Lost | None,
+        early: bool,
+        report: Report,
+    ) -> vm.Vm:
         return self.template(wanted).clone(
-            name=self._name(wanted.name),
+            name=name,
+            nics=nics,
+            hostname=name if wanted.count > 1 else "",
             prewarmed=early,
             lost=lost,
             report=report,
             timeout=self._boot_seconds,
         )
 
-    def _halted(self, wanted: Wanted, *, early: bool, report: Report) -> vm.Vm:
+    def _halted(
+        self, wanted: Wanted, name: str, nics: tuple[Nic, ...], *, early: bool, report: Report
+    ) -> vm.Vm:
         return vm.launch(
-            msgspec.structs.replace(wanted.spec, name=self._name(wanted.name)),
+            msgspec.structs.replace(wanted.spec, name=name, nics=nics),
             bound=True,
             report=report,
             start=Start(prewarmed=early),

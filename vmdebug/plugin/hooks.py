@@ -12,17 +12,21 @@ from vmdebug.errors import GuestDiedError, UsageError, VmdebugError
 from vmdebug.guest import LaunchSpec
 from vmdebug.guest_options import GuestOptions
 from vmdebug.plugin import FIXTURE, header, kernel_tests, settings, tracebacks
-from vmdebug.plugin.fixture_guest import FixtureGuest
+from vmdebug.plugin.fixture_guests import FixtureGuests
 from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.settings import MarkedTest, Target
 from vmdebug.plugin.status_line import StatusLine
 
 NAME = "vmdebug-run"
 
-_GUEST_KEY = pytest.StashKey[FixtureGuest]()
+_GUEST_KEY = pytest.StashKey[FixtureGuests]()
 
 _GDB = {"gdb", "halted_session"}
 """The fixtures that attach GDB."""
+
+
+_SESSIONS = "sessions"
+"""The fixture with several guests."""
 
 
 class Run:
@@ -31,7 +35,7 @@ class Run:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._progress = StatusLine(config)
-        self._guest: FixtureGuest | None = None
+        self._guest: FixtureGuests | None = None
         self._next: pytest.Item | None = None
         self._worker_header = _WorkerHeader(self) if hasattr(config, "workerinput") else None
         self.settings = settings.read(config)
@@ -46,7 +50,7 @@ class Run:
         """
         return settings.targets(self.settings, _marked_test(item))
 
-    def guest(self, request: pytest.FixtureRequest) -> FixtureGuest:
+    def guest(self, request: pytest.FixtureRequest) -> FixtureGuests:
         """Start the guest of a test, for the fixture that all others are based on."""
         __tracebackhide__ = True
         item = request.node
@@ -60,10 +64,10 @@ class Run:
         finally:
             self._progress.clear()
 
-    def _started(self, request: pytest.FixtureRequest) -> FixtureGuest:
+    def _started(self, request: pytest.FixtureRequest) -> FixtureGuests:
         item = request.node
         wanted = _wanted(item, self.guests.spec(self._options(item)))
-        guest = FixtureGuest(
+        guest = FixtureGuests(
             wanted, settings=self.settings, marker=_marked_test(item).marker, guests=self.guests
         )
         item.stash[_GUEST_KEY] = self._guest = guest
@@ -78,7 +82,14 @@ class Run:
         target = None if callspec is None else callspec.params.get(FIXTURE)
         target = _target_of(target, settings.targets(self.settings, test))
         halted = test.marker.halt if test.marker.halt is not None else _halts(item)
-        return settings.options(self.settings, test.marker, target, halted=halted, where=test.path.parent)
+        return settings.options(
+            self.settings,
+            test.marker,
+            target,
+            halted=halted,
+            together=_SESSIONS in _fixtures(item),
+            where=test.path.parent,
+        )
 
     def _begin_next(self) -> None:
         """Start the next test's guest while this test runs, if it is known to be quick."""
@@ -139,8 +150,8 @@ class Run:
             if point is not None:
                 report.duration = point.duration or 0.0
                 if report.failed:
-                    kernel_tests.add_sections(report, guest.explain_point(point))
-            elif report.failed or (guest.points_failed and call.when == "call"):
+                    kernel_tests.add_sections(report, guest.first.explain_point(point))
+            elif report.failed or (guest.first.points_failed and call.when == "call"):
                 _stop_timeout(item)
                 report.sections.extend(guest.explain())
             # pytest-xdist sends it to the controller as a part of the report.
@@ -274,7 +285,7 @@ def _stop_timeout(item: pytest.Item) -> None:
         cancel(item=item)
 
 
-def _guest_of(item: pytest.Item) -> FixtureGuest | None:
+def _guest_of(item: pytest.Item) -> FixtureGuests | None:
     return item.stash.get(_GUEST_KEY, None)
 
 
@@ -290,7 +301,9 @@ def _message(item: pytest.Item, error: VmdebugError) -> str:
 
 def _wanted(item: pytest.Item, spec: LaunchSpec) -> Wanted:
     name = getattr(item, "originalname", item.name)
-    return Wanted(test=item.nodeid, name=name, spec=spec, gdb=not _GDB.isdisjoint(_fixtures(item)))
+    fixtures = _fixtures(item)
+    count = _marked_test(item).marker.sessions if _SESSIONS in fixtures else 1
+    return Wanted(test=item.nodeid, name=name, spec=spec, gdb=not _GDB.isdisjoint(fixtures), count=count)
 
 
 def _marked_test(item: pytest.Item) -> MarkedTest:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 import pytest
@@ -16,6 +16,7 @@ from vmdebug.channel.log.trouble import KINDS
 from vmdebug.deadline import BOOT_SECONDS
 from vmdebug.errors import UsageError
 from vmdebug.guest_options import HOST, NO_MODULES, Accel, GuestOptions, changed, memory_mib
+from vmdebug.network import LARGEST_SEGMENT, NONE
 from vmdebug.paths import absolute
 from vmdebug.spelling import nearest
 
@@ -27,6 +28,10 @@ ALLOWED = (*KINDS, DIED)
 
 TIMEOUT_SECONDS = 300.0
 """How long each of a test's setup, call and teardown may take, by default."""
+
+
+SEGMENT = "segment=test"
+"""The segment of the fixture `sessions`; each test has its own."""
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -93,6 +98,7 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         share: Directories that the guest gets, as `--share` takes them. Paths start at the test file.
         net: The networks, as `--net` takes them.
         forward: Ports of the host, as `--forward` takes them.
+        sessions: The number of guests of the fixture `sessions`.
         allow: Kinds of trouble that do not fail the test.
         kmemleak: Whether to have kmemleak scan the kernel's memory at the test's end.
         timeout: Seconds for each phase of the test; 0 for no limit.
@@ -113,6 +119,7 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     share: str | tuple[str, ...] = ()
     net: str | tuple[str, ...] | None = None
     forward: int | str | tuple[int | str, ...] | None = None
+    sessions: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SEGMENT)] = 2
     allow: tuple[str, ...] = ()
     kmemleak: bool = False
     timeout: float | None = None
@@ -205,7 +212,13 @@ def targets(settings: Settings, test: MarkedTest) -> dict[str, Target]:
 
 
 def options(
-    settings: Settings, marker: Marker, target: Target, *, halted: bool, where: Path | None = None
+    settings: Settings,
+    marker: Marker,
+    target: Target,
+    *,
+    halted: bool,
+    together: bool = False,
+    where: Path | None = None,
 ) -> GuestOptions:
     """Return the options of a test's guest.
 
@@ -214,6 +227,7 @@ def options(
         marker: The marker of the test.
         target: The guest and its kernel.
         halted: Whether the guest stops at the reset vector.
+        together: Whether the test has several guests, which are on one segment.
         where: Where the marker's relative paths start; None for the current directory.
 
     Raises:
@@ -246,6 +260,9 @@ def options(
     }
     changes |= {key: value for key, value in overrides.items() if value is not None}
     wanted = changed(base, changes)
+    if together and not any(each.startswith("segment=") for each in wanted.net):
+        networks = ("user",) if wanted.forward and not wanted.net else wanted.net
+        wanted = changed(wanted, {"net": (*(each for each in networks if each != NONE), SEGMENT)})
     if wanted.root not in (None, HOST) and wanted.root_image == "auto":
         # A guest cannot be cloned if it has a directory of this machine.
         return changed(wanted, {"root_image": "always"})

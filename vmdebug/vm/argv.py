@@ -374,7 +374,9 @@ def _backend(nic: Nic, name: str, connected: Mapping[str, int], rundir: RunDir) 
         case "segment":
             if nic.name in connected:
                 return f"stream,id={name},server=off,addr.type=fd,addr.str={connected[nic.name]}"
-            return f"stream,id={name},server=off,addr.type=unix,addr.path={value(rundir.segment(nic.name))}"
+            return (
+                f"stream,id={name},server=off,addr.type=unix,addr.path={value(rundir.segment(nic.segment))}"
+            )
         case None:
             # A hub without other ports.
             return f"hubport,id={name},hubid={name.removeprefix(NETDEV)}"

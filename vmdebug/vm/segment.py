@@ -84,7 +84,7 @@ def plugged(nics: Sequence[Nic], vm: str, *, deadline: Deadline) -> Iterator[Plu
     with contextlib.ExitStack() as opened:
         for nic in nics:
             if nic.kind == "segment":
-                number, connection, lock = _join(nic.name, vm, deadline, opened)
+                number, connection, lock = _join(nic.segment, vm, deadline, opened)
                 connections[nic.name] = connection
                 held.append(lock)
                 found.append(network.member(nic, number))
@@ -96,7 +96,7 @@ def plugged(nics: Sequence[Nic], vm: str, *, deadline: Deadline) -> Iterator[Plu
 def preview(nics: Sequence[Nic], vm: str) -> tuple[Nic, ...]:
     """Return the cards as `plugged` would at present, and join nothing."""
     return tuple(
-        network.member(nic, _likely(rundir.runtime() / SEGMENTS / nic.name))
+        network.member(nic, _likely(rundir.runtime() / SEGMENTS / nic.segment))
         if nic.kind == "segment"
         else _addressed(nic, vm)
         for nic in nics
@@ -225,7 +225,7 @@ def settle(nics: Sequence[Nic]) -> None:
     """
     for nic in nics:
         if nic.kind == "segment":
-            _settle(rundir.runtime() / SEGMENTS / nic.name)
+            _settle(rundir.runtime() / SEGMENTS / nic.segment)
     children.reap()
 
 

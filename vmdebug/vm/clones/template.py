@@ -75,6 +75,7 @@ class Template:
         *,
         name: str | None = None,
         nics: Sequence[Nic] | None = None,
+        hostname: str = "",
         prewarmed: bool = False,
         lost: Callable[[Vm], None] | None = None,
         report: Report = silent,
@@ -85,6 +86,7 @@ class Template:
         Args:
             name: Its name; None: the spec's name, with a number if that is taken.
             nics: Its network cards, on other segments than the spec's; None: the spec's.
+            hostname: Its host name, if it does not boot; "": that of the template.
             prewarmed: Whether it is prewarmed; see `vmdebug.vm.clones.prewarmed`.
             lost: Called with a VM whose shell does not answer, before that VM is ended; may keep it.
             report: Called with each step that takes long.
@@ -103,7 +105,7 @@ class Template:
             wait_shell.wait(vm, copy=self._made.saved is not None, lost=lost, deadline=deadline)
             if self._made.saved is not None:
                 # The template itself is on no segment.
-                identity.change(vm, network.unplugged(spec.nics), deadline=deadline)
+                identity.change(vm, network.unplugged(spec.nics), hostname=hostname, deadline=deadline)
         except BaseException:
             if vm.bound:
                 vm.stop(force=True)
