@@ -23,6 +23,7 @@ in
   tests = with pkgs; [
     cpio
     dash
+    openssh
     zstd
   ];
 

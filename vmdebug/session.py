@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
-from vmdebug import attaching, collecting, config, restart, sources, vm
+from vmdebug import attaching, collecting, config, restart, sources, ssh, vm
 from vmdebug.attaching import ATTACH_SECONDS
 from vmdebug.channel.files.copies import Copies
 from vmdebug.channel.guest_shell import GuestShell
@@ -30,6 +30,7 @@ from vmdebug.guest_options import StartOptions, changed
 from vmdebug.ktests.testing import KernelTests
 from vmdebug.progress import Report, silent
 from vmdebug.sources import tree_build
+from vmdebug.ssh import SSH_SECONDS
 from vmdebug.trace import probe
 from vmdebug.trace.probe import Probe, TraceOptions
 from vmdebug.trace.probe import Wanted as WantedTrace
@@ -297,6 +298,19 @@ class DebugSession(Copies, KernelTests):
     def _copying_shell(self, call: str) -> GuestShell:
         self._needs_running(call)
         return self.vm.shell
+
+    def ssh_config(self, *, timeout: float = SSH_SECONDS) -> Path:
+        """Prepare the guest for ssh, and return a configuration: `ssh -F PATH NAME`, also for scp and rsync.
+
+        Args:
+            timeout: Seconds to wait, including the rest of a boot.
+
+        Raises:
+            StateError: GDB has stopped the guest.
+            VmdebugError: see `vmdebug.ssh.configure`.
+        """
+        self._needs_running("ssh_config")
+        return ssh.configure(self.vm, deadline=Deadline.after(timeout))
 
     def snapshot(self, tag: str, *, timeout: float = SNAPSHOT_SECONDS) -> None:
         """Take a snapshot. Afterwards the guest runs or is stopped, as before.

@@ -14,7 +14,7 @@ import pytest
 import vmdebug
 from tests.fixtures.accel import ACCEL, SECONDS
 from tests.unit import test_containers as containers
-from vmdebug import process, sockets, vm
+from vmdebug import process, sockets, ssh, vm
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError, VmError
 from vmdebug.process import Completed
@@ -196,7 +196,8 @@ class TestDebian:
 
     @pytest.fixture
     def guest(self) -> Iterator[str]:
-        self.run("start", "builtin", "--accel", ACCEL, "--root", "debian:bookworm", "--memory", "1G")
+        root = ("--root", "debian:bookworm", "--memory", "1G", "--net", "user")
+        self.run("start", "builtin", "--accel", ACCEL, *root)
         yield "builtin"
         self.run("stop", "--all", "--force")
         assert not vm.names()
@@ -207,7 +208,14 @@ class TestDebian:
         assert done.status == status, f"{done.stdout}\n{done.stderr}"
         return done
 
-    def test_it_is_used_debugged_saved_and_cloned(self, guest: str) -> None:
+    def ssh(self, config: Path, command: str, stdin: bytes = b"") -> bytes:
+        """Run a command with ssh, and return its output."""
+        out = config.with_name("out")
+        line = f"ssh -F {config} builtin {command} >{out}"
+        process.run(["sh", "-c", line], stdin=stdin, deadline=Deadline.after(SECONDS))
+        return out.read_bytes()
+
+    def test_it_is_used_debugged_saved_and_cloned(self, guest: str, tmp_path: Path) -> None:
         # `exec` answers before systemd does.
         up = "until [ -S /run/systemd/private ]; do sleep 0.2; done"
         line = f"{up}; apt-get --version && systemctl is-system-running --wait || true; bash --version"
@@ -215,6 +223,16 @@ class TestDebian:
         assert out.startswith("apt 2.")
         assert "\nrunning\n" in out
         assert "GNU bash" in out
+        two_words = ("ssh", guest, "--timeout", "300", "--", "sh", "-c", "echo 'a  b'; exit 3")
+        assert self.run(*two_words, status=3).stdout == "a  b\n"
+        config = tmp_path / "config"
+        config.write_text(self.run("ssh", guest, "--config").stdout)
+        assert "    Port " in config.read_text()
+        data = bytes(range(256)) * 400
+        assert self.ssh(config, "cat", data) == data
+        # The way of guests that are not on the user network.
+        config.write_text(ssh.config(guest, ssh.files(vm.find(guest)), None))
+        assert self.ssh(config, "cat", data) == data
         attach = ("attach", "--batch", "-ex", "break do_sys_openat2", "-ex", "continue", "-ex", "bt 1")
         assert "do_sys_openat2 (" in self.run(*attach).stdout
         self.run("exec", "--", "echo saved >/etc/state")

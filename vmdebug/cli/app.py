@@ -28,6 +28,7 @@ VERBS = {
     "dmesg": "Print the kernel log, read from guest memory.",
     "console": "Connect to a VM's serial console; Ctrl-] leaves.",
     "exec": "Run a command in a guest's shell.",
+    "ssh": "Log in to a guest with ssh, or run a command there.",
     "cp": "Copy files and directories into a guest, or out of it.",
     "trace": "Print calls of kernel functions, with arguments, while the guest runs.",
     "snapshot": "Save and restore the state of a VM.",

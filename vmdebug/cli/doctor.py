@@ -70,6 +70,7 @@ PROGRAMS = (
     Program("mmdebstrap", "mmdebstrap", "start --root debian:SUITE", required=False),
     Program("skopeo", "skopeo", "start --root docker://NAME", required=False),
     Program("rsync", "rsync", "kselftest", required=False),
+    Program("ssh", "openssh-client", "vmdebug ssh", required=False),
     Program("ccache", "ccache", "building kernels again quickly", required=False),
 )
 
