@@ -1,7 +1,9 @@
-"""`cp` and `clone` with a Debian as root, against scp over QEMU's user network and against a boot.
+"""A Debian as root: its start against virtme-ng's, `cp` against scp, and a clone against a boot.
 
-`cp` and scp alternately copy the same 64 MiB of random bytes with the same guest. A boot is timed until
-systemd has finished, and the clones are made of a guest in which it has finished.
+Both starts boot the builtin kernel with the same files: vmdebug from its image in the cache until `exec` has
+run `true`, `vng --root` from a directory until `true` has run and it has ended. `cp` and scp, over QEMU's user
+network, alternately copy the same 64 MiB of random bytes with the same guest. A boot is timed until systemd has
+finished, and the clones are made of a guest in which it has finished.
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.figure import Figure, in_turn
+from bench.figure import VMDEBUG, Figure, in_turn
 from vmdebug import process, sources
 from vmdebug.deadline import Deadline
 from vmdebug.guest_options import GuestOptions
@@ -23,6 +27,7 @@ BYTES = 64 << 20
 ROUNDS = 2
 COPY_GOAL = 0.7
 CLONE_GOAL = 1 / 15
+START_GOAL = 0.5
 SECONDS = 1800.0
 
 _UP = "until [ -S /run/systemd/private ]; do sleep 0.2; done; systemctl is-system-running --wait"
@@ -52,7 +57,45 @@ def figures() -> list[Figure]:
             vm.exec(_UP, timeout=SECONDS)
             vm.exec(_NETWORK, timeout=SECONDS, check=True)
             copies = _copies(vm, directory, port)
-    return [*copies, _clone()]
+    return [_start(), *copies, _clone()]
+
+
+def _start() -> Figure:
+    """Time the commands as a user types them."""
+    options = GuestOptions(root="debian:bookworm", root_image="never", memory=1024, accel="tcg")
+    spec = sources.resolve(options, report=silent, deadline=_soon())
+    assert spec.root is not None
+    vng = process.find("vng", package="virtme-ng")
+    size = ("--memory", "1G")
+    baseline = (
+        vng,
+        "-r",
+        spec.kernel.image,
+        "--root",
+        spec.root.location,
+        "--disable-kvm",
+        *size,
+        "--",
+        "true",
+    )
+    name = f"bench-{os.getpid()}"
+
+    def start() -> float:
+        begin = time.monotonic()
+        ours = ("start", "builtin", "--name", name, "--root", "debian:bookworm", "--accel", "tcg", *size)
+        process.run((VMDEBUG, *ours), deadline=_soon())
+        try:
+            process.run((VMDEBUG, "exec", name, "--", "true"), deadline=_soon())
+            return time.monotonic() - begin
+        finally:
+            process.run((VMDEBUG, "stop", "--force", name), deadline=_soon())
+
+    found = in_turn(start, lambda: _run(baseline), rounds=ROUNDS)
+    return Figure("root-start", *found, START_GOAL, "s", "vng --root DIR -- true")
+
+
+def _run(argv: Sequence[str | Path]) -> None:
+    process.run(argv, deadline=_soon())
 
 
 def _booted(options: GuestOptions) -> Vm:
