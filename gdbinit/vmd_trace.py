@@ -75,7 +75,7 @@ class Trace:
         except BaseException:
             self.end()
             raise
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
 
     @property
     def numbers(self) -> list[str]:
@@ -153,7 +153,7 @@ class Trace:
             expressions: The expressions to record.
             returns: Whether the hit is complete only when its function returns.
         """
-        now = time.perf_counter() - self._started
+        now = time.perf_counter() - self.started
         if self.full:
             return
         context = self._context = self._context or HitContext()
@@ -191,7 +191,7 @@ class Trace:
         hit = self._open.pop((registers[arch.sp] + arch.return_address_bytes) & WORD, None)
         if hit is not None:
             hit[-2] = None if result is None else result(registers[arch.result])
-            hit[-1] = time.perf_counter() - self._started - hit[1]
+            hit[-1] = time.perf_counter() - self.started - hit[1]
             self._hits.append(hit)
 
     def take(self, seen: int) -> list[Any]:
@@ -329,7 +329,12 @@ def start(wanted: str) -> dict[str, object]:
     trace = Trace(json.loads(base64.b64decode(wanted)))
     number = next(_NUMBERING)
     _TRACES[number] = trace
-    return {"trace": str(number), "numbers": ",".join(trace.numbers), "notes": _packed(trace.messages())}
+    return {
+        "trace": str(number),
+        "numbers": ",".join(trace.numbers),
+        "started": repr(trace.started),
+        "notes": _packed(trace.messages()),
+    }
 
 
 def take(number: str, seen: str) -> dict[str, object]:

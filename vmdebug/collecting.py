@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from vmdebug import arch
+from vmdebug.arch import Arch
 from vmdebug.debugger import clients
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.runstate import State
 from vmdebug.errors import HostError, StateError, UsageError
 from vmdebug.spelling import option
 from vmdebug.trace.collector import Collector
-from vmdebug.trace.expressions.compiled import compiled
+from vmdebug.trace.expressions.compiled import Compiled, compiled
+from vmdebug.trace.expressions.dwarf import Kernel
+from vmdebug.trace.expressions.resolving import needs_resolving, resolved
 from vmdebug.trace.expressions.syntax import NotCompiledError
+from vmdebug.trace.merged import MergedCollector, Part
 from vmdebug.trace.plugin.collector import PluginCollector
 from vmdebug.trace.probe import Wanted
+from vmdebug.trace.selecting import collected
 from vmdebug.vm import Vm, kernel_address
 
 By = Literal["auto", "plugin", "gdb"]
@@ -30,10 +38,11 @@ TRACE_SECONDS = 30.0
 
 
 class Choice(NamedTuple):
-    """A collector, and why it was chosen, on one line."""
+    """A collector, why it was chosen, on one line, and the trace with its patterns resolved."""
 
     collector: Collector
     reason: str
+    wanted: Wanted
 
 
 def choose(
@@ -49,7 +58,7 @@ def choose(
     """Return the collector of a trace.
 
     Args:
-        by: The collector; `auto` is the plugin, or GDB if the plugin cannot collect all of the trace.
+        by: The collector; `auto` is the plugin, and GDB for the probes that the plugin cannot collect.
         wanted: The trace.
         machine: The VM.
         attached: The GDB of the session, if it has one.
@@ -64,25 +73,95 @@ def choose(
         MismatchError: the symbols are not those of the kernel that runs.
         VmdebugError: GDB cannot be attached.
     """
-    if by not in BY:
-        raise UsageError(f"there is no collector {by!r}", hint=f"the collectors are {', '.join(BY)}")
+    check(by)
+    wanted = _resolved(wanted, machine)
     if by == "gdb":
-        return Choice(attach().collector(timeout=timeout), "")
+        return Choice(attach().collector(timeout=timeout), "", wanted)
+    gdb = attached if attached and _connected(attached) else None
     try:
-        gdb = attached if attached and _connected(attached) else None
-        found = _plugin(wanted, machine, gdb, force=force, timeout=timeout)
+        kernel = _ready(wanted, machine, gdb, force=force)
     except (NotCompiledError, HostError, StateError) as error:
         if by == "plugin":
             raise
-        return Choice(attach().collector(timeout=timeout), error.message)
-    return Choice(found, "" if by == "plugin" else "it can collect all of this")
+        return Choice(attach().collector(timeout=timeout), error.message, wanted)
+    try:
+        trace = compiled(collected(wanted), kernel.vmlinux, kernel.row, kernel.slide)
+    except NotCompiledError as error:
+        if by == "plugin":
+            raise
+        return _shared(wanted, kernel, machine, attach(), timeout=timeout, why=error.message)
+    reason = "" if by == "plugin" else "it can collect all of this"
+    return Choice(_plugin(trace, kernel, machine, gdb, timeout), reason, wanted)
+
+
+def _shared(wanted: Wanted, kernel: _Kernel, machine: Vm, gdb: Gdb, *, timeout: float, why: str) -> Choice:
+    """Return the collector of a trace of which the plugin cannot collect everything: GDB takes the rest."""
+    possible, refused = _divided(wanted, kernel)
+    by_gdb = gdb.collector(timeout=timeout)
+    if not possible or not refused:
+        return Choice(by_gdb, why, wanted)
+    part = msgspec.structs.replace(wanted, probes=tuple(wanted.probes[each] for each in possible))
+    trace = compiled(collected(part), kernel.vmlinux, kernel.row, kernel.slide)
+    parts = [Part(_plugin(trace, kernel, machine, gdb, timeout), possible), Part(by_gdb, tuple(refused))]
+    index = next(iter(refused))
+    more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+    reason = f"GDB collects {wanted.probes[index].where}{more}: {refused[index]}"
+    return Choice(MergedCollector(parts), reason, wanted)
+
+
+def check(by: str) -> None:
+    """Check the name of a collector.
+
+    Raises:
+        UsageError: there is no such collector.
+    """
+    if by not in BY:
+        raise UsageError(f"there is no collector {by!r}", hint=f"the collectors are {', '.join(BY)}")
+
+
+def _resolved(wanted: Wanted, machine: Vm) -> Wanted:
+    vmlinux = machine.state.spec.kernel.vmlinux
+    if vmlinux is None or not needs_resolving(wanted):
+        return wanted
+    with Kernel(vmlinux) as kernel:
+        return resolved(wanted, kernel)
+
+
+def _divided(wanted: Wanted, kernel: _Kernel) -> tuple[tuple[int, ...], dict[int, str]]:
+    """Return the indexes of the probes that can be compiled, and the reasons for the others."""
+    possible: list[int] = []
+    refused: dict[int, str] = {}
+    for index, probe in enumerate(wanted.probes):
+        alone = msgspec.structs.replace(wanted, probes=(probe,))
+        try:
+            compiled(collected(alone), kernel.vmlinux, kernel.row, kernel.slide)
+        except NotCompiledError as error:
+            refused[index] = error.message
+        else:
+            possible.append(index)
+    return tuple(possible), refused
 
 
 def _connected(gdb: Gdb) -> bool:
     return gdb.state in (State.STOPPED, State.RUNNING)
 
 
-def _plugin(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool, timeout: float) -> Collector:
+class _Kernel(NamedTuple):
+    """The kernel that runs, as traces are compiled for it."""
+
+    vmlinux: Path
+    row: Arch
+    slide: int
+
+
+def _ready(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool) -> _Kernel:
+    """Return the kernel of a VM whose QEMU has loaded the plugin.
+
+    Raises:
+        StateError: QEMU has not loaded it, or it cannot read what the trace wants there.
+        NotCompiledError: there is no vmlinux.
+        MismatchError: the vmlinux is not that of the kernel that runs.
+    """
     state = machine.state
     spec = state.spec
     reads = not wanted.count_only or wanted.when
@@ -104,10 +183,13 @@ def _plugin(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool, timeou
     else:
         kaslr = "nokaslr" not in spec.parameters
         slide = kernel_address.slide(machine.qmp, vmlinux, row, kaslr=kaslr, force=force)
+    return _Kernel(vmlinux, row, slide)
+
+
+def _plugin(trace: Compiled, kernel: _Kernel, machine: Vm, gdb: Gdb | None, timeout: float) -> Collector:
     guest = _VmGuest(machine) if gdb is None else _GdbGuest(gdb, timeout)
-    trace = compiled(wanted, vmlinux, row, slide)
     return PluginCollector(
-        machine.rundir.trace, machine.name, guest, trace, row, vmlinux=vmlinux, timeout=timeout
+        machine.rundir.trace, machine.name, guest, trace, kernel.row, vmlinux=kernel.vmlinux, timeout=timeout
     )
 
 

@@ -168,12 +168,13 @@ class DebugSession(Copies, KernelTests):
         it can collect all of the trace. Otherwise GDB does, which stops the guest at each hit.
 
         Args:
-            where: A symbol, file:line, `*expression`; or several probes with their own expressions.
+            where: A symbol, file:line, `*expression`, a pattern of functions (`vfs_*`), or SYMBOL+N for the
+                line N lines below the start of a function; or several probes with their own expressions.
             by: Who collects it: "auto", "plugin" or "gdb"; `Trace.collector` and `Trace.reason` have the
                 choice of "auto".
             timeout: Seconds for the trace to begin, and to end: for the guest to stop, or for a CPU to pause.
-            **options: `args=`, `when=`, `count=`, `backtrace=`, `ret=`, `count_only=`, `overflow=`; see
-                `vmdebug.TraceOptions`.
+            **options: `args=`, `when=`, `count=`, `backtrace=`, `ret=`, `count_only=`, `overflow=`, `until=`,
+                `longer=`; see `vmdebug.TraceOptions`.
 
         Raises:
             UsageError: an argument has the wrong form; with `by="plugin"` also: the plugin cannot collect an
@@ -183,7 +184,7 @@ class DebugSession(Copies, KernelTests):
         """
         wanted = probe.wanted(where, **options)
         chosen = self.collector(wanted, by, timeout=timeout)
-        return Trace(chosen.collector, wanted, reason=chosen.reason)
+        return Trace(chosen.collector, chosen.wanted, reason=chosen.reason)
 
     def collector(self, wanted: WantedTrace, by: By = "auto", *, timeout: float = TRACE_SECONDS) -> Choice:
         """Return a collector for one `vmdebug.Trace`, and why it was chosen.

@@ -97,10 +97,9 @@ def test_a_million_returns_belong_to_their_calls(session: DebugSession) -> None:
     """Two tasks take turns, and dd counts its calls itself."""
     each = "dd if=/dev/zero of=/dev/null count=500000 bs"
     line = f"{each}=3 & {each}=5; wait"
-    found: Counter[tuple[object, int | None]] = Counter()
     with session.trace("vfs_read", args=["count"], when="count == 3 || count == 5", ret=True) as hits:
         said = session.exec(line, timeout=SECONDS, check=True)
-        found.update((hit.args["count"], hit.ret) for hit in hits)
+    found = Counter((hit.args["count"], hit.ret) for hit in hits)
     assert (said.stdout + said.stderr).count("500000+0 records in") == 2
     assert found == {(3, 3): 500_000, (5, 5): 500_000}
     assert hits.notes == ()
@@ -218,6 +217,22 @@ def test_what_only_gdb_can(session: DebugSession) -> None:
             session.gdb.cont(wait=False)
     with pytest.raises(NotCompiledError, match="ret is neither in a register nor in memory"):
         session.trace("vfs_read", args=["ret"], by="plugin")
+
+
+def test_gdb_takes_only_the_probe_that_cannot_be_compiled(session: DebugSession) -> None:
+    probes = [Probe("vfs_read", ("count",)), Probe("vfs_write", ("file->f_path", "count"))]
+    with session.trace(probes, when='count == 7 && $comm == "dd"') as hits:
+        dd(session, 20)
+    assert hits.collector == "the plugin and GDB"
+    assert hits.reason == (
+        "GDB collects vfs_write: file->f_path: a value of type struct path is not a number or a string"
+    )
+    found = [hit.symbol for hit in hits]
+    assert (found.count("vfs_read"), found.count("vfs_write")) == (20, 20)
+    times = [hit.time for hit in hits]
+    assert times == sorted(times)
+    # dd reads, and then writes what it has read.
+    assert found == ["vfs_read", "vfs_write"] * 20
 
 
 @pytest.mark.parametrize("overflow", ["block", "drop"])

@@ -68,7 +68,7 @@ class Session:
 
     def collector(self, wanted: Wanted, by: str) -> Choice:
         self.by = by
-        return Choice(self.made_up, "it makes hits up" if by == "auto" else "")
+        return Choice(self.made_up, "it makes hits up" if by == "auto" else "", wanted)
 
     def __enter__(self) -> Self:
         return self
@@ -193,6 +193,12 @@ def test_counts_only(session: Session, capsys: pytest.CaptureFixture[str]) -> No
     [
         (["open:fd", "--count-only"], "a trace that only counts (count_only) collects no expressions"),
         (["open", "--overflow", "explode"], "overflow='explode' is neither 'block' nor 'drop'"),
+        (["open", "--by", "foo"], "there is no collector 'foo'"),
+        (["open", "--max-depth", "2"], "--max-depth goes with --graph"),
+        (["open", "--top", "3", "--format", "json"], "--graph, --histogram and --top have no --format json"),
+        (["open", "--on-hit", "jump"], "--on-hit 'jump' is neither 'print' nor 'stop'"),
+        (["open", "--on-hit", "stop", "--by", "plugin"], "--on-hit stop needs GDB"),
+        (["open", "--on-hit", "stop", "--ret"], "--on-hit stop only prints the first hit"),
     ],
 )
 def test_options_that_exclude_each_other(
@@ -200,3 +206,35 @@ def test_options_that_exclude_each_other(
 ) -> None:
     assert cli.status_of(["trace", *words]) == 2
     assert says in capsys.readouterr().err
+    assert not session.by  # nothing was attached
+
+
+def test_summaries_instead_of_hits(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.status_of(["trace", "vfs_read", "open", "--histogram", "count", "--top", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        ["vfs_read:", "count"], ["1", "1"], ["calls", "call"], ["1", "vfs_read"],
+    ]  # fmt: skip
+    assert "2 hits" in err
+    assert session.made_up.wanted.probes == (Probe("vfs_read", ("count",)), Probe("open", ("count",)))
+    assert not session.made_up.wanted.ret
+
+
+@pytest.mark.parametrize("words", [["--graph"], ["--histogram", "$duration"], ["--duration-over", "0.5"]])
+def test_times_of_calls_need_returns(session: Session, words: list[str]) -> None:
+    assert cli.status_of(["trace", "vfs_read", *words]) == 0
+    assert session.made_up.wanted.ret
+
+
+def test_the_functions_that_are_called_are_traced_too(session: Session) -> None:
+    assert cli.status_of(["trace", "vfs_read", "--graph", "--max-depth", "3"]) == 0
+    assert session.made_up.wanted.callees == 2
+
+
+def test_perfetto_is_binary(session: Session, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb  # noqa: PLC0415 - slow
+
+    assert cli.status_of(["trace", "vfs_read", "--format", "perfetto"]) == 0
+    trace = pb.Trace()
+    trace.ParseFromString(capfdbinary.readouterr().out)
+    assert "vfs_read" in {each.track_event.name for each in trace.packet}

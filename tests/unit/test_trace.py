@@ -45,7 +45,7 @@ def batch(*noted: Any, full: bool = False) -> dict[str, str]:
     return {"full": str(int(full)), "hits": packed(noted)}
 
 
-BEGUN = {"trace": "3", "numbers": "-7,-8", "notes": packed(["that is all"])}
+BEGUN = {"trace": "3", "numbers": "-7,-8", "started": "12.5", "notes": packed(["that is all"])}
 
 
 SECONDS = 20.0

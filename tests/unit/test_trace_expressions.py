@@ -320,7 +320,7 @@ def test_the_name_of_the_task_is_compared_as_a_string(text: str) -> None:
     [
         ("no_such_function", "has no function no_such_function, or it is inlined everywhere"),
         ("copied", "has no function copied, or it is inlined everywhere"),
-        ("main.c:7", "is not the name of a function"),
+        ("main.c:7", "the DWARF has no code for line 7 of main.c"),
         ("*traced + 4", "is not the name of a function"),
     ],
 )
@@ -363,7 +363,7 @@ def test_the_slide_moves_code_and_variables(vmlinux: Path) -> None:
 def test_results(vmlinux: Path, where: str, result: Shape | None) -> None:
     found = compiled(Wanted((Probe(where),), ret=True), vmlinux, X86_64, 0)
     assert found.results == (result,)
-    assert bool(found.places[0].ranges) == (result is not None)
+    assert found.places[0].ranges  # also for the time that a call takes
     assert found.notes == (
         () if result else (f"{where} returns no value in a register: its hits have no return value",)
     )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,6 +16,7 @@ from vmdebug.cli import options, render, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
+    from vmdebug.cli.trace_formats import Form, Summary
     from vmdebug.collecting import By
     from vmdebug.session import DebugSession
     from vmdebug.trace.hit import Hit
@@ -33,7 +33,8 @@ Words = Annotated[
     list[str],
     typer.Argument(
         metavar="[NAME] SYMBOL[:EXPR,…]…",
-        help="The VM, if several run; the functions, with the expressions to print.",
+        help="The VM, if several run; the places, with the expressions to print: a function, a pattern of"
+        " functions (`vfs_*`), FILE:LINE, FUNCTION+N for N lines below its start.",
     ),
 ]
 When = Annotated[
@@ -62,7 +63,53 @@ OnFull = Annotated[
     ),
 ]
 Timeout = Annotated[float | None, typer.Option(metavar="S", min=0, help="Stop after S seconds.")]
-Form = Annotated[str | None, typer.Option("--format", metavar="text|json|chrome", help="Output format.")]
+Until = Annotated[str, typer.Option(metavar="COND", help="End with the first hit at which this is true.")]
+OnHit = Annotated[
+    str,
+    typer.Option(
+        metavar="print|stop",
+        help="stop: stop the guest at the first hit, and continue in GDB there. GDB watches for it.",
+    ),
+]
+Longer = Annotated[
+    float | None,
+    typer.Option(
+        "--duration-over", metavar="S", min=0, help="Print only calls that took longer than S seconds."
+    ),
+]
+Graph = Annotated[
+    bool,
+    typer.Option("--graph", help="At the end, print trees of calls with times, as function_graph does."),
+]
+MaxDepth = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="With --graph: also trace the functions that are called, and print N levels.",
+    ),
+]
+HistogramOf = Annotated[
+    str,
+    typer.Option(
+        metavar="EXPR",
+        help="At the end, print how often which values of EXPR were; also of $ret and $duration.",
+    ),
+]
+TopOf = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="At the end, print the N most frequent calls.")
+]
+Listing = Annotated[
+    bool,
+    typer.Option(
+        "--list",
+        help="Trace nothing; list the functions and tracepoints that match, or one function's lines, with"
+        " what can be read there.",
+    ),
+]
+FormName = Annotated[
+    str | None, typer.Option("--format", metavar="text|json|chrome|perfetto", help="Output format.")
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on each line, like --format json.")
 ]
@@ -73,7 +120,10 @@ AsJson = Annotated[
         "vmdebug trace vfs_read:count --count 10",
         "vmdebug trace base-nixos do_sys_openat2:dfd,how->flags --when 'dfd == -100' --ret",
         "vmdebug trace vfs_read vfs_write --count-only --timeout 10",
-        "vmdebug trace schedule --backtrace --format chrome > trace.json   # for Perfetto",
+        "vmdebug trace vfs_read --histogram '$duration'",
+        "vmdebug trace ksys_read --graph --max-depth 3 --count 100",
+        "vmdebug trace 'vfs_*' --ret --format perfetto > trace.pftrace",
+        "vmdebug trace --list vfs_read",
     ),
 )
 def trace(
@@ -86,40 +136,66 @@ def trace(
     count_only: CountOnly = False,
     by: Collector = "auto",
     overflow: OnFull = "block",
+    until: Until = "",
+    on_hit: OnHit = "print",
+    longer: Longer = None,
+    graph: Graph = False,
+    max_depth: MaxDepth = None,
+    histogram: HistogramOf = "",
+    top: TopOf = None,
+    listing: Listing = False,
     timeout: Timeout = None,
-    form: Form = None,
+    form: FormName = None,
     as_json: AsJson = False,
     force: options.Force = False,
 ) -> None:
     """Print calls of kernel functions, with arguments, while the guest runs.
 
-    Prints one line for each call. Ctrl-C, --count and --timeout end the trace. QEMU's plugin collects it if
-    it is loaded (`start --trace-ready`) and can collect all of this; otherwise GDB, which stops the guest at
-    each call, and detaches from it at the end.
+    Prints one line for each call. Ctrl-C, --count, --until and --timeout end the trace. QEMU's plugin
+    collects it if it is loaded (`start --trace-ready`). GDB collects the places that the plugin cannot: it
+    stops the guest at each call, and detaches from it at the end.
     """
     chosen = _format(form, as_json=as_json)
-    from vmdebug import session
-    from vmdebug.trace.probe import wanted
+    if max_depth is not None and not graph:
+        raise UsageError("--max-depth goes with --graph", hint="add --graph")
+    summaries = _summaries(graph=graph, max_depth=max_depth, histogram=histogram, top=top)
+    if summaries and form is not None:
+        raise UsageError(f"--graph, --histogram and --top have no --format {form}", hint="leave one out")
+    from vmdebug import collecting, session
+    from vmdebug.cli import trace_formats, trace_list, trace_stop
+    from vmdebug.trace import summary
+    from vmdebug.trace.probe import Probe, wanted
     from vmdebug.trace.trace import Trace
 
+    collecting.check(by)
     name, probes = _places(words)
+    if listing:
+        trace_list.put(name, [each.where for each in probes], as_json=as_json)
+        return
     asked = wanted(
-        probes,
+        [Probe(each.where, (*each.args, *_collected(histogram))) for each in probes],
         when=when,
         count=count,
         backtrace=backtrace,
-        ret=ret,
+        ret=ret or graph or histogram in (summary.RET, summary.DURATION),
         count_only=count_only,
         overflow=cast("Overflow", overflow),
+        until=until,
+        longer=longer,
+        callees=(max_depth or 1) - 1,
     )
+    if on_hit != "print":
+        trace_stop.run(name, asked, on_hit=on_hit, by=by, timeout=timeout, force=force)
+        return
     with session.attach(name, force=force) as attached, interrupts() as over:
         attached.vm.check_alive("trace")
         with render.step(render.SYMBOLS):
             found = attached.collector(asked, cast("By", by))
         if found.reason:
             render.tell(f"{found.collector.name} collects: {found.reason}")
-        form_of = FORMATS[chosen]() if not count_only else Nothing()
-        hits = Trace(found.collector, asked, reason=found.reason)
+        counts_only = count_only or bool(summaries)
+        form_of = trace_formats.Summaries(*summaries) if counts_only else trace_formats.FORMATS[chosen]()
+        hits = Trace(found.collector, found.wanted, reason=found.reason)
         put_batches(form_of, batches(attached, hits, over, timeout))
     if count_only:
         put_counts(hits.counts, as_json=chosen == "json")
@@ -132,9 +208,32 @@ def _format(form: str | None, *, as_json: bool) -> str:
     if as_json and form not in (None, "json"):
         raise UsageError(f"--json and --format {form} exclude each other", hint="give only one of them")
     chosen = "json" if as_json else form or "text"
+    from vmdebug.cli.trace_formats import FORMATS
+
     if chosen not in FORMATS:
         raise UsageError(f"there is no format {chosen!r}", hint=f"the formats are {', '.join(FORMATS)}")
     return chosen
+
+
+def _summaries(*, graph: bool, max_depth: int | None, histogram: str, top: int | None) -> list[Summary]:
+    """Return what is printed at the end instead of the hits."""
+    from vmdebug.trace import summary
+
+    found: list[Summary] = []
+    if graph:
+        found.append(summary.Graph(max_depth))
+    if histogram:
+        found.append(summary.Histogram(histogram))
+    if top is not None:
+        found.append(summary.Top(top))
+    return found
+
+
+def _collected(histogram: str) -> tuple[str, ...]:
+    """Return the expression that a histogram needs of each hit."""
+    from vmdebug.trace import summary
+
+    return (histogram,) if histogram and histogram not in (summary.RET, summary.DURATION) else ()
 
 
 def put_counts(counts: Mapping[str, int], *, as_json: bool) -> None:
@@ -209,98 +308,11 @@ def _print_new_notes(printed: list[str], session: DebugSession, hits: Trace) -> 
             render.tell(note)
 
 
-class Text:
-    """One line a hit, with its backtrace below."""
-
-    begin = end = ""
-
-    def lines(self, hit: Hit) -> Iterator[str]:
-        """Yield the lines of a hit."""
-        who = f"{hit.task.comm}:{hit.task.pid}" if hit.task is not None else "?"
-        args = " ".join(f"{name}={shown(value)}" for name, value in hit.args.items())
-        ret = "" if hit.ret is None else f"= {hit.ret}"
-        yield f"{hit.time:12.6f}  cpu{hit.cpu}  {who:<20}  {hit.symbol}  {args}  {ret}".rstrip()
-        for level, call in enumerate(hit.backtrace):
-            place = f" at {call.file}:{call.line}" if call.file else ""
-            yield f"{'':14}#{level:<3}{call.function or hex(call.pc)}{place}"
-
-
-class Json:
-    """One object a line for each hit."""
-
-    begin = end = ""
-
-    def lines(self, hit: Hit) -> Iterator[str]:
-        """Yield the line of a hit."""
-        import msgspec
-
-        yield msgspec.json.encode(hit).decode()
-
-
-class Chrome:
-    """The Trace Event Format that Perfetto and chrome://tracing read: an array of instant events.
-
-    A task is a thread there. The array may end anywhere: a truncated trace is valid.
-    """
-
-    begin = "["
-    end = '{"name":"process_name","ph":"M","pid":1,"args":{"name":"the guest"}}]'
-
-    def __init__(self) -> None:
-        self._named: dict[int, str] = {}
-
-    def lines(self, hit: Hit) -> Iterator[str]:
-        """Yield the events of a hit: the task's name if it is new, and the hit."""
-        pid, comm = (hit.task.pid, hit.task.comm) if hit.task is not None else (0, "?")
-        if self._named.get(pid) != comm:
-            self._named[pid] = comm
-            yield self._event(name="thread_name", ph="M", tid=pid, args={"name": comm})
-        more: dict[str, Any] = {"cpu": hit.cpu, "guest_time": hit.guest_time}
-        more |= {} if hit.ret is None else {"ret": hit.ret}
-        more |= (
-            {"backtrace": [call.function or hex(call.pc) for call in hit.backtrace]} if hit.backtrace else {}
-        )
-        microseconds = round(hit.time * 1e6, 3)
-        yield self._event(name=hit.symbol, ph="i", s="t", ts=microseconds, tid=pid, args={**hit.args, **more})
-
-    def _event(self, **event: Any) -> str:
-        return json.dumps({**event, "pid": 1}) + ","
-
-
-class Nothing:
-    """No hits, in a trace that only counts."""
-
-    begin = end = ""
-
-    def lines(self, hit: Hit) -> Iterator[str]:  # noqa: ARG002 - see Text
-        """Yield nothing."""
-        return iter(())
-
-
-FORMATS: dict[str, type[Text | Json | Chrome]] = {"text": Text, "json": Json, "chrome": Chrome}
-
-
-def shown(value: float | str | None) -> str:
-    """Return a value in the text format: addresses in hexadecimal, strings in quotes."""
-    if value is None:
-        return "?"
-    if isinstance(value, int) and value >= _ADDRESSES:
-        return hex(value)
-    return json.dumps(value)
-
-
-_ADDRESSES = 1 << 47
-"""Numbers from here on are printed in hexadecimal: most are kernel addresses."""
-
-
-def put_batches(form: Text | Json | Chrome | Nothing, given: Iterable[Sequence[Hit]]) -> None:
+def put_batches(form: Form, given: Iterable[Sequence[Hit]]) -> None:
     """Print hits as they come, and flush after each batch."""
-    if form.begin:
-        render.put(form.begin)
+    form.begin()
     for batch in given:
         for hit in batch:
-            for line in form.lines(hit):
-                render.put(line)
-        sys.stdout.flush()
-    if form.end:
-        render.put(form.end)
+            form.put(hit)
+        render.flush()
+    form.end()

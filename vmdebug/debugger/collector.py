@@ -109,6 +109,7 @@ class GdbCollector:
         self._probes: tuple[Probe, ...] = ()
         self._numbers: tuple[int, ...] = ()
         self._trace = ""
+        self._began = 0.0
         self._stopped = False
         self._taken = 0
         self._counts: tuple[int, ...] = ()
@@ -135,6 +136,7 @@ class GdbCollector:
         self._probes = wanted.probes
         self._counts = (0,) * len(wanted.probes) if wanted.count_only else ()
         self._trace = answer["trace"]
+        self._began = float(answer["started"])
         self._notes = _notes(answer)
         self._numbers = tuple(int(number) for number in answer["numbers"].split(","))
         for number in self._numbers:
@@ -146,7 +148,7 @@ class GdbCollector:
                 with contextlib.suppress(VmdebugError):
                     self._end()
                 raise
-        return Batch(notes=self._notes)
+        return Batch(notes=self._notes, started=self._began)
 
     def take(self) -> Batch:
         """Return the hits since the last batch; the guest keeps running."""
@@ -157,7 +159,7 @@ class GdbCollector:
         if self._stopped and self._host.state is State.RUNNING:
             self._host.interrupt(timeout=self._timeout)
         if self._host.state is State.ENDED:
-            return Batch(counts=self._counts, ended=self._ended(), notes=self._notes)
+            return Batch(counts=self._counts, ended=self._ended(), notes=self._notes, started=self._began)
         return self._end()
 
     def _end(self) -> Batch:
@@ -178,7 +180,14 @@ class GdbCollector:
         if self._counts:
             self._count(hits)
             hits = ()
-        return Batch(hits=hits, counts=self._counts, full=full, ended=self._ended(), notes=self._notes)
+        return Batch(
+            hits=hits,
+            counts=self._counts,
+            full=full,
+            ended=self._ended(),
+            notes=self._notes,
+            started=self._began,
+        )
 
     def _count(self, hits: Sequence[Hit]) -> None:
         found = Counter(hit.symbol for hit in hits)

@@ -78,6 +78,21 @@ def functions(vmlinux: Path) -> tuple[Function, ...]:
     return tuple(sorted(found, key=lambda each: each.address))
 
 
+def beginning(vmlinux: Path, prefix: str) -> list[str]:
+    """Return the names of the symbols of a vmlinux that begin with a prefix, sorted.
+
+    Raises:
+        UsageError: it is not an ELF file, or is damaged.
+        HostError: this user may not read it.
+    """
+    with elf.opened(vmlinux) as stream:
+        file = elf.parse(vmlinux, stream)
+        table = file.get_section_by_name(".symtab")
+        names = table.stringtable.data() if elf.has_bytes(table) else b""
+    wanted = prefix.encode()
+    return sorted({each.decode(errors="replace") for each in names.split(b"\0") if each.startswith(wanted)})
+
+
 def _text(names: bytes, at: int) -> str:
     return names[at : names.index(b"\0", at)].decode(errors="replace")
 

@@ -28,6 +28,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         full: Whether the trace has as many hits as `Wanted.count` asks for.
         ended: Why no more hits can come at present: "the guest is stopped"; "" if more can come.
         notes: What cannot be collected, and why.
+        started: The host's monotonic clock in seconds when the trace began, from which `Hit.time` counts.
     """
 
     hits: tuple[Hit, ...] = ()
@@ -35,6 +36,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     full: bool = False
     ended: str = ""
     notes: tuple[str, ...] = ()
+    started: float = 0.0
 
 
 class Collector(Protocol):

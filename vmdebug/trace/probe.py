@@ -17,7 +17,8 @@ class Probe(msgspec.Struct, frozen=True, array_like=True):
     """A place to trace, and what to collect there.
 
     Args:
-        where: A symbol, file:line, or `*expression`.
+        where: A symbol, file:line, or `*expression`; to begin with also a pattern (`vfs_*`), or SYMBOL+N for
+            the line N lines below the start of a function, which `places.resolved` replaces.
         args: Expressions in the language of the place.
     """
 
@@ -38,6 +39,11 @@ class Wanted(msgspec.Struct, frozen=True):
         count_only: Whether to count the hits of each probe, and collect nothing else.
         overflow: What a collector with a buffer does when it is full: "block" makes the guest wait, "drop"
             drops hits and counts them.
+        until: An expression; the first hit at which it is true is the last one. "" for none.
+        longer: Only calls that took longer than so many seconds are hits; None for all.
+        callees: How many levels of the functions that the places call are places, too; `resolved` adds them.
+        matched: The functions among the places that a pattern has matched: where they are inlined, there is
+            no hit, and those that have no such expression are left out.
     """
 
     probes: tuple[Probe, ...]
@@ -47,6 +53,10 @@ class Wanted(msgspec.Struct, frozen=True):
     ret: bool = False
     count_only: bool = False
     overflow: Overflow = "block"
+    until: str = ""
+    longer: float | None = None
+    callees: int = 0
+    matched: tuple[str, ...] = ()
 
     @property
     def expressions(self) -> tuple[str, ...]:
@@ -67,6 +77,10 @@ class TraceOptions(TypedDict, total=False):
         count_only: Whether to count the hits of each place (`Trace.counts`), and collect nothing else.
         overflow: What the plugin does when its buffer of hits is full: "block" makes the guest wait, "drop"
             drops hits, and `Trace.notes` has their number.
+        until: An expression; the first hit at which it is true is the last one.
+        longer: Only calls that took longer than so many seconds, measured on the host, are hits.
+        callees: How many levels of the functions that the places call are traced, too: those that the
+            compiler knows, not those called by pointers.
     """
 
     args: Sequence[str]
@@ -76,6 +90,9 @@ class TraceOptions(TypedDict, total=False):
     ret: bool
     count_only: bool
     overflow: Overflow
+    until: str
+    longer: float | None
+    callees: int
 
 
 def wanted(
@@ -88,6 +105,9 @@ def wanted(
     ret: bool = False,
     count_only: bool = False,
     overflow: Overflow = "block",
+    until: str = "",
+    longer: float | None = None,
+    callees: int = 0,
 ) -> Wanted:
     """Return the request of a trace of one place, or of several.
 
@@ -100,19 +120,27 @@ def wanted(
         ret: See there.
         count_only: See there.
         overflow: See there.
+        until: See there.
+        longer: See there.
+        callees: See there.
 
     Raises:
         UsageError: there is no place, an argument has the wrong form, or two of them exclude each other.
     """
     probes = (_one(where, args),) if isinstance(where, str) else _several(where, args)
-    if count_only and (backtrace or ret or any(probe.args for probe in probes)):
+    if longer is not None and not longer >= 0:
+        raise UsageError(f"longer={longer!r} is no number of seconds", hint="give a number from 0 on")
+    if count_only and (
+        backtrace or ret or until or longer is not None or any(probe.args for probe in probes)
+    ):
         raise UsageError(
             "a trace that only counts (count_only) collects no expressions, backtraces or return values",
             hint="leave them out, or count the hits",
         )
     if overflow not in get_args(Overflow):
         raise UsageError(f"overflow={overflow!r} is neither 'block' nor 'drop'", hint="give one of them")
-    return Wanted(probes, when, count, backtrace, ret, count_only, overflow)
+    ret = ret or longer is not None  # the time that a call takes is known when it returns
+    return Wanted(probes, when, count, backtrace, ret, count_only, overflow, until, longer, callees)
 
 
 _FORM = 'gdb.trace("vfs_read", args=["count"]) or gdb.trace([Probe("vfs_read", ("count",)), Probe("open")])'

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self, overload
 
+from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.trace.collector import Batch, Collector, Feature
 from vmdebug.trace.hit import Hit
 from vmdebug.trace.probe import Wanted
+from vmdebug.trace.selecting import SelectingCollector
+
+STREAM_SECONDS = 0.05
+"""How often `Trace.stream` looks for hits."""
 
 
 class Trace(Sequence[Hit]):
@@ -34,7 +40,8 @@ class Trace(Sequence[Hit]):
                     f"{collector.name} cannot collect {words} here: {why_not}",
                     hint=f"trace without {feature}",
                 )
-        self._collector = collector
+        selects = wanted.until or wanted.longer is not None
+        self._collector: Collector = SelectingCollector(collector) if selects else collector
         self._wanted = wanted
         self._collecting = False
         self._hits: list[Hit] = []
@@ -54,6 +61,26 @@ class Trace(Sequence[Hit]):
     def take(self) -> list[Hit]:
         """Return the hits since the last call, in the block; the guest keeps running."""
         return self._add(self._collector.take()) if self._collecting else []
+
+    def stream(self, *, timeout: float = threading.TIMEOUT_MAX) -> Iterator[Hit]:
+        """Yield hits in the block as they come, and keep none: they are not elements of the trace.
+
+        It ends when the trace is full, the guest stops or ends, or the time is up. The hits after that are
+        elements of the trace.
+
+        Args:
+            timeout: Seconds after which it ends.
+        """
+        deadline = Deadline.after(timeout)
+        pause = threading.Event()
+        while self._collecting:
+            fresh = self.take()
+            del self._hits[len(self._hits) - len(fresh) :]
+            yield from fresh
+            if self.full or self.ended or deadline.passed:
+                return
+            if not fresh:
+                pause.wait(min(STREAM_SECONDS, deadline.remaining))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -75,6 +102,12 @@ class Trace(Sequence[Hit]):
     def ended(self) -> str:
         """Why no more hits can come, according to the last batch: "the guest is stopped"; or ""."""
         return self._latest.ended
+
+    def __iter__(self) -> Iterator[Hit]:
+        given = 0
+        while given < len(self._hits) or self.take():
+            yield self._hits[given]
+            given += 1
 
     def __len__(self) -> int:
         self.take()

@@ -114,17 +114,16 @@ class _Compiler:
     def result(self) -> Compiled:
         places, shapes, results = [], [], []
         for index, probe in enumerate(self._wanted.probes):
-            scopes = self._scopes(probe.where)
-            result = self._result(probe.where, scopes)
-            values: dict[int, Shape] = {}
-            for scope in scopes:
-                code = self._code(scope, probe, values)
-                ranges = (*scope.ranges, *scope.tail_calls) if scope.ranges and result is not None else ()
-                moved = tuple((low + self._slide, high + self._slide) for low, high in ranges)
-                address = scope.address + self._slide
-                places.append(CompiledPlace(probe=index, address=address, code=code, ranges=moved))
-            shapes.append(tuple(values[each] for each in range(len(probe.args))))
-            results.append(result)
+            try:
+                one = self._probe(index, probe)
+            except NotCompiledError as error:
+                if probe.where not in self._wanted.matched:
+                    raise
+                self._notes.append(f"{probe.where} is not traced: {error.message}")
+                one = ([], (Shape("unsigned"),) * len(probe.args), None)
+            places += one[0]
+            shapes.append(one[1])
+            results.append(one[2])
         context = kernel_facts.context(self._addresses, self._facts, self._program())
         clock = kernel_facts.clock(self._addresses, self._facts, self._program())
         debug = self._facts.row.debug
@@ -144,8 +143,27 @@ class _Compiler:
             notes=tuple(self._notes),
         )
 
+    def _probe(self, index: int, probe: Probe) -> tuple[list[CompiledPlace], tuple[Shape, ...], Shape | None]:
+        """Return the places of a probe, the shapes of its values, and that of its return value."""
+        scopes = self._scopes(probe.where)
+        result = self._result(probe.where, scopes)
+        values: dict[int, Shape] = {}
+        places = []
+        for scope in scopes:
+            code = self._code(scope, probe, values)
+            ranges = (*scope.ranges, *scope.tail_calls) if scope.ranges and self._wanted.ret else ()
+            moved = tuple((low + self._slide, high + self._slide) for low, high in ranges)
+            address = scope.address + self._slide
+            places.append(CompiledPlace(probe=index, address=address, code=code, ranges=moved))
+        return places, tuple(values[each] for each in range(len(probe.args))), result
+
     def _scopes(self, where: str) -> list[Scope]:
         """Return the places of a function: its code, and where it is inlined into others of the same file."""
+        file, _, line = where.rpartition(":")
+        if file and line.isdigit():
+            return self._lines(file, int(line))
+        if where in self._wanted.matched:
+            return self._own_code(where)
         if not where.replace(".", "_").isidentifier() or "." in where:
             raise NotCompiledError(f"{where} is not the name of a function")
         symbols = [each for name in ("", *_COPIES) for each in self._kernel.addresses(where + name)]
@@ -164,6 +182,40 @@ class _Compiler:
         if not alone:
             raise NotCompiledError(f"the DWARF does not describe {where}")
         return alone
+
+    def _lines(self, file: str, line: int) -> list[Scope]:
+        """Return the places at which a line's statements begin.
+
+        Raises:
+            NotCompiledError: there is no code for the line.
+        """
+        found = [
+            unit.scope_at(address)
+            for unit in self._kernel.units_of_file(file)
+            for address in unit.lines.places(line, file)
+        ]
+        if not found:
+            raise NotCompiledError(f"the DWARF has no code for line {line} of {file}")
+        return found
+
+    def _own_code(self, function: str) -> list[Scope]:
+        """Return the places of a function that a pattern has matched, without those where it is inlined."""
+        found = [
+            Scope(
+                unit=unit,
+                address=address,
+                entry=True,
+                function=entry,
+                blocks=(entry,),
+                ranges=unit.code(entry),
+            )
+            for address in self._kernel.addresses(function)
+            for unit in [self._kernel.unit_at(address)]
+            for entry in unit.functions_at(address)
+        ]
+        if not found:
+            raise NotCompiledError(f"the DWARF does not describe {function}")
+        return found
 
     def _code(self, scope: Scope, probe: Probe, values: dict[int, Shape]) -> tuple[Op, ...]:
         program = self._program()

@@ -98,6 +98,10 @@ class Kernel:
         """The functions of the symbol table, by address."""
         return symbols.functions(self.vmlinux)
 
+    def symbols(self, prefix: str) -> list[str]:
+        """Return the names of all symbols that begin with a prefix."""
+        return symbols.beginning(self.vmlinux, prefix)
+
     def symbol_at(self, address: int) -> str:
         """Return the name of the function at a linked address; "" if there is none."""
         number = bisect.bisect_right(self.functions, address, key=lambda each: each.address) - 1
@@ -126,6 +130,17 @@ class Kernel:
         if at not in self._units:
             self._units[at] = Unit(self, self._dwarf.get_CU_at(at), self._dwarf)
         return self._units[at]
+
+    def units_of_file(self, file: str) -> Iterator[Unit]:
+        """Yield the compilation units of a source file, which is named by the end of its path."""
+        wanted = "/" + file.lstrip("/")
+        for cu in self._dwarf.iter_CUs():
+            name = types.text(cu.get_top_DIE())
+            if ("/" + name).endswith(wanted):
+                at = cu.cu_offset
+                if at not in self._units:
+                    self._units[at] = Unit(self, cu, self._dwarf)
+                yield self._units[at]
 
     def unit_of(self, function: str) -> Unit:
         """Return the compilation unit of a function.
@@ -206,6 +221,16 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
                     return child
         return None
 
+    def readable(self, registers: int) -> Iterator[tuple[str, Type]]:
+        """Yield the local variables that are in memory or in one of so many registers, innermost first."""
+        for block in self.blocks:
+            for child in block.iter_children():
+                name = types.text(_origin(child)) if child.tag in _VARIABLES else ""
+                place = self.unit.location(child, self.address) if name else None
+                if place is None or (place.frame and not self.entry) or (place.register or 0) >= registers:
+                    continue
+                yield name, type_of(child)
+
     def variables(self) -> list[str]:
         """Return the names of the function's parameters."""
         named = (
@@ -278,6 +303,37 @@ class Unit:
         file = types.number(entry, "DW_AT_call_file")
         return self.lines.file(file) if file is not None else "", types.number(entry, "DW_AT_call_line") or 0
 
+    @property
+    def name(self) -> str:
+        """The path of its source, as the compiler was given it."""
+        return types.text(self._cu.get_top_DIE())
+
+    def scope_at(self, address: int) -> Scope:
+        """Return the scope of an instruction: the innermost function there, inlined or not.
+
+        Raises:
+            NotCompiledError: there is no function.
+        """
+        blocks: list[Any] = []
+        function = None
+        inside: list[Any] = [each for each in self.entries if each.tag == "DW_TAG_subprogram"]
+        while (entry := next((each for each in inside if self._has(each, address)), None)) is not None:
+            if entry.tag in _FUNCTIONS:
+                function, blocks = entry, []
+            blocks.insert(0, entry)
+            inside = [each for each in entry.iter_children() if each.tag in _BLOCKS]
+        if function is None:
+            raise NotCompiledError(f"the DWARF has no function at {address:#x}")
+        return Scope(
+            unit=self, address=address, entry=False, function=function, blocks=tuple(blocks), ranges=()
+        )
+
+    def declared(self, function: Any) -> tuple[str, int]:
+        """Return the file and the line at which a function begins; "" and 0 if unknown."""
+        origin = _origin(function)
+        file, line = (types.number(origin, f"DW_AT_decl_{each}") for each in ("file", "line"))
+        return (self.lines.file(file), line) if file is not None and line else ("", 0)
+
     def functions_at(self, address: int) -> list[Any]:
         """Return the entries of the functions that begin at an address: one, or none."""
         return [
@@ -297,6 +353,15 @@ class Unit:
                         yield from self._code(child.get_DIE_from_attribute(name))
             elif child.tag in _BLOCKS:
                 yield from self.tail_calls(child)
+
+    def calls(self, function: Any) -> Iterator[str]:
+        """Yield the names of the functions that a function calls, or ends with a jump to, by name."""
+        for child in function.iter_children():
+            if child.tag in _CALL_SITES:
+                origins = (each for each in _CALL_ORIGIN if each in child.attributes)
+                yield from (types.text(_origin(child.get_DIE_from_attribute(each))) for each in origins)
+            elif child.tag in _BLOCKS:
+                yield from self.calls(child)
 
     def _code(self, function: Any) -> Iterator[tuple[int, list[tuple[int, int]]]]:
         ranges = self._ranges(function)
@@ -326,6 +391,10 @@ class Unit:
         if found is None:
             return self._low(entry, ranges)
         return int(found.value if found.form == "DW_FORM_addr" else self._low(entry, ranges) + found.value)
+
+    def code(self, function: Any) -> tuple[tuple[int, int], ...]:
+        """Return the linked code of a function."""
+        return tuple(self._ranges(function))
 
     def _low(self, entry: Any, ranges: list[tuple[int, int]]) -> int:
         low = entry.attributes.get("DW_AT_low_pc")

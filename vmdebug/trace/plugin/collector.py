@@ -102,7 +102,7 @@ class PluginCollector:
             self._open.close()
             raise
         self._link = link
-        return Batch(notes=self._compiled.notes)
+        return Batch(notes=self._compiled.notes, started=link.results.started / 1e9)
 
     def _await(self, link: Link) -> None:
         """Wait until the plugin records: it begins when a vCPU becomes idle or resumes."""
@@ -156,6 +156,7 @@ class PluginCollector:
             full=wanted.count is not None and results.seen >= wanted.count,
             ended=self._ended(),
             notes=(*self._compiled.notes, *_lost(results, wanted)),
+            started=results.started / 1e9,
         )
 
     def _ended(self) -> str:

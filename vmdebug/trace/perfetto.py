@@ -1,0 +1,134 @@
+"""Writes hits in Perfetto's native format, which ui.perfetto.dev and trace_processor read.
+
+Tasks are threads. Calls whose return was recorded are slices, other hits are instants, and numbers among the
+arguments are counters as well. See https://perfetto.dev/docs/reference/synthetic-track-event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vmdebug.errors import HostError
+from vmdebug.trace.hit import Argument, Hit
+
+ADDRESSES = 1 << 47
+"""Numbers from here on are no counters: most are kernel addresses."""
+
+_PROCESS = 1
+_SEQUENCE = 1
+_FIRST_TRACK = 16
+
+
+class Perfetto:
+    """Writes the packets of a trace; the bytes of all calls together are a file.
+
+    Raises:
+        HostError: the package `perfetto` is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from perfetto.protos.perfetto.trace import perfetto_trace_pb2  # noqa: PLC0415 - slow to import
+        except ImportError as error:
+            raise HostError(
+                "the format perfetto needs the Python package perfetto",
+                hint="pip install 'vmdebug[perfetto]', or take --format chrome",
+            ) from error
+        self._pb: Any = perfetto_trace_pb2
+        self._tracks: dict[tuple[str, object], int] = {}
+        self._names: dict[int, str] = {}
+        self._begun = False
+
+    def packets(self, hit: Hit) -> bytes:
+        """Return the packets of a hit, and of tracks that are new."""
+        trace = self._pb.Trace()
+        if not self._begun:
+            self._begun = True
+            packet = self._packet(trace, 0)
+            packet.track_descriptor.uuid = _PROCESS
+            packet.track_descriptor.process.pid = _PROCESS
+            packet.track_descriptor.process.process_name = "the guest"
+            packet.sequence_flags = self._pb.TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
+        at = round(hit.time * 1e9)
+        track = self._task(trace, hit, at)
+        kinds = self._pb.TrackEvent
+        begin = self._event(trace, at, track, kinds.TYPE_SLICE_BEGIN if hit.duration else kinds.TYPE_INSTANT)
+        begin.name = hit.symbol
+        for name, value in _annotations(hit):
+            self._annotate(begin, name, value)
+        if hit.duration:
+            self._event(trace, at + round(hit.duration * 1e9), track, kinds.TYPE_SLICE_END)
+        for name, value in hit.args.items():
+            if isinstance(value, int | float) and abs(value) < ADDRESSES:
+                counter = self._counter(trace, f"{hit.symbol} {name}", at)
+                event = self._event(trace, at, counter, kinds.TYPE_COUNTER)
+                event.double_counter_value = float(value)
+        return bytes(trace.SerializeToString())
+
+    def _packet(self, trace: Any, at: int) -> Any:
+        packet = trace.packet.add()
+        packet.timestamp = at
+        packet.trusted_packet_sequence_id = _SEQUENCE
+        return packet
+
+    def _event(self, trace: Any, at: int, track: int, kind: int) -> Any:
+        event = self._packet(trace, at).track_event
+        event.type = kind
+        event.track_uuid = track
+        return event
+
+    def _track(self, kind: str, key: object) -> tuple[int, bool]:
+        """Return the number of a track, and whether it is new."""
+        new = (kind, key) not in self._tracks
+        return self._tracks.setdefault((kind, key), _FIRST_TRACK + len(self._tracks)), new
+
+    def _task(self, trace: Any, hit: Hit, at: int) -> int:
+        pid, comm = (hit.task.pid, hit.task.comm) if hit.task is not None else (-1, "unknown task")
+        # Each CPU has an idle task of its own, whose pid is 0.
+        track, new = self._track("task", (pid, hit.cpu if pid <= 0 else 0))
+        if new or self._names.get(track) != comm:
+            self._names[track] = comm
+            descriptor = self._packet(trace, at).track_descriptor
+            descriptor.uuid = track
+            descriptor.parent_uuid = _PROCESS
+            if pid > 0:
+                descriptor.thread.pid = _PROCESS
+                descriptor.thread.tid = pid
+                descriptor.thread.thread_name = comm
+            else:
+                descriptor.name = comm
+        return track
+
+    def _counter(self, trace: Any, name: str, at: int) -> int:
+        track, new = self._track("counter", name)
+        if new:
+            descriptor = self._packet(trace, at).track_descriptor
+            descriptor.uuid = track
+            descriptor.parent_uuid = _PROCESS
+            descriptor.name = name
+            descriptor.counter.SetInParent()
+        return track
+
+    def _annotate(self, event: Any, name: str, value: Argument) -> None:
+        note = event.debug_annotations.add()
+        note.name = name
+        if isinstance(value, str):
+            note.string_value = value
+        elif isinstance(value, float):
+            note.double_value = value
+        elif isinstance(value, int) and value >= 1 << 63:
+            note.pointer_value = value
+        elif isinstance(value, int):
+            note.int_value = value
+
+
+def _annotations(hit: Hit) -> Iterator[tuple[str, Argument]]:
+    yield from hit.args.items()
+    yield "cpu", hit.cpu
+    if hit.guest_time is not None:
+        yield "guest time", hit.guest_time
+    if hit.ret is not None:
+        yield "returned", hit.ret
+    if hit.backtrace:
+        yield "backtrace", "\n".join(call.function or hex(call.pc) for call in hit.backtrace)
