@@ -66,6 +66,8 @@ def test_a_tree_of_calls_of_each_task() -> None:
         "next(count=1);",
     ]
     assert [line.partition("|  ")[2] for line in lines(Graph(1), *hits)][1] == "outer(count=1); /* = 7 */"
+    rooted = [line.partition("|  ")[2] for line in lines(Graph(None, {"middle"}), *hits)]
+    assert rooted[1:] == ["middle(count=1) {", "  deep(count=1); /* = 7 */", "} /* = 7 */"]
     assert "  0)  dd-45" in lines(Graph(), hits[0])[1]
     assert "1.000 us |" in lines(Graph(), hits[0])[1]
 

@@ -158,8 +158,7 @@ def trace(
     chosen = _format(form, as_json=as_json)
     if max_depth is not None and not graph:
         raise UsageError("--max-depth goes with --graph", hint="add --graph")
-    summaries = _summaries(graph=graph, max_depth=max_depth, histogram=histogram, top=top)
-    if summaries and form is not None:
+    if form is not None and (graph or histogram or top is not None):
         raise UsageError(f"--graph, --histogram and --top have no --format {form}", hint="leave one out")
     from vmdebug import collecting, session
     from vmdebug.cli import trace_formats, trace_list, trace_stop
@@ -172,6 +171,8 @@ def trace(
     if listing:
         trace_list.put(name, [each.where for each in probes], as_json=as_json)
         return
+    roots = [each.where for each in probes] if (max_depth or 1) > 1 else []
+    summaries = _summaries(graph=graph, max_depth=max_depth, roots=roots, histogram=histogram, top=top)
     asked = wanted(
         [Probe(each.where, (*each.args, *_collected(histogram))) for each in probes],
         when=when,
@@ -215,13 +216,15 @@ def _format(form: str | None, *, as_json: bool) -> str:
     return chosen
 
 
-def _summaries(*, graph: bool, max_depth: int | None, histogram: str, top: int | None) -> list[Summary]:
+def _summaries(
+    *, graph: bool, max_depth: int | None, roots: Sequence[str], histogram: str, top: int | None
+) -> list[Summary]:
     """Return what is printed at the end instead of the hits."""
     from vmdebug.trace import summary
 
     found: list[Summary] = []
     if graph:
-        found.append(summary.Graph(max_depth))
+        found.append(summary.Graph(max_depth, roots))
     if histogram:
         found.append(summary.Histogram(histogram))
     if top is not None:

@@ -80,7 +80,7 @@ class TraceOptions(TypedDict, total=False):
         until: An expression; the first hit at which it is true is the last one.
         longer: Only calls that took longer than so many seconds, measured on the host, are hits.
         callees: How many levels of the functions that the places call are traced, too: those that the
-            compiler knows, not those called by pointers.
+            compiler knows, not those called by pointers. `when` is not for them.
     """
 
     args: Sequence[str]

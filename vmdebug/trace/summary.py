@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -123,10 +123,12 @@ class Graph:
 
     Args:
         depth: The most levels to print; None for all.
+        roots: The functions whose calls are the outermost ones to print; empty for all.
     """
 
-    def __init__(self, depth: int | None = None) -> None:
+    def __init__(self, depth: int | None = None, roots: Collection[str] = ()) -> None:
         self._depth = depth
+        self._roots = frozenset(roots)
         self._hits: defaultdict[object, list[Hit]] = defaultdict(list)
 
     def add(self, hit: Hit) -> None:
@@ -136,9 +138,17 @@ class Graph:
     def lines(self) -> Iterator[str]:
         """Yield the lines of function_graph's format; see Documentation/trace/ftrace.rst."""
         yield "# CPU  TASK                   DURATION       FUNCTION CALLS"
-        roots = [call for hits in self._hits.values() for call in _trees(hits)]
+        trees = [call for hits in self._hits.values() for call in _trees(hits)]
+        roots = list(self._outermost(trees)) if self._roots else trees
         for call in sorted(roots, key=lambda each: each.hit.time):
             yield from self._call(call, 0)
+
+    def _outermost(self, calls: list[_Call]) -> Iterator[_Call]:
+        for call in calls:
+            if call.hit.symbol in self._roots:
+                yield call
+            else:
+                yield from self._outermost(call.inside)
 
     def _call(self, call: _Call, level: int) -> Iterator[str]:
         hit = call.hit

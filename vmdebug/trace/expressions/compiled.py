@@ -113,17 +113,21 @@ class _Compiler:
 
     def result(self) -> Compiled:
         places, shapes, results = [], [], []
+        left_out: list[str] = []
         for index, probe in enumerate(self._wanted.probes):
             try:
                 one = self._probe(index, probe)
             except NotCompiledError as error:
                 if probe.where not in self._wanted.matched:
                     raise
-                self._notes.append(f"{probe.where} is not traced: {error.message}")
+                left_out.append(f"{probe.where}: {error.message}")
                 one = ([], (Shape("unsigned"),) * len(probe.args), None)
             places += one[0]
             shapes.append(one[1])
             results.append(one[2])
+        if left_out:
+            verb = "is" if len(left_out) == 1 else "are"
+            self._notes.append(f"{len(left_out)} of the functions {verb} not traced: {left_out[0]}")
         context = kernel_facts.context(self._addresses, self._facts, self._program())
         clock = kernel_facts.clock(self._addresses, self._facts, self._program())
         debug = self._facts.row.debug
@@ -220,7 +224,7 @@ class _Compiler:
     def _code(self, scope: Scope, probe: Probe, values: dict[int, Shape]) -> tuple[Op, ...]:
         program = self._program()
         generator = Generator(program, scope, self._facts)
-        if self._wanted.when:
+        if self._wanted.when and not (self._wanted.callees and probe.where in self._wanted.matched):
             generator.condition(self._wanted.when)
         for number, text in enumerate(probe.args):
             try:
@@ -269,7 +273,7 @@ class _Compiler:
             self._notes.append(f"{where} is inlined: its hits there have no return value")
         results = {_register(each.result) for each in scopes if each.ranges}
         found = results.pop() if len(results) == 1 else None
-        if found is None:
+        if found is None and where not in self._wanted.matched:
             self._notes.append(f"{where} returns no value in a register: its hits have no return value")
         return found
 
