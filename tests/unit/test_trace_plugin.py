@@ -17,17 +17,24 @@ from vmdebug import arch, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, VmError
 from vmdebug.process import Child
-from vmdebug.trace.expressions.compiled import Compiled, CompiledPlace
+from vmdebug.trace.expressions.compiled import (
+    FRAME_INDEX,
+    PC_INDEX,
+    STACK_INDEX,
+    Compiled,
+    CompiledPlace,
+)
 from vmdebug.trace.expressions.generate import Shape
 from vmdebug.trace.expressions.kernel_facts import Addresses
 from vmdebug.trace.expressions.operations import Code, Op, Program
-from vmdebug.trace.hit import Hit, Task
-from vmdebug.trace.plugin import binary
+from vmdebug.trace.hit import Call, Hit, Task
+from vmdebug.trace.plugin import binary, records
 from vmdebug.trace.plugin import link as links
-from vmdebug.trace.plugin.collector import PluginCollector
+from vmdebug.trace.plugin.collector import PluginCollector, request
 from vmdebug.trace.plugin.link import Link
 from vmdebug.trace.probe import Probe, Wanted
 from vmdebug.trace.trace import Trace
+from vmdebug.trace.unwinding.stack import Stack
 
 X86_64 = arch.by_name("x86_64")
 FUNCTION, RETURN, TAIL, LOOP = 0x1000, 0x1040, 0x1050, 0x1060
@@ -282,6 +289,8 @@ def test_returns_belong_to_their_calls(qemu: Qemu) -> None:
             qemu.run(RETURN)
         qemu.run(RETURN)  # of a call before the trace
     assert [(hit.args["count"], hit.ret) for hit in hits] == [(2, 20), (1, -11), (0, 1)]
+    durations = [hit.duration or 0 for hit in hits]
+    assert 0 < durations[0] < durations[1] < durations[2] < 60
 
 
 def test_a_call_that_ends_by_a_jump_or_not_at_all_has_no_return_value(qemu: Qemu) -> None:
@@ -420,3 +429,44 @@ def test_qemu_that_ends_leaves_what_it_wrote(qemu: Qemu) -> None:
             assert not deadline.passed
         assert hits.ended == "the guest is gone"
     assert len(hits) == 5
+
+
+STACK = 0xFFFF_C900_0000_0000
+STACK_BYTES = 16384
+
+
+@pytest.mark.parametrize("in_interrupt", [False, True])
+def test_the_stack_of_a_hit(qemu: Qemu, *, in_interrupt: bool) -> None:
+    """It ends with the task's stack; the last word of that of interrupts is the task's stack pointer."""
+    task_sp, interrupt_sp, last_word = STACK + STACK_BYTES - 64, STACK + 0x9000, STACK + 0x9078
+    own = bytes(range(64))
+    interrupts = bytes(0x78) + task_sp.to_bytes(8, "little")
+    qemu("mem", f"{task_sp:x}", own.hex())
+    qemu("mem", f"{interrupt_sp:x}", interrupts.hex())
+    qemu.reg("rdi", last_word)
+    qemu.reg("rsp", interrupt_sp if in_interrupt else task_sp)
+    code = (
+        Op(Code.CONSTANT, value=FUNCTION),
+        Op(Code.PUT, number=PC_INDEX),
+        Op(Code.PUT_REGISTER, number=FRAME_INDEX, target=0),
+        Op(Code.REGISTER, number=1),
+        Op(Code.REGISTER, number=3),
+        Op(Code.PUT_STACK, number=STACK_INDEX, value=STACK_BYTES),
+        Op(Code.END),
+    )
+    wanted, found = Wanted((Probe("f"),)), compiled(code)
+    stacks: list[Stack] = []
+
+    def unwound(stack: Stack) -> tuple[Call, ...]:
+        stacks.append(stack)
+        return (Call("f", stack.pc),)
+
+    with Link(qemu.path, "vm") as link:
+        link.begin(request(found, wanted, X86_64))
+        qemu("pause")
+        qemu.run(FUNCTION)
+        link.finish(60)
+        (hit,) = records.hits(link.take(), wanted.probes, found, 0, unwound)
+    assert hit.backtrace == (Call("f", FUNCTION),)
+    parts = ((interrupt_sp, interrupts), (task_sp, own)) if in_interrupt else ((task_sp, own),)
+    assert stacks == [Stack(pc=FUNCTION, sp=parts[0][0], bp=7, parts=parts)]

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from vmdebug.cli import render
+from vmdebug.cli.trace_formats import shown
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def run(
 
 def _put(stop: Stop, args: tuple[str, ...]) -> None:
     frame = stop.frame
-    values = " ".join(f"{each}={frame.evaluate(each)}" for each in args)
+    values = " ".join(f"{each}={shown(frame.evaluate(each).to_python_())}" for each in args)
     render.put(f"{frame.function}  {values}".rstrip())
     for level, each in enumerate(stop.backtrace()):
         place = f" at {each.file}:{each.line}" if each.file else ""
