@@ -1,9 +1,9 @@
 """A Debian as root: its start against virtme-ng's, `cp` against scp, and a clone against a boot.
 
 Both starts boot the builtin kernel with the same files: vmdebug from its image in the cache until `exec` has
-run `true`, `vng --root` from a directory until `true` has run and it has ended. `cp` and scp, over QEMU's user
-network, alternately copy the same 64 MiB of random bytes with the same guest. A boot is timed until systemd has
-finished, and the clones are made of a guest in which it has finished.
+run `true`, `vng --root` from a directory until `true` has run and it has ended. `cp` and scp, over QEMU's
+user network, alternately copy the same 64 MiB of random bytes with the same guest. A boot is timed until
+systemd has finished, and the clones are made of a guest in which it has finished.
 """
 
 from __future__ import annotations

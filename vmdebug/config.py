@@ -254,7 +254,8 @@ def _value(path: Path, name: str, key: str, value: Any) -> Any:
         return 0 if value else None
     if key in SEVERAL:
         here = path.parent
-        return tuple(_in_words(key, each, here) if isinstance(each, str) else each for each in several(value))
+        words = several(key, value)
+        return tuple(_in_words(key, each, here) if isinstance(each, str) else each for each in words)
     if not isinstance(value, str):
         return value
     if key == "memory":

@@ -227,7 +227,7 @@ def checked(options: GuestOptions) -> GuestOptions:
 def _plain(name: str, value: Any) -> Any:
     """Convert a value of `StartOptions` to the type in `GuestOptions`."""
     if name in SEVERAL:
-        return several(value)
+        return several(name, value)
     if isinstance(value, os.PathLike):
         return _plain(name, os.fspath(value))
     if name == "memory" and isinstance(value, str):
@@ -253,16 +253,16 @@ SEVERAL = ("module", "share", "net", "forward")
 """The options that take one word or several."""
 
 
-def several(value: Any) -> Any:
+def several(name: str, value: Any) -> Any:
     """Return the words of an option that takes one or several; a port may be a number, a file a path."""
     words = () if value is None else value if isinstance(value, list | tuple) else (value,)
-    return tuple(_word(each) for each in words)
+    return tuple(_word(name, each) for each in words)
 
 
-def _word(value: Any) -> Any:
+def _word(name: str, value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return str(value) if type(value) is int else value
+    return str(value) if name == "forward" and type(value) is int else value
 
 
 _MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
