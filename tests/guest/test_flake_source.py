@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.nixfixture import FixtureFlake
-from vmdebug import process, sources
+from vmdebug import process, sources, vm
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, DeadlineError, MismatchError, UsageError
 from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
@@ -207,6 +208,18 @@ def test_the_main_job_on_a_flake(flake: FixtureFlake) -> None:
     override = f"{flake.nix_args[1]} {flake.nix_args[2]}"
     vmdebug("start", ".#base-nixos", "--halt", "--accel", "tcg", "--override-input", override)
     debug()
+
+
+def test_a_port_is_forwarded_to_the_guest_of_a_runner(flake: FixtureFlake) -> None:
+    options = GuestOptions(
+        source=".#my-vm", nix_args=flake.nix_args, accel="tcg", halt=True, forward=(":22",)
+    )
+    spec = sources.resolve(options, report=silent, deadline=Deadline.after(SECONDS))
+    with vm.launch(spec, bound=True, timeout=SECONDS) as machine:
+        (nic,) = machine.facts()["net"]
+        (forward,) = nic["forwards"]
+        assert (nic["kind"], forward["guest"]) == ("user", 22)
+        socket.create_connection(("127.0.0.1", forward["host"]), timeout=SECONDS).close()
 
 
 @pytest.mark.usefixtures("main_job")
