@@ -43,7 +43,7 @@ class Copies(ABC):
         Args:
             source: A file or a directory; or the content of a file, as bytes.
             destination: The path in the guest; a directory that exists there gets a file under its own name,
-                and is merged with a directory of that name.
+                and is merged with a directory of that name. With a slash at its end it must be a directory.
             timeout: Seconds to wait, including the rest of a boot.
             report: Called during copies that take over 2 s.
 
