@@ -112,6 +112,21 @@ def test_dmesg_and_the_decoded_log_from_the_command_line(
     assert re.search(r"panic\+\S+ \(kernel/panic\.c:\d+\)", capsys.readouterr().out)
 
 
+def test_any_text_with_the_trace_of_a_guest_is_decoded(
+    session: DebugSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.exec(f"modprobe lkdtm; echo WARNING >{PROVOKE}", check=True)
+    text = session.exec("dmesg", check=True).stdout  # a serial line may lose characters
+    (tmp_path / "mail").write_text("".join(f"> {line}\n" for line in text.splitlines()))
+    assert cli.status_of(["decode", str(tmp_path / "mail")]) == 0  # with the kernel of the running VM
+    said = capsys.readouterr().out
+    assert re.search(
+        r"^> .*RIP: 0010:lkdtm_WARNING\+\S+ \[lkdtm\] \(drivers/misc/lkdtm/bugs\.c:\d+\)$", said, re.MULTILINE
+    )
+    assert re.search(r"^> .* vfs_write\+\S+ \(fs/read_write\.c:\d+\)$", said, re.MULTILINE)
+    assert re.search(r"^--> lkdtm_WARNING\+0x\w+ +0f 0b +ud2$", said, re.MULTILINE)
+
+
 def test_where_in_a_module_a_cpu_hangs(session: DebugSession) -> None:
     session.exec("modprobe lkdtm", check=True)
     session.console.sendline(f"echo SOFTLOCKUP >{PROVOKE}")

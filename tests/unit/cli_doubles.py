@@ -21,21 +21,27 @@ KERNEL = Kernel(
 )
 
 
-def spec(name: str = "linux", *, halt: bool = False) -> LaunchSpec:
+def spec(name: str = "linux", *, halt: bool = False, kernel: Kernel = KERNEL) -> LaunchSpec:
     return LaunchSpec(
         name=name,
         guest="/src/linux",
         machine=OwnMachine(),
-        kernel=KERNEL,
+        kernel=kernel,
         parameters=("console=ttyS0", "nokaslr"),
         halt=halt,
     )
 
 
-def machine(name: str = "linux", status: Status = "running", *, directory: Path = Path("/run/vmdebug")) -> Vm:
+def machine(
+    name: str = "linux",
+    status: Status = "running",
+    *,
+    directory: Path = Path("/run/vmdebug"),
+    kernel: Kernel = KERNEL,
+) -> Vm:
     path = directory / name
     state = State(
-        spec=spec(name, halt=status == "halted"),
+        spec=spec(name, halt=status == "halted", kernel=kernel),
         qemu=ProcessRef(pid=4711, started=1),
         leader=ProcessRef(pid=4711, started=1),
         accel="tcg",

@@ -71,6 +71,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     run("gcc", *gcc, "-c", "-o", build / "my-mod.o", tree / "lib/inlined.c")
     modules = build / "modules/kernel"
     modules.mkdir(parents=True)
+    run("ld", "-r", "--build-id=sha1", "-o", modules / "built.ko", build / "my-mod.o")
     (modules / "my-mod.ko.gz").write_bytes(gzip.compress((build / "my-mod.o").read_bytes()))
     return Kernel(
         arch="x86_64", image=build, origin="a test", vmlinux=build / "vmlinux", modules=build / "modules"
@@ -108,12 +109,103 @@ def test_an_address_in_a_trace_is_that_of_the_call_and_names_what_is_inlined(ker
     )
 
 
-@pytest.mark.parametrize("before", ["RIP: 0010:", "pc : ", "WARNING: CPU: 0 PID: 1 at lib/inlined.c:10 "])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "RIP: 0010:",
+        "pc : ",
+        "WARNING: CPU: 0 PID: 1 at lib/inlined.c:10 ",
+        "WARNING: CPU: 0 PID: 1 at ",
+        "WARNING: lib/inlined.c:10 at ",
+        "> [    1.0] RIP: 0010:",
+    ],
+)
 def test_an_address_at_which_the_cpu_stood_is_taken_as_it_is(kernel: Kernel, before: str) -> None:
     after_first = calls(kernel, "outer")[0]
     said = decode(f"{before}outer+{after_first:#x}/0x40", kernel, soon())
     assert not said.endswith("(lib/inlined.c:10)")
     assert "lib/inlined.c:" in said.removeprefix(before)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "[    1.0]  ",
+        "[    1.0][    T1]  ? ",
+        "> > [    1.0]  ",
+        ">>  ",
+        "|  ",
+        "Nov 29 12:00:00 host kernel:  ",
+        "2026-11-29T12:00:00+0000 host kernel:  ",
+        "2026-11-29T12:00:00.1234567Z [    1.0]  ",
+        "[Nov29 12:00]  ",
+        "[  +0.000004]  ? ",
+        "kern  :warn  : [    1.0]  ",
+        "6,567,1000000,-;  ",
+        "4,567,1000000,c,caller=T1; ? ",
+        "<4>[    1.0]  ",
+        "\x1b[31m ",
+    ],
+)
+def test_whatever_program_wrote_the_log_an_address_in_a_trace_is_that_of_the_call(
+    kernel: Kernel, before: str
+) -> None:
+    line = f"{before}outer+{calls(kernel, 'outer')[0]:#x}/0x40"
+    for end in ("\n", "\r\n"):
+        assert decode(f"{line}{end}", kernel, soon()) == f"{line} (lib/inlined.c:10){end}"
+
+
+@pytest.mark.parametrize("decoded", [" lib/inlined.c:10", " (lib/inlined.c:10)", " (a/b.rs:10 in x, c.rs:2)"])
+def test_what_another_program_has_decoded_stays_as_it_is(kernel: Kernel, decoded: str) -> None:
+    line = f" outer+{calls(kernel, 'outer')[0]:#x}/0x40{decoded}\n"
+    assert decode(line, kernel, soon()) == line
+
+
+def test_the_names_of_rust_are_demangled(kernel: Kernel) -> None:
+    name = "_RNvNtCs3hMM4v2rJ1k_6kernel5print11call_printk"
+    legacy = "_ZN4core9panicking5panic17h0123456789abcdefE"
+    said = decode(f" {name}+0x12/0x34\n {legacy}+0x0/0x1\n", kernel, soon())
+    assert said.startswith(" kernel")
+    assert "::print::call_printk+0x12/0x34\n core::panicking::panic" in said
+
+
+def test_a_module_of_another_build_is_not_decoded_but_named(kernel: Kernel) -> None:
+    line = f" outer+0x0/0x40 [built {'12' * 20}]\n"
+    notes: list[str] = []
+    assert decode(line * 2, kernel, soon(), tell=notes.append) == line * 2
+    (note,) = notes
+    assert re.search(
+        rf"built\.ko is of another build: its build-id is [0-9a-f]{{40}}, in the text {'12' * 20}", note
+    )
+    assert "(lib/inlined.c:9)" in decode(line.replace("12" * 20, build_id(kernel)), kernel, soon())
+
+
+def build_id(kernel: Kernel) -> str:
+    assert kernel.modules is not None
+    notes = run("readelf", "-n", kernel.modules / "kernel/built.ko")
+    (found,) = re.findall(r"Build ID: ([0-9a-f]+)", notes)
+    return str(found)
+
+
+def test_the_instructions_of_code_follow_it(kernel: Kernel) -> None:
+    offset = calls(kernel, "outer")[0] - 5
+    (row,) = re.findall(r"^([0-9a-f]+) T outer$", run("nm", vmlinux(kernel)), re.MULTILINE)
+    start = int(row, 16)
+    data = bytes_of(kernel, start, offset + 5)
+    code = " ".join(f"<{each:02x}>" if at == offset else f"{each:02x}" for at, each in enumerate(data))
+    lines = decode(f"RIP: 0010:outer+{offset:#x}/0x40\nCode: {code}\nRSP: 1\n", kernel, soon()).splitlines()
+    assert lines[0].endswith(" (lib/inlined.c:10)")
+    assert re.fullmatch(rf"--> outer\+{offset:#x} +(?:[0-9a-f]+ )+ +call sink\+0x0", lines[-2])
+    assert lines[-1] == "RSP: 1"
+
+
+def bytes_of(kernel: Kernel, address: int, size: int) -> bytes:
+    row = re.search(
+        r" \.text +\w+ +([0-9a-f]+)  [0-9a-f]+  ([0-9a-f]+)", run("objdump", "-h", vmlinux(kernel))
+    )
+    assert row is not None
+    at = address - int(row[1], 16) + int(row[2], 16)
+    return vmlinux(kernel).read_bytes()[at : at + size]
 
 
 def test_of_several_functions_of_a_name_the_one_of_that_size(kernel: Kernel) -> None:

@@ -26,6 +26,7 @@ VERBS = {
     "restart": "Restart a VM with the same options and the present build of its kernel.",
     "log": "Print a VM's serial log.",
     "dmesg": "Print the kernel log, read from guest memory.",
+    "decode": "Add source lines to the kernel traces in a text.",
     "console": "Connect to a VM's serial console; Ctrl-] leaves.",
     "exec": "Run a command in a guest's shell.",
     "ssh": "Log in to a guest with ssh, or run a command there.",

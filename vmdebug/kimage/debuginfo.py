@@ -147,7 +147,7 @@ def _separate(vmlinux: Path) -> Iterator[tuple[str, Path]]:
         file = elf.parse(vmlinux, stream)
         build_id, link = elf.build_id(file), _debuglink(file)
     named = by_build_id(build_id)
-    if named is not None and _build_id(named) == build_id:
+    if named is not None and elf.build_id_of(named) == build_id:
         yield "build-id", named
     if link is None:
         return
@@ -157,11 +157,6 @@ def _separate(vmlinux: Path) -> Iterator[tuple[str, Path]]:
         other = place / name
         if other != vmlinux.resolve() and or_false(other.is_file) and _checksum(other) == checksum:
             yield ".gnu_debuglink", other
-
-
-def _build_id(path: Path) -> str:
-    with elf.opened(path) as stream:
-        return elf.build_id(elf.parse(path, stream))
 
 
 def _debuglink(file: Any) -> tuple[str, int] | None:

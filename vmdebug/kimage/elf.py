@@ -93,6 +93,17 @@ def build_id(elf: Any) -> str:
     return ""
 
 
+def build_id_of(path: Path) -> str:
+    """Return the GNU build-id of an ELF file; "" if it has none.
+
+    Raises:
+        UsageError: it is not an ELF file, or is damaged.
+        HostError: this user may not read it.
+    """
+    with opened(path) as stream:
+        return build_id(parse(path, stream))
+
+
 def _plausible(table: Any) -> bool:
     header = table.header
     return int(header["p_filesz"] if "p_filesz" in header else header["sh_size"]) <= _LARGEST_NOTES

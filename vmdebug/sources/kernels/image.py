@@ -52,6 +52,25 @@ def kernel(path: Path, *, search: bool = True, force: bool = False) -> Kernel:
     )
 
 
+def of_vmlinux(vmlinux: Path) -> Kernel:
+    """Return the kernel of a vmlinux, without a boot image; with modules of its build tree or its release.
+
+    Raises:
+        UsageError: it is not a vmlinux.
+        HostError: it cannot be read.
+    """
+    file = vmlinux.absolute()
+    says = kimage.read_vmlinux(file)
+    kernel = Kernel(
+        image=file,
+        origin=f"the vmlinux {vmlinux}",
+        arch=says.arch,
+        build_id=says.build_id,
+        release=says.release,
+    )
+    return with_symbols(kernel, file)
+
+
 def with_symbols(kernel: Kernel, vmlinux: Path | None) -> Kernel:
     """Return the kernel with this vmlinux and with its modules.
 
