@@ -29,6 +29,9 @@ from vmdebug.vm.kernel_trouble import NewTrouble
 
 RUNNING = "running kselftests"
 
+DIED = "the guest died"
+"""The directive of the test that ran then; its trouble says how."""
+
 Ended = Callable[[str, KernelTestPoint], object]
 """Called with the name of the collection, or the suite, and a test of it that has ended."""
 
@@ -261,7 +264,7 @@ def grouped(ended: Sequence[tuple[str, KernelTestPoint]]) -> tuple[KernelTestPoi
 
 
 def _one(vm: Vm, asked: Asked, test: str, place: Place, deadline: Deadline) -> tuple[KernelTestPoint, str]:
-    """Run a test; return its point, and how the guest has died meanwhile, or ""."""
+    """Run a test; return its point, and why the next ones do not run, or ""."""
     collection, seconds = asked.collection, asked.timeout
     interpreter = collection.interpreter(test)
     absent = needed_path(interpreter) if interpreter else ""
@@ -283,8 +286,8 @@ def _one(vm: Vm, asked: Asked, test: str, place: Place, deadline: Deadline) -> t
         if deadline.passed:
             raise
         status = _TIMED_OUT
-    except GuestDiedError as error:
-        died = error.message
+    except GuestDiedError:
+        died = DIED
     lines = output.decode(errors="replace").replace("\0", "").splitlines()
     took = round(time.monotonic() - began, 3)
     if place.runner:

@@ -233,7 +233,7 @@ class _Run:
         done: The suites that have run.
         ran: The jobs that have run.
         notes: Notes for the user.
-        died: How the guest died; "" while it lives.
+        died: That the guest died; "" while it lives.
     """
 
     vm: Vm
@@ -251,8 +251,8 @@ class _Run:
         began = before.dropped + len(before.data)
         try:
             return self._points(job)
-        except GuestDiedError as error:
-            self.died = error.message
+        except GuestDiedError:
+            self.died = "the guest died"
         now = kept.read(log)
         if found := ktap.read_log(now.data[max(0, began - now.dropped) :].decode(errors="replace")):
             return found
