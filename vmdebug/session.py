@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
 from vmdebug import attaching, collecting, config, restart, sources, ssh, vm
 from vmdebug.attaching import ATTACH_SECONDS
@@ -36,6 +36,10 @@ from vmdebug.trace.probe import Probe, TraceOptions
 from vmdebug.trace.probe import Wanted as WantedTrace
 from vmdebug.trace.trace import Trace
 from vmdebug.vm.machine import SNAPSHOT_SECONDS
+
+if TYPE_CHECKING:
+    from vmdebug.drgn_program.live import Opened
+    from vmdebug.drgn_program.types import Object, Program, StackTrace
 
 STOP_SECONDS = 30.0
 """How long GDB, and then QEMU, may take to end with a session."""
@@ -78,6 +82,7 @@ class DebugSession(Copies, KernelTests):
         self._console_held = contextlib.ExitStack()
         self._console: Console | None = None
         self._gdb: Gdb | None = None
+        self._drgn: Opened | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +112,7 @@ class DebugSession(Copies, KernelTests):
             self.vm.shell.close()
         finally:
             introduced = self._console is not None or self._gdb is not None
-            self._console = self._gdb = None
+            self._console = self._gdb = self._drgn = None
             if introduced:
                 self._connect_shell()
             if self._owned:
@@ -153,6 +158,48 @@ class DebugSession(Copies, KernelTests):
             self._gdb = self._attached(self.attach_timeout)
             self._connect_shell()
         return self._gdb
+
+    @property
+    def drgn(self) -> Program:
+        """A `drgn.Program` of the guest's kernel, which reads guest memory and does not stop the guest.
+
+        The symbols are those of vmlinux and of the modules that are loaded at the first use, and are proven
+        to be those in memory.
+
+        Raises:
+            HostError: drgn is not installed.
+            UsageError: there is no vmlinux with debugging information.
+            MismatchError: the symbols do not belong to the kernel in guest memory.
+            StateError: the kernel has not started.
+            DeadlineError: QEMU did not answer within `attach_timeout`.
+        """
+        return self._opened_drgn().program
+
+    def stack_trace(self, task: Object | int) -> StackTrace:
+        """Return the stack of a task by drgn, also of one that a CPU of the stopped guest runs.
+
+        Args:
+            task: A `struct task_struct *` of `drgn`, or a pid.
+
+        Raises:
+            StateError: the task runs now.
+            UsageError: there is no task with that pid.
+            VmdebugError: see `drgn`.
+        """
+        program = self.drgn
+        from vmdebug.drgn_program.stacks import Stacks  # noqa: PLC0415 - drgn is optional
+
+        return Stacks(program, self.vm)(task)
+
+    def _opened_drgn(self) -> Opened:
+        if self._drgn is None:
+            from vmdebug.drgn_program import library  # noqa: PLC0415 - drgn is optional
+
+            library.need("session.drgn")
+            from vmdebug.drgn_program import live  # noqa: PLC0415
+
+            self._drgn = live.open_program(self.vm, force=self._force, timeout=self.attach_timeout)
+        return self._drgn
 
     def trace(
         self,
@@ -238,8 +285,9 @@ class DebugSession(Copies, KernelTests):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The warnings of GDB: `gdb.notes`, once it is attached."""
-        return () if self._gdb is None else tuple(self._gdb.notes)
+        """The warnings of GDB and drgn, once they are used, such as symbols of another build."""
+        by_gdb = () if self._gdb is None else tuple(self._gdb.notes)
+        return by_gdb if self._drgn is None else (*by_gdb, *self._drgn.notes)
 
     @overload
     def exec(
@@ -348,6 +396,7 @@ class DebugSession(Copies, KernelTests):
             if self._console is not None:
                 self._console.line.restored()
             self.vm.shell.forget()
+            self._drgn = None  # other modules may be loaded
             if self._gdb is not None:
                 self._gdb.replaced()
 
@@ -405,7 +454,7 @@ class DebugSession(Copies, KernelTests):
         spec = restart.resolve(self.vm, halt=None if gdb is None else True, report=report, deadline=deadline)
         start = restart.prepare(self.vm, spec, report=report, launch_seconds=timeout)
         self._console_held.close()
-        self._console = None
+        self._console = self._drgn = None
         if gdb is not None and gdb.state in (State.STOPPED, State.RUNNING):
             gdb.detach()
         self.vm = restart.replace(self.vm, spec, start, report=report, launch_seconds=timeout)

@@ -45,7 +45,7 @@ def test_an_unknown_option_is_named_before_anything_starts() -> None:
 
 ANSWERED_AT_ONCE = {
     "Console": {"tail"},
-    "DebugSession": {"check_running", "exchanges"},
+    "DebugSession": {"check_running", "exchanges", "stack_trace"},
     "Gdb": {"check_stop", "exchanges", "fileno", "replaced", "resume", "runs"},
     "GuestOptions": {"speller"},
     "KernelTestPoint": {"explained"},

@@ -32,7 +32,9 @@ def monitor(handler: int, memory: bytes = b"", *, at: int = 0, table: int = TABL
     entry = gate[:2] + b"\x10\0\0\x8e" + gate[2:4] + gate[4:8] + bytes(4)
     parts = {table: entry, at: memory}
 
-    def qmp(command: str, **arguments: str) -> str:
+    def qmp(command: str, **arguments: str) -> object:
+        if command == "query-cpus-fast":
+            return [{"cpu-index": 0}]
         assert command == "human-monitor-command"
         line = arguments["command-line"]
         if line == "info registers":

@@ -31,6 +31,7 @@ VERBS = {
     "exec": "Run a command in a guest's shell.",
     "ssh": "Log in to a guest with ssh, or run a command there.",
     "cp": "Copy files and directories into a guest, or out of it.",
+    "drgn": "Run drgn on a VM or a dump: a prompt, a script or a statement.",
     "trace": "Print calls of kernel functions, with arguments, while the guest runs.",
     "snapshot": "Save and restore the state of a VM.",
     "clone": "Start copies of a running VM.",

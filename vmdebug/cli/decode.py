@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmdebug.cli import options, render, verb
-from vmdebug.errors import HostError, UsageError, VmdebugError
+from vmdebug.errors import HostError, UsageError
 
 if TYPE_CHECKING:
     from vmdebug.debugger.text_kernels import Said
@@ -95,35 +94,13 @@ def _read(file: Path | None) -> str:
 
 def _kernel(guest: str | None, vmlinux: Path | None, said: tuple[Said, ...]) -> Kernel:
     """Return the kernel to decode with; it has a vmlinux."""
-    from vmdebug import kimage
-    from vmdebug.debugger import text_kernels
+    from vmdebug.cli import at_hand
     from vmdebug.sources.kernels import image
 
     if vmlinux is not None:
         return image.of_vmlinux(vmlinux)
-    if guest is None:
-        for kernel in _candidates(said):
-            assert kernel.vmlinux is not None  # noqa: S101 - for the type checker
-            if not text_kernels.is_other(said, kimage.read_vmlinux(kernel.vmlinux)):
-                return kernel
-    return _of_guest(guest)
-
-
-def _candidates(said: tuple[Said, ...]) -> list[Kernel]:
-    """Return the kernels with a vmlinux that are at hand and may be those of a text."""
-    from vmdebug import vm
-    from vmdebug.sources.kernels import image
-
-    if not said:
-        return []
-    running = []
-    for name in vm.names():
-        with contextlib.suppress(VmdebugError):
-            running.append(vm.find(name).state.spec.kernel)
-    installed = [
-        image.of_vmlinux(file) for each in said for file in image.installed(each.release, each.build_id)
-    ]
-    return [each for each in (*running, *installed) if each.vmlinux is not None]
+    found = at_hand.kernel(said) if guest is None else None
+    return found or _of_guest(guest)
 
 
 def _of_guest(guest: str | None) -> Kernel:

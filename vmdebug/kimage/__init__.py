@@ -3,24 +3,27 @@
 A vmlinux and the kernel packed inside a boot image carry the same GNU build-id note, because both come from
 one link (see `LDFLAGS_vmlinux` in the kernel's Makefile). Where one has no such note, their version strings
 are compared: linux_banner of init/version-timestamp.c in the vmlinux, and the one in the image's header.
+
+The names of this package are imported when they are first used: most callers read either images or ELF files.
 """
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from vmdebug.errors import MismatchError
-from vmdebug.kimage.debuginfo import WITHOUT_DWARF, Dwarf, by_build_id, dwarf
-from vmdebug.kimage.formats import Image
-from vmdebug.kimage.image import is_image, own_symbols, read_image, unified_parts, unknown_format
-from vmdebug.kimage.vmlinux import Vmlinux, is_elf, read_vmlinux
-from vmdebug.spelling import option
+if TYPE_CHECKING:
+    from vmdebug.kimage.debuginfo import WITHOUT_DWARF, Dwarf, by_build_id, dwarf
+    from vmdebug.kimage.formats import Image
+    from vmdebug.kimage.identifying import Fingerprint, fingerprint
+    from vmdebug.kimage.image import is_image, own_symbols, read_image, unified_parts, unknown_format
+    from vmdebug.kimage.proof import Proof, build_id, check
+    from vmdebug.kimage.vmlinux import Vmlinux, is_elf, read_vmlinux
 
 __all__ = [
     "WITHOUT_DWARF",
     "Dwarf",
+    "Fingerprint",
     "Image",
     "Proof",
     "Vmlinux",
@@ -28,6 +31,7 @@ __all__ = [
     "by_build_id",
     "check",
     "dwarf",
+    "fingerprint",
     "is_elf",
     "is_image",
     "own_symbols",
@@ -37,66 +41,20 @@ __all__ = [
     "unknown_format",
 ]
 
-Proof = Literal["build-id", "banner", "release", "none"]
-"""What proves that two files match; "none": they have nothing that can be compared."""
+_HOMES = {
+    "debuginfo": ("WITHOUT_DWARF", "Dwarf", "by_build_id", "dwarf"),
+    "identifying": ("Fingerprint", "fingerprint"),
+    "formats": ("Image",),
+    "image": ("is_image", "own_symbols", "read_image", "unified_parts", "unknown_format"),
+    "proof": ("Proof", "build_id", "check"),
+    "vmlinux": ("Vmlinux", "is_elf", "read_vmlinux"),
+}
 
-_COMPILER = re.compile(r"(\S+ \(\S+@\S+\)) \(.*\) (#\d.*)")
-
-
-def build_id(path: Path) -> str:
-    """Return the build-id of a vmlinux or a boot image, in hex; "" if it has none.
-
-    Raises:
-        UsageError: it is neither, or is damaged.
-        HostError: this user may not read it.
-    """
-    return (read_vmlinux(path) if is_elf(path) else read_image(path)).build_id
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
-def check(image: Path, vmlinux: Path, *, force: bool = False) -> Proof:
-    """Check that a boot image and a vmlinux come from the same build, and return what proves it.
-
-    Args:
-        image: The boot image.
-        vmlinux: The ELF file with symbols.
-        force: Whether to return "none" for files of different builds.
-
-    Raises:
-        MismatchError: they come from different builds.
-        UsageError: one of them is not a kernel file, or is damaged.
-        HostError: this user may not read one of them.
-    """
-    boots, symbols = read_image(image), read_vmlinux(vmlinux)
-    ours, theirs, proof = _comparable(boots, symbols)
-    if ours == theirs:
-        return proof
-    if force:
-        return "none"
-    raise MismatchError(
-        f"{image} and {vmlinux} are of different builds: {proof} {ours} and {theirs}",
-        hint=f"build both with one `make`, or give this image's own vmlinux: {option('vmlinux', 'FILE')};"
-        f" {option('force', True)} continues anyway",
-        detail=f"{_side(image, boots)}\n{_side(vmlinux, symbols)}",
-    )
-
-
-def _comparable(image: Image, vmlinux: Vmlinux) -> tuple[str, str, Proof]:
-    """Return the values of the most specific property that both files have, and its name."""
-    if image.build_id and vmlinux.build_id:
-        return image.build_id, vmlinux.build_id, "build-id"
-    if not image.banner or not vmlinux.banner:
-        return "", "", "none"
-    whole = _COMPILER.fullmatch(vmlinux.banner)
-    if whole is None:
-        return image.release, vmlinux.release, "release"
-    # The version in the image does not include the compiler.
-    return image.banner, f"{whole[1]} {whole[2]}", "banner"
-
-
-def _side(path: Path, says: Image | Vmlinux) -> str:
-    match says:
-        case Image(compression=packed, unread=unread):
-            where = unread or f"the kernel inside, {packed}"
-        case Vmlinux():
-            where = "its note"
-    return f"{path}\n  build-id {says.build_id or 'none'} ({where})\n  version  {says.banner or 'unknown'}"
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vmdebug.kimage' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"vmdebug.kimage.{_HOME[name]}"), name)
+    return value

@@ -7,7 +7,7 @@ exception table gives the address, as in `gdbinit/vmd_slide.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def _check(qmp: Qmp, vmlinux: Path, moved: int) -> None:
     if not ours or len(places) != 1:
         return
     expected = _PREFIX + ours
-    found = _read(qmp, places[0] + moved, len(expected))
+    found = read(qmp, places[0] + moved, len(expected))
     if found and found != expected:
         raise _other(vmlinux, f"it is {found.decode(errors='replace')}")
 
@@ -84,19 +84,35 @@ def _possible(moved: int, debug: Debug) -> bool:
 def _handler(qmp: Qmp, debug: Debug) -> int:
     """Return the address of the first exception handler; 0 if there is no exception table."""
     found = re.search(debug.vectors, _hmp(qmp, "info registers"))
-    entry = _read(qmp, int(found[1], 16), debug.vector_bytes) if found else b""
+    entry = read(qmp, int(found[1], 16), debug.vector_bytes) if found else b""
     return int.from_bytes(b"".join(entry[low:high] for low, high in debug.vector_address), "little")
 
 
-def _read(qmp: Qmp, address: int, count: int) -> bytes:
-    """Return bytes of guest memory; b"" if they cannot be read."""
-    said = _hmp(qmp, f"x /{count}xb {address:#x}")
-    data = bytes(int(each, 16) for each in _WORDS.findall(said))
-    return data if len(data) == count else b""
+def read(qmp: Qmp, address: int, count: int) -> bytes:
+    """Return guest memory at a virtual address, as a CPU that maps it sees it; b"" if none does.
+
+    With page-table isolation, a CPU in user space does not map the kernel's data.
+    """
+    for cpu in _cpus(qmp):
+        said = _hmp(qmp, f"x /{count}xb {address:#x}", cpu)
+        data = bytes(int(each, 16) for each in _WORDS.findall(said))
+        if len(data) == count:
+            return data
+    return b""
 
 
-def _hmp(qmp: Qmp, line: str) -> str:
+def registers(qmp: Qmp) -> str:
+    """Return the registers of all CPUs, as QEMU's `info registers -a` prints them; "" if it does not."""
+    return _hmp(qmp, "info registers -a")
+
+
+def _cpus(qmp: Qmp) -> Iterator[int]:
+    yield 0
+    yield from range(1, len(qmp("query-cpus-fast")))
+
+
+def _hmp(qmp: Qmp, line: str, cpu: int = 0) -> str:
     try:
-        return str(qmp("human-monitor-command", **{"command-line": line}))
+        return str(qmp("human-monitor-command", **{"command-line": line, "cpu-index": cpu}))
     except QmpError:
         return ""
