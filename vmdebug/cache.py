@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
 from vmdebug.paths import file_system, of_user, write_atomically
 from vmdebug.progress import Report, Step
+
+DIRECTORY_SECONDS = 7 * 24 * 3600
+"""How long after its last use a directory of the cache is kept in any case."""
 
 
 def directory(name: str) -> Path:
@@ -58,6 +62,9 @@ def used(path: Path) -> bool:
 def keep_newest(where: Path, pattern: str, count: int) -> None:
     """Delete what was used longest ago in a directory.
 
+    A running guest keeps a deleted file open, but would miss the files of a directory that it shares. So a
+    directory stays for `DIRECTORY_SECONDS` after its last use.
+
     Args:
         where: The directory.
         pattern: Its files and directories, as for `glob`.
@@ -66,7 +73,8 @@ def keep_newest(where: Path, pattern: str, count: int) -> None:
     with writing(where):
         oldest_last = sorted(where.glob(pattern), key=touched, reverse=True)
         for path in oldest_last[count:]:
-            remove(path)
+            if not path.is_dir() or time.time() - touched(path) / 1e9 > DIRECTORY_SECONDS:
+                remove(path)
 
 
 def remove(path: Path) -> None:

@@ -58,6 +58,14 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.x", "newer.y", "older.x"]
 
 
+def test_a_directory_that_a_guest_may_use_stays(tmp_path: Path) -> None:
+    for name in ("long-ago.x", "today.x"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / "long-ago.x", (1, 1))
+    cache.keep_newest(tmp_path, "*.x", 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["today.x"]
+
+
 def test_what_is_used_becomes_the_newest(tmp_path: Path) -> None:
     assert not cache.used(tmp_path / "file")
     assert not (tmp_path / "file").exists()
