@@ -17,7 +17,8 @@ MOST_MATCHES = 2000
 """The most functions that the patterns of a trace may match."""
 
 _LINE = re.compile(r"(?P<function>\w+)\+(?P<lines>\d+)")
-_PATTERN = re.compile(r"[\w*?\[\]!-]*[*?\[][\w*?\[\]!-]*")
+_PATTERN = re.compile(r"(?!\*)[\w*?\[\]!-]*[*?\[][\w*?\[\]!-]*")
+"""A pattern cannot begin with `*`: `*expression` is an address."""
 _PREFIXES = ("__pfx_", "__cfi_")
 """The names of padding before functions: no code runs there."""
 
