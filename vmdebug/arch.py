@@ -176,7 +176,8 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         second_console: The kernel's name of that port.
         early_console: The kernel parameter that shows messages before the console's driver runs.
         parameters: Kernel parameters that keep this architecture's kernel from taking a stop in the debugger
-            for a fault.
+            for a fault, or that of a QEMU that waits for a CPU of the host: a boot then ended with "IO-APIC +
+            timer doesn't work!" (`timer_irq_works` of arch/x86/kernel/apic/io_apic.c).
         dead_cpu: Regular expression for a CPU in QEMU's `info registers` that has halted with interrupts
             disabled, so that only a reset wakes it.
         uefi: Where distributions install a UEFI firmware for QEMU.
