@@ -14,6 +14,7 @@ from pathlib import Path
 import vmdebug
 from soak.result import Result
 from soak.world import world
+from vmdebug.errors import VmdebugError
 
 WARM_UP = 10
 """Cycles before the first count, which fill the caches and import the modules."""
@@ -70,7 +71,11 @@ def run(count: int, rng: random.Random) -> Result:
         os.environ.update(here.env)
         first = last = Held.now()
         for number in range(count):
-            _cycle(number, rng)
+            try:
+                _cycle(number, rng)
+            except VmdebugError as error:
+                failures.append(f"cycle {number}: {error}")
+                print(f"  {failures[-1]}", file=sys.stderr, flush=True)
             if number == min(WARM_UP, count - 1):
                 first = Held.now()
             if number % 50 == 0:
