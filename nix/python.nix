@@ -23,8 +23,9 @@ let
   packagesOf = map (name: python3Packages.${name});
 
   # Nix does not need pip-tools, which writes requirements.txt. nixpkgs has import-linter and ruff as programs. It
-  # has no types-gdb, so mypy only runs in a checkout with a .venv.
+  # has no types-gdb, so mypy only runs in a checkout with a .venv. Some releases have drgn as a program only.
   elsewhere = [
+    "drgn"
     "import-linter"
     "mypy"
     "pip-tools"
@@ -35,5 +36,7 @@ in
 {
   inherit (project) version description;
   dependencies = packagesOf (namesOf project.dependencies);
-  development = packagesOf (lib.subtractLists elsewhere (namesOf project.optional-dependencies.dev));
+  development =
+    packagesOf (lib.subtractLists elsewhere (namesOf project.optional-dependencies.dev))
+    ++ lib.optional (python3Packages ? drgn) python3Packages.drgn;
 }

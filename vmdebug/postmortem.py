@@ -6,6 +6,7 @@ contains the reason.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import Kernel
 from vmdebug.session import DebugSession
+from vmdebug.vm.dump import readers as dump_readers
+from vmdebug.vm.dump import write as write_dump
 
 CONSOLE_LINES = 100
 """Number of the console's last lines in a report."""
@@ -38,10 +41,6 @@ PART_SECONDS = 10.0
 
 DUMP_SECONDS = 60.0
 """How long a vmcore may take: 0.7 s for 256 MB on a quiet machine."""
-
-DUMP_FORMATS = ("kdump-raw-zlib", "kdump-zlib", "elf")
-"""Values of QMP's `DumpGuestMemoryFormat`, the best first. A compressed dump is a tenth as large as the
-guest's memory. The format without `raw` is what makedumpfile(8) calls flattened, for pipes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +168,18 @@ _INTERLEAVED = "interleaved with what another CPU printed; CONFIG_PRINTK_CALLER 
 _BETWEEN = "\n\f\n"
 
 
-def splats(troubles: Sequence[Trouble], kernel: Kernel) -> list[Section]:
+def splats(troubles: Sequence[Trouble], kernel: Kernel, *, seconds: float = PART_SECONDS) -> list[Section]:
     """Return splats as sections, decoded together: reading the symbols takes most of the time.
 
     They have a deadline of their own, because they are read first.
+
+    Args:
+        troubles: The splats.
+        kernel: The kernel that printed them.
+        seconds: How long it may take to find source lines; afterwards they are shown without.
     """
     texts = [_INTERLEAVED * trouble.interleaved + trouble.text for trouble in troubles]
-    deadline = Deadline.after(PART_SECONDS)
+    deadline = Deadline.after(seconds)
     try:
         texts = decode.decode(_BETWEEN.join(texts), kernel, deadline).split(_BETWEEN) if texts else []
     except VmdebugError as error:
@@ -214,6 +218,8 @@ def _ask_gdb(session: DebugSession, parts: _Parts) -> None:
         title = "stop" if exchanges else title
         with session.examined(timeout=seconds) as gdb:
             parts.add("backtraces", lambda: _backtraces(gdb, session.vm.state.spec.kernel, parts.seconds()))
+            if blocked := _blocked(session):
+                parts.sections.append(Section("blocked tasks", blocked))
             parts.add("dmesg", lambda: gdb.dmesg(limit=LOG_LINES, timeout=parts.seconds()), lines=DMESG_LINES)
     except (VmdebugError, OSError) as error:
         parts.sections.append(Section(title, f"not available: {error}"))
@@ -227,14 +233,25 @@ def _backtraces(gdb: Gdb, kernel: Kernel, seconds: float) -> str:
     return text if kernel.source is None else text.replace(f"{kernel.source}/", "")
 
 
+def _blocked(session: DebugSession) -> str:
+    """Return the tasks that wait without being interruptible, with what they wait for; "" if there are none.
+
+    Only drgn can tell; without it, GDB would take seconds for a long list of tasks.
+    """
+    kernel = session.vm.state.spec.kernel
+    if kernel.vmlinux is None or importlib.util.find_spec("drgn") is None:
+        return ""
+    from vmdebug.drgn_program import tasks  # noqa: PLC0415 - drgn is optional
+
+    try:
+        text = tasks.blocked(session.drgn, session.stack_trace)
+    except Exception as error:  # noqa: BLE001 - drgn's errors have no common class
+        return f"not available: {error}"
+    return text if kernel.source is None else text.replace(f"{kernel.source}/", "")
+
+
 def _dump(session: DebugSession, path: Path, deadline: Deadline) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    left = deadline.left("QEMU to list the formats of dumps")
-    known = session.vm.qmp("query-dump-guest-memory-capability", timeout=left)["formats"]
-    chosen = next(each for each in DUMP_FORMATS if each in known)
-    protocol = f"file:{path.absolute()}"
-    left = deadline.left("QEMU to dump the memory")
-    session.vm.qmp("dump-guest-memory", paging=False, protocol=protocol, format=chosen, timeout=left)
-    vmlinux = session.vm.state.spec.kernel.vmlinux or "VMLINUX"
-    reader = f"crash {vmlinux} {path}" if chosen == "kdump-zlib" else f"drgn -c {path} -s {vmlinux}"
-    return f"{path}, {path.stat().st_size >> 20} MiB, {chosen}\n{reader}"
+    made = write_dump(session.vm, path, timeout=deadline.left("QEMU to dump the memory"))
+    readers = dump_readers(made, session.vm.state.spec.kernel)
+    return "\n".join([f"{path}, {made.size >> 20} MiB, {made.format}", *readers])

@@ -136,6 +136,21 @@ def test_where_in_a_module_a_cpu_hangs(session: DebugSession) -> None:
     assert "vfs_write (" in found["backtraces"]
 
 
+def test_tasks_that_wait_for_a_lock_and_the_task_that_holds_it(session: DebugSession) -> None:
+    # The first writer sleeps with the lock of the open file that it shares with the second one.
+    session.exec(
+        f"modprobe lkdtm; exec 3>{PROVOKE}; (echo HUNG_TASK >&3) & sleep 1; (echo x >&3) & sleep 1",
+        check=True,
+    )
+    found = collect(session)["blocked tasks"]
+    (waits,) = re.findall(
+        r"^pid \d+ \(sh\) waits for mutex 0x\w+, held by pid (\d+) \(sh\)$", found, re.MULTILINE
+    )
+    assert re.search(
+        rf"^pid {waits} \(sh\)\n(?:#.*\n)*#.* lkdtm_HUNG_TASK \(drivers/misc/lkdtm/", found, re.MULTILINE
+    )
+
+
 def test_of_a_killed_qemu_the_logs_are_left(session: DebugSession) -> None:
     qemu = session.vm.state.qemu
     qemu.signal(signal.SIGKILL)

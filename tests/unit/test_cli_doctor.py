@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,19 @@ def test_a_program_that_fails_counts_as_missing(tmp_path: Path, monkeypatch: pyt
     _fake(tmp_path / "thing", "#!/bin/sh\nexit 1\n")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert not doctor.program(Program("thing", "thing")).ok
+
+
+def test_drgn_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = doctor.drgn()
+    assert (found.ok, found.required) == (True, False)
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    found = doctor.drgn()
+    assert (found.ok, found.required) == (False, False)
+    assert found.hint == "install it: pip install 'vmdebug[drgn]'"
 
 
 def test_a_gdb_without_python_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

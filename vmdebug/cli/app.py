@@ -20,12 +20,12 @@ except ImportError:  # before 0.28 typer raised click's own
 
 VERBS = {
     "start": "Start a guest and leave it running.",
-    "attach": "Run GDB on a VM, with symbols, sources and scripts loaded.",
+    "attach": "Run GDB on a VM or a dump, with symbols, sources and scripts loaded.",
     "status": "Show running VMs.",
     "stop": "Stop VMs and remove their files.",
     "restart": "Restart a VM with the same options and the present build of its kernel.",
     "log": "Print a VM's serial log.",
-    "dmesg": "Print the kernel log, read from guest memory.",
+    "dmesg": "Print the kernel log, read from guest memory or from a dump.",
     "decode": "Add source lines to the kernel traces in a text.",
     "console": "Connect to a VM's serial console; Ctrl-] leaves.",
     "exec": "Run a command in a guest's shell.",
@@ -34,6 +34,8 @@ VERBS = {
     "drgn": "Run drgn on a VM or a dump: a prompt, a script or a statement.",
     "trace": "Print calls of kernel functions, with arguments, while the guest runs.",
     "snapshot": "Save and restore the state of a VM.",
+    "report": "Report what has happened to a guest, or to the kernel in a dump.",
+    "dump": "Write a guest's memory to a file that crash, drgn and GDB can read.",
     "clone": "Start copies of a running VM.",
     "run": "Run a Python script on a guest.",
     "kselftest": "Build kselftests and run them in a guest.",

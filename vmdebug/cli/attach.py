@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
+from vmdebug.cli import dumped, options, verb
 from vmdebug.cli import kgdb as kgdb_line
-from vmdebug.cli import options, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,12 +69,16 @@ app = verb.new_app()
         "vmdebug attach --batch --until start_kernel -ex bt -ex 'info locals'",
         "vmdebug attach --gdb pwndbg -x ~/breakpoints.gdb",
         "vmdebug attach --kgdb /dev/ttyUSB0 --guest .#aethelred    # a machine, over its serial line",
+        "vmdebug attach ./vmcore --batch -ex vmd-bt-all",
         "vmdebug attach --share    # and elsewhere: vmdebug trace vfs_read:count",
     ),
 )
 def attach(
     context: typer.Context,
-    name: verb.VmName = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME|FILE", help="The VM, or a dump.", autocompletion=verb.complete_vm),
+    ] = None,
     *,
     until: Until = None,
     timeout: Timeout = None,
@@ -85,6 +89,7 @@ def attach(
     batch: Batch = False,
     share: Share = False,
     force: Force = False,
+    vmlinux: dumped.Vmlinux = None,
     kgdb: kgdb_line.Words = None,
     baud: kgdb_line.Baud = None,
     guest: kgdb_line.Guest = None,
@@ -94,12 +99,15 @@ def attach(
     impure: options.Impure = False,
     nix_arg: options.NixArg = None,
 ) -> None:
-    """Run GDB on a VM, with symbols, sources and scripts loaded.
+    """Run GDB on a VM or a dump, with symbols, sources and scripts loaded.
 
     GDB loads vmlinux at the kernel's runtime address, finds the sources, loads the kernel's GDB scripts,
     and runs -x and -ex in the order given. Attaching stops the guest; `quit` and `detach` let it run.
     GDB reports a panic of the guest, with --batch also the end of its log; `quit` then leaves the guest
     stopped.
+
+    A dump is a guest that does not run: the same commands show its memory, and the stacks of its CPUs and
+    tasks.
 
     With --kgdb GDB debugs a physical machine over its serial line. The kernel is that of --guest, or the
     one that `vmdebug deploy` installed.
@@ -119,6 +127,12 @@ def attach(
         force=force,
         share=share,
     )
+    file = dumped.path(name) if kgdb is None else None
+    if file is not None:
+        if until is not None or share:
+            raise UsageError("a dump does not run", hint="leave out --until and --share")
+        _to_dump(file, vmlinux, attachment, force=force)
+    dumped.refuse_vmlinux(vmlinux)
     if kgdb is None:
         kgdb_line.refuse_without(baud=baud, guest=guest, target_host=target_host)
         _refuse(until=until, timeout=timeout, share=share, batch=batch)
@@ -162,6 +176,26 @@ def _to_vm(name: str | None, attachment: Callable[..., Attachment], *, until: st
         panicked=death.panicked(machine.rundir.console_log),
     )
     interactive.attach(wanted, lock=machine.rundir.attach_lock, vm=machine.name)
+
+
+def _to_dump(
+    file: Path, vmlinux: Path | None, attachment: Callable[..., Attachment], *, force: bool
+) -> NoReturn:
+    """Run GDB on a dump, in place of this process.
+
+    Args:
+        file: The dump.
+        vmlinux: The vmlinux of its kernel; None: find it.
+        attachment: Makes the attachment.
+        force: Whether to go on with symbols of another build.
+    """
+    import sys
+
+    from vmdebug.debugger import interactive
+
+    _, kernel = dumped.opened(file, vmlinux, what="attach to a dump", force=force)
+    stub = (sys.executable, "-m", "vmdebug.drgn_program.stub", str(file.absolute()), str(kernel.vmlinux))
+    interactive.to_dump(attachment(endpoint="", kernel=kernel), stub)
 
 
 def _has_text(log: Path) -> bool:

@@ -117,6 +117,7 @@ def everything() -> Iterator[Check]:
     for row in PROGRAMS:
         yield program(row)
     yield gdb()
+    yield drgn()
     yield busybox()
     yield from headers()
     yield kernel_source()
@@ -173,6 +174,18 @@ def gdb() -> Check:
         hint = "vmdebug needs GDB 12 or newer, built with Python"
         return Check("gdb", "", False, True, f"{path} has no Python, or is too old", hint)
     return Check("gdb", "", True, True, f"{said.strip()}  {path}")
+
+
+def drgn() -> Check:
+    """Look for drgn, without importing it."""
+    from importlib import metadata
+
+    from vmdebug.drgn_program import library
+
+    try:
+        return Check("drgn", "drgn and dumps", True, False, metadata.version("drgn"))
+    except metadata.PackageNotFoundError:
+        return Check("drgn", "drgn and dumps", False, False, "not installed", library.INSTALL)
 
 
 def busybox() -> Check:

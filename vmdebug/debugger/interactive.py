@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -123,14 +123,31 @@ def attach(attachment: Attachment, *, lock: Path, vm: str) -> NoReturn:
         become(attachment, owner)
 
 
+def to_dump(attachment: Attachment, stub: Sequence[str]) -> NoReturn:
+    """Replace this process by a GDB on a dump.
+
+    Args:
+        attachment: How; its endpoint is not used.
+        stub: The program that serves the dump on its standard input and output, which GDB starts.
+
+    Raises:
+        HostError: there is no GDB.
+    """
+    find(attachment.program[0])
+    _replace(msgspec.structs.replace(attachment, endpoint=f"| {shlex.join(stub)}"))
+
+
 def become(attachment: Attachment, owner: Claim) -> NoReturn:
     """Replace this process by GDB, which inherits the claim on the gdbstub."""
+    os.set_inheritable(owner.descriptor, True)
+    _replace(msgspec.structs.replace(attachment, lock=owner.descriptor))
+
+
+def _replace(attachment: Attachment) -> NoReturn:
     # Python ignores these two signals, and execve(2) keeps ignored signals ignored.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
-    os.set_inheritable(owner.descriptor, True)
-    words = argv(msgspec.structs.replace(attachment, lock=owner.descriptor))
-    process.replace(words, env=startup.environment())
+    process.replace(argv(attachment), env=startup.environment())
 
 
 def program(words: str) -> tuple[str, ...]:
