@@ -15,8 +15,6 @@ from vmdebug.spelling import option
 _OFFSET = re.compile(rb"^KERNELOFFSET=([0-9a-f]+)$", re.MULTILINE)
 _BUILD_ID = re.compile(rb"^BUILD-ID=([0-9a-f]+)$", re.MULTILINE)
 
-_DIRECTORIES = ("usr/lib/debug/lib/modules", "lib/modules")
-
 
 def load(program: drgn.Program, kernel: Kernel, *, force: bool = False) -> tuple[str, ...]:
     """Prove that the program's memory is that of the kernel, and load the symbols.
@@ -48,15 +46,16 @@ def load(program: drgn.Program, kernel: Kernel, *, force: bool = False) -> tuple
     # No server is asked, as in GDB.
     program.set_enabled_debug_info_finders(["standard"])
     options = program.debug_info_options
-    if kernel.modules is not None:
-        # drgn accepts a file only if its build-id is that of the loaded module.
-        options.kernel_directories = (str(kernel.modules), *options.kernel_directories)
-        options.try_kmod = drgn.KmodSearchMethod.DEPMOD_OR_WALK
+    # drgn accepts a file only if its build-id is that of the loaded module.
+    directories = [str(each) for each in kernel.module_files() if each.is_dir()]
+    files = [each for each in kernel.module_files() if not each.is_dir()]
+    options.kernel_directories = (*directories, *options.kernel_directories)
+    options.try_kmod = drgn.KmodSearchMethod.DEPMOD_OR_WALK
     if notes:
         program.create_loaded_modules()
         program.main_module().try_file(vmlinux, force=True)
     try:
-        program.load_debug_info([vmlinux], default=True)
+        program.load_debug_info([vmlinux, *files], default=True)
     except drgn.MissingDebugInfoError as error:
         notes = (*notes, *_missing(error))
     return notes
