@@ -1,4 +1,7 @@
-"""Puts the guest's agent and QEMU's trace plugin into the wheel, for users without a C compiler."""
+"""Puts vmdebug's programs into the wheel: the guest's agent and reader of traces, and QEMU's trace plugin.
+
+Users without a C compiler need them.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,12 @@ from vmdebug.channel.agent import program
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
 from vmdebug.progress import silent
+from vmdebug.trace.guest import program as trace_reader
 from vmdebug.trace.plugin import binary as plugin
 
 
 class CompiledHook(BuildHookInterface):  # type: ignore[misc] # hatchling is there while it builds only
-    """Compiles both. Without a compiler the wheel has neither, and vmdebug compiles them when needed."""
+    """Compiles them. Without a compiler the wheel has none, and vmdebug compiles them when needed."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add the programs to the wheel."""
@@ -32,9 +36,8 @@ class CompiledHook(BuildHookInterface):  # type: ignore[misc] # hatchling is the
             where = Path(self._directory.name)
             deadline = Deadline.after(program.COMPILE_SECONDS)
             built = {
-                program.SHIPPED / arch / program.NAME: program.find(
-                    arch, where, report=silent, deadline=deadline
-                )
+                each.SHIPPED / arch / each.NAME: each.find(arch, where, report=silent, deadline=deadline)
+                for each in (program, trace_reader)
             }
             for api in plugin.VERSIONS:
                 made = plugin.compile_into(where, api, report=silent, deadline=deadline)

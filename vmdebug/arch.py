@@ -184,6 +184,7 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         uefi_beside_qemu: Where QEMU installs its own, relative to its prefix.
         uefi_package: The Debian package that has one.
         dwarf_registers: GDB's names of the registers, by their numbers in DWARF.
+        fetch_registers: The names of the same registers in the kernel's kprobe events.
         function_exits: The instructions that leave a function.
         debug: What GDB gets.
         sources: What facts rest on, by field, for whoever changes the file.
@@ -215,6 +216,7 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     uefi_beside_qemu: str
     uefi_package: str
     dwarf_registers: tuple[str, ...]
+    fetch_registers: tuple[str, ...]
     function_exits: tuple[FunctionExit, ...]
     debug: Debug
     sources: dict[str, str] = {}

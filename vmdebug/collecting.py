@@ -1,4 +1,4 @@
-"""Chooses the collector of a trace: the plugin in QEMU if it can collect all of the trace, otherwise GDB."""
+"""Chooses the collector of a trace: the plugin in QEMU or the guest's kernel if they can, otherwise GDB."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from vmdebug import arch
+from vmdebug import arch, guest_tracing
 from vmdebug.arch import Arch
 from vmdebug.debugger import clients
 from vmdebug.debugger.gdb import Gdb
@@ -27,10 +27,10 @@ from vmdebug.trace.probe import Wanted
 from vmdebug.trace.selecting import collected
 from vmdebug.vm import Vm, kernel_address
 
-By = Literal["auto", "plugin", "gdb"]
+By = Literal["auto", "plugin", "guest", "gdb"]
 """The collector that the caller asks for."""
 
-BY: tuple[By, ...] = ("auto", "plugin", "gdb")
+BY: tuple[By, ...] = ("auto", "plugin", "guest", "gdb")
 
 
 TRACE_SECONDS = 30.0
@@ -58,7 +58,8 @@ def choose(
     """Return the collector of a trace.
 
     Args:
-        by: The collector; `auto` is the plugin, and GDB for the probes that the plugin cannot collect.
+        by: The collector; `auto` is the plugin or the guest's kernel, and GDB for the probes that the plugin
+            cannot collect.
         wanted: The trace.
         machine: The VM.
         attached: The GDB of the session, if it has one.
@@ -68,8 +69,9 @@ def choose(
 
     Raises:
         UsageError: there is no such collector.
-        NotCompiledError: with `plugin`: a place or an expression cannot be compiled.
-        StateError: with `plugin`: QEMU has not loaded the plugin, or the plugin cannot collect this.
+        NotCompiledError: with `plugin` or `guest`: a place or an expression cannot be compiled.
+        StateError: with `plugin`: QEMU has not loaded the plugin, or the plugin cannot collect this. With
+            `guest`: the guest does not run, or has no shell; or its kernel has no kprobe events.
         MismatchError: the symbols are not those of the kernel that runs.
         VmdebugError: GDB cannot be attached.
     """
@@ -78,20 +80,29 @@ def choose(
     if by == "gdb":
         return Choice(attach().collector(timeout=timeout), "", wanted)
     gdb = attached if attached and _connected(attached) else None
-    try:
-        kernel = _ready(wanted, machine, gdb, force=force)
-    except (NotCompiledError, HostError, StateError) as error:
-        if by == "plugin":
-            raise
-        return Choice(attach().collector(timeout=timeout), error.message, wanted)
-    try:
-        trace = compiled(collected(wanted), kernel.vmlinux, kernel.row, kernel.slide)
-    except NotCompiledError as error:
-        if by == "plugin":
-            raise
-        return _shared(wanted, kernel, machine, attach(), timeout=timeout, why=error.message)
-    reason = "" if by == "plugin" else "it can collect all of this"
-    return Choice(_plugin(trace, kernel, machine, gdb, timeout), reason, wanted)
+    kernel, why = None, ""
+    if by in ("auto", "plugin"):
+        try:
+            kernel = _ready(wanted, machine, gdb, force=force)
+            trace = compiled(collected(wanted), kernel.vmlinux, kernel.row, kernel.slide)
+        except (NotCompiledError, HostError, StateError) as error:
+            if by == "plugin":
+                raise
+            why = error.message
+        else:
+            reason = "" if by == "plugin" else "it can collect all of this"
+            return Choice(_plugin(trace, kernel, machine, gdb, timeout), reason, wanted)
+    # What the plugin cannot compile, the guest cannot fetch either, except tracepoints.
+    if kernel is None or guest_tracing.needed(wanted):
+        try:
+            return Choice(_guest(wanted, machine, gdb, force=force, timeout=timeout), why, wanted)
+        except (NotCompiledError, HostError, StateError) as error:
+            if by == "guest" or guest_tracing.needed(wanted):
+                raise
+            why = "; ".join(dict.fromkeys((why, error.message)))
+    if kernel is None:
+        return Choice(attach().collector(timeout=timeout), why, wanted)
+    return _shared(wanted, kernel, machine, attach(), timeout=timeout, why=why)
 
 
 def _shared(wanted: Wanted, kernel: _Kernel, machine: Vm, gdb: Gdb, *, timeout: float, why: str) -> Choice:
@@ -163,19 +174,28 @@ def _ready(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool) -> _Ker
         MismatchError: the vmlinux is not that of the kernel that runs.
     """
     state = machine.state
-    spec = state.spec
     reads = not wanted.count_only or wanted.when
     if not machine.rundir.trace.exists() or (state.untraceable and reads):
         newer = "TCG, QEMU 9.2 or newer, and " if reads else ""  # what an older plugin cannot do
         raise StateError(
             state.untraceable or "QEMU has not loaded the plugin",
-            hint=f"let GDB collect it, or start the VM anew with {newer}{option('trace_ready', 'yes')}",
+            hint="let the guest or GDB collect it, or start the VM anew with"
+            f" {newer}{option('trace_ready', 'yes')}",
         )
+    return _kernel(machine, gdb, force=force)
+
+
+def _kernel(machine: Vm, gdb: Gdb | None, *, force: bool) -> _Kernel:
+    """Return the kernel of a VM.
+
+    Raises:
+        NotCompiledError: there is no vmlinux.
+        MismatchError: the vmlinux is not that of the kernel that runs.
+    """
+    spec = machine.state.spec
     vmlinux = spec.kernel.vmlinux
     if vmlinux is None:
-        raise NotCompiledError(
-            f"the guest {spec.guest} has no vmlinux, where the plugin's traces find functions"
-        )
+        raise NotCompiledError(f"the guest {spec.guest} has no vmlinux, where traces find functions")
     row = arch.by_name(spec.kernel.arch)
     verdict = gdb.identity if gdb is not None else None
     if verdict is not None and verdict.state in ("proven", "placed", "other"):
@@ -184,6 +204,20 @@ def _ready(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool) -> _Ker
         kaslr = "nokaslr" not in spec.parameters
         slide = kernel_address.slide(machine.qmp, vmlinux, row, kaslr=kaslr, force=force)
     return _Kernel(vmlinux, row, slide)
+
+
+def _guest(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool, timeout: float) -> Collector:
+    """Return the collector that uses the guest's own kernel; see `guest_tracing.collector`."""
+    guest = _VmGuest(machine) if gdb is None else _GdbGuest(gdb, timeout)
+    guest_tracing.check(machine, running=guest.running)
+    kernel = _kernel(machine, gdb, force=force)
+    return guest_tracing.collector(
+        lambda functions: compiled(functions, kernel.vmlinux, kernel.row, kernel.slide),
+        collected(wanted),
+        machine,
+        running=lambda: guest.running,
+        timeout=timeout,
+    )
 
 
 def _plugin(trace: Compiled, kernel: _Kernel, machine: Vm, gdb: Gdb | None, timeout: float) -> Collector:

@@ -212,21 +212,23 @@ class DebugSession(Copies, KernelTests):
         """Return a trace: a sequence of hits, and a context manager that runs the guest in its block.
 
         The plugin in QEMU collects it without stopping the guest, if QEMU has loaded it (`trace_ready`) and
-        it can collect all of the trace. Otherwise GDB does, which stops the guest at each hit.
+        it can collect all of the trace; or the guest's own kernel by kprobes, if the guest runs and its
+        kernel has them. Otherwise GDB does, which stops the guest at each hit.
 
         Args:
             where: A symbol, file:line, `*expression`, a pattern of functions (`vfs_*`), or SYMBOL+N for the
                 line N lines below the start of a function; or several probes with their own expressions.
-            by: Who collects it: "auto", "plugin" or "gdb"; `Trace.collector` and `Trace.reason` have the
-                choice of "auto".
+            by: Who collects it: "auto", "plugin", "guest" or "gdb"; `Trace.collector` and `Trace.reason`
+                have the choice of "auto".
             timeout: Seconds for the trace to begin, and to end: for the guest to stop, or for a CPU to pause.
             **options: `args=`, `when=`, `count=`, `backtrace=`, `ret=`, `count_only=`, `overflow=`, `until=`,
                 `longer=`; see `vmdebug.TraceOptions`.
 
         Raises:
-            UsageError: an argument has the wrong form; with `by="plugin"` also: the plugin cannot collect an
-                expression.
-            StateError: with `by="plugin"`: QEMU has not loaded the plugin, or it cannot collect this.
+            UsageError: an argument has the wrong form; with `by="plugin"` or `by="guest"` also: it cannot
+                collect an expression.
+            StateError: with `by="plugin"`: QEMU has not loaded the plugin, or it cannot collect this. With
+                `by="guest"`: the guest does not run, has no agent, or its kernel has no kprobes.
             VmdebugError: GDB cannot be attached; see `gdb`.
         """
         wanted = probe.wanted(where, **options)

@@ -50,16 +50,17 @@ CountOnly = Annotated[
 Collector = Annotated[
     str,
     typer.Option(
-        metavar="auto|plugin|gdb",
-        help="Who collects: a plugin in QEMU, which does not stop the guest, or GDB. auto: the plugin if it"
-        " can.",
+        metavar="auto|plugin|guest|gdb",
+        help="Who collects: a plugin in QEMU or the guest's kernel, which do not stop the guest, or GDB."
+        " auto: the first that can.",
     ),
 ]
 OnFull = Annotated[
     str,
     typer.Option(
         metavar="block|drop",
-        help="If hits come faster than the plugin's are printed: make the guest wait, or drop some.",
+        help="If hits come faster than they are printed: make the guest wait, which only the plugin can, or"
+        " drop some.",
     ),
 ]
 Timeout = Annotated[float | None, typer.Option(metavar="S", min=0, help="Stop after S seconds.")]
@@ -124,6 +125,7 @@ AsJson = Annotated[
         "vmdebug trace ksys_read --graph --max-depth 3 --count 100",
         "vmdebug trace 'vfs_*' --ret --format perfetto > trace.pftrace",
         "vmdebug trace --list vfs_read",
+        "vmdebug trace sched:sched_switch:next_comm,next_pid --when 'next_pid > 1'",
     ),
 )
 def trace(
@@ -152,8 +154,9 @@ def trace(
     """Print calls of kernel functions, with arguments, while the guest runs.
 
     Prints one line for each call. Ctrl-C, --count, --until and --timeout end the trace. QEMU's plugin
-    collects it if it is loaded (`start --trace-ready`). GDB collects the places that the plugin cannot: it
-    stops the guest at each call, and detaches from it at the end.
+    collects it if it is loaded (`start --trace-ready`), otherwise the guest's kernel by kprobes. GDB collects
+    the places that they cannot: it stops the guest at each call, and detaches from it at the end.
+    GROUP:EVENT:[FIELD,…] is a tracepoint, which only the guest's kernel can collect.
     """
     chosen = _format(form, as_json=as_json)
     if max_depth is not None and not graph:

@@ -17,9 +17,10 @@ class Probe(msgspec.Struct, frozen=True, array_like=True):
     """A place to trace, and what to collect there.
 
     Args:
-        where: A symbol, file:line, or `*expression`; to begin with also a pattern (`vfs_*`), or SYMBOL+N for
-            the line N lines below the start of a function, which `places.resolved` replaces.
-        args: Expressions in the language of the place.
+        where: A symbol, file:line, `*expression`, or a tracepoint with its group (`sched:sched_switch`); to
+            begin with also a pattern (`vfs_*`), or SYMBOL+N for the line N lines below the start of a
+            function, which `places.resolved` replaces.
+        args: Expressions in the language of the place; fields of the tracepoint.
     """
 
     where: str
@@ -184,7 +185,9 @@ def _several(probes: Sequence[Probe], args: Sequence[str]) -> tuple[Probe, ...]:
 
 
 def parse(words: Sequence[str]) -> tuple[Probe, ...]:
-    """Return the probes that the command line names: SYMBOL[:EXPR,…] or FILE:LINE[:EXPR,…].
+    """Return the probes that the command line names.
+
+    They are written SYMBOL[:EXPR,…], FILE:LINE[:EXPR,…] or GROUP:EVENT:[FIELD,…].
 
     Raises:
         UsageError: a word names no place.
@@ -192,7 +195,14 @@ def parse(words: Sequence[str]) -> tuple[Probe, ...]:
     return tuple(_probe(word) for word in words)
 
 
+_TRACEPOINT = re.compile(r"([A-Za-z_]\w*:[A-Za-z_]\w*):((?!:).*)$")
+"""`sched:sched_switch:next_comm,next_pid`; without fields, a colon at the end tells it from SYMBOL:EXPR."""
+
+
 def _probe(word: str) -> Probe:
+    tracepoint = _TRACEPOINT.match(word)
+    if tracepoint:
+        return Probe(tracepoint[1], tuple(_split(tracepoint[2])))
     where, _, rest = word.partition(":")
     line, _, more = rest.partition(":")
     if line.isdigit():

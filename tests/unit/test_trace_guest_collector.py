@@ -1,0 +1,239 @@
+"""The collector that uses the guest's tracefs, with a reader whose answers a test says."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_trace_guest import CALL, FORMAT, NEW, PLAIN, RENAMED, hit_record, page
+from vmdebug.deadline import Deadline
+from vmdebug.errors import DeadlineError, GuestDiedError, StateError, UsageError, VmdebugError, VmError
+from vmdebug.trace.guest import events, stream
+from vmdebug.trace.guest.collector import GuestCollector
+from vmdebug.trace.guest.events import Event
+from vmdebug.trace.guest.stacks import Stacks
+from vmdebug.trace.guest.stream import CommandError, Reader
+from vmdebug.trace.probe import Probe, Wanted
+
+STATS = "entries: 0\noverrun: 0\ncommit overrun: 0\nnow ts:     0.000001\ndropped events: 0\nread events: 0\n"
+ANSWERS = {
+    "host /proc/meminfo": "MemTotal:         500664 kB\n",
+    "host /proc/cpuinfo": "processor\t: 0\nprocessor\t: 1\n",
+    "read events/task/task_newtask/format": NEW,
+    "read events/task/task_rename/format": RENAMED,
+    "tasks": "7 cat\n",
+    "read kprobe_profile": "  p0_MARK      2      1\n",
+}
+
+
+def frame(kind: str, body: bytes = b"", cpu: int = 0) -> bytes:
+    return struct.pack("<IHH", len(body), ord(kind), cpu) + body
+
+
+class Guest:
+    """A reader that answers commands, and remembers them."""
+
+    def __init__(self, answers: dict[str, str | int] | None = None, pages: bytes = b"") -> None:
+        self.answers: dict[str, str | int] = {**ANSWERS, **(answers or {})}
+        self.pages = pages
+        self.commands: list[str] = []
+        self.running = True
+        self.died: VmdebugError | None = None
+        self.over = threading.Event()
+
+    def begin(self, stdin: int, sink: Callable[[bytes], object]) -> Guest:
+        self._stdin, self._sink = os.dup(stdin), sink
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def result_by(self, deadline: Deadline) -> object:
+        while not self.over.wait(0.01):
+            if deadline.passed:
+                raise DeadlineError("waited")
+        if self.died is not None:
+            raise self.died
+        return None
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+    def _serve(self) -> None:
+        self._sink(frame("R", b"101 44"))
+        with os.fdopen(self._stdin) as lines:
+            for line in lines:
+                self._answer(line.rstrip("\n"))
+        self.over.set()
+
+    def _answer(self, command: str) -> None:
+        self.commands.append(command)
+        if command.startswith("go "):
+            return
+        if command == "drain":
+            self._sink(self.pages + frame("T", struct.pack("<Q", 1 << 40)))
+        mark = next((each.split("-")[1] for each in self.commands if each.startswith("instance ")), "")
+        found: str | int = ""
+        for start, answer in self.answers.items():
+            if command.startswith(start) or f"/{start} " in command:
+                found = answer
+        if command.endswith("/stats"):
+            found = self.answers.get("stats", STATS)
+        if "/p0_" in command and command.endswith("/format"):
+            found = FORMAT
+        if isinstance(found, int):
+            self._sink(frame("E", f"{found} the log".encode()))
+        else:
+            self._sink(frame("R", found.replace("MARK", mark).encode()))
+
+
+def collector(guest: Guest, *traced: Event) -> GuestCollector:
+    return GuestCollector(
+        guest.begin,
+        "vm",
+        traced or (PLAIN,),
+        notes=("a note",),
+        stacks=Stacks(Path("/none"), 0),
+        running=lambda: guest.running,
+        timeout=5.0,
+    )
+
+
+WANTED = Wanted((Probe("vfs_read", ("count", "text")),))
+
+
+def test_a_trace_sets_up_its_own_instance_and_reads_its_pages() -> None:
+    guest = Guest(pages=frame("D", page(1_000, (500, hit_record(7, 3, b"word\0"))), cpu=1))
+    made = collector(guest)
+    assert made.start(WANTED).notes == ("a note",)
+    assert made.take().hits == ()
+    batch = made.stop()
+    assert [(hit.cpu, hit.args, hit.task and hit.task.comm) for hit in batch.hits] == [
+        (1, {"count": 3, "text": "word"}, "cat")
+    ]
+    assert batch.notes == ("a note", "1 calls of vfs_read are missing: they came from inside a kprobe")
+    (instance, names) = [each.split()[1] for each in guest.commands if each.startswith("instance ")]
+    mark = instance.removeprefix("vmdebug-")
+    assert names == f"{instance}-names"
+    directory = f"instances/{instance}"
+    assert guest.commands[0] == f"probe kprobe_events vmdebug_{mark}/p0_{mark} p"
+    for command in (
+        f"write {directory}/trace_clock mono",
+        f"write {directory}/buffer_size_kb {500664 // 12 // 2}",
+        f"write {directory}/options/overwrite 0",
+        f"write {directory}/set_event_notrace_pid 101 44",
+        f"write {directory}/events/vmdebug_{mark}/p0_{mark}/enable 1",
+        f"go D {instance}",
+        f"write {directory}/tracing_on 1",
+    ):
+        assert command in guest.commands
+    with pytest.raises(StateError, match="the trace is not running"):
+        made.take()
+
+
+def test_the_kernel_counts_where_only_counts_are_wanted() -> None:
+    guest = Guest()
+    made = collector(guest)
+    made.start(Wanted((Probe("vfs_read"),), count_only=True, count=2))
+    batch = made.take()
+    assert (batch.counts, batch.full, batch.hits) == ((2,), True, ())
+    made.stop()
+    assert not [each for each in guest.commands if each.startswith("go ") or "tracing_on 1" in each]
+
+
+def test_hits_that_were_dropped_are_told() -> None:
+    guest = Guest({"stats": STATS.replace("dropped events: 0", "dropped events: 5")})
+    made = collector(guest)
+    made.start(WANTED)
+    (dropped,) = [each for each in made.stop().notes if "dropped" in each]
+    assert dropped == (
+        "10 hits were dropped: they came faster than vmdebug could read them; the guest's kernel cannot be"
+        " made to wait"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answers", "why", "hint"),
+    [
+        ({"probe": errno.ENOENT}, "the kernel of vm has no CONFIG_KPROBE_EVENTS", "the fragment `trace`"),
+        ({"probe": errno.EINVAL}, "refuses a kprobe in vfs_read: Invalid argument", "plugin or GDB"),
+        (
+            {"probe": errno.EINVAL, "debug kprobes": "0x0ff0-0x1010\tnotify_die\n"},
+            "does not allow kprobes in vfs_read",
+            "plugin or GDB",
+        ),
+    ],
+)
+def test_a_kernel_that_cannot_says_why(answers: dict[str, str | int], why: str, hint: str) -> None:
+    guest = Guest(answers)
+    place = Event(probe=0, name="p0", address=0x1000, definition="p:{name} 0x1000")
+    with pytest.raises(StateError) as raised:
+        collector(guest, place).start(WANTED)
+    assert why in raised.value.message
+    assert hint in (raised.value.hint or "")
+    assert guest.over.wait(5)
+
+
+def test_tracepoints_that_do_not_exist_and_conditions_that_are_none() -> None:
+    point = events.tracepoint(0, "sched:x", "a0 == 1")
+    guest = Guest({"read events/sched/x/format": errno.ENOENT})
+    with pytest.raises(UsageError, match="no tracepoint sched:x"):
+        collector(guest, point).start(Wanted((Probe("sched:x"),)))
+    guest = Guest({"read events/sched/x/format": FORMAT, "filter": errno.EINVAL})
+    wanted = Wanted((Probe("sched:x", ("a0",)),), when="a0 == 1")
+
+    with pytest.raises(UsageError, match="refuses the condition a0 == 1"):
+        collector(guest, point).start(wanted)
+
+
+def test_a_guest_that_stops_or_dies_ends_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "ABANDON_SECONDS", 1.0)
+    guest = Guest()
+    made = collector(guest)
+    made.start(WANTED)
+    guest.running = False
+    assert made.take().ended == "the guest is stopped"
+    assert any("it removes its events once it runs" in note for note in made.stop().notes)
+    guest = Guest()
+    made = collector(guest)
+    made.start(WANTED)
+    guest.died = GuestDiedError("it panicked")
+    guest.over.set()
+    deadline = Deadline.after(5)
+    while made.take().ended != "the guest is gone":
+        assert not deadline.passed
+    assert made.stop().ended == "the guest is gone"
+
+
+def test_answers_are_those_of_their_commands_and_pages_wait_for_their_time() -> None:
+    guest = Guest({"read b": errno.EBUSY})
+    reader = Reader(guest.begin)
+    deadline = Deadline.after(5)
+    assert reader.greet(deadline) == (101, 44)
+    found = reader.answers("tasks", "read b", "drain", deadline=deadline)
+    assert found[0] == b"7 cat\n"
+    assert isinstance(found[1], CommandError)
+    assert (found[1].number, found[1].detail) == (errno.EBUSY, "the log")
+    with pytest.raises(CommandError, match="refused `read b`"):
+        reader.ask("read b", deadline=deadline)
+    piece = frame("D", b"page", cpu=3)
+    for byte in piece:
+        reader._feed(bytes([byte]))
+    assert reader.take().pages == []
+    reader._feed(frame("N", b"name") + frame("T", struct.pack("<Q", 9)) + frame("D", b"late"))
+    received = reader.take()
+    assert (received.pages, received.names, received.complete) == ([(3, b"page")], [(0, b"name")], 9)
+    assert reader.take(last=True).pages == [(0, b"late")]
+    reader.finish()
+    with pytest.raises(VmError, match="has ended before its answer"):
+        reader.ask("tasks", deadline=deadline)
+
+
+def test_a_call_without_its_format_is_an_error() -> None:
+    guest = Guest()
+    with pytest.raises(VmError, match="unknown form"):
+        collector(guest, Event(probe=0, name="q0", definition="p", fields=CALL.fields)).start(WANTED)

@@ -1,0 +1,181 @@
+"""Traces by the guest's own kernel: brings the reader into the guest, and makes the collector."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from vmdebug import arch, cache
+from vmdebug.channel.guest_shell import GuestShell
+from vmdebug.channel.shell import Job, Streams
+from vmdebug.deadline import Deadline
+from vmdebug.errors import StateError, VmdebugError
+from vmdebug.kimage import symbols
+from vmdebug.progress import silent
+from vmdebug.trace.expressions.compiled import Compiled
+from vmdebug.trace.expressions.syntax import NotCompiledError
+from vmdebug.trace.guest import events, program
+from vmdebug.trace.guest.collector import FRAGMENT, GuestCollector
+from vmdebug.trace.guest.stacks import Stacks
+from vmdebug.trace.probe import Wanted
+from vmdebug.vm import Vm
+
+_INSTALL = r"""
+for directory in /run /tmp /var/tmp /dev/shm /dev / ""; do
+	[ -n "$directory" ] || { echo "no directory of the guest takes a program" >&2; exit 1; }
+	file=$directory/.vmdebug-trace-%s
+	(umask 077; printf '#!/bin/sh\nexit 0\n' >"$file" && chmod 700 "$file" && "$file") 2>/dev/null && break
+	rm -f "$file" 2>/dev/null
+done
+cat >"$file" && echo "$file" || { rm -f "$file"; exit 1; }
+"""
+"""Stores the reader in a directory from which programs run; the reader removes its file."""
+
+
+def check(machine: Vm, *, running: bool) -> None:
+    """Check that the guest could collect.
+
+    Raises:
+        StateError: it does not run.
+    """
+    if not running:
+        raise StateError(
+            f"the guest's kernel collects only while it runs, and {machine.name} is stopped",
+            hint="set it running, or let QEMU's plugin or GDB collect it",
+        )
+
+
+def needed(wanted: Wanted) -> bool:
+    """Return whether only the guest's kernel can collect a trace: it has a tracepoint."""
+    return any(events.is_tracepoint(probe.where) for probe in wanted.probes)
+
+
+def collector(
+    compile_: Callable[[Wanted], Compiled],
+    wanted: Wanted,
+    machine: Vm,
+    *,
+    running: Callable[[], bool],
+    timeout: float,
+) -> GuestCollector:
+    """Return the collector that uses the guest's own tracefs.
+
+    Args:
+        compile_: Compiles a trace for the kernel that runs.
+        wanted: The trace.
+        machine: The VM.
+        running: Returns whether the guest runs.
+        timeout: Seconds for the trace to begin, and to end.
+
+    Raises:
+        NotCompiledError: tracefs cannot fetch what an expression needs.
+        StateError: the guest has no agent.
+        VmdebugError: the guest has no shell that answers.
+    """
+    kernel = machine.state.spec.kernel
+    if kernel.vmlinux is None:
+        raise NotCompiledError(
+            f"the guest {machine.state.spec.guest} has no vmlinux, where its functions are"
+        )
+    row = arch.by_name(kernel.arch)
+    (text, *_) = symbols.addresses(kernel.vmlinux, events.TEXT) or (0,)
+    indexes = [n for n, probe in enumerate(wanted.probes) if not events.is_tracepoint(probe.where)]
+    # The kernel unwinds its stacks itself.
+    functions = msgspec.structs.replace(
+        wanted, probes=tuple(wanted.probes[each] for each in indexes), backtrace=False
+    )
+    trace = compile_(functions)
+    found = [
+        msgspec.structs.replace(each, probe=indexes[each.probe])
+        for each in events.kprobes(trace, functions, row, text)
+    ]
+    found += [
+        events.tracepoint(number, probe.where, wanted.when)
+        for number, probe in enumerate(wanted.probes)
+        if number not in indexes
+    ]
+    _check_kernel(kernel.vmlinux, trace, functions)
+    # A shell of its own: a thread uses it, and a debugger that the session's may know serves one thread.
+    shell = GuestShell(machine.rundir.ways, check=machine.check_running, cause=machine.cause_of_death)
+    if shell.wait(Deadline.after(timeout)).largest is not None:
+        raise StateError(
+            f"the shell of {machine.name} takes and gives only whole files, and a trace needs a stream",
+            hint="use a guest with vmdebug's agent",
+        )
+    return GuestCollector(
+        functools.partial(_begin, machine, shell, timeout),
+        machine.name,
+        found,
+        notes=trace.notes,
+        stacks=Stacks(kernel.vmlinux, trace.slide),
+        running=running,
+        timeout=timeout,
+    )
+
+
+_NO_PROBES = ("__noinstr_text", "__kprobes_text", "__entry_text")
+"""The parts of the kernel's code that have no kprobes; see `arch_populate_kprobe_blacklist`."""
+
+
+def _check_kernel(vmlinux: Path, trace: Compiled, functions: Wanted) -> None:
+    """Check that the kernel has kprobe events, and allows kprobes at the places of a trace.
+
+    Raises:
+        StateError: it has none.
+        NotCompiledError: it allows none in a function.
+    """
+
+    def address(symbol: str) -> int:
+        return next(iter(symbols.addresses(vmlinux, symbol)), 0)
+
+    if functions.probes and not address("kprobe_dispatcher"):
+        raise StateError(
+            "the guest's kernel has no CONFIG_KPROBE_EVENTS, which its traces need", hint=FRAGMENT
+        )
+    parts = [(address(f"{each}_start"), address(f"{each}_end")) for each in _NO_PROBES]
+    for place in trace.places:
+        where, linked = functions.probes[place.probe].where, place.address - trace.slide
+        if address(f"_kbl_addr_{where}") or any(low <= linked < high for low, high in parts):
+            raise NotCompiledError(
+                f"the guest's kernel allows no kprobes in {where}, because kprobes themselves need it"
+                " (NOKPROBE_SYMBOL, noinstr)"
+            )
+
+
+def _begin(
+    machine: Vm, shell: GuestShell, timeout: float, stdin: int, sink: Callable[[bytes], object]
+) -> Job:
+    """Start the reader in the guest.
+
+    Raises:
+        StateError: the guest cannot store it.
+        VmdebugError: the guest's shell does not answer.
+    """
+    deadline = Deadline.after(timeout)
+    binary = program.find(
+        machine.state.spec.kernel.arch, cache.directory("trace-reader"), report=silent, deadline=deadline
+    )
+    stored = shell.run(
+        _INSTALL.replace("%s", os.urandom(4).hex()),
+        streams=Streams(stdin=binary.read_bytes()),
+        deadline=deadline,
+    )
+    if stored.status:
+        raise StateError(
+            f"the guest {machine.name} cannot store the reader of its traces",
+            detail=stored.stderr,
+            hint="make /run or /tmp writable there",
+        )
+    file = shlex.quote(stored.stdout.strip())
+    try:
+        return shell.begin(f"exec {file}", streams=Streams(stdin=stdin, stdout=sink), deadline=deadline)
+    except VmdebugError:
+        with contextlib.suppress(VmdebugError):
+            shell.run(f"rm -f {file}", streams=Streams(), deadline=Deadline.after(timeout))
+        raise
