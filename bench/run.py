@@ -18,6 +18,7 @@ BENCHMARKS = (
     "attach",
     "clone",
     "exec",
+    "guesttrace",
     "help",
     "kaslr",
     "mi",
