@@ -15,11 +15,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from vmdebug.channel.agent import program
+from vmdebug.channel.agent.program import AGENT
+from vmdebug.compiler import COMPILE_SECONDS
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
 from vmdebug.progress import silent
-from vmdebug.trace.guest import program as trace_reader
+from vmdebug.trace.guest.program import READER
 from vmdebug.trace.plugin import binary as plugin
 
 
@@ -34,10 +35,10 @@ class CompiledHook(BuildHookInterface):  # type: ignore[misc] # hatchling is the
         self._directory = tempfile.TemporaryDirectory(prefix="vmdebug-agent-")
         try:
             where = Path(self._directory.name)
-            deadline = Deadline.after(program.COMPILE_SECONDS)
+            deadline = Deadline.after(COMPILE_SECONDS)
             built = {
-                each.SHIPPED / arch / each.NAME: each.find(arch, where, report=silent, deadline=deadline)
-                for each in (program, trace_reader)
+                each.shipped(arch): each.find(arch, where, report=silent, deadline=deadline)
+                for each in (AGENT, READER)
             }
             for api in plugin.VERSIONS:
                 made = plugin.compile_into(where, api, report=silent, deadline=deadline)

@@ -20,6 +20,9 @@ from vmdebug.progress import Report, Step
 
 COMPILE_SECONDS = 120.0
 
+GUEST_FLAGS = ("-static", "-Os", "-s", "-Wall")
+"""Options of the C compiler for a `GuestProgram`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
@@ -36,6 +39,46 @@ class Program:
     what: str
     source: Path
     flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestProgram:
+    """A program that vmdebug runs in guests: shipped in the wheel, or compiled at its first use.
+
+    It is static, because a guest may have no C library.
+
+    Args:
+        name: The name of its file.
+        what: What it is, for messages: "the guest's agent".
+        source: Its source. The wheel has the binary beside it, in shipped/ARCH; see hatch_build.py.
+    """
+
+    name: str
+    what: str
+    source: Path
+
+    def shipped(self, arch: str) -> Path:
+        """Return the path of its binary in a wheel."""
+        return self.source.parent / "shipped" / arch / self.name
+
+    def find(self, arch: str, into: Path, *, report: Report, deadline: Deadline) -> Path:
+        """Return the path of its binary. Compile it unless the wheel or the directory has it.
+
+        Args:
+            arch: The guest's architecture, as `uname -m` prints it.
+            into: The directory.
+            report: Called before the compiler runs.
+            deadline: When the compiler is killed.
+
+        Raises:
+            HostError: there is no C compiler for it, or no static C library.
+            DeadlineError: the compiler took too long.
+        """
+        shipped = self.shipped(arch)
+        if shipped.is_file():
+            return shipped
+        program = Program(name=self.name, what=self.what, source=self.source, flags=GUEST_FLAGS)
+        return compiled(program, arch, into, report=report, deadline=deadline)
 
 
 def compiled(program: Program, arch: str, into: Path, *, report: Report, deadline: Deadline) -> Path:

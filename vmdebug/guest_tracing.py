@@ -20,8 +20,9 @@ from vmdebug.kimage import symbols
 from vmdebug.progress import silent
 from vmdebug.trace.expressions.compiled import Compiled
 from vmdebug.trace.expressions.syntax import NotCompiledError
-from vmdebug.trace.guest import events, program
+from vmdebug.trace.guest import events
 from vmdebug.trace.guest.collector import FRAGMENT, GuestCollector
+from vmdebug.trace.guest.program import READER
 from vmdebug.trace.guest.stacks import Stacks
 from vmdebug.trace.probe import Wanted
 from vmdebug.vm import Vm
@@ -158,7 +159,7 @@ def _begin(
         VmdebugError: the guest's shell does not answer.
     """
     deadline = Deadline.after(timeout)
-    binary = program.find(
+    binary = READER.find(
         machine.state.spec.kernel.arch, cache.directory("trace-reader"), report=silent, deadline=deadline
     )
     stored = shell.run(

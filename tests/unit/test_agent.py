@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tests.fixtures.exactcommands import COMMANDS
 from tests.unit.serial_guest import SerialGuest
 from vmdebug.channel import port
-from vmdebug.channel.agent import program
 from vmdebug.channel.agent.frames import Decoder, Frame
+from vmdebug.channel.agent.program import AGENT
 from vmdebug.channel.agent.session import Session
 from vmdebug.channel.agent.shell import LONGEST_LINE, AgentShell
 from vmdebug.channel.port import PortAddress
@@ -48,7 +48,7 @@ def run(shell: AgentShell, line: str, stdin: bytes | int | None = None, seconds:
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SerialGuest]:
-    agent = program.find(ARCH, tmp_path_factory.mktemp("agent"), report=silent, deadline=soon())
+    agent = AGENT.find(ARCH, tmp_path_factory.mktemp("agent"), report=silent, deadline=soon())
     with (
         tempfile.TemporaryDirectory(prefix="vmd-", dir="/tmp") as name,
         SerialGuest(Path(name), (str(agent), "/dev/tty"), {"PATH": os.environ["PATH"]}, raw=True) as opened,
@@ -282,7 +282,7 @@ def test_an_answer_that_is_told_twice_is_seen() -> None:
 
 
 def test_the_end_of_qemu_is_an_error_at_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    agent = program.find(ARCH, tmp_path_factory.mktemp("agent"), report=silent, deadline=soon())
+    agent = AGENT.find(ARCH, tmp_path_factory.mktemp("agent"), report=silent, deadline=soon())
     with (
         tempfile.TemporaryDirectory(prefix="vmd-", dir="/tmp") as name,
         SerialGuest(Path(name), (str(agent), "/dev/tty"), {"PATH": os.environ["PATH"]}, raw=True) as guest,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vmdebug.channel.agent import program
+from vmdebug.channel.agent.program import AGENT
+from vmdebug.compiler import GuestProgram
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
 from vmdebug.progress import Step
@@ -23,7 +24,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "bin"
     directory.mkdir()
     monkeypatch.setenv("PATH", str(directory))
-    monkeypatch.setattr(program, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(GuestProgram, "shipped", lambda _self, arch: tmp_path / "shipped" / arch)
     return directory
 
 
@@ -36,12 +37,12 @@ def compiler(path: Path, name: str, script: str = COMPILES) -> Path:
 
 def find(into: Path, arch: str = ARCH) -> tuple[Path, list[Step]]:
     steps: list[Step] = []
-    found = program.find(arch, into, report=steps.append, deadline=Deadline.after(60))
+    found = AGENT.find(arch, into, report=steps.append, deadline=Deadline.after(60))
     return found, steps
 
 
 def test_a_shipped_program_is_used_as_it_is(path: Path, tmp_path: Path) -> None:
-    shipped = tmp_path / "shipped" / ARCH / program.NAME
+    shipped = tmp_path / "shipped" / ARCH
     shipped.parent.mkdir(parents=True)
     shipped.touch()
     assert find(tmp_path / "cache") == (shipped, [])

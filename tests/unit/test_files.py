@@ -17,7 +17,7 @@ from typing import cast
 import pytest
 
 from tests.unit.serial_guest import SerialGuest
-from vmdebug.channel.agent import program
+from vmdebug.channel.agent.program import AGENT
 from vmdebug.channel.agent.shell import AgentShell
 from vmdebug.channel.files import arriving, moving
 from vmdebug.channel.files.archive import BLOCK, block_runs
@@ -55,7 +55,7 @@ class Double:
 
 @pytest.fixture(scope="module", params=["coreutils", "busybox"])
 def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentShell]:
-    agent = program.find(os.uname().machine, tmp_path_factory.mktemp("agent"), report=silent, deadline=soon())
+    agent = AGENT.find(os.uname().machine, tmp_path_factory.mktemp("agent"), report=silent, deadline=soon())
     path = os.environ["PATH"]
     if request.param == "busybox":
         path = str(tmp_path_factory.mktemp("busybox"))

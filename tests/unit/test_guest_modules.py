@@ -13,7 +13,7 @@ import zstandard
 from tests.unit import kernelfiles
 from tests.unit.kernelfiles import MAGIC, RELEASE
 from vmdebug import guest, process
-from vmdebug.channel.agent import program
+from vmdebug.compiler import GuestProgram
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, MismatchError, UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
@@ -209,7 +209,7 @@ def initramfs_of(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
         return Path("/initrd")
 
     monkeypatch.setattr(initramfs, "build", build)
-    monkeypatch.setattr(program, "find", lambda *_args, **_named: Path("/agent"))
+    monkeypatch.setattr(GuestProgram, "find", lambda *_args, **_named: Path("/agent"))
     return asked
 
 

@@ -8,7 +8,7 @@ from tests.unit import kernelfiles
 from tests.unit.kernelfiles import ID
 from vmdebug import guest, kernel_parameters, network, process
 from vmdebug.arch import by_name
-from vmdebug.channel.agent import program
+from vmdebug.compiler import GuestProgram
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import LaunchSpec, OwnMachine, Root, Share
@@ -54,7 +54,7 @@ def modules(monkeypatch: pytest.MonkeyPatch, mounted: list[Root | None]) -> list
         return INITRD
 
     monkeypatch.setattr(initramfs, "build", build)
-    monkeypatch.setattr(program, "find", lambda *_args, **_named: AGENT)
+    monkeypatch.setattr(GuestProgram, "find", lambda *_args, **_named: AGENT)
     return asked
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vmdebug import arch, cache
-from vmdebug.channel.agent import program
+from vmdebug.channel.agent.program import AGENT
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, Guest, Kernel, LaunchSpec, OwnMachine
@@ -129,7 +129,7 @@ def _agent(kernel: Kernel, report: Report, deadline: Deadline) -> tuple[Path | N
     """Return the agent's binary; or None, and a note with the reason."""
     try:
         where = cache.directory("agent")
-        return program.find(kernel.arch, where, report=report, deadline=deadline), ()
+        return AGENT.find(kernel.arch, where, report=report, deadline=deadline), ()
     except HostError as error:
         why = f"{error.message} ({error.hint})" if error.hint else error.message
         return None, (f"exec uses the serial line, one command at a time: {why}",)

@@ -1,42 +1,11 @@
-"""The agent's binary for a guest: shipped with vmdebug, or compiled at its first use."""
+"""The agent's program for a guest; hatch_build.py, which has only the standard library, imports it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from vmdebug import compiler
-from vmdebug.compiler import COMPILE_SECONDS, Program
-from vmdebug.deadline import Deadline
-from vmdebug.progress import Report
+from vmdebug.compiler import GuestProgram
 
-__all__ = ["COMPILE_SECONDS", "FLAGS", "NAME", "SHIPPED", "SOURCE", "find"]
-
-NAME = "vmdebug-agent"
-
-FLAGS = ("-static", "-Os", "-s", "-Wall")
-"""Options of the C compiler. Static, because the guest may have no C library."""
-
-_HERE = Path(__file__).parent
-SOURCE = _HERE / "agent.c"
-SHIPPED = _HERE / "shipped"
-"""Directory with ARCH/vmdebug-agent for each architecture of the wheel; see hatch_build.py."""
-
-
-def find(arch: str, into: Path, *, report: Report, deadline: Deadline) -> Path:
-    """Return the path of the agent's binary. Compile it unless the cache has it.
-
-    Args:
-        arch: The guest's architecture, as `uname -m` prints it.
-        into: The cache directory.
-        report: Called before the compiler runs.
-        deadline: When the compiler is killed.
-
-    Raises:
-        HostError: there is no C compiler for it, or no static C library.
-        DeadlineError: the compiler took too long.
-    """
-    shipped = SHIPPED / arch / NAME
-    if shipped.is_file():
-        return shipped
-    program = Program(name=NAME, what="the guest's agent", source=SOURCE, flags=FLAGS)
-    return compiler.compiled(program, arch, into, report=report, deadline=deadline)
+AGENT = GuestProgram(
+    name="vmdebug-agent", what="the guest's agent", source=Path(__file__).with_name("agent.c")
+)
