@@ -79,14 +79,24 @@ class TestDirectories:
         with pytest.raises(UsageError, match="does not exist"):
             resolve(tmp_path / "gone")
 
-    @pytest.mark.parametrize("options", [{"keep": True}, {"root_dev": 1}])
+    @pytest.mark.parametrize("options", [{"keep": True}, {"root_dev": 1}, {"root_dev": 0}])
     def test_options_of_images_are_refused(self, chroot: Path, options: dict[str, Any]) -> None:
         with pytest.raises(UsageError, match="is for disk images"):
             resolve(chroot, **options)
         with pytest.raises(UsageError, match="is for disk images"):
             resolve("host", **options)
 
-    @pytest.mark.parametrize("options", [{"keep": True}, {"root_dev": 1}, {"init": "none"}, {"login": True}])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"keep": True},
+            {"root_dev": 1},
+            {"root_dev": 0},
+            {"root_image": "never"},
+            {"init": "none"},
+            {"login": True},
+        ],
+    )
     def test_options_without_a_root_are_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(UsageError, match="needs a root file system"):
             roots.resolve(GuestOptions(**options), making())
@@ -194,7 +204,7 @@ class TestSuites:
         with pytest.raises(UsageError, match="cannot make this distribution"):
             resolve(words)
 
-    @pytest.mark.parametrize("options", [{"keep": True}, {"root_dev": 1}])
+    @pytest.mark.parametrize("options", [{"keep": True}, {"root_dev": 1}, {"root_dev": 0}])
     def test_options_that_do_not_go_with_it(self, options: dict[str, Any]) -> None:
         with pytest.raises(UsageError, match="debian:bookworm"):
             resolve("debian:bookworm", **options)

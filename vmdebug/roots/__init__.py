@@ -19,7 +19,7 @@ from vmdebug.errors import UsageError
 from vmdebug.guest import Root
 from vmdebug.guest_options import HOST, GuestOptions
 from vmdebug.paths import absolute, or_false
-from vmdebug.roots import container, directory, image, oci, suite
+from vmdebug.roots import container, directory, image, oci, refusal, suite
 from vmdebug.roots.packed import Making
 from vmdebug.spelling import option
 
@@ -64,9 +64,9 @@ def resolve(options: GuestOptions, making: Making) -> Root | None:
 
 def _refuse_alone(options: GuestOptions) -> None:
     """Refuse options about a root file system if the guest has none."""
-    for name in ("root_dev", "init", "login", "keep"):
-        if value := getattr(options, name):
-            raise UsageError(
-                f"{option(name, value)} needs a root file system, and {option('root')} is not given",
-                hint=f"add {option('root', 'X')}",
-            )
+    refusal.refuse(
+        options,
+        ("root_dev", "root_image", "init", "login", "keep"),
+        f"needs a root file system, and {option('root')} is not given",
+        hint=f"add {option('root', 'X')}",
+    )

@@ -14,7 +14,7 @@ from vmdebug.errors import UsageError
 from vmdebug.guest import AUTO_INIT, Root
 from vmdebug.guest_options import HOST, NO_INIT, GuestOptions
 from vmdebug.paths import or_false
-from vmdebug.roots import packed, virtiofsd
+from vmdebug.roots import packed, refusal, virtiofsd
 from vmdebug.roots.packed import Making
 from vmdebug.spelling import option
 
@@ -147,9 +147,9 @@ def find_init(top: Path) -> str:
 
 
 def _refuse_image_options(options: GuestOptions) -> None:
-    for name in ("root_dev", "keep"):
-        if value := getattr(options, name):
-            raise UsageError(
-                f"{option(name, value)} is for disk images, and {option('root', options.root)} is not one",
-                hint="leave it out: the guest never writes to the directory",
-            )
+    refusal.refuse(
+        options,
+        refusal.OF_DISK_IMAGES,
+        f"is for disk images, and {option('root', options.root)} is not one",
+        hint="leave it out: the guest never writes to the directory",
+    )

@@ -19,7 +19,7 @@ from vmdebug.guest import AUTO_INIT, Root
 from vmdebug.guest_options import CONTAINER_FILES, CONTAINER_STORES, GuestOptions
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Step
-from vmdebug.roots import container, layers, packed
+from vmdebug.roots import container, layers, packed, refusal
 from vmdebug.roots.container import Container, Process
 from vmdebug.roots.packed import Making
 from vmdebug.spelling import option
@@ -48,7 +48,12 @@ def resolve(words: str, options: GuestOptions, making: Making) -> Root:
         BuildError: a program failed.
         DeadlineError: it took too long.
     """
-    _refuse(options, words)
+    refusal.refuse(
+        options,
+        refusal.OF_DISK_IMAGES,
+        f"is for disk images, and {option('root', words)} is a container image",
+        hint="leave it out: the guest's writes are discarded with the VM",
+    )
     path, tag = _place(words, making)
     if making.dry_run and not or_false(path.exists):
         return Root(words=words, location=path, file_system="", note=f"{words}, which is not fetched yet")
@@ -151,12 +156,3 @@ def _about(wishes: Process) -> tuple[str, ...]:
     if wishes.line:
         said.append(f"its ENTRYPOINT and CMD are not started: {wishes.line}")
     return tuple(said)
-
-
-def _refuse(options: GuestOptions, words: str) -> None:
-    for name in ("root_dev", "keep"):
-        if value := getattr(options, name):
-            raise UsageError(
-                f"{option(name, value)} is for disk images, and {option('root', words)} is a container image",
-                hint="leave it out: the guest's writes are discarded with the VM",
-            )

@@ -11,7 +11,7 @@ from vmdebug.errors import BuildError, UsageError
 from vmdebug.guest import AUTO_INIT, Root
 from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import Report, Step
-from vmdebug.roots import packed
+from vmdebug.roots import packed, refusal
 from vmdebug.roots.packed import Making
 from vmdebug.spelling import option
 
@@ -53,7 +53,12 @@ def resolve(distribution: str, suite: str, options: GuestOptions, making: Making
             hint="give debian:SUITE, such as debian:bookworm, or a directory, or an image;"
             f" docker://{words} is the container image of that name",
         )
-    _refuse(options, words)
+    refusal.refuse(
+        options,
+        refusal.OF_DISK_IMAGES,
+        f"is for your own disk images, and vmdebug makes that of {words}",
+        hint="leave it out",
+    )
     key = hashlib.sha256(" ".join((suite, *PACKAGES)).encode()).hexdigest()[:8]
     what = f"making {words}"
 
@@ -103,12 +108,3 @@ def argv(suite: str, archive: Path) -> tuple[str, ...]:
 def _progress(line: str, what: str, report: Report) -> None:
     if found := _STEP.match(line):
         report(Step(what, note=found[1]))
-
-
-def _refuse(options: GuestOptions, words: str) -> None:
-    for name in ("root_dev", "keep"):
-        if value := getattr(options, name):
-            raise UsageError(
-                f"{option(name, value)} is for your own disk images, and vmdebug makes that of {words}",
-                hint="leave it out",
-            )
