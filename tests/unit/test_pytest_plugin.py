@@ -201,6 +201,20 @@ def test_what_a_test_says_is_added_to_what_its_guest_says(tmp_path: Path) -> Non
     assert (found.halt, found.accel, found.table) == (True, "tcg", "base")
 
 
+def test_only_a_directory_has_to_be_packed_for_clones(tmp_path: Path) -> None:
+    (tmp_path / "chroot").mkdir()
+    (tmp_path / "disk.img").touch()
+
+    def packed(root: str) -> str:
+        found = settings.options(ROOT, Marker(root=root), Target(), halted=False, where=tmp_path)
+        return found.root_image
+
+    assert packed("chroot") == "always"
+    # `always` is refused for a disk image, which can be cloned as it is.
+    assert packed("disk.img") == "auto"
+    assert {packed(root) for root in ("host", "debian:bookworm", "docker://alpine")} == {"auto"}
+
+
 def test_several_guests_are_on_one_segment() -> None:
     def net(marker: Marker) -> tuple[str, ...]:
         return settings.options(ROOT, marker, Target(), halted=False, together=True).net

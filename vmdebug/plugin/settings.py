@@ -17,7 +17,7 @@ from vmdebug.deadline import BOOT_SECONDS
 from vmdebug.errors import UsageError
 from vmdebug.guest_options import HOST, NO_MODULES, Accel, GuestOptions, changed, memory_mib
 from vmdebug.network import LARGEST_SEGMENT, NONE
-from vmdebug.paths import absolute
+from vmdebug.paths import absolute, or_false
 from vmdebug.spelling import nearest
 
 DIED = "died"
@@ -263,10 +263,15 @@ def options(
     if together and not any(each.startswith("segment=") for each in wanted.net):
         networks = ("user",) if wanted.forward and not wanted.net else wanted.net
         wanted = changed(wanted, {"net": (*(each for each in networks if each != NONE), SEGMENT)})
-    if wanted.root not in (None, HOST) and wanted.root_image == "auto":
+    if wanted.root_image == "auto" and _is_directory(wanted.root):
         # A guest cannot be cloned if it has a directory of this machine.
         return changed(wanted, {"root_image": "always"})
     return wanted
+
+
+def _is_directory(root: str | None) -> bool:
+    """Return whether the option `root` is a directory, and not the word for this machine's own root."""
+    return root is not None and root != HOST and or_false(absolute(root).is_dir)
 
 
 def _shares(marker: Marker, here: Path) -> tuple[str, ...] | None:
