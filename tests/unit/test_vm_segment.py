@@ -179,6 +179,22 @@ def test_a_killed_hub_is_named_and_swept(runtime: Path, guests: contextlib.ExitS
     assert guest(guests, "b").nic.ip == "10.177.196.1"
 
 
+def test_restarted_guests_have_a_segment_again_whose_hub_was_killed(
+    runtime: Path, guests: contextlib.ExitStack
+) -> None:
+    a, b = guest(guests, "a"), guest(guests, "b")
+    killed = hub(runtime)
+    killed.signal(signal.SIGKILL)
+    assert killed.wait(20)
+    a.end()
+    again = guest(guests, "a")
+    b.end()
+    other = guest(guests, "b")
+    assert [each.nic.ip for each in (again, other)] == ["10.177.196.1", "10.177.196.2"]
+    again.send(b"back")
+    other.receive(b"back")
+
+
 def test_a_killed_launcher_leaves_nothing(runtime: Path) -> None:
     code = (
         "import os, signal\n"

@@ -122,7 +122,7 @@ def _join(name: str, vm: str, deadline: Deadline, opened: contextlib.ExitStack) 
         except OSError as error:
             raise rundir.host_error(f"make {directory}", error) from error
         try:
-            connection = opened.enter_context(_connected(directory, name))
+            connection = opened.enter_context(_connected(directory, name, vm))
             number, lock = _number(directory, name, vm)
         except BaseException:
             if not _members(directory):
@@ -132,18 +132,22 @@ def _join(name: str, vm: str, deadline: Deadline, opened: contextlib.ExitStack) 
     return number, connection.fileno(), lock
 
 
-def _connected(directory: Path, name: str) -> socket.socket:
-    """Return a connection to the hub, which is started unless it runs."""
+def _connected(directory: Path, name: str, vm: str) -> socket.socket:
+    """Return a connection to the hub, which is started unless it runs.
+
+    A VM that was there before it was killed, and is restarted, starts it again for the others.
+    """
     path = directory / "hub.sock"
     with contextlib.ExitStack() as protected:
         connection = protected.enter_context(socket.socket(socket.AF_UNIX))
         try:
             connection.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
-            if there := _members(directory):
+            there = _members(directory)
+            if there and vm not in _numbers(directory).values():
                 raise StateError(
                     f"the hub of the segment {name} was killed, and {', '.join(there)} have lost the segment",
-                    hint="restart them, or choose another segment",
+                    hint=f"restart them: vmdebug restart {there[0]}; or choose another segment",
                 ) from None
             _start_hub(directory, path, connection)
         protected.pop_all()
