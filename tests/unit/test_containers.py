@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import shutil
 import tarfile
 import threading
@@ -291,6 +292,36 @@ class TestImages:
         with pytest.raises(UsageError, match="is not a whole container image"):
             resolve(directory)
         assert not [path for path in cache.directory("root").iterdir() if path.suffix != ".lock"]
+
+    @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+    def test_an_archive_that_is_cut_off_or_of_something_else(
+        self, directory: Path, tmp_path: Path, mode: Any
+    ) -> None:
+        (directory / "a").write_bytes(os.urandom(3_000_000))  # the first member
+        file = tmp_path / "image.tar"
+        with tarfile.open(file, mode) as archive:
+            archive.add(directory, ".")
+        assert container.is_image(file)
+        file.write_bytes(file.read_bytes()[:2_000_000])
+        with pytest.raises(UsageError, match="is a tar archive, and not a whole container image") as caught:
+            resolve(file)
+        assert "docker export" in caught.value.hint
+
+    def test_a_disk_that_begins_with_zeros_is_no_archive(self, tmp_path: Path) -> None:
+        (tmp_path / "disk").write_bytes(bytes(1 << 20))
+        with pytest.raises(UsageError, match="has no file system that vmdebug knows"):
+            resolve(tmp_path / "disk")
+
+    @pytest.mark.parametrize("kind", ["index", "manifest"])
+    def test_a_damaged_index_or_manifest(self, directory: Path, kind: str) -> None:
+        (about,) = json.loads((directory / "index.json").read_text())["manifests"]
+        media_type = f"application/vnd.oci.image.{kind}.v1+json"
+        # An index that contains itself.
+        again = json.dumps({"manifests": [about | {"mediaType": media_type}]})
+        (directory / "blobs/sha256" / about["digest"].removeprefix("sha256:")).write_text(again)
+        layout(directory, about | {"mediaType": media_type})
+        with pytest.raises(UsageError, match="has other contents than its digest says"):
+            resolve(directory)
 
     @pytest.mark.parametrize("digest", ["sha256:../../../etc/passwd", "sha256:x", ""])
     def test_a_digest_is_never_a_path(self, tmp_path: Path, digest: str) -> None:

@@ -59,6 +59,13 @@ def resolve(options: GuestOptions, making: Making) -> Root | None:
             f"{option('root', root)}: {path} does not exist",
             hint=f"give `{HOST}`, a directory, a disk image, a container image, or debian:bookworm",
         )
+    if container.is_archive(path):
+        raise UsageError(
+            f"{option('root', root)}: {path} is a tar archive, and not a whole container image: it has"
+            " neither oci-layout nor manifest.json",
+            hint="save a damaged image again; unpack the archive of a root (`docker export`) as root, and"
+            " give the directory",
+        )
     return image.resolve(path, options, deadline=making.deadline)
 
 

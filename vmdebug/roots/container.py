@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import lzma
 import shlex
 import tarfile
 import zlib
@@ -31,6 +32,9 @@ _REF_NAME = "org.opencontainers.image.ref.name"
 _LAYOUT = "oci-layout"
 _SAVED = "manifest.json"
 _DAMAGED = "the image is damaged: pull or save it again"
+_UNREADABLE = (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
+"""What tarfile raises for an archive that is damaged, or compressed and cut off; OSError for bzip2."""
+
 _CHUNK = 1 << 20
 _JSON_BYTES = 16 << 20
 """The longest manifest or configuration that is read."""
@@ -130,9 +134,17 @@ class _Configuration(msgspec.Struct):
     rootfs: _FileSystem = msgspec.field(default_factory=_FileSystem)
 
 
+def is_archive(path: Path) -> bool:
+    """Return whether a file is a tar archive with something in it, whole or cut off."""
+    # A disk image may begin with zeros, which are the end of an archive.
+    with contextlib.suppress(OSError, *_UNREADABLE), tarfile.open(path) as archive:
+        return archive.next() is not None
+    return False
+
+
 def is_image(path: Path) -> bool:
     """Return whether a directory or an archive is a container image."""
-    with contextlib.suppress(OSError, tarfile.TarError), _opened(path) as read:
+    with contextlib.suppress(OSError, *_UNREADABLE), _opened(path) as read:
         return _has(read, _LAYOUT) or _has(read, _SAVED)
     return False
 
@@ -160,7 +172,7 @@ def read(path: Path, tag: str, architecture: str) -> Iterator[Container]:
             if about.architecture not in ("", wanted):
                 raise _other_architecture(path, wanted, about.architecture)
             yield _container(store, path, about, files)
-    except (KeyError, tarfile.TarError) as error:
+    except (KeyError, *_UNREADABLE) as error:
         raise UsageError(f"{path} is not a whole container image: {error}", hint=_DAMAGED) from error
 
 
@@ -232,16 +244,30 @@ def _json(store: _Read, name: str, kind: type[T]) -> T:
         raise UsageError(f"{name} of the image is not as it should be: {error}", hint=_DAMAGED) from error
 
 
+def _blob(store: _Read, about: _Descriptor, kind: type[T]) -> T:
+    """Return a file whose digest is given: without this check, an index could contain itself.
+
+    Raises:
+        UsageError: it has another digest, or is not as it should be.
+    """
+    algorithm, _, digest = about.digest.partition(":")
+    with store(about.file) as stream:
+        found = hashlib.new(algorithm, stream.read(_JSON_BYTES)).hexdigest()
+    if found != digest:
+        raise UsageError(f"{about.file} of the image has other contents than its digest says", hint=_DAMAGED)
+    return _json(store, about.file, kind)
+
+
 def _of_layout(store: _Read, path: Path, tag: str, wanted: str) -> tuple[_Configuration, list[str]]:
     """Return the configuration of an image in an OCI layout, and the files of its layers."""
     found = _json(store, "index.json", _Index).manifests
     names = [each.name for each in found if each.name]
     manifest = _choose([each for each in found if tag in ("", each.name)], names, path, tag, wanted)
     while manifest.media_type in _INDEXES:
-        found = _json(store, manifest.file, _Index).manifests
+        found = _blob(store, manifest, _Index).manifests
         manifest = _choose(found, names, path, tag, wanted)
-    about = _json(store, manifest.file, _Manifest)
-    return _json(store, about.config.file, _Configuration), [layer.file for layer in about.layers]
+    about = _blob(store, manifest, _Manifest)
+    return _blob(store, about.config, _Configuration), [layer.file for layer in about.layers]
 
 
 def _choose(
