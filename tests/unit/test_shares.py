@@ -53,6 +53,20 @@ def test_what_cannot_be_shared(tmp_path: Path) -> None:
         resolve(f"{tmp_path}:/mnt", "/usr:/mnt")
 
 
+@pytest.mark.parametrize("place", ["/proc", "/sys/kernel", "/dev", "/run", "/run/vmdebug", "/bin", "//etc"])
+def test_a_place_whose_files_the_guest_needs(tmp_path: Path, place: str) -> None:
+    with pytest.raises(UsageError, match=r"the guest cannot have it at .*: it needs what is there"):
+        resolve(f"{tmp_path}:{place}")
+
+
+def test_places_beside_those(tmp_path: Path) -> None:
+    words = (f"{tmp_path}:/devel", f"{tmp_path}:/run/user", f"{tmp_path}:/etc/app", f"{tmp_path}:/usr")
+    assert len(resolve(*words)) == len(words)
+    # A root file system is used from /run/vmdebug.
+    options = GuestOptions(share=(f"{tmp_path}:/bin", f"{tmp_path}:/etc"), root="/root")
+    assert len(shares.resolve(options, lambda _: False)) == 2
+
+
 @pytest.mark.parametrize("given", ["d:/mnt", ["d:/mnt"], ("d:/mnt",), Path("d:/mnt")])
 def test_one_directory_or_several(given: Any) -> None:
     assert changed(GuestOptions(), {"share": given}).share == ("d:/mnt",)

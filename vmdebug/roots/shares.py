@@ -16,6 +16,15 @@ from vmdebug.spelling import option
 
 _TAG = "vmdebug-share{}"
 
+_SYSTEM = ("/dev", "/proc", "/sys", "/run/vmdebug")
+"""Directories of the guest that nothing may hide, with all below them."""
+
+_OF_INIT = ("/run",)
+"""Directories that vmdebug's init and what it has started use."""
+
+_OF_INITRAMFS = ("/bin", "/etc")
+"""The same in a guest without a root file system."""
+
 
 def resolve(options: GuestOptions, supports: Supports) -> tuple[Share, ...]:
     """Return the directories that the options name.
@@ -25,9 +34,10 @@ def resolve(options: GuestOptions, supports: Supports) -> tuple[Share, ...]:
         supports: Tells whether its kernel has an option.
 
     Raises:
-        UsageError: there is no such directory, or two have the same place.
+        UsageError: there is no such directory, two have the same place, or the guest needs what is there.
     """
-    shares = tuple(_share(words, number, supports) for number, words in enumerate(options.share))
+    hidden = _OF_INIT if options.root is not None else (*_OF_INIT, *_OF_INITRAMFS)
+    shares = tuple(_share(words, number, supports, hidden) for number, words in enumerate(options.share))
     places = [share.mount_point for share in shares]
     if twice := next((place for place in places if places.count(place) > 1), None):
         raise UsageError(
@@ -74,7 +84,7 @@ def note(shares: Sequence[Share]) -> tuple[str, ...]:
     )
 
 
-def _share(words: str, number: int, supports: Supports) -> Share:
+def _share(words: str, number: int, supports: Supports, hidden: Sequence[str]) -> Share:
     where, place, mode = split_share(words)
     path = absolute(where)
     if not or_false(path.is_dir):
@@ -84,11 +94,17 @@ def _share(words: str, number: int, supports: Supports) -> Share:
         )
     if not os.access(path, os.R_OK | os.X_OK):
         raise UsageError(f"{option('share', words)}: you cannot read {path}", hint="check its permissions")
-    mount_point = os.path.normpath(place or path)
-    if mount_point in ("/", "//"):
+    # normpath keeps two slashes at the start.
+    mount_point = f"/{os.path.normpath(place or path).lstrip('/')}"
+    if mount_point == "/":
         raise UsageError(
             f"{option('share', words)}: the guest cannot have it at /",
             hint=f"{option('root', where)} makes it the root; or give a place: {where}:/mnt",
+        )
+    if mount_point in hidden or any(f"{mount_point}/".startswith(f"{each}/") for each in _SYSTEM):
+        raise UsageError(
+            f"{option('share', words)}: the guest cannot have it at {mount_point}: it needs what is there",
+            hint=f"give another place: {where}:/mnt",
         )
     chosen = cast("ShareMode", mode or "ro")
     return Share(
