@@ -13,7 +13,7 @@ from drgn.helpers.linux.pid import for_each_task
 
 import vmdebug
 from bench.figure import VMDEBUG, Figure, in_turn
-from vmdebug import process
+from vmdebug import process, shipped
 from vmdebug.deadline import Deadline
 from vmdebug.session import DebugSession
 
@@ -39,6 +39,7 @@ def figures() -> list[Figure]:
 
 def _listed(session: DebugSession) -> Figure:
     gdb = session.gdb
+    gdb.console(f"source {shipped.gdbinit() / 'vmdebug.gdb'}")  # vmd-task
     ours, baseline = in_turn(
         lambda: _enough(_by_drgn(session)),
         lambda: _enough(gdb.console("lx-ps", timeout=SECONDS) + gdb.console("vmd-task *", timeout=SECONDS)),
