@@ -54,16 +54,12 @@ def resolve(
     if whole is not None and used:
         parts = {"initrd": whole.initrd} if options.firmware is None else {"unified": whole.file}
     else:
+        first = (*first, *also, *drivers)
         packed, brought = userland.packed_modules(
-            kernel,
-            None if other else modules,
-            (*first, *also, *drivers),
-            options,
-            report=report,
-            deadline=deadline,
+            kernel, None if other else modules, first, options, report=report, deadline=deadline
         )
         said = (*said, *brought)
-        ours = initramfs.build(
+        made = other or initramfs.build(
             modules=packed.archive if packed is not None else None,
             agent=agent,
             agent_tty=row.second_console,
@@ -71,7 +67,7 @@ def resolve(
             shares=shares,
             deadline=deadline,
         )
-        parts = {"initrd": other or ours, "modules": packed.image if packed is not None else None}
+        parts = {"initrd": made, "modules": packed.image if packed is not None else None}
     machine = OwnMachine(
         disk=_disk(options), firmware=firmware.find(row, options), own_init=own_init, **parts
     )

@@ -205,16 +205,9 @@ def nics(
     if not found:
         return (), (), ()
     if own_init:
-        loadable = modules.names() if modules is not None else frozenset[str]()
-        needs = requirements.of_network(found)
-        drivers = tuple(need.module for need in needs if need.module in loadable)
-        if options.force:
-            return found, drivers, ()
         name = "net" if options.net else "forward"
         what = option(name, " ".join(getattr(options, name)))
-        built_in = [need for need in needs if need.module not in drivers]
-        unknown = requirements.check_own(kernel, built_in, options.source, what=what)
-        return found, drivers, (unknown,) if unknown else ()
+        return found, *_needed(requirements.of_network(found), kernel, modules, options, what)
     configuration = dotconfig.of(kernel)
     if configuration is None or configuration.value("IP_PNP") == "y":
         return found, (), ()
