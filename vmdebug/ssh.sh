@@ -40,9 +40,9 @@ PrintMotd no
 Subsystem sftp internal-sftp
 END
 	[ $pam = no ] || echo "UsePAM yes" >>$dir/config
-	# For privilege separation.
-	[ -d /run/sshd ] || mkdir -m 755 /run/sshd
 fi
+# For privilege separation. systemd removes it when the root's own sshd ends.
+[ -d /run/sshd ] || mkdir -m 755 /run/sshd
 
 if [ ! -e $dir/checked ]; then
 	"$sshd" -t -f $dir/config || exit 121
@@ -56,8 +56,16 @@ if [ -r $dir/port ] && [ -r $dir/pid ] && kill -0 "$(cat $dir/pid)" 2>/dev/null;
 	cat $dir/port
 	exit
 fi
-# The root's own sshd may have port 22. sshd listens after it has become a daemon, and then writes its pid.
-for port in 22 2222 22022; do
+# Port 22 is for the root's own sshd, if its init starts one, now or later in the boot.
+ports="22 2222 22022"
+for each in /etc/systemd/system/*.wants/ssh*.service /etc/systemd/system/*.wants/ssh*.socket \
+	/etc/runlevels/*/sshd /etc/init.d/S*sshd; do
+	if [ -e "$each" ] || [ -L "$each" ]; then
+		ports="2222 22022"
+	fi
+done
+# sshd listens after it has become a daemon, and then writes its pid.
+for port in $ports; do
 	rm -f $dir/pid $dir/log
 	"$sshd" -f $dir/config -p $port -E $dir/log
 	n=0
