@@ -20,7 +20,7 @@ from tests.fixtures.accel import ACCEL, SECONDS
 from tests.guest.test_roots import chroot  # noqa: F401 - a fixture
 from vmdebug import process
 from vmdebug.deadline import Deadline
-from vmdebug.errors import LaunchError, VmError
+from vmdebug.errors import UsageError, VmError
 from vmdebug.session import DebugSession
 from vmdebug.vm.clones import clone as cloning
 
@@ -80,7 +80,7 @@ def test_the_user_network_and_forwarded_ports(chroot: Path, web: int) -> None:  
         assert session.exec("cat /tmp/received", timeout=SECONDS).stdout == "to the guest"
         with pytest.raises(VmError, match="has no sshd"):
             session.ssh_config(timeout=SECONDS)
-        with pytest.raises(LaunchError, match="QEMU ended") as caught:
+        with pytest.raises(UsageError, match=f"cannot listen on tcp port {tcp['host']} of") as caught:
             start(net="user", forward=f"{tcp['host']}:7")
         assert "forward another port" in caught.value.hint
     assert (chroot / "etc/resolv.conf").read_text() == "nameserver 192.0.2.1\n"

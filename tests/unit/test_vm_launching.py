@@ -97,6 +97,14 @@ def test_a_taken_port_is_named(place: Path) -> None:
     assert nothing_is_left()
 
 
+def test_a_forwarded_port_that_is_taken_is_named(place: Path) -> None:
+    rule = "tcp:127.0.0.1:8080-:80"
+    qemu(place, f"echo \"-netdev user: Could not set up host forwarding rule '{rule}'\"; exit 1")
+    with pytest.raises(UsageError, match=r"forward=: QEMU cannot listen on tcp port 8080 of 127\.0\.0\.1"):
+        start()
+    assert nothing_is_left()
+
+
 def test_a_qemu_that_does_not_answer_is_ended_at_the_deadline(place: Path) -> None:
     qemu(place, "echo waiting for a disk; exec sleep 1000")
     with pytest.raises(DeadlineError, match="for QEMU to answer on QMP") as caught:

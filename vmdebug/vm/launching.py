@@ -35,12 +35,12 @@ _PAUSE = 0.004
 """The longest pause between two attempts to connect; QEMU takes about 50 ms until it listens."""
 
 _PORT_TAKEN = "Address already in use"
+_NOT_FORWARDED = re.compile(r"host forwarding rule '(\w+):([\d.]+):(\d+)-")
 
 _HINTS = (
     (r"Failed to get .* lock", "another VM uses that disk: end that VM, or use a copy of the disk"),
     (r"No space left on device", "free some space on the file system of the run directory or the disk"),
     (r"Could not access KVM|failed to initialize kvm", "use TCG: {accel}; `vmdebug doctor` checks KVM"),
-    (r"host forwarding rule", "another program or VM uses that port: forward another port"),
     (
         r"access denied by acl file|failed to parse default acl file|bridge helper failed",
         "root has to allow it: `allow NAME` in /etc/qemu/bridge.conf, and chmod u+s qemu-bridge-helper",
@@ -277,8 +277,15 @@ def _failure(attempt: _Attempt) -> VmdebugError:
     if port and _PORT_TAKEN in log:
         return UsageError(
             f"port {port} on 127.0.0.1 is taken",
-            hint=f"choose another port, or any free one: {option('tcp', 0)};"
-            f" to see which process uses it: ss -ltnp 'sport = :{port}'",
+            hint=f"choose another port, or any free one: {option('tcp', 0)}; {_user_of(port)}",
+            detail=_evidence(attempt),
+        )
+    if found := _NOT_FORWARDED.search(log):
+        protocol, address, port = found[1], found[2], int(found[3])
+        return UsageError(
+            f"{option('forward')}: QEMU cannot listen on {protocol} port {port} of {address}: it is taken, or"
+            " not for this user, or no address of this machine",
+            hint=f"forward another port, or any free one: {option('forward', ':GUEST')}; {_user_of(port)}",
             detail=_evidence(attempt),
         )
     status = attempt.child.returncode
@@ -286,6 +293,10 @@ def _failure(attempt: _Attempt) -> VmdebugError:
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, log)), "")
     hint = hint.format(accel=option("accel", "tcg"), memory=option("memory"))
     return LaunchError(f"QEMU {what} before it answered", hint=hint, detail=_evidence(attempt))
+
+
+def _user_of(port: int) -> str:
+    return f"to see which process uses it: ss -lntup 'sport = :{port}'"
 
 
 def _evidence(attempt: _Attempt) -> str:
