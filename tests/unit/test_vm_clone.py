@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
+from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, Share
 from vmdebug.vm.clones import clone as cloning
 from vmdebug.vm.clones import saved_guest
 from vmdebug.vm.clones.saved_guest import SavedGuest
@@ -45,3 +47,13 @@ def test_a_name_that_is_taken_meanwhile_gives_way(monkeypatch: pytest.MonkeyPatc
         assert names == ["vm-1", "vm-2"]
     finally:
         runtime.joinpath("vmdebug/vm-1").rmdir()
+
+
+def test_what_to_do_about_a_directory_that_is_shared(tmp_path: Path) -> None:
+    kernel = Kernel(image=tmp_path, vmlinux=None, arch="x86_64", origin="a test")
+    share = Share(directory=tmp_path, mount_point="/w", mode="ro", transport="9p", tag="t")
+    spec = LaunchSpec(name="vm", guest="vm", machine=OwnMachine(), kernel=kernel)
+    assert cloning._instead(spec) == "start another one: vmdebug start"
+    hint = cloning._instead(msgspec.structs.replace(spec, shares=(share,)))
+    assert 'root_image="always"' in hint
+    assert "vmdebug cp" in hint

@@ -20,8 +20,10 @@ from vmdebug.channel.log import kept
 from vmdebug.channel.serial import ready
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError
+from vmdebug.guest import LaunchSpec
 from vmdebug.network import Nic
 from vmdebug.progress import Report, Step, silent
+from vmdebug.spelling import option
 from vmdebug.vm import launching, memfd, planning, registry, rundir, wait_shell
 from vmdebug.vm.argv import InitialState
 from vmdebug.vm.clones import build, identity, saved_guest
@@ -80,13 +82,23 @@ def clone(
     return made
 
 
+def _instead(spec: LaunchSpec) -> str:
+    """Return what to do if a guest cannot be cloned."""
+    if spec.shared:
+        return (
+            f"start it with {option('root_image', 'always')} for its root, and without {option('share')}:"
+            " `vmdebug cp` copies files"
+        )
+    return "start another one: vmdebug start"
+
+
 def _saved(vm: Vm, report: Report, deadline: Deadline) -> SavedGuest:
     asked = vm.state.spec
     # Only one VM can listen on a port: each clone gets a free one.
     tcp = None if asked.tcp is None else 0
     spec = msgspec.structs.replace(asked, halt=False, tcp=tcp, nics=network.free_ports(asked.nics))
     if reason := build.obstacle(spec):
-        raise StateError(f"{vm.name} cannot be cloned: {reason}", hint="start another one: vmdebug start")
+        raise StateError(f"{vm.name} cannot be cloned: {reason}", hint=_instead(spec))
     status = vm.status()
     if status not in ("running", "paused"):
         raise StateError(f"{vm.name} cannot be cloned: it is {status}", hint="clone a guest that has booted")
