@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vmdebug import process, roots
+from vmdebug import locks, process, roots
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Root
@@ -112,6 +112,19 @@ class TestPacking:
         (chroot / "bin/more").touch()
         assert resolve(chroot, root_image="always").location != first.location
         assert [path.name for path in first.location.parent.iterdir() if path.name.startswith(".")] == []
+
+    def test_what_a_killed_process_has_left_is_removed(self, chroot: Path) -> None:
+        first = resolve(chroot, root_image="always").location
+        where = first.parent
+        left = [f".{first.name}.1.tar", ".debian-trixie-0a.erofs.1.tar", ".oci-0a.root.1"]
+        for name in left:
+            (where / name).mkdir()
+            (where / name / "file").touch()
+        (where / ".other.erofs.1").touch()
+        (chroot / "bin/more").touch()
+        with locks.held(where / "other.erofs.lock", what="", deadline=soon()):
+            resolve(chroot, root_image="always")
+        assert [path.name for path in where.iterdir() if path.name.startswith(".")] == [".other.erofs.1"]
 
     def test_paths_that_are_left_out(self, chroot: Path, tmp_path: Path) -> None:
         (chroot / "tmp").mkdir()

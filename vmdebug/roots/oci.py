@@ -120,7 +120,7 @@ def _root(found: Container, options: GuestOptions, making: Making, words: str) -
     what = f"unpacking {words}"
 
     def write(archive: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".layers.") as name:
+        with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f"{archive.name}.layers.") as name:
             plain = []
             for number, (layer, content) in enumerate(zip(found.layers, found.contents, strict=True), 1):
                 making.report(Step(what, note=f"layer {number} of {len(found.layers)}"))

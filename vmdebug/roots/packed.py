@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -14,7 +15,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmdebug import cache, process
+from vmdebug import cache, locks, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
 from vmdebug.guest import Root
@@ -52,6 +53,9 @@ class Making:
 
 PACK_SECONDS = 1800.0
 """How long packing may take."""
+
+_TEMPORARY = re.compile(r"\.(.+?\.\w+)\.\d+(?:\.|$)")
+"""The name of what `_temporary` makes, and of what is beside it: ".NAME.erofs.PID", ".NAME.erofs.PID.tar"."""
 
 _KEPT = 6
 """Number of most recently used images to keep in the cache."""
@@ -250,6 +254,7 @@ def make(
         return target
     with cache.lock(target, what, report, deadline):
         if not cache.used(target):
+            _sweep(target)
             report(Step(what))
             with _temporary(target) as made:
                 pack(made)
@@ -267,7 +272,7 @@ def image_of(chosen: Format, archive: Path, image: Path, *, deadline: Deadline) 
         BuildError: it cannot be unpacked or packed.
         DeadlineError: it took too long.
     """
-    with tempfile.TemporaryDirectory(dir=image.parent, prefix=".unpacked.") as name:
+    with tempfile.TemporaryDirectory(dir=image.parent, prefix=f"{image.name}.unpacked.") as name:
         directory = Path(name, "root")
         directory.mkdir()
         lines = [
@@ -350,6 +355,24 @@ def _state(directory: Path, left_out: Container[str]) -> tuple[str, int]:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed processes have left of what they made in the directory of `target`.
+
+    Args:
+        target: What this process makes; it has the lock.
+    """
+    for path in target.parent.glob(".*"):
+        found = _TEMPORARY.match(path.name)
+        if found and (found[1] == target.name or _is_free(path.with_name(f"{found[1]}.lock"))):
+            cache.remove(path)
+
+
+def _is_free(lock: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
+        return locks.try_lock(file.fileno())
+    return True
 
 
 @contextlib.contextmanager
