@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -275,6 +276,24 @@ def test_ports_are_forwarded_to_the_network_that_the_script_makes(made: Made) ->
     script.write_text(f'{script.read_text()}    -netdev user,id=user.0,"$QEMU_NET_OPTS"\n')
     spec = resolve(made.result, GuestOptions(source="result", forward=("8080:80",)))
     assert [each.rule for nic in spec.nics for each in nic.forwards] == ["tcp:127.0.0.1:8080-:80"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"firmware": "uefi"},
+        {"initrd": "/i"},
+        {"root": "host"},
+        {"root_dev": 0},
+        {"root_image": "never"},
+        {"init": "none"},
+        {"login": True},
+        {"keep": True},
+    ],
+)
+def test_what_the_script_boots_is_its_own(made: Made, option: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="is for guests whose QEMU command line vmdebug makes"):
+        resolve(made.result, GuestOptions(source="result", **option))
 
 
 def test_a_directory_holds_one_runner(made: Made) -> None:

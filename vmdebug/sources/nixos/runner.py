@@ -23,7 +23,7 @@ from vmdebug.kernel_parameters import console_notes, parameters
 from vmdebug.network import Nic
 from vmdebug.paths import absolute
 from vmdebug.progress import Report
-from vmdebug.roots import shares
+from vmdebug.roots import refusal, shares
 from vmdebug.sources import naming, nix
 from vmdebug.sources.configuration import requirements
 from vmdebug.sources.kernels import dev_output, modules, replacements
@@ -220,19 +220,7 @@ def spec(
         HostError: a file cannot be read.
     """
     script.check_supported(found.text, accel=options.accel)
-    if options.firmware is not None:
-        raise UsageError(
-            f"{option('firmware', options.firmware)} is for guests whose QEMU command line vmdebug makes;"
-            f" {found.script} makes its own",
-            hint="set virtualisation.useEFIBoot = true in the system",
-        )
-    for name in ("initrd", "root"):
-        if (given := getattr(options, name)) is not None:
-            raise UsageError(
-                f"{option(name, given)} is for guests whose QEMU command line vmdebug makes;"
-                f" {found.script} makes its own",
-                hint="boot the system's kernel as an image, or set it in the system",
-            )
+    _refuse(found, options)
     nics = _nics(found, options)
     bare = Kernel(
         image=found.image,
@@ -294,6 +282,19 @@ def spec(
             *script.notes(found.text, found.vlans),
         ),
     )
+
+
+def _refuse(found: Runner, options: GuestOptions) -> None:
+    """Refuse options about what vmdebug's own QEMU command line boots.
+
+    Raises:
+        UsageError: one is given.
+    """
+    why = f"is for guests whose QEMU command line vmdebug makes; {found.script} makes its own"
+    uefi = "set virtualisation.useEFIBoot = true in the system"
+    refusal.refuse(options, ("firmware",), why, hint=uefi)
+    own = ("initrd", "root", "root_dev", "root_image", "init", "login", "keep")
+    refusal.refuse(options, own, why, hint="boot the system's kernel as an image, or set it in the system")
 
 
 def _nics(found: Runner, options: GuestOptions) -> tuple[Nic, ...]:
