@@ -80,7 +80,7 @@ def note(shares: Sequence[Share]) -> tuple[str, ...]:
     until = " while they are mounted" if all(share.transport == "9p" for share in shares) else ""
     return (
         *said,
-        f"the guest cannot be saved or cloned{until}; `vmdebug cp` copies files instead",
+        f"with them the guest cannot be saved or cloned{until}; `vmdebug cp` copies files instead",
     )
 
 
