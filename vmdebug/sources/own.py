@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from vmdebug import arch, cache
 from vmdebug.channel.agent.program import AGENT
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import DEFAULT_MEMORY_MIB, Guest, Kernel, LaunchSpec, OwnMachine
+from vmdebug.guest import DEFAULT_MEMORY_MIB, Guest, Kernel, LaunchSpec, OwnMachine, Root, Share
 from vmdebug.guest_options import GuestOptions
 from vmdebug.kernel_parameters import console_notes, parameters
+from vmdebug.network import Nic
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
 from vmdebug.sources import firmware, initramfs, naming, userland
+from vmdebug.sources.guest_modules.module_set import ModuleSet
 from vmdebug.sources.kernels import image, replacements, tree, unified
+from vmdebug.sources.kernels.unified import Unified
 from vmdebug.spelling import option
 
 
@@ -39,49 +44,21 @@ def resolve(
     name = naming.vm_name(guest, options)
     # If the user gives a kernel, the guest's own need not exist: `--kernel TREE` works before `kernel build`.
     kernel = replacements.symbols(replacements.kernel(options) or _kernel(guest, options), options)
-    agent, lacking = _agent(kernel, report, deadline)
     whole = unified.read(Path(guest.location)) if guest.kind == "image" and options.kernel is None else None
     row = arch.by_name(kernel.arch)
     kernel, modules = userland.kernel_with_modules(kernel, options)
-    root, first, unknown = userland.root(
-        options, kernel, modules, report=report, deadline=deadline, dry_run=dry_run
-    )
-    shares, also, shared = userland.shared(options, kernel, modules)
-    other, said = userland.initrd(options, kernel)
-    used = whole is not None and whole.startable and other is None and root is None and not options.module
-    own_init = other is None and not used and not userland.replaced(options)
-    nics, drivers, unsure = userland.nics(options, kernel, modules if own_init else None, own_init=own_init)
-    if whole is not None and used:
-        parts = {"initrd": whole.initrd} if options.firmware is None else {"unified": whole.file}
-    else:
-        first = (*first, *also, *drivers)
-        packed, brought = userland.packed_modules(
-            kernel, None if other else modules, first, options, report=report, deadline=deadline
-        )
-        said = (*said, *brought)
-        made = other or initramfs.build(
-            modules=packed.archive if packed is not None else None,
-            agent=agent,
-            agent_tty=row.second_console,
-            root=root,
-            shares=shares,
-            deadline=deadline,
-        )
-        parts = {"initrd": made, "modules": packed.image if packed is not None else None}
-    machine = OwnMachine(
-        disk=_disk(options), firmware=firmware.find(row, options), own_init=own_init, **parts
-    )
+    boot = _boot(options, kernel, modules, whole, report=report, deadline=deadline, dry_run=dry_run)
     words = parameters(row, kaslr=options.kaslr, append=options.append)
-    words = (*(whole.parameters if whole is not None else ()), *userland.for_init(root, row), *words)
+    words = (*(whole.parameters if whole is not None else ()), *userland.for_init(boot.root, row), *words)
     return LaunchSpec(
         name=name,
         guest=options.table or guest.words,
-        machine=machine,
+        machine=boot.machine,
         kernel=kernel,
         parameters=words,
-        root=root,
-        shares=shares,
-        nics=nics,
+        root=boot.root,
+        shares=boot.shares,
+        nics=boot.nics,
         halt=options.halt,
         accel=options.accel,
         memory=options.memory or DEFAULT_MEMORY_MIB,
@@ -90,18 +67,101 @@ def resolve(
         trace_ready=options.trace_ready,
         qemu_args=options.qemu_args,
         notes=(
-            *((whole.note(started=machine.unified is not None, used=used),) if whole is not None else ()),
+            *boot.about,
             *replacements.notes(kernel),
-            *(userland.unreachable(kernel, row) if other is None and not used else ()),
+            *boot.notes,
+            *_ineffective(options),
+            *userland.unmounted(options, words, ours=boot.ours),
+            *console_notes(row, words),
+        ),
+    )
+
+
+class _Boot(msgspec.Struct, frozen=True, kw_only=True):
+    """What a kernel boots into.
+
+    Args:
+        machine: The machine, with the initramfs.
+        root: The root file system.
+        shares: The directories of this machine.
+        nics: The network cards.
+        ours: Whether the initramfs is vmdebug's.
+        about: What is used of a unified kernel image, for the user.
+        notes: About the rest, for the user.
+    """
+
+    machine: OwnMachine
+    root: Root | None
+    shares: tuple[Share, ...]
+    nics: tuple[Nic, ...]
+    ours: bool
+    about: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _boot(
+    options: GuestOptions,
+    kernel: Kernel,
+    modules: ModuleSet | None,
+    whole: Unified | None,
+    *,
+    report: Report,
+    deadline: Deadline,
+    dry_run: bool,
+) -> _Boot:
+    """Return what a kernel boots into; `whole` is the unified kernel image that it comes from."""
+    row = arch.by_name(kernel.arch)
+    root, first, unknown = userland.root(
+        options, kernel, modules, report=report, deadline=deadline, dry_run=dry_run
+    )
+    shares, also, shared = userland.shared(options, kernel, modules)
+    other, said = userland.initrd(options, kernel)
+    used = whole is not None and whole.startable and other is None and root is None and not options.module
+    ours = other is None and not used
+    own_init = ours and not userland.replaced(options)
+    nics, drivers, unsure = userland.nics(options, kernel, modules if own_init else None, own_init=own_init)
+    agent, lacking = _agent(kernel, report, deadline) if ours else (None, ())
+    initrd, module_image, started = other, None, None
+    if whole is not None and used:
+        initrd, started = (whole.initrd, None) if options.firmware is None else (None, whole.file)
+    if ours:
+        first = (*first, *also, *drivers)
+        packed, brought = userland.packed_modules(
+            kernel, modules, first, options, report=report, deadline=deadline
+        )
+        said = (*said, *brought)
+        module_image = packed.image if packed is not None else None
+        initrd = initramfs.build(
+            modules=packed.archive if packed is not None else None,
+            agent=agent,
+            agent_tty=row.second_console,
+            root=root,
+            shares=shares,
+            deadline=deadline,
+        )
+    machine = OwnMachine(
+        disk=_disk(options),
+        firmware=firmware.find(row, options),
+        initrd=initrd,
+        modules=module_image,
+        unified=started,
+        own_init=own_init,
+    )
+    return _Boot(
+        machine=machine,
+        root=root,
+        shares=shares,
+        nics=nics,
+        ours=ours,
+        about=(whole.note(started=started is not None, used=used),) if whole is not None else (),
+        notes=(
+            *(userland.unreachable(kernel, row) if ours else ()),
             *unknown,
             *said,
             *shared,
-            *userland.unshared(shares, ours=other is None and not used),
+            *userland.unshared(shares, ours=ours),
             *unsure,
-            *_ineffective(options),
-            *userland.unmounted(options, words, ours=other is None and not used),
-            *console_notes(row, words),
-            *(lacking if other is None else ()),
+            *lacking,
         ),
     )
 
