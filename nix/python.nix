@@ -22,21 +22,31 @@ let
   namesOf = map nameOf;
   packagesOf = map (name: python3Packages.${name});
 
-  # Nix does not need pip-tools, which writes requirements.txt. nixpkgs has import-linter and ruff as programs. It
-  # has no types-gdb, so mypy only runs in a checkout with a .venv. Some releases have drgn as a program only.
+  # Nix does not need pip-tools, which writes requirements.txt. nixpkgs has import-linter, ruff and virtme-ng as
+  # programs. It has no types-gdb, so mypy only runs in a checkout with a .venv.
   elsewhere = [
-    "drgn"
     "import-linter"
     "mypy"
     "pip-tools"
     "ruff"
     "types-gdb"
+    "virtme-ng"
   ];
+
+  # Some releases have drgn as a program only, or no perfetto.
+  optional = [
+    "drgn"
+    "perfetto"
+  ];
+  has = name: python3Packages ? ${name};
 in
 {
   inherit (project) version description;
   dependencies = packagesOf (namesOf project.dependencies);
   development =
-    packagesOf (lib.subtractLists elsewhere (namesOf project.optional-dependencies.dev))
-    ++ lib.optional (python3Packages ? drgn) python3Packages.drgn;
+    packagesOf (lib.subtractLists (elsewhere ++ optional) (namesOf project.optional-dependencies.dev))
+    ++ packagesOf (lib.filter has optional);
+
+  # The names of those that this nixpkgs lacks.
+  lacking = lib.filter (name: !has name) optional;
 }
