@@ -25,6 +25,8 @@ from vmdebug.vm.clones import clone as cloning
 
 INIT = """\
 #!/bin/sh
+# As Debian's init scripts for sysvinit do.
+mount -o remount,noexec /run
 echo started >/run/by-init
 exec sleep 1000000
 """
@@ -91,6 +93,7 @@ def test_its_init_runs_beside_the_agent(chroot: Path, init: str | None) -> None:
     with start(root=chroot, init=init) as session:
         wait = "until [ -e /run/by-init ]; do sleep 0.1; done; cat /proc/1/cmdline /run/by-init"
         assert session.exec(wait, timeout=SECONDS).stdout == "sleep\0001000000\0started\n"
+        session.exec("/run/vmdebug/busybox true", check=True)
         # The console has a shell as well.
         session.console.wait_ready(timeout=SECONDS)
 

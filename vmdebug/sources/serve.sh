@@ -14,7 +14,7 @@ agent() {
 	cd "$directory" 2>/dev/null || cd /
 	while [ -x $here/vmdebug-agent ]; do
 		$here/vmdebug-agent $($busybox cat $here/agent-tty)
-		$busybox sleep 1
+		$busybox sleep 1 || exit
 	done </dev/null >/dev/null 2>&1
 }
 
@@ -23,7 +23,7 @@ console() {
 	cd "$directory" 2>/dev/null || cd /
 	while :; do
 		# Pause, so that a shell that cannot start does not fill the log.
-		$busybox setsid $busybox cttyhack /bin/sh -i || $busybox sleep 1
+		$busybox setsid $busybox cttyhack /bin/sh -i || $busybox sleep 1 || exit
 	done
 }
 
@@ -36,7 +36,7 @@ login() {
 	done
 	while :; do
 		$busybox setsid $getty -L 115200 "$tty" vt100
-		$busybox sleep 1
+		$busybox sleep 1 || exit
 	done
 }
 

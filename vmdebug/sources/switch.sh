@@ -51,8 +51,9 @@ if [ -r /etc/resolv.conf ] && [ ! "$root_keep" ]; then
 	cp /etc/resolv.conf /newroot/etc/resolv.conf
 fi
 
-# What runs beside init, on a file system that init keeps.
+# What runs beside init, on a file system of its own: Debian's init scripts for sysvinit mount /run with noexec.
 mkdir -p /run/vmdebug
+mount -t tmpfs -o mode=755 tmpfs /run/vmdebug
 cp /bin/busybox /etc/serve /etc/dhcp /etc/environment /run/vmdebug
 [ ! -x /bin/vmdebug-agent ] || cp /bin/vmdebug-agent /etc/agent-tty /run/vmdebug
 [ -d /newroot/tmp ] || mkdir -m 1777 /newroot/tmp 2>/dev/null
