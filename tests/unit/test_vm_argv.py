@@ -9,7 +9,7 @@ from vmdebug.arch import by_name
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, Root, Share
 from vmdebug.network import Nic
-from vmdebug.vm import argv, qemuargs
+from vmdebug.vm import argv, disks, network_cards, qemuargs
 from vmdebug.vm.features import Features
 from vmdebug.vm.rundir import RunDir
 
@@ -33,7 +33,7 @@ def spec(**changes: object) -> LaunchSpec:
 def own(of: LaunchSpec, accel: argv.RealAccel = "tcg", features: Features = ALL) -> list[str]:
     machine = of.machine
     assert isinstance(machine, OwnMachine)
-    disk_format: argv.DiskFormat | None = "qcow2" if machine.disk else None
+    disk_format: disks.DiskFormat | None = "qcow2" if machine.disk else None
     words = argv.own(
         of,
         machine,
@@ -113,7 +113,7 @@ def test_network_cards() -> None:
     )
     initial = argv.InitialState(connected={"a": 11})
     rules = "hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=udp:127.0.0.1:0-:53"
-    assert argv.network_cards(nics, initial.connected, RUNDIR) == (
+    assert network_cards.attached(nics, initial.connected, RUNDIR) == (
         *("-netdev", f"user,id=net0,{rules}"),
         *("-device", "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:12:34:56,romfile="),
         *("-netdev", "stream,id=net1,server=off,addr.type=fd,addr.str=11"),
@@ -139,12 +139,12 @@ def test_what_the_user_leaves_open_has_a_default() -> None:
 
 
 def test_the_modules_are_a_read_only_disk() -> None:
-    assert argv.modules_device(Path("/m,1.erofs")) == (
+    assert disks.modules(Path("/m,1.erofs")) == (
         *("-blockdev", "driver=file,node-name=modulesfile0,filename=/m,,1.erofs,read-only=on"),
         *("-blockdev", "driver=raw,node-name=modules0,file=modulesfile0,read-only=on"),
         *("-device", "virtio-blk-pci,drive=modules0,serial=vmdebug-modules"),
     )
-    assert argv.modules_device(Path("/m"))[1] in own(spec(machine=OwnMachine(modules=Path("/m"))))
+    assert disks.modules(Path("/m"))[1] in own(spec(machine=OwnMachine(modules=Path("/m"))))
 
 
 def test_kvm_takes_the_hosts_cpu() -> None:
@@ -198,8 +198,8 @@ def test_commas_in_paths_are_written_twice() -> None:
     words = argv.console(RunDir(Path("/run/a,b")))
     assert "path=/run/a,,b/console.sock," in words[1]
     assert "logfile=/run/a,,b/console.log," in words[1]
-    assert "filename=/x,,y" in argv.disk(Path("/x,y"), "raw")[1]
-    assert "file=/x,,y" in argv.throwaway(Path("/x,y"), "raw")[1]
+    assert "filename=/x,,y" in disks.disk(Path("/x,y"), "raw")[1]
+    assert "file=/x,,y" in disks.throwaway(Path("/x,y"), "raw")[1]
 
 
 def test_a_disk_that_stays_as_it_is_takes_writes_into_a_file_of_qemus_own() -> None:
@@ -213,9 +213,9 @@ def test_a_disk_that_stays_as_it_is_takes_writes_into_a_file_of_qemus_own() -> N
 
 
 def test_a_disk_has_the_format_of_its_magic() -> None:
-    assert argv.disk_format(b"QFI\xfb\0\0\0\3") == "qcow2"
-    assert argv.disk_format(b"\xeb\x63\x90\0") == "raw"
-    assert argv.disk_format(b"") == "raw"
+    assert disks.disk_format(b"QFI\xfb\0\0\0\3") == "qcow2"
+    assert disks.disk_format(b"\xeb\x63\x90\0") == "raw"
+    assert disks.disk_format(b"") == "raw"
 
 
 @pytest.mark.parametrize(

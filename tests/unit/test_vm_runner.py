@@ -8,7 +8,7 @@ from vmdebug import network
 from vmdebug.arch import by_name
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
-from vmdebug.vm import argv, runner
+from vmdebug.vm import argv, disks, runner
 from vmdebug.vm.features import Features
 from vmdebug.vm.rundir import RunDir
 
@@ -57,7 +57,7 @@ def test_an_initrd_and_modules_of_another_kernel_come_after_the_scripts_own() ->
         )
     )
     assert words[words.index("-initrd") + 1] == "/c/a.initrd"
-    assert words[words.index("-initrd") + 2 :][:6] == list(argv.modules_device(Path("/c/m.erofs")))
+    assert words[words.index("-initrd") + 2 :][:6] == list(disks.modules(Path("/c/m.erofs")))
 
 
 def command(

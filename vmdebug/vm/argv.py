@@ -14,28 +14,19 @@ import msgspec
 from vmdebug import network, spelling
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
-from vmdebug.guest import DEFAULT_MEMORY_MIB, ROOT_TAG, LaunchSpec, OwnMachine, Root, Share
-from vmdebug.network import Nic
-from vmdebug.vm import channels, qemuargs
+from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec, OwnMachine
+from vmdebug.vm import channels, directories, disks, network_cards, qemuargs
+from vmdebug.vm.disks import DiskFormat
 from vmdebug.vm.features import Features
 from vmdebug.vm.qemuargs import Options, value
 from vmdebug.vm.rundir import RunDir
 
 RealAccel = Literal["kvm", "tcg"]
-DiskFormat = Literal["qcow2", "raw"]
 
 GDB_CHARDEV = "gdb0"
 """Id of the gdbstub's chardev; `query-chardev` returns its port."""
 
-MODULES = "vmdebug-modules"
-"""Serial number of the disk with the modules; sources/modules.sh looks for it."""
-
-NETDEV = "net"
-"""Prefix of the ids of network backends; the number of the card follows."""
-
 PROBE_MEMORY_MIB = 512
-
-_QCOW2_MAGIC = b"QFI\xfb"
 
 _REFUSED = {
     "gdb": "vmdebug opens the gdbstub on a socket; {tcp} opens it on 127.0.0.1:PORT",
@@ -136,7 +127,9 @@ def own(
         *machine_type(arch, accel),
         *cpu(arch, accel),
         *size(arch, spec.memory or DEFAULT_MEMORY_MIB, spec.cpus or 1),
-        *memory(arch, spec.memory or DEFAULT_MEMORY_MIB, initial, shared=any(map(served, spec.shared))),
+        *memory(
+            arch, spec.memory or DEFAULT_MEMORY_MIB, initial, shared=any(map(directories.served, spec.shared))
+        ),
         *boot(
             machine.unified or spec.kernel.image,
             machine.initrd,
@@ -146,11 +139,11 @@ def own(
             ),
         ),
         *firmware(machine.firmware),
-        *_disk(machine, disk_format),
-        *root_device(spec.root),
-        *modules_device(machine.modules),
-        *directories(spec.shared, rundir),
-        *network_cards(spec.nics, initial.connected, rundir),
+        *disks.own(machine, disk_format),
+        *disks.root(spec.root),
+        *disks.modules(machine.modules),
+        *directories.shared(spec.shared, rundir),
+        *network_cards.attached(spec.nics, initial.connected, rundir),
         *entropy(features),
         *generation(features, given),
         *harness(spec, arch=arch, rundir=rundir, features=features, given=given, plugin=plugin),
@@ -289,136 +282,6 @@ def firmware(path: Path | None) -> tuple[str, ...]:
     It is read-only flash, because some images have no place for variables; UEFI then keeps them in memory.
     """
     return ("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={value(path)}") if path else ()
-
-
-def root_device(root: Root | None) -> tuple[str, ...]:
-    """Attach a root file system under the name by which vmdebug's init finds it.
-
-    The image is read-only for QEMU, unless the user wants to keep the guest's writes. A directory is one of
-    `LaunchSpec.shared`.
-    """
-    if root is None or root.share is not None:
-        return ()
-    only = "" if root.keep else ",read-only=on"
-    return (
-        "-blockdev",
-        f"driver=file,node-name=rootfile0,filename={value(root.location)}{only}",
-        "-blockdev",
-        f"driver={root.format},node-name=root0,file=rootfile0{only}",
-        "-device",
-        f"virtio-blk-pci,drive=root0,serial={ROOT_TAG}",
-    )
-
-
-def modules_device(image: Path | None) -> tuple[str, ...]:
-    """Attach the read-only image of the guest's modules under the name by which vmdebug's init finds it."""
-    if image is None:
-        return ()
-    return (
-        "-blockdev",
-        f"driver=file,node-name=modulesfile0,filename={value(image)},read-only=on",
-        "-blockdev",
-        "driver=raw,node-name=modules0,file=modulesfile0,read-only=on",
-        "-device",
-        f"virtio-blk-pci,drive=modules0,serial={MODULES}",
-    )
-
-
-def served(share: Share) -> bool:
-    """Whether virtiofsd serves a directory; otherwise QEMU itself does."""
-    return share.transport == "virtiofs"
-
-
-def directories(shares: Sequence[Share], rundir: RunDir) -> tuple[str, ...]:
-    """Give the guest directories of this machine, over virtiofs or 9p."""
-    words: list[str] = []
-    for number, share in enumerate(shares):
-        if served(share):
-            words += ["-chardev", f"socket,id=fs{number},path={value(rundir.file_server(number))}"]
-            words += ["-device", f"vhost-user-fs-pci,chardev=fs{number},tag={share.tag}"]
-        else:
-            words += p9(share, f"fs{number}")
-    return tuple(words)
-
-
-def p9(share: Share, name: str) -> tuple[str, ...]:
-    """Give the guest a directory over 9p."""
-    only = ",readonly=on" if share.read_only else ""
-    local = f"local,id={name},path={value(share.directory)},security_model=none,multidevs=remap{only}"
-    return ("-fsdev", local, "-device", f"virtio-9p-pci,fsdev={name},mount_tag={share.tag}")
-
-
-def network_cards(nics: Sequence[Nic], connected: Mapping[str, int], rundir: RunDir) -> tuple[str, ...]:
-    """Attach the network cards, without their ROM, which would boot over the network.
-
-    Args:
-        nics: The cards.
-        connected: By the names of segments, descriptors of the connections to them. A plan has none, and
-            names the sockets.
-        rundir: Where the VM's sockets and logs are.
-    """
-    words: list[str] = []
-    for number, nic in enumerate(nics):
-        device = f"virtio-net-pci,id=nic{number},netdev={NETDEV}{number},mac={nic.mac},romfile="
-        words += ["-netdev", _backend(nic, f"{NETDEV}{number}", connected, rundir), "-device", device]
-    return tuple(words)
-
-
-def _backend(nic: Nic, name: str, connected: Mapping[str, int], rundir: RunDir) -> str:
-    match nic.kind:
-        case "user":
-            rules = "".join(f",hostfwd={each.rule}" for each in nic.forwards)
-            return f"user,id={name}{rules}"
-        case "bridge":
-            return f"bridge,id={name},br={value(nic.name)}"
-        case "segment":
-            if nic.name in connected:
-                return f"stream,id={name},server=off,addr.type=fd,addr.str={connected[nic.name]}"
-            return (
-                f"stream,id={name},server=off,addr.type=unix,addr.path={value(rundir.segment(nic.segment))}"
-            )
-        case None:
-            # A hub without other ports.
-            return f"hubport,id={name},hubid={name.removeprefix(NETDEV)}"
-
-
-def _disk(machine: OwnMachine, disk_format: DiskFormat | None) -> tuple[str, ...]:
-    if machine.disk is None or disk_format is None:
-        return ()
-    return (throwaway if machine.throwaway else disk)(machine.disk, disk_format)
-
-
-def disk(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
-    """Attach a disk image as the first virtio block device; the guest writes to it."""
-    return (
-        "-blockdev",
-        f"driver=file,node-name=file0,filename={value(path)}",
-        "-blockdev",
-        f"driver={disk_format},node-name=disk0,file=file0",
-        "-device",
-        "virtio-blk-pci,drive=disk0",
-    )
-
-
-def throwaway(path: Path, disk_format: DiskFormat) -> tuple[str, ...]:
-    """Attach a disk image read-only: the guest's writes go into an unnamed file in $TMPDIR.
-
-    See `snapshot` of `-drive` in QEMU's manual; `-blockdev` has no such option.
-    """
-    return (
-        "-drive",
-        f"if=none,id=disk0,format={disk_format},snapshot=on,file={value(path)}",
-        "-device",
-        "virtio-blk-pci,drive=disk0",
-    )
-
-
-def disk_format(head: bytes) -> DiskFormat:
-    """Return a disk image's format, according to its first bytes.
-
-    Do not let QEMU guess it: a guest could then write a qcow2 header to a raw disk.
-    """
-    return "qcow2" if head.startswith(_QCOW2_MAGIC) else "raw"
 
 
 def entropy(features: Features) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
 from vmdebug.guest import LaunchSpec, Share
 from vmdebug.roots import virtiofsd
-from vmdebug.vm import argv, children
+from vmdebug.vm import children, directories
 from vmdebug.vm.guardian import END_SECONDS, Guardian
 from vmdebug.vm.rundir import RunDir
 
@@ -34,7 +34,7 @@ def running(spec: LaunchSpec, directory: RunDir) -> Iterator[None]:
     guardians: list[Guardian] = []
     try:
         for number, share in enumerate(spec.shared):
-            if argv.served(share):
+            if directories.served(share):
                 guardians.append(Guardian.start())
                 _start(share, number, directory, guardians[-1])
         yield

@@ -16,9 +16,10 @@ from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.progress import Report, silent
 from vmdebug.spelling import option
-from vmdebug.vm import accel, argv, features, qemuargs, rundir, runner, segment, tracing
+from vmdebug.vm import accel, argv, disks, features, qemuargs, rundir, runner, segment, tracing
 from vmdebug.vm.accel import Choice, Subject
-from vmdebug.vm.argv import BOOT, DiskFormat, InitialState, RealAccel
+from vmdebug.vm.argv import BOOT, InitialState, RealAccel
+from vmdebug.vm.disks import DiskFormat
 from vmdebug.vm.features import Features
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.tracing import Tracing
@@ -221,7 +222,7 @@ def _disk_format(machine: OwnMachine | RunnerMachine) -> DiskFormat | None:
         return None
     try:
         with machine.disk.open("rb") as stream:
-            return argv.disk_format(stream.read(4))
+            return disks.disk_format(stream.read(4))
     except OSError as error:
         raise UsageError(
             f"cannot read the disk {machine.disk}: {error.strerror}",

@@ -17,7 +17,7 @@ from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.network import RUNNER_VARIABLE
-from vmdebug.vm import argv, qemuargs
+from vmdebug.vm import argv, directories, disks, qemuargs
 from vmdebug.vm.argv import RealAccel
 from vmdebug.vm.features import Features
 from vmdebug.vm.qemuargs import Options
@@ -62,8 +62,8 @@ def command(
         *(("-m", str(spec.memory)) if spec.memory else ()),
         *(("-smp", str(spec.cpus)) if spec.cpus else ()),
         *(("-initrd", str(machine.initrd)) if machine.initrd is not None else ()),
-        *argv.modules_device(machine.modules),
-        *(word for number, each in enumerate(spec.shares) for word in argv.p9(each, f"fs{number}")),
+        *disks.modules(machine.modules),
+        *(word for number, each in enumerate(spec.shares) for word in directories.p9(each, f"fs{number}")),
         *argv.harness(spec, arch=arch, rundir=rundir, features=features, given=every, plugin=plugin),
         *spec.qemu_args,
     )

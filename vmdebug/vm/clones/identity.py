@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from vmdebug.deadline import Deadline
 from vmdebug.errors import VmError
 from vmdebug.network import NONE, Nic
-from vmdebug.vm.argv import NETDEV
 from vmdebug.vm.machine import Vm
+from vmdebug.vm.network_cards import NETDEV
 
 SHARED = ("bridge", "segment")
 """The kinds of networks with other machines on them."""
