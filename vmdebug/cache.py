@@ -25,6 +25,9 @@ from vmdebug.progress import Report, Step
 DIRECTORY_SECONDS = 7 * 24 * 3600
 """How long after its last use a directory of the cache is kept in any case."""
 
+FILE_SECONDS = 2 * 3600
+"""The same of a file."""
+
 
 def directory(name: str) -> Path:
     """Return the directory `name` of the cache; it need not exist.
@@ -62,8 +65,9 @@ def used(path: Path) -> bool:
 def keep_newest(where: Path, pattern: str, count: int) -> None:
     """Delete what was used longest ago in a directory.
 
-    A running guest keeps a deleted file open, but would miss the files of a directory that it shares. So a
-    directory stays for `DIRECTORY_SECONDS` after its last use.
+    Some things stay in any case. A run of tests starts guests from a description that it has made at its
+    begin, so a file stays for `FILE_SECONDS` after its last use. A running guest keeps a deleted file open,
+    but would miss the files of a directory that it shares: that stays for `DIRECTORY_SECONDS`.
 
     Args:
         where: The directory.
@@ -73,7 +77,8 @@ def keep_newest(where: Path, pattern: str, count: int) -> None:
     with writing(where):
         oldest_last = sorted(where.glob(pattern), key=touched, reverse=True)
         for path in oldest_last[count:]:
-            if not path.is_dir() or time.time() - touched(path) / 1e9 > DIRECTORY_SECONDS:
+            kept = DIRECTORY_SECONDS if path.is_dir() else FILE_SECONDS
+            if time.time() - touched(path) / 1e9 > kept:
                 remove(path)
 
 

@@ -1,6 +1,7 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -58,12 +59,15 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.x", "newer.y", "older.x"]
 
 
-def test_a_directory_that_a_guest_may_use_stays(tmp_path: Path) -> None:
-    for name in ("long-ago.x", "today.x"):
-        (tmp_path / name).mkdir()
-    os.utime(tmp_path / "long-ago.x", (1, 1))
-    cache.keep_newest(tmp_path, "*.x", 0)
-    assert [path.name for path in tmp_path.iterdir()] == ["today.x"]
+def test_what_a_guest_or_a_run_of_tests_may_use_stays(tmp_path: Path) -> None:
+    hours = {"now": 0, "today": 20, "long-ago": 1000}
+    for name, age in hours.items():
+        (tmp_path / f"{name}.dir").mkdir()
+        (tmp_path / f"{name}.file").touch()
+        for path in tmp_path.glob(f"{name}.*"):
+            os.utime(path, 2 * (time.time() - age * 3600,))
+    cache.keep_newest(tmp_path, "*", 0)
+    assert {path.name for path in tmp_path.iterdir()} == {"now.dir", "now.file", "today.dir"}
 
 
 def test_what_is_used_becomes_the_newest(tmp_path: Path) -> None:

@@ -293,8 +293,4 @@ def _variables(wanted: Wanted, image: Format | None) -> str:
 def _prune(where: Path) -> None:
     for pattern in ("*.cpio", "*.json", "*.erofs", "*.squashfs"):
         cache.keep_newest(where, pattern, _KEPT)
-    stages = sorted(
-        (each for each in where.glob("stage-*") if each.is_dir()), key=cache.touched, reverse=True
-    )
-    for stage in stages[_KEPT_STAGES:]:
-        shutil.rmtree(stage, ignore_errors=True)
+    cache.keep_newest(where, f"stage-{16 * '?'}", _KEPT_STAGES)
