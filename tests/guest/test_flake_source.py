@@ -254,7 +254,7 @@ def test_a_kernel_with_modules_in_a_runners_place_is_refused_before_launch(
     (tmp_path / ".config").write_text(config.replace("CONFIG_9P_FS=y", "CONFIG_9P_FS=m"))
     options = GuestOptions(source=".#base-nixos", nix_args=flake.nix_args, kernel=str(tmp_path))
     with pytest.raises(
-        UsageError, match=r"cannot boot \.#base-nixos: these options are not built in: 9P_FS=m\n"
+        UsageError, match=r"cannot boot \.#base-nixos: these options are not built in: CONFIG_9P_FS=m\n"
     ):
         sources.resolve(options, report=silent, deadline=Deadline.after(SECONDS))
     (tmp_path / ".config").write_text(config)
