@@ -54,7 +54,7 @@ def dumped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             started.exec("true", timeout=SECONDS)
             started.console.sendline("echo c >/proc/sysrq-trigger")
             for _ in Deadline.after(SECONDS).pauses("the guest to panic"):
-                if started.status == "panicked":
+                if started.vm.qmp("query-status")["status"] == "guest-panicked":
                     break
             made = {
                 each: dump.write(started.vm, directory / each, format_=each) for each in ("elf", "kdump-zlib")

@@ -28,6 +28,8 @@ def hidden(builtin: LaunchSpec) -> LaunchSpec:
 @pytest.fixture
 def vm(hidden: LaunchSpec) -> Iterator[Vm]:
     with launch(hidden, bound=True, timeout=SECONDS) as started:
+        # Before the kernel is there, as a client asks whose command waits for the boot.
+        assert hidden_death.cause(started) == ""
         started.exec("true", timeout=SECONDS)
         yield started
 

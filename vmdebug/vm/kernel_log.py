@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -149,17 +150,14 @@ class KernelLog:
                     reader.probe(memory.read)
                     _SLIDES[kernel.vmlinux] = slide
                     return kernel.vmlinux, reader
-        if not self._vm.state.spec.halt:
-            _SLIDES[kernel.vmlinux] = None
+        _MISSED[kernel.vmlinux] = time.monotonic()
         raise StateError(f"cannot find the messages of {self._vm.name} at the address in its vmlinux")
 
     def _slides(self, vmlinux: Path, facts: Debug) -> Iterator[int]:
         """Yield the possible KASLR offsets, the likely ones first."""
-        known = _SLIDES.get(vmlinux, 0)
-        if known is None:
-            return
-        yield from {known: None, 0: None}
-        if "nokaslr" not in self._vm.state.spec.parameters and not self._vm.state.spec.halt:
+        yield from {_SLIDES.get(vmlinux, 0): None, 0: None}
+        searched = time.monotonic() - _MISSED.get(vmlinux, -SEARCH_AGAIN_SECONDS) < SEARCH_AGAIN_SECONDS
+        if "nokaslr" not in self._vm.state.spec.parameters and not self._vm.state.spec.halt and not searched:
             yield from (each * int(facts.kaslr_step, 16) for each in range(facts.kaslr_places))
 
 
@@ -168,9 +166,15 @@ _MASK = (1 << 64) - 1
 _FILES = 4
 """Number of pieces of memory to read at once."""
 
-_SLIDES: dict[Path, int | None] = {}
-"""The last KASLR offset by vmlinux; clones have the offset of their template. None: the messages cannot be
-found, so do not search again."""
+_SLIDES: dict[Path, int] = {}
+"""The last KASLR offset by vmlinux; clones have the offset of their template."""
+
+_MISSED: dict[Path, float] = {}
+"""When the messages were last not found at any offset, by vmlinux, as `time.monotonic` has it."""
+
+SEARCH_AGAIN_SECONDS = 10.0
+"""How long all offsets are not tried again: that takes up to a second, and a guest that boots has no messages
+yet."""
 
 
 class _History(NamedTuple):
