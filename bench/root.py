@@ -1,9 +1,9 @@
 """A Debian as root: its start against virtme-ng's, `cp` against scp, and a clone against a boot.
 
 Both starts boot the builtin kernel with the same files: vmdebug from its image in the cache until `exec` has
-run `true`, `vng --root` from a directory until `true` has run and it has ended. `cp` and scp, over QEMU's
-user network, alternately copy the same 64 MiB of random bytes with the same guest. A boot is timed until
-systemd has finished, and the clones are made of a guest in which it has finished.
+run `true`, `vng --root` from a directory until `true` has run and its guest has halted. `cp` and scp, over
+QEMU's user network, alternately copy the same 64 MiB of random bytes with the same guest. A boot is timed
+until systemd has finished, and the clones are made of a guest in which it has finished.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.figure import VMDEBUG, Figure, in_turn
 from vmdebug import process, sources
-from vmdebug.deadline import Deadline
+from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
 from vmdebug.vm import Vm, launch
@@ -40,6 +40,9 @@ ip route add default via 10.0.2.2
 mkdir -p -m 700 /root/.ssh
 """
 """The addresses of QEMU's user network; see qemu(1), `-netdev user`."""
+
+
+_HALTED = b"reboot: System halted"
 
 
 def figures() -> list[Figure]:
@@ -75,6 +78,7 @@ def _start() -> Figure:
         spec.root.location,
         "--disable-kvm",
         *size,
+        "-v",
         "--",
         "true",
     )
@@ -90,12 +94,21 @@ def _start() -> Figure:
         finally:
             process.run((VMDEBUG, "stop", "--force", name), deadline=_soon())
 
-    found = in_turn(start, lambda: _run(baseline), rounds=ROUNDS)
+    found = in_turn(start, lambda: _run_until_halted(baseline), rounds=ROUNDS)
     return Figure("root-start", *found, START_GOAL, "s", "vng --root DIR -- true")
 
 
-def _run(argv: Sequence[str | Path]) -> None:
-    process.run(argv, deadline=_soon())
+def _run_until_halted(argv: Sequence[str | Path]) -> None:
+    """Run vng, which wants a terminal, until its guest halts: without ACPI its QEMU does not end then."""
+    words = ("script", "-qec", process.shell_line(argv, {}), "/dev/null")
+    deadline, printed = _soon(), b""
+    with process.spawn(words, stdout=process.PIPE) as child:
+        assert child.stdout is not None
+        while _HALTED not in printed:
+            wait_ready(child.stdout.fileno(), seconds=deadline.left("vng's guest to halt"))
+            more = os.read(child.stdout.fileno(), 4096)
+            assert more, printed[-1000:]
+            printed += more
 
 
 def _booted(options: GuestOptions) -> Vm:
