@@ -14,6 +14,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -178,16 +179,7 @@ def _pack(
     first = ("virtio_pci", "virtio_blk", chosen.name) if chosen is not None else ()
     needed = staging.load_order(stage, release, (*first, *wanted.first, *_USEFUL), deadline=deadline)
     entries = _entries(top, wanted, needed, image=chosen)
-    with cache.writing(archive.parent):
-        paths.write_atomically(archive, cpio.archive(entries))
-    return Bundle(
-        archive=archive,
-        image=image,
-        format=chosen.name if chosen is not None else "",
-        count=len(wanted.modules.files) + len(wanted.extra),
-        size=size,
-        lacking=lacking,
-    )
+    return _bundle(archive, entries, wanted, size, _Image(image, chosen, lacking))
 
 
 def _pack_foreign(
@@ -211,15 +203,28 @@ def _pack_foreign(
         cpio.file(path.relative_to(stage).as_posix(), path.read_bytes())
         for path in (*files, *top.glob("modules.*"))
     ]
+    return _bundle(archive, entries, wanted, size, _Image(image, chosen, lacking))
+
+
+class _Image(NamedTuple):
+    """The image with a guest's modules, and its format; or None, and why there is none."""
+
+    path: Path | None
+    format: Format | None
+    lacking: str
+
+
+def _bundle(archive: Path, entries: Sequence[cpio.Entry], wanted: Wanted, size: int, image: _Image) -> Bundle:
+    """Write the archive, and return the bundle."""
     with cache.writing(archive.parent):
         paths.write_atomically(archive, cpio.archive(entries))
     return Bundle(
         archive=archive,
-        image=image,
-        format=chosen.name if chosen is not None else "",
+        image=image.path,
+        format=image.format.name if image.format is not None else "",
         count=len(wanted.modules.files) + len(wanted.extra),
         size=size,
-        lacking=lacking,
+        lacking=image.lacking,
     )
 
 

@@ -222,28 +222,7 @@ def spec(
     script.check_supported(found.text, accel=options.accel)
     _refuse(found, options)
     nics = _nics(found, options)
-    bare = Kernel(
-        image=found.image,
-        arch=kimage.read_image(found.image).arch,
-        origin=found.origin,
-        modules=found.modules,
-    )
-    own, why = with_symbols(bare, dev, force=options.force)
-    kernel, brought = runner_modules.bring(
-        replacements.apply(own, options),
-        found.text,
-        options,
-        found.modules,
-        report=report,
-        deadline=deadline,
-    )
-    unsure = ""
-    if options.kernel is not None and not options.force:
-        unsure = requirements.check_runner(kernel, found.script, found.text, guest.words)
-    if kernel.vmlinux is None and why:
-        notes: tuple[str, ...] = (f"{replacements.NONE}{why}; give them: {option('vmlinux', 'FILE')}",)
-    else:
-        notes = replacements.notes(kernel)
+    kernel, brought, notes = _kernel(found, dev, guest, options, report=report, deadline=deadline)
     row = arch.by_name(kernel.arch)
     # The script chooses the guest's memory, which virtiofsd would have to map.
     shared = shares.resolve(options, lambda _: False)
@@ -273,8 +252,6 @@ def spec(
         qemu_args=options.qemu_args,
         notes=(
             *notes,
-            *brought.notes,
-            *filter(None, [unsure]),
             *_ignored(found, options),
             *shares.note(shared),
             *console_notes(row, words),
@@ -282,6 +259,39 @@ def spec(
             *script.notes(found.text, found.vlans),
         ),
     )
+
+
+def _kernel(
+    found: Runner, dev: Path | str, guest: Guest, options: GuestOptions, *, report: Report, deadline: Deadline
+) -> tuple[Kernel, runner_modules.Brought, tuple[str, ...]]:
+    """Return the kernel with its symbols, the modules that come with it, and notes about both.
+
+    Raises:
+        VmdebugError: as `spec` does.
+    """
+    bare = Kernel(
+        image=found.image,
+        arch=kimage.read_image(found.image).arch,
+        origin=found.origin,
+        modules=found.modules,
+    )
+    own, why = with_symbols(bare, dev, force=options.force)
+    kernel, brought = runner_modules.bring(
+        replacements.apply(own, options),
+        found.text,
+        options,
+        found.modules,
+        report=report,
+        deadline=deadline,
+    )
+    unsure = ""
+    if options.kernel is not None and not options.force:
+        unsure = requirements.check_runner(kernel, found.script, found.text, guest.words)
+    if kernel.vmlinux is None and why:
+        notes: tuple[str, ...] = (f"{replacements.NONE}{why}; give them: {option('vmlinux', 'FILE')}",)
+    else:
+        notes = replacements.notes(kernel)
+    return kernel, brought, (*notes, *brought.notes, *filter(None, [unsure]))
 
 
 def _refuse(found: Runner, options: GuestOptions) -> None:
