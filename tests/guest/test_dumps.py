@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -53,9 +54,10 @@ def dumped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         with started:
             started.exec("true", timeout=SECONDS)
             started.console.sendline("echo c >/proc/sysrq-trigger")
-            for _ in Deadline.after(SECONDS).pauses("the guest to panic"):
+            for pause in Deadline.after(SECONDS).pauses("the guest to panic"):
                 if started.vm.qmp("query-status")["status"] == "guest-panicked":
                     break
+                time.sleep(pause)
             made = {
                 each: dump.write(started.vm, directory / each, format_=each) for each in ("elf", "kdump-zlib")
             }

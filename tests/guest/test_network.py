@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 
 import vmdebug
 from tests.fixtures.accel import ACCEL, SECONDS
+from tests.fixtures.segmenthub import hub
 from tests.guest.test_roots import chroot  # noqa: F401 - a fixture
 from vmdebug import process
 from vmdebug.deadline import Deadline
@@ -132,10 +132,9 @@ def test_a_clone_joins_the_segment_with_a_new_identity_only() -> None:
 def test_nothing_is_left_of_a_segment_whose_guests_are_killed(runtime: Path) -> None:
     facts = [json.loads(run("start", "--name", each, "--net", "segment=lab", "--json")) for each in "ab"]
     assert (runtime / "vmdebug/.segments/lab/hub.sock").exists()
+    joins = hub(runtime)
     for each in facts:
         os.kill(each["pid"], signal.SIGKILL)
     assert [each["status"] for each in json.loads(run("status", "--json"))] == ["exited", "exited"]
-    for pause in Deadline.after(SECONDS).pauses("the hub to end"):
-        if not (runtime / "vmdebug").exists():
-            break
-        time.sleep(pause)
+    assert joins.wait(SECONDS)
+    assert not (runtime / "vmdebug").exists()

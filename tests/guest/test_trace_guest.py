@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 
 import msgspec
@@ -13,14 +12,12 @@ import pytest
 
 from tests.fixtures.accel import SECONDS
 from vmdebug import process, vm
-from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
 from vmdebug.guest import LaunchSpec
 from vmdebug.session import DebugSession
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.hit import Hit
 from vmdebug.trace.probe import Probe
-from vmdebug.trace.trace import Trace
 
 NAME = "(char *)file->f_path.dentry->d_name.name"
 READ = (
@@ -52,6 +49,11 @@ def guest(builtin: LaunchSpec) -> Iterator[DebugSession]:
 
 def left(made: DebugSession) -> str:
     return made.exec(f"cd /sys/kernel/tracing; {LEFT}", timeout=SECONDS).stdout
+
+
+def await_removed(made: DebugSession) -> None:
+    line = f'cd /sys/kernel/tracing; until [ -z "$({LEFT})" ]; do sleep 0.1; done'
+    assert made.exec(line, timeout=SECONDS).status == 0
 
 
 def facts(hits: list[Hit]) -> list[tuple[object, ...]]:
@@ -143,42 +145,25 @@ def test_a_killed_vmdebug_leaves_nothing_in_the_guest(guest: DebugSession) -> No
         made = guest.exec("cat /sys/kernel/tracing/kprobe_events", timeout=SECONDS).stdout
         assert made.count("vmdebug_") == 2
         os.kill(child.pid, signal.SIGKILL)
-    deadline = Deadline.after(SECONDS)
-    for pause in deadline.pauses("the guest to remove the events of a killed vmdebug"):
-        if not left(guest):
-            break
-        time.sleep(pause)
-
-
-def await_hit(hits: Trace) -> None:
-    for pause in Deadline.after(SECONDS).pauses("the first hit"):
-        if len(hits):
-            return
-        time.sleep(pause)
+    await_removed(guest)
 
 
 def test_a_guest_that_stops_or_panics_ends_the_trace(guest: DebugSession) -> None:
     with guest.trace("vfs_read", by="guest") as hits:
         guest.exec("dd if=/dev/zero of=/dev/null count=1", timeout=SECONDS)
-        await_hit(hits)
+        assert next(hits.stream(timeout=SECONDS), None) is not None
         guest.vm.pause()
         hits.take()
         assert hits.ended == "the guest is stopped"
     assert any("the guest is stopped" in note for note in hits.notes)
     guest.vm.resume()
-    for pause in Deadline.after(SECONDS).pauses("the guest to remove the events"):
-        if not left(guest):
-            break
-        time.sleep(pause)
+    await_removed(guest)
     with guest.trace("vfs_read", by="guest") as hits:
         guest.exec("dd if=/dev/zero of=/dev/null count=1", timeout=SECONDS)
-        await_hit(hits)
+        assert next(hits.stream(timeout=SECONDS), None) is not None
         guest.exec("echo c >/proc/sysrq-trigger", timeout=SECONDS, wait=False)
-        for pause in Deadline.after(SECONDS).pauses("the trace to notice the panic"):
-            hits.take()
-            if hits.ended:
-                break
-            time.sleep(pause)
+        assert all(hit.symbol == "vfs_read" for hit in hits.stream(timeout=SECONDS))
+        assert hits.ended
 
 
 def test_a_stopped_guest_is_traced_by_gdb(builtin: LaunchSpec) -> None:

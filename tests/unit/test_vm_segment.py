@@ -7,17 +7,16 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fixtures.segmenthub import hub
 from vmdebug import network, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError
 from vmdebug.network import Nic
-from vmdebug.process import ProcessRef
 from vmdebug.vm import segment, segment_hub
 
 LAB = Nic(kind="segment", name="lab")
@@ -66,25 +65,6 @@ def guest(guests: contextlib.ExitStack, vm: str) -> Guest:
     found = Guest(vm)
     guests.callback(found.end)
     return found
-
-
-def hub(runtime: Path) -> ProcessRef:
-    words = os.fsencode(runtime / "vmdebug/.segments/lab")
-    # A process that has just been started has no command line for a moment.
-    for pause in Deadline.after(20).pauses("the hub's command line"):
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            line = _read(path)
-            ref = ProcessRef.of(int(path.parent.name))
-            if words in line and b"segment_hub.py" in line and ref is not None:
-                return ref
-        time.sleep(pause)
-    raise AssertionError
-
-
-def _read(path: Path) -> bytes:
-    with contextlib.suppress(OSError):
-        return path.read_bytes()
-    return b""
 
 
 def test_each_frame_reaches_all_others(runtime: Path, guests: contextlib.ExitStack) -> None:
