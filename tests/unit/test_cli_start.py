@@ -12,7 +12,7 @@ from tests.unit import cli_doubles
 from vmdebug import cli, vm
 from vmdebug.cli import options
 from vmdebug.guest import LaunchSpec
-from vmdebug.guest_options import GuestOptions
+from vmdebug.guest_options import GuestOptions, StartOptions
 
 TOML = """
 default = "base"
@@ -43,7 +43,8 @@ def test_every_option_arrives(asked: list[GuestOptions]) -> None:
     machine = "-S --name n --kernel /k --vmlinux /v --gdb-scripts /g --kaslr --accel kvm --memory 1G --cpus 3"
     machine += " --firmware uefi --debuginfod --initrd /i --root host --root-dev 2 --root-image never"
     machine += " --init none --keep --modules none --module /a.ko --module /b.ko --no-load-modules"
-    machine += " --init none --keep --net user --net segment=lab --forward :22 --forward 8080:80/udp"
+    machine += " --net user --net segment=lab --forward :22 --forward 8080:80/udp"
+    machine += " --share /s:/mnt:rw --login --trace-ready no --force"
     more = "--disk /d --tcp 1234 --override-input nixpkgs path:/n --impure --nix-arg -L"
     words = ["start", "bzImage", *machine.split(), *more.split()]
     assert cli.status_of([*words, "--append", "a=1 b", "--", "-device", "virtio-rng-pci", "--", "x"]) == 0
@@ -73,12 +74,21 @@ def test_every_option_arrives(asked: list[GuestOptions]) -> None:
             keep=True,
             net=("user", "segment=lab"),
             forward=(":22", "8080:80/udp"),
+            share=("/s:/mnt:rw",),
+            login=True,
+            trace_ready="no",
+            force=True,
             firmware="uefi",
             tcp=1234,
             qemu_args=("-device", "virtio-rng-pci", "--", "x"),
             nix_args=("--override-input", "nixpkgs", "path:/n", "--impure", "-L"),
         )
     ]
+    given = asked[0]
+    unchanged = {
+        each for each in StartOptions.__annotations__ if getattr(given, each) == getattr(GuestOptions(), each)
+    }
+    assert not unchanged
 
 
 def test_without_words_it_is_the_builtin_guest(asked: list[GuestOptions]) -> None:

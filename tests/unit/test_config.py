@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vmdebug import config
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest_options import GuestOptions
+from vmdebug.guest_options import GuestOptions, StartOptions
 
 FULL = """
 default = "base"
@@ -35,6 +35,10 @@ root-dev = 1
 root-image = "always"
 init = "/lib/systemd/systemd"
 keep = true
+share = ["../data:/mnt:rw", "/other"]
+login = true
+trace-ready = "no"
+force = true
 net = "user"
 forward = [22, "8080:80"]
 firmware = "uefi"
@@ -73,7 +77,8 @@ class TestLookup:
         project = tmp_path / "project"
         project.mkdir()
         write(project, FULL)
-        fields = tuple(tomllib.loads(FULL)["guest"]["base"])
+        fields = tuple(key.replace("-", "_") for key in tomllib.loads(FULL)["guest"]["base"])
+        assert {*fields} == {"source", *StartOptions.__annotations__}
         assert config.lookup("base", project) == GuestOptions(
             source=f"{project}#base-nixos",
             name="b",
@@ -97,6 +102,10 @@ class TestLookup:
             root_image="always",
             init="/lib/systemd/systemd",
             keep=True,
+            share=(f"{tmp_path}/data:/mnt:rw", "/other"),
+            login=True,
+            trace_ready="no",
+            force=True,
             net=("user",),
             forward=("22", "8080:80"),
             firmware="uefi",
@@ -104,7 +113,7 @@ class TestLookup:
             qemu_args=("-device", "edu"),
             nix_args=("--impure",),
             table="base",
-            from_table=tuple(field.replace("-", "_") for field in fields),
+            from_table=fields,
         )
 
     def test_every_option_but_the_tables_own_name_has_a_key(self) -> None:
