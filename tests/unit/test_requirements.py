@@ -11,7 +11,7 @@ from vmdebug import shipped
 from vmdebug.cli import status_of
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel
-from vmdebug.sources.configuration import dotconfig, requirements
+from vmdebug.sources.configuration import dotconfig, lacks, requirements
 from vmdebug.sources.kernels import tree
 
 SCRIPT = "mkfs.ext4 -L nixos\nqemu -virtfs local,path=/nix/store -device virtio-blk-pci,drive=drive1\n"
@@ -86,7 +86,7 @@ def test_a_modular_kernel_is_refused_with_what_mends_it(runner: Path, kernel: Ke
     with pytest.raises(
         UsageError, match=r"cannot boot \.#base: these options are not built in: CONFIG_EXT4_FS=m\n"
     ) as caught:
-        requirements.check_runner(kernel, runner, SCRIPT, ".#base")
+        lacks.check_runner(kernel, runner, SCRIPT, ".#base")
     assert caught.value.hint.startswith("vmdebug kernel config --source ")
     assert " -f nixos-boot -o " in caught.value.hint
     assert "the root file system" in caught.value.detail
@@ -94,13 +94,13 @@ def test_a_modular_kernel_is_refused_with_what_mends_it(runner: Path, kernel: Ke
 
 def test_one_with_all_built_in_is_not(runner: Path, kernel: Kernel) -> None:
     configure(kernel, "".join(f"CONFIG_{name}=y\n" for name in options(runner)))
-    assert requirements.check_runner(kernel, runner, SCRIPT, ".#base") == ""
+    assert lacks.check_runner(kernel, runner, SCRIPT, ".#base") == ""
 
 
 def test_where_nothing_tells_it_is_a_note(runner: Path, kernel: Kernel) -> None:
     assert kernel.vmlinux is not None
     (kernel.vmlinux.parent / ".config").unlink()
-    assert requirements.check_runner(kernel, runner, SCRIPT, ".#base").startswith("it is unknown whether")
+    assert lacks.check_runner(kernel, runner, SCRIPT, ".#base").startswith("it is unknown whether")
 
 
 @pytest.mark.parametrize("need", requirements.all_(), ids=lambda need: f"{need.purpose}-{need.option}")

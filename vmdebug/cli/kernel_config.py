@@ -13,7 +13,7 @@ from vmdebug.errors import BuildError, UsageError
 
 if TYPE_CHECKING:
     from vmdebug.sources.configuration.configure import Configured
-    from vmdebug.sources.configuration.requirements import Checked
+    from vmdebug.sources.configuration.lacks import Checked
 
 EPILOG = verb.examples(
     "vmdebug kernel config --source ~/src/linux --base tinyconfig -f vm-boot -f gdb -o ~/build",
@@ -159,9 +159,9 @@ def judge(path: Path, purposes: tuple[str, ...], *, as_json: bool) -> None:
     """
     import msgspec
 
-    from vmdebug.sources.configuration import requirements
+    from vmdebug.sources.configuration import lacks
 
-    lines = requirements.check(path.expanduser())
+    lines = lacks.check(path.expanduser())
     if as_json:
         render.put_json(
             {"config": path, "lines": [{**msgspec.structs.asdict(x), "met": x.met} for x in lines]}

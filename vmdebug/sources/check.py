@@ -14,7 +14,7 @@ from vmdebug.arch import Arch
 from vmdebug.errors import MismatchError
 from vmdebug.guest import Kernel, LaunchSpec, RunnerMachine
 from vmdebug.paths import or_false
-from vmdebug.sources.configuration import dotconfig, requirements
+from vmdebug.sources.configuration import dotconfig, lacks, requirements
 from vmdebug.sources.configuration.dotconfig import Configuration
 from vmdebug.sources.kernels import modules
 from vmdebug.sources.kernels.dev_output import why_unusable
@@ -214,7 +214,7 @@ def _source(kernel: Kernel) -> Row:
 
 def _runner_needs(kernel: Kernel, script: Path) -> Row:
     needs = requirements.of_runner(script)
-    seen = requirements.lacking(kernel, needs)
+    seen = lacks.lacking(kernel, needs)
     if seen is None:
         return _unknown(", ".join(need.option for need in needs))
     found, origin = seen
@@ -230,7 +230,7 @@ def _runner_needs(kernel: Kernel, script: Path) -> Row:
         "bad",
         f"lacking: {', '.join(map(str, found))}",
         f"the guest's initrd has only modules of its own kernel (according to {origin}):"
-        f" {requirements.fix_command(kernel, found)}",
+        f" {lacks.fix_command(kernel, found)}",
     )
 
 
@@ -239,7 +239,7 @@ def _own_needs(configuration: Configuration | None, row: Arch) -> Row:
     names = [need.option for need in needs]
     if configuration is None:
         return _unknown(", ".join(names))
-    lacking = requirements.in_configuration(configuration, needs)
+    lacking = lacks.in_configuration(configuration, needs)
     if not lacking:
         return Row("built-ins", "ok", ", ".join(names), f"according to {configuration.origin}")
     return Row(

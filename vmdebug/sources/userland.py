@@ -17,7 +17,7 @@ from vmdebug.network import Nic
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
 from vmdebug.roots import Making, shares
-from vmdebug.sources.configuration import dotconfig, requirements
+from vmdebug.sources.configuration import dotconfig, lacks, requirements
 from vmdebug.sources.configuration.requirements import Need
 from vmdebug.sources.guest_modules import bundle, extra, module_set, staging
 from vmdebug.sources.guest_modules.bundle import Bundle, Wanted
@@ -97,7 +97,7 @@ def _needed(
     if options.force:
         return as_modules, ()
     built_in = tuple(need for need in wanted if need.module not in as_modules)
-    unknown = requirements.check_own(kernel, built_in, options.source, what=what)
+    unknown = lacks.check_own(kernel, built_in, options.source, what=what)
     return as_modules, (unknown,) if unknown else ()
 
 
@@ -167,21 +167,21 @@ def initrd(options: GuestOptions, kernel: Kernel) -> tuple[Path | None, tuple[st
                 f"{what}: {file} is not an initramfs", hint="give a cpio archive, as it is or compressed"
             )
         needs = requirements.of_initrd(file)
-        unknown = requirements.check_own(kernel, needs, options.source, what=what)
+        unknown = lacks.check_own(kernel, needs, options.source, what=what)
     note = f"the initramfs is {file}: exec works if its init starts an agent, or a shell on the console"
     return file, (note, *((unknown,) if unknown else ()))
 
 
 def unreachable(kernel: Kernel, row: Arch) -> tuple[str, ...]:
     """Return a note if a kernel lacks what it needs to reach vmdebug's shell, as `kernel check` says."""
-    seen = requirements.lacking(kernel, requirements.own(row))
+    seen = lacks.lacking(kernel, requirements.own(row))
     if seen is None or not seen[0]:
         return ()
     found, origin = seen
     names = ", ".join(f"CONFIG_{lack} ({lack.need.why})" for lack in found)
     note = (
         f"warning: this kernel will not reach its shell: {names}, according to {origin}, so exec and console"
-        f" will not answer; {requirements.fix_command(kernel, found)}"
+        f" will not answer; {lacks.fix_command(kernel, found)}"
     )
     return (note,)
 

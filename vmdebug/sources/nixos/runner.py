@@ -25,7 +25,7 @@ from vmdebug.paths import absolute
 from vmdebug.progress import Report
 from vmdebug.roots import refusal, shares
 from vmdebug.sources import naming, nix
-from vmdebug.sources.configuration import requirements
+from vmdebug.sources.configuration import lacks
 from vmdebug.sources.kernels import dev_output, modules, replacements
 from vmdebug.sources.nixos import runner_modules, script
 from vmdebug.spelling import option
@@ -286,7 +286,7 @@ def _kernel(
     )
     unsure = ""
     if options.kernel is not None and not options.force:
-        unsure = requirements.check_runner(kernel, found.script, found.text, guest.words)
+        unsure = lacks.check_runner(kernel, found.script, found.text, guest.words)
     if kernel.vmlinux is None and why:
         notes: tuple[str, ...] = (f"{replacements.NONE}{why}; give them: {option('vmlinux', 'FILE')}",)
     else:
