@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmdebug import network
+from vmdebug import addressing, network
 from vmdebug.errors import UsageError
 from vmdebug.network import Forward, Nic
 
@@ -118,48 +118,50 @@ def test_only_the_user_network_forwards() -> None:
 
 
 def test_a_members_addresses_depend_on_its_segment_and_number() -> None:
-    first = network.member(LAB, 1)
+    first = addressing.member(LAB, 1)
     assert (first.mac, first.address, first.ip) == ("52:54:00:b1:c4:01", "10.177.196.1/24", "10.177.196.1")
-    assert network.member(LAB, 254).address == "10.177.196.254/24"
-    assert network.member(Nic(kind="segment", name="b"), 1).address.startswith("10.")
+    assert addressing.member(LAB, 254).address == "10.177.196.254/24"
+    assert addressing.member(Nic(kind="segment", name="b"), 1).address.startswith("10.")
     given = Nic(kind="segment", name="lab", address="10.1.1.1/8", mac="52:54:00:00:00:01")
-    assert network.member(given, 9) == given
+    assert addressing.member(given, 9) == given
 
 
 def test_segments_with_the_same_addresses_are_refused() -> None:
     names = {}
     for number in range(100_000):
-        subnet = network._subnet(f"s{number}")
+        subnet = addressing._subnet(f"s{number}")
         if subnet in names:
             break
         names[subnet] = f"s{number}"
     both = network.parse([f"segment={names[subnet]}", f"segment=s{number}"], [])
     with pytest.raises(UsageError, match=f"{names[subnet]} and s{number} have the same addresses"):
-        network.check_subnets(both)
-    network.check_subnets(network.parse(["segment=a", "segment=b"], []))
+        addressing.check_subnets(both)
+    addressing.check_subnets(network.parse(["segment=a", "segment=b"], []))
 
 
 def test_a_card_on_a_bridge_differs_between_machines_and_vms() -> None:
     nic = Nic(kind="bridge", name="br0")
-    macs = {network.bridged(nic, machine=machine, vm=vm).mac for machine in "ab" for vm in "cd"}
+    macs = {addressing.bridged(nic, machine=machine, vm=vm).mac for machine in "ab" for vm in "cd"}
     assert len(macs) == 4
     assert all(mac.startswith("52:54:00:") for mac in macs)
 
 
 def test_the_cards_of_a_clone() -> None:
-    segment = network.member(LAB, 2)
-    assert network.another(segment) == LAB
-    given = network.member(Nic(kind="segment", name="lab", address="10.1.1.1/8"), 2)
-    assert network.another(given) == Nic(kind="segment", name="lab", address="none")
+    segment = addressing.member(LAB, 2)
+    assert addressing.another(segment) == LAB
+    given = addressing.member(Nic(kind="segment", name="lab", address="10.1.1.1/8"), 2)
+    assert addressing.another(given) == Nic(kind="segment", name="lab", address="none")
     bridge = Nic(kind="bridge", name="br0", mac="52:54:00:00:00:01", address="dhcp")
-    assert network.another(bridge) == Nic(kind="bridge", name="br0", address="dhcp")
+    assert addressing.another(bridge) == Nic(kind="bridge", name="br0", address="dhcp")
     (user,) = network.parse([], ["8080:80"])
-    assert network.another(user) == user
+    assert addressing.another(user) == user
     assert network.free_ports([user])[0].forwards == (Forward(guest=80),)
 
 
 def test_the_cards_of_a_template() -> None:
-    user, segment, bridge = network.unplugged(network.parse(["user", "segment=lab", "bridge=br0"], [":80"]))
+    user, segment, bridge = addressing.unplugged(
+        network.parse(["user", "segment=lab", "bridge=br0"], [":80"])
+    )
     assert (user.kind, user.forwards) == ("user", ())
     assert segment == Nic(kind=None, mac="52:54:00:00:00:01")
     assert bridge.kind == "bridge"
@@ -168,17 +170,17 @@ def test_the_cards_of_a_template() -> None:
 def test_kernel_parameters() -> None:
     nics = (
         *network.parse(["user"], []),
-        network.member(LAB, 1),
+        addressing.member(LAB, 1),
         Nic(kind="bridge", name="b", address="dhcp"),
     )
-    assert network.for_init(nics) == (
+    assert addressing.for_init(nics) == (
         "vmdebug.net=52:54:00:12:34:56,10.0.2.15/24,10.0.2.2,10.0.2.3",
         "vmdebug.net=52:54:00:b1:c4:01,10.177.196.1/24,,",
         "vmdebug.net=,dhcp,,",
     )
-    assert network.for_init([Nic(kind=None, mac="m")]) == ("vmdebug.net=m,none,,",)
+    assert addressing.for_init([Nic(kind=None, mac="m")]) == ("vmdebug.net=m,none,,",)
     # The kernel uses the last one.
-    assert network.for_kernel(nics) == (
+    assert addressing.for_kernel(nics) == (
         "ip=:::::eth2:dhcp",
         "ip=10.177.196.1:::255.255.255.0::eth1:off",
         "ip=10.0.2.15::10.0.2.2:255.255.255.0::eth0:off:10.0.2.3",

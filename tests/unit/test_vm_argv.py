@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vmdebug import network
+from vmdebug import addressing, network
 from vmdebug.arch import by_name
 from vmdebug.errors import UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, Root, Share
@@ -107,7 +107,7 @@ def test_the_whole_command_line() -> None:
 def test_network_cards() -> None:
     nics = (
         *network.parse(["user"], ["8080:80", ":53/udp"]),
-        network.member(network.parse(["segment=a"], [])[0], 3),
+        addressing.member(network.parse(["segment=a"], [])[0], 3),
         Nic(kind="bridge", name="br,0", mac="52:54:00:00:00:07", address="dhcp"),
         Nic(kind=None, mac="52:54:00:00:00:03"),
     )

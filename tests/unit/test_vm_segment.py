@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.segmenthub import hub
-from vmdebug import network, process
+from vmdebug import addressing, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError
 from vmdebug.network import Nic
@@ -129,7 +129,7 @@ def test_a_number_is_free_again_and_is_first_that_of_the_same_vm(
     assert guest(guests, "c").nic.ip == "10.177.196.3"
     assert guest(guests, "d").nic.ip == "10.177.196.2"
     assert segment.preview([LAB], "e")[0].ip == "10.177.196.4"
-    assert a.nic == network.member(LAB, 1)
+    assert a.nic == addressing.member(LAB, 1)
 
 
 def test_a_launch_that_ends_early_leaves_nothing(runtime: Path) -> None:

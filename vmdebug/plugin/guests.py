@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from vmdebug import network, sources, vm
+from vmdebug import addressing, sources, vm
 from vmdebug.attaching import ATTACH_SECONDS
 from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.debugger.preloaded import PreloadedGdb
@@ -174,8 +174,8 @@ class Guests:
     ) -> Guest:
         name = self._name(wanted.name)
         # Tests that run at the same time must not share a segment.
-        scope = network.scope(beside.state.spec.nics) if beside is not None else name.rpartition("-")[2]
-        nics = network.scoped(wanted.spec.nics, scope)
+        scope = addressing.scope(beside.state.spec.nics) if beside is not None else name.rpartition("-")[2]
+        nics = addressing.scoped(wanted.spec.nics, scope)
         with contextlib.ExitStack() as protected:
             preloaded = None
             if wanted.gdb:

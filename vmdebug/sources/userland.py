@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import network, roots
+from vmdebug import addressing, network, roots
 from vmdebug.arch import Arch
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
@@ -201,7 +201,7 @@ def nics(
         UsageError: the options are wrong, or the kernel lacks a driver.
     """
     found = network.parse(options.net, options.forward)
-    network.check_subnets(found)
+    addressing.check_subnets(found)
     if not found:
         return (), (), ()
     if own_init:
@@ -213,7 +213,7 @@ def nics(
         return found, (), ()
     note = (
         f"the kernel itself configures no network card (CONFIG_IP_PNP is not set): the initramfs has to, or"
-        f" run in the guest: {network.by_hand(found[0])}"
+        f" run in the guest: {addressing.by_hand(found[0])}"
     )
     return found, (), (note,)
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from vmdebug import network, spelling
+from vmdebug import addressing, spelling
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec, OwnMachine
@@ -134,7 +134,7 @@ def own(
             machine.unified or spec.kernel.image,
             machine.initrd,
             (
-                *(network.for_init if machine.own_init else network.for_kernel)(spec.nics),
+                *(addressing.for_init if machine.own_init else addressing.for_kernel)(spec.nics),
                 *spec.parameters,
             ),
         ),

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import locks, network, process
+from vmdebug import addressing, locks, network, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError, UsageError, VmdebugError
 from vmdebug.network import Nic
@@ -87,7 +87,7 @@ def plugged(nics: Sequence[Nic], vm: str, *, deadline: Deadline) -> Iterator[Plu
                 number, connection, lock = _join(nic.segment, vm, deadline, opened)
                 connections[nic.name] = connection
                 held.append(lock)
-                found.append(network.member(nic, number))
+                found.append(addressing.member(nic, number))
             else:
                 found.append(_addressed(nic, vm))
         yield Plugged(tuple(found), connections, tuple(held))
@@ -96,7 +96,7 @@ def plugged(nics: Sequence[Nic], vm: str, *, deadline: Deadline) -> Iterator[Plu
 def preview(nics: Sequence[Nic], vm: str) -> tuple[Nic, ...]:
     """Return the cards as `plugged` would at present, and join nothing."""
     return tuple(
-        network.member(nic, _likely(rundir.runtime() / SEGMENTS / nic.segment))
+        addressing.member(nic, _likely(rundir.runtime() / SEGMENTS / nic.segment))
         if nic.kind == "segment"
         else _addressed(nic, vm)
         for nic in nics
@@ -110,7 +110,7 @@ def _addressed(nic: Nic, vm: str) -> Nic:
         machine = Path("/etc/machine-id").read_text().strip()
     except OSError:
         machine = os.uname().nodename
-    return network.bridged(nic, machine=f"{machine} {os.geteuid()}", vm=vm)
+    return addressing.bridged(nic, machine=f"{machine} {os.geteuid()}", vm=vm)
 
 
 def _join(name: str, vm: str, deadline: Deadline, opened: contextlib.ExitStack) -> tuple[int, int, int]:

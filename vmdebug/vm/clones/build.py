@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import network
+from vmdebug import addressing
 from vmdebug.channel.log import kept
 from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, VmError
@@ -148,7 +148,7 @@ def _booted(
     lost: Callable[[Vm], None] | None,
     deadline: Deadline,
 ) -> Iterator[Vm]:
-    named = msgspec.structs.replace(spec, name=_name(spec), nics=network.unplugged(spec.nics))
+    named = msgspec.structs.replace(spec, name=_name(spec), nics=addressing.unplugged(spec.nics))
     fds = () if ram is None else (ram,)
     start = Start(initial=InitialState(ram=ram, shared=True), fds=fds, resources=resources)
     with launching.launch(
@@ -175,7 +175,7 @@ def _prove(built: Built, deadline: Deadline) -> None:
     until = deadline.at_most(PROOF_SECONDS)
     name = _name(built.saved.spec)
     try:
-        unplugged = network.unplugged(built.saved.spec.nics)
+        unplugged = addressing.unplugged(built.saved.spec.nics)
         with saved_guest.start(built.saved, name=name, nics=unplugged, bound=True, deadline=until) as vm:
             wait_shell.wait(vm, copy=True, deadline=until)
     except VmError as error:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from vmdebug import network
+from vmdebug import addressing, network
 from vmdebug.channel.log import kept
 from vmdebug.channel.serial import ready
 from vmdebug.deadline import Deadline
@@ -129,7 +129,7 @@ def _split(saved: int, into: SavedGuest, deadline: Deadline) -> None:
         fds=(into.ram,),
         resources=into.resources,
     )
-    name, nics = f"{into.name[:50]}-template", network.unplugged(into.spec.nics)
+    name, nics = f"{into.name[:50]}-template", addressing.unplugged(into.spec.nics)
     named = msgspec.structs.replace(into.spec, name=name, tcp=None, nics=nics)
     with launching.launch(
         named, bound=True, exact_name=False, start=start, timeout=deadline.left(launching.ANSWER)
@@ -151,8 +151,8 @@ def _paused(vm: Vm, *, resume: bool) -> Iterator[None]:
 def _network(saved: SavedGuest, *, new_identity: bool) -> tuple[Nic, ...]:
     """Return the network cards of a clone."""
     if new_identity:
-        return tuple(map(network.another, saved.spec.nics))
-    return tuple(network.unplugged([nic])[0] if nic.kind == "segment" else nic for nic in saved.spec.nics)
+        return tuple(map(addressing.another, saved.spec.nics))
+    return tuple(addressing.unplugged([nic])[0] if nic.kind == "segment" else nic for nic in saved.spec.nics)
 
 
 def _next(name: str, saved: SavedGuest, nics: tuple[Nic, ...], deadline: Deadline) -> Vm:

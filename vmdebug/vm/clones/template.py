@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import guest, network
+from vmdebug import addressing, guest
 from vmdebug.deadline import BOOT_SECONDS, Deadline
 from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.network import Nic
@@ -105,7 +105,7 @@ class Template:
             wait_shell.wait(vm, copy=self._made.saved is not None, lost=lost, deadline=deadline)
             if self._made.saved is not None:
                 # The template itself is on no segment.
-                identity.change(vm, network.unplugged(spec.nics), hostname=hostname, deadline=deadline)
+                identity.change(vm, addressing.unplugged(spec.nics), hostname=hostname, deadline=deadline)
         except BaseException:
             if vm.bound:
                 vm.stop(force=True)
@@ -193,7 +193,7 @@ def key(spec: LaunchSpec, resources: Resources, directory: Path | None) -> str:
         resources: The host's resources.
         directory: The directory for its memory.
     """
-    nics = network.unplugged(spec.nics)
+    nics = addressing.unplugged(spec.nics)
     anonymous = msgspec.structs.replace(spec, name="", guest="", nics=nics, notes=(), halt=False)
     own = () if isinstance(spec.machine, RunnerMachine) else (spec.machine.initrd, spec.machine.unified)
     # Hash the content, because the cache changes the time of a file that it returns.
