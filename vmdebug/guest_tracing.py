@@ -21,7 +21,8 @@ from vmdebug.progress import silent
 from vmdebug.trace.expressions.compiled import Compiled
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.guest import events
-from vmdebug.trace.guest.collector import FRAGMENT, GuestCollector
+from vmdebug.trace.guest.collector import GuestCollector
+from vmdebug.trace.guest.event_group import FRAGMENT
 from vmdebug.trace.guest.program import READER
 from vmdebug.trace.guest.stacks import Stacks
 from vmdebug.trace.probe import Wanted

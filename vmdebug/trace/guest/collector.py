@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from vmdebug.deadline import Deadline
-from vmdebug.errors import GuestDiedError, StateError, UsageError, VmdebugError, VmError
+from vmdebug.errors import GuestDiedError, StateError, VmdebugError
 from vmdebug.trace.collector import Batch, Feature
-from vmdebug.trace.guest import events, formats, tasks
-from vmdebug.trace.guest.events import DEFINITIONS, Event
-from vmdebug.trace.guest.formats import Format
+from vmdebug.trace.guest import files, formats, tasks
+from vmdebug.trace.guest.event_group import EventGroup, read_format, unable
+from vmdebug.trace.guest.events import Event
 from vmdebug.trace.guest.hits import Hits
 from vmdebug.trace.guest.stacks import Stacks
 from vmdebug.trace.guest.stream import Begin, CommandError, Reader
@@ -21,21 +20,8 @@ from vmdebug.trace.guest.tasks import Tasks
 from vmdebug.trace.hit import Hit
 from vmdebug.trace.probe import Wanted
 
-BUFFER_KB = 32768
-"""The size of each CPU's ring buffer, in KiB; less in a guest with little memory."""
-
 _NAMES_KB = 256
 """The size of each CPU's ring buffer for the names of tasks."""
-
-_LEAST_BUFFER_KB = 512
-
-_BUFFER_PART = 12
-"""All ring buffers have at most this part of the guest's memory."""
-
-FRAGMENT = "build its kernel with the fragment `trace`: vmdebug kernel config -f trace"
-
-_NO_ENTRY, _NO_DEVICE = 2, 19
-_DENIED = (1, 13)
 
 
 class GuestCollector:
@@ -79,10 +65,10 @@ class GuestCollector:
         self._started = 0.0
         self._cpus = [0]
         self._tasks: Tasks
+        self._group: EventGroup
         self._late: list[str] = []
         self._mark = secrets.token_hex(4)
         self._instance = f"vmdebug-{self._mark}"
-        self._group = f"vmdebug_{self._mark}"
 
     @property
     def _directory(self) -> str:
@@ -118,21 +104,8 @@ class GuestCollector:
         try:
             ours = reader.greet(deadline)
         except CommandError as error:
-            raise self._unable(error) from error
+            raise unable(error, self._vm) from error
         return ours
-
-    def _unable(self, error: CommandError) -> VmdebugError:
-        """Return the error for a guest without tracefs or kprobe events."""
-        if error.number in _DENIED:
-            return StateError(
-                f"the guest {self._vm} does not give access to tracefs: its kernel is locked down, or the"
-                " agent is not root",
-                hint="boot it without lockdown=",
-            )
-        option = "CONFIG_KPROBE_EVENTS" if error.number == _NO_ENTRY else "CONFIG_FTRACE"
-        return StateError(
-            f"the kernel of {self._vm} has no {option}, which its own traces need", hint=FRAGMENT
-        )
 
     @property
     def _counts_only(self) -> bool:
@@ -149,10 +122,12 @@ class GuestCollector:
             deadline: When the guest must have done it.
         """
         wanted, directory = self._wanted, self._directory
-        self._define(reader, deadline)
+        group = EventGroup(reader, self._vm, wanted, self._events, mark=self._mark, directory=directory)
+        self._group = group
+        group.define(deadline)
         memory, cpus = reader.ask("host /proc/meminfo", "host /proc/cpuinfo", deadline=deadline)
-        self._cpus = _cpus(cpus.decode())
-        size = _buffer_size(memory.decode(), len(self._cpus))
+        self._cpus = files.cpus(cpus.decode())
+        size = files.buffer_size(memory.decode(), len(self._cpus))
         self._instances(reader, {self._instance: size, self._names: _NAMES_KB}, deadline)
         # Linux 5.7 and later has the file.
         reader.answers(
@@ -168,12 +143,12 @@ class GuestCollector:
             )
             stack = formats.parse(text.decode())
             self._stacks.learn_modules(modules.decode())
-        described = [self._described(reader, each, deadline) for each in self._events]
-        filtered = self._filter(reader, deadline)
+        described = group.formats(deadline)
+        filtered = group.filter(deadline)
         self._tasks = self._named(reader, deadline)
-        self._enable(reader, deadline)
+        group.enable(deadline)
         (stats,) = reader.ask(f"read {directory}/per_cpu/cpu0/stats", deadline=deadline)
-        began, self._started = _now(stats.decode()), time.monotonic()
+        began, self._started = files.now(stats.decode()), time.monotonic()
         self._hits = Hits(
             wanted,
             described,
@@ -201,7 +176,7 @@ class GuestCollector:
 
     def _named(self, reader: Reader, deadline: Deadline) -> Tasks:
         """Return the guest's tasks, and record the names of new ones."""
-        known = [self._format(reader, each, deadline) for each in tasks.EVENTS]
+        known = [read_format(reader, each, deadline) for each in tasks.EVENTS]
         if self._counts_only:
             return Tasks(known, "")
         *_, now = reader.ask(
@@ -211,99 +186,6 @@ class GuestCollector:
             deadline=deadline,
         )
         return Tasks(known, now.decode(errors="replace"))
-
-    def _define(self, reader: Reader, deadline: Deadline) -> None:
-        """Define the kprobe events.
-
-        Raises:
-            StateError: the kernel refuses one.
-        """
-        defined = [each for each in self._events if each.definition]
-        answers = reader.answers(*map(self._definition, defined), deadline=deadline)
-        for event, found in zip(defined, answers, strict=True):
-            if isinstance(found, CommandError):
-                missing = found.number == _NO_ENTRY
-                raise self._unable(found) if missing else self._refused(reader, event, found, deadline)
-
-    def _definition(self, event: Event) -> str:
-        name = f"{self._group}/{self._name(event)}"
-        return f"probe {DEFINITIONS} {name} {event.definition.format(name=name)}"
-
-    def _name(self, event: Event) -> str:
-        """Return the name of an event: kprobe_profile has it without its group."""
-        return f"{event.name}_{self._mark}" if event.definition else event.name
-
-    def _refused(self, reader: Reader, event: Event, error: CommandError, deadline: Deadline) -> VmdebugError:
-        """Return the error for an event that the kernel refuses."""
-        where = self._wanted.probes[event.probe].where
-        (found,) = reader.answers("debug kprobes/blacklist", deadline=deadline)
-        if isinstance(found, bytes) and any(
-            low <= event.address < high for low, high in _blacklist(found.decode(errors="replace"))
-        ):
-            return StateError(
-                f"the guest's kernel does not allow kprobes in {where}: it is on its list of functions that"
-                " kprobes themselves need (NOKPROBE_SYMBOL)",
-                hint="let QEMU's plugin or GDB collect it",
-            )
-        return StateError(
-            f"the guest's kernel refuses a kprobe in {where}: {error.message.rpartition(': ')[2]}",
-            hint="let QEMU's plugin or GDB collect it",
-            detail=error.detail,
-        )
-
-    def _filter(self, reader: Reader, deadline: Deadline) -> bool:
-        """Set the filters; return whether the kernel has accepted all of them.
-
-        Raises:
-            UsageError: it has not accepted that of a tracepoint, which nothing else can check.
-        """
-        commands = [
-            f"write {self._directory}/events/{self._path(each)}/filter {each.filter}"
-            for each in self._events
-            if each.filter
-        ]
-        answers = reader.answers(*commands, deadline=deadline)
-        refused = [each for each in answers if isinstance(each, CommandError)]
-        if refused and any(not each.definition for each in self._events):
-            raise UsageError(
-                f"tracefs refuses the condition {self._wanted.when} of a tracepoint",
-                hint='compare its fields with numbers or strings: next_pid == 1 && prev_comm == "sh"',
-                detail=refused[0].detail,
-            )
-        return not refused
-
-    def _path(self, event: Event) -> str:
-        return f"{self._group}/{self._name(event)}" if event.definition else event.name.replace(":", "/")
-
-    def _described(self, reader: Reader, event: Event, deadline: Deadline) -> tuple[Event, Format]:
-        """Return an event with its format; a tracepoint with the fields to read.
-
-        Raises:
-            UsageError: there is no such tracepoint, or it has no such field.
-        """
-        try:
-            form = self._format(reader, self._path(event), deadline)
-        except CommandError as error:
-            if event.definition or error.number != _NO_ENTRY:
-                raise
-            raise UsageError(
-                f"the guest's kernel has no tracepoint {event.name}",
-                hint="`ls /sys/kernel/tracing/events` in the guest lists the groups",
-            ) from error
-        texts = self._wanted.probes[event.probe].args
-        return (event if event.definition else events.with_fields(event, texts, form)), form
-
-    def _format(self, reader: Reader, path: str, deadline: Deadline) -> Format:
-        (text,) = reader.ask(f"read events/{path}/format", deadline=deadline)
-        return formats.parse(text.decode())
-
-    def _enable(self, reader: Reader, deadline: Deadline) -> None:
-        """Arm the probes; returns first, so that no entry lacks its return."""
-        order = sorted(self._events, key=lambda event: not event.returns)
-        commands = [f"write {self._directory}/events/{self._path(each)}/enable 1" for each in order]
-        for event, found in zip(order, reader.answers(*commands, deadline=deadline), strict=True):
-            if isinstance(found, CommandError):
-                raise self._refused(reader, event, found, deadline)
 
     def take(self) -> Batch:
         """Return the hits since the last batch; the guest keeps running."""
@@ -348,14 +230,14 @@ class GuestCollector:
     def _end(self, reader: Reader, deadline: Deadline) -> None:
         """Stop recording, wait for the last pages, and note what was lost."""
         directory = self._directory
-        files = [f"{directory}/per_cpu/cpu{cpu}/stats" for cpu in self._cpus]
+        paths = [f"{directory}/per_cpu/cpu{cpu}/stats" for cpu in self._cpus]
         _, _, *stats = reader.ask(
             f"write {directory}/tracing_on 0",
             "drain",
-            *(f"read {each}" for each in files),
+            *(f"read {each}" for each in paths),
             deadline=deadline,
         )
-        dropped = sum(int(each) for text in stats for each in _DROPPED.findall(text.decode()))
+        dropped = sum(files.dropped(each.decode()) for each in stats)
         if dropped:
             wait = "; the guest's kernel cannot be made to wait" if self._wanted.overflow == "block" else ""
             self._late.append(
@@ -363,12 +245,12 @@ class GuestCollector:
             )
         if any(each.definition for each in self._events):
             (profile,) = reader.ask("read kprobe_profile", deadline=deadline)
-            self._note_missed(_profile(profile.decode()))
+            self._note_missed(files.profile(profile.decode()))
 
     def _note_missed(self, profile: Mapping[str, tuple[int, int]]) -> None:
         """Note the calls that a probe has missed."""
         for event in self._events:
-            _, missed = profile.get(self._name(event), (0, 0))
+            _, missed = profile.get(self._group.name(event), (0, 0))
             if missed and event.returns:
                 self._late.append(f"{missed} hits have no return value: too many calls had not returned yet")
             elif missed:
@@ -378,10 +260,10 @@ class GuestCollector:
     def _counted(self, reader: Reader, deadline: Deadline) -> Batch:
         """Return the numbers of hits that the kernel has counted."""
         (text,) = reader.ask("read kprobe_profile", deadline=deadline)
-        profile = _profile(text.decode())
+        profile = files.profile(text.decode())
         counts = [0] * len(self._wanted.probes)
         for event in self._events:
-            counts[event.probe] += profile.get(self._name(event), (0, 0))[0]
+            counts[event.probe] += profile.get(self._group.name(event), (0, 0))[0]
         self._late = []
         self._note_missed(profile)
         limit = self._wanted.count
@@ -425,39 +307,3 @@ class GuestCollector:
         if self._reader is None or self._hits is None:
             raise StateError("the trace is not running")
         return self._reader, self._hits
-
-
-def _cpus(cpuinfo: str) -> list[int]:
-    """Return the numbers of the CPUs."""
-    return [int(each) for each in re.findall(r"^processor\s*: (\d+)", cpuinfo, re.MULTILINE)] or [0]
-
-
-def _buffer_size(meminfo: str, cpus: int) -> int:
-    """Return the size of each CPU's ring buffer, in KiB."""
-    total = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
-    most = int(total[1]) // _BUFFER_PART // cpus if total else _LEAST_BUFFER_KB
-    return max(min(BUFFER_KB, most), _LEAST_BUFFER_KB)
-
-
-def _now(stats: str) -> int:
-    """Return the time that a CPU's stats file tells, in ns."""
-    found = re.search(r"^now ts:\s*(\d+)\.(\d+)", stats, re.MULTILINE)
-    if found is None:
-        raise VmError("the guest's tracefs does not tell the time", detail=stats)
-    return int(found[1]) * 1_000_000_000 + int(found[2].ljust(9, "0")[:9])
-
-
-_DROPPED = re.compile(r"^(?:overrun|dropped events): (\d+)", re.MULTILINE)
-
-
-def _profile(text: str) -> dict[str, tuple[int, int]]:
-    """Return the hits and the misses of each event of kprobe_profile."""
-    rows = (line.split() for line in text.splitlines())
-    return {row[0]: (int(row[1]), int(row[2])) for row in rows if len(row) == 3}  # noqa: PLR2004 - columns
-
-
-def _blacklist(text: str) -> list[tuple[int, int]]:
-    """Return the addresses of debugfs' kprobes/blacklist."""
-    return [
-        (int(low, 16), int(high, 16)) for low, high in re.findall(r"^0x(\w+)-0x(\w+)", text, re.MULTILINE)
-    ]
