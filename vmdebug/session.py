@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
+from typing import Literal, Self, Unpack, overload
 
 from vmdebug import attaching, collecting, config, restart, sources, ssh, vm
 from vmdebug.attaching import ATTACH_SECONDS
@@ -25,6 +25,7 @@ from vmdebug.deadline import BUILD_SECONDS, LAUNCH_SECONDS, Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.debugger.runstate import State
+from vmdebug.drgn_program.access import DrgnAccess
 from vmdebug.errors import StateError
 from vmdebug.guest_options import StartOptions, changed
 from vmdebug.ktests.testing import KernelTests
@@ -37,15 +38,11 @@ from vmdebug.trace.probe import Wanted as WantedTrace
 from vmdebug.trace.trace import Trace
 from vmdebug.vm.machine import SNAPSHOT_SECONDS
 
-if TYPE_CHECKING:
-    from vmdebug.drgn_program.live import Opened
-    from vmdebug.drgn_program.types import Object, Program, StackTrace
-
 STOP_SECONDS = 30.0
 """How long GDB, and then QEMU, may take to end with a session."""
 
 
-class DebugSession(Copies, KernelTests):
+class DebugSession(Copies, KernelTests, DrgnAccess):
     """A VM with its console and its GDB, each opened at its first use.
 
     Made by `start` and `attach`; a context manager. At its end GDB detaches, and a VM that the session
@@ -75,14 +72,14 @@ class DebugSession(Copies, KernelTests):
         in `restart`. Can be set."""
         self.restarted: Callable[[], None] | None = None
         """Called by `restart` once `vm` is the new VM."""
-        self.tested: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        self.tested = contextlib.nullcontext
         self._owned = owned
         self._force = force
         self._preloaded = preloaded
         self._console_held = contextlib.ExitStack()
         self._console: Console | None = None
         self._gdb: Gdb | None = None
-        self._drgn: Opened | None = None
+        self._drgn = None
 
     def __enter__(self) -> Self:
         return self
@@ -158,48 +155,6 @@ class DebugSession(Copies, KernelTests):
             self._gdb = self._attached(self.attach_timeout)
             self._connect_shell()
         return self._gdb
-
-    @property
-    def drgn(self) -> Program:
-        """A `drgn.Program` of the guest's kernel, which reads guest memory and does not stop the guest.
-
-        The symbols are those of vmlinux and of the modules that are loaded at the first use, and are proven
-        to be those in memory.
-
-        Raises:
-            HostError: drgn is not installed.
-            UsageError: there is no vmlinux with debugging information.
-            MismatchError: the symbols do not belong to the kernel in guest memory.
-            StateError: the kernel has not started.
-            DeadlineError: QEMU did not answer within `attach_timeout`.
-        """
-        return self._opened_drgn().program
-
-    def stack_trace(self, task: Object | int) -> StackTrace:
-        """Return the stack of a task by drgn, also of one that a CPU of the stopped guest runs.
-
-        Args:
-            task: A `struct task_struct *` of `drgn`, or a pid.
-
-        Raises:
-            StateError: the task runs now.
-            UsageError: there is no task with that pid.
-            VmdebugError: see `drgn`.
-        """
-        program = self.drgn
-        from vmdebug.drgn_program.stacks import Stacks  # noqa: PLC0415 - drgn is optional
-
-        return Stacks(program, self.vm)(task)
-
-    def _opened_drgn(self) -> Opened:
-        if self._drgn is None:
-            from vmdebug.drgn_program import library  # noqa: PLC0415 - drgn is optional
-
-            library.need("session.drgn")
-            from vmdebug.drgn_program import live  # noqa: PLC0415
-
-            self._drgn = live.open_program(self.vm, force=self._force, timeout=self.attach_timeout)
-        return self._drgn
 
     def trace(
         self,
