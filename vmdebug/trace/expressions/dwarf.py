@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -14,18 +13,14 @@ import msgspec
 
 from vmdebug.errors import UsageError
 from vmdebug.kimage import debuginfo, elf, symbols
-from vmdebug.trace.expressions import types
+from vmdebug.trace.expressions import locations, types
 from vmdebug.trace.expressions.lines import Lines
+from vmdebug.trace.expressions.locations import Location
 from vmdebug.trace.expressions.syntax import NotCompiledError, TypeName
 from vmdebug.trace.expressions.types import Type
 
 _FUNCTIONS = ("DW_TAG_subprogram", "DW_TAG_inlined_subroutine")
 _VARIABLES = ("DW_TAG_formal_parameter", "DW_TAG_variable")
-_OPERATION = re.compile(
-    r"DW_OP_(?P<kind>addr|fbreg|call_frame_cfa|breg|reg|lit|const)(?P<number>\d*)[us]?(?<![a-z][us])"
-)
-"""The operations of a variable that is in one place: `reg5`, `breg7`, `const1u`; DWARF 5, 7.7.1."""
-
 FRAME_POINTER = 6
 """The number of x86's frame pointer in DWARF."""
 
@@ -153,22 +148,6 @@ class Kernel:
         raise NotCompiledError(f"the vmlinux has no function {function}")
 
 
-class Location(msgspec.Struct, frozen=True):
-    """Where a variable is at an instruction.
-
-    Args:
-        register: The number of the register that holds it, or that `offset` is relative to.
-        offset: An address, or an offset from the register or the frame; None if the register holds it.
-        frame: Whether the offset is relative to the canonical frame address.
-        constant: Its value, if it is a constant without a location.
-    """
-
-    register: int | None = None
-    offset: int | None = None
-    frame: bool = False
-    constant: int | None = None
-
-
 class Scope(msgspec.Struct, frozen=True, kw_only=True):
     """A place of the kernel's code.
 
@@ -270,7 +249,7 @@ class Unit:
                 continue
             ranges = self._ranges(entry)
             if ranges and types.text(_origin(entry)) == function:
-                low = self._low(entry, ranges)
+                low = locations.low(entry, ranges)
                 yield Scope(
                     unit=self, address=low, entry=True, function=entry, blocks=(entry,), ranges=tuple(ranges)
                 )
@@ -341,7 +320,7 @@ class Unit:
             for each in self.entries
             if each.tag == "DW_TAG_subprogram"
             and (code := self._ranges(each))
-            and self._low(each, code) == address
+            and locations.low(each, code) == address
         ]
 
     def tail_calls(self, function: Any) -> Iterator[tuple[int, list[tuple[int, int]]]]:
@@ -366,7 +345,7 @@ class Unit:
     def _code(self, function: Any) -> Iterator[tuple[int, list[tuple[int, int]]]]:
         ranges = self._ranges(function)
         if ranges:
-            yield self._low(function, ranges), ranges
+            yield locations.low(function, ranges), ranges
             return
         name = types.text(_origin(function))
         cold = [
@@ -382,94 +361,20 @@ class Unit:
             inline = child.tag == "DW_TAG_inlined_subroutine"
             blocks = (child,) if inline else (child, *outside)
             if inline and types.text(_origin(child)) == function:
-                at = self._entry_pc(child, ranges)
+                at = locations.entry_pc(child, ranges)
                 yield Scope(unit=self, address=at, entry=False, function=child, blocks=blocks, ranges=())
             yield from self._inlined(child, function, blocks)
-
-    def _entry_pc(self, entry: Any, ranges: list[tuple[int, int]]) -> int:
-        found = entry.attributes.get("DW_AT_entry_pc")
-        if found is None:
-            return self._low(entry, ranges)
-        return int(found.value if found.form == "DW_FORM_addr" else self._low(entry, ranges) + found.value)
 
     def code(self, function: Any) -> tuple[tuple[int, int], ...]:
         """Return the linked code of a function."""
         return tuple(self._ranges(function))
 
-    def _low(self, entry: Any, ranges: list[tuple[int, int]]) -> int:
-        low = entry.attributes.get("DW_AT_low_pc")
-        return int(low.value) if low is not None else ranges[0][0]
-
     def _ranges(self, entry: Any) -> list[tuple[int, int]]:
-        """Return the code of a function or block, its first part first."""
-        low, high = entry.attributes.get("DW_AT_low_pc"), entry.attributes.get("DW_AT_high_pc")
-        if low is not None and high is not None:
-            return [(low.value, high.value if high.form == "DW_FORM_addr" else low.value + high.value)]
-        ranges = entry.attributes.get("DW_AT_ranges")
-        if ranges is None:
-            return []
-        lists = self._dwarf.range_lists()
-        found, base = [], self._base
-        for each in lists.get_range_list_at_offset(ranges.value, cu=self._cu):
-            if hasattr(each, "base_address"):
-                base = each.base_address
-            elif each.begin_offset != each.end_offset:
-                add = 0 if getattr(each, "is_absolute", False) else base
-                found.append((each.begin_offset + add, each.end_offset + add))
-        return found
-
-    @property
-    def _base(self) -> int:
-        low = self._cu.get_top_DIE().attributes.get("DW_AT_low_pc")
-        return int(low.value) if low is not None else 0
+        return locations.ranges(self._dwarf, self._cu, entry)
 
     def location(self, variable: Any, address: int) -> Location | None:
         """Return where a variable is at an instruction; None if it has no location there, or several."""
-        constant = types.number(variable, "DW_AT_const_value")
-        if constant is not None:
-            return Location(constant=constant)
-        attribute = variable.attributes.get("DW_AT_location")
-        if attribute is None:
-            return None
-        for expression in self._expressions(attribute, address):
-            return self._decoded(expression)
-        return None
-
-    def _expressions(self, attribute: Any, address: int) -> Iterator[list[int]]:
-        if attribute.form in ("DW_FORM_exprloc", "DW_FORM_block1", "DW_FORM_block"):
-            yield list(attribute.value)
-            return
-        base = self._base
-        for each in self._dwarf.location_lists().get_location_list_at_offset(
-            attribute.value, die=self._cu.get_top_DIE()
-        ):
-            if hasattr(each, "base_address"):
-                base = each.base_address
-            elif hasattr(each, "loc_expr"):
-                add = 0 if getattr(each, "is_absolute", False) else base
-                if each.begin_offset + add <= address < each.end_offset + add:
-                    yield list(each.loc_expr)
-
-    def _decoded(self, expression: list[int]) -> Location | None:
-        from elftools.dwarf.dwarf_expr import DWARFExprParser  # noqa: PLC0415 - slow to import
-
-        ops = DWARFExprParser(self._cu.structs).parse_expr(expression)
-        names = [op.op_name for op in ops]
-        match = _OPERATION.fullmatch(names[0]) if names else None
-        if match is None or (names[1:] and names[1:] != ["DW_OP_stack_value"]):
-            return None
-        kind, number = match["kind"], int(match["number"] or 0)
-        (argument,) = ops[0].args or (number,)
-        if names[1:]:
-            return Location(constant=argument) if kind in ("lit", "const") else None
-        places = {
-            "addr": Location(offset=argument),
-            "fbreg": Location(offset=argument, frame=True),
-            "call_frame_cfa": Location(offset=0, frame=True),
-            "breg": Location(register=number, offset=argument),
-            "reg": Location(register=number),
-        }
-        return places.get(kind)
+        return locations.of_variable(self._dwarf, self._cu, variable, address)
 
     def type_named(self, name: TypeName) -> Type:
         """Return the type that a cast, sizeof or container_of names.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from vmdebug.arch import Arch
-from vmdebug.trace.expressions import dwarf, syntax
+from vmdebug.trace.expressions import dwarf, syntax, types
 from vmdebug.trace.expressions.dwarf import Scope
 from vmdebug.trace.expressions.operations import Code, Label, Program
 from vmdebug.trace.expressions.syntax import Node, NotCompiledError
@@ -359,7 +359,7 @@ class Generator:
         if operator == "!":
             self._program(Code.NOT)
             return _Operand(type=INT)
-        kind = _promoted(value.type)
+        kind = types.promoted(value.type)
         self._converted(value, kind)
         if operator != "+":
             self._program(Code.NEGATE if operator == "-" else Code.INVERT)
@@ -397,7 +397,7 @@ class Generator:
         self._program.mark(end)
         if yes.type.kind == "pointer" or no.type.kind == "pointer":
             return yes if yes.type.kind == "pointer" else no
-        return _Operand(type=_common(yes.type, no.type))
+        return _Operand(type=types.common(yes.type, no.type))
 
     def _binary(self, node: syntax.Binary) -> _Operand:
         if node.operator in ("&&", "||"):
@@ -406,14 +406,14 @@ class Generator:
         if operator in ("+", "-"):
             return self._sum(left, operator, node.right)
         if operator in ("<<", ">>"):
-            kind = _promoted(left.type)
+            kind = types.promoted(left.type)
             self._converted(left, kind)
             self._value(node.right)
             to_right = Code.SHIFT_RIGHT_SIGNED if kind.signed else Code.SHIFT_RIGHT
             self._program(Code.SHIFT_LEFT if operator == "<<" else to_right)
             self._wrap(kind)
             return _Operand(type=kind)
-        kind = _common(left.type, self._type_of(node.right))
+        kind = types.common(left.type, self._type_of(node.right))
         self._converted(left, kind)
         self._converted(self._value(node.right), kind)
         if operator in _COMPARISONS:
@@ -461,7 +461,7 @@ class Generator:
             return left
         if other.kind == "pointer":
             raise self._error("write the pointer first: pointer + number")
-        kind = _common(left.type, other)
+        kind = types.common(left.type, other)
         self._converted(left, kind)
         self._converted(self._value(right), kind)
         self._program(code)
@@ -488,24 +488,3 @@ _ARITHMETIC: dict[str, tuple[Code, Code]] = {
     "^": (Code.EXCLUSIVE_OR, Code.EXCLUSIVE_OR),
 }
 """The operation of each operator, for numbers without and with a sign."""
-
-
-def _promoted(kind: Type) -> Type:
-    """Return the type of a number in arithmetic: at least int; C11, 6.3.1.1."""
-    if kind.kind == "pointer":
-        return UNSIGNED_LONG
-    return INT if kind.size < INT.size else _plain(kind)
-
-
-def _common(left: Type, right: Type) -> Type:
-    """Return the type in which two numbers are combined; C11, 6.3.1.8."""
-    one, other = _promoted(left), _promoted(right)
-    if one.size != other.size:
-        return one if one.size > other.size else other
-    return one if not one.signed else other
-
-
-def _plain(kind: Type) -> Type:
-    """Return the integer type of an enumeration or a character type."""
-    by_size = {(4, True): INT, (4, False): UNSIGNED, (8, True): LONG, (8, False): UNSIGNED_LONG}
-    return by_size.get((kind.size, kind.signed), kind)

@@ -207,3 +207,24 @@ def of(die: Any) -> Type:
     if kind == "struct":
         return Type(kind, size, name=f"struct {name}", die=die)
     return Type(kind, size or 8 * (kind == "pointer"), name=name, die=die, target=lambda: of_attribute(die))
+
+
+def promoted(kind: Type) -> Type:
+    """Return the type of a number in arithmetic: at least int; C11, 6.3.1.1."""
+    if kind.kind == "pointer":
+        return UNSIGNED_LONG
+    return INT if kind.size < INT.size else _plain(kind)
+
+
+def common(left: Type, right: Type) -> Type:
+    """Return the type in which two numbers are combined; C11, 6.3.1.8."""
+    one, other = promoted(left), promoted(right)
+    if one.size != other.size:
+        return one if one.size > other.size else other
+    return one if not one.signed else other
+
+
+def _plain(kind: Type) -> Type:
+    """Return the integer type of an enumeration or a character type."""
+    by_size = {(4, True): INT, (4, False): UNSIGNED, (8, True): LONG, (8, False): UNSIGNED_LONG}
+    return by_size.get((kind.size, kind.signed), kind)
