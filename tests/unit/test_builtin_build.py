@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vmdebug import cache, process
+from vmdebug import cache, process, shipped
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError
 from vmdebug.process import Completed
@@ -138,19 +138,7 @@ def test_what_is_built(make: Make, tarball: Path) -> None:
         release=RELEASE,
         source=tarball,
         origin=tarball,
-        fragments=(
-            "base",
-            "x86",
-            "vm-boot",
-            "debug",
-            "gdb",
-            "modules",
-            "kgdb",
-            "crash",
-            "root",
-            "trace",
-            "kunit",
-        ),
+        fragments=builtin.default_fragments(),
         objects=1,
         cpu_seconds=kernel.cpu_seconds,
     )
@@ -229,6 +217,11 @@ def test_the_last_one_built_is_the_one(make: Make, tarball: Path, tree: Path) ->
     assert builtin.built(tarball) == of_tarball
     # Building it again makes it the last one.
     assert builtin.built(build(tarball).origin) == builtin.built() == of_tarball
+
+
+def test_the_fragments_are_those_of_the_configuration_in_kconfigs() -> None:
+    made_by = (shipped.kconfigs() / "configs/builtin-6.1-x86_64.config").read_text().splitlines()[0]
+    assert " ".join(f"-f {each}" for each in builtin.default_fragments()) in made_by
 
 
 def test_only_kernels_of_the_same_fragments_count(make: Make, tarball: Path) -> None:

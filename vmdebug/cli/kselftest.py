@@ -52,9 +52,7 @@ def kselftest(
         ),
     ] = None,
     allow: options.AllowTrouble = None,
-    timeout: Annotated[
-        float, typer.Option(metavar="S", min=0, help="Exit with status 5 after S seconds.")
-    ] = 3600.0,
+    timeout: ktests_output.Timeout = ktests_output.TIMEOUT_SECONDS,
     as_json: verb.Json = False,
 ) -> None:
     """Build kselftests and run them in a guest.

@@ -1,9 +1,9 @@
-"""How `kselftest` and `kunit` print test points."""
+"""What `kselftest` and `kunit` have in common: how they print test points, and their time limit."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,10 @@ from vmdebug.cli import render
 if TYPE_CHECKING:
     from vmdebug.guest import Kernel
     from vmdebug.ktests.results import KernelTestPoint, KernelTestResults
+
+TIMEOUT_SECONDS = 3600.0
+
+Timeout = Annotated[float, typer.Option(metavar="S", min=0, help="Exit with status 5 after S seconds.")]
 
 _SHOWN = 40
 """How many lines of a failed point's diagnostics are printed, the last ones."""

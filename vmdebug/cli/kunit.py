@@ -42,9 +42,7 @@ def kunit(
     ] = False,
     listed: Annotated[bool, typer.Option("--list", help="Print the suites.")] = False,
     allow: options.AllowTrouble = None,
-    timeout: Annotated[
-        float, typer.Option(metavar="S", min=0, help="Exit with status 5 after S seconds.")
-    ] = 3600.0,
+    timeout: ktests_output.Timeout = ktests_output.TIMEOUT_SECONDS,
     as_json: verb.Json = False,
 ) -> None:
     """Run KUnit suites in a guest, and print their results.
