@@ -220,6 +220,9 @@ class TestDebian:
         return out.read_bytes()
 
     def test_it_is_used_debugged_saved_and_cloned(self, guest: str, tmp_path: Path) -> None:
+        # systemd empties /tmp while it boots; the copy comes after that.
+        (tmp_path / "early").write_text("early\n")
+        self.run("cp", str(tmp_path / "early"), f"{guest}:/tmp")
         # `exec` and `ssh` answer before systemd does, whose own sshd starts all the same.
         two_words = ("ssh", guest, "--timeout", "300", "--", "sh", "-c", "echo 'a  b'; exit 3")
         assert self.run(*two_words, status=3).stdout == "a  b\n"
@@ -229,6 +232,7 @@ class TestDebian:
         assert out.startswith("apt 2.")
         assert "\nrunning\n" in out
         assert "GNU bash" in out
+        assert self.run("exec", "--", "cat /tmp/early").stdout == "early\n"
         assert self.run("exec", "--", "systemctl is-active ssh; systemctl stop ssh").stdout == "active\n"
         assert self.run(*two_words, status=3).stdout == "a  b\n"
         config = tmp_path / "config"

@@ -74,15 +74,16 @@ if [ "$root_init" = none ]; then
 	hostname vmdebug
 	exec switch_root /newroot /run/vmdebug/serve init
 fi
+case $(chroot /newroot /run/vmdebug/busybox readlink -f "$root_init") in
+*/systemd) : >/newroot/run/vmdebug/systemd ;;
+esac
 chroot /newroot /run/vmdebug/serve agent &
 # systemd finds the console by itself, and an inittab may name it: then init starts the login.
 console=console
 if [ "$root_login" ]; then
 	console=login
-	case $(chroot /newroot /run/vmdebug/busybox readlink -f "$root_init") in
-	*/systemd) console= ;;
-	*) ! grep -Eqs '^[^#].*(ttyS0|console|ttyAMA0)' /newroot/etc/inittab || console= ;;
-	esac
+	[ ! -e /newroot/run/vmdebug/systemd ] || console=
+	! grep -Eqs '^[^#].*(ttyS0|console|ttyAMA0)' /newroot/etc/inittab || console=
 fi
 [ ! "$console" ] ||
 	chroot /newroot /run/vmdebug/busybox start-stop-daemon -S -b -x /run/vmdebug/serve -- $console

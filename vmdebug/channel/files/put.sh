@@ -37,6 +37,23 @@ destination() { # TO NAME INTO
 	esac
 }
 
+# Wait until a systemd that boots has emptied /tmp: see systemd-tmpfiles(8), --remove --boot.
+await_cleaning() { # DIRECTORY
+	case $(readlink -f "$1") in
+	/tmp | /tmp/*) ;;
+	*) return 0 ;;
+	esac
+	# vmdebug's init leaves the first file, since it starts the agent before systemd runs.
+	[ -e /run/vmdebug/systemd ] || [ -d /run/systemd/system ] || return 0
+	command -v systemctl >/dev/null || return 0
+	until systemctl -q is-active systemd-tmpfiles-setup.service 2>/dev/null; do
+		case $(systemctl is-system-running 2>/dev/null) in
+		running | degraded | maintenance | stopping) return 0 ;;
+		esac
+		sleep 0.2
+	done
+}
+
 # Make the directory `part`, on the same file system as `to`.
 prepare() {
 	case $to in
@@ -44,6 +61,7 @@ prepare() {
 	*) above=. ;;
 	esac
 	[ -d "$above/" ] || fail "there is no directory ${above:-/}"
+	await_cleaning "$above/"
 	part=$(mktemp -d "$above/.vmdebug-cp.XXXXXX")
 }
 
