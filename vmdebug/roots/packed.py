@@ -115,7 +115,7 @@ def image_root(image: Path, chosen: Format, *, words: str, init: str, systemd: b
         systemd: See `Root.systemd`.
     """
     try:
-        size = f"of {image.stat().st_size / 2**20:.0f} MiB"
+        size = f"of {-(-image.stat().st_size // 1024):,} KiB"
     except OSError:
         size = "that is not made yet"
     how = option("root_image", "never")

@@ -70,7 +70,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     def note(self, of: Path) -> str:
         """Return where the guest's modules come from, and how it gets them, for the user."""
         how = f"a read-only {self.format} image" if self.image is not None else "the initramfs"
-        return f"modules: {self.count} of {of}, {self.size / 2**20:.0f} MiB, in {how}{self.lacking}"
+        return f"modules: {self.count} of {of}, {-(-self.size // 1024):,} KiB, in {how}{self.lacking}"
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
