@@ -33,9 +33,10 @@ let
     "virtme-ng"
   ];
 
-  # Some releases have drgn as a program only, or no perfetto.
+  # Some releases have drgn as a program only, no mcp, or no perfetto.
   optional = [
     "drgn"
+    "mcp"
     "perfetto"
   ];
   has = name: python3Packages ? ${name};

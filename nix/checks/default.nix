@@ -14,6 +14,7 @@ let
   # The tests that import a package which this nixpkgs may lack.
   testsOf = {
     drgn = "--ignore=tests/unit/test_drgn_program.py";
+    mcp = "--ignore=tests/unit/test_mcp.py";
     perfetto = "--deselect=tests/unit/test_cli_trace.py::test_perfetto_is_binary";
   };
 
