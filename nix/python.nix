@@ -22,13 +22,14 @@ let
   namesOf = map nameOf;
   packagesOf = map (name: python3Packages.${name});
 
-  # Nix does not need pip-tools, which writes requirements.txt. nixpkgs has import-linter, ruff and virtme-ng as
-  # programs. It has no types-gdb, so mypy only runs in a checkout with a .venv.
+  # Nix does not need pip-tools, which writes requirements.txt, nor the limit for soupsieve, a package of furo's. nixpkgs
+  # has import-linter, ruff and virtme-ng as programs. It has no types-gdb, so mypy only runs in a checkout with a .venv.
   elsewhere = [
     "import-linter"
     "mypy"
     "pip-tools"
     "ruff"
+    "soupsieve"
     "types-gdb"
     "virtme-ng"
   ];
