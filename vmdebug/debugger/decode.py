@@ -9,9 +9,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
-import gzip
 import itertools
-import lzma
 import os
 import re
 import tempfile
@@ -21,13 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import zstandard
-
 from vmdebug import arch, paths, process
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import code_bytes
 from vmdebug.guest import Kernel
-from vmdebug.kimage import elf
+from vmdebug.kimage import elf, module_file
 
 _SYMBOL = re.compile(
     r"(?P<name>[A-Za-z_.$][\w.$]*)\+0x(?P<offset>[0-9a-f]+)/0x(?P<size>[0-9a-f]+)"
@@ -45,12 +41,6 @@ Other addresses are those that calls return to; the call itself ends one byte be
 not matter: a time, the name of a machine, the marks of a quotation.
 """
 _OFFSET = re.compile(r"Kernel Offset: 0x([0-9a-f]+) from")
-
-_UNPACK: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".xz": lzma.decompress,
-    ".zst": lambda packed: zstandard.ZstdDecompressor().decompressobj().decompress(packed),
-}
 
 _MANGLED = re.compile(r"_R[\w.]+$|_ZN\w+17h[0-9a-f]{16}E")
 """A name of Rust; see the chapters on symbol mangling in The rustc book."""
@@ -358,16 +348,18 @@ class _Binaries:
         return self._unpacked(self._files.get(module))
 
     def _unpacked(self, path: Path | None) -> Path | None:
-        unpack = _UNPACK.get(path.suffix) if path is not None else None
-        if path is None or unpack is None:
+        if path is None or not module_file.is_packed(path):
             return path
         if self._scratch is None:
             self._scratch = Path(
                 self._held.enter_context(tempfile.TemporaryDirectory(prefix="vmdebug-decode-"))
             )
         unpacked = self._scratch / path.stem
-        if not unpacked.exists():
-            unpacked.write_bytes(unpack(path.read_bytes()))
+        try:
+            if not unpacked.exists():
+                unpacked.write_bytes(module_file.read(path))
+        except ValueError:
+            return None  # a damaged module is one without symbols
         return unpacked
 
 

@@ -6,13 +6,9 @@ with another vermagic: see `same_magic` in kernel/module.
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
 import mmap
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +17,12 @@ import msgspec
 from vmdebug import paths
 from vmdebug.filecache import cached
 from vmdebug.guest import Kernel
+from vmdebug.kimage import module_file
 
 SAMPLES = 5
 """How many modules to read: all modules of a build have the same vermagic."""
 
 _VERMAGIC = re.compile(rb"vermagic=([^\0]{1,300})\0")
-UNPACK: dict[str, Callable[[bytes], bytes]] = {
-    ".ko": bytes,
-    ".debug": bytes,
-    ".gz": gzip.decompress,
-    ".xz": lzma.decompress,
-    ".bz2": bz2.decompress,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,20 +124,10 @@ def has_debug_info(module: bytes) -> bool:
 
 def content(module: Path) -> bytes:
     """Return a module, decompressed; b"" if that fails."""
-    unpack = UNPACK.get(module.suffix, _zstd)
     try:
-        return unpack(module.read_bytes())
-    except (OSError, EOFError, ValueError, lzma.LZMAError):
+        return module_file.read(module)
+    except (OSError, ValueError):
         return b""
-
-
-def _zstd(packed: bytes) -> bytes:
-    import zstandard  # noqa: PLC0415 - few modules use it
-
-    try:
-        return zstandard.ZstdDecompressor().stream_reader(packed).read()
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
 
 
 def of_kernel(kernel: Kernel) -> str:
