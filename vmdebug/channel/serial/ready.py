@@ -102,8 +102,8 @@ def look(text: bytes) -> Look:
 class Line(Protocol):
     """The part of a console that this module, `shell` and `exchange` use; see `SerialLine`."""
 
-    def send(self, text: str) -> None:
-        """Type text."""
+    def send(self, text: str, *, patience: float = ...) -> None:
+        """Type text; the guest may accept nothing for so many seconds."""
 
     def receive(self, seconds: float, wanted: str) -> bytes:
         """Wait for output of the guest, and return it."""
@@ -155,7 +155,7 @@ def wait(line: Line, deadline: Deadline, *, interrupting: bool, before: str = ""
                         hint=HINTS[watch.seen],
                         detail=line.tail(5),
                     )
-                question.ask(line)
+                question.ask(line, deadline.left(WANTED))
                 watch.restart()
             output += line.receive(min(STEP, _left(line, deadline)), WANTED)
         output = question.without(output[:answer]) + output[answer:]
@@ -210,15 +210,15 @@ class _Question:
         self._patience = FIRST_PATIENCE
         self.patience = 0.0
 
-    def ask(self, line: Line) -> None:
+    def ask(self, line: Line, patience: float) -> None:
         if self._interrupting and not self._interrupted:
-            line.send(framing.INTERRUPT)
+            line.send(framing.INTERRUPT, patience=patience)
             self._interrupted, self.patience = True, INTERRUPT_PATIENCE
             return
         self._interrupted = False
         self._asked += 1
         words = framing.question(self._token, self._asked, helper=self._interrupting, before=self._before)
-        line.send(words)
+        line.send(words, patience=patience)
         self.patience = self._patience
         self._patience = min(2 * self._patience, LAST_PATIENCE)
 
