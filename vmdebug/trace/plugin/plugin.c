@@ -1008,7 +1008,12 @@ ON_RESET(on_reset)
     }
     if (entry_count)
         qsort(entries, entry_count, sizeof *entries, by_address);
-    register_callbacks(entry_count > 0);
+    /* QEMU up to 11 ends with a segmentation fault if the callback goes while a translation that uses it was
+     * given up: the vCPU's state keeps the instruction (`plugin_insn` of accel/tcg/plugin-gen.c). So the first
+     * trace leaves it, without instrumentation. */
+    static bool translated;
+    translated |= entry_count > 0;
+    register_callbacks(translated);
     pthread_mutex_unlock(&lock);
     __atomic_store_n(&resetting, 0, __ATOMIC_SEQ_CST);
 }
