@@ -53,6 +53,7 @@ class Trace:
         self._forgotten = 0
         self._seen = 0
         self._why = ""
+        self._lost: list[str] = []
         self._open: dict[int, list[Any]] = {}
         self._context: HitContext | None = None
         self._arch = vmd_arch.current()
@@ -194,6 +195,10 @@ class Trace:
             hit[-1] = time.perf_counter() - self.started - hit[1]
             self._hits.append(hit)
 
+    def lost(self, why: str) -> None:
+        """Count a hit that could not be recorded."""
+        self._lost.append(why)
+
     def take(self, seen: int) -> list[Any]:
         """Return the recorded hits after the first `seen`, which the host has; delete those.
 
@@ -220,6 +225,8 @@ class Trace:
     def messages(self) -> list[str]:
         """Return notes for the user: what is not recorded, and the first error of each expression."""
         found = list(dict.fromkeys(self.notes))
+        if self._lost:
+            found.append(f"{len(self._lost)} hits could not be recorded: {self._lost[0]}")
         if self._why:
             found.append(
                 f"hits at which the condition {self._when} cannot be evaluated are not recorded: {self._why}"
@@ -265,7 +272,11 @@ class Probe(gdb.Breakpoint):
 
     def stop(self) -> bool:
         """Record it and continue."""
-        self._trace.hit(self._index, self.expressions, returns=self.returns)
+        # After an exception GDB would stop the guest here.
+        try:
+            self._trace.hit(self._index, self.expressions, returns=self.returns)
+        except gdb.error as error:
+            self._trace.lost(f"at {self.where}: {error}")
         return False
 
 
@@ -279,7 +290,10 @@ class Exit(gdb.Breakpoint):
 
     def stop(self) -> bool:
         """Record it and continue."""
-        self._trace.left(self._result)
+        try:
+            self._trace.left(self._result)
+        except gdb.error as error:
+            self._trace.lost(f"at an exit: {error}")
         return False
 
 
