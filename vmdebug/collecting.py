@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from vmdebug import arch, guest_tracing
+from vmdebug import arch, guest_tracing, loaded_modules
 from vmdebug.arch import Arch
 from vmdebug.debugger import clients
 from vmdebug.debugger.gdb import Gdb
@@ -18,7 +18,8 @@ from vmdebug.errors import HostError, StateError, UsageError
 from vmdebug.spelling import option
 from vmdebug.trace.collector import Collector
 from vmdebug.trace.expressions.compiled import Compiled, compiled
-from vmdebug.trace.expressions.dwarf import Kernel
+from vmdebug.trace.expressions.kernel import Kernel
+from vmdebug.trace.expressions.module_image import PlacedModule
 from vmdebug.trace.expressions.resolving import needs_resolving, resolved
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.merged import MergedCollector, Part
@@ -76,15 +77,16 @@ def choose(
         VmdebugError: GDB cannot be attached.
     """
     check(by)
-    wanted = _resolved(wanted, machine)
+    modules = loaded_modules.needed(wanted, machine, timeout=timeout)
+    wanted = _resolved(wanted, machine, modules)
     if by == "gdb":
         return Choice(attach().collector(timeout=timeout), "", wanted)
     gdb = attached if attached and _connected(attached) else None
     kernel, why = None, ""
     if by in ("auto", "plugin"):
         try:
-            kernel = _ready(wanted, machine, gdb, force=force)
-            trace = compiled(collected(wanted), kernel.vmlinux, kernel.row, kernel.slide)
+            kernel = _ready(wanted, machine, gdb, modules, force=force)
+            trace = kernel.compiled(wanted)
         except (NotCompiledError, HostError, StateError) as error:
             if by == "plugin":
                 raise
@@ -95,7 +97,7 @@ def choose(
     # What the plugin cannot compile, the guest cannot fetch either, except tracepoints.
     if kernel is None or guest_tracing.needed(wanted):
         try:
-            return Choice(_guest(wanted, machine, gdb, force=force, timeout=timeout), why, wanted)
+            return Choice(_guest(wanted, machine, gdb, modules, force=force, timeout=timeout), why, wanted)
         except (NotCompiledError, HostError, StateError) as error:
             if by == "guest" or guest_tracing.needed(wanted):
                 raise
@@ -112,7 +114,7 @@ def _shared(wanted: Wanted, kernel: _Kernel, machine: Vm, gdb: Gdb, *, timeout: 
     if not possible or not refused:
         return Choice(by_gdb, why, wanted)
     part = msgspec.structs.replace(wanted, probes=tuple(wanted.probes[each] for each in possible))
-    trace = compiled(collected(part), kernel.vmlinux, kernel.row, kernel.slide)
+    trace = kernel.compiled(part)
     parts = [Part(_plugin(trace, kernel, machine, gdb, timeout), possible), Part(by_gdb, tuple(refused))]
     index = next(iter(refused))
     more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
@@ -130,11 +132,11 @@ def check(by: str) -> None:
         raise UsageError(f"there is no collector {by!r}", hint=f"the collectors are {', '.join(BY)}")
 
 
-def _resolved(wanted: Wanted, machine: Vm) -> Wanted:
+def _resolved(wanted: Wanted, machine: Vm, modules: Sequence[PlacedModule]) -> Wanted:
     vmlinux = machine.state.spec.kernel.vmlinux
     if vmlinux is None or not needs_resolving(wanted):
         return wanted
-    with Kernel(vmlinux) as kernel:
+    with Kernel(vmlinux, modules) as kernel:
         return resolved(wanted, kernel)
 
 
@@ -145,7 +147,7 @@ def _divided(wanted: Wanted, kernel: _Kernel) -> tuple[tuple[int, ...], dict[int
     for index, probe in enumerate(wanted.probes):
         alone = msgspec.structs.replace(wanted, probes=(probe,))
         try:
-            compiled(collected(alone), kernel.vmlinux, kernel.row, kernel.slide)
+            kernel.compiled(alone)
         except NotCompiledError as error:
             refused[index] = error.message
         else:
@@ -163,9 +165,16 @@ class _Kernel(NamedTuple):
     vmlinux: Path
     row: Arch
     slide: int
+    modules: tuple[PlacedModule, ...]
+
+    def compiled(self, wanted: Wanted) -> Compiled:
+        """Compile a trace."""
+        return compiled(collected(wanted), self.vmlinux, self.row, self.slide, self.modules)
 
 
-def _ready(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool) -> _Kernel:
+def _ready(
+    wanted: Wanted, machine: Vm, gdb: Gdb | None, modules: tuple[PlacedModule, ...], *, force: bool
+) -> _Kernel:
     """Return the kernel of a VM whose QEMU has loaded the plugin.
 
     Raises:
@@ -182,10 +191,10 @@ def _ready(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool) -> _Ker
             hint="let the guest or GDB collect it, or start the VM anew with"
             f" {newer}{option('trace_ready', 'yes')}",
         )
-    return _kernel(machine, gdb, force=force)
+    return _kernel(machine, gdb, modules, force=force)
 
 
-def _kernel(machine: Vm, gdb: Gdb | None, *, force: bool) -> _Kernel:
+def _kernel(machine: Vm, gdb: Gdb | None, modules: tuple[PlacedModule, ...], *, force: bool) -> _Kernel:
     """Return the kernel of a VM.
 
     Raises:
@@ -203,16 +212,24 @@ def _kernel(machine: Vm, gdb: Gdb | None, *, force: bool) -> _Kernel:
     else:
         kaslr = "nokaslr" not in spec.parameters
         slide = kernel_address.slide(machine.qmp, vmlinux, row, kaslr=kaslr, force=force)
-    return _Kernel(vmlinux, row, slide)
+    return _Kernel(vmlinux, row, slide, modules)
 
 
-def _guest(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool, timeout: float) -> Collector:
+def _guest(
+    wanted: Wanted,
+    machine: Vm,
+    gdb: Gdb | None,
+    modules: tuple[PlacedModule, ...],
+    *,
+    force: bool,
+    timeout: float,
+) -> Collector:
     """Return the collector that uses the guest's own kernel; see `guest_tracing.collector`."""
     guest = _VmGuest(machine) if gdb is None else _GdbGuest(gdb, timeout)
     guest_tracing.check(machine, running=guest.running)
-    kernel = _kernel(machine, gdb, force=force)
+    kernel = _kernel(machine, gdb, modules, force=force)
     return guest_tracing.collector(
-        lambda functions: compiled(functions, kernel.vmlinux, kernel.row, kernel.slide),
+        kernel.compiled,
         collected(wanted),
         machine,
         running=lambda: guest.running,
@@ -223,7 +240,14 @@ def _guest(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool, timeout
 def _plugin(trace: Compiled, kernel: _Kernel, machine: Vm, gdb: Gdb | None, timeout: float) -> Collector:
     guest = _VmGuest(machine) if gdb is None else _GdbGuest(gdb, timeout)
     return PluginCollector(
-        machine.rundir.trace, machine.name, guest, trace, kernel.row, vmlinux=kernel.vmlinux, timeout=timeout
+        machine.rundir.trace,
+        machine.name,
+        guest,
+        trace,
+        kernel.row,
+        vmlinux=kernel.vmlinux,
+        modules=kernel.modules,
+        timeout=timeout,
     )
 
 

@@ -61,6 +61,11 @@ def comparable(hit: Hit) -> object:
             '$_streq(s->name, "filp")',
             "cat /etc/passwd >/dev/null",
         ),
+        (  # switches tasks
+            Probe("schedule", ("$task->pid > 0", "$task->comm")),
+            '$comm == "sleep"',
+            "for each in 1 2 3 4 5; do sleep 0.01; done",
+        ),
         (  # inlined into its callers
             Probe("vfs_fsync", ("datasync",)),
             '$comm == "dd"',
@@ -68,18 +73,42 @@ def comparable(hit: Hit) -> object:
         ),
     ],
 )  # fmt: skip
-def test_the_same_values_as_gdb(session: DebugSession, probe: Probe, when: str, line: str) -> None:
+def test_the_same_values_by_each_collector(session: DebugSession, probe: Probe, when: str, line: str) -> None:
     found = {}
     # The result of kmem_cache_alloc is an address, and an inlined function has none.
-    ret = probe.where not in ("kmem_cache_alloc", "vfs_fsync")
-    for by in ("plugin", "gdb"):
+    ret = probe.where not in ("kmem_cache_alloc", "vfs_fsync", "schedule")
+    for by in ("plugin", "guest", "gdb"):
         if by == "gdb":
             session.gdb.cont(wait=False)
         with session.trace([probe], when=when, ret=ret, by=by) as hits:
             session.exec(line, timeout=SECONDS, check=True)
         found[by] = [comparable(hit) for hit in hits if hit.task and not hit.task.comm.startswith("vmdebug")]
+        if probe.where == "schedule":  # how often tasks are switched differs from run to run
+            found[by] = [*{repr(each): each for each in found[by]}.values()] * 3
     assert len(found["plugin"]) >= 3
     assert found["plugin"] == found["gdb"]
+    assert found["guest"] == found["gdb"]
+
+
+def test_a_function_of_a_module(session: DebugSession) -> None:
+    session.exec("modprobe brd", timeout=SECONDS, check=True)
+    for by in ("plugin", "guest", "gdb"):
+        if by == "gdb":
+            session.gdb.cont(wait=False)
+        with session.trace("brd_submit_bio", args=["bio->bi_iter.bi_sector"], backtrace=True, by=by) as hits:
+            session.exec("dd if=/dev/ram0 of=/dev/null bs=4k count=16 iflag=direct", timeout=SECONDS)
+        assert [hit.args["bio->bi_iter.bi_sector"] for hit in hits] == list(range(0, 128, 8))
+        assert [call.function for call in hits[0].backtrace][:1] == ["brd_submit_bio"]
+        assert "vfs_read" in [call.function for call in hits[0].backtrace]
+
+
+def test_traces_one_after_the_other_while_programs_start(session: DebugSession) -> None:
+    loop = "while :; do dd if=/dev/zero of=/dev/null bs=1 count=9 2>/dev/null; done"
+    session.exec(f"({loop}) >/dev/null 2>&1 &", timeout=SECONDS)
+    for _ in range(20):
+        with session.trace("vfs_read", count=2, ret=True, backtrace=True) as hits:
+            assert len(list(hits.stream(timeout=SECONDS))) == 2
+    assert session.exec("echo lives", timeout=SECONDS).stdout == "lives\n"
 
 
 def test_no_hit_is_lost_and_each_return_belongs_to_its_call(session: DebugSession) -> None:

@@ -13,7 +13,7 @@ from vmdebug.errors import UsageError
 from vmdebug.kimage import symbols
 from vmdebug.trace.expressions import listing, resolving
 from vmdebug.trace.expressions.compiled import compiled
-from vmdebug.trace.expressions.dwarf import Kernel
+from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.probe import Probe, Wanted
 

@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from vmdebug import arch
+from vmdebug.trace.expressions.orc_table import of_sections
 from vmdebug.trace.unwinding.frame_pointers import FramePointers
 from vmdebug.trace.unwinding.orc import Layout, Orc
 from vmdebug.trace.unwinding.stack import Frame, Registers, Stack
@@ -56,7 +57,7 @@ def orc(layout: Layout, *entries: tuple[int, int, int, int, int]) -> Orc:
         struct.pack("<hhH", sp_offset, bp_offset, sp | bp << 4 | kind << 8)
         for sp, sp_offset, bp, bp_offset, kind in entries
     )
-    return Orc(addresses, at, packed, layout=layout, slide=0, registers=REGISTERS)
+    return Orc(of_sections(addresses, at, packed), layout=layout, slide=0, registers=REGISTERS)
 
 
 NEW, OLD = Layout(3, None), Layout(2, 2 + 8)

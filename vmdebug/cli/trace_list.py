@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from vmdebug.cli import render
 from vmdebug.errors import UsageError
 
+_MODULES_SECONDS = 10.0
+"""How long the guest may take to say which modules it has loaded."""
+
 
 def put(name: str | None, patterns: Sequence[str], *, as_json: bool) -> None:
     """Print the functions and tracepoints that match patterns; of a function without a pattern, the lines.
+
+    Functions of the modules that the guest has loaded are listed while it runs.
 
     Args:
         name: The VM; None for the only one.
@@ -22,15 +27,17 @@ def put(name: str | None, patterns: Sequence[str], *, as_json: bool) -> None:
     """
     import msgspec
 
-    from vmdebug import vm
+    from vmdebug import loaded_modules, vm
     from vmdebug.arch import by_name
     from vmdebug.trace.expressions import listing
-    from vmdebug.trace.expressions.dwarf import Kernel
+    from vmdebug.trace.expressions.kernel import Kernel
 
-    kernel = vm.find(name).state.spec.kernel
+    machine = vm.find(name)
+    kernel = machine.state.spec.kernel
     if kernel.vmlinux is None:
         raise UsageError("this guest has no vmlinux, which lists the functions", hint="give it --vmlinux")
-    with render.step(render.SYMBOLS), Kernel(kernel.vmlinux) as opened:
+    modules = loaded_modules.loaded(machine, timeout=_MODULES_SECONDS)
+    with render.step(render.SYMBOLS), Kernel(kernel.vmlinux, modules) as opened:
         found = [
             each for pattern in patterns for each in listing.places(opened, pattern, by_name(kernel.arch))
         ]

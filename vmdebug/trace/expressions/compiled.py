@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from vmdebug.arch import Arch
 from vmdebug.trace.expressions import dwarf, kernel_facts
-from vmdebug.trace.expressions.dwarf import Kernel, Scope
+from vmdebug.trace.expressions.dwarf import Scope
 from vmdebug.trace.expressions.generate import Facts, Generator, Shape, UnavailableError
+from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.kernel_facts import Addresses
+from vmdebug.trace.expressions.module_image import PlacedModule
 from vmdebug.trace.expressions.operations import Code, Label, Op, Program
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.expressions.types import Type
@@ -77,7 +80,9 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-def compiled(wanted: Wanted, vmlinux: Path, row: Arch, slide: int) -> Compiled:
+def compiled(
+    wanted: Wanted, vmlinux: Path, row: Arch, slide: int, modules: Sequence[PlacedModule] = ()
+) -> Compiled:
     """Compile a trace.
 
     Args:
@@ -85,12 +90,13 @@ def compiled(wanted: Wanted, vmlinux: Path, row: Arch, slide: int) -> Compiled:
         vmlinux: The kernel's symbols.
         row: Its architecture.
         slide: How far KASLR has moved it.
+        modules: The modules whose functions can be traced, too.
 
     Raises:
         NotCompiledError: a place or an expression cannot be compiled; the message says which, and why.
         UsageError: the vmlinux is damaged.
     """
-    with Kernel(vmlinux) as kernel:
+    with Kernel(vmlinux, modules, slide) as kernel:
         return _Compiler(wanted, kernel, row, slide).result()
 
 
@@ -172,7 +178,9 @@ class _Compiler:
             raise NotCompiledError(f"{where} is not the name of a function")
         symbols = [each for name in ("", *_COPIES) for each in self._kernel.addresses(where + name)]
         if not symbols:
-            raise NotCompiledError(f"the vmlinux has no function {where}, or it is inlined everywhere")
+            raise NotCompiledError(
+                f"neither the vmlinux nor a loaded module has a function {where}, or it is inlined everywhere"
+            )
         units = {id(unit): unit for unit in map(self._kernel.unit_at, symbols)}
         parts = self._kernel.addresses(where + _PART)
         found = [each for unit in units.values() for each in unit.scopes(where) if each.address not in parts]

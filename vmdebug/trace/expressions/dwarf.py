@@ -1,18 +1,14 @@
-"""Reads the DWARF of a vmlinux: the compilation unit of a function, and where its code and variables are."""
+"""Reads DWARF: a compilation unit, its functions and variables, and where these are."""
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import functools
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol
 
 import msgspec
 
-from vmdebug.errors import UsageError
-from vmdebug.kimage import debuginfo, elf, symbols
 from vmdebug.trace.expressions import locations, types
 from vmdebug.trace.expressions.lines import Lines
 from vmdebug.trace.expressions.locations import Location
@@ -38,114 +34,17 @@ _COLD = ".cold"
 _BLOCKS = ("DW_TAG_lexical_block", "DW_TAG_inlined_subroutine")
 
 
-class Kernel:
-    """A vmlinux with DWARF; a context manager that closes the file.
-
-    Args:
-        vmlinux: The file.
-
-    Raises:
-        NotCompiledError: it has no DWARF, or DWARF that only GDB can read.
-        UsageError: the file is damaged, or cannot be read.
-    """
-
-    def __init__(self, vmlinux: Path) -> None:
-        found = debuginfo.dwarf(vmlinux)
-        if not found.version or found.split:
-            raise NotCompiledError(f"{vmlinux} has no DWARF, or has it in .dwo files")
-        if found.compression == "zstd":
-            raise NotCompiledError(f"the DWARF of {vmlinux} is compressed with zstd, which only GDB reads")
-        self.vmlinux = vmlinux
-        self._file = contextlib.ExitStack()
-        path = Path(found.file) if found.file else vmlinux
-        stream = self._file.enter_context(elf.opened(path))
-        try:
-            self._dwarf = elf.parse(path, stream).get_dwarf_info()
-            self._aranges = self._dwarf.get_aranges()
-        except UsageError:
-            self.close()
-            raise
-        except Exception as error:
-            self.close()
-            raise elf.damaged(path, error) from error
-        self._units: dict[int, Unit] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+class Symbols(Protocol):
+    """The symbols of the kernel that a unit belongs to."""
 
     def addresses(self, symbol: str) -> tuple[int, ...]:
         """Return the linked addresses of a symbol."""
-        return symbols.addresses(self.vmlinux, symbol)
 
     def sized(self, symbol: str) -> tuple[tuple[int, int], ...]:
         """Return the linked addresses and the sizes of a symbol."""
-        return symbols.sized(self.vmlinux, symbol)
-
-    @functools.cached_property
-    def functions(self) -> tuple[symbols.Function, ...]:
-        """The functions of the symbol table, by address."""
-        return symbols.functions(self.vmlinux)
-
-    def symbols(self, prefix: str) -> list[str]:
-        """Return the names of all symbols that begin with a prefix."""
-        return symbols.beginning(self.vmlinux, prefix)
-
-    def symbol_at(self, address: int) -> str:
-        """Return the name of the function at a linked address; "" if there is none."""
-        number = bisect.bisect_right(self.functions, address, key=lambda each: each.address) - 1
-        found = self.functions[number] if number >= 0 else None
-        return found.name if found and address < found.address + max(found.size, 1) else ""
-
-    @functools.cached_property
-    def orc(self) -> tuple[bytes, int, bytes] | None:
-        """The section `.orc_unwind_ip`, its linked address, and `.orc_unwind`; None if there are none."""
-        with elf.opened(self.vmlinux) as stream:
-            file = elf.parse(self.vmlinux, stream)
-            sections = [file.get_section_by_name(each) for each in (".orc_unwind_ip", ".orc_unwind")]
-            if not all(each is not None and elf.has_bytes(each) for each in sections):
-                return None
-            return sections[0].data(), sections[0]["sh_addr"], sections[1].data()
 
     def unit_at(self, address: int) -> Unit:
-        """Return the compilation unit of an instruction.
-
-        Raises:
-            NotCompiledError: the DWARF does not say which one it is.
-        """
-        at = self._aranges.cu_offset_at_addr(address) if self._aranges is not None else None
-        if at is None:
-            raise NotCompiledError(f"the DWARF does not say which file the code at {address:#x} is from")
-        if at not in self._units:
-            self._units[at] = Unit(self, self._dwarf.get_CU_at(at), self._dwarf)
-        return self._units[at]
-
-    def units_of_file(self, file: str) -> Iterator[Unit]:
-        """Yield the compilation units of a source file, which is named by the end of its path."""
-        wanted = "/" + file.lstrip("/")
-        for cu in self._dwarf.iter_CUs():
-            name = types.text(cu.get_top_DIE())
-            if ("/" + name).endswith(wanted):
-                at = cu.cu_offset
-                if at not in self._units:
-                    self._units[at] = Unit(self, cu, self._dwarf)
-                yield self._units[at]
-
-    def unit_of(self, function: str) -> Unit:
-        """Return the compilation unit of a function.
-
-        Raises:
-            NotCompiledError: there is no such function.
-        """
-        for address in self.addresses(function):
-            return self.unit_at(address)
-        raise NotCompiledError(f"the vmlinux has no function {function}")
+        """Return the compilation unit of an instruction; raises NotCompiledError."""
 
 
 class Scope(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,12 +121,12 @@ class Unit:
     """A compilation unit.
 
     Args:
-        kernel: The vmlinux.
+        kernel: Its symbols.
         cu: pyelftools' unit.
         dwarf: pyelftools' DWARF.
     """
 
-    def __init__(self, kernel: Kernel, cu: Any, dwarf: Any) -> None:
+    def __init__(self, kernel: Symbols, cu: Any, dwarf: Any) -> None:
         self.kernel = kernel
         self._cu = cu
         self._dwarf = dwarf

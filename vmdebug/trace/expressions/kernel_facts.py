@@ -7,8 +7,9 @@ import msgspec
 from vmdebug.errors import UsageError
 from vmdebug.filecache import cached
 from vmdebug.trace.expressions import dwarf
-from vmdebug.trace.expressions.dwarf import Kernel, Unit
+from vmdebug.trace.expressions.dwarf import Unit
 from vmdebug.trace.expressions.generate import Facts
+from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.operations import Code, Op, Program
 from vmdebug.trace.expressions.syntax import NotCompiledError, TypeName
 from vmdebug.trace.expressions.types import Type

@@ -12,7 +12,8 @@ import msgspec
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.trace.expressions import resolving
-from vmdebug.trace.expressions.dwarf import Kernel, Scope
+from vmdebug.trace.expressions.dwarf import Scope
+from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.expressions.types import Type
 
@@ -68,7 +69,7 @@ def _tracepoints(kernel: Kernel, pattern: str) -> list[str]:
 def _function(kernel: Kernel, name: str, row: Arch, *, lines: bool) -> Iterator[Place]:
     addresses = kernel.addresses(name)
     if not addresses:
-        raise UsageError(f"the vmlinux has no function {name}", hint="give a pattern: 'vfs_*'")
+        raise UsageError(f"the kernel has no function {name}", hint="give a pattern: 'vfs_*'")
     for address in addresses:
         try:
             unit = kernel.unit_at(address)

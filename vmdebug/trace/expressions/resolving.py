@@ -9,7 +9,7 @@ import re
 import msgspec
 
 from vmdebug.errors import UsageError
-from vmdebug.trace.expressions.dwarf import Kernel
+from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.probe import Probe, Wanted
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmdebug.trace.expressions.dwarf import Kernel
+from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.hit import Call
 from vmdebug.trace.unwinding.places import Places
 

@@ -12,7 +12,8 @@ from vmdebug.errors import GuestDiedError, StateError, VmdebugError
 from vmdebug.trace.collector import Batch, Feature
 from vmdebug.trace.expressions import kernel_facts
 from vmdebug.trace.expressions.compiled import Compiled
-from vmdebug.trace.expressions.dwarf import Kernel
+from vmdebug.trace.expressions.kernel import Kernel
+from vmdebug.trace.expressions.module_image import PlacedModule
 from vmdebug.trace.expressions.operations import Code, Op
 from vmdebug.trace.plugin import records, wire
 from vmdebug.trace.plugin.link import Link
@@ -51,6 +52,7 @@ class PluginCollector:
         trace: The trace, compiled for its kernel.
         row: Its architecture.
         vmlinux: The kernel's symbols, for backtraces.
+        modules: Modules whose functions backtraces name.
         timeout: Seconds to wait for a vCPU to pause, so that the trace begins, and for the last record.
     """
 
@@ -66,6 +68,7 @@ class PluginCollector:
         row: Arch,
         *,
         vmlinux: Path,
+        modules: Sequence[PlacedModule] = (),
         timeout: float,
     ) -> None:
         self._path = socket
@@ -74,6 +77,7 @@ class PluginCollector:
         self._compiled = trace
         self._row = row
         self._vmlinux = vmlinux
+        self._modules = modules
         self._open = contextlib.ExitStack()
         self._unwind: records.Unwind | None = None
         self._timeout = timeout
@@ -91,7 +95,7 @@ class PluginCollector:
         self._wanted = wanted
         self._was_running = self._guest.running
         if wanted.backtrace:
-            kernel = self._open.enter_context(Kernel(self._vmlinux))
+            kernel = self._open.enter_context(Kernel(self._vmlinux, self._modules, self._compiled.slide))
             self._unwind = Backtraces(kernel, self._row, self._compiled.slide).of
         link = Link(self._path, self._vm)
         try:

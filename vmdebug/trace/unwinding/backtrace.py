@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from vmdebug.arch import Arch
-from vmdebug.trace.expressions.dwarf import FRAME_POINTER, Kernel
+from vmdebug.trace.expressions.dwarf import FRAME_POINTER
+from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.syntax import NotCompiledError, TypeName
 from vmdebug.trace.hit import Call
 from vmdebug.trace.unwinding.frame_pointers import FramePointers
@@ -57,11 +58,10 @@ def _unwinder(kernel: Kernel, row: Arch, slide: int) -> _Unwinder:
     registers = Registers(
         debug.pt_regs, pc=debug.pc, sp=debug.sp, bp=bp, mode=debug.mode_register, user=debug.user_mode
     )
-    tables = kernel.orc
-    if tables is None:
+    table = kernel.orc
+    if table is None:
         return FramePointers(registers)
-    addresses, at, entries = tables
-    return Orc(addresses, at, entries, layout=_layout(kernel), slide=slide, registers=registers)
+    return Orc(table, layout=_layout(kernel), slide=slide, registers=registers)
 
 
 def _layout(kernel: Kernel) -> Layout:

@@ -10,6 +10,7 @@ import struct
 
 import msgspec
 
+from vmdebug.trace.expressions.orc_table import OrcTable
 from vmdebug.trace.unwinding.stack import Frame, Registers, Stack
 
 _ENTRY = struct.Struct("<hhH")
@@ -35,33 +36,27 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 class Orc:
-    """The tables of a vmlinux.
+    """Finds callers with a table.
 
     Args:
-        addresses: The section `.orc_unwind_ip`.
-        at: Its linked address.
-        entries: The section `.orc_unwind`.
-        layout: Its layout.
+        table: The table.
+        layout: The layout of its entries.
         slide: How far KASLR has moved the kernel.
         registers: Reads `struct pt_regs`.
     """
 
-    def __init__(
-        self, addresses: bytes, at: int, entries: bytes, *, layout: Layout, slide: int, registers: Registers
-    ) -> None:
-        offsets = struct.unpack(f"<{len(addresses) // 4}i", addresses)
-        # Each is relative to its own address. The kernel sorts its tables while it is built.
-        self._addresses = [at + slide + 4 * number + offset for number, offset in enumerate(offsets)]
-        self._entries = entries
+    def __init__(self, table: OrcTable, *, layout: Layout, slide: int, registers: Registers) -> None:
+        self._table = table
+        self._slide = slide
         self._layout = layout
         self._registers = registers
 
     def caller(self, stack: Stack, frame: Frame, *, entry: bool = False) -> Frame | None:  # noqa: ARG002
         """Return the caller of a frame; None if it is the last one, or is not known; see `FramePointers`."""
-        number = bisect.bisect_right(self._addresses, frame.at) - 1
+        number = bisect.bisect_right(self._table.addresses, frame.at - self._slide) - 1
         if number < 0:
             return None
-        sp_offset, bp_offset, bits = _ENTRY.unpack_from(self._entries, number * _ENTRY.size)
+        sp_offset, bp_offset, bits = _ENTRY.unpack_from(self._table.entries, number * _ENTRY.size)
         sp = self._stack_pointer(stack, frame, bits & 0xF, sp_offset)
         kind = bits >> 8 & ((1 << self._layout.type_bits) - 1)
         if sp is None:

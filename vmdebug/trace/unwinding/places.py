@@ -6,7 +6,8 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from vmdebug.trace.expressions.dwarf import Kernel, Unit
+from vmdebug.trace.expressions.dwarf import Unit
+from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.hit import Call
 
