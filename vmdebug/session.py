@@ -102,18 +102,33 @@ class DebugSession(Copies, KernelTests, DrgnAccess):
         """
         try:
             with self._console_held:
-                if self._gdb is not None:
-                    # After a detach the guest runs, and a guest that has panicked would reboot.
-                    resume = self._owned or self.status != "panicked"
-                    self._gdb.close(resume=resume, timeout=timeout)
+                self.detach(timeout=timeout)
             self.vm.shell.close()
         finally:
-            introduced = self._console is not None or self._gdb is not None
-            self._console = self._gdb = self._drgn = None
+            introduced = self._console is not None
+            self._console = self._drgn = None
             if introduced:
                 self._connect_shell()
             if self._owned:
                 self.vm.stop(timeout=timeout)
+
+    def detach(self, *, timeout: float = STOP_SECONDS) -> None:
+        """Detach GDB and end it; the next use of `gdb` attaches another one.
+
+        The guest continues to run, unless it has panicked.
+
+        Args:
+            timeout: Seconds to wait for GDB before it is ended by SIGKILL.
+        """
+        if self._gdb is None:
+            return
+        try:
+            # After a detach the guest runs, and a guest that has panicked would reboot.
+            resume = self._owned or self.status != "panicked"
+            self._gdb.close(resume=resume, timeout=timeout)
+        finally:
+            self._gdb = None
+            self._connect_shell()
 
     @property
     def name(self) -> str:

@@ -193,6 +193,10 @@ class GuestAgentRunning:
                 raise
         return self._output
 
+    def wait(self, seconds: float) -> bool:  # noqa: ARG002 - the protocol's signature
+        """Return True: only `result` waits; see `channel.shell.Running.wait`."""
+        return True
+
     def cancel(self) -> None:
         """End the command; see `Running.cancel`."""
         if self._output is None and self._failure is None:

@@ -70,6 +70,18 @@ class Running(Protocol):
             DeadlineError: the command took too long, and was ended.
         """
 
+    def wait(self, seconds: float) -> bool:
+        """Wait for the command to end, and return whether it has; it continues otherwise.
+
+        If the way into the guest only waits for the whole command, return True at once: `result` waits.
+
+        Args:
+            seconds: How long to wait.
+
+        Raises:
+            VmdebugError: as `result` does.
+        """
+
     def cancel(self) -> None:
         """End the command with its process group, unless it has ended."""
 
@@ -147,6 +159,19 @@ class Job:
                 detail=result.stderr or result.stdout,
             )
         return result
+
+    def wait(self, *, timeout: float = 60.0) -> bool:
+        """Wait for the command to end, and return whether it has; otherwise it continues.
+
+        Without an agent of vmdebug in the guest this returns True at once, and `result` waits.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Raises:
+            VmdebugError: see `result`.
+        """
+        return self._running.wait(timeout)
 
     def cancel(self) -> None:
         """End the command with its process group, unless it has ended."""

@@ -384,6 +384,7 @@ class Gdb:
     load_modules = _of(_linking, ModuleSymbols.load)
 
     evaluate = _of(_reading, Inspection.evaluate)
+    printed = _of(_reading, Inspection.printed)
     per_cpu = _of(_reading, Inspection.per_cpu)
     console = _of(_reading, Inspection.console)
     threads = _of(_reading, Inspection.threads)

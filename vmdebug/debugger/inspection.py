@@ -49,6 +49,30 @@ class Inspection:
         context = "" if frame is None else self._context(frame, expression)
         return Value(self._memory, self._memory.evaluate(expression, context, timeout), expression)
 
+    def printed(
+        self, expression: str, *, frame: Frame | None = None, timeout: float = COMMAND_SECONDS
+    ) -> str:
+        """Return the value of an expression as GDB prints it.
+
+        Args:
+            expression: In the language of the frame, with GDB's extensions.
+            frame: The frame to evaluate it in; None: the selected frame.
+            timeout: Seconds for GDB to answer.
+
+        Raises:
+            GdbError: GDB cannot evaluate it.
+            StateError: the guest runs, or has run since the frame was read.
+            DeadlineError: GDB did not answer.
+        """
+        if frame is None:
+            self._connection.need("printed", *NOT_RUNNING)
+        context = "" if frame is None else self._context(frame, expression)
+        command = f"-data-evaluate-expression{context} {mi.quote(expression)}"
+        try:
+            return str(self._connection.fetch(command, timeout)["value"])
+        except GdbError as error:
+            raise gdb_errors.renamed(error, f"`{expression}` cannot be evaluated") from error
+
     def variable(self, kind: Literal["argument", "local"], name: str, frame: Frame, timeout: float) -> Value:
         """Return an argument or a local variable of a frame; see `Frame.arg`.
 

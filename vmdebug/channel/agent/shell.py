@@ -182,13 +182,29 @@ class AgentRunning:
 
     def result(self, deadline: Deadline) -> Output:
         """Wait for the command to end; see `Running.result`."""
+        with self._failing():
+            while self._status is None:
+                if deadline.passed:
+                    raise deadline.error(self._wanted, detail=self._watch.tail(10))
+                self._transfer(deadline.remaining)
+        self._close()
+        return Output(bytes(self._stdout), bytes(self._stderr), self._status)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the command to end, and return whether it has; see `Running.wait`."""
+        deadline = Deadline.after(seconds)
+        with self._failing():
+            while self._status is None and not deadline.passed:
+                self._transfer(deadline.remaining)
+        return self._status is not None
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """End the command if the block raises, except because a debugger has stopped the guest."""
         if self._failure is not None:
             raise self._failure
         try:
-            while self._status is None:
-                if deadline.passed:
-                    raise deadline.error(self._wanted, detail=self._watch.tail(10))  # noqa: TRY301
-                self._transfer(deadline.remaining)
+            yield
         except StateError:
             raise  # the command continues with the guest
         except BaseException as error:
@@ -197,8 +213,6 @@ class AgentRunning:
             if self._failure is error:
                 raise
             raise self._failure from error
-        self._close()
-        return Output(bytes(self._stdout), bytes(self._stderr), self._status)
 
     def cancel(self) -> None:
         """End the command; see `Running.cancel`."""

@@ -131,6 +131,10 @@ class SerialRunning:
             outputs.append(data if sink is None else b"")
         return Output(outputs[0], outputs[1], done.status)
 
+    def wait(self, seconds: float) -> bool:  # noqa: ARG002 - the protocol's signature
+        """Return True: only `result` waits; see `channel.shell.Running.wait`."""
+        return True
+
     def cancel(self) -> None:
         """End the command; see `channel.shell.Running.cancel`."""
         self._running.cancel()
