@@ -40,6 +40,7 @@ VERBS = {
     "run": "Run a Python script on a guest.",
     "kselftest": "Build kselftests and run them in a guest.",
     "kunit": "Run KUnit suites in a guest, and print their results.",
+    "mcp": "Let an AI agent start, debug and trace guests: an MCP server on stdio.",
     "deploy": "Install a flake's NixOS system on a machine with nixos-rebuild.",
     "kernel": "Build, configure and check kernels; make their GDB scripts.",
     "doctor": "Check what this machine needs, and how to get it.",

@@ -1,0 +1,1 @@
+"""Other programs' ways to use a session; each is behind an extra."""
