@@ -54,7 +54,7 @@ def list_for_each_entry(head: gdb.Value, kind: gdb.Type, member: str) -> Iterato
         kind: The type of its entries.
         member: The member of an entry that is its `struct list_head`.
     """
-    offset = _offset(kind, member)
+    offset = offset_of(kind, member)
     end = address_of(head)
     node = head
     while True:
@@ -109,7 +109,8 @@ def name_of(task: gdb.Value) -> str:
     return task["comm"].string(errors="replace")
 
 
-def _offset(kind: gdb.Type, member: str) -> int:
+def offset_of(kind: gdb.Type, member: str) -> int:
+    """Return the offset of a member of a struct, in bytes."""
     null = gdb.Value(0).cast(kind.pointer())
     return int(null[member].address or 0)
 

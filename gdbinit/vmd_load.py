@@ -9,8 +9,10 @@ import vmd_connect
 import vmd_dmesg
 import vmd_exceptions
 import vmd_finish
+import vmd_frames
 import vmd_kvm
 import vmd_leaving
+import vmd_locks
 import vmd_modules
 import vmd_next
 import vmd_reconnect
@@ -21,6 +23,8 @@ import vmd_source
 import vmd_status
 import vmd_task
 import vmd_until
+import vmd_user
+import vmd_wait
 
 
 class Vmd(gdb.Command):
@@ -47,6 +51,9 @@ COMMANDS = (
     vmd_bt_all.BtAll,
     vmd_dmesg.Dmesg,
     vmd_task.Task,
+    vmd_wait.Wait,
+    vmd_locks.Locks,
+    vmd_user.User,
     vmd_modules.Modules,
     vmd_connect.Connect,
     vmd_reconnect.Reconnect,
@@ -64,6 +71,8 @@ def load() -> None:
     for command in COMMANDS:
         command()
     vmd_exceptions.register()
+    vmd_frames.register()
+    vmd_user.register()
     vmd_task.register()
     vmd_modules.register()
     vmd_kvm.register()

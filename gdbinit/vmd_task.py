@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,6 +15,9 @@ import vmd_guest
 import vmd_kernel
 import vmd_registers
 import vmd_slide
+
+_IDLE = 0x402
+"""TASK_IDLE: TASK_UNINTERRUPTIBLE and TASK_NOLOAD."""
 
 
 class Asleep(NamedTuple):
@@ -112,19 +116,25 @@ class Task(gdb.Command):
         vmd_guest.need_connected()
         SLEEPER.clear()
         try:
-            found = _find(names[0])
+            found = find(names[0])
         except gdb.MemoryError as error:
             vmd_batch.fail(vmd_slide.misplaced() or f"the kernel's tasks cannot be read: {error}")
         if keep and len(found) > 1:
             pids = ", ".join(str(int(task["pid"])) for task in found)
             vmd_batch.fail(f"{len(found)} tasks match {names[0]}\ngive one pid: {pids}", vmd_batch.USAGE)
-        numbers = [vmd_guest.cpu_of(thread) for thread in vmd_guest.cpus()]
-        running = {_address(vmd_kernel.current(number)): number for number in numbers}
+        on_cpus = running()
         for task in found:
-            _show(task, running.get(_address(task)), keep=keep)
+            _show(task, on_cpus.get(_address(task)), keep=keep)
 
 
-def _find(name: str) -> list[gdb.Value]:
+def running() -> dict[int, int]:
+    """Return the CPUs by the addresses of the tasks that they run."""
+    numbers = [vmd_guest.cpu_of(thread) for thread in vmd_guest.cpus()]
+    return {_address(vmd_kernel.current(number)): number for number in numbers}
+
+
+def find(name: str) -> list[gdb.Value]:
+    """Return the tasks of a pid, or with a name that may have wildcards; end the command if there is none."""
     tasks = [*vmd_kernel.tasks(), *_idle()]
     if name.isdigit():
         found = [task for task in tasks if int(task["pid"]) == int(name)]
@@ -144,7 +154,7 @@ def _idle() -> Iterator[gdb.Value]:
 
 
 def _show(task: gdb.Value, cpu: int | None, *, keep: bool) -> None:
-    where = f"on CPU {cpu}" if cpu is not None else "asleep" if _state(task) else "waiting for a CPU"
+    where = f"on CPU {cpu}" if cpu is not None else "asleep" if state(task) else "waiting for a CPU"
     print(f"pid {int(task['pid'])} ({vmd_kernel.name_of(task)}) {where}, task_struct {_address(task):#x}")
     if cpu is None:
         _show_asleep(task, keep=keep)
@@ -156,9 +166,24 @@ def _show(task: gdb.Value, cpu: int | None, *, keep: bool) -> None:
         selected.switch()
 
 
-def _state(task: gdb.Value) -> int:
+def state(task: gdb.Value) -> int:
+    """Return a task's state; see include/linux/sched.h. 0 is TASK_RUNNING."""
     # The field has the underscores since Linux 5.14 (2f064a59a11f).
     return int(task["__state" if vmd_kernel.has_field(task.type, "__state") else "state"])
+
+
+def idle(task: gdb.Value) -> bool:
+    """Whether it is a kernel thread that sleeps for lack of work (TASK_IDLE)."""
+    return state(task) & _IDLE == _IDLE
+
+
+@contextlib.contextmanager
+def shown(task: gdb.Value) -> Iterator[gdb.Frame]:
+    """Show a sleeping task's frames for the block, and yield the first one."""
+    try:
+        yield SLEEPER.show(_asleep(task))
+    finally:
+        SLEEPER.clear()
 
 
 def _address(task: gdb.Value) -> int:
@@ -168,13 +193,18 @@ def _address(task: gdb.Value) -> int:
 def _show_asleep(task: gdb.Value, *, keep: bool) -> None:
     first = SLEEPER.show(_asleep(task)).level()
     try:
-        lines = gdb.execute("backtrace", to_string=True)
-        print(lines[f"\n{lines}".index(f"\n#{first} ") :], end="")
+        print_from(first)
         if keep:
             gdb.execute(f"frame {first}")
     finally:
         if not keep:
             SLEEPER.clear()
+
+
+def print_from(first: int) -> None:
+    """Print the backtrace from the frame of a level on."""
+    lines = gdb.execute("backtrace", to_string=True)
+    print(lines[f"\n{lines}".index(f"\n#{first} ") :], end="")
 
 
 def _asleep(task: gdb.Value) -> Asleep:

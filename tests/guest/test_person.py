@@ -215,6 +215,75 @@ def test_a_gdb_of_ones_own_is_told_of_kaslr_and_then_sees_every_cpu_and_task(
     assert re.search(r"^#\d+ .*\bschedule \(\) at .*\n#\d+ .* in kthreadd \(", asleep, re.MULTILINE)
 
 
+def test_why_tasks_sleep_and_who_holds_what_they_want(machine: Vm) -> None:
+    # Two tasks share an open file: the one that waits for messages holds the mutex of its position.
+    share = "exec 3</proc/kmsg; cat <&3 >/dev/null & a=$!; cat <&3 >/dev/null & b=$!"
+    blocked_ = "until grep -q '^State:.D' /proc/$a/status /proc/$b/status; do sleep 0.2; done; sleep 1"
+    machine.exec(f"{share}; {blocked_}", timeout=SECONDS, check=True)
+    done = batch(machine, "vmd-wait", "vmd-wait cat", "vmd-locks", "vmd-task cat", "vmd-bt-all")
+    assert done.status == 0, done.stderr
+    blocked = re.search(
+        r"^pid (\d+) \(cat\) uninterruptible in (\w+) at (?:fs|include)/\S+:\d+:"
+        r" waits for mutex (0x[0-9a-f]+), held by pid (\d+) \(cat\)$",
+        done.stdout,
+        re.MULTILINE,
+    )
+    assert blocked is not None, done.stdout
+    waits, _, mutex, holds = blocked.groups()
+    assert waits != holds
+    assert f"pid {holds} (cat) interruptible in syslog_print at kernel/printk/printk.c:" in done.stdout
+    assert f"mutex {mutex}, held by pid {holds} (cat), wanted by pid {waits} (cat)\n" in done.stdout
+    assert not re.search(r"^#\d+ .* \?\? \(\)", done.stdout, re.MULTILINE), done.stdout
+    assert "corrupt stack" not in done.stdout + done.stderr
+    assert re.search(
+        r"^#\d+ .* in entry_SYSCALL_64 \(\) at arch/x86/entry/entry_64.S:\d+$", done.stdout, re.MULTILINE
+    )
+    assert "no task matches nothing\n" in batch(machine, "vmd-wait nothing").stderr
+    assert "vmd-locks takes one pid or name\n" in batch(machine, "vmd-locks 1 2").stderr
+
+
+def test_the_program_of_a_task_has_its_symbols_where_it_is_mapped(machine: Vm, tmp_path: Path) -> None:
+    program = tmp_path / "prog"
+    source = tmp_path / "prog.c"
+    source.write_text(LOOP)
+    process.run(["gcc", "-g", "-O1", "-static-pie", "-o", program, source], deadline=Deadline.after(SECONDS))
+    machine.put(program, "/tmp/prog", timeout=SECONDS)
+    pid = machine.exec("/tmp/prog >/dev/null 2>&1 & echo $!", timeout=SECONDS, check=True).stdout.strip()
+    alone = f"if $vmd_pid() == {pid}"
+    done = batch(
+        machine,
+        f"vmd-user {pid} {program}",
+        f"break inner {alone}",
+        "continue",
+        "delete",
+        f"break vfs_read {alone}",
+        "continue",
+        f"vmd-user {pid} {program}",
+    )
+    assert done.status == 0, done.stderr
+    assert f"in pid {pid} (prog), which runs /tmp/prog\n" in done.stdout
+    assert re.search(
+        r"hit Breakpoint \d+, inner \(n=n@entry=\d+\) at .*/prog.c:\d+$", done.stdout, re.MULTILINE
+    )
+    stack = done.stdout[done.stdout.rindex("which runs /tmp/prog") :]
+    assert re.search(
+        r"^#\d+ .* in read \(.*\n#\d+ .* in inner \(.*\n#\d+ .* in main \(", stack, re.MULTILINE
+    ), stack
+    assert "pid 2 is a kernel thread" in batch(machine, "vmd-user 2").stderr
+    script = batch(machine, f"vmd-user {pid} {source}")
+    assert "is not a 64-bit ELF program\n" in script.stderr
+
+
+LOOP = """\
+#include <fcntl.h>
+#include <unistd.h>
+__attribute__((noinline)) int inner(int n) {
+    char b[16]; int f = open("/etc/passwd", 0); n += read(f, b, 10); close(f); return n;
+}
+int main(void) { for (int i = 0;; i++) { inner(i); usleep(100000); } }
+"""
+
+
 def test_a_modules_lines_are_right_wherever_it_lies_this_time(
     machine: Vm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
