@@ -48,7 +48,11 @@ class Connect(gdb.Command):
             with gdb.with_parameter("suppress-cli-notifications", vmd_kgdb.on()):
                 gdb.execute(f"target remote {argument}", to_string=vmd_kgdb.on())
         except gdb.error as error:
-            vmd_batch.fail(f"cannot connect to the guest at {argument}: {error}\nis it running?")
+            if not vmd_guest.connected():
+                vmd_batch.fail(f"cannot connect to the guest at {argument}: {error}\nis it running?")
+            # GDB has connected. Then hooks of the user's gdbinit run at the first stop; those of gef ask
+            # the gdbstub for files of /proc.
+            vmd_batch.say(f"a hook of your gdbinit failed at the first stop: {error}")
         if vmd_kgdb.on():
             vmd_kgdb.select_running()
         if vmd_guest.has_vmlinux():

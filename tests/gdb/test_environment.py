@@ -77,3 +77,14 @@ def test_variables_for_another_python_do_not_reach_that_of_gdb(
         assert gdb.pid
     assert name in os.environ
     assert name not in startup.environment()
+
+
+def test_a_hook_that_fails_at_the_first_stop_does_not_prevent_attaching(
+    bare: Bare, program: Path, tmp_path: Path
+) -> None:
+    """Those of gef ask the gdbstub for files of /proc, which QEMU's does not serve."""
+    hook = 'define target hookpost-remote\npython raise gdb.error("no files here")\nend\n'
+    done = attached(bare, program, tmp_path, hook)
+    assert done.status == 0, done.stderr
+    assert "a hook of your gdbinit failed at the first stop: " in done.stderr
+    assert "$1 = " in done.stdout
