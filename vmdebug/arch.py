@@ -186,6 +186,7 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         dwarf_registers: GDB's names of the registers, by their numbers in DWARF.
         fetch_registers: The names of the same registers in the kernel's kprobe events.
         function_exits: The instructions that leave a function.
+        conditional_jumps: The conditional jumps; `at` and `size` tell their distances.
         debug: What GDB gets.
         sources: What facts rest on, by field, for whoever changes the file.
     """
@@ -218,6 +219,7 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     dwarf_registers: tuple[str, ...]
     fetch_registers: tuple[str, ...]
     function_exits: tuple[FunctionExit, ...]
+    conditional_jumps: tuple[FunctionExit, ...]
     debug: Debug
     sources: dict[str, str] = {}
 

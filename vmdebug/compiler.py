@@ -33,12 +33,19 @@ class Program:
         what: What it is, for messages: "the guest's agent".
         source: Its source.
         flags: Options of the C compiler.
+        parts: Its other sources, and the headers of its own that they include.
     """
 
     name: str
     what: str
     source: Path
     flags: tuple[str, ...]
+    parts: tuple[Path, ...] = ()
+
+    def digest(self) -> str:
+        """Return a checksum of its sources, in hex."""
+        files = (self.source, *self.parts)
+        return hashlib.sha256(b"".join(each.read_bytes() for each in files)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +104,8 @@ def compiled(program: Program, arch: str, into: Path, *, report: Report, deadlin
     """
     compiler = find(arch)
     seen = compiler.resolve().stat()
-    words = f"{compiler} {seen.st_size} {seen.st_mtime_ns} {program.flags}"
-    key = hashlib.sha256(words.encode() + program.source.read_bytes()).hexdigest()[:16]
+    words = f"{compiler} {seen.st_size} {seen.st_mtime_ns} {program.flags} {program.digest()}"
+    key = hashlib.sha256(words.encode()).hexdigest()[:16]
     target = into / f"{program.name}-{arch}-{key}"
     if not target.is_file():
         report(Step(f"compiling {program.what}", note=arch))
@@ -134,7 +141,8 @@ def _compile(program: Program, target: Path, compiler: Path, *, deadline: Deadli
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        words: list[str | Path] = [compiler, *program.flags, "-o", temporary, program.source]
+        sources = [program.source, *(each for each in program.parts if each.suffix == ".c")]
+        words: list[str | Path] = [compiler, *program.flags, "-o", temporary, *sources]
         process.run(words, deadline=deadline.at_most(COMPILE_SECONDS))
         temporary.replace(target)
     except BuildError as error:

@@ -20,6 +20,7 @@ FLAGS = ("-O2", "-Wall", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 
 _HERE = Path(__file__).parent
 SOURCE = _HERE / "plugin.c"
+PARTS = tuple(_HERE / each for each in ("coverage.c", "coverage.h", "qemu.h"))
 SHIPPED = _HERE / "shipped"
 """Directory with ARCH/vmdebug-plugin-VERSION for each architecture of the wheel; see hatch_build.py."""
 
@@ -36,8 +37,16 @@ def compile_into(into: Path, version: int, *, report: Report, deadline: Deadline
         HostError: there is no C compiler, or the directory cannot be written.
         DeadlineError: the compiler took too long.
     """
-    flags = (*FLAGS, f"-DAPI={version}")
-    program = Program(
-        name=f"vmdebug-plugin-{version}", what="QEMU's trace plugin", source=SOURCE, flags=flags
+    wanted = program(version)
+    return compiler.compiled(wanted, platform.machine(), into, report=report, deadline=deadline)
+
+
+def program(version: int) -> Program:
+    """Return what is compiled for a version of the plugin API."""
+    return Program(
+        name=f"vmdebug-plugin-{version}",
+        what="QEMU's trace plugin",
+        source=SOURCE,
+        flags=(*FLAGS, f"-DAPI={version}"),
+        parts=PARTS,
     )
-    return compiler.compiled(program, platform.machine(), into, report=report, deadline=deadline)

@@ -44,6 +44,47 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     api: int
 
 
+def connected(path: Path, vm: str) -> tuple[socket.socket, Hello]:
+    """Return a connection to the plugin of a VM, and what the plugin says about its QEMU.
+
+    Raises:
+        StateError: no plugin listens there.
+        VmError: it does not speak this protocol, or has too many clients.
+    """
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.settimeout(CONNECT_SECONDS)
+        made.connect(os.fspath(path))
+        return made, _greeted(made, vm)
+    except OSError as error:
+        made.close()
+        raise StateError(f"QEMU of {vm} has no trace plugin: {error.strerror or error}") from error
+    except BaseException:
+        made.close()
+        raise
+
+
+def _greeted(connection: socket.socket, vm: str) -> Hello:
+    greeting = connection.recv(wire.HELLO.size, socket.MSG_WAITALL)
+    if len(greeting) != wire.HELLO.size:
+        raise VmError(f"QEMU of {vm} has too many traces", hint="end another trace first")
+    hello = Hello(*wire.HELLO.unpack(greeting))
+    if hello.magic != wire.MAGIC:
+        raise VmError(
+            f"the trace plugin in QEMU of {vm} is from another version of vmdebug",
+            hint="start the VM again",
+        )
+    return hello
+
+
+def refusal(connection: socket.socket) -> str:
+    """Return why the plugin refuses a request: the rest of what it sends."""
+    reason = b""
+    while part := connection.recv(256):
+        reason += part
+    return reason.decode(errors="replace") or "no answer"
+
+
 class Link:
     """A connection to the plugin of a VM; a context manager that ends the trace.
 
@@ -60,34 +101,12 @@ class Link:
 
     def __init__(self, path: Path, vm: str) -> None:
         self._vm = vm
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._rings: Rings | None = None
         self._reader: threading.Thread | None = None
         self._condition = threading.Condition()
         self._chunks: list[bytes] = []
         self._ready = self._finished = self._gone = False
-        try:
-            self._socket.settimeout(CONNECT_SECONDS)
-            self._socket.connect(os.fspath(path))
-            self.hello = self._greeted()
-        except OSError as error:
-            self._socket.close()
-            raise StateError(f"QEMU of {vm} has no trace plugin: {error.strerror or error}") from error
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def _greeted(self) -> Hello:
-        greeting = self._socket.recv(wire.HELLO.size, socket.MSG_WAITALL)
-        if len(greeting) != wire.HELLO.size:
-            raise VmError(f"QEMU of {self._vm} has too many traces", hint="end another trace first")
-        hello = Hello(*wire.HELLO.unpack(greeting))
-        if hello.magic != wire.MAGIC:
-            raise VmError(
-                f"the trace plugin in QEMU of {self._vm} is from another version of vmdebug",
-                hint="start the VM again",
-            )
-        return hello
+        self._socket, self.hello = connected(path, vm)
 
     def __enter__(self) -> Self:
         return self
@@ -137,12 +156,10 @@ class Link:
             answer = self._socket.recv(1)
             if answer == b"a":
                 return
-            reason = b""
-            while part := self._socket.recv(256):
-                reason += part
+            reason = refusal(self._socket)
         except OSError as error:
             raise VmError(f"the trace plugin in QEMU of {self._vm} does not answer: {error}") from error
-        raise VmError(f"the trace plugin refuses the trace: {reason.decode(errors='replace') or 'no answer'}")
+        raise VmError(f"the trace plugin refuses the trace: {reason}")
 
     def _read(self) -> None:
         """Read records until the connection ends. The plugin sends a byte when a ring has many."""

@@ -9,8 +9,7 @@
  * A plugin can have QEMU translate code again only in a callback of a vCPU, so a request waits until a vCPU
  * becomes idle or resumes; it is enough to pause and resume the guest.
  *
- * API is the version of QEMU's plugin API (docs/devel/tcg-plugins.rst): 1, 4 or 7. No package has the header,
- * so this file declares what it uses. The functions declared as weak are missing in some QEMUs.
+ * `coverage.c` has the other thing that a client can ask for: which code the guest executes.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,76 +31,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* QEMU's side */
-
-#define EXPORT __attribute__((visibility("default")))
-#define WEAK __attribute__((weak))
-
-typedef uint64_t plugin_id;
-struct qemu_plugin_tb;
-struct qemu_plugin_insn;
-struct qemu_plugin_register;
-struct array { char *data; unsigned len; };         /* GArray and GByteArray of GLib */
-struct descriptor { struct qemu_plugin_register *handle; const char *name; };
-struct qemu_info { const char *target; struct { int min, cur; } version; bool system; int vcpus, max_vcpus; };
-enum { NO_REGS, READ_REGS };
-
-typedef void (*exec_callback)(unsigned vcpu, void *data);
-
-size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
-struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, size_t);
-size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *);
-uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
-void *qemu_plugin_insn_haddr(const struct qemu_plugin_insn *);
-void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *, exec_callback, int flags, void *);
-WEAK struct array *qemu_plugin_get_registers(void);
-/* Some versions return the size, others a truth value: look at the array instead. */
-WEAK void qemu_plugin_read_register(struct qemu_plugin_register *, struct array *);
-WEAK bool qemu_plugin_read_memory_vaddr(uint64_t, struct array *, size_t);
-WEAK struct array *g_byte_array_new(void);
-WEAK unsigned g_array_get_element_size(struct array *);
-
-#if API >= 7
-typedef void (*vcpu_callback)(unsigned vcpu, void *data);
-typedef void (*plugin_callback)(void *data);
-typedef void (*translation_callback)(struct qemu_plugin_tb *, void *data);
-#define ON_VCPU(name) static void name(unsigned vcpu, void *unused_)
-#define ON_RESET(name) static void name(void *unused_)
-#define ON_TRANSLATION(name) static void name(struct qemu_plugin_tb *tb, void *unused_)
-#define MORE , void *
-#define NULL_ , NULL
-#else
-typedef void (*vcpu_callback)(plugin_id, unsigned vcpu);
-typedef void (*plugin_callback)(plugin_id);
-typedef void (*translation_callback)(plugin_id, struct qemu_plugin_tb *);
-#define ON_VCPU(name) static void name(plugin_id unused_, unsigned vcpu)
-#define ON_RESET(name) static void name(plugin_id unused_)
-#define ON_TRANSLATION(name) static void name(plugin_id unused_, struct qemu_plugin_tb *tb)
-#define MORE
-#define NULL_
-#endif
-void qemu_plugin_reset(plugin_id, plugin_callback MORE);
-void qemu_plugin_register_vcpu_init_cb(plugin_id, vcpu_callback MORE);
-void qemu_plugin_register_vcpu_idle_cb(plugin_id, vcpu_callback MORE);
-void qemu_plugin_register_vcpu_resume_cb(plugin_id, vcpu_callback MORE);
-void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id, translation_callback MORE);
-
-#if API >= 3
-size_t qemu_plugin_insn_data(const struct qemu_plugin_insn *, void *, size_t);
-static size_t code_of(struct qemu_plugin_insn *insn, uint8_t *into, size_t room)
-{
-    return qemu_plugin_insn_data(insn, into, room);
-}
-#else
-const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *);
-static size_t code_of(struct qemu_plugin_insn *insn, uint8_t *into, size_t room)
-{
-    size_t size = qemu_plugin_insn_size(insn);
-    size = size < room ? size : room;
-    memcpy(into, qemu_plugin_insn_data(insn), size);
-    return size;
-}
-#endif
+#include "coverage.h"
+#include "qemu.h"
 
 EXPORT int qemu_plugin_version = API;
 
@@ -925,7 +856,8 @@ static void instrument_exit(struct qemu_plugin_insn *insn, uint64_t address, str
 
 ON_TRANSLATION(on_translation)
 {
-    size_t count = qemu_plugin_tb_n_insns(tb);
+    size_t count = entry_count ? qemu_plugin_tb_n_insns(tb) : 0;
+    coverage_translate(tb);
     for (size_t i = 0; i < count; i++) {
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
         uint64_t address = qemu_plugin_insn_vaddr(insn);
@@ -1014,6 +946,8 @@ ON_RESET(on_reset)
     static bool translated;
     translated |= entry_count > 0;
     register_callbacks(translated);
+    bool covers = coverage_reset();
+    register_callbacks(entry_count > 0 || covers);
     pthread_mutex_unlock(&lock);
     __atomic_store_n(&resetting, 0, __ATOMIC_SEQ_CST);
 }
@@ -1160,6 +1094,13 @@ static int receive_file(int from, char *what, ssize_t *got)
     return fd;
 }
 
+static void refuse(struct session *s, const char *why)
+{
+    tell(s, '!');
+    send(s->socket, why, strlen(why), MSG_NOSIGNAL);
+    shutdown(s->socket, SHUT_WR);
+}
+
 /* Begin a session: 'a' if it is accepted, or '!' and the reason. */
 static void begin(struct session *s, int fd)
 {
@@ -1173,9 +1114,7 @@ static void begin(struct session *s, int fd)
     }
     close(fd);
     if (error) {
-        tell(s, '!');
-        send(s->socket, error, strlen(error), MSG_NOSIGNAL);
-        shutdown(s->socket, SHUT_WR);
+        refuse(s, error);
         return;
     }
     tell(s, 'a');
@@ -1223,15 +1162,36 @@ static void client_gone(struct session *s)
     if (s->finishing)
         pthread_join(s->finisher, NULL);
     quiesce(s);
+    pthread_mutex_lock(&lock);
+    coverage_client_gone(s->socket);
     close(s->socket);
     s->socket = -1;
-    pthread_mutex_lock(&lock);
     for (unsigned i = 0; i < SESSIONS; i++)
         if (sessions[i] == s && !s->installed) {
             sessions[i] = NULL;             /* translated code never referred to it */
             free_session(s);
         }
     __atomic_fetch_add(&wanted, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&lock);
+}
+
+/* Answer a client's byte about coverage: record, pass the file, stop recording. */
+static void serve_coverage(struct session *s, char what, int fd)
+{
+    const char *error = NULL;
+    pthread_mutex_lock(&lock);
+    if (what == 'c')
+        error = coverage_begin(s->socket, fd, vcpus);
+    else if (what == 'm')
+        coverage_pass(s->socket);
+    else
+        coverage_end();
+    if (what != 'm' && !error)
+        __atomic_fetch_add(&wanted, 1, __ATOMIC_SEQ_CST);
+    if (error)
+        refuse(s, error);
+    else if (what == 'c')
+        tell(s, 'a');
     pthread_mutex_unlock(&lock);
 }
 
@@ -1245,6 +1205,8 @@ static bool serve(struct session *s)
         return false;
     if (what == 'g' && fd >= 0 && !s->base)
         begin(s, fd);
+    else if ((what == 'c' && fd >= 0) || what == 'm' || what == 'x')
+        serve_coverage(s, what, fd);
     else if (fd >= 0)
         close(fd);
     if (what == 't') {

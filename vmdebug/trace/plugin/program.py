@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def loadable(qemu: Path, *, report: Report = silent, deadline: Deadline) -> Load
         HostError: there is no C compiler, or QEMU does not exist.
         DeadlineError: it took too long.
     """
-    known = hashlib.sha256(binary.SOURCE.read_bytes()).hexdigest()[:16]
+    known = binary.program(binary.VERSIONS[0]).digest()[:16]
     try:
         what = f"trace-plugin {known}"
         return cached(qemu, what, Loadable, lambda: _tried(qemu, report, deadline))
