@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from vmdebug.channel.serial.console import Console
     from vmdebug.channel.shell import ExecResult, Job
+    from vmdebug.covering import Coverage
     from vmdebug.debugger.breakpoint import Breakpoint
     from vmdebug.debugger.gdb import Gdb
     from vmdebug.debugger.stop import Frame, Stop, Thread
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from vmdebug.ktests.results import KernelTestPoint, KernelTestResults
     from vmdebug.nixos_test import start_node
     from vmdebug.session import DebugSession, attach, start
+    from vmdebug.trace.coverage.mapping import Lines
     from vmdebug.trace.hit import Call, Hit, Task
     from vmdebug.trace.probe import Probe, TraceOptions
     from vmdebug.trace.trace import Trace
@@ -51,6 +53,8 @@ _HOMES = {
     "vmdebug.guest_options": ("GuestOptions", "StartOptions"),
     "vmdebug.trace.hit": ("Call", "Hit", "Task"),
     "vmdebug.trace.probe": ("Probe", "TraceOptions"),
+    "vmdebug.covering": ("Coverage",),
+    "vmdebug.trace.coverage.mapping": ("Lines",),
     "vmdebug.trace.trace": ("Trace",),
     "vmdebug.debugger.gdb": ("Gdb",),
     "vmdebug.debugger.breakpoint": ("Breakpoint",),
@@ -79,6 +83,7 @@ __all__ = [
     "BuildError",
     "Call",
     "Console",
+    "Coverage",
     "DeadlineError",
     "DebugSession",
     "ExecResult",
@@ -93,6 +98,7 @@ __all__ = [
     "KernelTestPoint",
     "KernelTestResults",
     "LaunchError",
+    "Lines",
     "MismatchError",
     "Probe",
     "QmpError",

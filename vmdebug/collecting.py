@@ -107,7 +107,9 @@ def choose(
     return _shared(wanted, kernel, machine, attach(), timeout=timeout, why=why)
 
 
-def _shared(wanted: Wanted, kernel: _Kernel, machine: Vm, gdb: Gdb, *, timeout: float, why: str) -> Choice:
+def _shared(
+    wanted: Wanted, kernel: RunningKernel, machine: Vm, gdb: Gdb, *, timeout: float, why: str
+) -> Choice:
     """Return the collector of a trace of which the plugin cannot collect everything: GDB takes the rest."""
     possible, refused = _divided(wanted, kernel)
     by_gdb = gdb.collector(timeout=timeout)
@@ -140,7 +142,7 @@ def _resolved(wanted: Wanted, machine: Vm, modules: Sequence[PlacedModule]) -> W
         return resolved(wanted, kernel)
 
 
-def _divided(wanted: Wanted, kernel: _Kernel) -> tuple[tuple[int, ...], dict[int, str]]:
+def _divided(wanted: Wanted, kernel: RunningKernel) -> tuple[tuple[int, ...], dict[int, str]]:
     """Return the indexes of the probes that can be compiled, and the reasons for the others."""
     possible: list[int] = []
     refused: dict[int, str] = {}
@@ -159,7 +161,7 @@ def _connected(gdb: Gdb) -> bool:
     return gdb.state in (State.STOPPED, State.RUNNING)
 
 
-class _Kernel(NamedTuple):
+class RunningKernel(NamedTuple):
     """The kernel that runs, as traces are compiled for it."""
 
     vmlinux: Path
@@ -175,6 +177,7 @@ class _Kernel(NamedTuple):
 def _ready(
     wanted: Wanted, machine: Vm, gdb: Gdb | None, modules: tuple[PlacedModule, ...], *, force: bool
 ) -> _Kernel:
+def _ready(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool) -> RunningKernel:
     """Return the kernel of a VM whose QEMU has loaded the plugin.
 
     Raises:
@@ -195,6 +198,10 @@ def _ready(
 
 
 def _kernel(machine: Vm, gdb: Gdb | None, modules: tuple[PlacedModule, ...], *, force: bool) -> _Kernel:
+    return kernel_of(machine, gdb, force=force)
+
+
+def kernel_of(machine: Vm, gdb: Gdb | None, *, force: bool) -> RunningKernel:
     """Return the kernel of a VM.
 
     Raises:
@@ -213,6 +220,7 @@ def _kernel(machine: Vm, gdb: Gdb | None, modules: tuple[PlacedModule, ...], *, 
         kaslr = "nokaslr" not in spec.parameters
         slide = kernel_address.slide(machine.qmp, vmlinux, row, kaslr=kaslr, force=force)
     return _Kernel(vmlinux, row, slide, modules)
+    return RunningKernel(vmlinux, row, slide)
 
 
 def _guest(
@@ -225,9 +233,10 @@ def _guest(
     timeout: float,
 ) -> Collector:
     """Return the collector that uses the guest's own kernel; see `guest_tracing.collector`."""
-    guest = _VmGuest(machine) if gdb is None else _GdbGuest(gdb, timeout)
+    guest = VmGuest(machine) if gdb is None else GdbGuest(gdb, timeout)
     guest_tracing.check(machine, running=guest.running)
     kernel = _kernel(machine, gdb, modules, force=force)
+    kernel = kernel_of(machine, gdb, force=force)
     return guest_tracing.collector(
         kernel.compiled,
         collected(wanted),
@@ -237,8 +246,10 @@ def _guest(
     )
 
 
-def _plugin(trace: Compiled, kernel: _Kernel, machine: Vm, gdb: Gdb | None, timeout: float) -> Collector:
-    guest = _VmGuest(machine) if gdb is None else _GdbGuest(gdb, timeout)
+def _plugin(
+    trace: Compiled, kernel: RunningKernel, machine: Vm, gdb: Gdb | None, timeout: float
+) -> Collector:
+    guest = VmGuest(machine) if gdb is None else GdbGuest(gdb, timeout)
     return PluginCollector(
         machine.rundir.trace,
         machine.name,
@@ -251,7 +262,7 @@ def _plugin(trace: Compiled, kernel: _Kernel, machine: Vm, gdb: Gdb | None, time
     )
 
 
-class _GdbGuest:
+class GdbGuest:
     """A guest that the session's GDB resumes and stops."""
 
     def __init__(self, gdb: Gdb, timeout: float) -> None:
@@ -260,20 +271,24 @@ class _GdbGuest:
 
     @property
     def running(self) -> bool:
+        """Whether it runs."""
         return self._gdb.state is State.RUNNING
 
     def resume(self) -> None:
+        """Let it run."""
         self._gdb.resume()
 
     def pause(self) -> None:
+        """Stop it."""
         self._gdb.interrupt(timeout=self._timeout)
 
     def nudge(self) -> None:
+        """Stop the running guest for a moment, so that its vCPUs pause."""
         with self._gdb.held(timeout=self._timeout):
             pass
 
 
-class _VmGuest:
+class VmGuest:
     """A guest that vmdebug resumes and stops with QMP, because the session has no GDB."""
 
     def __init__(self, machine: Vm) -> None:
@@ -281,17 +296,21 @@ class _VmGuest:
 
     @property
     def running(self) -> bool:
+        """Whether it runs."""
         return self._vm.status() == "running"
 
     def resume(self) -> None:
+        """Let it run."""
         self._check_free()
         self._vm.resume()
 
     def pause(self) -> None:
+        """Stop it."""
         self._check_free()
         self._vm.pause()
 
     def nudge(self) -> None:
+        """Stop the running guest for a moment, so that its vCPUs pause."""
         # If the GDB of another process is attached, `cont` would make it lose packets: do nothing, and wait
         # until a vCPU pauses by itself.
         with contextlib.suppress(StateError):

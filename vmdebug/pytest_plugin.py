@@ -30,6 +30,9 @@ _DESTINATIONS = (
     "vmdebug_dump",
     "vmdebug_timeout",
     "vmdebug_boot_timeout",
+    "vmdebug_cov",
+    "vmdebug_cov_report",
+    "vmdebug_cov_diff",
 )
 
 _RUN = pytest.StashKey["Run"]()
@@ -90,8 +93,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "Time limit for each of a test's setup, call and teardown, in seconds; 0 for no limit. (300)",
         metavar="S",
     )
+    _add_coverage(group)
     option(
         "vmdebug-boot-timeout", "string", "Seconds in which a guest's shell must answer. (180)", metavar="S"
+    )
+
+
+def _add_coverage(group: pytest.OptionGroup) -> None:
+    """Options of coverage; they have no ini option, because a run with coverage is slower."""
+    group.addoption(
+        "--vmdebug-cov",
+        dest="vmdebug_cov",
+        metavar="PATH",
+        nargs="?",
+        const="",
+        action="append",
+        help="Record which lines and branches of the kernel each test executes: of all its files, or of"
+        " --vmdebug-cov=PATH, a file or directory of its tree or a module. Repeatable.",
+    )
+    group.addoption(
+        "--vmdebug-cov-report",
+        dest="vmdebug_cov_report",
+        metavar="FORMAT[:PATH]",
+        action="append",
+        help="Report of the coverage: term, html, lcov, xml (Cobertura) or json. Repeatable.",
+    )
+    group.addoption(
+        "--vmdebug-cov-diff",
+        dest="vmdebug_cov_diff",
+        metavar="REV",
+        help="Print the lines of the kernel's tree that changed since REV and that no test reached.",
+    )
+    group.addoption(
+        "--vmdebug-cov-file", dest="vmdebug_cov_file", metavar="FILE", help="Data file. (kernel.coverage)"
+    )
+    group.addoption(
+        "--vmdebug-cov-source",
+        dest="vmdebug_cov_source",
+        metavar="DIR",
+        help="The kernel's source, if it is not where its debugging information says.",
     )
 
 
@@ -101,7 +141,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if any(config.getoption(dest) for dest in _DESTINATIONS):
         from vmdebug.plugin import settings  # noqa: PLC0415 - a run without these options needs none of it
 
-        settings.read(config)
+        found = settings.read(config)
+        if found.coverage is not None and not hasattr(config, "workerinput"):
+            from vmdebug.plugin import coverage  # noqa: PLC0415 - as above
+
+            coverage.clean(found.coverage)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -158,6 +202,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("vmdebug")
         for line in (*headers, *notes):
             terminalreporter.line(line)
+    if terminalreporter.config.getoption("vmdebug_cov") is not None:
+        from vmdebug.plugin import coverage, settings  # noqa: PLC0415 - as above
+
+        if (found := settings.coverage(terminalreporter.config)) is not None:
+            coverage.summary(terminalreporter, found)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from vmdebug.channel.guest_shell import GuestShell
 from vmdebug.channel.serial.console import Console
 from vmdebug.channel.shell import ExecResult, Job, Streams, input_of
 from vmdebug.collecting import TRACE_SECONDS, By, Choice
+from vmdebug.covering import COVERAGE_SECONDS, Coverage
 from vmdebug.deadline import BUILD_SECONDS, LAUNCH_SECONDS, Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.preloaded import PreloadedGdb
@@ -223,6 +224,29 @@ class DebugSession(Copies, KernelTests, DrgnAccess):
             attached=self._gdb,
             attach=lambda: self.gdb,
             force=self._force,
+            timeout=timeout,
+        )
+
+    def coverage(
+        self, *, source: str | os.PathLike[str] | None = None, timeout: float = COVERAGE_SECONDS
+    ) -> Coverage:
+        """Return a context manager that records which lines and branches of the kernel the guest executes.
+
+        The plugin in QEMU records it: TCG, and `trace_ready="yes"` with QEMUs before 9.2. The guest's state
+        does not change: that of a stopped guest begins when the guest runs.
+
+        Args:
+            source: The directory of the kernel's source; None: where its debugging information says.
+            timeout: Seconds for the recording to begin.
+
+        Raises:
+            VmdebugError: see `Coverage.begin`, when the block begins.
+        """
+        return Coverage(
+            self.vm,
+            gdb=self._gdb,
+            force=self._force,
+            source=None if source is None else Path(source),
             timeout=timeout,
         )
 

@@ -33,6 +33,7 @@ VERBS = {
     "cp": "Copy files and directories into a guest, or out of it.",
     "drgn": "Run drgn on a VM or a dump: a prompt, a script or a statement.",
     "trace": "Print calls of kernel functions, with arguments, while the guest runs.",
+    "cov": "Show which lines and branches of the kernel a guest executes.",
     "snapshot": "Save and restore the state of a VM.",
     "report": "Report what has happened to a guest, or to the kernel in a dump.",
     "dump": "Write a guest's memory to a file that crash, drgn and GDB can read.",

@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -26,6 +27,10 @@ from vmdebug.session import DebugSession
 from vmdebug.vm import Vm
 from vmdebug.vm.kernel_trouble import SETTLE_SECONDS
 
+if TYPE_CHECKING:
+    from vmdebug.covering import Coverage
+    from vmdebug.plugin.coverage import TestCoverage
+
 REPORT_SECONDS = 60.0
 """How long the report of a failure may take."""
 
@@ -41,6 +46,7 @@ class FixtureGuest:
         marker: The test's marker.
         guests: Starts guests.
         interrupter: Interrupts the test; those of one test share it.
+        covers: Records which code the guest executes, or None.
         label: What tells it from the test's other guests in the report; "" if it is the only one.
     """
 
@@ -52,6 +58,7 @@ class FixtureGuest:
         marker: Marker,
         guests: Guests,
         interrupter: MainThreadInterrupt,
+        covers: TestCoverage | None = None,
         label: str = "",
     ) -> None:
         self.slow = ""
@@ -65,6 +72,8 @@ class FixtureGuest:
         self._held = contextlib.ExitStack()
         self._interrupter = interrupter
         self._label = label
+        self._covers = covers
+        self._cover: Coverage | None = None
         self._session: DebugSession | None = None
         self._watch: FailureWatch | None = None
         self._watching = contextlib.ExitStack()
@@ -107,7 +116,17 @@ class FixtureGuest:
         self._session.tested = self._tested
         if self._marker.kmemleak and not spec.halt:
             self._began = leaks.now(self._session.exec)
+        self._begin_coverage()
         self.arm()
+
+    def _begin_coverage(self) -> None:
+        if self._covers is not None:
+            self._cover = self._covers.begin(self.session)
+
+    def _end_coverage(self) -> None:
+        cover, self._cover = self._cover, None
+        if self._covers is not None and cover is not None:
+            self._covers.end(cover, self._wanted.test)
 
     def arm(self) -> None:
         """From now on, fail the test as soon as its guest fails or its timeout passes."""
@@ -256,6 +275,8 @@ class FixtureGuest:
     def _restarted(self) -> None:
         """Watch the VM that replaced the test's VM."""
         self.check()
+        self._end_coverage()
+        self._begin_coverage()
         self._began = 0  # the new kernel counts jiffies from the start
         self._watching.close()
         self._look_after(self.session.vm)
@@ -278,7 +299,11 @@ class FixtureGuest:
             self._keep(vm)
 
     def _end(self) -> None:
-        session, self._session, self._watch = self.session, None, None
+        session, self._watch = self.session, None
+        try:
+            self._end_coverage()
+        finally:
+            self._session = None
         try:
             session.close()
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.plugin.fixture_guest import FixtureGuest
@@ -10,6 +11,9 @@ from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.main_thread import MainThreadInterrupt
 from vmdebug.plugin.settings import Marker, Settings
 from vmdebug.session import DebugSession
+
+if TYPE_CHECKING:
+    from vmdebug.plugin.coverage import TestCoverage
 
 
 class FixtureGuests:
@@ -20,9 +24,18 @@ class FixtureGuests:
         settings: The settings of the test run.
         marker: The test's marker.
         guests: Starts guests.
+        covers: Records which code the guests execute, or None.
     """
 
-    def __init__(self, wanted: Wanted, *, settings: Settings, marker: Marker, guests: Guests) -> None:
+    def __init__(
+        self,
+        wanted: Wanted,
+        *,
+        settings: Settings,
+        marker: Marker,
+        guests: Guests,
+        covers: TestCoverage | None = None,
+    ) -> None:
         self.header: list[str] = []
         """Header lines about the guests, if they could not be printed before the tests."""
         self._interrupter = MainThreadInterrupt()
@@ -34,6 +47,7 @@ class FixtureGuests:
                 marker=marker,
                 guests=guests,
                 interrupter=self._interrupter,
+                covers=covers,
                 label=f"guest-{number}" if wanted.count > 1 else "",
             )
             for number in range(1, wanted.count + 1)

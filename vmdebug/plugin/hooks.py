@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,8 +14,11 @@ from vmdebug.guest_options import GuestOptions
 from vmdebug.plugin import FIXTURE, header, kernel_tests, settings, tracebacks
 from vmdebug.plugin.fixture_guests import FixtureGuests
 from vmdebug.plugin.guests import Guests, Wanted
-from vmdebug.plugin.settings import MarkedTest, Target
+from vmdebug.plugin.settings import MarkedTest, Settings, Target
 from vmdebug.plugin.status_line import StatusLine
+
+if TYPE_CHECKING:
+    from vmdebug.plugin.coverage import TestCoverage
 
 NAME = "vmdebug-run"
 
@@ -41,6 +44,7 @@ class Run:
         self.settings = settings.read(config)
         config.pluginmanager.register(tracebacks.Shortener(lambda item: _guest_of(item) is not None))
         self.guests = Guests(self._progress, boot_seconds=self.settings.boot_timeout)
+        self._covers = _covers(self.settings, config)
 
     def targets(self, item: pytest.Item) -> dict[str, Target]:
         """Return the targets of a test, each by its id.
@@ -68,7 +72,11 @@ class Run:
         item = request.node
         wanted = _wanted(item, self.guests.spec(self._options(item)))
         guest = FixtureGuests(
-            wanted, settings=self.settings, marker=_marked_test(item).marker, guests=self.guests
+            wanted,
+            settings=self.settings,
+            marker=_marked_test(item).marker,
+            guests=self.guests,
+            covers=self._covers,
         )
         item.stash[_GUEST_KEY] = self._guest = guest
         if self._worker_header is not None:
@@ -172,6 +180,8 @@ class Run:
                 self._guest.close()
         finally:
             self.guests.close()
+            if self._covers is not None:
+                self._covers.finish()
 
     def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
         """Return the header lines: what the tests run on."""
@@ -203,6 +213,14 @@ class _WorkerHeader:
             return []
         self._seen |= wanted.keys()
         return header.lines(wanted, self._run.settings, self._run.guests)
+
+
+def _covers(settings: Settings, config: pytest.Config) -> TestCoverage | None:
+    if settings.coverage is None:
+        return None
+    from vmdebug.plugin.coverage import TestCoverage  # noqa: PLC0415 - few runs record coverage
+
+    return TestCoverage(settings.coverage, getattr(config, "workerinput", {}).get("workerid", ""))
 
 
 @contextlib.contextmanager

@@ -53,6 +53,24 @@ class Target(msgspec.Struct, frozen=True):
     kernel: Named | None = None
 
 
+class CoverageSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What `--vmdebug-cov` and its options say.
+
+    Args:
+        paths: Files and directories of the kernel's tree, and modules; () for what the tests executed.
+        file: The data file.
+        outputs: The reports: their formats, and where they are written; "" for the default.
+        diff: The revision since which changed lines must have been reached; "" for no such report.
+        source: The directory of the kernel's source; None: where its debugging information says.
+    """
+
+    paths: tuple[str, ...]
+    file: Path
+    outputs: tuple[tuple[str, str], ...]
+    diff: str = ""
+    source: Path | None = None
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a test run.
 
@@ -66,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         dump: Whether to write a vmcore of a failed test's guest.
         timeout: Seconds for each phase of a test; 0 for no limit.
         boot_timeout: Seconds in which a guest's shell must answer.
+        coverage: Whether to record the coverage of the kernel, and how.
     """
 
     guests: tuple[Named, ...]
@@ -77,6 +96,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     dump: bool = False
     timeout: float = TIMEOUT_SECONDS
     boot_timeout: float = BOOT_SECONDS
+    coverage: CoverageSettings | None = None
 
 
 class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,6 +180,44 @@ def read(config: pytest.Config) -> Settings:
         dump=dump,
         timeout=_seconds(config, "vmdebug_timeout", TIMEOUT_SECONDS),
         boot_timeout=_seconds(config, "vmdebug_boot_timeout", BOOT_SECONDS),
+        coverage=coverage(config),
+    )
+
+
+REPORTS = ("term", "html", "lcov", "xml", "json")
+"""The formats of coverage reports."""
+
+
+def coverage(config: pytest.Config) -> CoverageSettings | None:
+    """Return the settings of coverage; None without `--vmdebug-cov`.
+
+    Raises:
+        pytest.UsageError: an option is invalid.
+    """
+    given, diff = config.getoption("vmdebug_cov"), config.getoption("vmdebug_cov_diff") or ""
+    named = config.getoption("vmdebug_cov_report") or ()
+    if given is None:
+        for option, value in (("--vmdebug-cov-diff", diff), ("--vmdebug-cov-report", named)):
+            if value:
+                raise pytest.UsageError(f"{option} needs --vmdebug-cov")
+        return None
+    outputs = []
+    for words in named or ("term",):
+        form, _, where = words.partition(":")
+        if form not in REPORTS:
+            raise pytest.UsageError(
+                f"--vmdebug-cov-report: {words!r} is none of {', '.join(REPORTS)}, or FORMAT:PATH"
+            )
+        outputs.append((form, str(absolute(where, config.invocation_params.dir)) if where else ""))
+    source = config.getoption("vmdebug_cov_source")
+    return CoverageSettings(
+        paths=tuple(each for each in given if each),
+        file=absolute(
+            config.getoption("vmdebug_cov_file") or "kernel.coverage", config.invocation_params.dir
+        ),
+        outputs=tuple(outputs),
+        diff=diff,
+        source=absolute(source, config.invocation_params.dir) if source else None,
     )
 
 
@@ -241,6 +299,8 @@ def options(
     changes: dict[str, Any] = {"halt": halted, "tcp": None}
     if target.kernel is not None:
         changes["kernel"] = str(absolute(target.kernel.words, target.kernel.where))
+    if settings.coverage is not None:
+        changes["trace_ready"] = "yes"
     if marker.append:
         changes["append"] = f"{base.append} {marker.append}".strip()
     here = where or Path.cwd()
