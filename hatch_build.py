@@ -1,4 +1,4 @@
-"""Puts vmdebug's programs into the wheel: the guest's agent and reader of traces, and QEMU's trace plugin.
+"""Puts vmdebug's programs into the wheel: the guest's agent, reader and sampler, and QEMU's trace plugin.
 
 Users without a C compiler need them.
 """
@@ -22,6 +22,7 @@ from vmdebug.errors import HostError
 from vmdebug.progress import silent
 from vmdebug.trace.guest.program import READER
 from vmdebug.trace.plugin import binary as plugin
+from vmdebug.trace.profile.program import SAMPLER
 
 
 class CompiledHook(BuildHookInterface):  # type: ignore[misc] # hatchling is there while it builds only
@@ -38,7 +39,7 @@ class CompiledHook(BuildHookInterface):  # type: ignore[misc] # hatchling is the
             deadline = Deadline.after(COMPILE_SECONDS)
             built = {
                 each.shipped(arch): each.find(arch, where, report=silent, deadline=deadline)
-                for each in (AGENT, READER)
+                for each in (AGENT, READER, SAMPLER)
             }
             for api in plugin.VERSIONS:
                 made = plugin.compile_into(where, api, report=silent, deadline=deadline)

@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from vmdebug.guest_options import GuestOptions, StartOptions
     from vmdebug.ktests.results import KernelTestPoint, KernelTestResults
     from vmdebug.nixos_test import start_node
+    from vmdebug.profiling import ProfileOptions, Profiling
     from vmdebug.session import DebugSession, attach, start
     from vmdebug.trace.coverage.mapping import Lines
     from vmdebug.trace.hit import Call, Hit, Task
     from vmdebug.trace.probe import Probe, TraceOptions
+    from vmdebug.trace.profile.profile import Profile, ProfileFrame, ProfileSample, ProfileTask
     from vmdebug.trace.trace import Trace
     from vmdebug.vm.machine import Vm
     from vmdebug.vm.snapshot import Snapshot
@@ -56,6 +58,8 @@ _HOMES = {
     "vmdebug.covering": ("Coverage",),
     "vmdebug.trace.coverage.mapping": ("Lines",),
     "vmdebug.trace.trace": ("Trace",),
+    "vmdebug.trace.profile.profile": ("Profile", "ProfileFrame", "ProfileSample", "ProfileTask"),
+    "vmdebug.profiling": ("ProfileOptions", "Profiling"),
     "vmdebug.debugger.gdb": ("Gdb",),
     "vmdebug.debugger.breakpoint": ("Breakpoint",),
     "vmdebug.debugger.stop": ("Frame", "Stop", "Thread"),
@@ -101,6 +105,12 @@ __all__ = [
     "Lines",
     "MismatchError",
     "Probe",
+    "Profile",
+    "ProfileFrame",
+    "ProfileOptions",
+    "ProfileSample",
+    "ProfileTask",
+    "Profiling",
     "QmpError",
     "Snapshot",
     "StartOptions",

@@ -23,7 +23,7 @@ from vmdebug.trace.expressions.module_image import PlacedModule
 from vmdebug.trace.expressions.resolving import needs_resolving, resolved
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.merged import MergedCollector, Part
-from vmdebug.trace.plugin.collector import PluginCollector
+from vmdebug.trace.plugin.collector import Guest, PluginCollector
 from vmdebug.trace.probe import Wanted
 from vmdebug.trace.selecting import collected
 from vmdebug.vm import Vm, kernel_address
@@ -81,7 +81,7 @@ def choose(
     wanted = _resolved(wanted, machine, modules)
     if by == "gdb":
         return Choice(attach().collector(timeout=timeout), "", wanted)
-    gdb = attached if attached and _connected(attached) else None
+    gdb = attached if attached and is_connected(attached) else None
     kernel, why = None, ""
     if by in ("auto", "plugin"):
         try:
@@ -157,7 +157,8 @@ def _divided(wanted: Wanted, kernel: RunningKernel) -> tuple[tuple[int, ...], di
     return tuple(possible), refused
 
 
-def _connected(gdb: Gdb) -> bool:
+def is_connected(gdb: Gdb) -> bool:
+    """Return whether a GDB holds the guest, or runs it."""
     return gdb.state in (State.STOPPED, State.RUNNING)
 
 
@@ -202,6 +203,10 @@ def _kernel(machine: Vm, gdb: Gdb | None, modules: tuple[PlacedModule, ...], *, 
 
 
 def kernel_of(machine: Vm, gdb: Gdb | None, *, force: bool) -> RunningKernel:
+    return running_kernel(machine, gdb, force=force)
+
+
+def running_kernel(machine: Vm, gdb: Gdb | None, *, force: bool) -> RunningKernel:
     """Return the kernel of a VM.
 
     Raises:
@@ -237,6 +242,8 @@ def _guest(
     guest_tracing.check(machine, running=guest.running)
     kernel = _kernel(machine, gdb, modules, force=force)
     kernel = kernel_of(machine, gdb, force=force)
+    guest = guest_of(machine, gdb, timeout)
+    kernel = running_kernel(machine, gdb, force=force)
     return guest_tracing.collector(
         kernel.compiled,
         collected(wanted),
@@ -250,6 +257,7 @@ def _plugin(
     trace: Compiled, kernel: RunningKernel, machine: Vm, gdb: Gdb | None, timeout: float
 ) -> Collector:
     guest = VmGuest(machine) if gdb is None else GdbGuest(gdb, timeout)
+    guest = guest_of(machine, gdb, timeout)
     return PluginCollector(
         machine.rundir.trace,
         machine.name,
@@ -263,6 +271,18 @@ def _plugin(
 
 
 class GdbGuest:
+def guest_of(machine: Vm, gdb: Gdb | None, timeout: float) -> Guest:
+    """Return how a collector runs and stops the guest: by the session's GDB if one is attached.
+
+    Args:
+        machine: The VM.
+        gdb: The GDB, or None.
+        timeout: Seconds for GDB to stop the guest.
+    """
+    return _VmGuest(machine) if gdb is None else _GdbGuest(gdb, timeout)
+
+
+class _GdbGuest:
     """A guest that the session's GDB resumes and stops."""
 
     def __init__(self, gdb: Gdb, timeout: float) -> None:

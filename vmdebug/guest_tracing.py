@@ -1,23 +1,16 @@
-"""Traces by the guest's own kernel: brings the reader into the guest, and makes the collector."""
+"""Traces by the guest's own kernel: makes the collector, whose reader runs in the guest."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from vmdebug import arch, cache
-from vmdebug.channel.guest_shell import GuestShell
-from vmdebug.channel.shell import Job, Streams
-from vmdebug.deadline import Deadline
-from vmdebug.errors import StateError, VmdebugError
+from vmdebug import arch, guest_programs
+from vmdebug.errors import StateError
 from vmdebug.kimage import symbols
-from vmdebug.progress import silent
 from vmdebug.trace.expressions.compiled import Compiled
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.guest import events
@@ -27,17 +20,6 @@ from vmdebug.trace.guest.program import READER
 from vmdebug.trace.guest.stacks import Stacks
 from vmdebug.trace.probe import Wanted
 from vmdebug.vm import Vm
-
-_INSTALL = r"""
-for directory in /run /tmp /var/tmp /dev/shm /dev / ""; do
-	[ -n "$directory" ] || { echo "no directory of the guest takes a program" >&2; exit 1; }
-	file=$directory/.vmdebug-trace-%s
-	(umask 077; printf '#!/bin/sh\nexit 0\n' >"$file" && chmod 700 "$file" && "$file") 2>/dev/null && break
-	rm -f "$file" 2>/dev/null
-done
-cat >"$file" && echo "$file" || { rm -f "$file"; exit 1; }
-"""
-"""Stores the reader in a directory from which programs run; the reader removes its file."""
 
 
 def check(machine: Vm, *, running: bool) -> None:
@@ -103,15 +85,9 @@ def collector(
         if number not in indexes
     ]
     _check_kernel(kernel.vmlinux, trace, functions)
-    # A shell of its own: a thread uses it, and a debugger that the session's may know serves one thread.
-    shell = GuestShell(machine.rundir.ways, check=machine.check_running, cause=machine.cause_of_death)
-    if shell.wait(Deadline.after(timeout)).largest is not None:
-        raise StateError(
-            f"the shell of {machine.name} takes and gives only whole files, and a trace needs a stream",
-            hint="use a guest with vmdebug's agent",
-        )
+    shell = guest_programs.shell_for(machine, "a trace", timeout=timeout)
     return GuestCollector(
-        functools.partial(_begin, machine, shell, timeout),
+        functools.partial(guest_programs.begin, machine, shell, READER, timeout=timeout),
         machine.name,
         found,
         notes=trace.notes,
@@ -148,36 +124,3 @@ def _check_kernel(vmlinux: Path, trace: Compiled, functions: Wanted) -> None:
                 f"the guest's kernel allows no kprobes in {where}, because kprobes themselves need it"
                 " (NOKPROBE_SYMBOL, noinstr)"
             )
-
-
-def _begin(
-    machine: Vm, shell: GuestShell, timeout: float, stdin: int, sink: Callable[[bytes], object]
-) -> Job:
-    """Start the reader in the guest.
-
-    Raises:
-        StateError: the guest cannot store it.
-        VmdebugError: the guest's shell does not answer.
-    """
-    deadline = Deadline.after(timeout)
-    binary = READER.find(
-        machine.state.spec.kernel.arch, cache.directory("trace-reader"), report=silent, deadline=deadline
-    )
-    stored = shell.run(
-        _INSTALL.replace("%s", os.urandom(4).hex()),
-        streams=Streams(stdin=binary.read_bytes()),
-        deadline=deadline,
-    )
-    if stored.status:
-        raise StateError(
-            f"the guest {machine.name} cannot store the reader of its traces",
-            detail=stored.stderr,
-            hint="make /run or /tmp writable there",
-        )
-    file = shlex.quote(stored.stdout.strip())
-    try:
-        return shell.begin(f"exec {file}", streams=Streams(stdin=stdin, stdout=sink), deadline=deadline)
-    except VmdebugError:
-        with contextlib.suppress(VmdebugError):
-            shell.run(f"rm -f {file}", streams=Streams(), deadline=Deadline.after(timeout))
-        raise

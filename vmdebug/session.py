@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
-from vmdebug import attaching, collecting, config, restart, sources, ssh, vm
+from vmdebug import attaching, collecting, config, profiling, restart, sources, ssh, vm
 from vmdebug.attaching import ATTACH_SECONDS
 from vmdebug.channel.files.copies import Copies
 from vmdebug.channel.guest_shell import GuestShell
@@ -30,6 +30,7 @@ from vmdebug.drgn_program.access import DrgnAccess
 from vmdebug.errors import StateError
 from vmdebug.guest_options import StartOptions, changed
 from vmdebug.ktests.testing import KernelTests
+from vmdebug.profiling import ProfileOptions, Profiling
 from vmdebug.progress import Report, silent
 from vmdebug.sources import tree_build
 from vmdebug.ssh import SSH_SECONDS
@@ -249,6 +250,19 @@ class DebugSession(Copies, KernelTests, DrgnAccess):
             source=None if source is None else Path(source),
             timeout=timeout,
         )
+    def profile(self, *, timeout: float = TRACE_SECONDS, **options: Unpack[ProfileOptions]) -> Profiling:
+        """Return a profile, a context manager: it samples all CPUs of the guest in its block.
+
+        The guest's kernel samples, by perf events. After the block, `Profiling.profile` is a
+        `vmdebug.Profile`.
+
+            timeout: Seconds for the profile to begin, and to end.
+            **options: `rate=`, `event=`, `idle=`, `inlined=`; see `vmdebug.ProfileOptions`.
+
+            UsageError: an argument has the wrong form.
+            StateError: the guest does not run, has no agent, or its kernel has no perf events.
+            MismatchError: the symbols are not those of the kernel that runs.
+        return profiling.prepare(self.vm, attached=self._gdb, force=self._force, timeout=timeout, **options)
 
     def exchanges(self) -> str:
         """Return the last GDB/MI commands and answers of the attached GDB; "" if none is attached."""

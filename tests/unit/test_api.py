@@ -51,6 +51,7 @@ ANSWERED_AT_ONCE = {
     "KernelTestPoint": {"explained"},
     "KernelTestResults": {"allowing", "failures", "judged", "troubles"},
     "Job": {"cancel", "result_by", "settle"},
+    "Profile": {"by_task", "check", "encode", "folded", "functions", "load"},
     "Thread": {"of"},
     "Trace": {"count", "index", "take"},
     "Value": {

@@ -34,6 +34,7 @@ VERBS = {
     "drgn": "Run drgn on a VM or a dump: a prompt, a script or a statement.",
     "trace": "Print calls of kernel functions, with arguments, while the guest runs.",
     "cov": "Show which lines and branches of the kernel a guest executes.",
+    "profile": "Sample what a guest's CPUs execute, with stacks of the kernel and of user space.",
     "snapshot": "Save and restore the state of a VM.",
     "report": "Report what has happened to a guest, or to the kernel in a dump.",
     "dump": "Write a guest's memory to a file that crash, drgn and GDB can read.",

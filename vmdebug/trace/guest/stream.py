@@ -50,16 +50,17 @@ class _Until(Deadline):
 
 
 class CommandError(VmError):
-    """tracefs refused a command.
+    """tracefs, or what else carries out commands, refused one.
 
     Args:
         command: The command.
         number: The error's number in the guest.
         log: The end of tracefs' error_log.
+        service: What refused it.
     """
 
-    def __init__(self, command: str, number: int, log: str) -> None:
-        super().__init__(f"the guest's tracefs refused `{command}`: {os.strerror(number)}", detail=log)
+    def __init__(self, command: str, number: int, log: str, service: str = "the guest's tracefs") -> None:
+        super().__init__(f"{service} refused `{command}`: {os.strerror(number)}", detail=log)
         self.number = number
 
 
@@ -91,12 +92,14 @@ class Reader:
 
     Args:
         begin: Starts it.
+        service: What carries out its commands, for errors.
 
     Raises:
         VmdebugError: the guest cannot start it.
     """
 
-    def __init__(self, begin: Begin) -> None:
+    def __init__(self, begin: Begin, *, service: str = "the guest's tracefs") -> None:
+        self._service = service
         self._condition = threading.Condition()
         self._received = Received()
         self._incomplete = Received()
@@ -145,7 +148,7 @@ class Reader:
         """
         self.send(*commands)
         answers = self._await(len(commands), deadline)
-        return [_answer(*each) for each in zip(commands, answers, strict=True)]
+        return [_answer(*each, self._service) for each in zip(commands, answers, strict=True)]
 
     def greet(self, deadline: Deadline) -> tuple[int, ...]:
         """Wait until the reader has opened tracefs, and return the pids of itself and the agent.
@@ -155,7 +158,7 @@ class Reader:
             VmdebugError: see `ask`.
         """
         (answer,) = self._await(1, deadline)
-        found = _answer("open tracefs", answer)
+        found = _answer("begin", answer, self._service)
         if isinstance(found, CommandError):
             raise found
         return tuple(map(int, found.split()))
@@ -224,8 +227,8 @@ class Reader:
                     raise self._failure
                 if self._ended:
                     raise VmError("the reader in the guest has ended before its answer")
-                if not self._condition.wait(deadline.left("the guest's tracefs to answer")):
-                    raise deadline.error("the guest's tracefs to answer")
+                if not self._condition.wait(deadline.left(f"{self._service} to answer")):
+                    raise deadline.error(f"{self._service} to answer")
             found, self._answers = self._answers[:count], self._answers[count:]
             return found
 
@@ -267,9 +270,9 @@ class Reader:
         del pieces[:at]
 
 
-def _answer(command: str, answer: tuple[int, bytes]) -> bytes | CommandError:
+def _answer(command: str, answer: tuple[int, bytes], service: str) -> bytes | CommandError:
     kind, body = answer
     if kind == _ANSWER:
         return body
     number, _, log = body.decode(errors="replace").partition(" ")
-    return CommandError(command, int(number), log)
+    return CommandError(command, int(number), log, service)

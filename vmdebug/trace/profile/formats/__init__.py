@@ -1,0 +1,1 @@
+"""The files that profiles are written to: one module for each format."""
