@@ -20,7 +20,7 @@ from vmdebug.session import DebugSession
 from vmdebug.trace.profile.profile import Profile
 
 LOOP = "dd if=/dev/zero of=/dev/null bs=1 count=200000"
-OURS = "pgrep -f '[.]vmdebug-sampler'; ls /run/.vmdebug-* /tmp/.vmdebug-* 2>/dev/null; true"
+OURS = "grep -ls '^[.]vmdebug-samp' /proc/[0-9]*/comm; ls /run/.vmdebug-* /tmp/.vmdebug-* 2>/dev/null; true"
 
 
 @pytest.fixture
