@@ -35,6 +35,7 @@ VERBS = {
     "trace": "Print calls of kernel functions, with arguments, while the guest runs.",
     "cov": "Show which lines and branches of the kernel a guest executes.",
     "profile": "Sample what a guest's CPUs execute, with stacks of the kernel and of user space.",
+    "boot-timeline": "Show how long initcalls, device probes, modules and units take while a guest boots.",
     "snapshot": "Save and restore the state of a VM.",
     "report": "Report what has happened to a guest, or to the kernel in a dump.",
     "dump": "Write a guest's memory to a file that crash, drgn and GDB can read.",
@@ -61,7 +62,9 @@ class Verbs(TyperGroup):
         """Return the command of a verb; None if there is no such verb."""
         if cmd_name not in VERBS:
             return None
-        command = typer.main.get_command(importlib.import_module(f"vmdebug.cli.{cmd_name}").app)
+        command = typer.main.get_command(
+            importlib.import_module(f"vmdebug.cli.{cmd_name.replace('-', '_')}").app
+        )
         command.name = cmd_name
         return command
 

@@ -1,0 +1,1 @@
+"""What a guest does while it boots: `log` and `units` read it, `page` and `perfetto` show it."""
