@@ -1,4 +1,4 @@
-"""Profiles by the guest's own kernel, and their command."""
+"""Profiles by the guest's own kernel, timelines of boots, and their commands."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError
 from vmdebug.guest import LaunchSpec
 from vmdebug.session import DebugSession
+from vmdebug.timeline.boot import Boot
 from vmdebug.trace.profile.profile import Profile
 
 LOOP = "dd if=/dev/zero of=/dev/null bs=1 count=200000"
@@ -97,3 +98,15 @@ def test_the_command_writes_files_and_its_death_ends_the_sampler(guest: DebugSes
         os.kill(child.pid, signal.SIGKILL)
     assert found != ""
     guest.exec(f'until [ -z "$({OURS})" ]; do sleep 0.1; done', timeout=SECONDS, check=True)
+
+
+def test_the_timeline_of_a_boot_has_its_initcalls(tmp_path: Path) -> None:
+    page, trace = tmp_path / "boot.html", tmp_path / "boot.pftrace"
+    argv = [sys.executable, "-m", "vmdebug.cli", "boot-timeline", "builtin", "--json"]
+    done = process.run([*argv, "-o", page, "--perfetto", trace], deadline=Deadline.after(2 * SECONDS))
+    (boot,) = msgspec.json.decode(done.stdout, type=list[Boot])
+    took = {step.name: step.seconds for step in boot.steps if step.kind == "initcall"}
+    assert took["inet_init"] > 0
+    assert 0 < boot.marks["run /init"] <= boot.end
+    assert "inet_init" in page.read_text()
+    assert b"inet_init" in trace.read_bytes()

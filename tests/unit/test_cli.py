@@ -116,7 +116,7 @@ def test_without_words_it_prints_its_help(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("name", app.VERBS)
 def test_the_table_of_verbs_says_what_each_ones_help_says(name: str) -> None:
-    command = typer.main.get_command(importlib.import_module(f"vmdebug.cli.{name}").app)
+    command = typer.main.get_command(importlib.import_module(f"vmdebug.cli.{name.replace('-', '_')}").app)
     assert (command.help or "").splitlines()[0] == app.VERBS[name]
 
 
