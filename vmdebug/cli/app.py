@@ -41,6 +41,7 @@ VERBS = {
     "dump": "Write a guest's memory to a file that crash, drgn and GDB can read.",
     "clone": "Start copies of a running VM.",
     "run": "Run a Python script on a guest.",
+    "hunt": "Run a script under many schedules, until a race in the kernel shows.",
     "kselftest": "Build kselftests and run them in a guest.",
     "kunit": "Run KUnit suites in a guest, and print their results.",
     "mcp": "Let an AI agent start, debug and trace guests: an MCP server on stdio.",

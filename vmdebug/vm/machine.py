@@ -182,6 +182,10 @@ class Vm(Copies):
             self._shell = GuestShell(self.rundir.ways, check=self.check_running, cause=self.cause_of_death)
         return self._shell
 
+    def use_shell(self, shell: GuestShell) -> None:
+        """Use another way into the guest than the one that would be found."""
+        self._shell = shell
+
     def check_running(self, call: str = "exec") -> None:
         """Raise if the guest does not run, and will not by itself.
 

@@ -26,12 +26,20 @@
  * A session ends with the host's connection, with the next H, or with Q; what is left of its command then gets
  * SIGTERM, and SIGKILL half a second later. What a command that has ended leaves in the background goes on.
  * The nonce is random, and goes to /dev/urandom: two copies of a guest draw different numbers.
+ *
+ * With the kernel parameter vmdebug.steps the agent has one port, a mailbox: memory at a fixed address, which the host
+ * reads and writes through QEMU's gdbstub while the guest is stopped. So what the host sends arrives at the same
+ * instruction each time. A watchpoint of the host on the mailbox's first word stops the guest: the agent writes there
+ * when it is ready, when it needs the host, and when a command has ended. Such a host may send before X:
+ *
+ *	J SEED(8) GAP(4) FIRST(4) COUNT(4)	disturb the scheduler while the command runs; see `disturb`
  */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdint.h>
@@ -41,6 +49,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
@@ -64,10 +73,18 @@ enum {
 	HANGUP_DELAY_MS = 200,	/* between a hangup and the end of the session */
 	TTY_DELAY_MS = 1000,	/* how long to wait for a virtio port before TTY is opened */
 	TTY_TIMEOUT_MS = 30000,	/* without a frame, after which a session on a TTY ends */
+	DISTURBANCE = 20,	/* bytes of a J frame */
+	MAILBOX_IN = 1 << 14,	/* bytes that the host writes at once */
+	MAILBOX_OUT = 1 << 15,	/* bytes that the agent writes at once */
+	MAILBOX_MS = 50,	/* how often to look into it, if the host continues the guest for another reason */
+	LARGEST_FAMILY = 64,	/* tasks of a command of which one is preferred */
 	TERMINATING = 64,
 };
 
 enum { FLAG = '~', ESCAPE = '}' };
+
+/* Where the mailbox is, below 2^46, where no kernel places anything by itself. */
+#define MAILBOX_ADDRESS 0x200000000000UL
 
 enum kind { PORT, INPUT, OUTPUT, ERRORS, ABANDONED };
 
@@ -100,6 +117,17 @@ struct port {
 	struct pipe_end in, std[2]; /* stdin; stdout and stderr */
 	struct queue input;
 	int end_of_input;
+
+	int disturbed;
+	unsigned char disturbance[DISTURBANCE];
+	pid_t disturber;
+};
+
+/* The reader of bytes sets their number to 0. */
+struct mailbox {
+	uint64_t stop; /* the host stops the guest when this is written */
+	uint32_t in, out;
+	unsigned char input[MAILBOX_IN], output[MAILBOX_OUT];
 };
 
 static struct port ports[MAX_PORTS];
@@ -109,6 +137,8 @@ static struct {
 	int64_t at;
 } terminating[TERMINATING];
 static int epoll, urandom;
+static struct mailbox *mailbox; /* NULL: virtio ports or a TTY */
+static int stop_wanted;
 
 static void die(const char *what)
 {
@@ -222,9 +252,120 @@ static void terminate_group(pid_t group)
 	kill(-group, SIGKILL);
 }
 
+/* Stop the guest, until the host has read and written the mailbox. */
+static void stop_guest(void)
+{
+	__sync_synchronize();
+	*(volatile uint64_t *)&mailbox->stop = 1;
+	__sync_synchronize();
+}
+
+static uint64_t little_endian(const unsigned char *at, int size)
+{
+	uint64_t number = 0;
+
+	while (size--)
+		number = number << 8 | at[size];
+	return number;
+}
+
+/* splitmix64 */
+static uint64_t random_number(uint64_t *state)
+{
+	uint64_t number = *state += 0x9e3779b97f4a7c15;
+
+	number = (number ^ number >> 30) * 0xbf58476d1ce4e5b9;
+	number = (number ^ number >> 27) * 0x94d049bb133111eb;
+	return number ^ number >> 31;
+}
+
+/* Find the tasks of a session, and return how many there are. */
+static int find_family(pid_t session, pid_t family[LARGEST_FAMILY])
+{
+	DIR *processes = opendir("/proc"), *tasks;
+	struct dirent *entry, *task;
+	char path[300];
+	int found = 0;
+
+	while (processes && found < LARGEST_FAMILY && (entry = readdir(processes))) {
+		pid_t pid = atoi(entry->d_name);
+
+		if (pid <= 0 || getsid(pid) != session)
+			continue;
+		snprintf(path, sizeof(path), "/proc/%d/task", pid);
+		tasks = opendir(path);
+		while (tasks && found < LARGEST_FAMILY && (task = readdir(tasks)))
+			if (atoi(task->d_name) > 0)
+				family[found++] = atoi(task->d_name);
+		if (tasks)
+			closedir(tasks);
+	}
+	if (processes)
+		closedir(processes);
+	return found;
+}
+
+/*
+ * Disturb the scheduler while a command runs, in the same way for the same seed: at random times, prefer one of the
+ * command's tasks to all others. GAP is the mean time between two disturbances, in microseconds of the guest. Only those
+ * from FIRST on happen, COUNT of them; the others only take their time.
+ */
+static void disturb(pid_t session, const unsigned char data[DISTURBANCE])
+{
+	uint64_t state = little_endian(data, 8), gap = little_endian(data + 8, 4);
+	uint64_t first = little_endian(data + 12, 4), end = first + little_endian(data + 16, 4);
+	struct sched_param highest = { .sched_priority = 90 }, high = { .sched_priority = 10 }, normal = { 0 };
+	pid_t family[LARGEST_FAMILY], preferred = 0;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	prctl(PR_SET_TIMERSLACK, 1);
+	sched_setscheduler(0, SCHED_FIFO, &highest);
+	for (uint64_t event = 0; event < end && !kill(-session, 0); event++) {
+		uint64_t pause = random_number(&state) % (2 * gap + 1), choice = random_number(&state);
+		struct timespec time = { pause / 1000000, pause % 1000000 * 1000 };
+		int size;
+
+		clock_nanosleep(CLOCK_MONOTONIC, 0, &time, NULL);
+		if (preferred)
+			sched_setscheduler(preferred, SCHED_OTHER, &normal);
+		preferred = 0;
+		if (event < first)
+			continue;
+		size = find_family(session, family);
+		if (!size)
+			continue;
+		preferred = family[choice % size];
+		if (sched_setscheduler(preferred, SCHED_FIFO, &high))
+			preferred = 0;
+	}
+	_exit(0);
+}
+
+static void start_disturber(struct port *port)
+{
+	pid_t pid;
+
+	if (!port->disturbed)
+		return;
+	port->disturbed = 0;
+	pid = fork();
+	if (pid == 0)
+		disturb(port->pid, port->disturbance);
+	port->disturber = pid > 0 ? pid : 0;
+}
+
+static void end_disturber(struct port *port)
+{
+	if (port->disturber)
+		kill(port->disturber, SIGKILL); /* `reap` takes its status */
+	port->disturber = 0;
+}
+
 /* End the session, and its command if that still runs. */
 static void end_session(struct port *port)
 {
+	end_disturber(port);
+	port->disturbed = 0;
 	if (port->pid && !port->exited)
 		terminate_group(port->pid);
 	port->pid = 0;
@@ -343,8 +484,10 @@ static void start_command(struct port *port, unsigned char *data, size_t size)
 			if (pipes[i][i == 0] >= 0)
 				close(pipes[i][i == 0]);
 		send_frame(port, 'F', strerror(error), strlen(strerror(error)));
+		stop_wanted = 1;
 		return;
 	}
+	start_disturber(port);
 	port->exited = port->end_of_input = 0;
 	if (pipes[0][1] >= 0)
 		open_end(&port->in, pipes[0][1], INPUT, number);
@@ -370,12 +513,18 @@ static void handle_frame(struct port *port)
 	if (!port->open || sequence != port->received) {
 		end_session(port);
 		send_frame(port, 'N', "", 0);
+		stop_wanted = 1;
 		return;
 	}
 	port->received++;
 	switch (frame[0]) {
 	case 'X':
 		start_command(port, data, size);
+		break;
+	case 'J':
+		port->disturbed = size == DISTURBANCE;
+		if (port->disturbed)
+			memcpy(port->disturbance, data, size);
 		break;
 	case 'I':
 		if (port->in.fd >= 0)
@@ -425,12 +574,41 @@ static void decode(struct port *port, const unsigned char *at, size_t size)
 	}
 }
 
+static int read_mailbox(struct port *port)
+{
+	size_t size = *(volatile uint32_t *)&mailbox->in;
+
+	if (!size || size > MAILBOX_IN)
+		return 0;
+	decode(port, mailbox->input, size);
+	mailbox->in = 0;
+	return 1;
+}
+
+static int write_mailbox(struct port *port)
+{
+	size_t size = queued(&port->out), room = MAILBOX_OUT - mailbox->out;
+
+	if (!size)
+		return 0;
+	if (size > room)
+		size = room;
+	memcpy(mailbox->output + mailbox->out, port->out.data + port->out.start, size);
+	mailbox->out += size;
+	consume(&port->out, size);
+	if (queued(&port->out))
+		stop_guest(); /* it is full */
+	return 1;
+}
+
 /* Read what the host sent; return whether there was something. */
 static int read_port(struct port *port)
 {
 	static unsigned char bytes[CHUNK];
 	ssize_t got;
 
+	if (mailbox)
+		return read_mailbox(port);
 	if (!port->readable || queued(&port->out) >= OUTPUT_LIMIT)
 		return 0;
 	got = read(port->fd, bytes, sizeof(bytes));
@@ -454,6 +632,8 @@ static int write_stdin(struct port *port)
 	if (!queued(&port->input)) {
 		if (port->end_of_input)
 			close_end(&port->in);
+		else if (mailbox && port->in.ready)
+			stop_wanted = 1;
 		return 0;
 	}
 	if (!port->in.ready)
@@ -516,6 +696,7 @@ static int send_status(struct port *port)
 	}
 	port->pid = port->exited = 0;
 	send_frame(port, 'S', (unsigned char[]){ port->status }, 1);
+	stop_wanted = 1;
 	return 1;
 }
 
@@ -524,6 +705,8 @@ static int write_port(struct port *port)
 	size_t size = queued(&port->out);
 	ssize_t wrote;
 
+	if (mailbox)
+		return write_mailbox(port);
 	if (!port->writable || !size)
 		return 0;
 	wrote = write(port->fd, port->out.data + port->out.start, size < CHUNK ? size : CHUNK);
@@ -559,6 +742,7 @@ static void reap(void)
 			if (port->pid != pid)
 				continue;
 			port->exited = 1;
+			end_disturber(port);
 			port->status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 			for (int i = 0; i < 2; i++) {
 				/* Do not read up to EOF: background processes may keep the pipe open and write to it. */
@@ -642,20 +826,23 @@ static void open_port(const char *path, int tty)
 	count++;
 }
 
-static int read_attribute(const char *port, const char *name, char *text, size_t size)
+static int read_file(const char *path, char *text, size_t size)
 {
-	char path[sizeof(SYSFS_PORTS) + 300];
-	ssize_t got;
-	int fd;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? 0 : read(fd, text, size - 1);
 
-	snprintf(path, sizeof(path), SYSFS_PORTS "/%s/%s", port, name);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return 0;
-	got = read(fd, text, size - 1);
-	close(fd);
+	if (fd >= 0)
+		close(fd);
 	text[got > 0 ? got : 0] = 0;
 	return got > 0;
+}
+
+static int read_attribute(const char *directory, const char *name, const char *attribute, char *text, size_t size)
+{
+	char path[600];
+
+	snprintf(path, sizeof(path), "%s/%s/%s", directory, name, attribute);
+	return read_file(path, text, size);
 }
 
 /* Open new ports. The kernel sets a port's name some time after it creates the port. */
@@ -667,19 +854,45 @@ static void scan_ports(void)
 	DIR *directory = opendir(SYSFS_PORTS);
 
 	while (directory && (entry = readdir(directory))) {
-		if (entry->d_name[0] == '.' || !read_attribute(entry->d_name, "name", text, sizeof(text)))
+		if (entry->d_name[0] == '.' || !read_attribute(SYSFS_PORTS, entry->d_name, "name", text, sizeof(text)))
 			continue;
 		if (strncmp(text, PORT_PREFIX, strlen(PORT_PREFIX)))
 			continue;
 		snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
 		/* Without devtmpfs there is no node. */
-		if (access(path, F_OK) && read_attribute(entry->d_name, "dev", text, sizeof(text)) &&
+		if (access(path, F_OK) && read_attribute(SYSFS_PORTS, entry->d_name, "dev", text, sizeof(text)) &&
 		    sscanf(text, "%u:%u", &major, &minor) == 2)
 			mknod(path, S_IFCHR | 0600, makedev(major, minor));
 		open_port(path, 0);
 	}
 	if (directory)
 		closedir(directory);
+}
+
+static int is_parameter(const char *name)
+{
+	char line[4096], *word;
+
+	read_file("/proc/cmdline", line, sizeof(line));
+	for (word = strtok(line, " \n"); word; word = strtok(NULL, " \n"))
+		if (!strcmp(word, name))
+			return 1;
+	return 0;
+}
+
+static int open_mailbox(void)
+{
+	struct port *port = &ports[0];
+	void *memory = mmap((void *)MAILBOX_ADDRESS, sizeof(*mailbox), PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_POPULATE, -1, 0);
+
+	if (memory == MAP_FAILED || mlock(memory, sizeof(*mailbox)))
+		return 0;
+	mailbox = memory;
+	port->fd = port->in.fd = port->std[0].fd = port->std[1].fd = -1;
+	count = 1;
+	stop_wanted = 1;
+	return 1;
 }
 
 static void handle_event(const struct epoll_event *event)
@@ -733,6 +946,8 @@ int main(int argc, char **argv)
 	if (epoll < 0)
 		die("vmdebug-agent: epoll");
 	urandom = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+	if (is_parameter("vmdebug.steps") && open_mailbox())
+		scan_at = 0;
 	for (;;) {
 		if (scan_at && now() >= scan_at) {
 			scan_ports();
@@ -749,6 +964,13 @@ int main(int argc, char **argv)
 		for (int i = 0; i < count; i++)
 			if (serve_port(&ports[i]))
 				timeout = 0;
+		if (mailbox && stop_wanted && timeout) {
+			stop_wanted = 0;
+			stop_guest();
+			timeout = 0;
+		}
+		if (mailbox && (timeout < 0 || timeout > MAILBOX_MS))
+			timeout = MAILBOX_MS;
 		wait = epoll_pwait(epoll, events, MAX_PORTS, timeout, &none);
 		for (int i = 0; i < wait; i++)
 			handle_event(&events[i]);

@@ -1,0 +1,198 @@
+"""Hunts: seeds become schedules and exact QEMU arguments, failures groups, and schedules simpler ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmdebug import guest
+from vmdebug.channel.log.trouble import Trouble
+from vmdebug.errors import UsageError
+from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
+from vmdebug.guest_options import GuestOptions
+from vmdebug.hunting import hunt, minimising, outcome, schedule
+from vmdebug.hunting.guest import as_paused, scheduled
+from vmdebug.hunting.outcome import Job, Outcome
+from vmdebug.hunting.schedule import Schedule
+from vmdebug.hunting.statistics import wilson
+
+SPEC = LaunchSpec(
+    name="linux",
+    guest="builtin",
+    machine=OwnMachine(initrd=Path("/i.cpio")),
+    kernel=Kernel(image=Path("/bzImage"), origin="the builtin kernel", arch="x86_64"),
+    parameters=("console=ttyS0",),
+    cpus=1,
+)
+
+
+def test_a_seed_gives_the_same_schedule_in_each_version() -> None:
+    assert [str(schedule.of_seed(seed)) for seed in range(1, 6)] == [
+        "seed=1,shift=7,gap=1000",
+        "seed=2,shift=6,gap=300",
+        "seed=3,shift=7,gap=3000",
+        "seed=4,shift=5,gap=300",
+        "seed=5,shift=5,gap=1000",
+    ]
+
+
+def test_seeds_cover_all_knobs() -> None:
+    made = [schedule.of_seed(seed) for seed in range(200)]
+    assert {each.shift for each in made} == set(schedule.SHIFTS)
+    assert {each.gap for each in made} == set(schedule.GAPS)
+
+
+def test_a_schedule_is_exact_qemu_arguments() -> None:
+    assert schedule.qemu_arguments(Schedule(seed=7, shift=6)) == (
+        "-icount",
+        "shift=6,sleep=off",
+        "-rtc",
+        "clock=vm,base=2026-01-01T00:00:00",
+        "-seed",
+        "7",
+        "-global",
+        "virtio-pci.ioeventfd=off",
+    )
+
+
+def test_a_hunted_guest_starts_halted_under_tcg_with_the_agents_steps() -> None:
+    spec = scheduled(SPEC, Schedule(seed=7))
+    assert (spec.accel, spec.halt, spec.trace_ready) == ("tcg", True, "no")
+    assert spec.parameters == ("console=ttyS0", "vmdebug.steps")
+    assert spec.qemu_args == schedule.qemu_arguments(Schedule(seed=7))
+
+
+@pytest.mark.parametrize("changes", [{"cpus": 2}, {"accel": "kvm"}])
+def test_what_cannot_be_hunted_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        scheduled(msgspec.structs.replace(SPEC, **changes), Schedule(seed=7))
+
+
+@given(
+    st.builds(
+        Schedule,
+        seed=st.integers(0, (1 << 32) - 1),
+        shift=st.integers(schedule.BASE_SHIFT, 10),
+        gap=st.integers(1, 1 << 30),
+        first=st.integers(0, 1000),
+        count=st.integers(1, 1000),
+    )
+)
+def test_a_printed_schedule_is_read_again(made: Schedule) -> None:
+    assert schedule.parse(str(made)) == made
+
+
+@pytest.mark.parametrize(
+    "text", ["", "shift=5", "seed=x", "seed=1,speed=2", "seed=1,shift=2", "seed=1,shift=99"]
+)
+def test_a_schedule_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        schedule.parse(text)
+
+
+def test_the_disturbance_of_each_command_differs_and_is_20_bytes() -> None:
+    made = Schedule(seed=7, gap=300, first=2, count=5)
+    one, two = schedule.disturbance(made, 1), schedule.disturbance(made, 2)
+    assert one[8:] == two[8:] == bytes.fromhex("2c0100000200000005000000")
+    assert one[:8] != two[:8]
+    assert schedule.disturbance(Schedule(seed=7), 1) == b""
+
+
+def test_wilson() -> None:
+    rate = wilson(7, 10)
+    assert (round(rate.low, 4), round(rate.high, 4)) == (0.3968, 0.8922)
+    assert wilson(0, 0) == (0.0, 0.0, 1.0)
+    assert wilson(0, 20).low == 0.0
+    assert round(wilson(0, 20).high, 4) == 0.1611
+    assert wilson(20, 20).high == 1.0
+    assert str(rate) == "70.0% (95 %: 39.7% to 89.2%)"
+
+
+@given(st.integers(1, 10**6).flatmap(lambda runs: st.tuples(st.integers(0, runs), st.just(runs))))
+def test_an_interval_contains_the_rate(numbers: tuple[int, int]) -> None:
+    rate = wilson(*numbers)
+    assert 0 <= rate.low <= rate.rate <= rate.high <= 1
+
+
+SPLAT = """\
+[   12.3] BUG kmalloc-64 (Tainted: G O): Object already free
+[   12.3] CPU: 0 PID: 58 Comm: sh
+[   12.3]  dump_stack_lvl+0x3a/0x4c
+[   12.3]  ? race_write+0xb7/0xf0 [race]
+[   12.3]  kfree+0xab/0x100"""
+
+
+def failed(seed: int, text: str = SPLAT) -> Outcome:
+    first = text.splitlines()[0].partition("] ")[2]
+    trouble = Trouble(kind="bug", headline=first, text=text, complete=True)
+    return outcome.of_trouble(Schedule(seed=seed), [trouble], 0.5)
+
+
+def test_failures_of_one_cause_are_one_group_whatever_their_numbers() -> None:
+    groups = outcome.grouped(
+        [
+            failed(1),
+            Outcome(schedule=Schedule(seed=2)),
+            failed(3, SPLAT.replace("12.3", "99.1").replace("0xab/", "0xcd/").replace("PID: 58", "PID: 60")),
+            failed(4, SPLAT.replace("kfree", "krealloc")),
+        ]
+    )
+    assert [[each.schedule.seed for each in group.outcomes] for group in groups] == [[1, 3], [4]]
+    assert groups[0].name == "bug: BUG kmalloc-N (Tainted: G O): Object already free < dump_stack_lvl < kfree"
+
+
+def test_a_job_is_one_line() -> None:
+    job = Job(options=GuestOptions(module=("/x.ko",)), script="/s.py", text="def main(session):\n  pass\n")
+    line = outcome.line_of(job)
+    assert line.count(b"\n") == 1
+    assert guest.decode(line, Job) == job
+
+
+class Fake:
+    """A pool whose runs fail for even seeds."""
+
+    def map(self, schedules: Iterable[Schedule]) -> Iterator[Outcome]:
+        for each in schedules:
+            yield failed(each.seed) if each.seed % 2 == 0 else Outcome(schedule=each)
+
+
+@pytest.mark.parametrize(
+    ("limits", "runs", "failures"),
+    [(hunt.Limits(runs=5), 5, 2), (hunt.Limits(failures=1), 2, 1), (hunt.Limits(runs=9, failures=3), 6, 3)],
+)
+def test_a_hunt_ends_at_the_first_limit(limits: hunt.Limits, runs: int, failures: int) -> None:
+    told: list[Outcome] = []
+    found = hunt.hunt(Fake(), hunt.seeds(1), limits, ended=told.append, report=lambda _: None)
+    assert (found.runs, found.failed, len(told)) == (runs, failures, runs)
+
+
+def test_the_simplest_schedule_has_no_knob_that_is_not_needed() -> None:
+    found = Schedule(seed=3, shift=6, gap=300)
+    assert minimising.minimise(found, lambda _: True) == Schedule(seed=3)
+    assert minimising.minimise(found, lambda each: each.gap > 0) == Schedule(
+        seed=3, gap=300, first=0, count=1
+    )
+
+
+@given(st.integers(0, 500), st.integers(1, 50))
+def test_only_the_disturbances_that_are_needed_remain(first: int, count: int) -> None:
+    def fails(each: Schedule) -> bool:
+        return each.gap > 0 and each.first <= first and each.first + each.count >= first + count
+
+    simplest = minimising.minimise(Schedule(seed=3, shift=6, gap=300), fails)
+    assert (simplest.first, simplest.count) == (first, count)
+
+
+def test_a_saved_state_is_loaded_as_paused() -> None:
+    name = b"\x00\x00\x00\x06debug\x00".ljust(104, b"\0")
+    state = b"QEVM...globalstate\x00\x00\x00\x00\x00\x00\x00\x01" + name + b"debug\0"
+    changed = as_paused(state)
+    assert len(changed) == len(state)
+    assert b"\x00\x00\x00\x07paused\x00" in changed
+    assert changed.endswith(b"debug\0")
+    assert as_paused(b"QEVM") == b"QEVM"

@@ -1,0 +1,267 @@
+"""`vmdebug hunt`: runs a script under many schedules, until a race in the kernel shows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vmdebug.cli import options, render, trouble, verb
+from vmdebug.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmdebug.guest_options import GuestOptions
+    from vmdebug.hunting.hunt import Found, Pool
+    from vmdebug.hunting.outcome import Group, Job, Outcome
+    from vmdebug.hunting.schedule import Schedule
+    from vmdebug.progress import Report
+
+DEFAULT_RUNS = 100
+
+SHOWN = 20
+"""How many seeds of a group are printed."""
+
+
+class Hunt(verb.WithTail):
+    """`hunt`: the words after `--` are for the script."""
+
+    tail_metavar = "ARGS"
+
+
+app = verb.new_app()
+
+
+@app.command(
+    cls=Hunt,
+    epilog=verb.examples(
+        "vmdebug hunt race.py --guest builtin --module race.ko",
+        "vmdebug hunt race.py --until-failure",
+        "vmdebug hunt race.py --seed 17",
+        "vmdebug hunt race.py --schedule seed=17,shift=6,gap=300,count=4",
+        "vmdebug hunt race.py --minutes 30 --on dask://build:8786 --json",
+    ),
+)
+def hunt(
+    context: typer.Context,
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="Python file that defines main(session).")],
+    *,
+    guest: Annotated[
+        str | None,
+        typer.Option(metavar="G", help="The guest, as for `start`.", autocompletion=verb.complete_guest),
+    ] = None,
+    module: options.Module = None,
+    append: options.Append = None,
+    memory: options.Memory = None,
+    runs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help=f"End after N runs; {DEFAULT_RUNS} by default.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(metavar="M", min=0, help="End after M minutes.")] = None,
+    until_failure: Annotated[
+        bool, typer.Option("--until-failure", help="End at the first failure, however long it takes.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", min=0, max=(1 << 32) - 1, help="Repeat the run of this seed.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="KNOBS", help="Repeat the run of a schedule, as it was printed.")
+    ] = None,
+    first_seed: Annotated[
+        int, typer.Option(metavar="S", min=0, max=(1 << 31), help="The first seed to try.")
+    ] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", metavar="N", min=1, help="Runs at a time; by default one for each CPU."),
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="dask://HOST:PORT", help="Run on a dask.distributed cluster.")
+    ] = None,
+    minimise: Annotated[
+        bool,
+        typer.Option("--minimise/--no-minimise", help="Simplify the schedule of the first failure."),
+    ] = True,
+    allow: options.AllowTrouble = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=1, help="Seconds that one run may take.")
+    ] = 120.0,
+    as_json: verb.Json = False,
+) -> None:
+    """Run a script under many schedules, until a race in the kernel shows.
+
+    Boots the guest once, and calls main(session) for each seed in a copy of it whose tasks run in another
+    order: with a clock of another speed, and with one task after the other preferred at random. A run fails
+    if the script raises, or the kernel has trouble (an oops, a WARN, …). The same seed always gives the same
+    run: --seed repeats it. A function prepare(session) of the script runs once, before the guest is copied.
+    The guest has one CPU and only runs during session.exec. Exits with status 1 if a run failed.
+    """
+    trouble.check_kinds(allow or ())
+    given = [
+        name
+        for name, value in (
+            ("--seed", seed),
+            ("--schedule", schedule),
+            ("--runs", runs),
+            ("--minutes", minutes),
+        )
+        if value is not None
+    ]
+    if len(given) > 1 and ("--seed" in given or "--schedule" in given):
+        raise UsageError(f"{given[0]} and {given[1]} exclude each other", hint="give only one of them")
+    from vmdebug.hunting import hunt as hunting
+    from vmdebug.hunting import schedule as schedules
+
+    one = None
+    if seed is not None:
+        one = schedules.of_seed(seed)
+    elif schedule is not None:
+        one = schedules.parse(schedule)
+    wanted = options.given(guest, module=module, append=append, memory=memory)
+    with render.progress() as report:
+        job = _job(
+            script,
+            wanted,
+            arguments=verb.tail(context),
+            allow=tuple(allow or ()),
+            timeout=timeout,
+            report=report,
+        )
+        limits = hunting.Limits(
+            runs=1 if one is not None else runs or (None if minutes or until_failure else DEFAULT_RUNS),
+            seconds=None if minutes is None else 60 * minutes,
+            failures=1 if until_failure else None,
+        )
+        workers = 1 if one is not None else jobs or len(os.sched_getaffinity(0))
+        with hunting.opened(job, on=on, workers=workers) as pool:
+            found = hunting.hunt(
+                pool,
+                [one] if one is not None else hunting.seeds(first_seed),
+                limits,
+                ended=lambda outcome: _tell(outcome, quiet=as_json),
+                report=report,
+            )
+            simplest = _simplest(pool, found, report) if minimise and one is None else None
+    _finish(found, simplest, job, as_json=as_json)
+
+
+def _job(
+    script: Path,
+    wanted: GuestOptions,
+    *,
+    arguments: tuple[str, ...],
+    allow: tuple[str, ...],
+    timeout: float,
+    report: Report,
+) -> Job:
+    """Return the job; mistakes in the script or the guest show now, and not in each worker.
+
+    Raises:
+        UsageError: the script has no main, or the guest cannot be hunted.
+        VmdebugError: the guest cannot be resolved.
+    """
+    from vmdebug import sources
+    from vmdebug.deadline import BUILD_SECONDS, Deadline
+    from vmdebug.hunting.guest import BOOT, scheduled
+    from vmdebug.hunting.outcome import Job
+    from vmdebug.hunting.run import Script
+
+    if not script.is_file():
+        raise UsageError(f"there is no script {script}", hint="give a Python file that defines main(session)")
+    spec = sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
+    scheduled(spec, BOOT)
+    try:
+        job = Job(
+            options=spec.asked or wanted,
+            script=str(script.resolve()),
+            text=script.read_text(),
+            arguments=arguments,
+            allow=allow,
+            timeout=timeout,
+        )
+        Script(job)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{script} cannot be loaded: {type(error).__name__}: {error}", hint="correct it, and hunt again"
+        ) from error
+    return job
+
+
+def _tell(outcome: Outcome, *, quiet: bool) -> None:
+    if outcome.failed and not quiet:
+        render.put(f"seed {outcome.schedule.seed:<6} {outcome.kind:<8} {outcome.headline}")
+        render.flush()
+
+
+def _simplest(pool: Pool, found: Found, report: Report) -> Schedule | None:
+    from vmdebug.hunting import hunt as hunting
+
+    if not found.groups:
+        return None
+    return hunting.minimise(pool, found.groups[0].outcomes[0], report=report)
+
+
+def _finish(found: Found, simplest: Schedule | None, job: Job, *, as_json: bool) -> None:
+    """Print the groups, the rate and what to do next; exit with status 1 if a run failed."""
+    if as_json:
+        render.put_json(_facts(found, simplest, job))
+    else:
+        for group in found.groups:
+            _show(group, job)
+        per_minute = 60 * found.runs / found.seconds if found.seconds else 0.0
+        render.put(
+            f"{found.failed} of {found.runs} runs failed: {found.rate}; {per_minute:.0f} runs a minute"
+        )
+        if found.groups:
+            seed = found.groups[0].outcomes[0].schedule.seed
+            render.tell(f"\nrepeat it:\n  vmdebug hunt {job.script} … --seed {seed}")
+        if simplest is not None:
+            render.tell(
+                f"the simplest schedule that fails:\n  vmdebug hunt {job.script} … --schedule {simplest}"
+            )
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def _show(group: Group, job: Job) -> None:
+    first = group.outcomes[0]
+    seeds = ", ".join(str(each.schedule.seed) for each in group.outcomes[:SHOWN])
+    more = ", …" if len(group.outcomes) > SHOWN else ""
+    render.put(f"\n--- {len(group.outcomes)} times: {first.headline} (seeds {seeds}{more}) ---")
+    render.put(_decoded(first, job))
+
+
+def _decoded(outcome: Outcome, job: Job) -> str:
+    from vmdebug import postmortem, sources
+    from vmdebug.deadline import BUILD_SECONDS, Deadline
+    from vmdebug.progress import silent
+
+    if not outcome.troubles:
+        return outcome.text
+    kernel = sources.resolve(job.options, report=silent, deadline=Deadline.after(BUILD_SECONDS)).kernel
+    more = len(outcome.troubles) - 1
+    rest = f"\n({more} more splats followed in this run)" if more else ""
+    return "\n\n".join(section.text for section in postmortem.splats(outcome.troubles[:1], kernel)) + rest
+
+
+def _facts(found: Found, simplest: Schedule | None, job: Job) -> dict[str, object]:
+    return {
+        "runs": found.runs,
+        "failed": found.failed,
+        "rate": found.rate.rate,
+        "interval": [found.rate.low, found.rate.high],
+        "seconds": found.seconds,
+        "simplest": None if simplest is None else str(simplest),
+        "groups": [
+            {
+                "group": group.name,
+                "kind": group.outcomes[0].kind,
+                "headline": group.outcomes[0].headline,
+                "seeds": [each.schedule.seed for each in group.outcomes],
+                "schedule": str(group.outcomes[0].schedule),
+                "text": _decoded(group.outcomes[0], job),
+            }
+            for group in found.groups
+        ],
+    }

@@ -1,0 +1,160 @@
+"""Runs schedules on all CPUs of this machine: a worker process for each, replaced if it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import IO, Self
+
+import msgspec
+
+from vmdebug import process
+from vmdebug.errors import VmdebugError
+from vmdebug.hunting import outcome
+from vmdebug.hunting.outcome import Job, Outcome
+from vmdebug.hunting.schedule import Schedule
+from vmdebug.hunting.worker import Answer, line
+from vmdebug.process import PIPE, Child
+
+TRIES = 3
+"""How many workers may die of the same schedule."""
+
+
+class WorkerError(VmdebugError):
+    """A run could not be made."""
+
+
+class LocalPool:
+    """Worker processes; a context manager that ends them.
+
+    Args:
+        job: What to run.
+        count: Number of workers.
+    """
+
+    def __init__(self, job: Job, count: int) -> None:
+        self._job = job
+        self._count = count
+        self._wanted: queue.SimpleQueue[Schedule | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Outcome | VmdebugError] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._children: set[Child] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        for _ in range(self._count):
+            thread = threading.Thread(target=self._serve, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._closed = True
+            children = [*self._children]
+        for child in children:
+            with contextlib.suppress(OSError, ValueError):
+                assert child.stdin is not None  # noqa: S101 - a pipe
+                child.stdin.close()  # then it ends at once
+        for _ in self._threads:
+            self._wanted.put(None)
+        for thread in self._threads:
+            thread.join(process.TERM_SECONDS)
+        for child in children:
+            process.end_group(child)
+
+    def pids(self) -> list[int]:
+        """Return the pids of the workers that run."""
+        with self._lock:
+            return [child.pid for child in self._children]
+
+    def map(self, schedules: Iterable[Schedule]) -> Iterator[Outcome]:
+        """Yield the outcomes of schedules as they come, with as many under way as there are workers.
+
+        Raises:
+            VmdebugError: a run could not be made.
+        """
+        source, under_way = iter(schedules), 0
+        while True:
+            while under_way < self._count and (schedule := next(source, None)) is not None:
+                self._wanted.put(schedule)
+                under_way += 1
+            if not under_way:
+                return
+            done = self._done.get()
+            under_way -= 1
+            if isinstance(done, VmdebugError):
+                raise done
+            yield done
+
+    def _serve(self) -> None:
+        """Give schedules to a worker, and replace it when it dies."""
+        child: Child | None = None
+        while (schedule := self._wanted.get()) is not None:
+            for last in (*[False] * (TRIES - 1), True):
+                try:
+                    child = child or self._start()
+                    self._done.put(_ask(child, schedule))
+                    break
+                except (OSError, ValueError, EOFError, VmdebugError) as error:
+                    self._end(child)
+                    child = None
+                    if self._closed:
+                        return
+                    if isinstance(error, WorkerError):
+                        self._done.put(error)
+                        break
+                    if last:
+                        self._done.put(
+                            WorkerError(f"{TRIES} workers died of the schedule {schedule}", detail=str(error))
+                        )
+
+    def _start(self) -> Child:
+        with self._lock:
+            if self._closed:
+                raise EOFError
+            child = process.start(
+                [sys.executable, "-m", "vmdebug.hunting.worker"],
+                env=os.environ,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=sys.stderr.buffer,
+            )
+            self._children.add(child)
+        _stream(child.stdin).write(outcome.line_of(self._job))
+        _stream(child.stdin).flush()
+        return child
+
+    def _end(self, child: Child | None) -> None:
+        if child is not None:
+            with self._lock:
+                self._children.discard(child)
+            process.end_group(child)
+
+
+def _ask(child: Child, schedule: Schedule) -> Outcome:
+    stdin = _stream(child.stdin)
+    stdin.write(line(schedule))
+    stdin.flush()
+    said = _stream(child.stdout).readline()
+    if not said:
+        raise EOFError("the worker ended")
+    answer = msgspec.json.decode(said, type=Answer)
+    if answer.outcome is None:
+        error = WorkerError(answer.message, hint=answer.hint, detail=answer.detail)
+        error.exit_status = answer.status  # type: ignore[misc] # that of the worker's error
+        raise error
+    return answer.outcome
+
+
+def _stream(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None  # noqa: S101 - a pipe
+    return stream
