@@ -194,5 +194,5 @@ def _stepped(vm: Vm, schedule: Schedule, deadline: Deadline) -> Iterator[tuple[D
             return guest_status.cause_of_death(vm.status())
 
         shell = SteppedShell(stub, schedule, cause=cause)
-        vm.use_shell(SteppedGuestShell(shell, ways=vm.rundir.ways, check=lambda: None, cause=cause))
+        vm.shell = SteppedGuestShell(shell, ways=vm.rundir.ways, check=lambda: None, cause=cause)
         yield DebugSession(vm, owned=False), shell

@@ -3,7 +3,7 @@
     python -m vmdebug.hunting.worker
 
 The first line is the job. Each further line is a schedule; the answer is one line: an outcome, or an error.
-At the end of its input, which comes however the hunt ends, the worker ends at once, and its guardian ends its VM.
+At the end of its input, which comes however the hunt ends, the worker ends at once; its guardian ends its VM.
 """
 
 from __future__ import annotations

@@ -182,8 +182,8 @@ class Vm(Copies):
             self._shell = GuestShell(self.rundir.ways, check=self.check_running, cause=self.cause_of_death)
         return self._shell
 
-    def use_shell(self, shell: GuestShell) -> None:
-        """Use another way into the guest than the one that would be found."""
+    @shell.setter
+    def shell(self, shell: GuestShell) -> None:
         self._shell = shell
 
     def check_running(self, call: str = "exec") -> None:
