@@ -113,7 +113,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[Child]]]:
             if found := re.search(r"Scheduler at:\s+tcp://(\S+)", line.decode()):
                 address = found[1]
                 break
-        words = [
+        words: list[str | Path] = [
             dask,
             "worker",
             f"tcp://{address}",
