@@ -29,7 +29,7 @@ ON_PATH := PATH="$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH"
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup host kernel demo test test-nixlib test-qemu kvm-lab lint bench soak clean
+.PHONY: help setup host kernel demo test test-nixlib test-qemu test-hunts kvm-lab lint bench soak clean
 # The virtual environment needs python3-venv, which `host` installs.
 .NOTPARALLEL:
 
@@ -38,6 +38,7 @@ help:
 	@echo 'make test    install what is missing, then run lint and all tests'
 	@echo 'make test-nixlib NIXPKGS=DIR   run the tests of flake.nix on a real nixpkgs'
 	@echo 'make test-qemu QEMU=DIR        run the tests of the trace plugin with the qemu-system-x86_64 in DIR, 9.2 or newer'
+	@echo 'make test-hunts                 kill the workers of hunts, here and on a dask cluster'
 	@echo 'make kvm-lab run guest tests under real KVM, inside an emulated machine; takes hours, needs root and Debian'
 	@echo 'make setup   install what is missing: packages through apt, and requirements.txt into .venv'
 	@echo 'make lint    run ruff, mypy and import-linter; needs only .venv, and neither apt nor root'
@@ -75,6 +76,9 @@ test-nixlib: $(VENV)
 	VMDEBUG_NIXPKGS='$(abspath $(NIXPKGS))' $(BIN)pytest -n 0 tests/unit/test_nix_flake.py $(PYTEST_ARGS)
 
 # The plugins of Debian 12's QEMU 7.2 cannot read registers, so `make test` has no such QEMU.
+test-hunts: kernel
+	$(BIN)pytest tests/hunts $(PYTEST_ARGS)
+
 test-qemu: kernel
 	@test -x '$(QEMU)/qemu-system-x86_64' || { echo 'usage: make test-qemu QEMU=DIR, a directory with a qemu-system-x86_64, 9.2 or newer' >&2; exit 2; }
 	PATH="$(abspath $(QEMU)):$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH" $(BIN)pytest -n 0 tests/newqemu $(PYTEST_ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -141,7 +142,15 @@ def hunt(
                 report=report,
             )
             simplest = _simplest(pool, found, report) if minimise and one is None else None
-    _finish(found, simplest, job, as_json=as_json)
+    said: dict[str, list[str | None]] = {
+        "--guest": [guest],
+        "--append": [append],
+        "--memory": [memory],
+        "--module": [*(module or [])],
+    }
+    words = [word for name, values in said.items() for each in values if each for word in (name, each)]
+    again = shlex.join(["vmdebug", "hunt", str(script), *words])
+    _finish(found, simplest, job, again=again, as_json=as_json)
 
 
 def _job(
@@ -202,7 +211,7 @@ def _simplest(pool: Pool, found: Found, report: Report) -> Schedule | None:
     return hunting.minimise(pool, found.groups[0].outcomes[0], report=report)
 
 
-def _finish(found: Found, simplest: Schedule | None, job: Job, *, as_json: bool) -> None:
+def _finish(found: Found, simplest: Schedule | None, job: Job, *, again: str, as_json: bool) -> None:
     """Print the groups, the rate and what to do next; exit with status 1 if a run failed."""
     if as_json:
         render.put_json(_facts(found, simplest, job))
@@ -215,11 +224,9 @@ def _finish(found: Found, simplest: Schedule | None, job: Job, *, as_json: bool)
         )
         if found.groups:
             seed = found.groups[0].outcomes[0].schedule.seed
-            render.tell(f"\nrepeat it:\n  vmdebug hunt {job.script} … --seed {seed}")
+            render.tell(f"\nrepeat it:\n  {again} --seed {seed}")
         if simplest is not None:
-            render.tell(
-                f"the simplest schedule that fails:\n  vmdebug hunt {job.script} … --schedule {simplest}"
-            )
+            render.tell(f"the simplest schedule that fails:\n  {again} --schedule {simplest}")
     if found.failed:
         raise typer.Exit(1)
 

@@ -69,7 +69,7 @@ class LocalPool:
         for thread in self._threads:
             thread.join(process.TERM_SECONDS)
         for child in children:
-            process.end_group(child)
+            _finish(child)
 
     def pids(self) -> list[int]:
         """Return the pids of the workers that run."""
@@ -137,7 +137,15 @@ class LocalPool:
         if child is not None:
             with self._lock:
                 self._children.discard(child)
-            process.end_group(child)
+            _finish(child)
+
+
+def _finish(child: Child) -> None:
+    """End a worker, and close its pipes."""
+    process.end_group(child)
+    for pipe in (child.stdin, child.stdout):
+        with contextlib.suppress(OSError):  # it has died with a schedule unread
+            _stream(pipe).close()
 
 
 def _ask(child: Child, schedule: Schedule) -> Outcome:
