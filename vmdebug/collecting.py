@@ -177,8 +177,7 @@ class RunningKernel(NamedTuple):
 
 def _ready(
     wanted: Wanted, machine: Vm, gdb: Gdb | None, modules: tuple[PlacedModule, ...], *, force: bool
-) -> _Kernel:
-def _ready(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool) -> RunningKernel:
+) -> RunningKernel:
     """Return the kernel of a VM whose QEMU has loaded the plugin.
 
     Raises:
@@ -195,19 +194,19 @@ def _ready(wanted: Wanted, machine: Vm, gdb: Gdb | None, *, force: bool) -> Runn
             hint="let the guest or GDB collect it, or start the VM anew with"
             f" {newer}{option('trace_ready', 'yes')}",
         )
-    return _kernel(machine, gdb, modules, force=force)
+    return running_kernel(machine, gdb, modules, force=force)
 
 
-def _kernel(machine: Vm, gdb: Gdb | None, modules: tuple[PlacedModule, ...], *, force: bool) -> _Kernel:
-    return kernel_of(machine, gdb, force=force)
-
-
-def kernel_of(machine: Vm, gdb: Gdb | None, *, force: bool) -> RunningKernel:
-    return running_kernel(machine, gdb, force=force)
-
-
-def running_kernel(machine: Vm, gdb: Gdb | None, *, force: bool) -> RunningKernel:
+def running_kernel(
+    machine: Vm, gdb: Gdb | None, modules: tuple[PlacedModule, ...] = (), *, force: bool
+) -> RunningKernel:
     """Return the kernel of a VM.
+
+    Args:
+        machine: The VM.
+        gdb: The GDB that is attached, or None.
+        modules: The modules whose functions are wanted, too.
+        force: Whether to accept a vmlinux of another build.
 
     Raises:
         NotCompiledError: there is no vmlinux.
@@ -224,8 +223,7 @@ def running_kernel(machine: Vm, gdb: Gdb | None, *, force: bool) -> RunningKerne
     else:
         kaslr = "nokaslr" not in spec.parameters
         slide = kernel_address.slide(machine.qmp, vmlinux, row, kaslr=kaslr, force=force)
-    return _Kernel(vmlinux, row, slide, modules)
-    return RunningKernel(vmlinux, row, slide)
+    return RunningKernel(vmlinux, row, slide, modules)
 
 
 def _guest(
@@ -238,12 +236,9 @@ def _guest(
     timeout: float,
 ) -> Collector:
     """Return the collector that uses the guest's own kernel; see `guest_tracing.collector`."""
-    guest = VmGuest(machine) if gdb is None else GdbGuest(gdb, timeout)
-    guest_tracing.check(machine, running=guest.running)
-    kernel = _kernel(machine, gdb, modules, force=force)
-    kernel = kernel_of(machine, gdb, force=force)
     guest = guest_of(machine, gdb, timeout)
-    kernel = running_kernel(machine, gdb, force=force)
+    guest_tracing.check(machine, running=guest.running)
+    kernel = running_kernel(machine, gdb, modules, force=force)
     return guest_tracing.collector(
         kernel.compiled,
         collected(wanted),
@@ -256,7 +251,6 @@ def _guest(
 def _plugin(
     trace: Compiled, kernel: RunningKernel, machine: Vm, gdb: Gdb | None, timeout: float
 ) -> Collector:
-    guest = VmGuest(machine) if gdb is None else GdbGuest(gdb, timeout)
     guest = guest_of(machine, gdb, timeout)
     return PluginCollector(
         machine.rundir.trace,
@@ -270,7 +264,6 @@ def _plugin(
     )
 
 
-class GdbGuest:
 def guest_of(machine: Vm, gdb: Gdb | None, timeout: float) -> Guest:
     """Return how a collector runs and stops the guest: by the session's GDB if one is attached.
 
@@ -308,7 +301,7 @@ class _GdbGuest:
             pass
 
 
-class VmGuest:
+class _VmGuest:
     """A guest that vmdebug resumes and stops with QMP, because the session has no GDB."""
 
     def __init__(self, machine: Vm) -> None:

@@ -13,7 +13,6 @@ from vmdebug import arch, collecting
 from vmdebug.channel.shell import Streams
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.gdb import Gdb
-from vmdebug.debugger.runstate import State
 from vmdebug.errors import StateError, VmdebugError
 from vmdebug.spelling import option
 from vmdebug.trace.coverage import reports
@@ -21,6 +20,7 @@ from vmdebug.trace.coverage.kernel_code import KernelCode, Section
 from vmdebug.trace.coverage.link import CoverageLink
 from vmdebug.trace.coverage.mapping import Lines
 from vmdebug.trace.coverage.wire import Block, Recorded
+from vmdebug.trace.plugin.collector import Guest
 from vmdebug.vm import Vm
 
 COVERAGE_SECONDS = 30.0
@@ -150,11 +150,9 @@ class Coverage:
                 hint="stop and continue the guest in the GDB that is attached to it",
             )
 
-    def _guest(self) -> collecting.VmGuest | collecting.GdbGuest:
-        attached = self._gdb is not None and self._gdb.state in (State.STOPPED, State.RUNNING)
-        if self._gdb is not None and attached:
-            return collecting.GdbGuest(self._gdb, self._timeout)
-        return collecting.VmGuest(self._vm)
+    def _guest(self) -> Guest:
+        connected = self._gdb is not None and collecting.is_connected(self._gdb)
+        return collecting.guest_of(self._vm, self._gdb if connected else None, self._timeout)
 
     def _look(self) -> None:
         """Note where the kernel and its modules are now, as far as that is known.
@@ -164,7 +162,7 @@ class Coverage:
         """
         if self._slide is None:
             with contextlib.suppress(StateError):  # KASLR has not chosen yet
-                self._slide = collecting.kernel_of(self._vm, self._gdb, force=self._force).slide
+                self._slide = collecting.running_kernel(self._vm, self._gdb, force=self._force).slide
         if self._running():
             with contextlib.suppress(VmdebugError):  # a guest that has no shell yet
                 deadline = Deadline.after(_MODULES_SECONDS)

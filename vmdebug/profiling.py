@@ -10,7 +10,7 @@ from typing import Protocol, Self, TypedDict
 from vmdebug import collecting, guest_programs, guest_tracing
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import StateError, UsageError
-from vmdebug.trace.expressions.dwarf import Kernel
+from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.profile.by_guest import GuestSampler
 from vmdebug.trace.profile.naming import Namer

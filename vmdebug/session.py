@@ -250,18 +250,22 @@ class DebugSession(Copies, KernelTests, DrgnAccess):
             source=None if source is None else Path(source),
             timeout=timeout,
         )
+
     def profile(self, *, timeout: float = TRACE_SECONDS, **options: Unpack[ProfileOptions]) -> Profiling:
         """Return a profile, a context manager: it samples all CPUs of the guest in its block.
 
         The guest's kernel samples, by perf events. After the block, `Profiling.profile` is a
         `vmdebug.Profile`.
 
+        Args:
             timeout: Seconds for the profile to begin, and to end.
             **options: `rate=`, `event=`, `idle=`, `inlined=`; see `vmdebug.ProfileOptions`.
 
+        Raises:
             UsageError: an argument has the wrong form.
             StateError: the guest does not run, has no agent, or its kernel has no perf events.
             MismatchError: the symbols are not those of the kernel that runs.
+        """
         return profiling.prepare(self.vm, attached=self._gdb, force=self._force, timeout=timeout, **options)
 
     def exchanges(self) -> str:

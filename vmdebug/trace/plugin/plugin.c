@@ -944,10 +944,9 @@ ON_RESET(on_reset)
      * given up: the vCPU's state keeps the instruction (`plugin_insn` of accel/tcg/plugin-gen.c). So the first
      * trace leaves it, without instrumentation. */
     static bool translated;
-    translated |= entry_count > 0;
-    register_callbacks(translated);
     bool covers = coverage_reset();
-    register_callbacks(entry_count > 0 || covers);
+    translated |= entry_count > 0 || covers;
+    register_callbacks(translated);
     pthread_mutex_unlock(&lock);
     __atomic_store_n(&resetting, 0, __ATOMIC_SEQ_CST);
 }
