@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vmdebug import DebugSession
 
-TIMES = 200
+TIMES = 40
 LOOP = f"loop() {{ i=0; while [ $i -lt {TIMES} ]; do echo get; echo put; i=$((i + 1)); done >/proc/race; }}"
 
 
