@@ -2,7 +2,7 @@
 
 Build it and hunt:
 
-    make -C ~/.cache/vmdebug/kernel/* M=$PWD/examples/hunt_race modules
+    make -C ~/.cache/vmdebug/kernel/*/ M=$PWD/examples/hunt_race modules
     vmdebug hunt examples/hunt_race/lost_update.py --module examples/hunt_race/race.ko
 """
 
