@@ -52,13 +52,15 @@ setup: host $(VENV)
 host:
 	@scripts/apt-setup
 
-# The user's pip may be configured for any package index: the hashes in requirements.txt are checked.
-.venv/installed: requirements.txt pyproject.toml
+# The user's pip may be configured for any package index: the hashes in requirements*.txt are checked.
+.venv/installed: requirements.txt requirements-gdb.txt pyproject.toml
 	@echo 'setup: installing the Python packages of requirements.txt into .venv'
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"setup: Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=… names another")'
 	@.venv/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv || { echo 'setup: cannot make .venv: install python3-venv, or run `make setup`' >&2; exit 1; }
 	@PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -q --require-hashes -r requirements.txt
 	@PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -q --no-deps -e .
+	@rm -rf .venv/gdb
+	@PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -q --require-hashes --no-deps --target .venv/gdb -r requirements-gdb.txt
 	@touch $@
 
 kernel: setup

@@ -12,6 +12,7 @@ import vmd_early
 import vmd_guest
 import vmd_identity
 import vmd_kgdb
+import vmd_later
 import vmd_run
 import vmd_settings
 
@@ -142,6 +143,8 @@ def _mismatch(verdict: vmd_identity.Verdict, *, force: bool) -> None:
     if force:
         vmd_batch.say(f"warning: {text}")
         return
+    if vmd_later.has_interpreter():
+        raise gdb.GdbError(f"{text}\n{USE_ITS_OWN}")  # the client ends GDB
     vmd_batch.say(f"{text}\n{USE_ITS_OWN}")
     vmd_batch.leave(vmd_batch.MISMATCH)
 

@@ -17,7 +17,7 @@ _WORK: list[Callable[[], None]] = []
 
 def add(work: Callable[[], None]) -> None:
     """Have this work done before the user's first command; do it at once if GDB has no prompt."""
-    if _has_interpreter():
+    if has_interpreter():
         work()
         return
     if not _WORK:
@@ -56,7 +56,7 @@ def _at_prompt(_event: object = None) -> None:
         _run()
 
 
-def _has_interpreter() -> bool:
+def has_interpreter() -> bool:
     """Whether GDB runs MI or DAP, which have no prompt. GDB's Python API does not give the interpreter."""
     arguments = Path("/proc/self/cmdline").read_bytes().split(b"\0")
     return any(re.match(rb"--?i(nt[a-z]*)?(=|$)", word) for word in arguments)

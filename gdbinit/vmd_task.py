@@ -155,6 +155,7 @@ def _idle() -> Iterator[gdb.Value]:
 
 def _show(task: gdb.Value, cpu: int | None, *, keep: bool) -> None:
     where = f"on CPU {cpu}" if cpu is not None else "asleep" if state(task) else "waiting for a CPU"
+    where = f"on CPU {cpu}" if cpu is not None else "asleep" if state_of(task) else "waiting for a CPU"
     print(f"pid {int(task['pid'])} ({vmd_kernel.name_of(task)}) {where}, task_struct {_address(task):#x}")
     if cpu is None:
         _show_asleep(task, keep=keep)
@@ -168,6 +169,8 @@ def _show(task: gdb.Value, cpu: int | None, *, keep: bool) -> None:
 
 def state(task: gdb.Value) -> int:
     """Return a task's state; see include/linux/sched.h. 0 is TASK_RUNNING."""
+def state_of(task: gdb.Value) -> int:
+    """Return a task's state; 0 for one that runs or waits for a CPU."""
     # The field has the underscores since Linux 5.14 (2f064a59a11f).
     return int(task["__state" if vmd_kernel.has_field(task.type, "__state") else "state"])
 
@@ -191,7 +194,7 @@ def _address(task: gdb.Value) -> int:
 
 
 def _show_asleep(task: gdb.Value, *, keep: bool) -> None:
-    first = SLEEPER.show(_asleep(task)).level()
+    first = SLEEPER.show(asleep(task)).level()
     try:
         print_from(first)
         if keep:
@@ -208,6 +211,8 @@ def print_from(first: int) -> None:
 
 
 def _asleep(task: gdb.Value) -> Asleep:
+def asleep(task: gdb.Value) -> Asleep:
+    """Return the registers of a task that no CPU runs, from its stack."""
     arch = vmd_arch.current()
     kind = vmd_kernel.struct(arch.switch_frame)
     sp = int(task["thread"]["sp"])

@@ -39,6 +39,8 @@ VERBS = {
     "snapshot": "Save and restore the state of a VM.",
     "report": "Report what has happened to a guest, or to the kernel in a dump.",
     "dump": "Write a guest's memory to a file that crash, drgn and GDB can read.",
+    "dap": "Serve an editor's debugger: the Debug Adapter Protocol, on standard input and output.",
+    "editor": "Print or write an editor's configuration for debugging guests.",
     "clone": "Start copies of a running VM.",
     "run": "Run a Python script on a guest.",
     "hunt": "Run a script under many schedules, until a race in the kernel shows.",

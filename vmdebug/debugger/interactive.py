@@ -81,28 +81,25 @@ def argv(attachment: Attachment) -> tuple[str, ...]:
     words = [*attachment.program, "-q"]
     if attachment.batch:
         words.append("--batch")
-    if not attachment.init:
-        words.append("-nx")
-    for command in _before(attachment):
-        words += ["-iex", command]
-    vmlinux = attachment.kernel.vmlinux
-    if vmlinux is not None:
-        style = demangle.style(vmlinux)
-        words += ["-iex", f"set {demangle.STYLE} {style}"] * (style != "auto")
-        words.append(str(vmlinux))
-        # GDB's default again, for modules and for files that the user loads.
-        words += ["-ex", f"set {demangle.STYLE} auto"] * (style != "auto")
-    words += ["-ex", "set auto-load python-scripts on", "-ex", f"source {shipped.gdbinit() / 'vmdebug.gdb'}"]
-    words += ["-ex", startup.ADAPT, "-ex", startup.RESTORE_LANGUAGE]
+    words += _loading(attachment)
     # In batch mode GDB exits with the status of the last command, whatever failed before it.
     run = "vmd-run " if attachment.batch else ""
-    for command in _ours(attachment):
+    for command in commands(attachment):
         words += ["-ex", f"{run}{command}"]
     if attachment.extra:
         words += ["-ex", startup.LATER]
     for extra in attachment.extra:
         words += _batched(extra) if attachment.batch else (f"-{extra.kind}", extra.text)
     return (*words, "-ex", "vmd-exit") if attachment.batch else tuple(words)
+
+
+def dap_argv(attachment: Attachment) -> tuple[str, ...]:
+    """Return the command line of a GDB that speaks the Debug Adapter Protocol.
+
+    It loads the vmlinux, and does not connect: its client has it execute `commands`, whose errors it then
+    gets.
+    """
+    return (*attachment.program, "-q", "-i=dap", *_loading(attachment))
 
 
 def attach(attachment: Attachment, *, lock: Path, vm: str) -> NoReturn:
@@ -155,6 +152,22 @@ def program(words: str) -> tuple[str, ...]:
     return tuple(shlex.split(words))
 
 
+def _loading(attachment: Attachment) -> list[str]:
+    """Return the options with which GDB makes its settings, loads the vmlinux, and defines our commands."""
+    words = [] if attachment.init else ["-nx"]
+    for command in _before(attachment):
+        words += ["-iex", command]
+    vmlinux = attachment.kernel.vmlinux
+    if vmlinux is not None:
+        style = demangle.style(vmlinux)
+        words += ["-iex", f"set {demangle.STYLE} {style}"] * (style != "auto")
+        words.append(str(vmlinux))
+        # GDB's default again, for modules and for files that the user loads.
+        words += ["-ex", f"set {demangle.STYLE} auto"] * (style != "auto")
+    words += ["-ex", "set auto-load python-scripts on", "-ex", f"source {shipped.gdbinit() / 'vmdebug.gdb'}"]
+    return [*words, "-ex", startup.ADAPT, "-ex", startup.RESTORE_LANGUAGE]
+
+
 def _before(attachment: Attachment) -> tuple[str, ...]:
     return (
         startup.importing("vmd_load", row=arch.by_name(attachment.kernel.arch)),
@@ -174,7 +187,8 @@ def _before(attachment: Attachment) -> tuple[str, ...]:
     )
 
 
-def _ours(attachment: Attachment) -> tuple[str, ...]:
+def commands(attachment: Attachment) -> tuple[str, ...]:
+    """Return the commands with which GDB connects to the guest, after it has loaded the vmlinux."""
     kernel = attachment.kernel
     commands = ["vmd-share"] if attachment.share else []
     if kernel.gdb_scripts is not None:
