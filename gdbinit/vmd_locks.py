@@ -85,7 +85,7 @@ def _wanted(tasks: list[gdb.Value]) -> Iterator[str]:
     waiting: dict[str, list[str]] = {}
     running = vmd_task.running()
     for task in tasks:
-        if vmd_kernel.address_of(task) in running or not vmd_task.state(task) or vmd_task.idle(task):
+        if vmd_kernel.address_of(task) in running or not vmd_task.state_of(task) or vmd_task.idle(task):
             continue
         lock = vmd_wait.reason(task).lock
         if lock is not None:

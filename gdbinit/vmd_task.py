@@ -154,7 +154,6 @@ def _idle() -> Iterator[gdb.Value]:
 
 
 def _show(task: gdb.Value, cpu: int | None, *, keep: bool) -> None:
-    where = f"on CPU {cpu}" if cpu is not None else "asleep" if state(task) else "waiting for a CPU"
     where = f"on CPU {cpu}" if cpu is not None else "asleep" if state_of(task) else "waiting for a CPU"
     print(f"pid {int(task['pid'])} ({vmd_kernel.name_of(task)}) {where}, task_struct {_address(task):#x}")
     if cpu is None:
@@ -167,24 +166,22 @@ def _show(task: gdb.Value, cpu: int | None, *, keep: bool) -> None:
         selected.switch()
 
 
-def state(task: gdb.Value) -> int:
-    """Return a task's state; see include/linux/sched.h. 0 is TASK_RUNNING."""
 def state_of(task: gdb.Value) -> int:
-    """Return a task's state; 0 for one that runs or waits for a CPU."""
+    """Return a task's state; see include/linux/sched.h. 0 is TASK_RUNNING."""
     # The field has the underscores since Linux 5.14 (2f064a59a11f).
     return int(task["__state" if vmd_kernel.has_field(task.type, "__state") else "state"])
 
 
 def idle(task: gdb.Value) -> bool:
     """Whether it is a kernel thread that sleeps for lack of work (TASK_IDLE)."""
-    return state(task) & _IDLE == _IDLE
+    return state_of(task) & _IDLE == _IDLE
 
 
 @contextlib.contextmanager
 def shown(task: gdb.Value) -> Iterator[gdb.Frame]:
     """Show a sleeping task's frames for the block, and yield the first one."""
     try:
-        yield SLEEPER.show(_asleep(task))
+        yield SLEEPER.show(asleep(task))
     finally:
         SLEEPER.clear()
 
@@ -210,9 +207,7 @@ def print_from(first: int) -> None:
     print(lines[f"\n{lines}".index(f"\n#{first} ") :], end="")
 
 
-def _asleep(task: gdb.Value) -> Asleep:
 def asleep(task: gdb.Value) -> Asleep:
-    """Return the registers of a task that no CPU runs, from its stack."""
     arch = vmd_arch.current()
     kind = vmd_kernel.struct(arch.switch_frame)
     sp = int(task["thread"]["sp"])

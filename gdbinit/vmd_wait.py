@@ -118,7 +118,7 @@ class Wait(gdb.Command):
 def blocked() -> Iterator[gdb.Value]:
     """Yield the tasks in state D: uninterruptible, without those that are only idle."""
     for task in vmd_kernel.tasks():
-        if vmd_task.state(task) & _BLOCKED and not vmd_task.idle(task):
+        if vmd_task.state_of(task) & _BLOCKED and not vmd_task.idle(task):
             yield task
 
 
@@ -132,7 +132,7 @@ def line(task: gdb.Value, cpu: int | None) -> str:
     who = f"pid {int(task['pid'])} ({vmd_kernel.name_of(task)})"
     if cpu is not None:
         return f"{who} runs on CPU {cpu}"
-    if not vmd_task.state(task):
+    if not vmd_task.state_of(task):
         return f"{who} waits for a CPU"
     why = reason(task)
     words = f"{who} {why.state} in {why.function or 'unknown code'}{why.place}"
@@ -141,7 +141,7 @@ def line(task: gdb.Value, cpu: int | None) -> str:
 
 def reason(task: gdb.Value) -> Reason:
     """Return why a task sleeps."""
-    state = vmd_task.state(task)
+    state = vmd_task.state_of(task)
     words = "idle" if vmd_task.idle(task) else _named(state)
     function = place = ""
     lock = None

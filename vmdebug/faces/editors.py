@@ -204,9 +204,9 @@ def _json(value: Any) -> str:
 
 
 def _lua(value: Any) -> str:
-    """Return a value as Lua; strings have JSON's escapes, which Lua has too for what paths contain."""
+    """Return a value as Lua: a key may be a keyword (`until`); strings have JSON's escapes, as Lua does."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_lua(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"[{_lua(key)}] = {_lua(each)}" for key, each in value.items()) + " }"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "{ " + ", ".join(map(_lua, value)) + " }"
     return json.dumps(value, ensure_ascii=False)

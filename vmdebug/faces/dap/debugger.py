@@ -95,7 +95,9 @@ class Debugger:
         named = session.source is not None or is_tree(shown)
         self.sources = Sources(_tree(source), shown if named else None)
         deadline = Deadline.after(ATTACH_SECONDS)
-        self.capabilities = self.gdb.ask("initialize", deadline, **self._client.able)
+        # GDB gives a part of the variables only to a client that pages; see `variables`.
+        able = {**self._client.able, "supportsVariablePaging": True}
+        self.capabilities = self.gdb.ask("initialize", deadline, **able)
         with self.runs.hidden():
             self._prepare(attachment, session, deadline)
 

@@ -9,6 +9,7 @@ from vmdebug.errors import GdbError, UsageError
 from vmdebug.faces.dap import tasks
 from vmdebug.faces.dap.client import Client
 from vmdebug.faces.dap.debugger import Debugger
+from vmdebug.faces.dap.variables import Variables
 from vmdebug.faces.dap.wire import Message
 
 Handler = Callable[[Message, dict[str, Any]], None]
@@ -40,11 +41,12 @@ class Inspecting:
     def __init__(self, client: Client, connected: Callable[[], Debugger]) -> None:
         self._client = client
         self._connected = connected
+        variables = Variables(client, connected)
         self._handlers: dict[str, Handler] = {
             "threads": self._threads,
             "stackTrace": self._stack,
-            "scopes": self._scopes,
-            "variables": self._variables,
+            "scopes": variables.scopes,
+            "variables": variables.children,
             "setVariable": self._set_variable,
             "evaluate": self._evaluate,
             "source": self._source,
@@ -82,28 +84,6 @@ class Inspecting:
             return {**body, "stackFrames": frames}
 
         self._connected().forward(request, ended)
-
-    def _scopes(self, request: Message, _given: dict[str, Any]) -> None:
-        scope = self._connected().tasks.scope()
-        self._connected().forward(request, lambda body: {**body, "scopes": [*body.get("scopes", []), scope]})
-
-    def _variables(self, request: Message, given: dict[str, Any]) -> None:
-        debugger = self._connected()
-        reference = int(given["variablesReference"])
-        if reference < tasks.FIRST:
-            debugger.forward(request)
-            return
-        try:
-            found = debugger.tasks.variables(reference)
-        except KeyError:
-            raise UsageError("the guest has run since: these tasks are of an earlier stop") from None
-        if isinstance(found, int):
-            struct = f"*(struct task_struct *) {found:#x}"
-            value = debugger.gdb.ask("evaluate", expression=struct, context="watch")
-            fields = debugger.gdb.ask("variables", variablesReference=value["variablesReference"])
-            self._client.succeed(request, fields)
-        else:
-            self._client.succeed(request, {"variables": found})
 
     def _set_variable(self, request: Message, given: dict[str, Any]) -> None:
         if int(given["variablesReference"]) >= tasks.FIRST:
