@@ -318,8 +318,8 @@ def test_the_name_of_the_task_is_compared_as_a_string(text: str) -> None:
 @pytest.mark.parametrize(
     ("where", "why"),
     [
-        ("no_such_function", "has no function no_such_function, or it is inlined everywhere"),
-        ("copied", "has no function copied, or it is inlined everywhere"),
+        ("no_such_function", "has a function no_such_function, or it is inlined everywhere"),
+        ("copied", "has a function copied, or it is inlined everywhere"),
         ("main.c:7", "the DWARF has no code for line 7 of main.c"),
         ("*traced + 4", "is not the name of a function"),
     ],
