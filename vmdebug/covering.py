@@ -75,7 +75,7 @@ class Coverage:
         self._lost = 0
 
     def __enter__(self) -> Self:
-        self.begin()
+        self.begin(timeout=self._timeout)
         return self
 
     def __exit__(
@@ -83,11 +83,12 @@ class Coverage:
     ) -> None:
         self.end()
 
-    def begin(self, *, keep: bool = False) -> None:
+    def begin(self, *, keep: bool = False, timeout: float = COVERAGE_SECONDS) -> None:
         """Begin to record.
 
         Args:
             keep: Whether QEMU goes on recording when this process ends; `resume` takes it up again.
+            timeout: Seconds until a CPU of a running guest pauses.
 
         Raises:
             StateError: QEMU has no plugin, or it records coverage already, or no CPU of the guest pauses.
@@ -96,11 +97,11 @@ class Coverage:
         """
         self._needs_plugin()
         row = arch.by_name(self._vm.state.spec.kernel.arch)
-        self._look()
+        self._look(_MODULES_SECONDS)
         link = CoverageLink(self._vm.rundir.trace, self._vm.name)
         try:
             self._recorded = link.begin((_KERNEL_HALF,), row.conditional_jumps, keep=keep)
-            self._await(link)
+            self._await(link, timeout)
         except BaseException:
             link.close()
             raise
@@ -138,13 +139,13 @@ class Coverage:
                 f" {option('accel', 'tcg')} {option('trace_ready', 'yes')}; QEMU 7.2 and newer can",
             )
 
-    def _await(self, link: CoverageLink) -> None:
+    def _await(self, link: CoverageLink, timeout: float) -> None:
         """Wait until the plugin records; that of a stopped guest begins when the guest is resumed."""
         guest = self._guest()
         if not guest.running or link.wait_ready(Deadline.after(_SOON_SECONDS)):
             return
         guest.nudge()
-        if not link.wait_ready(Deadline.after(self._timeout)):
+        if not link.wait_ready(Deadline.after(timeout)):
             raise StateError(
                 f"no CPU of {self._vm.name} pauses, so QEMU does not begin to record coverage",
                 hint="stop and continue the guest in the GDB that is attached to it",
@@ -154,8 +155,11 @@ class Coverage:
         connected = self._gdb is not None and collecting.is_connected(self._gdb)
         return collecting.guest_of(self._vm, self._gdb if connected else None, self._timeout)
 
-    def _look(self) -> None:
+    def _look(self, timeout: float) -> None:
         """Note where the kernel and its modules are now, as far as that is known.
+
+        Args:
+            timeout: Seconds in which the guest's shell must answer.
 
         Raises:
             MismatchError: the vmlinux is not that of the kernel that runs.
@@ -165,8 +169,7 @@ class Coverage:
                 self._slide = collecting.running_kernel(self._vm, self._gdb, force=self._force).slide
         if self._running():
             with contextlib.suppress(VmdebugError):  # a guest that has no shell yet
-                deadline = Deadline.after(_MODULES_SECONDS)
-                done = self._vm.shell.run(_LIST, streams=Streams(), deadline=deadline)
+                done = self._vm.shell.run(_LIST, streams=Streams(), deadline=Deadline.after(timeout))
                 for module, name, address in _LISTED.findall(done.stdout):
                     self._sections[Section(module, name, int(address, 16))] = None
 
@@ -175,9 +178,13 @@ class Coverage:
             return self._guest().running
         return False
 
-    def find_modules(self) -> None:
-        """Note which modules are loaded now, in case they are unloaded before the end."""
-        self._look()
+    def find_modules(self, *, timeout: float = _MODULES_SECONDS) -> None:
+        """Note which modules are loaded now: the code of one that is unloaded before the end has no name.
+
+        Args:
+            timeout: Seconds in which the guest's shell must answer.
+        """
+        self._look(timeout)
 
     def clear(self) -> None:
         """Forget what was executed until now.
@@ -187,8 +194,12 @@ class Coverage:
         """
         self._recording().clear()
 
-    def end(self) -> None:
-        """Stop recording; nothing happens if it has ended already."""
+    def end(self, *, timeout: float = _MODULES_SECONDS) -> None:
+        """Stop recording; nothing happens if it has ended already.
+
+        Args:
+            timeout: Seconds in which the guest's shell must say where the modules are.
+        """
         if self._link is None or self._recorded is None:
             return
         link, recorded, self._link, self._recorded = self._link, self._recorded, None, None
@@ -196,7 +207,7 @@ class Coverage:
             self._blocks, self._lost = list(recorded.blocks()), recorded.lost
             link.end()
             with contextlib.suppress(VmdebugError):  # QEMU may have ended
-                self._look()
+                self._look(timeout)
         finally:
             link.close()
             recorded.close()

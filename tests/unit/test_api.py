@@ -45,6 +45,7 @@ def test_an_unknown_option_is_named_before_anything_starts() -> None:
 
 ANSWERED_AT_ONCE = {
     "Console": {"tail"},
+    "Coverage": {"clear", "detach", "lines", "resume", "save"},
     "DebugSession": {"check_running", "exchanges", "stack_trace"},
     "Gdb": {"check_stop", "exchanges", "fileno", "replaced", "resume", "runs"},
     "GuestOptions": {"speller"},
@@ -53,6 +54,7 @@ ANSWERED_AT_ONCE = {
     "Job": {"cancel", "result_by", "settle"},
     "Profile": {"by_task", "check", "encode", "folded", "functions", "load"},
     "Thread": {"of"},
+    "Lines": {"merged"},
     "Trace": {"count", "index", "take"},
     "Value": {
         "cast_",

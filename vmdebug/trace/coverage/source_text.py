@@ -39,24 +39,21 @@ def functions(text: str) -> Iterator[Function]:
 def _head(lines: list[str], begins: int) -> tuple[str, int] | None:
     """Return the name of the function whose { is in a line, and its first line; None if it is none."""
     first = begins - 1
-    while (
-        first > max(0, begins - _LONGEST_HEAD)
-        and lines[first - 1].strip()
-        and lines[first - 1][0] not in "}#/*"
-    ):
+    while first > max(0, begins - _LONGEST_HEAD) and _goes_on(lines[first - 1]):
         first -= 1
     words = " ".join(lines[first : begins - 1])
-    found = next(iter(_HEAD.finditer(words)), None)
-    for each in _HEAD.finditer(words):
-        if not each[1].startswith("__attribute"):
-            found = each
-            break
-    if found is None:
+    heads = [each for each in _HEAD.finditer(words) if not each[1].startswith("__attribute")]
+    if not heads:
         return None
-    name = found[1]
+    name = heads[0][1]
     if _DEFINING.match(name):
-        name = f"{name}({found[2].split(',')[0].strip()})"
+        name = f"{name}({heads[0][2].split(',')[0].strip()})"
     return name, first + 1
+
+
+def _goes_on(line: str) -> bool:
+    """Whether a line may be in the head of a function that begins later."""
+    return bool(line.strip()) and line[0] not in "}#/*" and not line.rstrip().endswith((";", "*/"))
 
 
 def tokens(text: str) -> Iterator[list[tuple[str, str]]]:
