@@ -208,6 +208,7 @@ def print_from(first: int) -> None:
 
 
 def asleep(task: gdb.Value) -> Asleep:
+    """Return the registers of a task that no CPU runs, from its stack."""
     arch = vmd_arch.current()
     kind = vmd_kernel.struct(arch.switch_frame)
     sp = int(task["thread"]["sp"])
