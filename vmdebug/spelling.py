@@ -54,7 +54,7 @@ def option(name: str, value: Value = None) -> str:
 _REFERENCES: dict[Spelling, str] = {
     python: "help(vmdebug.GuestOptions) explains each option",
     command_line: "`vmdebug start --help` explains each option",
-    toml: "docs/configuration.md explains each key",
+    toml: "vmdebug.toml(5) explains each key",
 }
 
 

@@ -1,6 +1,6 @@
 """start --build, restart and session.restart in a tree whose make only copies the builtin kernel.
 
-make builds the same kernel each time. A really rebuilt kernel was tested by hand, see docs/kernels.md.
+make builds the same kernel each time. A really rebuilt kernel was tested by hand, see docs/howto/kernels.md.
 """
 
 from __future__ import annotations

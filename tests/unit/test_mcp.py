@@ -282,5 +282,5 @@ def test_a_terminal_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
     monkeypatch.setattr("sys.stdin", Terminal())
     assert cli.status_of(["mcp"]) == UsageError.exit_status
-    assert "docs/agents.md" in capsys.readouterr().err
+    assert "docs/howto/agents.md" in capsys.readouterr().err
     assert "mcp" in app.VERBS

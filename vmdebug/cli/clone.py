@@ -34,9 +34,9 @@ def clone(
     """Start copies of a running VM.
 
     The copies are named NAME-1, NAME-2, …, and continue from NAME's present state. They share its memory,
-    copy-on-write; sockets and log are their own. NAME pauses for a moment. The copies start with
-    the same clock and the same random number state; see docs/clones.md. Without --new-identity they are
-    not connected to bridges and segments, where NAME has their addresses.
+    copy-on-write; sockets and log are their own. NAME pauses for a moment. The copies start with the same
+    clock and the same random number state; the documentation on clones says what follows from that. Without
+    --new-identity they are not connected to bridges and segments, where NAME has their addresses.
     """
     from vmdebug import vm
     from vmdebug.debugger.ownership import VmOwner

@@ -37,7 +37,7 @@ def mcp(
 ) -> None:
     """Let an AI agent start, debug and trace guests: an MCP server on stdio.
 
-    The agent's program starts it; see docs/agents.md. The agent may start `builtin`, the guests of the
+    The agent's program starts it; see docs/howto/agents.md. The agent may start `builtin`, the guests of the
     nearest vmdebug.toml and those of --guest, and can neither run nor write anything else on this machine.
     Its VMs end with the server.
 
@@ -49,7 +49,7 @@ def mcp(
     if sys.stdin.isatty():
         raise UsageError(
             "vmdebug mcp speaks JSON on standard input, which is a terminal",
-            hint="configure it in your agent's program: docs/agents.md",
+            hint="configure it in your agent's program: docs/howto/agents.md",
         )
     _find_runtime_directory()
     from vmdebug.faces.mcp import guests, server

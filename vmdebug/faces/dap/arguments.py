@@ -123,7 +123,7 @@ def _session(ours: Mapping[str, Any]) -> Session:
         words = what.replace("array", "list").replace("object", "table").replace(" | null", "")
         raise UsageError(
             f'"{place.rstrip("`")}": {words}',
-            hint="docs/editors.md lists the arguments of launch and attach",
+            hint="docs/howto/editors.md lists the arguments of launch and attach",
         ) from error
 
 
