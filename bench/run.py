@@ -17,6 +17,7 @@ from bench.figure import Figure
 BENCHMARKS = (
     "attach",
     "clone",
+    "coverage",
     "drgn",
     "exec",
     "guesttrace",

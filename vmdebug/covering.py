@@ -136,7 +136,7 @@ class Coverage:
             raise StateError(
                 f"coverage needs vmdebug's plugin in QEMU, and {self._vm.name} has none: {why}",
                 hint="start the VM anew with"
-                f" {option('accel', 'tcg')} {option('trace_ready', 'yes')}; QEMU 7.2 and newer can",
+                f" {option('accel', 'tcg')} {option('trace_ready', 'yes')} (QEMU 7.2 or newer)",
             )
 
     def _await(self, link: CoverageLink, timeout: float) -> None:

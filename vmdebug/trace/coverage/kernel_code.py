@@ -164,12 +164,14 @@ class KernelCode:
 
 def _root(prefix: str, kernel: Kernel, source: Path | None) -> Path:
     """Return the directory of the kernel's source on this machine."""
-    for place in (source, Path(prefix) if prefix else None, kernel.source):
-        if place is not None and paths.or_false((place / _KNOWN_FILE.lstrip("/")).is_file):
-            return place
+    known = _KNOWN_FILE.lstrip("/")
+    places = (Path(prefix) if prefix else None, kernel.source) if source is None else (source,)
+    for place in places:
+        if place is not None and paths.or_false((place / known).is_file):
+            return place.absolute()
     if source is not None:
         raise UsageError(
-            f"{source} is not the source of the kernel: it has no {_KNOWN_FILE.lstrip('/')}",
+            f"{source} is not the source of the kernel: it has no {known}",
             hint="--source takes the top directory of the kernel's tree",
         )
     return Path(prefix or "/")
