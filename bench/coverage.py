@@ -14,7 +14,7 @@ ROUNDS = 5
 SECONDS = 120.0
 COMMAND = (
     "dd if=/dev/zero of=/dev/null bs=1 count=500000 2>/dev/null;"
-    " for each in 1 2 3 4 5 6 7 8 9 10; do cat /proc/*/status >/dev/null 2>&1; ls -R /sys/class >/dev/null; done"
+    " for each in $(seq 10); do cat /proc/*/status >/dev/null 2>&1; ls -R /sys/class >/dev/null; done"
 )
 
 
