@@ -31,7 +31,7 @@ ON_PATH := PATH="$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH"
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup host kernel demo test test-nixlib test-qemu test-hunts test-editors kvm-lab lint bench soak clean
+.PHONY: help setup host kernel demo test test-nixlib test-qemu test-hunts test-editors kvm-lab lint docs cast bench soak clean
 # The virtual environment needs python3-venv, which `host` installs.
 .NOTPARALLEL:
 
@@ -46,6 +46,7 @@ help:
 	@echo 'make setup   install what is missing: packages through apt, and requirements.txt into .venv'
 	@echo 'make lint    run ruff, mypy and import-linter; needs only .venv, and neither apt nor root'
 	@echo 'make bench   run the benchmarks against their baselines; ONLY=NAME runs one'
+	@echo 'make docs    build the site and the man pages in docs/_build; make cast records the demo of the README'
 	@echo 'make soak    kill, restart and feed vmdebug for an hour; SOAK="kills --kills 100" runs a part'
 	@echo 'make clean   remove what make made here (built kernels stay in ~/.cache/vmdebug)'
 
@@ -107,6 +108,16 @@ lint: $(VENV)
 	$(if $(VENV),$(BIN)mypy,@echo 'lint: mypy does not run: nixpkgs has no types-gdb')
 	$(if $(VENV),$(BIN)lint-imports,@if command -v lint-imports >/dev/null; then lint-imports; else echo 'lint: import-linter does not run: this nixpkgs does not have it'; fi)
 
+# Builds the site and the man pages; nothing is fetched, and each link inside the site is checked.
+docs: $(VENV)
+	$(BIN)sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)sphinx-build -W --keep-going -q -b man docs docs/_build/man
+	@echo 'docs: docs/_build/html/index.html'
+
+# Records the demo that the README shows.
+cast: kernel
+	@$(ON_PATH) python docs/_ext/cast.py
+
 soak: kernel
 	@$(ON_PATH) PYTHONPATH=gdbinit python -m soak.run $(SOAK)
 
@@ -114,5 +125,5 @@ bench: kernel
 	@$(ON_PATH) python -m bench.run $(ONLY)
 
 clean:
-	rm -rf .venv .make dist bench/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .make dist bench/out docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -76,6 +76,7 @@ def combine(path: Path, parts: Iterable[Path], *, append: bool = False) -> None:
         HostError: it cannot be written.
         UsageError: one is another kind of file.
     """
+    parts = tuple(parts)
     known: Known | None = None
     with _refusing(path):
         if not append:
@@ -91,12 +92,14 @@ def combine(path: Path, parts: Iterable[Path], *, append: bool = False) -> None:
             other.close()
             there = _read(beside(part))
             known = there if known is None else known.merged(there)
-            part.unlink()
-            beside(part).unlink()
         data.write()
         data.close()
         if known is not None:
             write_atomically(beside(path), msgspec.json.encode(known))
+        # Not before: coverage.py keeps the parts attached until it closes the file.
+        for part in parts:
+            part.unlink()
+            beside(part).unlink()
 
 
 def beside(path: Path) -> Path:
