@@ -12,7 +12,6 @@ from typing import Any
 import gdb
 import vmd_guest
 import vmd_kernel
-import vmd_later
 import vmd_modules
 import vmd_slide
 import vmd_task
@@ -59,12 +58,6 @@ def refuse_kill() -> None:
         gdb.GdbError: always.
     """
     raise gdb.GdbError("kill: the session did not start this guest\nend it with `vmdebug stop`")
-
-
-def run(command: str) -> None:
-    """Execute one of our commands; what it delays until a person's first prompt is done at once."""
-    gdb.execute(command)
-    vmd_later.run()
 
 
 def step(command: str, thread: int) -> None:

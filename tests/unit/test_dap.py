@@ -17,6 +17,7 @@ from vmdebug.faces.dap import arguments, capabilities, program
 from vmdebug.faces.dap.runs import Runs
 from vmdebug.faces.dap.sources import OTHER_VERSION, Sources, is_tree
 from vmdebug.faces.dap.wire import Log, MessageReader, MessageWriter
+from vmdebug.kimage.units import Unit
 
 JSON = st.dictionaries(st.text(), st.none() | st.integers(-(2**53), 2**53) | st.text() | st.lists(st.text()))
 
@@ -264,3 +265,36 @@ def test_commands_of_kbuild_are_read(line: str, command: str | None) -> None:
         )
     else:
         assert found is None
+
+
+def test_commands_are_made_of_what_gcc_recorded() -> None:
+    units = (
+        Unit("/src/fs/open.c", "/build", "GNU C11 12.2.0 -m64 -O2"),
+        Unit("/src/arch/x86/entry/entry_64.S", "/build", "GNU AS 2.40"),
+    )
+    (found,) = compile_commands.recorded(units, Path("/src"), "x86")
+    assert (found.file, found.directory) == ("/src/fs/open.c", "/build")
+    words = found.command.split()
+    assert words[:2] == ["gcc", "-nostdinc"]
+    assert words[-2:] == ["-c", "/src/fs/open.c"]
+    assert "-I/src/arch/x86/include" in words
+    assert "-I/build/include/generated/uapi" in words
+    assert "-m64" in words
+    assert "-DKBUILD_MODNAME='\"open\"'" in words
+
+
+def test_a_database_is_written(tmp_path: Path) -> None:
+    (tmp_path / "fs").mkdir()
+    (tmp_path / "fs/.open.o.cmd").write_text(
+        "cmd_fs/open.o := gcc -c -o fs/open.o fs/open.c\n\nsource_fs/open.o := x\n"
+    )
+    assert compile_commands.write(tmp_path, compile_commands.commands(tmp_path)) == 1
+    assert json.loads((tmp_path / compile_commands.NAME).read_text()) == [
+        {
+            "directory": str(tmp_path),
+            "command": "gcc -c -o fs/open.o fs/open.c",
+            "file": str(tmp_path / "fs/open.c"),
+        }
+    ]
+    with pytest.raises(UsageError, match="no kernel was built in"):
+        compile_commands.write(tmp_path, ())

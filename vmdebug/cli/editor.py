@@ -11,8 +11,12 @@ from vmdebug.cli import options, render, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmdebug.faces.compile_commands import Command
     from vmdebug.faces.editors import EditorFile
     from vmdebug.guest import Kernel
+    from vmdebug.progress import Report
 
 app = verb.new_app()
 
@@ -49,7 +53,7 @@ def editor(
 
     Writes below the present directory and below your home directory. Files that exist are left as they are,
     unless they are vmdebug's own; then the text is printed, for you to add. The guest's kernel, if it is a
-    build tree, gets a compile_commands.json and settings for clangd.
+    build tree or the builtin one, gets a compile_commands.json and settings for clangd.
     """
     from vmdebug.faces import editors
     from vmdebug.spelling import nearest
@@ -66,7 +70,7 @@ def editor(
     wanted = editors.Wanted(guest=guest, command=_command())
     files = list(editors.EDITORS[name](wanted))
     if kernel is not None and kernel.vmlinux is not None and source is not None:
-        files += _for_clangd(kernel.vmlinux.parent, source, write=write)
+        files += _for_clangd(kernel, kernel.vmlinux.parent, source, write=write)
     for each in files:
         if write:
             _write(each)
@@ -102,19 +106,35 @@ def _kernel(guest: str | None) -> Kernel | None:
         return None
 
 
-def _for_clangd(build: Path, source: Path, *, write: bool) -> list[EditorFile]:
+def _for_clangd(kernel: Kernel, build: Path, source: Path, *, write: bool) -> list[EditorFile]:
     from vmdebug.faces import compile_commands, editors
 
-    database = build / compile_commands.NAME
-    if (build / "complete.json").is_file():
-        render.tell("note: no settings for clangd: the builtin kernel's build does not keep its commands")
-        return []
     if write:
-        count = compile_commands.write(build)
-        render.tell(f"{database}: {count} files")
+        with render.progress() as report:
+            count = compile_commands.write(build, _commands(kernel, build, source, report))
+        render.tell(f"{build / compile_commands.NAME}: {count} files")
         if source != build:
             render.tell(f"for clangd, open the sources in {source}")
     return [editors.clangd(build)]
+
+
+def _commands(kernel: Kernel, build: Path, source: Path, report: Report) -> Iterator[Command]:
+    """Yield the commands that have built the kernel."""
+    from vmdebug.faces import compile_commands
+    from vmdebug.kimage import units
+    from vmdebug.progress import Step
+
+    found = list(compile_commands.commands(build))
+    # The build of the builtin kernel keeps those of a few files, of no use to an editor.
+    headers = next(build.glob("arch/*/include/generated"), None)
+    complete = any(each.file.endswith("/init/main.c") for each in found)
+    if complete or kernel.vmlinux is None or headers is None:
+        yield from found
+        return
+    recorded = compile_commands.recorded(units.read(kernel.vmlinux), source, headers.parents[1].name)
+    for number, each in enumerate(recorded):
+        report(Step("reading the compiler's options in vmlinux", done=number))
+        yield each
 
 
 def _write(file: EditorFile) -> None:

@@ -3,18 +3,22 @@
 kbuild keeps the command of each object in `.NAME.o.cmd` beside it. The kernel's own
 scripts/clang-tools/gen_compile_commands.py reads the same files; here no script of the tree is run.
 See https://clang.llvm.org/docs/JSONCompilationDatabase.html.
+
+The builtin kernel's build does not keep these files. Its commands are made of what gcc has recorded in the
+DWARF, and of the options that the kernel's Makefile gives to every file and gcc does not record.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from vmdebug.errors import UsageError
+from vmdebug.kimage.units import Unit
 from vmdebug.paths import write_atomically
 
 NAME = "compile_commands.json"
@@ -33,21 +37,59 @@ class Command(msgspec.Struct, frozen=True):
     file: str
 
 
-def write(build: Path) -> int:
+def write(build: Path, found: Iterable[Command]) -> int:
     """Write compile_commands.json into a build directory, and return the number of files in it.
 
     Raises:
         UsageError: no kernel was built there.
         OSError: it cannot be written.
     """
-    found = sorted(commands(build), key=lambda each: each.file)
-    if not found:
+    entries = sorted(set(found), key=lambda each: (each.file, each.command))
+    if not entries:
         raise UsageError(
             f"no kernel was built in {build}: it has no .*.o.cmd files", hint="run make there first"
         )
-    data = msgspec.json.format(msgspec.json.encode(found), indent=1)
+    data = msgspec.json.format(msgspec.json.encode(entries), indent=1)
     write_atomically(build / NAME, data + b"\n")
-    return len(found)
+    return len(entries)
+
+
+def recorded(units: Iterable[Unit], source: Path, arch: str) -> Iterator[Command]:
+    """Yield the command of each C file of a vmlinux, from its DWARF.
+
+    Args:
+        units: The compilation units.
+        source: The source tree.
+        arch: The directory of the architecture below `arch/` of the tree: "x86".
+    """
+    for unit in units:
+        if not unit.file.endswith(".c"):
+            continue
+        options = " ".join(word for word in unit.producer.split() if word.startswith("-"))
+        name = Path(unit.file).stem.replace("-", "_")
+        own = " ".join(
+            (
+                f"-DKBUILD_BASENAME='\"{name}\"'",
+                f"-DKBUILD_MODNAME='\"{name}\"'",
+                f"-DKBUILD_MODFILE='\"{name}\"'",
+                f"-D__KBUILD_MODNAME=kmod_{name}",
+            )
+        )
+        words = ("gcc", *_included(source, Path(unit.directory), arch), options, own, "-c", unit.file)
+        yield Command(unit.directory, " ".join(words), os.path.normpath(Path(unit.directory, unit.file)))
+
+
+def _included(source: Path, build: Path, arch: str) -> Iterator[str]:
+    """Yield LINUXINCLUDE and KBUILD_CPPFLAGS of the kernel's Makefile."""
+    yield "-nostdinc"
+    for kind in ("", "/uapi"):
+        yield f"-I{source}/arch/{arch}/include{kind}"
+        yield f"-I{build}/arch/{arch}/include/generated{kind}"
+        yield f"-I{source}/include{kind}"
+        yield f"-I{build}/include" if not kind else f"-I{build}/include/generated{kind}"
+    for header in ("compiler-version.h", "kconfig.h", "compiler_types.h"):
+        yield f"-include {source}/include/linux/{header}"
+    yield "-D__KERNEL__"
 
 
 def commands(build: Path) -> Iterator[Command]:

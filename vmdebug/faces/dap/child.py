@@ -16,6 +16,9 @@ from vmdebug.faces.dap.wire import Log, Message, MessageReader, MessageWriter
 ASK_SECONDS = 60.0
 """How long GDB may take to answer one request."""
 
+_IN_PYTHON = "Error occurred in Python: "
+"""What GDB puts before the errors of functions that are called through its command `python`."""
+
 Answer = Callable[[Message], None]
 """Called with the response to a request, in the thread that reads GDB's messages, in their order."""
 
@@ -131,7 +134,7 @@ class GdbAdapter:
             raise deadline.error(what)
         response = answers[0]
         if not response.get("success"):
-            words = str(response.get("message", "no reason given"))
+            words = str(response.get("message", "no reason given")).removeprefix(_IN_PYTHON)
             raise GdbError(words.partition("\n")[0], command=command, words=words, detail=self._tail())
         body: Message = response.get("body") or {}
         return body

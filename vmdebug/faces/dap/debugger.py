@@ -107,7 +107,7 @@ class Debugger:
         for old, new in session.source_map.items():
             self.gdb.execute(f"set substitute-path {shlex.quote(old)} {shlex.quote(new)}", deadline)
         for command in interactive.commands(attachment):
-            self._call(f"run({command!r})", deadline)
+            self.gdb.execute(command, deadline)
         self.cpus = self.query("cpus()")
         for command in session.init_commands:
             said = self.gdb.execute(command, deadline)
@@ -230,7 +230,7 @@ class Debugger:
         """
         directory = self._guest.machine.rundir.path
         with self.runs.hidden():
-            self._call(f"run({f'vmd-reconnect {directory}'!r})", Deadline.after(ATTACH_SECONDS))
+            self.gdb.execute(f"vmd-reconnect {directory}", Deadline.after(ATTACH_SECONDS))
         self.runs.over = False
         self.tasks.forget()
 
