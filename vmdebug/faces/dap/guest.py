@@ -28,6 +28,10 @@ STOP_SECONDS = 30.0
 _STOPPED = ("halted", "paused", "panicked", "failed")
 
 
+_REPLAY = "replay"
+"""The tag of the machine of a replay, in a VM's state."""
+
+
 class DebuggedVm:
     """The VM of a session. Made by `launched` and `found`.
 
@@ -87,7 +91,7 @@ class DebuggedVm:
     @property
     def replays(self) -> bool:
         """Whether the VM replays a recording, so that it can go back in time."""
-        return bool(getattr(self.machine.state.spec, "replay", None))
+        return self.machine.state.spec.machine.__struct_config__.tag == _REPLAY
 
     def claim(self) -> int:
         """Claim the VM's gdbstub until `release`; return the descriptor, for GDB to inherit.

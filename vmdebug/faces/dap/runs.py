@@ -97,12 +97,12 @@ class Runs:
         body: Message = {"threadId": 1, "allThreadsStopped": True, **self._last}
         hit = [number for number in body.pop("hitBreakpointIds", ()) if number > 0]
         kind = next((self.trouble[number] for number in hit if number in self.trouble), None)
-        if kind is not None:
+        if reason is not None:
+            body["reason"] = reason
+        elif kind is not None:
             body |= {"reason": "exception", "description": f"kernel {kind}", "text": f"kernel {kind}"}
         elif hit:
             body["hitBreakpointIds"] = hit
-        elif reason is not None:
-            body["reason"] = reason
         elif body.get("reason") in ("breakpoint", "stopped"):
             body["reason"] = "step"
         elif self.pausing and body.get("reason") != "step":
