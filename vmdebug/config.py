@@ -252,6 +252,8 @@ def _value(path: Path, name: str, key: str, value: Any) -> Any:
     """Return a value as `GuestOptions` has it; `GuestOptions` checks its type."""
     if key == "tcp" and isinstance(value, bool):
         return 0 if value else None
+    if key == "record" and isinstance(value, bool):
+        return "" if value else None
     if key in SEVERAL:
         here = path.parent
         words = several(key, value)
@@ -283,6 +285,8 @@ def _in_words(key: str, words: str, directory: Path) -> str:
             return absolute_root(words, directory)
         case "share":
             return absolute_share(words, directory)
+        case "record":
+            return words and str(absolute(words, directory))
         case _:
             return words
 

@@ -188,6 +188,26 @@ class RunnerMachine(msgspec.Struct, frozen=True, kw_only=True, tag="runner"):
     modules: Path | None = None
 
 
+class ReplayMachine(msgspec.Struct, frozen=True, kw_only=True, tag="replay"):
+    """A guest that a recording plays again; `vmdebug.replaying` makes it.
+
+    Args:
+        recording: The directory of the recording.
+        argv: QEMU's command line that recorded it.
+        run: The run directory in `argv`.
+        qemu: The emulator.
+        log: QEMU's log.
+        moved: By their names in `argv`, where the files of the guest are now.
+    """
+
+    recording: Path
+    argv: tuple[str, ...]
+    run: Path
+    qemu: Path
+    log: Path
+    moved: dict[str, str] = {}
+
+
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything needed to start a VM. A source makes it, and the VM layer uses it.
 
@@ -206,6 +226,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
         cpus: Number of CPUs; None: the runner's default.
         tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket.
         trace_ready: See `GuestOptions.trace_ready`.
+        record: The directory of the recording that is made of it; None: none is.
         qemu_args: More arguments for QEMU, at the end.
         notes: Notes for the user about automatic choices.
         asked: The options that it was made from, with absolute paths, for `restart`.
@@ -213,7 +234,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     guest: str
-    machine: OwnMachine | RunnerMachine
+    machine: OwnMachine | RunnerMachine | ReplayMachine
     kernel: Kernel
     parameters: tuple[str, ...] = ()
     root: Root | None = None
@@ -225,6 +246,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int | None = None
     tcp: int | None = None
     trace_ready: TraceReady = "auto"
+    record: Path | None = None
     qemu_args: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     asked: GuestOptions | None = None

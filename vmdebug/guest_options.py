@@ -87,6 +87,8 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             kernel.
         tcp: Port on 127.0.0.1 for GDB; 0: any free port; None: a socket in the run directory.
         trace_ready: Whether QEMU loads the plugin that collects traces; `auto` loads it where it works.
+        record: Record the guest: the path of the recording; "" or True: a new one among vmdebug's; None: it
+            is not recorded.
         qemu_args: More arguments for QEMU.
         nix_args: More arguments for nix: `--override-input`, `--impure`.
         force: Continue even if symbols and kernel are from different builds.
@@ -124,6 +126,7 @@ class GuestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     firmware: str | None = None
     tcp: Port | None = None
     trace_ready: TraceReady = "auto"
+    record: str | None = None
     qemu_args: tuple[str, ...] = ()
     nix_args: tuple[str, ...] = ()
     force: bool = False
@@ -183,6 +186,7 @@ class StartOptions(TypedDict, total=False):
     firmware: AnyPath | None
     tcp: int | None
     trace_ready: TraceReady
+    record: AnyPath | bool | None
     qemu_args: Sequence[str]
     nix_args: Sequence[str]
     force: bool
@@ -235,6 +239,8 @@ def _plain(name: str, value: Any) -> Any:
             return memory_mib(value)
         except UsageError as error:
             raise UsageError(f"{option(name)}: {error.message}", hint=error.hint) from error
+    if name == "record" and isinstance(value, bool):
+        return "" if value else None
     if name in ("qemu_args", "nix_args") and isinstance(value, (list, tuple)):
         return tuple(map(os.fspath, value))
     return value

@@ -24,6 +24,13 @@ Otherwise a warning of the kernel might not appear there. See ignore_loglevel in
 LOGLEVEL_PARAMETERS = ("quiet", "loglevel", IGNORE_LOGLEVEL)
 """Parameters with which the user chooses the console's log level; then `IGNORE_LOGLEVEL` is not added."""
 
+RECORDED_PARAMETERS = ("nohz=off",)
+"""Parameters of a recorded guest.
+
+While QEMU records, it hands over input only when the CPU runs, and an idle CPU without a periodic tick sleeps
+for seconds. See nohz= in kernel-parameters.txt.
+"""
+
 BAUD = 115200
 """Speed of a serial line, in bit/s: of the guest's console, and of kgdb, as in `kgdboc=ttyS0,115200`.
 

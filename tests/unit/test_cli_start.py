@@ -44,7 +44,7 @@ def test_every_option_arrives(asked: list[GuestOptions]) -> None:
     machine += " --firmware uefi --debuginfod --initrd /i --root host --root-dev 2 --root-image never"
     machine += " --init none --keep --modules none --module /a.ko --module /b.ko --no-load-modules"
     machine += " --net user --net segment=lab --forward :22 --forward 8080:80/udp"
-    machine += " --share /s:/mnt:rw --login --trace-ready no --force"
+    machine += " --share /s:/mnt:rw --login --trace-ready no --record /r.vmdrec --force"
     more = "--disk /d --tcp 1234 --override-input nixpkgs path:/n --impure --nix-arg -L"
     words = ["start", "bzImage", *machine.split(), *more.split()]
     assert cli.status_of([*words, "--append", "a=1 b", "--", "-device", "virtio-rng-pci", "--", "x"]) == 0
@@ -77,6 +77,7 @@ def test_every_option_arrives(asked: list[GuestOptions]) -> None:
             share=("/s:/mnt:rw",),
             login=True,
             trace_ready="no",
+            record="/r.vmdrec",
             force=True,
             firmware="uefi",
             tcp=1234,

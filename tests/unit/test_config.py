@@ -38,6 +38,7 @@ keep = true
 share = ["../data:/mnt:rw", "/other"]
 login = true
 trace-ready = "no"
+record = true
 force = true
 net = "user"
 forward = [22, "8080:80"]
@@ -105,6 +106,7 @@ class TestLookup:
             share=(f"{tmp_path}/data:/mnt:rw", "/other"),
             login=True,
             trace_ready="no",
+            record="",
             force=True,
             net=("user",),
             forward=("22", "8080:80"),

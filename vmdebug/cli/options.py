@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 OVERRIDE = "--override-input"
 
+RECORDING = ".vmdrec"
+"""The ending of a recording; see `vmdebug.recording.files.ENDING`."""
+
 
 def rewritten(words: list[str]) -> list[str]:
     """Return the words in a form that typer can parse.
 
     typer has no option with an optional value, and no repeatable one with two values: `--tcp` without a
-    port becomes `--tcp=0`, and `--override-input NAME URL` gets one value.
+    port becomes `--tcp=0`, `--record` without a file `--record=`, and `--override-input NAME URL` gets one
+    value. The word after `--record` is its file if it has the ending of one; otherwise it is GUEST.
     """
     done: list[str] = []
     rest = list(words)
@@ -26,6 +30,8 @@ def rewritten(words: list[str]) -> list[str]:
         word = rest.pop(0)
         if word == "--tcp" and not (rest and rest[0].isdigit()):
             done.append("--tcp=0")
+        elif word == "--record" and not (rest and rest[0].endswith(RECORDING)):
+            done.append("--record=")
         elif word == OVERRIDE and len(rest) > 1:
             done += [word, f"{rest.pop(0)} {rest.pop(0)}"]
         else:
@@ -202,6 +208,14 @@ TraceReady = Annotated[
     typer.Option(
         metavar="auto|yes|no",
         help="Load the plugin with which QEMU collects traces at full speed; auto loads it where it works.",
+    ),
+]
+Record = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[FILE.vmdrec]",
+        help="Record the guest, for `vmdebug replay`: one CPU under TCG, without shares and network. Without"
+        " FILE it is a new one of `vmdebug recording list`.",
     ),
 ]
 OverrideInput = Annotated[

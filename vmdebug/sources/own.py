@@ -12,10 +12,11 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, Guest, Kernel, LaunchSpec, OwnMachine, Root, Share
 from vmdebug.guest_options import GuestOptions
-from vmdebug.kernel_parameters import console_notes, parameters
+from vmdebug.kernel_parameters import RECORDED_PARAMETERS, console_notes, parameters
 from vmdebug.network import Nic
 from vmdebug.paths import absolute, or_false
 from vmdebug.progress import Report
+from vmdebug.recording import store
 from vmdebug.sources import firmware, initramfs, naming, userland
 from vmdebug.sources.guest_modules.module_set import ModuleSet
 from vmdebug.sources.kernels import image, replacements, tree, unified
@@ -49,7 +50,13 @@ def resolve(
     kernel, modules = userland.kernel_with_modules(kernel, options)
     boot = _boot(options, kernel, modules, whole, report=report, deadline=deadline, dry_run=dry_run)
     words = parameters(row, kaslr=options.kaslr, append=options.append)
-    words = (*(whole.parameters if whole is not None else ()), *userland.for_init(boot.root, row), *words)
+    recorded = RECORDED_PARAMETERS if options.record is not None else ()
+    words = (
+        *(whole.parameters if whole is not None else ()),
+        *userland.for_init(boot.root, row),
+        *recorded,
+        *words,
+    )
     return LaunchSpec(
         name=name,
         guest=options.table or guest.words,
@@ -65,6 +72,7 @@ def resolve(
         cpus=options.cpus or 1,
         tcp=options.tcp,
         trace_ready=options.trace_ready,
+        record=store.place(options.record, name) if options.record is not None else None,
         qemu_args=options.qemu_args,
         notes=(
             *boot.about,

@@ -15,7 +15,7 @@ from vmdebug import addressing, spelling
 from vmdebug.arch import Arch
 from vmdebug.errors import UsageError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec, OwnMachine
-from vmdebug.vm import channels, directories, disks, network_cards, qemuargs
+from vmdebug.vm import channels, directories, disks, network_cards, qemuargs, recorded
 from vmdebug.vm.disks import DiskFormat
 from vmdebug.vm.features import Features
 from vmdebug.vm.qemuargs import Options, value
@@ -145,7 +145,7 @@ def own(
         *directories.shared(spec.shared, rundir),
         *network_cards.attached(spec.nics, initial.connected, rundir),
         *entropy(features),
-        *generation(features, given),
+        *generation(features, given, guid=recorded.VMGENID if spec.record is not None else "auto"),
         *harness(spec, arch=arch, rundir=rundir, features=features, given=given, plugin=plugin),
         *incoming(initial),
         *spec.qemu_args,
@@ -173,11 +173,15 @@ def harness(
     """
     return (
         *no_user_interface(),
-        *console(rundir),
+        *(recorded.lines(spec.record, rundir, arch, features) if spec.record else console(rundir)),
         *monitors(rundir),
         *gdbstub(rundir, spec.tcp),
         *debug_devices(features, given),
-        *channels.devices(rundir, arch=arch, features=features, given=given),
+        *(
+            (*recorded.clock(spec.record), *recorded.own_monitor(rundir))
+            if spec.record
+            else channels.devices(rundir, arch=arch, features=features, given=given)
+        ),
         *ends(features),
         *traces(plugin, rundir),
         "-pidfile",
@@ -289,13 +293,13 @@ def entropy(features: Features) -> tuple[str, ...]:
     return ("-device", "virtio-rng-pci") if features.rng else ()
 
 
-def generation(features: Features, given: Options) -> tuple[str, ...]:
+def generation(features: Features, given: Options, *, guid: str = "auto") -> tuple[str, ...]:
     """Notify a kernel with CONFIG_VMGENID when it is a clone, so that it reseeds its random numbers.
 
     See docs/specs/vmgenid.txt of QEMU: each QEMU has an id of its own, and notifies the guest after a load.
     """
     wanted = features.vmgenid and "vmgenid" not in given.devices()
-    return ("-device", "vmgenid,guid=auto") if wanted else ()
+    return ("-device", f"vmgenid,guid={guid}") if wanted else ()
 
 
 def no_user_interface() -> tuple[str, ...]:

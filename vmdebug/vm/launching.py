@@ -18,7 +18,17 @@ from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.process import Child, ProcessRef
 from vmdebug.progress import Report, Step, silent
 from vmdebug.spelling import option
-from vmdebug.vm import argv, children, directory_use, file_servers, planning, rundir, segment, state
+from vmdebug.vm import (
+    argv,
+    children,
+    directory_use,
+    file_servers,
+    planning,
+    recorder,
+    rundir,
+    segment,
+    state,
+)
 from vmdebug.vm.argv import BOOT, InitialState
 from vmdebug.vm.guardian import END_SECONDS, Guardian
 from vmdebug.vm.machine import Vm
@@ -136,7 +146,10 @@ def launch(
         if start.log:
             _begin_log(directory, start.log)
         named = msgspec.structs.replace(spec, name=directory.name)
-        with file_servers.running(named, directory):
+        with (
+            file_servers.running(named, directory),
+            recorder.recording(named, directory, found.record) as recording,
+        ):
             with (
                 segment.plugged(spec.nics, directory.name, deadline=deadline) as plugged,
                 rundir.kept_from_cleaning(*directories) as locks,
@@ -146,6 +159,8 @@ def launch(
                 how = planning.build(named, found, directory, initial=initial)
                 attempt = _start(named, how, directory, guardian, (*start.fds, *locks, *plugged.fds))
             settled = _settle(attempt, bound=bound, deadline=deadline)
+            if recording is not None:
+                recording.begun(settled, directory, found.qemu, found.features.version)
         started = msgspec.structs.replace(settled, clone_of=start.clone_of)
         state.write(directory.state, started)
     except BaseException:

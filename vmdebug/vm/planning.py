@@ -13,14 +13,28 @@ from vmdebug import process
 from vmdebug.arch import Arch
 from vmdebug.deadline import LAUNCH_SECONDS, Deadline
 from vmdebug.errors import HostError, UsageError
-from vmdebug.guest import LaunchSpec, OwnMachine, RunnerMachine
+from vmdebug.guest import LaunchSpec, OwnMachine, ReplayMachine, RunnerMachine
 from vmdebug.progress import Report, silent
+from vmdebug.recording import refusal
 from vmdebug.spelling import option
-from vmdebug.vm import accel, argv, disks, features, qemuargs, rundir, runner, segment, tracing
+from vmdebug.vm import (
+    accel,
+    argv,
+    disks,
+    features,
+    qemuargs,
+    record_log,
+    recorded,
+    rundir,
+    runner,
+    segment,
+    tracing,
+)
 from vmdebug.vm.accel import Choice, Subject
 from vmdebug.vm.argv import BOOT, InitialState, RealAccel
 from vmdebug.vm.disks import DiskFormat
 from vmdebug.vm.features import Features
+from vmdebug.vm.record_log import LogFormat
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.tracing import Tracing
 
@@ -58,6 +72,7 @@ class Resources(msgspec.Struct, frozen=True):
         script: A runner's text, or "".
         disk_format: The format of `OwnMachine.disk`.
         tracing: The plugin that collects traces.
+        record: The format of QEMU's log, if the guest is recorded.
     """
 
     qemu: Path
@@ -67,6 +82,7 @@ class Resources(msgspec.Struct, frozen=True):
     script: str = ""
     disk_format: DiskFormat | None = None
     tracing: Tracing = Tracing()
+    record: LogFormat | None = None
 
 
 def plan(spec: LaunchSpec, *, report: Report = silent, timeout: float = LAUNCH_SECONDS) -> Plan:
@@ -99,15 +115,21 @@ def resources(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Resour
     """
     arch = arches.by_name(spec.kernel.arch)
     argv.check_extra(qemuargs.parse(spec.qemu_args), qemu=arch.qemu)
+    refusal.check(spec)
     script, named = "", None
     if isinstance(spec.machine, RunnerMachine):
         script = _text(spec.machine.script)
         named = runner.qemu(script)
     known = named is not None and os.access(named, os.X_OK)
     qemu = named if named and known else process.find(arch.qemu, package=arch.qemu_package)
+    if isinstance(spec.machine, ReplayMachine):
+        qemu = spec.machine.qemu
     subject = Subject(qemu, arch, spec.kernel.image)
-    own = isinstance(spec.machine, OwnMachine)
-    chosen = accel.choose(spec.accel, subject, report=report, deadline=deadline)
+    own = not isinstance(spec.machine, RunnerMachine)
+    if spec.record is not None or isinstance(spec.machine, ReplayMachine):
+        chosen = Choice("tcg", "only TCG counts instructions, which a recording needs")
+    else:
+        chosen = accel.choose(spec.accel, subject, report=report, deadline=deadline)
     # Assume the minimum for a runner's QEMU that is not known.
     has = features.of(qemu, deadline=deadline) if own or known else Features()
     if own:
@@ -128,6 +150,7 @@ def resources(spec: LaunchSpec, *, report: Report, deadline: Deadline) -> Resour
             report=report,
             deadline=deadline,
         ),
+        record=record_log.of(qemu, deadline=deadline) if spec.record is not None else None,
     )
 
 
@@ -205,6 +228,18 @@ def build(spec: LaunchSpec, found: Resources, directory: RunDir, *, initial: Ini
             )
             env = runner.environment(spec, machine, scratch=directory.scratch, inherited=os.environ)
             return Plan(command, env, chosen.accel, chosen.reason, found.tracing.untraceable)
+        case ReplayMachine() as machine:
+            command = recorded.replayed(
+                machine.argv,
+                qemu=found.qemu,
+                name=spec.name,
+                run=machine.run,
+                rundir=directory,
+                log=machine.log,
+                moved=machine.moved,
+                plugin=argv.traces(found.tracing.plugin, directory),
+            )
+            return Plan(command, {}, chosen.accel, chosen.reason, found.tracing.untraceable)
         case _:
             assert_never(spec.machine)
 
@@ -216,9 +251,9 @@ def _text(script: Path) -> str:
         raise UsageError(f"cannot read the runner script {script}: {error.strerror}") from error
 
 
-def _disk_format(machine: OwnMachine | RunnerMachine) -> DiskFormat | None:
+def _disk_format(machine: OwnMachine | RunnerMachine | ReplayMachine) -> DiskFormat | None:
     """Return the format of `OwnMachine.disk`."""
-    if isinstance(machine, RunnerMachine) or machine.disk is None:
+    if not isinstance(machine, OwnMachine) or machine.disk is None:
         return None
     try:
         with machine.disk.open("rb") as stream:

@@ -92,6 +92,21 @@ class RunDir(msgspec.Struct, frozen=True):
         return self.path / "control.lock"
 
     @property
+    def relay(self) -> Path:
+        """QMP socket of the process that types into a recorded guest, or wakes one that is replayed."""
+        return self.path / "relay.sock"
+
+    @property
+    def replay(self) -> Path:
+        """The file with the `vmdebug.replaying.Replaying` of a replay."""
+        return self.path / "replay.json"
+
+    @property
+    def lines(self) -> Path:
+        """The file with a replay's lines of the console; see `vmdebug.recording.positions.Line`."""
+        return self.path / "lines.json"
+
+    @property
     def gdb(self) -> Path:
         """The gdbstub's socket, unless it is on a TCP port."""
         return self.path / "gdb.sock"

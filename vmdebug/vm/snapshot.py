@@ -20,7 +20,7 @@ from vmdebug import paths
 from vmdebug.channel.log import death
 from vmdebug.errors import HostError, QmpError, UsageError, VmError
 from vmdebug.guest import ROOT_TAG
-from vmdebug.vm import memfd, rundir
+from vmdebug.vm import memfd, qcow2, rundir
 
 if TYPE_CHECKING:
     from vmdebug.vm.qmp import Event, Qmp
@@ -29,9 +29,6 @@ NODE = "vmdebug-state"
 """Name of the block node that stores the memory; "NODE-file" is the node of its file."""
 
 _JOB = "vmdebug-snapshot"
-
-_IMAGE_BYTES = 1 << 20
-"""Size of the image's disk; the snapshots are stored after it."""
 
 _FULL = r"No space left|while writing VM state: Input/output error"
 """QEMU's messages about a full file system; see save_snapshot of migration/savevm.c."""
@@ -137,6 +134,20 @@ def load(qmp: Qmp, tag: str, *, vm: str, console_log: Path, run: bool = True) ->
             qmp.execute("cont")
 
 
+def load_unmarked(qmp: Qmp, tag: str, *, vm: str) -> None:
+    """Load a snapshot of a stopped guest without a word in the console's log.
+
+    Args:
+        qmp: A connection to QEMU, which has the deadline.
+        tag: The snapshot's name.
+        vm: The VM's name, for messages.
+
+    Raises:
+        VmdebugError: see `load`.
+    """
+    _run_on(qmp, f"cannot load the snapshot {tag} of {vm}", "snapshot-load", tag, _known(qmp, tag, vm))
+
+
 def delete(qmp: Qmp, tag: str, *, vm: str) -> None:
     """Delete a snapshot.
 
@@ -239,9 +250,13 @@ def _make_room(qmp: Qmp) -> None:
         raise HostError(
             "this QEMU lacks the QMP command snapshot-save, which QEMU 6.0 added", hint="install a newer QEMU"
         )
-    fd = memfd.create("snapshots", rundir.disk_directory())
+    place = rundir.disk_directory()
+    fd = memfd.create("snapshots", place)
     try:
+        os.pwrite(fd, qcow2.empty(), 0)
         added = qmp.execute("add-fd", {}, fds=(fd,))
+    except OSError as error:
+        raise rundir.host_error(f"make the image for snapshots in {place}", error, place) from error
     finally:
         os.close(fd)
     file = f"{NODE}-file"
@@ -250,8 +265,6 @@ def _make_room(qmp: Qmp) -> None:
         undo.callback(qmp.execute, "remove-fd", added)
         qmp.execute("blockdev-add", {"driver": "file", "node-name": file, "filename": path})
         undo.callback(qmp.execute, "blockdev-del", {"node-name": file})
-        image = {"driver": "qcow2", "file": file, "size": _IMAGE_BYTES}
-        _run(qmp, "cannot make the image for snapshots", "blockdev-create", {"options": image})
         qmp.execute("blockdev-add", {"driver": "qcow2", "node-name": NODE, "file": file})
         undo.pop_all()
 

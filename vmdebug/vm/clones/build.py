@@ -13,7 +13,7 @@ from vmdebug import addressing
 from vmdebug.channel.log import kept
 from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, VmError
-from vmdebug.guest import LaunchSpec, RunnerMachine
+from vmdebug.guest import LaunchSpec, ReplayMachine, RunnerMachine
 from vmdebug.progress import Report, Step
 from vmdebug.vm import argv, launching, memfd, qemuargs, rundir, wait_shell
 from vmdebug.vm.argv import InitialState
@@ -106,14 +106,18 @@ def obstacle(spec: LaunchSpec) -> str:
     """Return why a guest cannot be saved; "" if there is no known reason."""
     if isinstance(spec.machine, RunnerMachine):
         return "the guest of a NixOS VM runner has a disk, which can have only one writer"
+    if isinstance(spec.machine, ReplayMachine) or spec.record is not None:
+        return "it is recorded or replayed, which a copy would not be"
     for share in spec.shared:
         return f"the directory {share.directory} is shared with this machine"
     if spec.root is not None and spec.root.keep:
         return f"the root image {spec.root.location} is kept, and can have only one writer"
     if spec.machine.disk is not None:
-        if spec.machine.throwaway:
-            return f"its changes to the disk {spec.machine.disk} are not copied with its memory"
-        return f"the disk {spec.machine.disk} can have only one writer"
+        return (
+            f"its changes to the disk {spec.machine.disk} are not copied with its memory"
+            if spec.machine.throwaway
+            else f"the disk {spec.machine.disk} can have only one writer"
+        )
     return _obstacle_in(qemuargs.parse(spec.qemu_args))
 
 

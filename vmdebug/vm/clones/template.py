@@ -25,7 +25,7 @@ import msgspec
 
 from vmdebug import addressing, guest
 from vmdebug.deadline import BOOT_SECONDS, Deadline
-from vmdebug.guest import LaunchSpec, RunnerMachine
+from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.network import Nic
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report, silent
@@ -195,7 +195,7 @@ def key(spec: LaunchSpec, resources: Resources, directory: Path | None) -> str:
     """
     nics = addressing.unplugged(spec.nics)
     anonymous = msgspec.structs.replace(spec, name="", guest="", nics=nics, notes=(), halt=False)
-    own = () if isinstance(spec.machine, RunnerMachine) else (spec.machine.initrd, spec.machine.unified)
+    own = (spec.machine.initrd, spec.machine.unified) if isinstance(spec.machine, OwnMachine) else ()
     # Hash the content, because the cache changes the time of a file that it returns.
     files = [_digest(path) for path in (spec.kernel.image, *own) if path is not None]
     words = [str(_FORMAT), resources.choice.accel, str(directory), _stamp(resources.qemu), *files]

@@ -1,0 +1,340 @@
+"""Replays a recording: a VM that does again what was recorded, and goes to any position of it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from vmdebug import guest, process, vm
+from vmdebug.channel.log import headlines
+from vmdebug.channel.log.headlines import squeezed
+from vmdebug.deadline import LAUNCH_SECONDS, Deadline
+from vmdebug.errors import HostError, StateError, UsageError
+from vmdebug.guest import LaunchSpec, ReplayMachine
+from vmdebug.progress import Report, Step, silent
+from vmdebug.recording import ending, event_log, files, manifest, positions, store
+from vmdebug.recording.manifest import Ended, Manifest
+from vmdebug.recording.positions import Line, Position
+from vmdebug.vm import Vm, features
+from vmdebug.vm.replay_control import Player
+
+REPLAY_SECONDS = 3600.0
+"""How long a replay may take to get to its first position."""
+
+SEEK_SECONDS = 600.0
+"""How long going to a position may take."""
+
+BUDGET_BYTES = 1 << 30
+"""How many bytes of disk the snapshots of a replay may take."""
+
+SNAPSHOTS = 16
+"""How many snapshots the first pass takes."""
+
+_STAMP = re.compile(r"^(?:<\d+>)?\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?")
+_TIME = re.compile(r"(\d+(?:\.\d+)?)s")
+
+
+class Replaying(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replay is of; kept in its run directory.
+
+    Args:
+        recording: The directory of the recording.
+        end: The last position.
+        failure: The position of the failure; None if there is none.
+        headline: The line of the console that reports it.
+        shift: The guest's time for one instruction is 2^shift ns.
+        qemu: QEMU's version.
+        complete: Whether the recording has its end.
+    """
+
+    recording: Path
+    end: int
+    failure: int | None
+    headline: str
+    shift: int
+    qemu: str
+    complete: bool
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """A recording that is to be replayed.
+
+    Args:
+        directory: The recording.
+        about: Its manifest.
+        ended: Its end.
+        lines: The lines of its console.
+    """
+
+    directory: Path
+    about: Manifest
+    ended: Ended
+    lines: tuple[Line, ...]
+
+    @property
+    def end(self) -> int:
+        """The last position: at the end of the log itself QEMU ends."""
+        return max(0, self.ended.icount - 1)
+
+    @property
+    def failure(self) -> Line | None:
+        """The first line that reports kernel trouble."""
+        return next((line for line in self.lines if _is_headline(line)), None)
+
+
+def start(
+    words: str,
+    *,
+    to: str = "failure",
+    name: str | None = None,
+    bound: bool,
+    report: Report = silent,
+    timeout: float = REPLAY_SECONDS,
+) -> Vm:
+    """Replay a recording up to a position, and leave the guest stopped there.
+
+    Args:
+        words: The recording: a path, or its name.
+        to: `start`, `end`, `failure` (the end, if there is none), an instruction count, a time such as
+            `2.5s`, or a text on the console.
+        name: The name of the VM; None: made from that of the guest.
+        bound: Whether it ends with this process.
+        report: Called with each step that takes long.
+        timeout: Seconds to get there.
+
+    Raises:
+        UsageError: there is no such recording or position.
+        StateError: it is being recorded.
+        HostError: the QEMU that recorded it is not here, or a file of the guest.
+        LaunchError: QEMU did not start.
+        DeadlineError: it took too long.
+    """
+    deadline = Deadline.after(timeout)
+    chosen = choose(store.find(words))
+    target = position_of(chosen.lines, to, end=chosen.end, failure=chosen.failure)
+    spec = _spec(chosen, name, deadline=deadline)
+    machine = vm.launch(
+        spec,
+        bound=True,
+        report=report,
+        timeout=min(LAUNCH_SECONDS, deadline.remaining),
+        exact_name=name is not None,
+    )
+    with contextlib.ExitStack() as undo:
+        undo.callback(machine.stop, force=True)
+        _write(machine, chosen)
+        with _player(machine, chosen.end, deadline) as player:
+            _first_pass(player, target, chosen.end, report)
+        undo.pop_all()
+    if not bound:
+        machine.keep()
+    return machine
+
+
+def choose(path: Path) -> Chosen:
+    """Return what is known about a recording.
+
+    Raises:
+        UsageError: it is none, or is damaged.
+        StateError: it is being recorded.
+    """
+    about = manifest.read(files.manifest(path))
+    ended = ending.settle(path)
+    lines = positions.read(path, event_log.read(files.log(path)))
+    return Chosen(directory=path, about=about, ended=ended, lines=lines)
+
+
+def of(machine: Vm) -> Replaying | None:
+    """Return what a VM replays; None if it replays nothing."""
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        return guest.decode(machine.rundir.replay.read_bytes(), Replaying)
+    return None
+
+
+def needed(machine: Vm) -> Replaying:
+    """Return what a VM replays.
+
+    Raises:
+        StateError: it replays nothing.
+    """
+    found = of(machine)
+    if found is None:
+        raise StateError(
+            f"{machine.name} is no replay, so it has no positions",
+            hint="record a guest, and replay it: vmdebug start --record; vmdebug replay",
+        )
+    return found
+
+
+def lines_of(machine: Vm) -> tuple[Line, ...]:
+    """Return the lines of the console of a replay, with their positions."""
+    try:
+        return tuple(msgspec.json.decode(machine.rundir.lines.read_bytes(), type=list[Line]))
+    except (OSError, msgspec.MsgspecError):
+        return ()
+
+
+def position(machine: Vm) -> Position:
+    """Return where a replay is.
+
+    Raises:
+        StateError: the VM is no replay.
+        DeadlineError: QEMU does not answer.
+    """
+    needed(machine)
+    return positions.at(lines_of(machine), machine.qmp("query-replay")["icount"])
+
+
+def goto(machine: Vm, to: str | int, *, timeout: float = SEEK_SECONDS) -> Position:
+    """Go to a position of a replay. No GDB may be attached, except one that keeps it stopped.
+
+    Args:
+        machine: The replay.
+        to: See `start`.
+        timeout: Seconds to get there.
+
+    Raises:
+        UsageError: there is no such position.
+        StateError: the VM is no replay.
+        DeadlineError: it took too long.
+    """
+    about = needed(machine)
+    lines = lines_of(machine)
+    failure = None if about.failure is None else Line(about.failure, about.failure, 0.0, about.headline)
+    target = position_of(lines, str(to), end=about.end, failure=failure)
+    with _player(machine, about.end, Deadline.after(timeout)) as player:
+        player.goto(target)
+    return positions.at(lines, target)
+
+
+def position_of(lines: Sequence[Line], to: str, *, end: int, failure: Line | None) -> int:
+    """Return the instruction count of a position that a user names.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if to == "start":
+        return 0
+    if to == "end" or (to == "failure" and failure is None):
+        return end
+    if to == "failure" and failure is not None:
+        return min(end, failure.icount)
+    if to.isdecimal():
+        if int(to) <= end:
+            return int(to)
+        raise UsageError(f"the recording has no position {to}", hint=f"its positions are 0 to {end}")
+    if time := _TIME.fullmatch(to):
+        return _at_time(lines, float(time[1]), end)
+    found = next((line for line in lines if to in line.text), None)
+    if found is None:
+        raise UsageError(
+            f"no line of the recorded console has the text {to!r}",
+            hint="a position is start, end, failure, an instruction count, a time as 2.5s, or such a text",
+        )
+    return min(end, found.icount)
+
+
+def _at_time(lines: Sequence[Line], seconds: float, end: int) -> int:
+    if not lines or seconds > lines[-1].seconds:
+        last = lines[-1].seconds if lines else 0.0
+        raise UsageError(f"the recording has no time {seconds:g}s", hint=f"its console ends at {last:.6f}s")
+    after = next(number for number, line in enumerate(lines) if line.seconds >= seconds)
+    if after == 0 or lines[after].seconds == seconds:
+        return min(end, lines[after].icount)
+    before, there = lines[after - 1], lines[after]
+    part = (seconds - before.seconds) / (there.seconds - before.seconds)
+    return min(end, int(before.icount + part * (there.icount - before.icount)))
+
+
+def _is_headline(line: Line) -> bool:
+    key = squeezed(_STAMP.sub("", line.text)).lstrip()
+    return headlines.form(key) is not None
+
+
+def _spec(chosen: Chosen, name: str | None, *, deadline: Deadline) -> LaunchSpec:
+    about = chosen.about
+    moved, kernel = {}, about.spec.kernel
+    for file in about.files:
+        here = chosen.directory / file.name if file.name else file.original
+        if not here.exists():
+            raise HostError(
+                f"a file of the recorded guest is missing: {here}",
+                hint="the recording does not contain it: record the guest again",
+            )
+        if file.name:
+            moved[str(file.original)] = str(here)
+        if file.original == kernel.vmlinux:
+            kernel = msgspec.structs.replace(kernel, vmlinux=here)
+        if file.original == kernel.image:
+            kernel = msgspec.structs.replace(kernel, image=here)
+    machine = ReplayMachine(
+        recording=chosen.directory,
+        argv=about.argv,
+        run=about.run,
+        qemu=_qemu(about, deadline),
+        log=files.log(chosen.directory),
+        moved=moved,
+    )
+    return msgspec.structs.replace(
+        about.spec,
+        name=name or f"{about.spec.name}-replay",
+        machine=machine,
+        kernel=kernel,
+        record=None,
+        halt=True,
+        asked=None,
+        notes=(),
+        tcp=None,
+    )
+
+
+def _qemu(about: Manifest, deadline: Deadline) -> Path:
+    """Return the QEMU that recorded a guest, or another one of the same version."""
+    found = []
+    name = about.qemu_file.name
+    for candidate in (about.qemu_file, process.find(name, package="qemu-system")):
+        with contextlib.suppress(HostError):
+            version = features.of(candidate, deadline=deadline).version
+            if version == about.qemu:
+                return candidate
+            found.append(f"{candidate} is {version}")
+    raise HostError(
+        f"QEMU {about.qemu} recorded this guest, and only the same version can replay it: {'; '.join(found)}",
+        hint=f"put QEMU {about.qemu} first on PATH",
+    )
+
+
+def _write(machine: Vm, chosen: Chosen) -> None:
+    failure = chosen.failure
+    about = Replaying(
+        recording=chosen.directory,
+        end=chosen.end,
+        failure=None if failure is None else failure.icount,
+        headline="" if failure is None else failure.text,
+        shift=chosen.about.shift,
+        qemu=chosen.about.qemu,
+        complete=chosen.ended.complete,
+    )
+    machine.rundir.lines.write_bytes(msgspec.json.encode(chosen.lines))
+    machine.rundir.replay.write_bytes(guest.encode(about))
+
+
+@contextlib.contextmanager
+def _player(machine: Vm, end: int, deadline: Deadline) -> Iterator[Player]:
+    with machine.connected(timeout=deadline.left("the replay")) as qmp:
+        yield Player(qmp, machine.rundir.console_log, name=machine.name, end=end, deadline=deadline)
+
+
+def _first_pass(player: Player, target: int, end: int, report: Report) -> None:
+    """Run the guest to its first position, and take snapshots on the way."""
+    step = max(1, end // SNAPSHOTS)
+    player.save()
+    for stop in (*range(step, target, step), target):
+        report(Step("replaying", done=100 * stop // max(1, target), total=100, note="%"))
+        player.run_to(stop)
+        if sum(each.bytes for each in player.marks()) < BUDGET_BYTES:
+            player.save()

@@ -1,0 +1,145 @@
+"""Moves a replayed guest to a position: runs it there, by way of the nearest snapshot before.
+
+A replay is stopped at an instruction count by QMP's `replay-break`. Snapshots are those of `snapshot`; their
+tags are `iICOUNT.BYTES`, with the size of the console's log, which is cut to that size when one is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vmdebug.deadline import Deadline
+from vmdebug.errors import GuestDiedError, UsageError, VmError
+from vmdebug.vm import snapshot
+
+if TYPE_CHECKING:
+    from vmdebug.vm.qmp import Qmp
+    from vmdebug.vm.snapshot import Snapshot
+
+_TAG = re.compile(r"i(\d+)\.(\d+)")
+
+_PAUSE = 0.002
+"""Seconds between two questions to a running replay. Each wakes QEMU's main thread, which would otherwise
+sleep through the guest's idle time: it knows the time only from the log, and looks there when it wakes."""
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of a replay.
+
+    Args:
+        icount: Its position.
+        console: The size of the console's log there.
+        bytes: Its size.
+        tag: Its tag.
+    """
+
+    icount: int
+    console: int
+    bytes: int
+    tag: str
+
+
+def _mark(found: Snapshot) -> Mark | None:
+    parts = _TAG.fullmatch(found.tag)
+    if parts is None:
+        return None
+    return Mark(icount=int(parts[1]), console=int(parts[2]), bytes=found.bytes, tag=found.tag)
+
+
+class Player:
+    """A replay, under a QMP connection that has the deadline.
+
+    Args:
+        qmp: The connection.
+        console: The log of its console, which ends where the guest is.
+        name: The VM's name, for messages.
+        end: The last position.
+    """
+
+    def __init__(self, qmp: Qmp, console: Path, *, name: str, end: int, deadline: Deadline) -> None:
+        self._qmp = qmp
+        self._console = console
+        self._name = name
+        self._end = end
+        self._deadline = deadline
+
+    @property
+    def icount(self) -> int:
+        """The instruction count."""
+        found: int = self._qmp.execute("query-replay")["icount"]
+        return found
+
+    def save(self) -> None:
+        """Take a snapshot here, unless there is one.
+
+        Raises:
+            VmError: QEMU cannot save the guest, as on a full disk.
+        """
+        here = self.icount
+        if all(each.icount != here for each in self.marks()):
+            tag = f"i{here:016}.{self._console.stat().st_size}"
+            snapshot.save(self._qmp, tag, vm=self._name)
+
+    def marks(self) -> tuple[Mark, ...]:
+        """Return where there are snapshots, in order."""
+        found = (_mark(each) for each in snapshot.every(self._qmp))
+        return tuple(sorted((each for each in found if each is not None), key=lambda each: each.icount))
+
+    def goto(self, icount: int) -> None:
+        """Go to a position: load the nearest snapshot before it, unless the guest is nearer, and run.
+
+        Raises:
+            UsageError: it is after the end, or before the begin.
+            GuestDiedError: QEMU has ended.
+            DeadlineError: the guest did not get there in time.
+        """
+        if not 0 <= icount <= self._end:
+            raise UsageError(
+                f"the recording has no position {icount}", hint=f"its positions are 0 to {self._end}"
+            )
+        now = self.icount
+        before = [each for each in self.marks() if each.icount <= icount]
+        if icount < now or (before and before[-1].icount > now):
+            if not before:
+                raise VmError(f"{self._name} has no snapshot before {icount}", hint="replay it again")
+            self._load(before[-1])
+        self.run_to(icount)
+
+    def run_to(self, icount: int, each: Callable[[int], None] = lambda _: None) -> None:
+        """Run the guest to a position after the present one.
+
+        Args:
+            icount: The position.
+            each: Called with the present position now and then.
+
+        Raises:
+            GuestDiedError: QEMU has ended.
+            DeadlineError: the guest did not get there in time.
+        """
+        if self.icount == icount:
+            return
+        self._qmp.execute("replay-break", {"icount": icount})
+        self._qmp.execute("cont")
+        while True:
+            now, status = self._qmp.execute_all([("query-replay", {}), ("query-status", {})])
+            if not status["running"]:
+                break
+            each(now["icount"])
+            self._deadline.left(f"the replay to get to {icount}")
+            time.sleep(_PAUSE)
+        if self.icount != icount:
+            raise GuestDiedError(
+                f"the replay of {self._name} stopped at {self.icount}, and not at {icount}",
+                hint="is the recording intact? `vmdebug recording verify` compares its files",
+            )
+
+    def _load(self, mark: Mark) -> None:
+        snapshot.load_unmarked(self._qmp, mark.tag, vm=self._name)
+        os.truncate(self._console, mark.console)
