@@ -17,13 +17,12 @@ single-step mode.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-from collections.abc import Iterator
 
 import gdb
 import vmd_kgdb
 import vmd_monitor
+import vmd_quiet
 
 _RETRY_SECONDS = 0.05
 
@@ -99,7 +98,11 @@ class Steps:
             return
         moments = ShortRuns()
         # If this fails, for example because the guest has ended, the detach that follows reports it.
-        with contextlib.suppress(gdb.error), gdb.with_parameter("scheduler-locking", "off"), _quiet():
+        with (
+            contextlib.suppress(gdb.error),
+            gdb.with_parameter("scheduler-locking", "off"),
+            vmd_quiet.quiet(),
+        ):
             while self.next() is not None:
                 moments.run()
             moments.finish()
@@ -148,21 +151,6 @@ def _left_by_another() -> set[int]:
         if any("(debug)" in line for line in said)
         else set()
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Discard GDB's output in the block: GDB has no setting to hide the report of a signal."""
-    gdb.flush()
-    stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        gdb.flush()
-        os.dup2(stdout, 1)
-        os.close(stdout)
-        os.close(nowhere)
 
 
 class ShortRuns:

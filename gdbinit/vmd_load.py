@@ -15,7 +15,9 @@ import vmd_leaving
 import vmd_locks
 import vmd_modules
 import vmd_next
+import vmd_past
 import vmd_reconnect
+import vmd_reverse_commands
 import vmd_scripts
 import vmd_share
 import vmd_slide
@@ -39,7 +41,7 @@ class Vmd(gdb.Command):
     def invoke(self, _argument: str, _from_tty: bool) -> None:
         """List the commands."""
         for command in COMMANDS:
-            print(f"{command.NAME:<14} {(command.__doc__ or '').splitlines()[0]}")
+            print(f"{command.NAME:<15} {(command.__doc__ or '').splitlines()[0]}")
 
 
 COMMANDS = (
@@ -55,6 +57,11 @@ COMMANDS = (
     vmd_locks.Locks,
     vmd_user.User,
     vmd_modules.Modules,
+    vmd_past.LastWrite,
+    vmd_past.AllWrites,
+    vmd_past.LastCall,
+    vmd_past.FirstCall,
+    vmd_past.Diff,
     vmd_connect.Connect,
     vmd_reconnect.Reconnect,
     vmd_scripts.Scripts,
@@ -70,6 +77,7 @@ def load() -> None:
     Vmd()
     for command in COMMANDS:
         command()
+    vmd_reverse_commands.define()
     vmd_exceptions.register()
     vmd_frames.register()
     vmd_user.register()

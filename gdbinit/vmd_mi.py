@@ -25,9 +25,11 @@ import vmd_leftover_steps
 import vmd_modules
 import vmd_patching
 import vmd_percpu
+import vmd_reverse
 import vmd_trace
 import vmd_value
 import vmd_variables
+import vmd_writes
 
 
 class Command(gdb.MICommand):
@@ -103,6 +105,54 @@ def backtraces(limit: str, *directories: str) -> dict[str, object]:
     return {"text": _packed("\n\n".join(vmd_bt_all.backtraces(str(int(limit)))).encode())}
 
 
+def back(kind: str) -> dict[str, object]:
+    """`-vmd-back continue|step|next|finish|stepi`: go back in a replay; `-vmd-arrived` has the reason."""
+    act = {
+        "continue": vmd_reverse.back,
+        "step": lambda: vmd_reverse.line(into=True),
+        "next": lambda: vmd_reverse.line(into=False),
+        "finish": vmd_reverse.finish,
+        "stepi": vmd_reverse.stepi,
+    }[kind]
+
+    def arrived() -> dict[str, object]:
+        there = act()
+        return {"reason": there.reason, "number": str(there.number)}
+
+    return _moved(arrived)
+
+
+def last_write(expression: str) -> dict[str, object]:
+    """`-vmd-last-write EXPRESSION`: go before its last write; `-vmd-arrived` has it, or null."""
+
+    def arrived() -> dict[str, object]:
+        found = vmd_writes.last_write(expression)
+        return {"write": _packed(json.dumps(None if found is None else found._asdict()).encode())}
+
+    return _moved(arrived)
+
+
+_ARRIVED: dict[str, object] = {}
+"""The result of the last move."""
+
+
+def _moved(act: Callable[[], dict[str, object]]) -> dict[str, object]:
+    """Keep the result, or the error: MI answers `^running` when the guest first runs, and nothing later."""
+    _ARRIVED.clear()
+    try:
+        _ARRIVED.update(act())
+    except (gdb.error, gdb.GdbError) as error:
+        _ARRIVED["error"] = _packed(str(error).encode())
+    except KeyboardInterrupt:
+        _ARRIVED["error"] = _packed(b"it was interrupted")
+    return {}
+
+
+def arrived() -> dict[str, object]:
+    """`-vmd-arrived`: the result of the last move in a replay, once it is complete."""
+    return dict(_ARRIVED)
+
+
 def _answer(result: gdb.Value, known: int) -> dict[str, object]:
     entry, data = vmd_value.about(result)
     entry["layouts"] = vmd_value.LAYOUTS.described[known:]
@@ -131,6 +181,9 @@ COMMANDS = (
     ("-vmd-accel", vmd_guest.tell_accel),
     ("-vmd-need-hardware", vmd_patching.check),
     ("-vmd-steps", vmd_leftover_steps.next_),
+    ("-vmd-back", back),
+    ("-vmd-last-write", last_write),
+    ("-vmd-arrived", arrived),
     ("-vmd-trace-start", vmd_trace.start),
     ("-vmd-trace-take", vmd_trace.take),
     ("-vmd-trace-end", vmd_trace.end),

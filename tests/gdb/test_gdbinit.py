@@ -32,6 +32,11 @@ COMMANDS = (
     "vmd-locks",
     "vmd-user",
     "vmd-modules",
+    "vmd-last-write",
+    "vmd-all-writes",
+    "vmd-last-call",
+    "vmd-first-call",
+    "vmd-diff",
     "vmd-connect",
     "vmd-reconnect",
     "vmd-scripts",
@@ -218,3 +223,10 @@ def test_it_needs_neither_the_package_nor_its_place(tmp_path: Path) -> None:
     env = {"PATH": "/usr/bin", "HOME": str(tmp_path)}
     done = process.run(argv, deadline=Deadline.after(60), cwd=tmp_path, env=env)
     assert done.stderr == ""
+
+
+def test_going_back_needs_a_replay() -> None:
+    done = gdb(commands=("reverse-continue", "vmd-last-write jiffies", "reverse-stepi x"))
+
+    assert done.stderr.count("GDB is not connected to a guest") == 2
+    assert "reverse-stepi takes a number, got 'x'" in done.stderr

@@ -20,6 +20,7 @@ from vmdebug.debugger.connection import Connection
 from vmdebug.debugger.following import Following
 from vmdebug.debugger.identity import SETTLE_SECONDS, Identity
 from vmdebug.debugger.inspection import Inspection
+from vmdebug.debugger.past import BACK_SECONDS, Past
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import Stop
 from vmdebug.debugger.stops import Stops
@@ -65,6 +66,7 @@ class RunControl:
         self._inspection = inspection
         self._following = Following(connection.fetch)
         self._stops = Stops(connection, table, identity, inspection, self._following)
+        self.past = Past(connection, self._stops, inspection)
         self._interrupter: Callable[[], None] | None = None
         self._kept: Stop | None = None
         self._holding = 0
@@ -80,27 +82,58 @@ class RunControl:
         self._resume("cont", _CONTINUE, deadline)
         return self._next_stop("cont", deadline) if wait else None
 
+    def back(self, *, timeout: float = BACK_SECONDS) -> Stop:
+        """Go back to the last hit of a breakpoint or watchpoint that is enabled; the guest must be a replay.
+
+        At a watchpoint, the guest is before the write. If there is no hit, it is where the recording begins,
+        and the stop's reason is `BEGIN`. Callbacks of breakpoints are not called.
+
+        Args:
+            timeout: Seconds to search.
+
+        Raises:
+            StateError: the guest is not stopped.
+            GdbError: the guest is no replay, or no breakpoint is set.
+            DeadlineError: the search took too long.
+        """
+        return self.past.go("continue", "back", timeout)
+
     def resume(self) -> None:
         """Resume the guest without waiting; raises as `cont` does."""
         self.cont(wait=False)
 
-    def step(self, *, timeout: float = RUN_SECONDS) -> Stop:
+    def step(self, *, back: bool = False, timeout: float = RUN_SECONDS) -> Stop:
         """Run to the next source line, into calls; raises as `cont` does.
 
         `step`, `next` and `finish` follow their task if it sleeps and wakes on another CPU.
+
+        Args:
+            back: Whether to go back instead, to where the line before began; the guest must be a replay.
+            timeout: Seconds to wait for the stop.
         """
+        if back:
+            return self.past.go("step", "step", timeout)
         return self._step("step", "-exec-step", timeout)
 
-    def next(self, *, timeout: float = RUN_SECONDS) -> Stop:
-        """Run to the next source line, over calls; raises as `cont` does."""
+    def next(self, *, back: bool = False, timeout: float = RUN_SECONDS) -> Stop:
+        """Run to the next source line, over calls; with `back`, see `step`; raises as `cont` does."""
+        if back:
+            return self.past.go("next", "next", timeout)
         return self._step("next", "-exec-next", timeout)
 
-    def stepi(self, *, timeout: float = RUN_SECONDS) -> Stop:
-        """Run one instruction; raises as `cont` does."""
+    def stepi(self, *, back: bool = False, timeout: float = RUN_SECONDS) -> Stop:
+        """Run one instruction; with `back`, undo one; raises as `cont` does."""
+        if back:
+            return self.past.go("stepi", "stepi", timeout)
         return self._run("stepi", "-exec-step-instruction", timeout)
 
-    def finish(self, *, timeout: float = RUN_SECONDS) -> Stop:
-        """Run until the selected frame returns; `details["return-value"]` has the value as GDB prints it."""
+    def finish(self, *, back: bool = False, timeout: float = RUN_SECONDS) -> Stop:
+        """Run until the selected frame returns; `details["return-value"]` has the value as GDB prints it.
+
+        With `back`, go back to where its function was called; see `step`.
+        """
+        if back:
+            return self.past.go("finish", "finish", timeout)
         self._connection.need("finish", State.STOPPED)
         followed = self._following.begin("finish")
         return self._run("finish", _CONTINUE if followed else "-exec-finish", timeout)

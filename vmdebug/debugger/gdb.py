@@ -29,6 +29,7 @@ from vmdebug.debugger.inspection import Inspection
 from vmdebug.debugger.memory import COMMAND_SECONDS
 from vmdebug.debugger.modules import LOAD_SECONDS, ModuleSymbols
 from vmdebug.debugger.ownership import UNCLAIMED, Owner
+from vmdebug.debugger.past import Past
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.share import SharedOwner
 from vmdebug.debugger.stop import Stop
@@ -354,6 +355,9 @@ class Gdb:
     def _running(self) -> RunControl:
         return self._control
 
+    def _remembering(self) -> Past:
+        return self._control.past
+
     def _breaking(self) -> Breakpoints:
         return self._breakpoints
 
@@ -369,6 +373,8 @@ class Gdb:
     stepi = _of(_running, RunControl.stepi)
     finish = _of(_running, RunControl.finish)
     until = _of(_running, RunControl.until)
+    back = _of(_running, RunControl.back)
+    last_write = _of(_remembering, Past.last_write)
     wait_stop = _of(_running, RunControl.wait_stop)
     interrupt = _of(_running, RunControl.interrupt)
     held = _of(_running, RunControl.held)

@@ -68,6 +68,11 @@ class Stops:
         self._latest = self._stop(self._following.ended(payload))
         return self._latest
 
+    def arrived(self, payload: Mapping[str, Any]) -> Stop:
+        """Return the stop where a move within a recording has ended."""
+        self._latest = self._stop(payload)
+        return self._latest
+
     def call_callbacks(self, found: Stop) -> Stop | None:
         """Call the callbacks of the breakpoints that were hit.
 

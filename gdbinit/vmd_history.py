@@ -1,0 +1,226 @@
+"""Moves a guest that QEMU replays to any position of its recording.
+
+A position is a count of executed instructions, QEMU's icount. See docs/devel/replay.rst and
+replay/replay-debugging.c of QEMU. Its own reverse debugging is not used: it loads a snapshot for each step,
+and from 10.2 on it loses the guest, see `_load_flushed`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import gdb
+import vmd_later
+import vmd_monitor
+import vmd_quiet
+import vmd_waker
+
+KEEPS_CODE = (10, 2)
+"""The first QEMU that keeps translated code when a stopped guest loads a snapshot."""
+
+_FIRMWARE = 100
+"""Instructions at the begin of a recording that come from the firmware's ROM: translated once, for ever."""
+
+_NEAR, _FAR = 300_000, 3_000_000
+"""How far before a position its own snapshot is, and from which distance on it is worth one."""
+
+_TAG = re.compile(r"i\d+\.(?P<size>\d+)")
+"""A snapshot's tag has the size of the console's log there; see `vmdebug/vm/replay_control.py`."""
+
+_own: list[str] = []
+"""The tag of the snapshot that `goto_again` has taken."""
+
+_REPLAYS = re.compile(r"Replaying execution .*instruction count = (\d+)")
+_SNAPSHOT = re.compile(r"\s*\S+\s+(?P<tag>\S+)\s.*\s(?P<icount>\d+)\s*$")
+
+
+class Snapshot(NamedTuple):
+    """A snapshot of the replay: its position and its name."""
+
+    position: int
+    tag: str
+
+
+def replaying() -> bool:
+    """Whether the guest is a replay of a recording."""
+    return _position() is not None
+
+
+def position() -> int:
+    """Return the number of instructions that the guest has executed.
+
+    Raises:
+        gdb.GdbError: the guest is no replay.
+    """
+    found = _position()
+    if found is None:
+        raise gdb.GdbError(
+            "the guest is not a replay of a recording: its past is not known\n"
+            "record it with `vmdebug start --record`, and then use `vmdebug replay`"
+        )
+    return found
+
+
+def snapshots() -> list[Snapshot]:
+    """Return the snapshots in the order of their positions."""
+    rows = [found for line in vmd_monitor.ask("info snapshots") if (found := _SNAPSHOT.match(line))]
+    return sorted(Snapshot(int(found["icount"]), found["tag"]) for found in rows)
+
+
+def goto(wanted: int) -> None:
+    """Move the guest to a position: the next instruction is the one after `wanted` instructions.
+
+    Breakpoints do not stop it on the way.
+
+    Raises:
+        gdb.GdbError: the recording does not have that position.
+        KeyboardInterrupt: the user stopped it on the way.
+    """
+    with without_breakpoints():
+        now = position()
+        start = _before(wanted)
+        if now > wanted or start.position > now:
+            _load(start)
+        run_to(wanted)
+
+
+def goto_again(wanted: int) -> None:
+    """Move to a position as `goto` does, and make the next moves near it quick.
+
+    A snapshot shortly before it is taken on the way, and replaces the previous one of its kind.
+    """
+    with without_breakpoints():
+        start = _before(wanted)
+        if wanted - start.position > _FAR:
+            goto(wanted - _NEAR)
+            _save_own()
+        goto(wanted)
+
+
+def run_to(wanted: int) -> None:
+    """Run forward to a position; only breakpoints that return False from `stop` may be inserted.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it on the way.
+        gdb.GdbError: it stopped for another reason.
+    """
+    if position() == wanted:
+        return
+    vmd_monitor.ask(f"replay_break {wanted}")
+    try:
+        with vmd_waker.awake():
+            quietly("continue")
+    except gdb.error as error:
+        raise gdb.GdbError(f"the recording ended before instruction {wanted}: {error}") from error
+    if (now := position()) != wanted:
+        vmd_monitor.ask("replay_delete_break")
+        if now < wanted:
+            raise KeyboardInterrupt
+        raise gdb.GdbError(f"the replay ran to instruction {now} instead of {wanted}")
+
+
+def quietly(command: str) -> None:
+    """Run the guest by a command of GDB, without a word about its stop."""
+    with contextlib.nullcontext() if vmd_later.has_interpreter() else vmd_quiet.quiet():
+        gdb.execute(command, to_string=True)
+
+
+@contextlib.contextmanager
+def without_breakpoints() -> Iterator[None]:
+    """Disable the user's breakpoints for the block."""
+    enabled = [each for each in gdb.breakpoints() if each.enabled]
+    for each in enabled:
+        each.enabled = False
+    try:
+        yield
+    finally:
+        for each in enabled:
+            if each.is_valid():
+                each.enabled = True
+
+
+def _position() -> int | None:
+    try:
+        words = " ".join(vmd_monitor.ask("info replay"))
+    except gdb.error:
+        return None
+    found = _REPLAYS.search(words)
+    return int(found[1]) if found else None
+
+
+def _before(wanted: int) -> Snapshot:
+    there = snapshots()
+    index = bisect.bisect_right([each.position for each in there], wanted) - 1
+    if index < 0:
+        raise gdb.GdbError(f"the recording has no snapshot before instruction {wanted}")
+    return there[index]
+
+
+def _save_own() -> None:
+    here = position()
+    if any(each.position == here for each in snapshots()):
+        return
+    while _own:
+        vmd_monitor.ask(f"delvm {_own.pop()}")
+    log = _log()
+    tag = f"i{here:016}.{log.stat().st_size if log.exists() else 0}"
+    if not any(vmd_monitor.ask(f"savevm {tag}")):
+        _own.append(tag)
+
+
+def _log() -> Path:
+    return vmd_waker.directory() / "console.log"
+
+
+def _load(snapshot: Snapshot) -> None:
+    if _version() >= KEEPS_CODE:
+        _load_flushed(snapshot)
+    else:
+        _loadvm(snapshot)
+    size = _TAG.fullmatch(snapshot.tag)
+    if size is not None and _log().exists():
+        os.truncate(_log(), int(size["size"]))
+    gdb.execute("maint flush register-cache", to_string=True)
+    gdb.execute("maint flush dcache", to_string=True)
+
+
+def _loadvm(snapshot: Snapshot) -> None:
+    said = vmd_monitor.ask(f"loadvm {snapshot.tag}")
+    if any(said):
+        raise gdb.GdbError(f"QEMU cannot load the snapshot {snapshot.tag}: {' '.join(said)}")
+
+
+def _load_flushed(snapshot: Snapshot) -> None:
+    """Load a snapshot, and discard the translated code of what was in memory before.
+
+    QEMU discards it when a running guest stops to load a snapshot (`tcg_vm_change_state` in
+    accel/tcg/tcg-all.c), not when it is stopped already. So the guest is set running and sent to position 0,
+    both in one message. QEMU tells GDB nothing about that, because GDB waits for no stop.
+    """
+    first = _before(0)
+    _loadvm(first)  # from the end of the recording, QEMU might run off it
+    run_to(first.position + _FIRMWARE)  # a seek to the present position loads nothing
+    _seek_running(first.position)
+    if snapshot != first:
+        _loadvm(snapshot)
+
+
+def _seek_running(wanted: int) -> None:
+    try:
+        with vmd_waker.qmp() as qmp:
+            qmp.ask({"execute": "cont"}, {"execute": "replay-seek", "arguments": {"icount": wanted}})
+            while qmp.ask({"execute": "query-status"})[0]["running"]:
+                pass
+    except OSError as error:
+        raise gdb.GdbError(f"QEMU does not answer on QMP: {error}\nis another client connected?") from error
+
+
+def _version() -> tuple[int, ...]:
+    found = re.search(r"(\d+)\.(\d+)", " ".join(vmd_monitor.ask("info version")))
+    return (int(found[1]), int(found[2])) if found else (0, 0)

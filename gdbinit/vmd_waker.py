@@ -1,0 +1,120 @@
+"""Keeps a replay from sleeping through the guest's idle time.
+
+A replay knows the time only from its log, and QEMU's main thread looks there when it wakes. Each question on
+QMP wakes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import gdb
+
+_PAUSE = 0.002
+"""Seconds between two questions."""
+
+_STALLED = 15.0
+"""Seconds without an executed instruction after which a replay is taken to have stalled."""
+
+_SECONDS = 10.0
+"""How long QEMU may take to answer."""
+
+
+class Qmp:
+    """A client of QEMU's QMP socket. Its lock keeps out vmdebug's own."""
+
+    def __init__(self, channel: socket.socket, answers: IO[bytes]) -> None:
+        self._channel, self._answers = channel, answers
+
+    def ask(self, *commands: dict[str, object]) -> list[dict[str, object]]:
+        """Send commands in one message, and return their answers.
+
+        Raises:
+            gdb.GdbError: QEMU refuses one.
+            OSError: QEMU does not answer, or has ended.
+        """
+        self._channel.sendall(b"".join(json.dumps(each).encode() + b"\n" for each in commands))
+        return [self._answer() for _ in commands]
+
+    def _answer(self) -> dict[str, object]:
+        while True:
+            line = self._answers.readline()
+            if not line:
+                raise ConnectionResetError("QEMU has ended")
+            message = json.loads(line)
+            if "error" in message:
+                raise gdb.GdbError(f"QEMU: {message['error']['desc']}")
+            if "return" in message:
+                found: dict[str, object] = message["return"]
+                return found
+
+
+def directory() -> Path:
+    """Return the run directory of the guest that GDB is connected to: where the gdbstub's socket is."""
+    connection = gdb.selected_inferior().connection
+    return Path(connection.details).parent if connection is not None and connection.details else Path()
+
+
+@contextlib.contextmanager
+def qmp() -> Iterator[Qmp]:
+    """Connect to QEMU's QMP socket, which serves one client at a time.
+
+    Raises:
+        OSError: there is no such socket, or another client uses it.
+    """
+    beside = directory()
+    with contextlib.ExitStack() as held:
+        if (lock := beside / "control.lock").exists():
+            file = held.enter_context(lock.open("rb"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        channel = held.enter_context(socket.socket(socket.AF_UNIX))
+        channel.settimeout(_SECONDS)
+        channel.connect(str(beside / "control.sock"))
+        answers = held.enter_context(channel.makefile("rb"))
+        answers.readline()
+        client = Qmp(channel, answers)
+        client.ask({"execute": "qmp_capabilities"})
+        yield client
+
+
+@contextlib.contextmanager
+def awake() -> Iterator[None]:
+    """Keep the replay awake in the block, in which GDB runs it; stop it if it executes nothing any more."""
+    ended = threading.Event()
+    with contextlib.ExitStack() as held:
+        try:
+            client = held.enter_context(qmp())
+        except OSError:
+            yield  # it is slower, but right
+            return
+        thread = threading.Thread(target=_wake, args=(client, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _wake(client: Qmp, ended: threading.Event) -> None:
+    # GDB's own thread must receive the user's Ctrl-C.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    with contextlib.suppress(OSError, ValueError):
+        position: object = None
+        since = time.monotonic()
+        while not ended.wait(_PAUSE):
+            now = client.ask({"execute": "query-replay"})[0].get("icount")
+            if now != position:
+                position, since = now, time.monotonic()
+            elif time.monotonic() - since > _STALLED:
+                client.ask({"execute": "stop"})
+                return
