@@ -17,6 +17,7 @@ from vmdebug.errors import HostError, StateError, UsageError
 from vmdebug.guest import LaunchSpec, ReplayMachine
 from vmdebug.progress import Report, Step, silent
 from vmdebug.recording import ending, event_log, files, manifest, positions, store
+from vmdebug.recording.event_log import EventLog
 from vmdebug.recording.manifest import Ended, Manifest
 from vmdebug.recording.positions import Line, Position
 from vmdebug.vm import Vm, features
@@ -67,12 +68,14 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
         directory: The recording.
         about: Its manifest.
         ended: Its end.
+        log: What QEMU has logged.
         lines: The lines of its console.
     """
 
     directory: Path
     about: Manifest
     ended: Ended
+    log: EventLog
     lines: tuple[Line, ...]
 
     @property
@@ -115,7 +118,7 @@ def start(
     """
     deadline = Deadline.after(timeout)
     chosen = choose(store.find(words))
-    target = position_of(chosen.lines, to, end=chosen.end, failure=chosen.failure)
+    wanted = named(chosen.lines, to, end=chosen.end, failure=chosen.failure)
     spec = _spec(chosen, name, deadline=deadline)
     machine = vm.launch(
         spec,
@@ -126,9 +129,12 @@ def start(
     )
     with contextlib.ExitStack() as undo:
         undo.callback(machine.stop, force=True)
-        _write(machine, chosen)
         with _player(machine, chosen.end, deadline) as player:
-            _first_pass(player, target, chosen.end, report)
+            latest = wanted.latest if isinstance(wanted, Line) else wanted
+            _first_pass(player, min(latest, chosen.end), chosen.end, report)
+            chosen = _anchored(chosen, player)
+            _write(machine, chosen)
+            _go(player, chosen, named(chosen.lines, to, end=chosen.end, failure=chosen.failure))
         undo.pop_all()
     if not bound:
         machine.keep()
@@ -144,8 +150,8 @@ def choose(path: Path) -> Chosen:
     """
     about = manifest.read(files.manifest(path))
     ended = ending.settle(path)
-    lines = positions.read(path, event_log.read(files.log(path)))
-    return Chosen(directory=path, about=about, ended=ended, lines=lines)
+    log = event_log.read(files.log(path))
+    return Chosen(directory=path, about=about, ended=ended, log=log, lines=positions.read(path, log))
 
 
 def of(machine: Vm) -> Replaying | None:
@@ -205,14 +211,26 @@ def goto(machine: Vm, to: str | int, *, timeout: float = SEEK_SECONDS) -> Positi
     about = needed(machine)
     lines = lines_of(machine)
     failure = None if about.failure is None else Line(about.failure, about.failure, 0.0, about.headline)
-    target = position_of(lines, str(to), end=about.end, failure=failure)
+    target = named(lines, str(to), end=about.end, failure=failure)
     with _player(machine, about.end, Deadline.after(timeout)) as player:
-        player.goto(target)
-    return positions.at(lines, target)
+        if isinstance(target, Line) and not target.exact:
+            log = event_log.read(files.log(about.recording))
+            chosen = Chosen(
+                directory=about.recording,
+                about=manifest.read(files.manifest(about.recording)),
+                ended=ending.settle(about.recording),
+                log=log,
+                lines=lines,
+            )
+            chosen = _anchored(chosen, player)
+            _go(player, chosen, named(chosen.lines, str(to), end=about.end, failure=failure))
+        else:
+            player.goto(min(about.end, target.icount if isinstance(target, Line) else target))
+        return positions.at(lines, player.icount)
 
 
-def position_of(lines: Sequence[Line], to: str, *, end: int, failure: Line | None) -> int:
-    """Return the instruction count of a position that a user names.
+def named(lines: Sequence[Line], to: str, *, end: int, failure: Line | None) -> int | Line:
+    """Return the instruction count, or the line of the console, that a user names.
 
     Raises:
         UsageError: there is none.
@@ -222,7 +240,7 @@ def position_of(lines: Sequence[Line], to: str, *, end: int, failure: Line | Non
     if to == "end" or (to == "failure" and failure is None):
         return end
     if to == "failure" and failure is not None:
-        return min(end, failure.icount)
+        return failure
     if to.isdecimal():
         if int(to) <= end:
             return int(to)
@@ -235,7 +253,7 @@ def position_of(lines: Sequence[Line], to: str, *, end: int, failure: Line | Non
             f"no line of the recorded console has the text {to!r}",
             hint="a position is start, end, failure, an instruction count, a time as 2.5s, or such a text",
         )
-    return min(end, found.icount)
+    return found
 
 
 def _at_time(lines: Sequence[Line], seconds: float, end: int) -> int:
@@ -321,6 +339,27 @@ def _write(machine: Vm, chosen: Chosen) -> None:
     )
     machine.rundir.lines.write_bytes(msgspec.json.encode(chosen.lines))
     machine.rundir.replay.write_bytes(guest.encode(about))
+
+
+def _anchored(chosen: Chosen, player: Player) -> Chosen:
+    """Return a recording with more exact lines: the snapshots of its replay are anchors."""
+    anchors = [(mark.icount, mark.console) for mark in player.marks()]
+    console = files.console(chosen.directory).read_bytes()
+    lines = positions.of_lines(console, chosen.log.output, anchors)
+    return msgspec.structs.replace(chosen, lines=lines)
+
+
+def _go(player: Player, chosen: Chosen, to: int | Line) -> None:
+    if isinstance(to, int):
+        player.goto(to)
+    elif to.exact:
+        player.goto(min(chosen.end, to.icount))
+    else:
+        number = chosen.lines.index(to)
+        before = sum(
+            len(each) + 1 for each in files.console(chosen.directory).read_bytes().split(b"\n")[:number]
+        )
+        player.goto_output(before + 1, chosen.log.output[to.first : to.last + 1])
 
 
 @contextlib.contextmanager

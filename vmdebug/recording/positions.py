@@ -1,8 +1,9 @@
 """Positions in a recording: instruction counts, the guest's time, and lines of its console.
 
 A guest writes its console byte by byte, and QEMU logs each of them, so each line has an exact position. The
-agent's serial line is logged in the same way, without a word which line it was; where it talks, a line's
-position is only known to lie between two counts.
+agent's serial line is logged in the same way, without a word which line a byte was for. So where the agent
+talks, a line's position only lies between two counts, until a replay has shown how much was on the console at
+some positions around it: these are its anchors.
 """
 
 from __future__ import annotations
@@ -30,12 +31,16 @@ class Line(msgspec.Struct, frozen=True, array_like=True):
         latest: The count at the latest; equal to `icount` if that is exact.
         seconds: The guest's time: of its time stamp, or else of the last one before.
         text: The line.
+        first: The number of the byte in `EventLog.output` that is at `icount`.
+        last: The number of the byte that is at `latest`.
     """
 
     icount: int
     latest: int
     seconds: float
     text: str
+    first: int = 0
+    last: int = 0
 
     @property
     def exact(self) -> bool:
@@ -68,25 +73,30 @@ def read(directory: Path, log: EventLog) -> tuple[Line, ...]:
     return of_lines(files.console(directory).read_bytes(), log.output)
 
 
-def of_lines(console: bytes, output: array[int]) -> tuple[Line, ...]:
+def of_lines(console: bytes, output: array[int], anchors: Sequence[tuple[int, int]] = ()) -> tuple[Line, ...]:
     """Return the lines of a console.
 
     Args:
         console: The serial log.
         output: The positions of all single bytes that the guest wrote, to the console or to another line.
+        anchors: Positions, in order, each with the size of the console there.
     """
-    others = len(output) - len(console)
+    sizes, others = [0], [0]
+    for icount, size in anchors:
+        sizes.append(size)
+        others.append(bisect.bisect_left(output, icount) - size)
+    sizes.append(len(console) + 1)
+    others.append(len(output) - len(console))
     lines: list[Line] = []
     seconds, at = 0.0, 0
     for raw in console.split(b"\n"):
-        if at < len(console) or raw:
+        if at < len(console):
             if stamp := _STAMP.match(raw):
                 seconds = int(stamp[1]) + int(stamp[2]) / 1e6
-            first = min(at, len(output) - 1)
-            last = min(at + max(others, 0), len(output) - 1)
-            if first >= 0:
-                text = raw.strip(_CARRIAGE).decode(errors="replace")
-                lines.append(Line(output[first], output[last], seconds, text))
+            after = bisect.bisect_right(sizes, at)
+            first, last = (max(0, min(at + others[number], len(output) - 1)) for number in (after - 1, after))
+            text = raw.strip(_CARRIAGE).decode(errors="replace")
+            lines.append(Line(output[first], output[last], seconds, text, first, last))
         at += len(raw) + 1
     return tuple(lines)
 

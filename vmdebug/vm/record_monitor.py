@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
+
+from vmdebug.deadline import Deadline
+
+LAUNCH_SECONDS = 120.0
+"""How long QEMU may take to listen."""
 
 _READ = 1 << 16
 
@@ -29,11 +36,30 @@ class Monitor:
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._received = b""
+        # Events after the last result: what they tell is newer than the result.
+        self._events: list[dict[str, Any]] = []
         try:
             self._socket.connect(str(path))
         except BaseException:
             self._socket.close()
             raise
+
+    @classmethod
+    def connected(cls, path: Path) -> Self:
+        """Connect to QEMU as soon as it listens.
+
+        Raises:
+            EndedError: it has ended, or did not start.
+        """
+        for pause in Deadline.after(LAUNCH_SECONDS).pauses("QEMU to listen"):
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                monitor = cls(path)
+                monitor.greet()
+                return monitor
+            if not path.parent.is_dir():
+                break
+            time.sleep(pause)
+        raise EndedError
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when an event has arrived, or QEMU has ended."""
@@ -62,15 +88,24 @@ class Monitor:
             message = self._next()
             if "return" in message or "error" in message:
                 results.append(message.get("return"))
+                self._events.clear()
+            else:
+                self._events.append(message)
         return results
 
-    def discard_events(self) -> None:
-        """Read the events that have arrived.
+    def wait_event(self, name: str = "") -> None:
+        """Wait for an event.
+
+        Args:
+            name: Its name; "": any.
 
         Raises:
             EndedError: QEMU has ended.
         """
-        self._next()
+        while True:
+            message = self._events.pop(0) if self._events else self._next()
+            if "event" in message and name in ("", message["event"]):
+                return
 
     def _next(self) -> dict[str, Any]:
         while b"\n" not in self._received:

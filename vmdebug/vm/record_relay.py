@@ -21,13 +21,11 @@ import selectors
 import socket
 import sys
 import termios
-import time
 from pathlib import Path
 
 import msgspec
 
 from vmdebug.channel.log.inotify import Inotify
-from vmdebug.deadline import Deadline
 from vmdebug.vm.record_monitor import EndedError, Monitor
 
 PIECE = 16
@@ -40,9 +38,6 @@ most once."""
 
 PAUSE = 0.001
 """Seconds between two looks at the guest while a piece is on its way."""
-
-LAUNCH_SECONDS = 120.0
-"""How long QEMU may take to listen."""
 
 QUEUED = 1 << 16
 """Bytes of a client's input that are taken before the guest reads them."""
@@ -196,7 +191,7 @@ class Relay:
             waits = PAUSE if any(line.busy for line in self._lines) else None
             for key, _ in self._selector.select(waits):
                 if key.data is None:
-                    self._monitor.discard_events()
+                    self._monitor.wait_event()
                 else:
                     self._serve(key.data, key.fileobj)
             for line in self._lines:
@@ -232,24 +227,7 @@ def main(words: str) -> None:
     facts = msgspec.json.decode(words, type=Facts)
     lines = [Line(each) for each in facts.lines]
     with contextlib.suppress(EndedError):
-        monitor = _connected(Path(facts.monitor))
-        monitor.greet()
-        Relay(lines, monitor).run()
-
-
-def _connected(path: Path) -> Monitor:
-    """Connect to QEMU as soon as it listens.
-
-    Raises:
-        EndedError: it has ended, or did not start.
-    """
-    for pause in Deadline.after(LAUNCH_SECONDS).pauses("QEMU to listen"):
-        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-            return Monitor(path)
-        if not path.parent.is_dir():
-            break
-        time.sleep(pause)
-    raise EndedError
+        Relay(lines, Monitor.connected(Path(facts.monitor))).run()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from vmdebug import arch as arches
 from vmdebug import guest, paths
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError
-from vmdebug.guest import LaunchSpec, OwnMachine
+from vmdebug.guest import LaunchSpec, OwnMachine, ReplayMachine
 from vmdebug.recording import files, store
 from vmdebug.recording.manifest import Kept, Manifest
 from vmdebug.vm import children, recorded, rundir
@@ -83,6 +83,8 @@ class Recorder:
 def recording(spec: LaunchSpec, directory: RunDir, form: LogFormat | None) -> Iterator[Recorder | None]:
     """Make a recording for a QEMU that is started during the block; it is deleted if the block raises.
 
+    For a replay, start the process that wakes QEMU.
+
     Args:
         spec: What is started; nothing is done unless it is to be recorded.
         directory: Its run directory.
@@ -91,18 +93,34 @@ def recording(spec: LaunchSpec, directory: RunDir, form: LogFormat | None) -> It
     Raises:
         HostError: the recording cannot be made.
     """
+    if isinstance(spec.machine, ReplayMachine):
+        with _ended_on_failure() as guardian:
+            words = (sys.executable, "-m", "vmdebug.vm.replay_waker", str(directory.relay))
+            children.adopt(guardian.spawn(words, env=_environment(), log=directory.qemu_log))
+            yield None
+        return
     if spec.record is None or form is None:
         yield None
         return
     store.make(spec.record)
+    try:
+        with _ended_on_failure() as guardian:
+            _start_relay(spec, spec.record, directory, guardian)
+            yield Recorder(spec.record, form)
+    except BaseException:
+        shutil.rmtree(spec.record, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _ended_on_failure() -> Iterator[Guardian]:
+    """Yield a guardian for a process that ends with QEMU; it ends at once if the block raises."""
     guardian = Guardian.start()
     try:
-        _start_relay(spec, spec.record, directory, guardian)
-        yield Recorder(spec.record, form)
+        yield guardian
     except BaseException:
         guardian.end(Deadline.after(END_SECONDS))
         children.reap()
-        shutil.rmtree(spec.record, ignore_errors=True)
         raise
     guardian.release()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,8 +109,29 @@ class Player:
         if icount < now or (before and before[-1].icount > now):
             if not before:
                 raise VmError(f"{self._name} has no snapshot before {icount}", hint="replay it again")
+            # QEMU 11 stands still after a load from a later position, unless the first snapshot is loaded before.
+            self._load(before[0])
             self._load(before[-1])
         self.run_to(icount)
+
+    def goto_output(self, size: int, candidates: Sequence[int]) -> int:
+        """Go to the first of several positions at which the console has a size, and return it.
+
+        Args:
+            size: Bytes of the console's log; they have been written at the last candidate.
+            candidates: Positions, in order, at each of which the guest wrote a byte.
+        """
+        low, high = 0, len(candidates) - 1
+        while low < high:
+            middle = (low + high) // 2
+            # A byte is written after the instructions before it, so it is there one instruction later.
+            self.goto(min(candidates[middle] + 1, self._end))
+            if self._console.stat().st_size >= size:
+                high = middle
+            else:
+                low = middle + 1
+        self.goto(min(candidates[low], self._end))
+        return candidates[low]
 
     def run_to(self, icount: int, each: Callable[[int], None] = lambda _: None) -> None:
         """Run the guest to a position after the present one.
