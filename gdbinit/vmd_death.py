@@ -8,8 +8,10 @@ import gdb
 import vmd_batch
 import vmd_dmesg
 import vmd_guest
+import vmd_history
 import vmd_kgdb
 import vmd_monitor
+import vmd_positions
 
 _LINES = 40
 """Lines of the kernel's log to show in batch mode: enough for a panic with its trace."""
@@ -29,6 +31,12 @@ def tell() -> None:
 
     Also if $vmd_panicked is set, because a kernel without a driver for the panic device does not tell QEMU.
     """
+    if vmd_history.replaying():
+        # It would run to the end of the recording.
+        gdb.events.gdb_exiting.connect(_keep)
+        vmd_positions.prompt()
+        vmd_batch.say(f"a replay at {vmd_positions.describe(vmd_history.position())}")
+        return
     state = _state()
     if state not in _DEAD:
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import os
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,9 +68,10 @@ def position() -> int:
 
 
 def snapshots() -> list[Snapshot]:
-    """Return the snapshots in the order of their positions."""
+    """Return the snapshots in the order of their positions, without the one of QEMU, `start_debugging`."""
     rows = [found for line in vmd_monitor.ask("info snapshots") if (found := _SNAPSHOT.match(line))]
-    return sorted(Snapshot(int(found["icount"]), found["tag"]) for found in rows)
+    ours = (found for found in rows if _TAG.fullmatch(found["tag"]))
+    return sorted(Snapshot(int(found["icount"]), found["tag"]) for found in ours)
 
 
 def goto(wanted: int) -> None:
@@ -123,6 +124,22 @@ def run_to(wanted: int) -> None:
         if now < wanted:
             raise KeyboardInterrupt
         raise gdb.GdbError(f"the replay ran to instruction {now} instead of {wanted}")
+    guard()
+
+
+def guard() -> None:
+    """Stop the guest at the end of the recording, where QEMU would end."""
+    end = facts().get("end")
+    if isinstance(end, int) and position() < end:
+        vmd_monitor.ask(f"replay_break {end}")
+
+
+def facts() -> dict[str, object]:
+    """Return what is known about the replay; see `vmdebug.replaying.Replaying`."""
+    with contextlib.suppress(OSError, ValueError):
+        found: dict[str, object] = json.loads((vmd_waker.directory() / "replay.json").read_bytes())
+        return found
+    return {}
 
 
 def quietly(command: str) -> None:
@@ -184,10 +201,18 @@ def _load(snapshot: Snapshot) -> None:
     else:
         _loadvm(snapshot)
     size = _TAG.fullmatch(snapshot.tag)
-    if size is not None and _log().exists():
-        os.truncate(_log(), int(size["size"]))
+    if size is not None:
+        _cut_log(int(size["size"]))
     gdb.execute("maint flush register-cache", to_string=True)
     gdb.execute("maint flush dcache", to_string=True)
+
+
+def _cut_log(size: int) -> None:
+    """Let the console's log end at the guest's position; QEMU appends to it."""
+    with contextlib.suppress(OSError, KeyError), _log().open("r+b", buffering=0) as log:
+        recorded = Path(str(facts()["recording"])) / "console.out"
+        log.write(recorded.read_bytes()[:size])
+        log.truncate(size)
 
 
 def _loadvm(snapshot: Snapshot) -> None:

@@ -16,6 +16,7 @@ import vmd_locks
 import vmd_modules
 import vmd_next
 import vmd_past
+import vmd_positions
 import vmd_reconnect
 import vmd_reverse_commands
 import vmd_scripts
@@ -57,6 +58,9 @@ COMMANDS = (
     vmd_locks.Locks,
     vmd_user.User,
     vmd_modules.Modules,
+    vmd_positions.When,
+    vmd_positions.Goto,
+    vmd_positions.Bookmark,
     vmd_past.LastWrite,
     vmd_past.AllWrites,
     vmd_past.LastCall,

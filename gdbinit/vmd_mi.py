@@ -20,6 +20,7 @@ import vmd_early
 import vmd_exceptions
 import vmd_follow
 import vmd_guest
+import vmd_history
 import vmd_identity
 import vmd_leftover_steps
 import vmd_modules
@@ -122,6 +123,16 @@ def back(kind: str) -> dict[str, object]:
     return _moved(arrived)
 
 
+def goto(position: str) -> dict[str, object]:
+    """`-vmd-goto POSITION`: go to a count of instructions in a replay."""
+
+    def there() -> dict[str, object]:
+        vmd_history.goto(int(position))
+        return {}
+
+    return _moved(there)
+
+
 def last_write(expression: str) -> dict[str, object]:
     """`-vmd-last-write EXPRESSION`: go before its last write; `-vmd-arrived` has it, or null."""
 
@@ -182,6 +193,7 @@ COMMANDS = (
     ("-vmd-need-hardware", vmd_patching.check),
     ("-vmd-steps", vmd_leftover_steps.next_),
     ("-vmd-back", back),
+    ("-vmd-goto", goto),
     ("-vmd-last-write", last_write),
     ("-vmd-arrived", arrived),
     ("-vmd-trace-start", vmd_trace.start),

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from vmdebug.ktests.results import KernelTestPoint, KernelTestResults
     from vmdebug.nixos_test import start_node
     from vmdebug.profiling import ProfileOptions, Profiling
-    from vmdebug.session import DebugSession, attach, start
+    from vmdebug.recording.positions import Position
+    from vmdebug.session import DebugSession, attach, replay, start
     from vmdebug.trace.coverage.mapping import Lines
     from vmdebug.trace.hit import Call, Hit, Task
     from vmdebug.trace.probe import Probe, TraceOptions
@@ -45,10 +46,11 @@ if TYPE_CHECKING:
     from vmdebug.vm.snapshot import Snapshot
 
 _HOMES = {
-    "vmdebug.session": ("DebugSession", "attach", "start"),
+    "vmdebug.session": ("DebugSession", "attach", "replay", "start"),
     "vmdebug.nixos_test": ("start_node",),
     "vmdebug.ktests.results": ("KernelTestPoint", "KernelTestResults"),
     "vmdebug.channel.shell": ("ExecResult", "Job"),
+    "vmdebug.recording.positions": ("Position",),
     "vmdebug.vm.machine": ("Vm",),
     "vmdebug.channel.serial.console": ("Console",),
     "vmdebug.vm.snapshot": ("Snapshot",),
@@ -104,6 +106,7 @@ __all__ = [
     "LaunchError",
     "Lines",
     "MismatchError",
+    "Position",
     "Probe",
     "Profile",
     "ProfileFrame",
@@ -126,6 +129,7 @@ __all__ = [
     "VmError",
     "VmdebugError",
     "attach",
+    "replay",
     "start",
     "start_node",
 ]

@@ -202,7 +202,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("vmdebug")
         for line in (*headers, *notes):
             terminalreporter.line(line)
-    worker = hasattr(terminalreporter.config, "workerinput")  # it writes its part; the controller combines them
+    # A worker of pytest-xdist writes its part; the controller combines them.
+    worker = hasattr(terminalreporter.config, "workerinput")
     if terminalreporter.config.getoption("vmdebug_cov") is not None and not worker:
         from vmdebug.plugin import coverage, settings  # noqa: PLC0415 - as above
 

@@ -16,7 +16,7 @@ from vmdebug.deadline import LAUNCH_SECONDS, Deadline
 from vmdebug.errors import HostError, StateError, UsageError
 from vmdebug.guest import LaunchSpec, ReplayMachine
 from vmdebug.progress import Report, Step, silent
-from vmdebug.recording import ending, event_log, files, manifest, positions, store
+from vmdebug.recording import ending, event_log, files, manifest, packing, positions, store
 from vmdebug.recording.event_log import EventLog
 from vmdebug.recording.manifest import Ended, Manifest
 from vmdebug.recording.positions import Line, Position
@@ -35,7 +35,7 @@ BUDGET_BYTES = 1 << 30
 SNAPSHOTS = 16
 """How many snapshots the first pass takes."""
 
-_STAMP = re.compile(r"^(?:<\d+>)?\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?")
+_STAMP = re.compile(r"^.*\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ?")
 _TIME = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
@@ -90,7 +90,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def start(
-    words: str,
+    words: str | None,
     *,
     to: str = "failure",
     name: str | None = None,
@@ -101,7 +101,7 @@ def start(
     """Replay a recording up to a position, and leave the guest stopped there.
 
     Args:
-        words: The recording: a path, or its name.
+        words: The recording: a path, or its name; None: the newest one.
         to: `start`, `end`, `failure` (the end, if there is none), an instruction count, a time such as
             `2.5s`, or a text on the console.
         name: The name of the VM; None: made from that of the guest.
@@ -117,7 +117,7 @@ def start(
         DeadlineError: it took too long.
     """
     deadline = Deadline.after(timeout)
-    chosen = choose(store.find(words))
+    chosen = choose(packing.opened(store.newest() if words is None else store.find(words)))
     wanted = named(chosen.lines, to, end=chosen.end, failure=chosen.failure)
     spec = _spec(chosen, name, deadline=deadline)
     machine = vm.launch(
@@ -129,12 +129,12 @@ def start(
     )
     with contextlib.ExitStack() as undo:
         undo.callback(machine.stop, force=True)
-        with _player(machine, chosen.end, deadline) as player:
+        with _player(machine, chosen.directory, chosen.end, deadline) as player:
             latest = wanted.latest if isinstance(wanted, Line) else wanted
             _first_pass(player, min(latest, chosen.end), chosen.end, report)
             chosen = _anchored(chosen, player)
+            chosen = _go(player, chosen, named(chosen.lines, to, end=chosen.end, failure=chosen.failure))
             _write(machine, chosen)
-            _go(player, chosen, named(chosen.lines, to, end=chosen.end, failure=chosen.failure))
         undo.pop_all()
     if not bound:
         machine.keep()
@@ -196,7 +196,7 @@ def position(machine: Vm) -> Position:
 
 
 def goto(machine: Vm, to: str | int, *, timeout: float = SEEK_SECONDS) -> Position:
-    """Go to a position of a replay. No GDB may be attached, except one that keeps it stopped.
+    """Go to a position of a replay to which no GDB is attached.
 
     Args:
         machine: The replay.
@@ -208,25 +208,23 @@ def goto(machine: Vm, to: str | int, *, timeout: float = SEEK_SECONDS) -> Positi
         StateError: the VM is no replay.
         DeadlineError: it took too long.
     """
+    about, target = needed(machine), icount_of(machine, to)
+    with _player(machine, about.recording, about.end, Deadline.after(timeout)) as player:
+        player.goto(target)
+    return positions.at(lines_of(machine), target)
+
+
+def icount_of(machine: Vm, to: str | int) -> int:
+    """Return the instruction count of a position of a replay; of a line that is not exact, the earliest.
+
+    Raises:
+        UsageError: there is no such position.
+        StateError: the VM is no replay.
+    """
     about = needed(machine)
-    lines = lines_of(machine)
     failure = None if about.failure is None else Line(about.failure, about.failure, 0.0, about.headline)
-    target = named(lines, str(to), end=about.end, failure=failure)
-    with _player(machine, about.end, Deadline.after(timeout)) as player:
-        if isinstance(target, Line) and not target.exact:
-            log = event_log.read(files.log(about.recording))
-            chosen = Chosen(
-                directory=about.recording,
-                about=manifest.read(files.manifest(about.recording)),
-                ended=ending.settle(about.recording),
-                log=log,
-                lines=lines,
-            )
-            chosen = _anchored(chosen, player)
-            _go(player, chosen, named(chosen.lines, str(to), end=about.end, failure=failure))
-        else:
-            player.goto(min(about.end, target.icount if isinstance(target, Line) else target))
-        return positions.at(lines, player.icount)
+    found = named(lines_of(machine), str(to), end=about.end, failure=failure)
+    return min(about.end, found.icount if isinstance(found, Line) else found)
 
 
 def named(lines: Sequence[Line], to: str, *, end: int, failure: Line | None) -> int | Line:
@@ -349,23 +347,25 @@ def _anchored(chosen: Chosen, player: Player) -> Chosen:
     return msgspec.structs.replace(chosen, lines=lines)
 
 
-def _go(player: Player, chosen: Chosen, to: int | Line) -> None:
-    if isinstance(to, int):
-        player.goto(to)
-    elif to.exact:
-        player.goto(min(chosen.end, to.icount))
-    else:
-        number = chosen.lines.index(to)
-        before = sum(
-            len(each) + 1 for each in files.console(chosen.directory).read_bytes().split(b"\n")[:number]
-        )
-        player.goto_output(before + 1, chosen.log.output[to.first : to.last + 1])
+def _go(player: Player, chosen: Chosen, to: int | Line) -> Chosen:
+    """Go to a position, and return the recording with the exact position of the line, if it is one."""
+    if isinstance(to, int) or to.exact:
+        player.goto(min(chosen.end, to if isinstance(to, int) else to.icount))
+        return chosen
+    number = chosen.lines.index(to)
+    lines = files.console(chosen.directory).read_bytes().split(b"\n")[:number]
+    size = sum(len(each) + 1 for each in lines) + 1
+    there = player.goto_output(size, chosen.log.output[to.first : to.last + 1])
+    exact = msgspec.structs.replace(to, icount=there, latest=there)
+    return msgspec.structs.replace(chosen, lines=(*chosen.lines[:number], exact, *chosen.lines[number + 1 :]))
 
 
 @contextlib.contextmanager
-def _player(machine: Vm, end: int, deadline: Deadline) -> Iterator[Player]:
+def _player(machine: Vm, recording: Path, end: int, deadline: Deadline) -> Iterator[Player]:
+    recorded = files.console(recording).read_bytes()
+    log = machine.rundir.console_log
     with machine.connected(timeout=deadline.left("the replay")) as qmp:
-        yield Player(qmp, machine.rundir.console_log, name=machine.name, end=end, deadline=deadline)
+        yield Player(qmp, log, recorded, name=machine.name, end=end, deadline=deadline)
 
 
 def _first_pass(player: Player, target: int, end: int, report: Report) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
-from vmdebug import attaching, collecting, config, profiling, restart, sources, ssh, vm
+from vmdebug import attaching, collecting, config, profiling, replaying, restart, sources, ssh, vm
 from vmdebug.attaching import ATTACH_SECONDS
 from vmdebug.channel.files.copies import Copies
 from vmdebug.channel.guest_shell import GuestShell
@@ -32,6 +32,8 @@ from vmdebug.guest_options import StartOptions, changed
 from vmdebug.ktests.testing import KernelTests
 from vmdebug.profiling import ProfileOptions, Profiling
 from vmdebug.progress import Report, silent
+from vmdebug.recording.positions import Position
+from vmdebug.replaying import REPLAY_SECONDS, SEEK_SECONDS
 from vmdebug.sources import tree_build
 from vmdebug.ssh import SSH_SECONDS
 from vmdebug.trace import probe
@@ -117,7 +119,7 @@ class DebugSession(Copies, KernelTests, DrgnAccess):
     def detach(self, *, timeout: float = STOP_SECONDS) -> None:
         """Detach GDB and end it; the next use of `gdb` attaches another one.
 
-        The guest continues to run, unless it has panicked.
+        The guest continues to run, unless it has panicked or is a replay.
 
         Args:
             timeout: Seconds to wait for GDB before it is ended by SIGKILL.
@@ -126,8 +128,9 @@ class DebugSession(Copies, KernelTests, DrgnAccess):
             return
         try:
             # After a detach the guest runs, and a guest that has panicked would reboot.
-            resume = self._owned or self.status != "panicked"
-            self._gdb.close(resume=resume, timeout=timeout)
+            # A replay would run to the end of its recording.
+            stays = self.status == "panicked" or replaying.of(self.vm) is not None
+            self._gdb.close(resume=self._owned or not stays, timeout=timeout)
         finally:
             self._gdb = None
             self._connect_shell()
@@ -414,6 +417,41 @@ class DebugSession(Copies, KernelTests, DrgnAccess):
             if self._gdb is not None:
                 self._gdb.replaced()
 
+    @property
+    def recording(self) -> Path | None:
+        """The directory of the recording that is made of the guest, or that it replays, or None."""
+        replayed = replaying.of(self.vm)
+        return self.vm.state.spec.record if replayed is None else replayed.recording
+
+    @property
+    def position(self) -> Position:
+        """Where a replay is: instruction count, the guest's time, and the number of lines on the console.
+
+        Raises:
+            StateError: the VM is no replay.
+            DeadlineError: QEMU does not answer.
+        """
+        return replaying.position(self.vm)
+
+    def goto(self, to: int | str, *, timeout: float = SEEK_SECONDS) -> Position:
+        """Go to a position of a replay, forward or back; breakpoints do not stop the guest on the way.
+
+        Args:
+            to: An instruction count; or `start`, `end`, `failure`, a time such as `2.5s`, or a text on the
+                console.
+            timeout: Seconds to get there.
+
+        Raises:
+            UsageError: there is no such position.
+            StateError: the VM is no replay.
+            DeadlineError: it took too long.
+        """
+        if self._gdb is None:
+            return replaying.goto(self.vm, to, timeout=timeout)
+        with self._gdb.held(timeout=timeout):
+            self._gdb.goto(replaying.icount_of(self.vm, to), timeout=timeout)
+        return self.position
+
     def _connect_shell(self) -> None:
         """Set the open console and the debugger of the guest's shell."""
         line = None if self._console is None else self._console.line
@@ -535,6 +573,36 @@ def start(
     spec = sources.resolve(wanted, report=report, deadline=Deadline.after(build_timeout))
     machine = vm.launch(spec, bound=True, report=report, timeout=timeout, exact_name=wanted.name is not None)
     return DebugSession(machine, owned=True, force=wanted.force)
+
+
+def replay(
+    recording: str | os.PathLike[str] | None = None,
+    *,
+    to: int | str = "failure",
+    name: str | None = None,
+    report: Report = silent,
+    timeout: float = REPLAY_SECONDS,
+) -> DebugSession:
+    """Replay a recording up to a position, where the guest is stopped; the replay ends with the session.
+
+    Args:
+        recording: Its path, or its name; None: the newest one.
+        to: An instruction count; or `start`, `end`, `failure` (the first kernel trouble on the console, else
+            the end), a time such as `2.5s`, or a text on the console.
+        name: The name of the VM; None: that of the guest, and `-replay`.
+        report: Called with each long step.
+        timeout: Seconds to get there.
+
+    Raises:
+        UsageError: there is no such recording or position.
+        StateError: it is still being recorded.
+        HostError: the version of QEMU that recorded it is not here, or a file of the guest.
+        LaunchError: QEMU did not start.
+        DeadlineError: it took too long.
+    """
+    words = None if recording is None else os.fspath(recording)
+    machine = replaying.start(words, to=str(to), name=name, bound=True, report=report, timeout=timeout)
+    return DebugSession(machine, owned=True)
 
 
 def attach(name: str | None = None, *, force: bool = False, timeout: float = ATTACH_SECONDS) -> DebugSession:

@@ -53,6 +53,7 @@ ANSWERED_AT_ONCE = {
     "KernelTestResults": {"allowing", "failures", "judged", "troubles"},
     "Job": {"cancel", "result_by", "settle"},
     "Profile": {"by_task", "check", "encode", "folded", "functions", "load"},
+    "Position": {"describe"},
     "Thread": {"of"},
     "Lines": {"merged"},
     "Trace": {"count", "index", "take"},

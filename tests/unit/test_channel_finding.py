@@ -111,7 +111,7 @@ def test_an_agent_on_the_uart_is_used_when_none_answers_on_the_ports(
     monkeypatch.setattr(finding, "BETTER_SECONDS", 0.05)
     agent(ways.ports[0], None)
     agent(ways.uart)
-    assert find(ways) == Found("agent-uart", "the guest's kernel has no virtio console")
+    assert find(ways) == Found("agent-uart", "the guest has no virtio console")
 
 
 def test_ports_that_are_all_in_use_show_that_an_agent_answers(ways: Ways, agent: Callable[..., None]) -> None:

@@ -122,7 +122,8 @@ def test_the_table_of_verbs_says_what_each_ones_help_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", app.VERBS)
 def test_every_verb_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    inner = {"cov": ["report"], "kernel": ["build"], "snapshot": ["save"]}.get(name, [])
+    groups = {"cov": ["report"], "kernel": ["build"], "recording": ["list"], "snapshot": ["save"]}
+    inner = groups.get(name, [])
     assert cli.status_of([name, *inner, "--help"]) == 0
     assert f"vmdebug {' '.join([name, *inner])}" in capsys.readouterr().out.partition("Examples:")[2]
 

@@ -97,6 +97,7 @@ def test_each_of_them_is_of_a_type_that_the_struct_takes() -> None:
         firmware="uefi",
         tcp=0,
         trace_ready="no",
+        record="/r.vmdrec",
         qemu_args=("-device", "edu"),
         nix_args=("--impure",),
         force=True,

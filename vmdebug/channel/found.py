@@ -16,7 +16,7 @@ ORDER: tuple[Kind, ...] = ("agent", "agent-uart", "guest-agent", "serial")
 
 REASONS: dict[Kind, str] = {
     "agent": "",
-    "agent-uart": "the guest's kernel has no virtio console",
+    "agent-uart": "the guest has no virtio console",
     "guest-agent": "the guest does not run vmdebug's agent",
     "serial": "no agent answers in the guest",
 }

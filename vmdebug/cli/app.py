@@ -21,6 +21,7 @@ except ImportError:  # before 0.28 typer raised click's own
 VERBS = {
     "start": "Start a guest and leave it running.",
     "replay": "Replay a recorded guest, and leave it stopped at a position.",
+    "recording": "List, describe, pack, check and delete recordings.",
     "attach": "Run GDB on a VM or a dump, with symbols, sources and scripts loaded.",
     "status": "Show running VMs.",
     "stop": "Stop VMs and remove their files.",

@@ -64,11 +64,9 @@ def replay(
     command runs in it, and nothing can be typed.
     """
     from vmdebug import replaying
-    from vmdebug.recording import store
 
-    words = recording if recording is not None else str(store.newest())
     with render.progress() as report:
-        machine = replaying.start(words, to=to, name=name, bound=True, report=report)
+        machine = replaying.start(recording, to=to, name=name, bound=True, report=report)
     with machine:
         _show(machine, as_json=as_json)
         render.flush()

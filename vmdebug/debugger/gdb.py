@@ -374,6 +374,7 @@ class Gdb:
     finish = _of(_running, RunControl.finish)
     until = _of(_running, RunControl.until)
     back = _of(_running, RunControl.back)
+    goto = _of(_remembering, Past.goto)
     last_write = _of(_remembering, Past.last_write)
     wait_stop = _of(_running, RunControl.wait_stop)
     interrupt = _of(_running, RunControl.interrupt)

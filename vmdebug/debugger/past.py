@@ -74,6 +74,16 @@ class Past:
         frame = self._connection.fetch("-stack-info-frame")
         return self._stops.arrived({"reason": reason, "thread-id": "1", **hit, **frame})
 
+    def goto(self, position: int, *, timeout: float = BACK_SECONDS) -> None:
+        """Go to a count of executed instructions; breakpoints do not stop the guest on the way.
+
+        Raises:
+            StateError: the guest is not stopped.
+            GdbError: the guest is no replay, or the recording has no such position.
+            DeadlineError: it took too long.
+        """
+        self._execute(f"-vmd-goto {position}", "goto", timeout)
+
     def last_write(self, expression: str, *, timeout: float = BACK_SECONDS) -> Write | None:
         """Go back to before the last write that changed a value; return None, and stay, if there was none.
 

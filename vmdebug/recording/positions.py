@@ -19,7 +19,7 @@ import msgspec
 from vmdebug.recording import files
 from vmdebug.recording.event_log import EventLog
 
-_STAMP = re.compile(rb"^(?:<\d+>)?\[ *(\d+)\.(\d{6})\]")
+_STAMP = re.compile(rb"\[ *(\d+)\.(\d{6})\]")
 _CARRIAGE = b"\r"
 
 
@@ -27,7 +27,7 @@ class Line(msgspec.Struct, frozen=True, array_like=True):
     """A line of the console.
 
     Args:
-        icount: The instruction count at its first byte; if it is not exact, at the earliest.
+        icount: The instruction count when its first byte has been written; if it is not exact, the earliest.
         latest: The count at the latest; equal to `icount` if that is exact.
         seconds: The guest's time: of its time stamp, or else of the last one before.
         text: The line.
@@ -84,14 +84,15 @@ def of_lines(console: bytes, output: array[int], anchors: Sequence[tuple[int, in
     sizes, others = [0], [0]
     for icount, size in anchors:
         sizes.append(size)
-        others.append(bisect.bisect_left(output, icount) - size)
+        # At the position of a byte the guest has written it.
+        others.append(bisect.bisect_right(output, icount) - size)
     sizes.append(len(console) + 1)
     others.append(len(output) - len(console))
     lines: list[Line] = []
     seconds, at = 0.0, 0
     for raw in console.split(b"\n"):
         if at < len(console):
-            if stamp := _STAMP.match(raw):
+            if stamp := _STAMP.search(raw):
                 seconds = int(stamp[1]) + int(stamp[2]) / 1e6
             after = bisect.bisect_right(sizes, at)
             first, last = (max(0, min(at + others[number], len(output) - 1)) for number in (after - 1, after))

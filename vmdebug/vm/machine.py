@@ -14,6 +14,7 @@ from vmdebug import attach_lock, locks
 from vmdebug.channel.files.copies import Copies
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, VmdebugError
+from vmdebug.guest import ReplayMachine
 from vmdebug.vm import children, directory_use, guest_status, segment, state
 from vmdebug.vm.guardian import Guardian
 from vmdebug.vm.guest_status import Status
@@ -195,6 +196,11 @@ class Vm(Copies):
         Raises:
             StateError: the guest does not run; the hint says how to set it running.
         """
+        if isinstance(self.state.spec.machine, ReplayMachine):
+            raise StateError(
+                f"{call} needs a guest that takes input, and {self.name} replays a recording",
+                hint=f"it only does what was recorded; look at it: vmdebug attach {self.name}",
+            )
         status = self.status()
         waits = status == "paused" and attach_lock.program(self.rundir.attach_lock)
         if status != "running" and not waits:

@@ -6,7 +6,6 @@ tags are `iICOUNT.BYTES`, with the size of the console's log, which is cut to th
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,12 @@ if TYPE_CHECKING:
     from vmdebug.vm.snapshot import Snapshot
 
 _TAG = re.compile(r"i(\d+)\.(\d+)")
+
+_KEEPS_CODE = (10, 2)
+"""The first QEMU that keeps translated code when a stopped guest loads a snapshot."""
+
+_FIRMWARE = 100
+"""Instructions at the begin that come from the firmware's ROM, which never changes."""
 
 _PAUSE = 0.002
 """Seconds between two questions to a running replay. Each wakes QEMU's main thread, which would otherwise
@@ -59,13 +64,17 @@ class Player:
     Args:
         qmp: The connection.
         console: The log of its console, which ends where the guest is.
+        recorded: What was on the console when it was recorded.
         name: The VM's name, for messages.
         end: The last position.
     """
 
-    def __init__(self, qmp: Qmp, console: Path, *, name: str, end: int, deadline: Deadline) -> None:
+    def __init__(
+        self, qmp: Qmp, console: Path, recorded: bytes, *, name: str, end: int, deadline: Deadline
+    ) -> None:
         self._qmp = qmp
         self._console = console
+        self._recorded = recorded
         self._name = name
         self._end = end
         self._deadline = deadline
@@ -109,10 +118,12 @@ class Player:
         if icount < now or (before and before[-1].icount > now):
             if not before:
                 raise VmError(f"{self._name} has no snapshot before {icount}", hint="replay it again")
-            # QEMU 11 stands still after a load from a later position, unless the first snapshot is loaded before.
-            self._load(before[0])
+            self._discard_code(before[0])
             self._load(before[-1])
         self.run_to(icount)
+        if icount < self._end:
+            # Whoever sets the guest running, QEMU would end at the end of its log.
+            self._qmp.execute("replay-break", {"icount": self._end})
 
     def goto_output(self, size: int, candidates: Sequence[int]) -> int:
         """Go to the first of several positions at which the console has a size, and return it.
@@ -124,8 +135,7 @@ class Player:
         low, high = 0, len(candidates) - 1
         while low < high:
             middle = (low + high) // 2
-            # A byte is written after the instructions before it, so it is there one instruction later.
-            self.goto(min(candidates[middle] + 1, self._end))
+            self.goto(min(candidates[middle], self._end))
             if self._console.stat().st_size >= size:
                 high = middle
             else:
@@ -161,6 +171,28 @@ class Player:
                 hint="is the recording intact? `vmdebug recording verify` compares its files",
             )
 
+    def _discard_code(self, first: Mark) -> None:
+        """Make QEMU discard its translated code, which it keeps when a stopped guest loads a snapshot.
+
+        It does so when a running guest stops in order to load one (`tcg_vm_change_state` in
+        accel/tcg/tcg-all.c). So the guest runs a little, and is sent to the first position while it runs.
+        """
+        if self._version < _KEEPS_CODE:
+            return
+        self._load(first)
+        self.run_to(first.icount + _FIRMWARE)
+        self._qmp.execute_all([("cont", {}), ("replay-seek", {"icount": first.icount})])
+        while self._qmp.execute("query-status")["running"]:
+            time.sleep(_PAUSE)
+
+    @property
+    def _version(self) -> tuple[int, int]:
+        found = self._qmp.execute("query-version")["qemu"]
+        return found["major"], found["minor"]
+
     def _load(self, mark: Mark) -> None:
         snapshot.load_unmarked(self._qmp, mark.tag, vm=self._name)
-        os.truncate(self._console, mark.console)
+        # A later snapshot may have been loaded: the log then lacks what came in between.
+        with self._console.open("r+b", buffering=0) as log:
+            log.write(self._recorded[: mark.console])
+            log.truncate(mark.console)

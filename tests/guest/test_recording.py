@@ -1,0 +1,89 @@
+"""A real guest is recorded with commands in it, and each replay does the same."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.accel import SECONDS
+from vmdebug import session
+from vmdebug.cli import status_of
+from vmdebug.errors import GuestDiedError, StateError
+from vmdebug.recording import ending, files
+from vmdebug.session import DebugSession
+
+MEMORY_MIB = 192
+TYPED = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of a boot, a command, a copy, a typed line and a panic."""
+    place = tmp_path_factory.mktemp("recordings")
+    runtime = tmp_path_factory.mktemp("run", numbered=True)
+    runtime.chmod(0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        with session.start(
+            "builtin", name="vm", memory=MEMORY_MIB, record=place / "vm", timeout=SECONDS
+        ) as guest:
+            assert guest.recording == place / "vm.vmdrec"
+            assert guest.exec("cat", stdin=TYPED, timeout=SECONDS, check=True).stdout == TYPED
+            (place / "file").write_bytes(bytes(range(256)))
+            guest.put(place / "file", "/tmp/file", timeout=SECONDS)
+            summed = guest.exec("sha256sum /tmp/file", timeout=SECONDS, check=True).stdout.split()[0]
+            assert summed == hashlib.sha256(bytes(range(256))).hexdigest()
+            guest.console.wait_ready(timeout=SECONDS)
+            guest.console.sendline(f"echo {TYPED} | md5sum")
+            guest.console.expect(hashlib.md5(f"{TYPED}\n".encode()).hexdigest(), timeout=SECONDS)  # noqa: S324
+            with contextlib.suppress(GuestDiedError):
+                guest.exec("echo c >/proc/sysrq-trigger", timeout=SECONDS)
+    return place / "vm.vmdrec"
+
+
+def replay(recorded: Path, to: str | int = "end") -> DebugSession:
+    return session.replay(recorded, to=to, name="again", timeout=2 * SECONDS)
+
+
+def state_of(session: DebugSession) -> tuple[bytes, int, str]:
+    """Return the serial log, the instruction count, and a hash of the guest's memory."""
+    run = session.vm.rundir
+    file = run.path / "memory"
+    session.vm.qmp("pmemsave", timeout=SECONDS, val=0, size=MEMORY_MIB << 20, filename=str(file))
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    return run.console_log.read_bytes(), session.position.icount, found
+
+
+def test_replays_are_equal_and_go_anywhere(recorded: Path) -> None:
+    ended = ending.settle(recorded)
+    assert ended.complete
+    with replay(recorded, "failure") as first:
+        assert first.status == "paused"
+        assert first.vm.rundir.console_log.read_bytes().endswith(b"sysrq: Trigger a crash\r\n[")
+        with pytest.raises(StateError, match="exec needs a guest that takes input, and again replays"):
+            first.exec("ls")
+        there = first.position
+        functions = [frame.function for frame in first.gdb.backtrace()]
+        assert "panic" in functions
+        before = first.goto("Run /init")
+        assert before.icount < there.icount
+        assert "panic" not in [frame.function for frame in first.gdb.backtrace()]
+        assert first.goto(there.icount).icount == there.icount
+        assert [frame.function for frame in first.gdb.backtrace()] == functions
+        first.goto("end")
+        one = state_of(first)
+    with replay(recorded, "end") as second:
+        assert state_of(second) == one
+    assert one[:2] == (files.console(recorded).read_bytes(), ended.icount - 1)
+
+
+def test_the_command_line(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["recording", "show", str(recorded), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["status"] == "complete"
+    assert "Kernel panic" in shown["failure"]["line"]
+    assert status_of(["recording", "verify", str(recorded)]) == 0
