@@ -31,12 +31,13 @@ ON_PATH := PATH="$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH"
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup host kernel demo test test-nixlib test-qemu test-hunts test-editors kvm-lab lint docs cast bench soak clean
+.PHONY: help setup host kernel demo demo-record test test-nixlib test-qemu test-hunts test-editors kvm-lab lint docs cast bench soak clean
 # The virtual environment needs python3-venv, which `host` installs.
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo    install what is missing, then debug the builtin guest as an example'
+	@echo 'make demo-record   record a guest that panics, replay it twice, and go back to the cause'
 	@echo 'make test    install what is missing, then run lint and all tests'
 	@echo 'make test-nixlib NIXPKGS=DIR   run the tests of flake.nix on a real nixpkgs'
 	@echo 'make test-qemu QEMU=DIR        run the tests of the trace plugin with the qemu-system-x86_64 in DIR, 9.2 or newer'
@@ -72,6 +73,10 @@ kernel: setup
 
 demo: kernel
 	@$(ON_PATH) examples/demo
+
+# With another QEMU: PATH=/opt/qemu/bin:$$PATH make demo-record
+demo-record: kernel
+	@$(ON_PATH) $(BIN)python examples/record_crash.py
 
 test: setup lint kernel
 	$(BIN)pytest $(PYTEST_ARGS)

@@ -28,6 +28,7 @@ _DESTINATIONS = (
     "vmdebug_artifacts",
     "vmdebug_keep",
     "vmdebug_dump",
+    "vmdebug_record",
     "vmdebug_timeout",
     "vmdebug_boot_timeout",
     "vmdebug_cov",
@@ -39,7 +40,7 @@ _RUN = pytest.StashKey["Run"]()
 
 _MARKER = (
     "vmdebug(guest=…, kernel=…, halt=…, append=…, kaslr=…, memory=…, cpus=…, net=…, sessions=N,"
-    " allow=[KIND, …], kmemleak=…, timeout=…):"
+    " record=True, allow=[KIND, …], kmemleak=…, timeout=…):"
     " the guest of this test. KIND is a kind of kernel message that does not fail the test: panic, oops, bug,"
     " warn, lockdep, kasan, hung_task, rcu_stall, …"
 )
@@ -86,6 +87,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "bool",
         "Also write a vmcore of a failed test's guest to its artifacts.",
         action="store_true",
+    )
+    option(
+        "vmdebug-record",
+        "string",
+        "Record each test's guest, and keep the recordings of failed tests, among their artifacts if any.",
+        metavar="on-failure",
     )
     option(
         "vmdebug-timeout",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from vmdebug.plugin.failure_watch import FailureWatch, GuestFailure
 from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.main_thread import MainThreadInterrupt
 from vmdebug.plugin.settings import Marker, Settings
+from vmdebug.recording import files, store
 from vmdebug.session import DebugSession
 from vmdebug.vm import Vm
 from vmdebug.vm.kernel_trouble import SETTLE_SECONDS
@@ -101,7 +103,7 @@ class FixtureGuest:
             VmdebugError: it does not start, or its shell does not answer.
         """
         spec = self._wanted.spec
-        if not spec.halt:
+        if not spec.halt and spec.record is None:
             found = self._guests.template(self._wanted, lost=self._lost)
             if found.how != "clone":
                 self.slow = f"{spec.guest}: each test starts its guest by {found.how}: {found.reason}"
@@ -308,7 +310,23 @@ class FixtureGuest:
             session.close()
         finally:
             if not self._keep(session.vm):
-                session.vm.stop(force=True)
+                recording = session.vm.state.spec.record
+                # QEMU writes the end of its log when it quits.
+                session.vm.stop(force=recording is None)
+                if recording is not None:
+                    self._settle(recording)
+
+    def _settle(self, recording: Path) -> None:
+        """Keep the recording of a failed test, among its artifacts if there are any; delete another one."""
+        if not self._failed:
+            store.delete(recording)
+        elif (to := self._recording_place()) is not None:
+            shutil.rmtree(to, ignore_errors=True)
+            shutil.move(recording, to)
+
+    def _recording_place(self) -> Path | None:
+        folder = self._folder()
+        return None if folder is None else folder / f"guest{files.ENDING}"
 
     def _keep(self, vm: Vm) -> bool:
         """Leave a failed test's VM running if `keep` is set; return whether it stays."""
@@ -333,6 +351,9 @@ class FixtureGuest:
             reason = paths.failure(error) if isinstance(error, OSError) else str(error)
             return [(self._title("no report"), reason)]
         found = [(self._title(section.title), section.text) for section in report.sections]
+        if recording := session.vm.state.spec.record:
+            place = self._recording_place() or recording
+            found.append((self._title("recording"), f"vmdebug replay {place}"))
         return found if folder is None else [*found, (self._title("artifacts"), str(folder))]
 
     def _title(self, words: str) -> str:

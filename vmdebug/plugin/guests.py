@@ -22,6 +22,8 @@ from vmdebug.guest_options import GuestOptions
 from vmdebug.network import Nic
 from vmdebug.plugin.prewarm import Prewarmer
 from vmdebug.progress import Report, Step, silent
+from vmdebug.recording import store
+from vmdebug.vm import wait_shell
 from vmdebug.vm.clones import prewarmed
 from vmdebug.vm.clones.template import Template, template
 from vmdebug.vm.launching import Start
@@ -148,7 +150,7 @@ class Guests:
 
         If a guest was started in advance for another test, end it.
         """
-        if wanted.spec.halt or self._cloned(wanted.spec):
+        if wanted.spec.record is None and (wanted.spec.halt or self._cloned(wanted.spec)):
             self._prewarmer.begin(wanted)
 
     def close(self) -> None:
@@ -181,7 +183,9 @@ class Guests:
             if wanted.gdb:
                 preloaded = PreloadedGdb.start(wanted.spec.kernel, timeout=ATTACH_SECONDS)
                 protected.enter_context(preloaded)
-            if wanted.spec.halt:
+            if wanted.spec.record is not None:
+                machine = self._recorded(wanted, name, nics, lost=lost, report=report)
+            elif wanted.spec.halt:
                 machine = self._halted(wanted, name, nics, early=early, report=report)
             else:
                 machine = self._booted(wanted, name, nics, lost=lost, early=early, report=report)
@@ -234,6 +238,22 @@ class Guests:
             report=report,
             start=Start(prewarmed=early),
         )
+
+    def _recorded(
+        self, wanted: Wanted, name: str, nics: tuple[Nic, ...], *, lost: Lost | None, report: Report
+    ) -> vm.Vm:
+        """Return a guest with a recording of its own; it boots, because a clone cannot be recorded."""
+        place = store.place("", name)
+        spec = msgspec.structs.replace(wanted.spec, name=name, nics=nics, record=place)
+        machine = vm.launch(spec, bound=True, report=report)
+        if not spec.halt:
+            try:
+                wait_shell.wait(machine, copy=False, lost=lost, deadline=Deadline.after(self._boot_seconds))
+            except BaseException:
+                machine.stop(force=True)
+                store.delete(place)
+                raise
+        return machine
 
     def _name(self, test: str) -> str:
         # The pid differs between runs and workers, the number between the tests of a run.

@@ -41,6 +41,10 @@ class Named(msgspec.Struct, frozen=True):
     where: Path
 
 
+ON_FAILURE = "on-failure"
+"""The word of `--vmdebug-record`."""
+
+
 class Target(msgspec.Struct, frozen=True):
     """What a test runs on: one combination of a guest and a kernel.
 
@@ -82,6 +86,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         artifacts: Directory for the reports of failures as files, or None.
         keep: Whether to leave a failed test's VM running.
         dump: Whether to write a vmcore of a failed test's guest.
+        record: Whether to record each test's guest, and keep the recording if the test fails.
         timeout: Seconds for each phase of a test; 0 for no limit.
         boot_timeout: Seconds in which a guest's shell must answer.
         coverage: Whether to record the coverage of the kernel, and how.
@@ -94,6 +99,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: Path | None = None
     keep: bool = False
     dump: bool = False
+    record: bool = False
     timeout: float = TIMEOUT_SECONDS
     boot_timeout: float = BOOT_SECONDS
     coverage: CoverageSettings | None = None
@@ -119,6 +125,8 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         net: The networks, as `--net` takes them.
         forward: Ports of the host, as `--forward` takes them.
         sessions: The number of guests of the fixture `sessions`.
+        record: Whether to record the guest, and keep the recording if the test fails; None leaves it to the
+            run.
         allow: Kinds of trouble that do not fail the test.
         kmemleak: Whether to have kmemleak scan the kernel's memory at the test's end.
         timeout: Seconds for each phase of the test; 0 for no limit.
@@ -140,6 +148,7 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     net: str | tuple[str, ...] | None = None
     forward: int | str | tuple[int | str, ...] | None = None
     sessions: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SEGMENT)] = 2
+    record: bool | None = None
     allow: tuple[str, ...] = ()
     kmemleak: bool = False
     timeout: float | None = None
@@ -178,6 +187,7 @@ def read(config: pytest.Config) -> Settings:
         artifacts=artifacts,
         keep=bool(config.getoption("vmdebug_keep") or config.getini("vmdebug_keep")),
         dump=dump,
+        record=_record(config),
         timeout=_seconds(config, "vmdebug_timeout", TIMEOUT_SECONDS),
         boot_timeout=_seconds(config, "vmdebug_boot_timeout", BOOT_SECONDS),
         coverage=coverage(config),
@@ -219,6 +229,13 @@ def coverage(config: pytest.Config) -> CoverageSettings | None:
         diff=diff,
         source=absolute(source, config.invocation_params.dir) if source else None,
     )
+
+
+def _record(config: pytest.Config) -> bool:
+    words = config.getoption("vmdebug_record") or config.getini("vmdebug_record") or None
+    if words not in (None, ON_FAILURE):
+        raise pytest.UsageError(f"vmdebug_record: {words!r} is not {ON_FAILURE}")
+    return words is not None
 
 
 def marker(marks: Iterable[pytest.Mark]) -> Marker:
@@ -304,7 +321,9 @@ def options(
     if marker.append:
         changes["append"] = f"{base.append} {marker.append}".strip()
     here = where or Path.cwd()
+    record = settings.record if marker.record is None else marker.record
     overrides = {
+        "record": "" if record else None,
         "accel": settings.accel,
         "initrd": None if marker.initrd is None else str(absolute(marker.initrd, here)),
         "modules": _modules(marker, here),
