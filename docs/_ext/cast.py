@@ -25,7 +25,7 @@ import pexpect
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.fixtures.transcripts import differs  # noqa: E402 - the tree has to be on the path
+from tests.fixtures.transcripts import differs  # noqa: E402 - of the checkout
 
 COLUMNS, ROWS = 112, 26
 SECONDS = 300.0
@@ -253,7 +253,7 @@ def main() -> None:
         image = svg(lines, theme)
         if not path.is_file() or differs(_shown(path.read_text()), _shown(image)):
             path.write_text(image)
-            sys.stderr.write(f"wrote {path.relative_to(ROOT)}\n")
+            print(f"docs: wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
