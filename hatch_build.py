@@ -32,6 +32,11 @@ class CompiledHook(BuildHookInterface):  # type: ignore[misc] # hatchling is the
         """Add the programs to the wheel."""
         if version == "editable":
             return
+        share = Path(self.root) / "share"  # in an sdist: see hatch_sdist.py
+        if share.is_dir():
+            build_data["shared_data"][str(share)] = "share"
+        else:
+            self.app.display_warning("the wheel has no man pages and completions: build it from the sdist")
         arch = platform.machine()
         self._directory = tempfile.TemporaryDirectory(prefix="vmdebug-agent-")
         try:

@@ -168,10 +168,10 @@ def _options(command: Any, context: Any) -> Iterator[str]:
         if parameter.param_type_name == "argument":
             yield f"`{names}`\n: {_markdown(says)}\n"
             continue
-        marked = ", ".join(
-            f"`{spelled}`" for spelled in (*sorted(parameter.opts, key=len), *parameter.secondary_opts)
-        )
-        metavar = "" if parameter.is_flag or parameter.count else parameter.make_metavar(context)
+        # "-S, --halt / --no-halt", "--memory M": typer has no public method for the metavar alone.
+        words = re.split(r"(?:, | / | )(?=-)", names)
+        last, _, metavar = words[-1].partition(" ")
+        marked = ", ".join(f"`{spelled}`" for spelled in (*words[:-1], last))
         shown = f"{marked} {_escaped(metavar)}" if metavar else marked
         yield f"{shown}\n: {_markdown(says)}\n"
 

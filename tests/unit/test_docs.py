@@ -50,7 +50,7 @@ def command_lines() -> Iterator[tuple[str, str]]:
 def test_commands_can_be_parsed(where: str, line: str) -> None:
     plain = re.sub(r"\$\(.*?\)", "X", re.sub(r"\s+# .*", "", line.replace("\\\n", "")))
     words = shlex.split(plain)[1:]
-    redirected = [i for i, word in enumerate(words) if word[:1] in "<>|&;" or word in ("2>", ">>")]
+    redirected = [i for i, word in enumerate(words) if re.match(r"\d?[<>|&;]", word)]
     words = words[: redirected[0]] if redirected and "--" not in words[: redirected[0]] else words
     assert parsed(words), where
 
