@@ -25,6 +25,7 @@ extensions = ["myst_parser", "commands_reference"]
 exclude_patterns = ["_ext"]
 nitpicky = False
 highlight_language = "text"
+smartquotes = False  # it would make a dash of the two in --halt
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,6 +97,32 @@ def _escape(_app: Sphinx, _what: str, _name: str, _thing: object, _options: obje
     lines[:] = plain(lines)
 
 
+_CONSTANT = re.compile(r"(?<== )[A-Z][A-Z_]+\b")
+
+
+def valued(signature: str, thing: object) -> str:
+    """Return a signature with the values of constants: `timeout: float = 120.0`, not `LAUNCH_SECONDS`."""
+    module = sys.modules.get(getattr(thing, "__module__", None) or "")
+
+    def value(found: re.Match[str]) -> str:
+        constant = getattr(module, found[0], None)
+        return repr(constant) if isinstance(constant, int | float | str) else found[0]
+
+    return _CONSTANT.sub(value, signature)
+
+
+def _signature(
+    _app: Sphinx,
+    _what: str,
+    _name: str,
+    thing: object,
+    _options: object,
+    shown: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    return (valued(shown, thing) if shown else shown), returns
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Write the page before Sphinx looks for its sources, and read docstrings as we write them."""
 
@@ -106,5 +133,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
             path.write_text(text)
 
     app.connect("config-inited", write)
+    app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-process-docstring", _escape, priority=400)  # before napoleon
     return {"parallel_read_safe": True}
