@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from tests.fixtures.transcripts import differs  # noqa: E402 - of the checkout
 
 COLUMNS, ROWS = 112, 26
 SECONDS = 300.0
+RUNTIME = Path("/tmp/vmdebug-cast")  # noqa: S108 - 0700; its name is in the picture, and your VMs are not
 _EVENT = re.compile(
     r"\x1b\[(?P<numbers>[0-9;?]*)(?P<code>[a-zA-Z])|(?P<control>[\r\n\t\b])|(?P<char>[^\x1b])"
 )
@@ -101,7 +103,8 @@ class Screen:
 
 def record(argv: Sequence[str]) -> list[tuple[float, str]]:
     """Run a command in a terminal, and return what it has written, with the seconds since its start."""
-    env = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
+    RUNTIME.mkdir(mode=0o700, exist_ok=True)
+    env = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "XDG_RUNTIME_DIR": str(RUNTIME)}
     child: pexpect.spawn[str] = pexpect.spawn(
         argv[0],
         list(argv[1:]),
@@ -237,7 +240,10 @@ def _shown(image: str) -> str:
 
 def main() -> None:
     """Record the demo, and write the images if they would show something else."""
-    events = record(["examples/demo"])
+    try:
+        events = record(["examples/demo"])
+    finally:
+        shutil.rmtree(RUNTIME, ignore_errors=True)
     build = ROOT / "docs" / "_build"
     build.mkdir(exist_ok=True)
     (build / "demo.cast").write_text(asciicast(events))
