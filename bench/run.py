@@ -25,6 +25,7 @@ BENCHMARKS = (
     "kaslr",
     "mi",
     "plugin",
+    "record",
     "root",
     "start",
     "suite",

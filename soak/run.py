@@ -1,8 +1,8 @@
 """Run vmdebug for a long time under kills, cycles, bad inputs and faults of the machine, and print figures.
 
-Use `python -m soak.run [PART…] [--kills N] [--cycles N] [--inputs N] [--faults N] [--seed N]`. Each part is a
-module with a function that returns a `Result`; without names all parts run. The exit status is 1 if anything
-was left behind, hung, grew, or ended with a traceback.
+Use `python -m soak.run [PART…] [--PART N]… [--seed N]`. Each part is a module with a function that returns a
+`Result`; without names all parts run. The exit status is 1 if anything was left behind, hung, grew, or ended
+with a traceback.
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ import signal
 import sys
 import time
 
-from soak import cycles, faults, inputs, kills
+from soak import cycles, faults, inputs, kills, recordings
 from soak.result import Result
 from vmdebug import process
 
 INSIDE = "VMDEBUG_SOAK_INSIDE"
 """The environment variable that is set inside the mount namespace of a run with `faults`."""
 
-PARTS = {"inputs": inputs.run, "cycles": cycles.run, "kills": kills.run, "faults": faults.run}
-COUNTS = {"inputs": 20_000, "cycles": 500, "kills": 500, "faults": 200}
+PARTS = {
+    "inputs": inputs.run,
+    "cycles": cycles.run,
+    "kills": kills.run,
+    "recordings": recordings.run,
+    "faults": faults.run,
+}
+COUNTS = {"inputs": 20_000, "cycles": 500, "kills": 500, "recordings": 30, "faults": 200}
 
 
 def main(words: list[str]) -> int:
