@@ -105,6 +105,7 @@ def recording(spec: LaunchSpec, directory: RunDir, form: LogFormat | None) -> It
     store.make(spec.record)
     try:
         with _ended_on_failure() as guardian:
+            guardian.remove(spec.record)
             _start_relay(spec, spec.record, directory, guardian)
             yield Recorder(spec.record, form)
     except BaseException:
