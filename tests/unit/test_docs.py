@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from tests.fixtures.transcripts import ROOT, Block, blocks, differs, pages
+from tests.fixtures.transcripts import ROOT, Block, blocks, differs, pages, read
 from vmdebug.cli import app
 
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
@@ -33,6 +33,16 @@ def test_transcripts_are_run_or_say_why_not() -> None:
         if block.language == "console" and not block.mark and block.page not in PAGES
     ]
     assert not unmarked, f"add the page to tests/guest/test_docs.py, or <!-- not run: REASON -->: {unmarked}"
+
+
+def test_transcripts_are_marked_as_such() -> None:
+    indented = [
+        f"{page.relative_to(ROOT)}:{number}"
+        for page in pages()
+        for number, line in enumerate(page.read_text().splitlines(), 1)
+        if re.match(r"    \$ ", line)
+    ]
+    assert not indented, f"write transcripts as ```console blocks, which tests run: {indented}"
 
 
 COMMAND = re.compile(r"^(?:    |[$#] )(vmdebug (?:.*\\\n)*.*)", re.MULTILINE)
@@ -129,6 +139,12 @@ def test_pages_that_are_gone_are_removed(tmp_path: Path) -> None:
     commands_reference.write(tmp_path, {"a.md": "1", "b.md": "2"})
     commands_reference.write(tmp_path, {"b.md": "2"})
     assert [path.name for path in tmp_path.iterdir()] == ["b.md"]
+
+
+def test_a_comment_belongs_to_the_block_that_follows_it() -> None:
+    text = "<!-- file: a -->\n```text\nx\n```\n\n<!-- not run: slow -->\n```console\n$ y\n```\n```\nz\n```\n"
+    found = [(block.mark, block.about, block.text) for block in read(text, "page.md")]
+    assert found == [("file", "a", "x\n"), ("not run", "slow", "$ y\n"), ("", "", "z\n")]
 
 
 @pytest.mark.parametrize(
