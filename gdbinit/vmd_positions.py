@@ -35,6 +35,8 @@ class When(gdb.Command):
     """Print the position in a replay: vmd-when.
 
     The count of instructions, the time by the kernel's messages, and the last line on the console.
+
+    Example: vmd-when
     """
 
     NAME = "vmd-when"
@@ -74,7 +76,10 @@ class Goto(gdb.Command):
 
 
 class Bookmark(gdb.Command):
-    """Name the present position of a replay, for vmd-goto: vmd-bookmark NAME."""
+    """Name the present position of a replay, for vmd-goto: vmd-bookmark NAME.
+
+    Example: vmd-bookmark before-the-free
+    """
 
     NAME = "vmd-bookmark"
 
