@@ -92,8 +92,8 @@ def test_a_full_directory_for_snapshots(mounted: Path, kernel: Kernel) -> None:
         vmdebug snapshot save v one; echo --
     """
     _, refused, attached, cloned, again, _ = parts(run(mounted, script, TMPDIR=mounted))
-    assert f"No space left on device; {mounted}: the file system {mounted} has 0 of 3 MiB free" in refused
-    assert refused.endswith("status 1")
+    assert f"{mounted}: No space left on device; the file system {mounted} has 0 of 3 MiB free" in refused
+    assert refused.endswith("status 3")
     assert "$1 = 42" in attached
     assert cloned.endswith("status 0")
     assert f"{mounted}: the file system {mounted} has" in again  # it is smaller than the guest's memory

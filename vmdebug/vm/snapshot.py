@@ -256,7 +256,10 @@ def _make_room(qmp: Qmp) -> None:
         os.pwrite(fd, qcow2.empty(), 0)
         added = qmp.execute("add-fd", {}, fds=(fd,))
     except OSError as error:
-        raise rundir.host_error(f"make the image for snapshots in {place}", error, place) from error
+        refused = rundir.host_error(f"make the image for snapshots in {place}", error, place)
+        raise HostError(
+            refused.message, hint="set TMPDIR to a directory with enough space for the guest's memory"
+        ) from error
     finally:
         os.close(fd)
     file = f"{NODE}-file"
