@@ -169,6 +169,7 @@ SHARE = Share(directory=Path("/d"), mount_point="/d", mode="ro", transport="9p",
         ({"machine": OwnMachine(disk=Path("/disk"))}, "the guest writes to /disk"),
         ({"machine": OwnMachine(firmware=Path("/f"))}, "a firmware of its own"),
         ({"root": ROOT}, "a replay would find other contents"),
+        ({"root": msgspec.structs.replace(ROOT, keep=False)}, "the root file system is on a disk"),
         ({"machine": RunnerMachine(script=Path("/s"), system_name="n")}, "has a 9p share"),
     ],
 )

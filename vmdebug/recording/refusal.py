@@ -32,7 +32,7 @@ def _machine(spec: LaunchSpec) -> Iterator[tuple[str, str]]:
     if not isinstance(spec.machine, OwnMachine):
         yield (
             f"{record}: the runner script of {spec.guest} has a 9p share, which cannot be recorded",
-            f"record a tree, an image or `builtin`, with a root: {option('root')}",
+            "record a tree, an image or `builtin`",
         )
         return
     if spec.accel == "kvm":
@@ -54,14 +54,19 @@ def _disks(spec: LaunchSpec) -> Iterator[tuple[str, str]]:
     for share in spec.shared:
         yield (
             f"{record}: {share.directory} is shared over {share.transport}, which cannot be recorded",
-            f"pack it as an image: {option('root_image', 'always')}; or {_without('root')}"
+            _without("root")
             if share.mount_point == "/"
             else f"copy files with `vmdebug cp`; {_without('share')}",
+        )
+    if spec.root is not None and not spec.root.keep:
+        yield (
+            f"{record}: the root file system is on a disk, whose requests a replay does not repeat in time",
+            f"{_without('root')}; copy files with `vmdebug cp`",
         )
     if isinstance(spec.machine, OwnMachine) and spec.machine.disk is not None:
         yield (
             f"{record}: the guest writes to {spec.machine.disk}, so {_OTHER}",
-            f"writes to a root are discarded: {option('root', 'IMAGE')}; or {_without('disk')}",
+            _without("disk"),
         )
     if spec.root is not None and spec.root.keep:
         yield (f"{record} with {option('keep')}: {_OTHER}", _without("keep"))
