@@ -126,7 +126,8 @@ def plain(value: gdb.Value) -> Any:
         found = float(value)
     elif kind.code == gdb.TYPE_CODE_ARRAY and _element(kind) in ("char", "unsigned char"):
         # The kernel has names of both types: d_iname is unsigned.
-        text = value.bytes if hasattr(value, "bytes") else value.string(length=kind.sizeof).encode()
+        # Latin-1 keeps each byte: what follows the end of the string is arbitrary.
+        text = value.string("latin-1", length=kind.sizeof).encode("latin-1")
         found = text.partition(b"\0")[0].decode(errors="replace")
     else:
         found = value.format_string(max_depth=1)

@@ -272,10 +272,10 @@ class Probe(gdb.Breakpoint):
 
     def stop(self) -> bool:
         """Record it and continue."""
-        # After an exception GDB would stop the guest here.
+        # After an exception of any kind GDB would stop the guest here.
         try:
             self._trace.hit(self._index, self.expressions, returns=self.returns)
-        except gdb.error as error:
+        except Exception as error:  # noqa: BLE001 - it is counted and said
             self._trace.lost(f"at {self.where}: {error}")
         return False
 
@@ -292,7 +292,7 @@ class Exit(gdb.Breakpoint):
         """Record it and continue."""
         try:
             self._trace.left(self._result)
-        except gdb.error as error:
+        except Exception as error:  # noqa: BLE001 - it is counted and said
             self._trace.lost(f"at an exit: {error}")
         return False
 

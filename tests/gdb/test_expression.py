@@ -23,7 +23,7 @@ noted(signed char c, _Bool flag, unsigned u, enum kind kind,
 int main(void)
 {
     struct inner in = {"pointed", {-3, 4}};
-    struct outer outer = {-5, &in, {"within", {0, 0}}};
+    struct outer outer = {-5, &in, {"rest\\0\\x9a", {0, 0}}};
     return noted(-2, 1, 4000000000u, NONE, &outer, "words", -9) == 0;
 }
 """
@@ -37,7 +37,7 @@ NOTED: dict[str, Any] = {
     "*text": ord("w"),
     "outer->id": -5,
     "outer->in->name": "pointed",
-    "outer->here.name": "within",
+    "outer->here.name": "rest",  # what follows its end is no UTF-8
     "seventh": -9,
     "everywhere": 1 << 40,
     "c + 1": -1,

@@ -49,7 +49,7 @@ def comparable(hit: Hit) -> object:
                 ),
             ),
             READ,
-            "dd if=/dev/zero of=/dev/null bs=7 count=100",
+            "dd if=/dev/zero of=/dev/null bs=7 count=1000",
         ),
         (
             Probe("do_sys_openat2", ("dfd", "filename", "how->flags", "how->mode")),
