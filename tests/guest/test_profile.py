@@ -20,7 +20,7 @@ from vmdebug.session import DebugSession
 from vmdebug.timeline.boot import Boot
 from vmdebug.trace.profile.profile import Profile
 
-LOOP = "dd if=/dev/zero of=/dev/null bs=1 count=200000"
+LOOP = "dd if=/dev/zero of=/dev/null bs=1 count=600000"
 OURS = "grep -ls '^[.]vmdebug-samp' /proc/[0-9]*/comm; ls /run/.vmdebug-* /tmp/.vmdebug-* 2>/dev/null; true"
 
 
