@@ -49,6 +49,7 @@ class Arch(NamedTuple):
     vector_bytes: int
     vector_address: tuple[tuple[int, int], ...]
     first_vector: str
+    early_vector: str
     pc: str
     sp: str
     result: str

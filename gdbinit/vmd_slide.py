@@ -171,8 +171,10 @@ def guessed() -> int | None:
     It is right only if the loaded vmlinux is that of the kernel, which this does not check.
     """
     arch = vmd_arch.current()
+    handler = vmd_guest.exception_handler()
     marks = (
-        (arch.first_vector, vmd_guest.exception_handler()),
+        (arch.first_vector, handler),
+        (arch.early_vector, handler),
         (arch.first_symbols[0], vmd_guest.register("pc")),
     )
     for name, real in marks:

@@ -77,6 +77,7 @@ class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         vector_bytes: Size of the table's first entry.
         vector_address: The slices of that entry that form the handler's address, the lowest bits first.
         first_vector: The symbol of that handler.
+        early_vector: The symbol of the handler that the entry has until the kernel has set up its traps.
         pc: The program counter.
         sp: The stack pointer.
         result: The register in which a function returns a number or a pointer.
@@ -116,6 +117,7 @@ class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     vector_bytes: int
     vector_address: tuple[tuple[int, int], ...]
     first_vector: str
+    early_vector: str
     pc: str
     sp: str
     result: str

@@ -14,6 +14,7 @@ from vmdebug.vm import kernel_address
 
 X86_64 = arch.by_name("x86_64")
 LINKED = 0xFFFFFFFF81800000
+EARLY = 0xFFFFFFFF83000120
 BANNER = 0xFFFFFFFF81C00000
 TABLE = 0xFFFFFE0000000000
 
@@ -21,7 +22,11 @@ TABLE = 0xFFFFFE0000000000
 @pytest.fixture
 def vmlinux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    where = {X86_64.debug.first_vector: (LINKED,), "linux_banner": (BANNER,)}
+    where = {
+        X86_64.debug.first_vector: (LINKED,),
+        X86_64.debug.early_vector: (EARLY,),
+        "linux_banner": (BANNER,),
+    }
     monkeypatch.setattr("vmdebug.kimage.symbols.addresses", lambda _, name: where[name])
     return kernelfiles.vmlinux(tmp_path / "vmlinux")
 
@@ -61,6 +66,11 @@ OURS = b"Linux version " + kernelfiles.BANNER.encode() + b"\n"
 def test_a_kernel_that_kaslr_has_moved(vmlinux: Path) -> None:
     moved = 0x18000000
     assert slide(monitor(LINKED + moved, OURS, at=BANNER + moved), vmlinux) == moved
+
+
+def test_a_kernel_that_has_not_set_up_its_traps_yet(vmlinux: Path) -> None:
+    moved = 0x18000000
+    assert slide(monitor(EARLY + moved, OURS, at=BANNER + moved), vmlinux) == moved
 
 
 def test_a_kernel_whose_data_is_not_mapped(vmlinux: Path) -> None:

@@ -41,9 +41,8 @@ def slide(qmp: Qmp, vmlinux: Path, row: Arch, *, kaslr: bool, force: bool) -> in
         UsageError: the vmlinux is damaged.
     """
     handler = _handler(qmp, row.debug)
-    entries = symbols.addresses(vmlinux, row.debug.first_vector)
-    moved = handler - entries[0] if handler and entries else None
-    if moved is None or not _possible(moved, row.debug):
+    moved = _moved(handler, vmlinux, row.debug)
+    if moved is None:
         if handler >= int(row.debug.kernel_map, 16) and not force:
             raise _other(vmlinux, "its exception handlers are at other addresses")
         if kaslr:
@@ -76,9 +75,14 @@ def _other(vmlinux: Path, why: str) -> MismatchError:
     )
 
 
-def _possible(moved: int, debug: Debug) -> bool:
-    place, rest = divmod(moved, int(debug.kaslr_step, 16))
-    return rest == 0 and 0 <= place < debug.kaslr_places
+def _moved(handler: int, vmlinux: Path, debug: Debug) -> int | None:
+    """Return the slide by the first exception handler, early or final; None if it is neither."""
+    for name in (debug.first_vector, debug.early_vector):
+        for entry in symbols.addresses(vmlinux, name)[:1] if handler else ():
+            place, rest = divmod(handler - entry, int(debug.kaslr_step, 16))
+            if rest == 0 and 0 <= place < debug.kaslr_places:
+                return handler - entry
+    return None
 
 
 def _handler(qmp: Qmp, debug: Debug) -> int:
