@@ -176,5 +176,5 @@ def test_the_end_of_qemu_is_an_error_at_once(own: Vm) -> None:
         console.wait_ready(timeout=SECONDS)
         console.sendline("sleep 300")
         own.state.qemu.signal(signal.SIGKILL)
-        with pytest.raises(GuestDiedError):
+        with pytest.raises(GuestDiedError, match="QEMU was killed by SIGKILL"):
             console.expect("never said", timeout=SECONDS)

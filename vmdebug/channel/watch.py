@@ -24,6 +24,8 @@ value."""
 PANIC_OUTPUT_SECONDS = 0.5
 """How long to wait for the rest of a panic's output, for the error."""
 
+QEMU_ENDED = "QEMU has ended"
+
 NO_ANSWER_HINT = "is the guest stopped by a debugger, or does it still boot?"
 
 TAIL_BYTES = 1 << 18
@@ -59,6 +61,10 @@ class Silence:
         """Record that the guest may have said something."""
         self._seconds = FIRST_SILENCE_SECONDS
         self._ask_at = time.monotonic() + self._seconds
+
+    def ask_now(self) -> str:
+        """Return how the guest died, whether or not it has been silent; "" if it lives."""
+        return self._cause()
 
     def ask(self) -> str:
         """Return how the guest died, if it has been silent for long enough to ask; else ""."""
@@ -137,7 +143,7 @@ class Watch:
 
         Args:
             wanted: What the caller waited for.
-            cause: How it died; "": find it in the log, else QEMU has ended.
+            cause: How it died; "": find it in the log, else ask QEMU, which has probably ended.
         """
         end = Deadline.after(PANIC_OUTPUT_SECONDS)
         with contextlib.suppress(FileNotFoundError), Inotify(self.log) as inotify:
@@ -146,13 +152,13 @@ class Watch:
                 if not inotify.wait(end.remaining):
                     break
         in_log = death.cause_in_log(self.tail_bytes())
-        cause = in_log or cause or "QEMU has ended"
+        ended = "" if in_log or cause else self._silence.ask_now() or QEMU_ENDED
         name = self.log.parent.name
         # If the console does not show the reason, the kernel's log in guest memory does.
-        verb = "log" if in_log or cause == "QEMU has ended" else "dmesg"
+        verb = "log" if in_log or ended else "dmesg"
         hint = f"`vmdebug {verb} {name}` shows all of its output"
         return GuestDiedError(
-            f"the guest died while vmdebug waited for {wanted}: {cause}",
+            f"the guest died while vmdebug waited for {wanted}: {in_log or cause or ended}",
             hint=hint,
             detail=self.tail(),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +65,28 @@ def how_to_run(status: Status, name: str) -> str:
 def cause_of_death(status: Status) -> str:
     """Return how a guest with this status died; "" if it lives."""
     return _DEATHS.get(status, "")
+
+
+def end_of_qemu(status: int | None, qemu_log: Path) -> str:
+    """Return how QEMU ended, with the last line that it wrote.
+
+    Args:
+        status: Its exit status, negative for a signal; None if it is unknown, because another process started
+            it.
+        qemu_log: Its output.
+    """
+    how = _DEATHS["exited"]
+    if status is not None:
+        how = f"QEMU has exited with status {status}" if status >= 0 else _killed(-status)
+    with contextlib.suppress(OSError):  # removed with its run directory
+        lines = qemu_log.read_text(errors="replace").split("\n")
+        said = next((line for line in reversed(lines) if line.strip()), "")
+        return f"{how}; it wrote: {said}" if said else how
+    return how
+
+
+def _killed(number: int) -> str:
+    return f"QEMU was killed by {signal.Signals(number).name}"
 
 
 def facts(state: State, rundir: RunDir, status: Status) -> dict[str, Any]:

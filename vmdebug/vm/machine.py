@@ -231,7 +231,8 @@ class Vm(Copies):
         except DeadlineError:
             return ""
         if status != "running":
-            return guest_status.cause_of_death(status)
+            ended = guest_status.end_of_qemu(children.status(self.state.pid), self.rundir.qemu_log)
+            return ended if status == "exited" else guest_status.cause_of_death(status)
         from vmdebug.vm import hidden_death  # noqa: PLC0415 - only after some silence of the guest
 
         return hidden_death.cause(self)

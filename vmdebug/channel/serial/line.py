@@ -26,7 +26,7 @@ from vmdebug import locks
 from vmdebug.channel.log import death, messages
 from vmdebug.channel.serial.drain import CHUNK, Drain
 from vmdebug.channel.serial.shell import EXEC, IDLE, LineShell
-from vmdebug.channel.watch import PANIC_OUTPUT_SECONDS, TAIL_LINES, Debugger, Silence
+from vmdebug.channel.watch import PANIC_OUTPUT_SECONDS, QEMU_ENDED, TAIL_LINES, Debugger, Silence
 from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError
 
@@ -263,7 +263,8 @@ class SerialLine:
         while not end.passed and death.END_OF_PANIC not in self.logged(CHUNK):
             if not wait_ready(self.fileno(), seconds=PANIC_OUTPUT_SECONDS) or not self.raw():
                 break
-        self._death = self._death or death.cause_in_log(self.logged(4 * CHUNK)) or "QEMU has ended"
+        in_log = self._death or death.cause_in_log(self.logged(4 * CHUNK))
+        self._death = in_log or self._silence.ask_now() or QEMU_ENDED
         return GuestDiedError(
             f"the guest died while vmdebug waited for {self._wanted or 'it'}: {self._death}",
             hint=f"`vmdebug log {self.log.parent.name}` shows all of its output",
