@@ -107,7 +107,7 @@ def _stream(given: IO[bytes] | None) -> IO[bytes]:
 
 @pytest.fixture
 def qemu(emulator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qemu]:
-    monkeypatch.setattr("vmdebug.trace.plugin.collector.SOON_SECONDS", 0.0)
+    monkeypatch.setattr("vmdebug.trace.plugin.collector.SOON_SECONDS", 0.01)
     path = tmp_path / "trace.sock"
     child = process.start([emulator, f"socket={path}"], stdin=process.PIPE, stdout=process.PIPE)
     with child:
@@ -216,6 +216,23 @@ def test_strings_arrays_and_memory_that_is_not_there(qemu: Qemu) -> None:
             qemu.run(FUNCTION)
     found = [list(hit.args.values()) for hit in hits]
     assert found == [["a name", "a na"], ["x" * 256, "xxxx"], [0xDEAD000, None]]
+
+
+def test_a_nudge_that_the_guest_gets_too_early_is_repeated(
+    qemu: Qemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nudges = []
+
+    def nudge() -> None:
+        nudges.append(1)
+        if len(nudges) > 1:
+            qemu("pause")
+
+    monkeypatch.setattr(qemu, "nudge", nudge)
+    with trace(qemu, compiled(RDX, NUMBER), args=("count",)) as hits:
+        qemu.run(FUNCTION)
+    assert len(nudges) > 1
+    assert len(hits) == 1
 
 
 def test_an_expression_that_cannot_be_read_is_unknown(qemu: Qemu) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vmdebug.arch import Arch
+from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, StateError, VmdebugError
 from vmdebug.trace.collector import Batch, Feature
 from vmdebug.trace.expressions import kernel_facts
@@ -21,8 +22,9 @@ from vmdebug.trace.plugin.wire import ExitPattern, Place, Request
 from vmdebug.trace.probe import Wanted
 from vmdebug.trace.unwinding.backtrace import Backtraces
 
-SOON_SECONDS = 0.3
-"""How long to wait until a vCPU of a running guest becomes idle; a guest at its shell needs 10 ms."""
+SOON_SECONDS, LATER_SECONDS = 0.3, 5.0
+"""How long to wait until a vCPU of a running guest becomes idle; a guest at its shell needs 10 ms. The time
+doubles up to the second value."""
 
 
 class Guest(Protocol):
@@ -90,6 +92,7 @@ class PluginCollector:
 
         Raises:
             StateError: QEMU has no plugin, or the guest's vCPUs cannot be paused.
+            GuestDiedError: QEMU has ended.
             VmError: the plugin refuses the trace.
         """
         self._wanted = wanted
@@ -112,9 +115,7 @@ class PluginCollector:
         """Wait until the plugin records: it begins when a vCPU becomes idle or resumes."""
         if not self._was_running:
             self._guest.resume()
-        elif not link.wait_ready(SOON_SECONDS):
-            self._guest.nudge()
-        if not link.wait_ready(self._timeout):
+        if not self._ready(link, Deadline.after(self._timeout)):
             if not self._was_running:
                 with contextlib.suppress(VmdebugError):
                     self._guest.pause()
@@ -122,6 +123,22 @@ class PluginCollector:
                 f"no CPU of {self._vm} pauses, so QEMU does not begin the trace",
                 hint="stop and continue the guest in the GDB that is attached to it",
             )
+
+    def _ready(self, link: Link, deadline: Deadline) -> bool:
+        """Wait for the plugin, and nudge a running guest again and again.
+
+        A nudge that the guest gets before the plugin has read the request does nothing.
+        """
+        seconds = SOON_SECONDS
+        while not link.wait_ready(min(seconds, deadline.remaining)):
+            if link.gone:
+                raise GuestDiedError(f"QEMU of {self._vm} ended before the trace began")
+            if deadline.passed:
+                return False
+            if self._was_running:
+                self._guest.nudge()
+            seconds = min(2 * seconds, LATER_SECONDS)
+        return True
 
     def take(self) -> Batch:
         """Return the hits since the last batch; the guest keeps running."""
