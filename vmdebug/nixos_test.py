@@ -28,7 +28,8 @@ from vmdebug.guest import LaunchSpec, RunnerMachine
 from vmdebug.guest_options import GuestOptions, StartOptions, changed
 from vmdebug.locks import try_lock
 from vmdebug.progress import Report, silent
-from vmdebug.session import STOP_SECONDS, DebugSession
+from vmdebug.session import DebugSession
+from vmdebug.session.debug_session import STOP_SECONDS
 from vmdebug.vm import Vm
 
 KEEP = "VMDEBUG_KEEP"
