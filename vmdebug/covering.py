@@ -9,13 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vmdebug import arch, collecting
+from vmdebug import arch, collecting, extras
 from vmdebug.channel.shell import Streams
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import StateError, VmdebugError
 from vmdebug.spelling import option
-from vmdebug.trace.coverage import reports
 from vmdebug.trace.coverage.kernel_code import KernelCode, Section
 from vmdebug.trace.coverage.link import CoverageLink
 from vmdebug.trace.coverage.mapping import Lines
@@ -304,7 +303,7 @@ class Coverage:
             UsageError: there is no such file or module; or the data file is of another kind.
             VmdebugError: see `files`.
         """
-        reports.need("a data file of coverage")
+        extras.COV.need("a data file of coverage")
         from vmdebug.trace.coverage import library  # noqa: PLC0415 - coverage.py is optional
 
         files = self.files

@@ -224,7 +224,7 @@ def test_an_old_gdb_is_refused_with_what_to_install(tmp_path: Path) -> None:
         HostError, match=r"needs GDB 14 or newer, and --gdb is GNU gdb \(Debian 13.1-3\) 13.1"
     ) as error:
         program.find(str(gdb))
-    assert error.value.hint == "install one: pip install 'vmdebug[gdb]'"
+    assert error.value.hint == "install it: pip install 'vmdebug[gdb]'"
     gdb.write_text("#!/bin/sh\necho 'GNU gdb (GDB) 18.1'\n")
     assert program.find(f"{gdb} -nx").version == "18.1"
     with pytest.raises(HostError, match="--gdb cannot be used"):

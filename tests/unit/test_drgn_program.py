@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit import cli_doubles, kernelfiles
-from vmdebug import cli, kimage
+from vmdebug import cli, extras, kimage
 from vmdebug.deadline import Deadline
-from vmdebug.drgn_program import library, live
+from vmdebug.drgn_program import live
 from vmdebug.errors import DeadlineError, GuestDiedError, HostError, UsageError
 from vmdebug.guest import Kernel
 from vmdebug.vm import Vm, vmcoreinfo
@@ -31,7 +31,7 @@ def test_without_drgn_the_error_has_the_line_to_install_it(
 def test_drgn_is_imported_only_by_what_needs_it() -> None:
     code = "import sys, vmdebug.session, vmdebug.cli.status; print('drgn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
-    library.need("a test")
+    extras.DRGN.need("a test")
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from mcp import Client
 from mcp.server import MCPServer
 
 import vmdebug
-from vmdebug import cli
+from vmdebug import cli, extras
 from vmdebug.cli import app
 from vmdebug.errors import DeadlineError, HostError, StateError, UsageError
-from vmdebug.faces.mcp import calls, described, library, results, server, words
+from vmdebug.faces.mcp import calls, described, results, server, words
 from vmdebug.faces.mcp.calls import Call
 from vmdebug.faces.mcp.guests import Permitted
 from vmdebug.faces.mcp.machines import Machines
@@ -270,7 +270,7 @@ def test_without_the_sdk_the_status_is_3(
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name="mcp")
 
-    monkeypatch.setattr(library, "import_module", missing)
+    monkeypatch.setattr(extras, "import_module", missing)
     assert cli.status_of(["mcp"]) == HostError.exit_status
     assert "pip install 'vmdebug[mcp]'" in capsys.readouterr().err
 

@@ -66,10 +66,9 @@ def stop(
     force: options.Force = False,
 ) -> None:
     """End the recording and write it to FILE."""
-    from vmdebug import session
-    from vmdebug.trace.coverage import reports
+    from vmdebug import extras, session
 
-    reports.need("vmdebug cov stop")
+    extras.COV.need("vmdebug cov stop")
     with session.attach(name, force=force) as attached:
         cover = attached.coverage(source=source)
         cover.resume()
@@ -112,9 +111,9 @@ def report(
 
     With --diff the exit status is 1 if a changed line was not reached.
     """
-    from vmdebug.trace.coverage import reports
+    from vmdebug import extras
 
-    reports.need("vmdebug cov report")
+    extras.COV.need("vmdebug cov report")
     from vmdebug.trace.coverage import library
 
     data = library.Data(file)

@@ -180,12 +180,12 @@ def drgn() -> Check:
     """Look for drgn, without importing it."""
     from importlib import metadata
 
-    from vmdebug.drgn_program import library
+    from vmdebug import extras
 
     try:
         return Check("drgn", "drgn and dumps", True, False, metadata.version("drgn"))
     except metadata.PackageNotFoundError:
-        return Check("drgn", "drgn and dumps", False, False, "not installed", library.INSTALL)
+        return Check("drgn", "drgn and dumps", False, False, "not installed", extras.DRGN.install)
 
 
 def busybox() -> Check:

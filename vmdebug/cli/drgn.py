@@ -64,13 +64,13 @@ def drgn(
 
     Needs drgn: pip install 'vmdebug[drgn]'.
     """
-    from vmdebug.drgn_program import library
+    from vmdebug import extras
 
     if script is not None and expression is not None:
         raise UsageError("SCRIPT and -e exclude each other", hint="give one of them")
     # What is imported stays: to look for garbage in it takes a sixth of the time to the first answer.
     gc.disable()
-    library.need("vmdebug drgn")
+    extras.DRGN.need("vmdebug drgn")
     if script is not None and not script.is_file():
         raise UsageError(f"there is no script {script}", hint="give a Python file")
     file = dumped.path(name)

@@ -46,9 +46,9 @@ def opened(file: Path, vmlinux: Path | None, *, what: str, force: bool) -> tuple
         what: The command, for the error if drgn is not installed.
         force: Whether to go on with symbols of another build.
     """
-    from vmdebug.drgn_program import library
+    from vmdebug import extras
 
-    library.need(what)
+    extras.DRGN.need(what)
     from vmdebug.drgn_program import symbols
     from vmdebug.drgn_program.dump import DumpFile
     from vmdebug.drgn_program.live import Opened

@@ -43,9 +43,9 @@ def mcp(
 
     Needs the Python package mcp: pip install 'vmdebug[mcp]'.
     """
-    from vmdebug.faces.mcp import library
+    from vmdebug import extras
 
-    library.need()
+    extras.MCP.need("vmdebug mcp")
     if sys.stdin.isatty():
         raise UsageError(
             "vmdebug mcp speaks JSON on standard input, which is a terminal",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmdebug.drgn_program import library
+from vmdebug import extras
 from vmdebug.vm import Vm
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class DrgnAccess:
             DeadlineError: QEMU did not answer within `attach_timeout`.
         """
         if self._drgn is None:
-            library.need("session.drgn")
+            extras.DRGN.need("session.drgn")
             from vmdebug.drgn_program import live  # noqa: PLC0415 - drgn is optional
 
             self._drgn = live.open_program(self.vm, force=self._force, timeout=self.attach_timeout)

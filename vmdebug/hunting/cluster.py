@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from vmdebug import guest
+from vmdebug import extras, guest
 from vmdebug.deadline import Deadline
-from vmdebug.errors import HostError, UsageError, VmError
+from vmdebug.errors import UsageError, VmError
 from vmdebug.hunting.outcome import Job, Outcome, line_of
 from vmdebug.hunting.run import Runner
 from vmdebug.hunting.schedule import Schedule
@@ -71,12 +71,7 @@ class Cluster:
         self._futures: set[Any] = set()
 
     def __enter__(self) -> Self:
-        try:
-            import distributed  # noqa: PLC0415 - optional, and slow to import
-        except ImportError as error:
-            raise HostError(
-                "dask.distributed is not installed", hint="install it: pip install 'vmdebug[hunt]'"
-            ) from error
+        distributed = extras.HUNT.need(f"--on {SCHEME}{self._address.removeprefix('tcp://')}")
         try:
             made: Any = distributed.Client
             self._client = made(self._address, timeout=CONNECT_SECONDS, set_as_default=False)

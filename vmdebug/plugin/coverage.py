@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vmdebug import extras
 from vmdebug.covering import Coverage
 from vmdebug.errors import VmdebugError
 from vmdebug.plugin.settings import CoverageSettings
 from vmdebug.session import DebugSession
-from vmdebug.trace.coverage import changes, reports
+from vmdebug.trace.coverage import changes
 from vmdebug.trace.coverage.kernel_code import KernelCode
 from vmdebug.trace.coverage.mapping import Lines, merged
 
@@ -29,7 +30,7 @@ class TestCoverage:
     __test__ = False
 
     def __init__(self, settings: CoverageSettings, worker: str) -> None:
-        reports.need("--vmdebug-cov")
+        extras.COV.need("--vmdebug-cov")
         self._settings = settings
         self._worker = worker
         self._tests: dict[Path, tuple[KernelCode, dict[str, dict[str, Lines]]]] = {}

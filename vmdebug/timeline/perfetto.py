@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vmdebug.errors import HostError
+from vmdebug import extras
 from vmdebug.timeline.boot import Boot, Step
 
 _SEQUENCE = 1
@@ -20,12 +20,7 @@ def render(boots: Sequence[Boot]) -> bytes:
     Raises:
         HostError: the package `perfetto` is not installed.
     """
-    try:
-        from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb  # noqa: PLC0415 - slow to import
-    except ImportError as error:
-        raise HostError(
-            "a file for Perfetto needs the Python package perfetto", hint="pip install 'vmdebug[perfetto]'"
-        ) from error
+    pb: Any = extras.PERFETTO.need("a file for Perfetto")
     trace = pb.Trace()
     for number, boot in enumerate(boots, 1):
         _boot(trace, pb, boot, number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from vmdebug.errors import HostError
+from vmdebug import extras
 from vmdebug.trace.hit import Argument, Hit
 
 ADDRESSES = 1 << 47
@@ -28,14 +28,7 @@ class Perfetto:
     """
 
     def __init__(self) -> None:
-        try:
-            from perfetto.protos.perfetto.trace import perfetto_trace_pb2  # noqa: PLC0415 - slow to import
-        except ImportError as error:
-            raise HostError(
-                "the format perfetto needs the Python package perfetto",
-                hint="pip install 'vmdebug[perfetto]', or take --format chrome",
-            ) from error
-        self._pb: Any = perfetto_trace_pb2
+        self._pb: Any = extras.PERFETTO.need("the format perfetto", instead="take --format chrome")
         self._tracks: dict[tuple[str, object], int] = {}
         self._names: dict[int, str] = {}
         self._begun = False

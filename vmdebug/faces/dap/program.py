@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import process
+from vmdebug import extras, process
 from vmdebug.deadline import Deadline
 from vmdebug.debugger import startup
 from vmdebug.errors import HostError, VmdebugError
@@ -21,11 +21,10 @@ from vmdebug.errors import HostError, VmdebugError
 OLDEST = 14
 """The oldest usable GDB."""
 
-_PACKAGE = "gdb_for_pwndbg"
+_PACKAGE = extras.GDB.module
 """The Python package of the extra: a relocatable GDB. Its console script would hide the system's GDB."""
 
 _VERSION_SECONDS = 20.0
-_INSTALL = "install one: pip install 'vmdebug[gdb]'"
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -60,7 +59,7 @@ def find(words: str | None = None) -> Program:
     try:
         path = process.find("gdb", package="gdb")
     except HostError as error:
-        raise HostError(error.message, hint=_INSTALL) from error
+        raise HostError(error.message, hint=extras.GDB.install) from error
     return _checked((str(path),), startup.environment(), str(path))
 
 
@@ -80,17 +79,18 @@ def packaged() -> tuple[tuple[str, ...], dict[str, str]] | None:
 
 def _checked(argv: tuple[str, ...], env: dict[str, str], origin: str) -> Program:
     if not argv:
-        raise HostError("--gdb names no program", hint=f"leave it out; or {_INSTALL}")
+        raise HostError("--gdb names no program", hint=f"leave it out; or {extras.GDB.install}")
     try:
         said = process.run((*argv, "--version"), env=env, deadline=Deadline.after(_VERSION_SECONDS)).stdout
     except VmdebugError as error:
         raise HostError(
-            f"{origin} cannot be used: {error.message}", hint=_INSTALL, detail=error.detail
+            f"{origin} cannot be used: {error.message}", hint=extras.GDB.install, detail=error.detail
         ) from error
     first = said.partition("\n")[0]
     found = re.search(r"(\d+)\.\d+\S*$", first)
     if found is None or int(found[1]) < OLDEST:
         raise HostError(
-            f"`vmdebug dap` needs GDB {OLDEST} or newer, and {origin} is {first or 'no GDB'}", hint=_INSTALL
+            f"`vmdebug dap` needs GDB {OLDEST} or newer, and {origin} is {first or 'no GDB'}",
+            hint=extras.GDB.install,
         )
     return Program(argv, env, found[0])
