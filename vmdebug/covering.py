@@ -278,7 +278,8 @@ class Coverage:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is missing, for the user."""
-        lost = (f"{self._lost} blocks of code were not recorded: they are too many",) if self._lost else ()
+        count = self._lost if self._recorded is None else self._recorded.lost
+        lost = (f"{count} blocks of code were not recorded: they are too many",) if count else ()
         return (*lost, *(self._code.notes if self._code is not None else ()))
 
     def save(

@@ -79,7 +79,12 @@ def test_the_commands(
         assert "no coverage of" in capsys.readouterr().err
         assert status_of(["cov", "start", session.name]) == 0
         session.exec("cat /proc/version", timeout=SECONDS, check=True)
+        # What was recorded is kept until it is written.
+        (tmp_path / "file").touch()
+        assert status_of(["cov", "stop", session.name, "--file", "file/x", "--context", "lost"]) == 3
+        assert "goes on recording" in capsys.readouterr().err
         assert status_of(["cov", "stop", session.name, "--context", "version"]) == 0
+        assert status_of(["cov", "stop", session.name]) == 1
     capsys.readouterr()
     assert status_of(["cov", "report", "fs/proc/version.c", "--lcov", "out.info"]) == 0
     assert {"DA:12,1", "DA:23,0"} <= set((tmp_path / "out.info").read_text().splitlines())

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
+from coverage import CoverageData
+from coverage.exceptions import DataError
 
 from tests.unit.test_trace_plugin import FUNCTION, Qemu, emulator, qemu
 from vmdebug import arch, process
 from vmdebug.deadline import Deadline
-from vmdebug.errors import StateError, UsageError
+from vmdebug.errors import HostError, StateError, UsageError
 from vmdebug.trace.coverage import changes, code, library, mapping, source_text, wire
 from vmdebug.trace.coverage.link import CoverageLink
 from vmdebug.trace.coverage.mapping import EXIT, Known, Lines, Piece
@@ -182,6 +185,26 @@ def test_the_files_of_workers_become_one(tmp_path: Path) -> None:
         1: ["test_0"],
         2: ["test_1"],
     }
+
+
+def test_a_full_disk_leaves_the_data_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kernel.coverage"
+    known = Known(root="/tree", files={"/tree/a.c": Lines(lines=frozenset(range(1, 50_000)))})
+    library.save(path, known, {"before": {"/tree/a.c": Lines(lines=frozenset({1}))}})
+    before = path.read_bytes(), library.beside(path).read_bytes()
+
+    def no_room(data: CoverageData) -> None:
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise DataError(f"Couldn't use data file: {full}") from full
+
+    monkeypatch.setattr(CoverageData, "write", no_room)
+    for append in (False, True):
+        with pytest.raises(HostError, match=r"cannot write .*disk is full; the file system /") as refused:
+            library.save(path, known, {"after": {}}, append=append)
+        assert refused.value.hint == "make room there, or give another path"
+    assert (path.read_bytes(), library.beside(path).read_bytes()) == before
+    assert {each.name for each in tmp_path.iterdir()} == {"kernel.coverage", "kernel.coverage-lines"}
 
 
 def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmdebug.cli import options, render, verb
+from vmdebug.errors import VmdebugError
 
 if TYPE_CHECKING:
     from vmdebug.trace.coverage.library import Data
@@ -65,17 +66,26 @@ def stop(
     source: Source = None,
     force: options.Force = False,
 ) -> None:
-    """End the recording and write it to FILE."""
+    """Write the recording to FILE, and end it.
+
+    If FILE cannot be written, the recording goes on: give another FILE.
+    """
     from vmdebug import extras, session
 
     extras.COV.need("vmdebug cov stop")
     with session.attach(name, force=force) as attached:
         cover = attached.coverage(source=source)
         cover.resume()
-        with render.step("naming the lines"):
-            _ = cover.code  # before the recording is lost: it may have no debugging information
-            cover.end()
-            cover.save(file, context=context, append=append)
+        try:
+            with render.step("naming the lines"):
+                cover.find_modules()
+                cover.save(file, context=context, append=append)
+            cover.end(timeout=0)  # what it recorded is safe
+        except VmdebugError:
+            render.tell(f"{attached.name} goes on recording: repeat vmdebug cov stop")
+            raise
+        finally:
+            cover.detach()
         for note in cover.notes:
             render.tell(note)
         render.tell(f"wrote {file}; see it: vmdebug cov report --file {file}")

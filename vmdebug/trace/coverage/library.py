@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,6 +24,7 @@ from coverage.exceptions import CoverageException
 from coverage.html import HtmlDataGeneration
 from coverage.plugin import CodeRegion
 
+from vmdebug import paths
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError
 from vmdebug.paths import write_atomically
@@ -36,6 +40,9 @@ _SUFFIX = "-lines"
 _ENTRY = -1
 """Where an executed line is come from, in the data file: a file with branches has no other form for lines."""
 
+_UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+"""Errors of the system, and not of a file of another kind; see https://sqlite.org/rescode.html."""
+
 
 def save(
     path: Path, known: Known, contexts: Mapping[str, Mapping[str, Lines]], *, append: bool = False
@@ -49,13 +56,11 @@ def save(
         append: Whether to keep what the file has already.
 
     Raises:
-        HostError: it cannot be written.
+        HostError: they cannot be written; both are as they were.
         UsageError: it is another kind of file.
     """
-    with _refusing(path):
-        if not append:
-            path.unlink(missing_ok=True)
-        data = CoverageData(basename=str(path))
+    with _refusing(path), _replacing(path, keep=append) as new:
+        data = CoverageData(basename=str(new))
         data.read()
         for context, files in contexts.items():
             data.set_context(context)
@@ -69,6 +74,26 @@ def save(
         write_atomically(beside(path), msgspec.json.encode(known))
 
 
+@contextlib.contextmanager
+def _replacing(path: Path, *, keep: bool) -> Iterator[Path]:
+    """Replace a file by another one when the block ends without an exception.
+
+    Args:
+        path: The file.
+        keep: Whether the new one begins as a copy of it.
+
+    Yields:
+        The path of the new file, in the same directory.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:40]}.") as directory:
+        new = Path(directory, path.name)
+        if keep and path.exists():
+            shutil.copyfile(path, new)
+        yield new
+        new.replace(path)
+
+
 def combine(path: Path, parts: Iterable[Path], *, append: bool = False) -> None:
     """Write the data files of several processes as one, and remove them.
 
@@ -78,12 +103,10 @@ def combine(path: Path, parts: Iterable[Path], *, append: bool = False) -> None:
     """
     parts = tuple(parts)
     known: Known | None = None
-    with _refusing(path):
-        if not append:
-            path.unlink(missing_ok=True)
-        elif beside(path).exists():
+    with _refusing(path), _replacing(path, keep=append) as new:
+        if append and beside(path).exists():
             known = _read(beside(path))
-        data = CoverageData(basename=str(path))
+        data = CoverageData(basename=str(new))
         data.read()
         for part in parts:
             other = CoverageData(basename=str(part))
@@ -96,7 +119,7 @@ def combine(path: Path, parts: Iterable[Path], *, append: bool = False) -> None:
         data.close()
         if known is not None:
             write_atomically(beside(path), msgspec.json.encode(known))
-        # Not before: coverage.py keeps the parts attached until it closes the file.
+    with _refusing(path):
         for part in parts:
             part.unlink()
             beside(part).unlink()
@@ -128,6 +151,12 @@ def _refusing(path: Path) -> Any:
     try:
         yield
     except CoverageException as error:
+        cause = error.__cause__
+        if isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode & 0xFF in _UNWRITABLE:
+            raise HostError(
+                f"cannot write {path}: {cause}; {paths.file_system(path)}",
+                hint="make room there, or give another path",
+            ) from error
         raise UsageError(
             f"{path} is not a data file of coverage.py: {error}", hint="give another path for the data file"
         ) from error
