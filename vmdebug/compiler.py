@@ -58,11 +58,13 @@ class GuestProgram:
         name: The name of its file.
         what: What it is, for messages: "the guest's agent".
         source: Its source. The wheel has the binary beside it, in shipped/ARCH; see hatch_build.py.
+        parts: The headers of its own that it includes.
     """
 
     name: str
     what: str
     source: Path
+    parts: tuple[Path, ...] = ()
 
     def shipped(self, arch: str) -> Path:
         """Return the path of its binary in a wheel."""
@@ -84,7 +86,9 @@ class GuestProgram:
         shipped = self.shipped(arch)
         if shipped.is_file():
             return shipped
-        program = Program(name=self.name, what=self.what, source=self.source, flags=GUEST_FLAGS)
+        program = Program(
+            name=self.name, what=self.what, source=self.source, flags=GUEST_FLAGS, parts=self.parts
+        )
         return compiled(program, arch, into, report=report, deadline=deadline)
 
 

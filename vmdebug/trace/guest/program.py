@@ -6,8 +6,12 @@ from pathlib import Path
 
 from vmdebug.compiler import GuestProgram
 
+FRAMES = Path(__file__).with_name("frames.h")
+"""What it shares with the sampler of profiles."""
+
 READER = GuestProgram(
     name="vmdebug-trace-reader",
     what="the reader of the guest's traces",
     source=Path(__file__).with_name("reader.c"),
+    parts=(FRAMES,),
 )

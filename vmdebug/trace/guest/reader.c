@@ -19,10 +19,10 @@
  *	go KIND NAME		send the pages of that instance from now on, in frames of that kind
  *	drain			send all that is in the ring buffers, then answer
  *
- * Standard output has frames: SIZE (4 bytes), KIND (2), CPU (2), all least significant first, and SIZE bytes:
+ * Standard output has frames, see frames.h:
  *
  *	R	an answer
- *	E	an answer: the command has failed; the number of the error, a space, and the last lines of error_log
+ *	E	an answer: the command has failed; the text is the last lines of error_log
  *	D, N	a page of a CPU's ring buffer, up to the end of its data
  *	T	8 bytes: all records before this time, in nanoseconds of CLOCK_MONOTONIC, have been sent
  *
@@ -35,20 +35,14 @@
  */
 #define _GNU_SOURCE
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
+
+#include "frames.h"
 
 /* The same on every architecture: include/uapi/asm-generic/unistd.h of the kernel. */
 enum { FSOPEN = 430, FSCONFIG = 431, FSMOUNT = 432, FSCONFIG_CREATE = 6 };
@@ -58,7 +52,6 @@ enum {
 	MAX_REMOVALS = 4096,
 	LINE_LIMIT = 16384,
 	OUTPUT = 1 << 16,	/* bytes collected before a write */
-	PIPE = 1 << 20,		/* bytes of the pipe to the agent */
 	ROUND = 64,		/* pages of one CPU before the next one's turn */
 	TICK_MS = 20,		/* how often the ring buffers are looked at */
 	RETRY_MS = 20,
@@ -69,11 +62,6 @@ enum {
 	PAGE_HEADER = 16,	/* struct buffer_data_page of kernel/trace/ring_buffer.c */
 	COMMIT_MASK = 0xfffff,
 	MISSED_STORED = 1 << 30,
-};
-
-struct buffer {
-	char *data;
-	size_t size, room;
 };
 
 static struct buffer output;
@@ -88,34 +76,6 @@ static int count;
 static unsigned long pages_sent;
 static int janitor_pipe = -1;
 static pid_t janitor;
-
-static void append(struct buffer *buffer, const void *data, size_t size)
-{
-	if (buffer->size + size > buffer->room) {
-		buffer->room = 2 * (buffer->size + size);
-		buffer->data = realloc(buffer->data, buffer->room);
-		if (!buffer->data)
-			_exit(1);
-	}
-	memcpy(buffer->data + buffer->size, data, size);
-	buffer->size += size;
-}
-
-/* Write all; return whether that worked. */
-static int write_all(int fd, const char *data, size_t size)
-{
-	while (size) {
-		ssize_t wrote = write(fd, data, size);
-
-		if (wrote < 0 && errno == EINTR)
-			continue;
-		if (wrote <= 0)
-			return 0;
-		data += wrote;
-		size -= wrote;
-	}
-	return 1;
-}
 
 /* End; the janitor removes what was made. It closes our end of its pipe by our exit, and we wait for it. */
 static void end(void)
@@ -141,8 +101,9 @@ static void flush(void)
 
 static void send_frame(char kind, unsigned cpu, const void *data, uint32_t size)
 {
-	unsigned char head[8] = { size, size >> 8, size >> 16, size >> 24, kind, 0, cpu, cpu >> 8 };
+	char head[FRAME_HEAD];
 
+	frame_head(head, kind, cpu, size);
 	append(&output, head, sizeof(head));
 	append(&output, data, size);
 	if (output.size >= OUTPUT)
@@ -484,13 +445,14 @@ static void answer_tasks(void)
 
 static void run_command(char *line)
 {
-	char *argument = strchr(line, ' '), *text;
+	char *argument, *text;
 	int root;
 
-	if (argument)
-		*argument++ = 0;
-	else
-		argument = line + strlen(line);
+	if (strlen(line) >= LINE_LIMIT - 64) {
+		answer(E2BIG);
+		return;
+	}
+	argument = argument_of(line);
 	if (!strcmp(line, "write") && (text = strchr(argument, ' '))) {
 		*text = 0;
 		answer(write_file(argument, text + 1));
@@ -519,29 +481,6 @@ static void run_command(char *line)
 	}
 }
 
-/* Run the commands that have arrived; end if there will be no more. */
-static void read_commands(void)
-{
-	static struct buffer lines;
-	char bytes[LINE_LIMIT], *at, *newline;
-	ssize_t got = read(0, bytes, sizeof(bytes));
-
-	if (got < 0 && errno == EINTR)
-		return;
-	if (got <= 0)
-		end();
-	append(&lines, bytes, got);
-	for (at = lines.data; (newline = memchr(at, '\n', lines.data + lines.size - at)); at = newline + 1) {
-		*newline = 0;
-		if (newline - at < LINE_LIMIT - 64)
-			run_command(at);
-		else
-			answer(E2BIG);
-	}
-	lines.size -= at - lines.data;
-	memmove(lines.data, at, lines.size);
-}
-
 static void on_signal(int number)
 {
 	(void)number;
@@ -552,15 +491,13 @@ int main(int argc, char **argv)
 {
 	struct pollfd ends[2] = { { .fd = 0, .events = POLLIN }, { .fd = 1 } };
 	int tracefs, more = 0;
-	char pids[32];
+	const char *pids = own_pids();
 
 	(void)argc;
-	unlink(argv[0]); /* our own file: it has done its work */
-	signal(SIGPIPE, SIG_IGN);
+	begin_program(argv[0]);
 	signal(SIGTERM, on_signal);
 	signal(SIGHUP, on_signal);
 	signal(SIGINT, on_signal);
-	fcntl(1, F_SETPIPE_SZ, PIPE);
 	tracefs = open_filesystem("tracefs");
 	if (tracefs < 0 || fchdir(tracefs)) {
 		answer(errno);
@@ -568,15 +505,15 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	start_janitor();
-	send_frame('R', 0, pids, snprintf(pids, sizeof(pids), "%d %d", getpid(), getppid()));
+	send_frame('R', 0, pids, strlen(pids));
 	for (;;) {
 		flush();
 		if (poll(ends, 2, more ? 0 : count ? TICK_MS : -1) < 0 && errno != EINTR)
 			end();
 		if (ends[1].revents & (POLLERR | POLLHUP))
 			end();
-		if (ends[0].revents & (POLLIN | POLLHUP))
-			read_commands();
+		if (ends[0].revents & (POLLIN | POLLHUP) && !read_commands(run_command))
+			end();
 		more = count && send_rings();
 	}
 }

@@ -15,10 +15,10 @@
  *	symbols TEXT		send the lines of /proc/kallsyms that contain TEXT
  *	read SIZE PATH		send a file of at most SIZE bytes
  *
- * Standard output has frames: SIZE (4 bytes), KIND (2), CPU (2), all least significant first, and SIZE bytes:
+ * Standard output has frames, see frames.h:
  *
  *	R	an answer
- *	E	an answer: the command has failed; the number of the error, and a space
+ *	E	an answer: the command has failed; there is no text
  *	D	a part of a CPU's ring buffer: records of perf_event_open(2)
  *
  * A record of a sample has IP, TID, TIME, CPU, PERIOD and CALLCHAIN; times are of CLOCK_MONOTONIC.
@@ -27,34 +27,22 @@
  */
 #define _GNU_SOURCE
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <linux/perf_event.h>
 #include <poll.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
-#include <unistd.h>
+
+#include "../guest/frames.h"
 
 enum {
 	MAX_CPUS = 2048,
 	LINE_LIMIT = 8192,
-	PIPE = 1 << 20,		/* bytes of the pipe to the agent */
 	MOST_PAGES = 512,	/* of a ring buffer; fewer where the guest has too little memory */
 	LEAST_PAGES = 8,
 	DEPTH = 127,		/* frames of a call chain, as perf record takes them */
-};
-
-struct buffer {
-	char *data;
-	size_t size, room;
 };
 
 static struct ring {
@@ -66,45 +54,25 @@ static struct ring {
 } rings[MAX_CPUS];
 static int count;
 
-static void append(struct buffer *buffer, const void *data, size_t size)
+/* Write to standard output; end if that is not possible. */
+static void put(const char *data, size_t size)
 {
-	if (buffer->size + size > buffer->room) {
-		buffer->room = 2 * (buffer->size + size);
-		buffer->data = realloc(buffer->data, buffer->room);
-		if (!buffer->data)
-			_exit(1);
-	}
-	memcpy(buffer->data + buffer->size, data, size);
-	buffer->size += size;
-}
-
-static void write_all(const void *data, size_t size)
-{
-	const char *at = data;
-
-	while (size) {
-		ssize_t wrote = write(1, at, size);
-
-		if (wrote < 0 && errno == EINTR)
-			continue;
-		if (wrote <= 0)
-			_exit(0);
-		at += wrote;
-		size -= wrote;
-	}
+	if (!write_all(1, data, size))
+		_exit(0);
 }
 
 static void send_head(char kind, unsigned cpu, uint32_t size)
 {
-	unsigned char head[8] = { size, size >> 8, size >> 16, size >> 24, kind, 0, cpu, cpu >> 8 };
+	char head[FRAME_HEAD];
 
-	write_all(head, sizeof(head));
+	frame_head(head, kind, cpu, size);
+	put(head, sizeof(head));
 }
 
 static void answer(const char *text)
 {
 	send_head('R', 0, strlen(text));
-	write_all(text, strlen(text));
+	put(text, strlen(text));
 }
 
 static void fail(int error)
@@ -113,13 +81,13 @@ static void fail(int error)
 
 	snprintf(number, sizeof(number), "%d ", error);
 	send_head('E', 0, strlen(number));
-	write_all(number, strlen(number));
+	put(number, strlen(number));
 }
 
 static void answer_buffer(struct buffer *text)
 {
 	send_head('R', 0, text->size);
-	write_all(text->data, text->size);
+	put(text->data, text->size);
 	free(text->data);
 }
 
@@ -193,7 +161,7 @@ static void send_ring(struct ring *ring)
 		if (part > ring->size - at)
 			part = ring->size - at;
 		send_head('D', ring->cpu, part);
-		write_all(ring->data + at, part);
+		put(ring->data + at, part);
 		ring->sent += part;
 	}
 	__atomic_store_n(&ring->page->data_tail, head, __ATOMIC_RELEASE);
@@ -347,12 +315,8 @@ static void answer_file(char *line)
 
 static void run_command(char *line)
 {
-	char *argument = strchr(line, ' ');
+	char *argument = argument_of(line);
 
-	if (argument)
-		*argument++ = 0;
-	else
-		argument = line + strlen(line);
 	if (!strcmp(line, "begin")) {
 		begin(argument);
 	} else if (!strcmp(line, "end")) {
@@ -371,38 +335,13 @@ static void run_command(char *line)
 	}
 }
 
-/* Run the commands that have arrived; end if there will be no more. */
-static void read_commands(void)
-{
-	static char lines[2 * LINE_LIMIT];
-	static size_t size;
-	char *at = lines, *newline;
-	ssize_t got = read(0, lines + size, sizeof(lines) - size);
-
-	if (got < 0 && errno == EINTR)
-		return;
-	if (got <= 0)
-		_exit(0);
-	size += got;
-	for (; (newline = memchr(at, '\n', lines + size - at)); at = newline + 1) {
-		*newline = 0;
-		run_command(at);
-	}
-	size -= at - lines;
-	memmove(lines, at, size);
-}
-
 int main(int argc, char **argv)
 {
 	static struct pollfd ends[MAX_CPUS + 2];
-	char pids[32];
 
 	(void)argc;
-	unlink(argv[0]); /* our own file: it has done its work */
-	signal(SIGPIPE, SIG_IGN);
-	fcntl(1, F_SETPIPE_SZ, PIPE);
-	snprintf(pids, sizeof(pids), "%d %d", getpid(), getppid());
-	answer(pids);
+	begin_program(argv[0]);
+	answer(own_pids());
 	for (;;) {
 		ends[0] = (struct pollfd){ .fd = 0, .events = POLLIN };
 		ends[1] = (struct pollfd){ .fd = 1 };
@@ -415,7 +354,7 @@ int main(int argc, char **argv)
 		for (int i = 0; i < count; i++)
 			if (ends[i + 2].revents & POLLIN)
 				send_ring(&rings[i]);
-		if (ends[0].revents & (POLLIN | POLLHUP))
-			read_commands();
+		if (ends[0].revents & (POLLIN | POLLHUP) && !read_commands(run_command))
+			_exit(0);
 	}
 }
