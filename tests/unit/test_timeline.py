@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2
 
+from vmdebug import cli
 from vmdebug.timeline import log, page, perfetto, units
 from vmdebug.timeline.boot import Boot, Step, differences
 
@@ -107,3 +114,38 @@ def test_slices_of_a_track_do_not_overlap() -> None:
     assert by_name["a"] == by_name["c"] != by_name["b"]
     assert {each.track_event.track_uuid for each in events} <= tracks
     assert [each.timestamp for each in events[:2]] == [0, 500_000_000]
+
+
+@pytest.fixture
+def nothing_boots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory with a file that is not to be written, without the package perfetto."""
+
+    def boot(*_: object, **__: object) -> NoReturn:
+        pytest.fail("a guest was booted")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vmdebug.session.start", boot)
+    monkeypatch.setitem(sys.modules, "perfetto", None)
+    for name in [each for each in sys.modules if each.startswith("perfetto.")]:
+        monkeypatch.delitem(sys.modules, name)
+    Path("kept").touch()
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path).name != "kept")
+
+
+@pytest.mark.usefixtures("nothing_boots")
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["builtin", "-o", "none/boot.html"], 2, "there is no directory"),
+        (["builtin", "--perfetto", "."], 2, "is a directory"),
+        (["builtin", "-o", "kept"], 3, "cannot write kept: it is not permitted"),
+        (["builtin", "--perfetto", "boot.pftrace"], 3, "--perfetto needs the Python package perfetto, which"),
+        (["builtin", "./no-such-guest"], 2, "no-such-guest"),
+        (["builtin", "builtin", "builtin"], 2, "takes one or two guests, not 3"),
+    ],
+)
+def test_what_can_be_known_is_said_before_a_guest_boots(
+    words: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.status_of(["boot-timeline", *words]) == status
+    assert message in capsys.readouterr().err

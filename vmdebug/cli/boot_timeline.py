@@ -51,6 +51,7 @@ def boot_timeline(
     """
     if len(guests) > 2:  # noqa: PLR2004 - two are compared
         raise UsageError(f"boot-timeline takes one or two guests, not {len(guests)}", hint="leave some out")
+    _check(guests, output, perfetto)
     from vmdebug.timeline import page
     from vmdebug.trace.profile import writing
 
@@ -72,6 +73,23 @@ def boot_timeline(
         render.put(msgspec.json.encode(boots).decode())
     elif output is None and perfetto is None:
         _put(boots)
+
+
+def _check(guests: list[str], output: str | None, perfetto: str | None) -> None:
+    """Raise what would otherwise be raised after a boot: for the second guest, or for the result."""
+    from pathlib import Path
+
+    from vmdebug import config, extras
+    from vmdebug.sources import naming
+    from vmdebug.trace.profile import writing
+
+    for path in (output, perfetto):
+        if path is not None:
+            writing.check(path)
+    if perfetto is not None:
+        extras.PERFETTO.need("--perfetto")
+    for guest in guests:
+        naming.parse(config.lookup(guest, Path.cwd()).source)
 
 
 def _boot(guest: str, append: str | None, accel: str | None, timeout: float) -> Boot:

@@ -120,11 +120,11 @@ def profile(
 
 
 def _check_output(chosen: str, output: str | None) -> None:
-    """Raise UsageError if a binary format would go to a terminal, or there is no directory for the file."""
-    from pathlib import Path
+    """Raise a VmdebugError if a binary format would go to a terminal, or the file cannot be written."""
+    from vmdebug.trace.profile import writing
 
-    if output is not None and not Path(output).absolute().parent.is_dir():
-        raise UsageError(f"there is no directory {Path(output).parent}", hint="make it, or write elsewhere")
+    if output is not None:
+        writing.check(output)
     if chosen == "pprof" and output is None and sys.stdout.isatty():
         raise UsageError(
             "the format pprof is binary, and the output is a terminal",

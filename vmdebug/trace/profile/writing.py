@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from vmdebug import paths
 from vmdebug.errors import HostError, UsageError
 from vmdebug.spelling import nearest
 from vmdebug.trace.profile.formats import flame_svg, page, perf_script, pprof, speedscope, texts
@@ -82,6 +83,22 @@ def rendered(profile: Profile, form: str, before: Profile | None = None) -> byte
     """Return the bytes of a profile in a format, or of its difference from an earlier one."""
     found = _ONE[form](profile) if before is None else _TWO[form](profile, before)
     return found if isinstance(found, bytes) else found.encode()
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Check that a file can be written, before the work whose result it gets.
+
+    Raises:
+        UsageError: there is no directory for it, or it is a directory.
+        HostError: it must not be written.
+    """
+    file = Path(path).absolute()
+    if not paths.or_false(file.parent.is_dir):
+        raise UsageError(f"there is no directory {file.parent}", hint="make it, or write elsewhere")
+    if paths.or_false(file.is_dir):
+        raise UsageError(f"{os.fspath(path)} is a directory", hint="name a file in it")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise HostError(f"cannot write {os.fspath(path)}: it is not permitted", hint="write it elsewhere")
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:
