@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,45 @@ def test_each_editor_gets_a_configuration_that_starts_the_adapter() -> None:
         "attach",
     ]
     assert json.loads(manifest.text)["contributes"]["debuggers"][0]["args"] == ["dap"]
+
+
+def test_zed_starts_the_adapter_in_place_of_one_that_it_knows() -> None:
+    wanted = editors.Wanted(guest="builtin", command=("/opt/vmdebug",))
+    settings, debug = editors.zed(wanted)
+    assert (settings.path, debug.path) == (".zed/settings.json", ".zed/debug.json")
+    assert json.loads(settings.text) == {"dap": {"CodeLLDB": {"binary": "/opt/vmdebug", "args": ["dap"]}}}
+    entries = json.loads(debug.text)
+    assert [each["request"] for each in entries] == ["launch", "launch", "attach"]
+    for each in entries:
+        assert each.pop("adapter") == "CodeLLDB"
+        # Zed sends the label as the name, and the project's directory as cwd.
+        sent = {**each, "name": each.pop("label"), "cwd": "/home/me/linux"}
+        assert arguments.parse(each["request"], sent).ignored == ()
+
+
+def test_emacs_waits_for_a_guest_to_start() -> None:
+    (file,) = editors.emacs(editors.Wanted())
+    assert "(setq dape-request-timeout (max 300 " in file.text
+    assert file.text.count("(") == file.text.count(")")
+
+
+def test_templates_of_helix_have_all_that_it_needs() -> None:
+    (file,) = editors.helix(editors.Wanted(guest="builtin", command=("/opt/vmdebug",)))
+    (language,) = tomllib.loads(file.text)["language"]
+    debugger = language["debugger"]
+    assert (debugger["transport"], debugger["command"], debugger["args"]) == (
+        "stdio",
+        "/opt/vmdebug",
+        ["dap"],
+    )
+    assert [each["args"] for each in debugger["templates"]] == [
+        {"guest": "builtin"},
+        {"guest": "builtin", "until": "start_kernel"},
+        {},
+    ]
+    for template in debugger["templates"]:
+        assert set(template) == {"name", "request", "completion", "args"}
+        assert template["completion"] == []
 
 
 @pytest.mark.parametrize(

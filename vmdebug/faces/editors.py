@@ -109,10 +109,17 @@ def nvim(wanted: Wanted) -> tuple[EditorFile, ...]:
     return (EditorFile("~/.config/nvim/after/plugin/vmdebug.lua", text),)
 
 
+EMACS_SECONDS = 300
+"""How long dape waits for an answer; the 10 seconds of jsonrpc are less than a guest's start may take."""
+
+
 def emacs(wanted: Wanted) -> tuple[EditorFile, ...]:
-    """Return entries of `dape-configs`, for dape."""
+    """Return entries of `dape-configs`, for dape, and its time limit for requests."""
     program, words = wanted.command[0], [*wanted.command[1:], "dap"]
-    lines = ["(with-eval-after-load 'dape"]
+    lines = [
+        "(with-eval-after-load 'dape",
+        f"  (setq dape-request-timeout (max {EMACS_SECONDS} (or dape-request-timeout 0)))",
+    ]
     for each in _configurations(wanted):
         name = each["name"].removeprefix("vmdebug: ").replace(",", "").replace(" ", "-")
         given = {key: value for key, value in each.items() if key != "name"}
@@ -126,26 +133,33 @@ def emacs(wanted: Wanted) -> tuple[EditorFile, ...]:
     return (EditorFile("~/.emacs.d/vmdebug.el", "\n".join(lines) + ")\n"),)
 
 
-def zed(wanted: Wanted) -> tuple[EditorFile, ...]:
-    """Return debug.json of Zed, over a port, because Zed starts only adapters that it knows.
+_ZED = "CodeLLDB"
+"""The adapter of Zed that ours replaces: an adapter of another name needs an extension, compiled to WASM.
 
-    Its own adapter for GDB sends the arguments on, and `tcp_connection` has it connect to ours.
-    """
-    connection = {"host": "127.0.0.1", "port": 4711, "timeout": 60000}
+Of those that Zed brings for C, this one sends the arguments as they are and starts the program with the
+arguments of the settings alone (crates/dap_adapters/src/codelldb.rs); GDB's appends its own.
+"""
+
+
+def zed(wanted: Wanted) -> tuple[EditorFile, ...]:
+    """Return the project's settings of Zed, which start our adapter for CodeLLDB, and its debug.json."""
+    program = {"binary": wanted.command[0], "args": [*wanted.command[1:], "dap"]}
     entries = [
         {
-            "label": each.pop("name"),
-            "adapter": "GDB",
-            "tcp_connection": connection,
-            **{key: value for key, value in each.items() if key != "type"},
+            "label": each["name"],
+            "adapter": _ZED,
+            **{key: value for key, value in each.items() if key not in ("name", "type")},
         }
         for each in _configurations(wanted)
     ]
-    return (EditorFile(".zed/debug.json", _json(entries), whole=False),)
+    return (
+        EditorFile(".zed/settings.json", _json({"dap": {_ZED: program}}), whole=False),
+        EditorFile(".zed/debug.json", _json(entries), whole=False),
+    )
 
 
 def helix(wanted: Wanted) -> tuple[EditorFile, ...]:
-    """Return a debugger of languages.toml, for C."""
+    """Return a debugger of languages.toml, for C. Helix has one debugger a language."""
     lines = [
         "[[language]]",
         'name = "c"',
@@ -164,6 +178,7 @@ def helix(wanted: Wanted) -> tuple[EditorFile, ...]:
             "[[language.debugger.templates]]",
             f"name = {json.dumps(each['name'])}",
             f"request = {json.dumps(each['request'])}",
+            "completion = []",
             f"args = {{ {pairs} }}" if pairs else "args = {}",
         ]
     return (EditorFile(".helix/languages.toml", "\n".join(lines) + "\n", whole=False),)
