@@ -1,7 +1,7 @@
 """The MI commands that vmdebug's host side uses.
 
 Long results are base64: MI escapes every quote in JSON, which its readers have to undo. See "GDB/MI Commands
-In Python" in GDB's manual; this needs GDB 12 or newer.
+In Python" in GDB's manual; this needs GDB 13.1 or newer.
 """
 
 from __future__ import annotations

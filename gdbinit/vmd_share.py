@@ -68,7 +68,7 @@ class Share(gdb.Command):
                 gdb.set_parameter("mi-async", True)
             except gdb.error as error:
                 vmd_batch.fail(f"scripts need mi-async, to be used while the guest runs: {error}")
-        import vmd_mi  # noqa: PLC0415 - needed only by scripts; needs GDB 12
+        import vmd_mi  # noqa: PLC0415 - needed only by scripts
 
         vmd_mi.define()
         vmd_mi.Command("-vmd-script-breakpoint", SERVER.own_breakpoint)

@@ -3,7 +3,7 @@
 #     source PATH/TO/vmdebug.gdb
 #     help vmd
 #
-# This needs GDB 12 or newer with Python, and nothing else. GDB does not tell a script its own path, but keeps
+# This needs GDB 13.1 or newer with Python, and nothing else. GDB does not tell a script its own path, but keeps
 # the file open while it reads it.
 python
 import os, sys

@@ -562,7 +562,7 @@ def test_a_gdb_that_is_too_old(program: Path, tmp_path: Path) -> None:
     with pytest.raises(HostError, match="this GDB cannot be used") as raised:
         Gdb.start(program, program=str(old))
     assert "Interpreter `mi4' unrecognized" in raised.value.detail
-    assert "GDB 12 or newer" in raised.value.hint
+    assert "GDB 13.1 or newer" in raised.value.hint
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -93,6 +94,31 @@ def test_a_gdb_without_python_counts_as_missing(tmp_path: Path, monkeypatch: pyt
     found = doctor.gdb()
     assert not found.ok
     assert "Python" in found.hint
+
+
+@pytest.mark.parametrize(
+    ("has", "found"),
+    [
+        ("MICommand BreakpointLocation", "GDB 13.1 with Python "),
+        ("MICommand", "GDB 13.1  {path}: its Python lacks BreakpointLocation"),
+        ("", "GDB 13.1  {path}: its Python lacks MICommand BreakpointLocation"),
+    ],
+)
+def test_gdb_is_asked_for_what_is_used_of_it(
+    has: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GDB with a Python module as bare as this one answers the same question."""
+    (tmp_path / "gdb.py").write_text("VERSION = '13.1'\n" + "".join(f"{name} = 1\n" for name in has.split()))
+    _fake(
+        tmp_path / "gdb",
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport gdb\n"
+        "exec(sys.argv[-1].removeprefix('python '))\n",
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    check = doctor.gdb()
+    assert check.found.startswith(found.format(path=tmp_path / "gdb"))
+    assert check.ok is (len(has.split()) == 2)
+    assert ("13.1 or newer" in check.hint) is not check.ok
 
 
 def test_nothing_at_all_is_here(

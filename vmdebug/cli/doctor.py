@@ -158,22 +158,32 @@ def program(row: Program) -> Check:
     return Check(row.name, row.use, True, row.required, f"{said.splitlines()[0] if said else ''}  {path}")
 
 
+GDB_NEEDS = ("MICommand", "BreakpointLocation")
+"""What code in GDB uses of its Python: GDB 13.1 has the last of them."""
+
+
 def gdb() -> Check:
-    """Check that GDB has Python and can define MI commands."""
+    """Check that GDB has Python, and in it what vmdebug's code in GDB needs."""
     from vmdebug.debugger import startup
 
     path = shutil.which("gdb")
     if path is None:
         return Check("gdb", "", False, True, "not on PATH", _apt("gdb"))
-    ask = "python import sys; gdb.MICommand; print('GDB', gdb.VERSION, 'with Python', sys.version.split()[0])"
+    ask = (
+        f"python import sys; lacks = [name for name in {GDB_NEEDS} if not hasattr(gdb, name)]; print('GDB',"
+        " gdb.VERSION, *(('lacks', *lacks) if lacks else ('with Python', sys.version.split()[0])))"
+    )
     try:
-        said = _output(path, "-nx", "-batch", "-ex", ask, env=startup.environment())
+        said = _output(path, "-nx", "-batch", "-ex", ask, env=startup.environment()).strip()
     except VmdebugError as error:
         return Check("gdb", "", False, True, f"{path}: {error.message}", _apt("gdb"))
+    hint = "vmdebug needs GDB 13.1 or newer, built with Python"
     if not said.startswith("GDB "):
-        hint = "vmdebug needs GDB 12 or newer, built with Python"
-        return Check("gdb", "", False, True, f"{path} has no Python, or is too old", hint)
-    return Check("gdb", "", True, True, f"{said.strip()}  {path}")
+        return Check("gdb", "", False, True, f"{path} has no Python", hint)
+    if " lacks " in said:
+        version, _, lacks = said.partition(" lacks ")
+        return Check("gdb", "", False, True, f"{version}  {path}: its Python lacks {lacks}", hint)
+    return Check("gdb", "", True, True, f"{said}  {path}")
 
 
 def drgn() -> Check:

@@ -87,6 +87,6 @@ def _usable() -> Iterator[None]:
     except GdbError as error:
         raise HostError(
             f"this GDB cannot be used: {error.words or error.message}",
-            hint="vmdebug needs GDB 12 or newer with Python: apt install gdb",
+            hint="vmdebug needs GDB 13.1 or newer with Python: apt install gdb",
             detail=error.detail,
         ) from error
