@@ -83,6 +83,7 @@ def goto(wanted: int) -> None:
         gdb.GdbError: the recording does not have that position.
         KeyboardInterrupt: the user stopped it on the way.
     """
+    _check(wanted)
     with without_breakpoints():
         now = position()
         start = _before(wanted)
@@ -129,8 +130,8 @@ def run_to(wanted: int) -> None:
 
 def guard() -> None:
     """Stop the guest at the end of the recording, where QEMU would end."""
-    end = facts().get("end")
-    if isinstance(end, int) and position() < end:
+    end = _end()
+    if end is not None and position() < end:
         vmd_monitor.ask(f"replay_break {end}")
 
 
@@ -160,6 +161,19 @@ def without_breakpoints() -> Iterator[None]:
         for each in enabled:
             if each.is_valid():
                 each.enabled = True
+
+
+def _check(wanted: int) -> None:
+    """Refuse a position outside of the recording: a guest sent there would run off its end."""
+    end = _end()
+    if wanted < 0 or (end is not None and wanted > end):
+        bounds = "begin at 0" if end is None else f"are 0 to {end}"
+        raise gdb.GdbError(f"the recording has no position {wanted}: its positions {bounds}")
+
+
+def _end() -> int | None:
+    end = facts().get("end")
+    return end if isinstance(end, int) else None
 
 
 def _position() -> int | None:

@@ -36,6 +36,7 @@ SNAPSHOTS = 16
 """How many snapshots the first pass takes."""
 
 _STAMP = re.compile(r"^.*\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ?")
+_COUNT = re.compile(r"-?[0-9]+")
 _TIME = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
@@ -239,8 +240,8 @@ def named(lines: Sequence[Line], to: str, *, end: int, failure: Line | None) -> 
         return end
     if to == "failure" and failure is not None:
         return failure
-    if to.isdecimal():
-        if int(to) <= end:
+    if _COUNT.fullmatch(to):
+        if 0 <= int(to) <= end:
             return int(to)
         raise UsageError(f"the recording has no position {to}", hint=f"its positions are 0 to {end}")
     if time := _TIME.fullmatch(to):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.gdb.bareguest import Bare, soon
+from tests.gdb.barereplay import BareReplay
 from vmdebug import process
 from vmdebug.debugger.gdb import Gdb
 
@@ -67,4 +68,22 @@ def unconnected(program: Path) -> Iterator[Gdb]:
 def gdb(unconnected: Gdb, bare: Bare) -> Gdb:
     """A GDB connected to the guest, which is halted at its reset vector."""
     unconnected.connect(bare.endpoint)
+    return unconnected
+
+
+@pytest.fixture
+def replay(program: Path, directory: Path) -> Iterator[BareReplay]:
+    """A replay of the bare guest, at its last instruction."""
+    guest = BareReplay(program, directory)
+    try:
+        yield guest
+    finally:
+        guest.close()
+
+
+@pytest.fixture
+def past(unconnected: Gdb, replay: BareReplay) -> Gdb:
+    """A GDB connected to the replay, with the commands for its prompt."""
+    unconnected.connect(replay.endpoint)
+    unconnected.console("python import vmd_load; vmd_load.load()")
     return unconnected

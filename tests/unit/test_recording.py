@@ -139,7 +139,12 @@ class TestNamed:
 
     @pytest.mark.parametrize(
         ("to", "message"),
-        [("501", "no position 501"), ("9s", "no time 9s"), ("nowhere", "no line of the recorded console")],
+        [
+            ("501", "no position 501"),
+            ("-1", "no position -1"),
+            ("9s", "no time 9s"),
+            ("nowhere", "no line of the recorded console"),
+        ],
     )
     def test_others_are_refused(self, to: str, message: str) -> None:
         with pytest.raises(UsageError, match=message):
