@@ -33,9 +33,12 @@ class Arrived:
 
 
 def back() -> Arrived:
-    """Go back to the last hit of a breakpoint or watchpoint that is enabled, or to the begin."""
+    """Go back to the last hit of a breakpoint or watchpoint that is enabled, or to the begin.
+
+    Only the user's own count: GDB lists internal ones that Python has made, for traces and module symbols.
+    """
     origin = vmd_history.position()
-    traps = [trap for each in gdb.breakpoints() if each.enabled for trap in _traps(each)]
+    traps = [trap for each in gdb.breakpoints() if each.enabled and each.visible for trap in _traps(each)]
     if not traps:
         vmd_batch.fail(
             "no breakpoint is set to go back to\n"

@@ -14,10 +14,10 @@ from vmdebug.vm import qmp
 from vmdebug.vm.qmp import Qmp
 from vmdebug.vm.replay_control import Player
 
-END = 4_000_000
-"""Where the recording ends, as `replay.json` says; QEMU has recorded some more."""
+END = 8_000_000
+"""Where the recording ends, as `replay.json` says; QEMU has recorded more. `main` begins at 5.7 million."""
 
-SNAPSHOTS = (0, 1_000_000, 2_000_000, 3_000_000)
+SNAPSHOTS = (0, 2_000_000, 4_000_000, 6_000_000)
 
 FACTS: Mapping[str, object] = {"end": END, "failure": None}
 LINES = ([1_500_000, 1_500_000, 1.5, "half way", True], [2_500_000, 2_500_000, 2.5, "later", True])

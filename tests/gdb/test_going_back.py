@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.gdb.barereplay import END
+from vmdebug.debugger import stop
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import GdbError
 
@@ -13,7 +14,7 @@ def position(gdb: Gdb) -> int:
     return int(gdb.console("python import vmd_history; print(vmd_history.position())"))
 
 
-@pytest.mark.parametrize("there", [f"{END + 1}", "5M", "-5M", "+1M"])
+@pytest.mark.parametrize("there", [f"{END + 1}", "9M", "-9M", "+1M"])
 def test_a_position_outside_of_the_recording_is_refused_with_its_bounds(past: Gdb, there: str) -> None:
     with pytest.raises(GdbError, match=f"no position -?[0-9]+: its positions are 0 to {END}"):
         past.console(f"vmd-goto {there}")
@@ -32,3 +33,28 @@ def test_the_bounds_themselves_are_positions(past: Gdb) -> None:
     assert position(past) == 0
     past.goto(END)
     assert position(past) == END
+
+
+def test_only_the_users_own_breakpoints_that_are_enabled_stop_it(past: Gdb) -> None:
+    past.console("python gdb.Breakpoint('in_registers', internal=True)")
+    past.breakpoint("without").disable()
+    with pytest.raises(GdbError, match="no breakpoint is set to go back to"):
+        past.back()
+    mine = past.breakpoint("main")
+    where = past.back()
+    assert (where.reason, where.breakpoint, where.frame.function) == (stop.BREAKPOINT, mine, "main")
+
+
+def test_the_condition_of_a_breakpoint_is_kept(past: Gdb) -> None:
+    past.breakpoint("step", when="k == 3 && task->pid == 1")
+    past.breakpoint("work", when="k > 9")
+    for _ in range(2):
+        frame = past.back().frame
+        assert (frame.function, int(frame.arg("k"))) == ("step", 3)
+
+
+def test_a_temporary_breakpoint_is_deleted_at_its_hit(past: Gdb) -> None:
+    past.breakpoint("deepest", temporary=True)
+    assert past.back().frame.function == "deepest"
+    with pytest.raises(GdbError, match="no breakpoint is set to go back to"):
+        past.back()
