@@ -53,6 +53,15 @@ def test_a_double_free_is_found_and_its_seed_repeats_it(race: Path) -> None:
     assert again["groups"] == [group]
 
 
+def test_a_script_that_needs_gdb_ends_the_hunt_and_is_no_failure(tmp_path: Path) -> None:
+    script = tmp_path / "needs_gdb.py"
+    script.write_text("def main(session):\n    session.exec('true')\n    session.gdb.backtrace()\n")
+    done = vmdebug("hunt", script, "--runs", "2", status=2)
+    assert "session.gdb cannot be used in a hunt" in done.stderr
+    assert f'File "{script}", line 3, in main' in done.stderr
+    assert "failed" not in done.stdout
+
+
 def test_a_schedule_gives_the_same_run_and_another_seed_another(builtin: LaunchSpec) -> None:
     def run(made: Schedule) -> list[str]:
         with guest.session(made) as session:

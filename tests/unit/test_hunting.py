@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import msgspec
 import pytest
@@ -17,9 +20,12 @@ from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.guest_options import GuestOptions
 from vmdebug.hunting import hunt, minimising, outcome, schedule
 from vmdebug.hunting.guest import as_paused, scheduled
+from vmdebug.hunting.hunted_session import HuntedSession, NotInHuntError
 from vmdebug.hunting.outcome import Job, Outcome
+from vmdebug.hunting.run import Runner
 from vmdebug.hunting.schedule import Schedule
 from vmdebug.hunting.statistics import wilson
+from vmdebug.vm.machine import Vm
 
 SPEC = LaunchSpec(
     name="linux",
@@ -159,6 +165,27 @@ class Fake:
     def map(self, schedules: Iterable[Schedule]) -> Iterator[Outcome]:
         for each in schedules:
             yield failed(each.seed) if each.seed % 2 == 0 else Outcome(schedule=each)
+
+
+USES = {
+    "session.gdb": "session.gdb cannot be used in a hunt: the hunt itself uses QEMU's gdbstub",
+    "session.console.sendline('ls')": "session.console cannot be used in a hunt: the guest only runs during",
+    "session.trace('vfs_read')": "session.trace cannot be used in a hunt: what collects a trace changes",
+    "session.snapshot('a')": "session.snapshot cannot be used in a hunt: the guest continues from its saved",
+    "session.restart(build=True)": "session.restart cannot be used in a hunt: the guest continues from its",
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_a_hunt_cannot_give_is_an_error_and_no_failure_of_the_run(use: str) -> None:
+    runner = Runner(Job(options=GuestOptions(), script="/race.py", text=f"def main(session):\n    {use}\n"))
+    vm = SimpleNamespace(shell=SimpleNamespace(run=None))
+    with pytest.raises(NotInHuntError) as caught:
+        runner._call(HuntedSession(cast("Vm", vm), owned=False))
+    assert caught.value.message.startswith(USES[use])
+    assert 'File "/race.py", line 2, in main' in caught.value.detail
+    assert caught.value.exit_status == 2
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301 - a dask worker does
 
 
 @pytest.mark.parametrize(

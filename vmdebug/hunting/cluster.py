@@ -106,6 +106,7 @@ class Cluster:
 
         Raises:
             VmError: a run could not be made, or the cluster has no workers.
+            UsageError: the script uses what a hunt cannot give.
         """
         import distributed  # noqa: PLC0415 - as above
 
@@ -124,6 +125,8 @@ class Cluster:
             self._futures.discard(future)
             try:
                 outcome = guest.decode(future.result(), Outcome)
+            except UsageError:
+                raise
             except Exception as error:
                 raise VmError(f"a run on the cluster failed: {error}") from error
             for schedule in _first(source, 1):

@@ -16,6 +16,7 @@ from vmdebug.errors import UsageError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.hunting import schedule as schedules
 from vmdebug.hunting import stepped_shell
+from vmdebug.hunting.hunted_session import HuntedSession
 from vmdebug.hunting.schedule import Schedule
 from vmdebug.hunting.stepped_shell import SteppedGuestShell, SteppedShell
 from vmdebug.hunting.stub import Stub
@@ -195,4 +196,4 @@ def _stepped(vm: Vm, schedule: Schedule, deadline: Deadline) -> Iterator[tuple[D
 
         shell = SteppedShell(stub, schedule, cause=cause)
         vm.shell = SteppedGuestShell(shell, ways=vm.rundir.ways, check=lambda: None, cause=cause)
-        yield DebugSession(vm, owned=False), shell
+        yield HuntedSession(vm, owned=False), shell

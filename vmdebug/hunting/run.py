@@ -17,6 +17,7 @@ from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, UsageError
 from vmdebug.hunting import outcome
 from vmdebug.hunting.guest import HuntedGuest
+from vmdebug.hunting.hunted_session import NotInHuntError
 from vmdebug.hunting.outcome import Job, Outcome
 from vmdebug.hunting.schedule import Schedule
 from vmdebug.progress import silent
@@ -86,7 +87,8 @@ class Runner:
         """Run the job once.
 
         Raises:
-            VmdebugError: the guest cannot be started; a failure of the script is an outcome.
+            VmdebugError: the guest cannot be started, or the script uses what a hunt cannot give; a failure
+                of the script is an outcome.
         """
         assert self._guest is not None  # noqa: S101 - entered
         began = time.monotonic()
@@ -113,6 +115,9 @@ class Runner:
         try:
             with limited(session, self._job.timeout):
                 self._script.main(session)
+        except NotInHuntError as error:
+            error.detail = self._traceback(error)
+            raise
         except Exception as error:  # noqa: BLE001 - any error of the script is the failure that is hunted
             match error:
                 case DeadlineError():
