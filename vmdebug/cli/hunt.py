@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
     from vmdebug.guest_options import GuestOptions
-    from vmdebug.hunting.hunt import Found, Pool
+    from vmdebug.hunting.hunt import Found, Limits, Pool
     from vmdebug.hunting.outcome import Group, Job, Outcome
     from vmdebug.hunting.schedule import Schedule
     from vmdebug.progress import Report
@@ -97,27 +98,11 @@ def hunt(
     The guest has one CPU and only runs during session.exec. Exits with status 1 if a run failed.
     """
     trouble.check_kinds(allow or ())
-    given = [
-        name
-        for name, value in (
-            ("--seed", seed),
-            ("--schedule", schedule),
-            ("--runs", runs),
-            ("--minutes", minutes),
-        )
-        if value is not None
-    ]
-    if len(given) > 1 and ("--seed" in given or "--schedule" in given):
-        raise UsageError(f"{given[0]} and {given[1]} exclude each other", hint="give only one of them")
-    from vmdebug.hunting import hunt as hunting
-    from vmdebug.hunting import schedule as schedules
-
-    one = None
-    if seed is not None:
-        one = schedules.of_seed(seed)
-    elif schedule is not None:
-        one = schedules.parse(schedule)
+    one = _one(seed, schedule, runs, minutes)
+    limits = _limits(one, runs, minutes, until_failure=until_failure)
     wanted = options.given(guest, module=module, append=append, memory=memory)
+    from vmdebug.hunting import hunt as hunting
+
     with render.progress() as report:
         job = _job(
             script,
@@ -126,11 +111,6 @@ def hunt(
             allow=tuple(allow or ()),
             timeout=timeout,
             report=report,
-        )
-        limits = hunting.Limits(
-            runs=1 if one is not None else runs or (None if minutes or until_failure else DEFAULT_RUNS),
-            seconds=None if minutes is None else 60 * minutes,
-            failures=1 if until_failure else None,
         )
         workers = 1 if one is not None else jobs or len(os.sched_getaffinity(0))
         with hunting.opened(job, on=on, workers=workers) as pool:
@@ -142,15 +122,43 @@ def hunt(
                 report=report,
             )
             simplest = _simplest(pool, found, report) if minimise and one is None else None
-    said: dict[str, list[str | None]] = {
-        "--guest": [guest],
-        "--append": [append],
-        "--memory": [memory],
-        "--module": [*(module or [])],
-    }
-    words = [word for name, values in said.items() for each in values if each for word in (name, each)]
-    again = shlex.join(["vmdebug", "hunt", str(script), *words])
+    again = _again(script, guest=[guest], append=[append], memory=[memory], module=module or [])
     _finish(found, simplest, job, again=again, as_json=as_json)
+
+
+def _one(seed: int | None, schedule: str | None, runs: int | None, minutes: float | None) -> Schedule | None:
+    """Return the schedule that is to be repeated; None: a hunt.
+
+    Raises:
+        UsageError: the schedule is none, or an option contradicts it.
+    """
+    from vmdebug.hunting import schedule as schedules
+
+    said = {"--seed": seed, "--schedule": schedule, "--runs": runs, "--minutes": minutes}
+    given = [name for name, value in said.items() if value is not None]
+    if len(given) > 1 and ("--seed" in given or "--schedule" in given):
+        raise UsageError(f"{given[0]} and {given[1]} exclude each other", hint="give only one of them")
+    if seed is not None:
+        return schedules.of_seed(seed)
+    return None if schedule is None else schedules.parse(schedule)
+
+
+def _limits(one: Schedule | None, runs: int | None, minutes: float | None, *, until_failure: bool) -> Limits:
+    from vmdebug.hunting.hunt import Limits
+
+    if one is not None:
+        return Limits(runs=1)
+    return Limits(
+        runs=runs or (None if minutes or until_failure else DEFAULT_RUNS),
+        seconds=None if minutes is None else 60 * minutes,
+        failures=1 if until_failure else None,
+    )
+
+
+def _again(script: Path, **said: Sequence[str | None]) -> str:
+    """Return the command line that hunts with the same guest, for a person to add to."""
+    words = [word for name, values in said.items() for each in values if each for word in (f"--{name}", each)]
+    return shlex.join(["vmdebug", "hunt", str(script), *words])
 
 
 def _job(

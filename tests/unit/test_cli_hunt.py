@@ -1,0 +1,124 @@
+"""`hunt`: its arguments, what it prints, and its exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.unit import cli_doubles
+from vmdebug import cli
+from vmdebug.guest import OwnMachine
+from vmdebug.hunting import schedule as schedules
+from vmdebug.hunting.outcome import Job, Outcome
+from vmdebug.hunting.schedule import Schedule
+
+
+class Pool:
+    """Runs with disturbances fail; what they were asked is kept."""
+
+    def __init__(self) -> None:
+        self.job: Job | None = None
+        self.workers = 0
+        self.ran: list[Schedule] = []
+
+    def map(self, wanted: Iterable[Schedule]) -> Iterator[Outcome]:
+        for each in wanted:
+            self.ran.append(each)
+            failed = Outcome(
+                schedule=each, kind="error", headline="an update is lost", text="lost", group="lost"
+            )
+            yield failed if each.gap else Outcome(schedule=each)
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Pool:
+    """The pool of every hunt of the test; the guest is one that can be hunted."""
+    made = Pool()
+
+    @contextlib.contextmanager
+    def opened(job: Job, *, on: str | None, workers: int) -> Iterator[Pool]:
+        assert on is None
+        made.job, made.workers = job, workers
+        yield made
+
+    own = OwnMachine(initrd=Path("/i.cpio"))
+    spec = msgspec.structs.replace(cli_doubles.spec(), machine=own, cpus=1)
+    monkeypatch.setattr("vmdebug.hunting.hunt.opened", opened)
+    monkeypatch.setattr("vmdebug.sources.resolve", lambda *_, **__: spec)
+    return made
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "race.py"
+    path.write_text("def main(session, args):\n    pass\n")
+    return path
+
+
+def hunted(capsys: pytest.CaptureFixture[str], *words: str | Path, status: int) -> Any:
+    assert cli.status_of(["hunt", "--json", *map(str, words)]) == status
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_hundred_seeds_by_default(pool: Pool, script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = hunted(capsys, script, "--no-minimise", "-j", "3", "--", "one", status=1)
+    assert pool.ran == [schedules.of_seed(seed) for seed in range(1, 101)]
+    assert pool.workers == 3
+    assert pool.job is not None
+    assert pool.job.arguments == ("one",)
+    assert found["failed"] == sum(1 for each in pool.ran if each.gap)
+    assert found["simplest"] is None
+
+
+def test_it_ends_at_the_first_failure_and_simplifies_it(
+    pool: Pool, script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = hunted(capsys, script, "--until-failure", "--first-seed", "7", status=1)
+    first = next(schedules.of_seed(seed) for seed in range(7, 99) if schedules.of_seed(seed).gap)
+    assert found["groups"][0]["seeds"] == [first.seed]
+    assert schedules.parse(found["simplest"]) == Schedule(seed=first.seed, gap=first.gap, first=0, count=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "ran"),
+    [
+        (("--seed", "1"), schedules.of_seed(1)),
+        (("--schedule", "seed=9,shift=5,gap=300,count=2"), Schedule(seed=9, shift=5, gap=300, count=2)),
+    ],
+)
+def test_one_schedule_is_repeated(
+    pool: Pool, script: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], ran: Schedule
+) -> None:
+    hunted(capsys, script, *words, status=1)
+    assert pool.ran == [ran]
+    assert pool.workers == 1
+
+
+def test_runs_that_pass_exit_with_0_and_a_person_reads_the_rate(
+    pool: Pool, script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.status_of(["hunt", str(script), "--schedule", "seed=1"]) == 0
+    assert "0 of 1 runs failed: 0.0%" in capsys.readouterr().out
+    assert pool.ran == [Schedule(seed=1)]
+
+
+def test_how_to_repeat_a_failure_names_the_guest(
+    pool: Pool, script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["hunt", str(script), "--guest", "builtin", "--append", "a b", "--runs", "1", "--no-minimise"]
+    assert cli.status_of(words) == 1
+    assert f"vmdebug hunt {script} --guest builtin --append 'a b' --seed 1" in capsys.readouterr().err
+    assert len(pool.ran) == 1
+
+
+@pytest.mark.parametrize(
+    "words", [("--seed", "1", "--schedule", "seed=1"), ("--seed", "1", "--runs", "2"), ("--schedule", "x")]
+)
+def test_what_excludes_each_other_is_refused(script: Path, words: tuple[str, ...]) -> None:
+    assert cli.status_of(["hunt", str(script), *words]) == 2
