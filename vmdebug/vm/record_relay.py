@@ -39,6 +39,12 @@ most once."""
 PAUSE = 0.001
 """Seconds between two looks at the guest while a piece is on its way."""
 
+PATIENCE = 16
+"""After so many looks the pause doubles: the guest is stopped, or does not read the line."""
+
+LONGEST = 0.1
+"""Seconds that a pause has at most."""
+
 QUEUED = 1 << 16
 """Bytes of a client's input that are taken before the guest reads them."""
 
@@ -89,12 +95,21 @@ class Line:
         self._typed = bytearray()
         self._unsent = b""
         self.on_its_way = False
-        self._counts: list[int] = []
+        self._count: int | None = None
+        self._turns = self._looks = 0
 
     @property
-    def busy(self) -> bool:
-        """Whether the guest has not read all of the input."""
-        return self.on_its_way or bool(self._typed)
+    def pause(self) -> float | None:
+        """Seconds until the next look; None if the guest has read all of the input."""
+        if not self.on_its_way and not self._typed:
+            return None
+        return min(PAUSE * (1 << min(self._looks // PATIENCE, 16)), LONGEST)
+
+    @property
+    def waits_for(self) -> int:
+        """The events of the client to wait for; 0 if none is of use."""
+        reading = selectors.EVENT_READ if len(self._typed) < QUEUED else 0
+        return reading | (selectors.EVENT_WRITE if self._unsent else 0)
 
     def accept(self) -> None:
         """Accept a client; output from before is only in the log."""
@@ -109,8 +124,6 @@ class Line:
     def read(self) -> bool:
         """Read the client's input; return False if it has disconnected."""
         assert self.client is not None  # noqa: S101 - the caller has it from here
-        if len(self._typed) >= QUEUED:
-            return True
         try:
             data = self.client.recv(READ)
         except BlockingIOError:
@@ -120,20 +133,21 @@ class Line:
         self._typed += data
         return bool(data)
 
-    def pass_on(self) -> bool:
-        """Send the client the guest's new output; return whether some has to wait for the client."""
+    def pass_on(self) -> None:
+        """Send the client the guest's new output, as far as it takes it."""
         self.watch.discard()
         while self.client is not None:
             self._unsent = self._unsent or os.read(self._output, READ)
             if not self._unsent:
-                return False
+                return
             try:
                 self._unsent = self._unsent[self.client.send(self._unsent) :]
             except BlockingIOError:
-                return True
+                return
             except OSError:
-                return False
-        return False
+                self._unsent = b""  # it does not read any more
+                os.lseek(self._output, 0, os.SEEK_END)
+                return
 
     def leave(self) -> None:
         """Close the client's connection. The rest of what it has typed still goes to the guest."""
@@ -141,26 +155,40 @@ class Line:
             self.client.close()
             self.client = None
 
+    def close(self) -> None:
+        """Close the files."""
+        self.watch.__exit__(None, None, None)
+        self.listener.close()
+        os.close(self._input)
+        os.close(self._output)
+
     def type(self) -> None:
         """Give QEMU the next piece."""
         if self._typed and not self.on_its_way:
             sent = os.write(self._input, self._typed[:PIECE])
             del self._typed[:sent]
-            self.on_its_way, self._counts = True, []
+            self.on_its_way = True
+            self._count, self._turns, self._looks = None, 0, 0
+
+    def expect(self) -> None:
+        """Look more often again: the guest may run now."""
+        self._looks = 0
 
     def look(self, monitor: Monitor) -> None:
         """Find out whether the guest has read the piece."""
+        self._looks += 1
         if self._in_fifo():
             return
         asked = f"i /b {self.status:#x}"
         count, status = monitor.execute_all(
             [("query-replay", {}), ("human-monitor-command", {"command-line": asked})]
         )
-        if count is not None and count["icount"] not in self._counts:
-            self._counts.append(count["icount"])
+        if count is not None and count["icount"] != self._count:
+            self._count = count["icount"]
+            self._turns += 1
         # It prints "portb[0x03fd] = 0x60".
         ready = int(str(status).partition("= ")[2] or "0", 16) & _DATA_READY
-        self.on_its_way = len(self._counts) <= TURNS or bool(ready)
+        self.on_its_way = self._turns <= TURNS or bool(ready)
 
     def _in_fifo(self) -> int:
         size = array.array("i", [0])
@@ -175,7 +203,6 @@ class Relay:
         self._lines = lines
         self._monitor = monitor
         self._selector = selectors.DefaultSelector()
-        self._full: set[Line] = set()
 
     def run(self) -> None:
         """Serve the lines until QEMU ends.
@@ -183,41 +210,66 @@ class Relay:
         Raises:
             EndedError: QEMU has ended.
         """
+        self.begin()
+        while True:
+            self.turn(self.pause)
+
+    def begin(self) -> None:
+        """Wait for clients and output from now on."""
         self._selector.register(self._monitor, selectors.EVENT_READ, None)
         for line in self._lines:
             self._selector.register(line.listener, selectors.EVENT_READ, line)
             self._selector.register(line.watch, selectors.EVENT_READ, line)
-        while True:
-            waits = PAUSE if any(line.busy for line in self._lines) else None
-            for key, _ in self._selector.select(waits):
-                if key.data is None:
-                    self._monitor.wait_event()
-                else:
-                    self._serve(key.data, key.fileobj)
-            for line in self._lines:
-                if line.on_its_way:
-                    line.look(self._monitor)
-                line.type()
 
-    def _serve(self, line: Line, ready: object) -> None:
+    @property
+    def pause(self) -> float | None:
+        """Seconds that a turn waits at most; None: until something is ready."""
+        return min((pause for line in self._lines if (pause := line.pause) is not None), default=None)
+
+    def turn(self, seconds: float | None) -> None:
+        """Serve what is ready within so many seconds, or whenever it is.
+
+        Raises:
+            EndedError: QEMU has ended.
+        """
+        for key, events in self._selector.select(seconds):
+            if key.data is None:
+                self._monitor.wait_event()
+                for line in self._lines:
+                    line.expect()
+            else:
+                self._serve(key.data, key.fileobj, events)
+        for line in self._lines:
+            if line.on_its_way:
+                line.look(self._monitor)
+            line.type()
+            self._wait_for_client(line)
+
+    def _serve(self, line: Line, ready: object, events: int) -> None:
         if ready is line.listener:
             line.accept()
             if line.client is not None:
                 self._selector.unregister(line.listener)
-                self._selector.register(line.client, selectors.EVENT_READ, line)
-        elif ready is line.client and not line.read():
+        elif ready is line.client and events & selectors.EVENT_READ and not line.read():
             self._leave(line)
-        self._wait_for_client(line, full=line.pass_on())
+        line.pass_on()
 
-    def _wait_for_client(self, line: Line, *, full: bool) -> None:
-        if line.client is not None and full is not (line in self._full):
-            (self._full.add if full else self._full.discard)(line)
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if full else 0)
-            self._selector.modify(line.client, events, line)
+    def _wait_for_client(self, line: Line) -> None:
+        """Wait only for what is of use now: for anything else the client may always be ready."""
+        if line.client is None:
+            return
+        known = self._selector.get_map().get(line.client)
+        before = known.events if known is not None else 0
+        if before and not line.waits_for:
+            self._selector.unregister(line.client)
+        elif before and line.waits_for != before:
+            self._selector.modify(line.client, line.waits_for, line)
+        elif not before and line.waits_for:
+            self._selector.register(line.client, line.waits_for, line)
 
     def _leave(self, line: Line) -> None:
-        self._selector.unregister(line.client or line.listener)
-        self._full.discard(line)
+        if line.client is not None and line.client in self._selector.get_map():
+            self._selector.unregister(line.client)
         line.leave()
         self._selector.register(line.listener, selectors.EVENT_READ, line)
 
