@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from vmdebug import arch, guest_tracing, loaded_modules
-from vmdebug.arch import Arch
-from vmdebug.debugger import clients
+from vmdebug import guest_tracing, loaded_modules, run_control, running_kernel
 from vmdebug.debugger.gdb import Gdb
-from vmdebug.debugger.runstate import State
 from vmdebug.errors import HostError, StateError, UsageError
+from vmdebug.running_kernel import RunningKernel
 from vmdebug.spelling import option
 from vmdebug.trace.collector import Collector
-from vmdebug.trace.expressions.compiled import Compiled, compiled
+from vmdebug.trace.expressions.compiled import Compiled
 from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.module_image import PlacedModule
 from vmdebug.trace.expressions.resolving import needs_resolving, resolved
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.merged import MergedCollector, Part
-from vmdebug.trace.plugin.collector import Guest, PluginCollector
+from vmdebug.trace.plugin.collector import PluginCollector
 from vmdebug.trace.probe import Wanted
 from vmdebug.trace.selecting import collected
-from vmdebug.vm import Vm, kernel_address
+from vmdebug.vm import Vm
 
 By = Literal["auto", "plugin", "guest", "gdb"]
 """The collector that the caller asks for."""
@@ -81,7 +77,7 @@ def choose(
     wanted = _resolved(wanted, machine, modules)
     if by == "gdb":
         return Choice(attach().collector(timeout=timeout), "", wanted)
-    gdb = attached if attached and is_connected(attached) else None
+    gdb = attached if attached and run_control.is_connected(attached) else None
     kernel, why = None, ""
     if by in ("auto", "plugin"):
         try:
@@ -157,24 +153,6 @@ def _divided(wanted: Wanted, kernel: RunningKernel) -> tuple[tuple[int, ...], di
     return tuple(possible), refused
 
 
-def is_connected(gdb: Gdb) -> bool:
-    """Return whether a GDB holds the guest, or runs it."""
-    return gdb.state in (State.STOPPED, State.RUNNING)
-
-
-class RunningKernel(NamedTuple):
-    """The kernel that runs, as traces are compiled for it."""
-
-    vmlinux: Path
-    row: Arch
-    slide: int
-    modules: tuple[PlacedModule, ...]
-
-    def compiled(self, wanted: Wanted) -> Compiled:
-        """Compile a trace."""
-        return compiled(collected(wanted), self.vmlinux, self.row, self.slide, self.modules)
-
-
 def _ready(
     wanted: Wanted, machine: Vm, gdb: Gdb | None, modules: tuple[PlacedModule, ...], *, force: bool
 ) -> RunningKernel:
@@ -194,36 +172,7 @@ def _ready(
             hint="let the guest or GDB collect it, or start the VM anew with"
             f" {newer}{option('trace_ready', 'yes')}",
         )
-    return running_kernel(machine, gdb, modules, force=force)
-
-
-def running_kernel(
-    machine: Vm, gdb: Gdb | None, modules: tuple[PlacedModule, ...] = (), *, force: bool
-) -> RunningKernel:
-    """Return the kernel of a VM.
-
-    Args:
-        machine: The VM.
-        gdb: The GDB that is attached, or None.
-        modules: The modules whose functions are wanted, too.
-        force: Whether to accept a vmlinux of another build.
-
-    Raises:
-        NotCompiledError: there is no vmlinux.
-        MismatchError: the vmlinux is not that of the kernel that runs.
-    """
-    spec = machine.state.spec
-    vmlinux = spec.kernel.vmlinux
-    if vmlinux is None:
-        raise NotCompiledError(f"the guest {spec.guest} has no vmlinux, where traces find functions")
-    row = arch.by_name(spec.kernel.arch)
-    verdict = gdb.identity if gdb is not None else None
-    if verdict is not None and verdict.state in ("proven", "placed", "other"):
-        slide = verdict.slide
-    else:
-        kaslr = "nokaslr" not in spec.parameters
-        slide = kernel_address.slide(machine.qmp, vmlinux, row, kaslr=kaslr, force=force)
-    return RunningKernel(vmlinux, row, slide, modules)
+    return running_kernel.find(machine, gdb, modules, force=force)
 
 
 def _guest(
@@ -236,9 +185,9 @@ def _guest(
     timeout: float,
 ) -> Collector:
     """Return the collector that uses the guest's own kernel; see `guest_tracing.collector`."""
-    guest = guest_of(machine, gdb, timeout)
+    guest = run_control.guest_of(machine, gdb, timeout)
     guest_tracing.check(machine, running=guest.running)
-    kernel = running_kernel(machine, gdb, modules, force=force)
+    kernel = running_kernel.find(machine, gdb, modules, force=force)
     return guest_tracing.collector(
         kernel.compiled,
         collected(wanted),
@@ -251,7 +200,7 @@ def _guest(
 def _plugin(
     trace: Compiled, kernel: RunningKernel, machine: Vm, gdb: Gdb | None, timeout: float
 ) -> Collector:
-    guest = guest_of(machine, gdb, timeout)
+    guest = run_control.guest_of(machine, gdb, timeout)
     return PluginCollector(
         machine.rundir.trace,
         machine.name,
@@ -262,74 +211,3 @@ def _plugin(
         modules=kernel.modules,
         timeout=timeout,
     )
-
-
-def guest_of(machine: Vm, gdb: Gdb | None, timeout: float) -> Guest:
-    """Return how a collector runs and stops the guest: by the session's GDB if one is attached.
-
-    Args:
-        machine: The VM.
-        gdb: The GDB, or None.
-        timeout: Seconds for GDB to stop the guest.
-    """
-    return _VmGuest(machine) if gdb is None else _GdbGuest(gdb, timeout)
-
-
-class _GdbGuest:
-    """A guest that the session's GDB resumes and stops."""
-
-    def __init__(self, gdb: Gdb, timeout: float) -> None:
-        self._gdb = gdb
-        self._timeout = timeout
-
-    @property
-    def running(self) -> bool:
-        """Whether it runs."""
-        return self._gdb.state is State.RUNNING
-
-    def resume(self) -> None:
-        """Let it run."""
-        self._gdb.resume()
-
-    def pause(self) -> None:
-        """Stop it."""
-        self._gdb.interrupt(timeout=self._timeout)
-
-    def nudge(self) -> None:
-        """Stop the running guest for a moment, so that its vCPUs pause."""
-        with self._gdb.held(timeout=self._timeout):
-            pass
-
-
-class _VmGuest:
-    """A guest that vmdebug resumes and stops with QMP, because the session has no GDB."""
-
-    def __init__(self, machine: Vm) -> None:
-        self._vm = machine
-
-    @property
-    def running(self) -> bool:
-        """Whether it runs."""
-        return self._vm.status() == "running"
-
-    def resume(self) -> None:
-        """Let it run."""
-        self._check_free()
-        self._vm.resume()
-
-    def pause(self) -> None:
-        """Stop it."""
-        self._check_free()
-        self._vm.pause()
-
-    def nudge(self) -> None:
-        """Stop the running guest for a moment, so that its vCPUs pause."""
-        # If the GDB of another process is attached, `cont` would make it lose packets: do nothing, and wait
-        # until a vCPU pauses by itself.
-        with contextlib.suppress(StateError):
-            self._check_free()
-            self._vm.pause()
-            self._vm.resume()
-
-    def _check_free(self) -> None:
-        clients.check_free(self._vm.state.gdb, self._vm.name)

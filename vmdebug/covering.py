@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vmdebug import arch, collecting, extras
+from vmdebug import arch, extras, run_control, running_kernel
 from vmdebug.channel.shell import Streams
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.gdb import Gdb
@@ -151,8 +151,8 @@ class Coverage:
             )
 
     def _guest(self) -> Guest:
-        connected = self._gdb is not None and collecting.is_connected(self._gdb)
-        return collecting.guest_of(self._vm, self._gdb if connected else None, self._timeout)
+        connected = self._gdb is not None and run_control.is_connected(self._gdb)
+        return run_control.guest_of(self._vm, self._gdb if connected else None, self._timeout)
 
     def _look(self, timeout: float) -> None:
         """Note where the kernel and its modules are now, as far as that is known.
@@ -165,7 +165,7 @@ class Coverage:
         """
         if self._slide is None:
             with contextlib.suppress(StateError):  # KASLR has not chosen yet
-                self._slide = collecting.running_kernel(self._vm, self._gdb, force=self._force).slide
+                self._slide = running_kernel.find(self._vm, self._gdb, force=self._force).slide
         if self._running():
             with contextlib.suppress(VmdebugError):  # a guest that has no shell yet
                 done = self._vm.shell.run(_LIST, streams=Streams(), deadline=Deadline.after(timeout))

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self, TypedDict
 
-from vmdebug import collecting, guest_programs, guest_tracing
+from vmdebug import guest_programs, guest_tracing, run_control, running_kernel
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import StateError, UsageError
+from vmdebug.running_kernel import RunningKernel
 from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.profile.by_guest import GuestSampler
@@ -129,11 +130,11 @@ def prepare(
         MismatchError: the symbols are not those of the kernel that runs.
     """
     check(rate)
-    gdb = attached if attached is not None and collecting.is_connected(attached) else None
-    guest = collecting.guest_of(machine, gdb, timeout)
+    gdb = attached if attached is not None and run_control.is_connected(attached) else None
+    guest = run_control.guest_of(machine, gdb, timeout)
     guest_tracing.check(machine, running=guest.running)
     try:
-        kernel = collecting.running_kernel(machine, gdb, force=force)
+        kernel = running_kernel.find(machine, gdb, force=force)
     except NotCompiledError:
         kernel = None
     shell = guest_programs.shell_for(machine, "a profile", timeout=timeout)
@@ -162,7 +163,7 @@ def check(rate: int) -> None:
 
 
 def _named(
-    machine: Vm, kernel: collecting.RunningKernel | None, inlined: bool, collected: Collected, collector: str
+    machine: Vm, kernel: RunningKernel | None, inlined: bool, collected: Collected, collector: str
 ) -> Profile:
     """Return what was collected as a profile, with names."""
     state = machine.state
