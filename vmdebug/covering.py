@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vmdebug import arch, extras, run_control, running_kernel
-from vmdebug.channel.shell import Streams
+from vmdebug import arch, extras, loaded_modules, run_control, running_kernel
 from vmdebug.deadline import Deadline
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import StateError, VmdebugError
 from vmdebug.spelling import option
-from vmdebug.trace.coverage.kernel_code import KernelCode, Section
+from vmdebug.trace.coverage.kernel_code import KernelCode
 from vmdebug.trace.coverage.link import CoverageLink
 from vmdebug.trace.coverage.mapping import Lines
 from vmdebug.trace.coverage.wire import Block, Recorded
+from vmdebug.trace.expressions.module_image import PlacedModule
 from vmdebug.trace.plugin.collector import Guest
 from vmdebug.vm import Vm
 
@@ -33,10 +32,6 @@ _MODULES_SECONDS = 5.0
 
 _KERNEL_HALF = (0xFFFF_8000_0000_0000, 0xFFFF_FFFF_FF00_0000)
 """Where to record: the upper half of the addresses, without the vsyscall page."""
-
-_LIST = "cd /sys/module && grep -H . */sections/.*text* /dev/null 2>/dev/null"
-_LISTED = re.compile(r"^([^/]+)/sections/([^:]+):0x([0-9a-f]+)$", re.MULTILINE)
-"""Where the guest has loaded the sections of a module; see kernel/module/sysfs.c."""
 
 
 class Coverage:
@@ -68,7 +63,7 @@ class Coverage:
         self._link: CoverageLink | None = None
         self._recorded: Recorded | None = None
         self._slide: int | None = None
-        self._sections: dict[Section, None] = {}
+        self._modules: list[PlacedModule] = []
         self._blocks: list[Block] = []
         self._files: dict[str, Lines] | None = None
         self._lost = 0
@@ -167,10 +162,8 @@ class Coverage:
             with contextlib.suppress(StateError):  # KASLR has not chosen yet
                 self._slide = running_kernel.find(self._vm, self._gdb, force=self._force).slide
         if self._running():
-            with contextlib.suppress(VmdebugError):  # a guest that has no shell yet
-                done = self._vm.shell.run(_LIST, streams=Streams(), deadline=Deadline.after(timeout))
-                for module, name, address in _LISTED.findall(done.stdout):
-                    self._sections[Section(module, name, int(address, 16))] = None
+            found = loaded_modules.loaded(self._vm, timeout=timeout)
+            self._modules += [each for each in found if each not in self._modules]
 
     def _running(self) -> bool:
         with contextlib.suppress(VmdebugError):
@@ -257,7 +250,7 @@ class Coverage:
                 "it is not known where KASLR has put the kernel, so its lines have no names",
                 hint="end the recording while the guest lives, or start it without --kaslr",
             )
-        return self.code.executed(blocks, slide, self._sections)
+        return self.code.executed(blocks, slide, self._modules)
 
     def lines(self, file: str) -> frozenset[int]:
         """Return the lines of a file that were executed.

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator
 
 from vmdebug import paths
-from vmdebug.channel.guest_shell import GuestShell
 from vmdebug.channel.shell import Streams
 from vmdebug.deadline import Deadline
 from vmdebug.errors import VmdebugError
@@ -76,8 +75,7 @@ def find(machine: Vm, *, timeout: float) -> tuple[PlacedModule, ...]:
         StateError: the guest does not run.
         VmdebugError: it has no shell that answers.
     """
-    shell = GuestShell(machine.rundir.ways, check=machine.check_running, cause=machine.cause_of_death)
-    listed = shell.run(_LIST, streams=Streams(), deadline=Deadline.after(timeout)).stdout
+    listed = machine.shell.run(_LIST, streams=Streams(), deadline=Deadline.after(timeout)).stdout
     return tuple(with_files(listed, machine.state.spec.kernel))
 
 

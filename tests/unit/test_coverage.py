@@ -14,10 +14,13 @@ from tests.unit.test_trace_plugin import FUNCTION, Qemu, emulator, qemu
 from vmdebug import arch, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, StateError, UsageError
+from vmdebug.guest import Kernel
 from vmdebug.trace.coverage import changes, code, library, mapping, source_text, wire
+from vmdebug.trace.coverage.kernel_code import KernelCode
 from vmdebug.trace.coverage.link import CoverageLink
 from vmdebug.trace.coverage.mapping import EXIT, Known, Lines, Piece
 from vmdebug.trace.coverage.wire import Block
+from vmdebug.trace.expressions.module_image import PlacedModule
 
 __all__ = ["emulator", "qemu"]  # fixtures
 
@@ -141,6 +144,24 @@ def test_lines_and_branches_of_blocks(built: Path) -> None:
     assert executed.files[file].lines == {3, 4}
     assert len(executed.files[file].branches) == 1
     assert executed.files[file].branches < everything.branches
+
+
+def test_the_code_of_a_loaded_module_is_named(built: Path, tmp_path: Path) -> None:
+    main = tmp_path / "init" / "main.c"
+    main.parent.mkdir()
+    main.write_text("int start_kernel(void) { return 1; }\n")
+    process.run(["gcc", "-g", "-c", str(main), "-o", "vmlinux"], cwd=tmp_path, deadline=deadline())
+    kernel = KernelCode(Kernel(image=tmp_path, origin="", arch="x86_64", vmlinux=tmp_path / "vmlinux"))
+    assert kernel.root == tmp_path
+    (tmp_path / "bare.ko").write_bytes(b"")
+    bare = PlacedModule(name="bare", file=tmp_path / "bare.ko", sections={".text": 0x9000})
+    loaded = PlacedModule(name="mine", file=built, sections={".text": 0x7000, ".bss": 0x7000})
+    executed = kernel.executed([Block(0x7000, 0, 2, 0, False, False)], 0, [bare, loaded])
+    file = str(built.parent / "twice.c")
+    assert 3 in executed[file].lines
+    assert kernel.known(executed).modules == {"mine": [file]}
+    (note,) = kernel.notes
+    assert note.startswith("the code of the module bare has no lines")
 
 
 def test_a_recording_becomes_a_data_file_with_contexts_and_reports(tmp_path: Path) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-import msgspec
 
 from vmdebug import paths
 from vmdebug.deadline import Deadline
@@ -17,23 +14,10 @@ from vmdebug.trace.coverage import code, mapping
 from vmdebug.trace.coverage.code import SECTION_SHIFT, Code
 from vmdebug.trace.coverage.mapping import Known, Lines, Piece
 from vmdebug.trace.coverage.wire import Block
+from vmdebug.trace.expressions.module_image import PlacedModule
 
 _KNOWN_FILE = "/init/main.c"
 """What precedes it in the debugging information is the kernel's tree."""
-
-
-class Section(msgspec.Struct, frozen=True):
-    """A section of a loaded module.
-
-    Args:
-        module: The module's name.
-        name: The section's: ".text".
-        address: Where the guest has loaded it.
-    """
-
-    module: str
-    name: str
-    address: int
 
 
 @functools.lru_cache(maxsize=64)
@@ -85,20 +69,17 @@ class KernelCode:
         self.root = _root(self._prefix, kernel, source)
         """The directory of its source on this machine."""
 
-    @functools.cached_property
-    def _files(self) -> dict[str, Path]:
-        found = itertools.chain.from_iterable(map(paths.modules, self._kernel.module_files()))
-        return {paths.module_name(each): each for each in reversed(list(found))}
-
-    def executed(self, blocks: Sequence[Block], slide: int, sections: Iterable[Section]) -> dict[str, Lines]:
+    def executed(
+        self, blocks: Sequence[Block], slide: int, modules: Iterable[PlacedModule]
+    ) -> dict[str, Lines]:
         """Return the lines and branches of blocks, by the paths of the source files on this machine.
 
         Args:
             blocks: What was executed.
             slide: How far KASLR has moved the kernel.
-            sections: Where modules were loaded.
+            modules: The modules that were loaded.
         """
-        pieces = [*self._own(slide), *self._of_modules(sections)]
+        pieces = [*self._own(slide), *self._of_modules(modules)]
         found = mapping.executed(blocks, sorted(pieces, key=lambda each: each.low))
         if found.elsewhere:
             self.notes.append(
@@ -111,30 +92,29 @@ class KernelCode:
         addresses = self._vmlinux.addresses
         return [Piece(addresses[0] + slide, addresses[-1] + slide, self._vmlinux, slide)] if addresses else []
 
-    def _of_modules(self, sections: Iterable[Section]) -> list[Piece]:
+    def _of_modules(self, modules: Iterable[PlacedModule]) -> list[Piece]:
         found: dict[tuple[int, int], Piece] = {}
-        for each in sections:
-            held = self._module(each.module)
-            number = held.sections.get(each.name) if held is not None else None
-            if held is not None and number is not None:
-                size = held.sizes[number]
-                moved = each.address - (number << SECTION_SHIFT)
-                found[each.address, size] = Piece(each.address, each.address + size, held, moved)
+        for module in modules:
+            held = self._module(module)
+            if held is None:
+                continue
+            for name, number in held.sections.items():
+                address, size = module.sections.get(name), held.sizes[number]
+                if address is not None:
+                    moved = address - (number << SECTION_SHIFT)
+                    found[address, size] = Piece(address, address + size, held, moved)
         return list(found.values())
 
-    def _module(self, name: str) -> Code | None:
-        if name not in self._modules:
-            file = self._files.get(name)
-            if file is None:
-                return None
+    def _module(self, module: PlacedModule) -> Code | None:
+        if module.name not in self._modules:
             try:
-                self._modules[name] = read(file)
+                self._modules[module.name] = read(module.file)
             except UsageError as error:
-                note = f"the code of the module {name} has no lines: {error.message}"
+                note = f"the code of the module {module.name} has no lines: {error.message}"
                 if note not in self.notes:
                     self.notes.append(note)
                 return None
-        return self._modules[name]
+        return self._modules[module.name]
 
     def known(self, executed: Mapping[str, Lines]) -> Known:
         """Return which lines and branches there are: of the kernel, and of the modules that were named.
