@@ -21,8 +21,8 @@ from vmdebug.spelling import option
 from vmdebug.vm import (
     argv,
     children,
+    companions,
     directory_use,
-    file_servers,
     planning,
     recorder,
     rundir,
@@ -147,8 +147,8 @@ def launch(
             _begin_log(directory, start.log)
         named = msgspec.structs.replace(spec, name=directory.name)
         with (
-            file_servers.running(named, directory),
-            recorder.recording(named, directory, found.record) as recording,
+            recorder.recording(named, found.record) as recording,
+            companions.running(named, directory),
         ):
             with (
                 segment.plugged(spec.nics, directory.name, deadline=deadline) as plugged,
