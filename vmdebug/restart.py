@@ -12,7 +12,7 @@ from vmdebug.guest import LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.guest_options import GuestOptions
 from vmdebug.process import ProcessRef
 from vmdebug.progress import Report
-from vmdebug.vm import Vm, planning, rundir
+from vmdebug.vm import Vm, planning, runtime_directory
 from vmdebug.vm.launching import Start
 
 
@@ -73,7 +73,7 @@ def prepare(machine: Vm, spec: LaunchSpec, *, report: Report, launch_seconds: fl
         HostError: the machine lacks something: QEMU, KVM, space for the files of a VM.
     """
     found = planning.resources(spec, report=report, deadline=Deadline.after(launch_seconds))
-    rundir.check_room(machine.rundir, scratch=isinstance(spec.machine, RunnerMachine))
+    runtime_directory.check_room(machine.rundir, scratch=isinstance(spec.machine, RunnerMachine))
     return Start(resources=found)
 
 

@@ -21,7 +21,7 @@ from vmdebug.debugger.preloaded import PreloadedGdb
 from vmdebug.errors import HostError, StateError, VmError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.session import DebugSession
-from vmdebug.vm import Vm, every, find, launch, memfd, rundir, template_registry, wait_shell
+from vmdebug.vm import Vm, every, find, launch, memfd, runtime_directory, template_registry, wait_shell
 from vmdebug.vm.clones import clone as cloning
 from vmdebug.vm.clones import saved_guest
 from vmdebug.vm.clones.template import Template, template
@@ -46,7 +46,7 @@ def made_template(small: LaunchSpec) -> Iterator[Template]:
 
 def nothing_is_left() -> bool:
     every()
-    return not rundir.runtime().exists()
+    return not runtime_directory.location().exists()
 
 
 def test_three_clones_at_once_have_live_shells_and_states_of_their_own(made_template: Template) -> None:
@@ -105,7 +105,7 @@ def private_mib(vm: Vm) -> float:
 
 def test_a_template_is_gone_with_its_last_holder(small: LaunchSpec) -> None:
     with template(small, timeout=SECONDS) as first, template(small, timeout=SECONDS) as second:
-        assert len(list((rundir.runtime() / template_registry.DIRECTORY).iterdir())) == 1
+        assert len(list((runtime_directory.location() / template_registry.DIRECTORY).iterdir())) == 1
         # The second process uses the template of the first: the guest has booted once.
         with first.clone(timeout=SECONDS) as one, second.clone(timeout=SECONDS) as other:
             assert boot(one) == boot(other)

@@ -21,7 +21,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, HostError, LaunchError, UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine, RunnerMachine
 from vmdebug.process import ProcessRef
-from vmdebug.vm import Vm, accel, argv, every, find, launch, plan, rundir
+from vmdebug.vm import Vm, accel, argv, every, find, launch, plan, runtime_directory
 
 X86_64 = by_name("x86_64")
 Start = Callable[..., Vm]
@@ -87,7 +87,7 @@ def test_a_halted_vm_tells_what_it_is_and_ends_without_a_trace(start: Start, ker
     assert Path(facts["console_log"]).is_file()
     assert vm.stop() == "quit"
     assert gone(vm)
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
     assert vm.status() == "exited"
     assert vm.stop() == "gone"
 
@@ -118,7 +118,7 @@ def test_three_at_once_each_with_a_name_and_sockets_of_its_own(start: Start) -> 
     for vm in every():
         vm.stop()
     assert every() == []
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_launches_and_looks_at_the_same_time_do_not_meet(start: Start) -> None:
@@ -189,7 +189,7 @@ def test_kill_9_of_the_owner_ends_the_vm_and_its_directory(halted: LaunchSpec, t
         vm.wait(timeout=SECONDS)
         assert every() == []
     assert gone(vm)
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_kill_9_of_owner_and_guardian_leaves_it_to_the_next_look(halted: LaunchSpec, tmp_path: Path) -> None:
@@ -201,10 +201,10 @@ def test_kill_9_of_owner_and_guardian_leaves_it_to_the_next_look(halted: LaunchS
         """
     with process.spawn(owner(script, halted, tmp_path)) as child:
         assert child.wait(60) == -signal.SIGKILL
-    runs = list(rundir.runtime().iterdir())
+    runs = list(runtime_directory.location().iterdir())
     assert [run.name for run in runs] == ["vm"]
     assert every() == []
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_a_detached_vm_outlives_who_started_it(halted: LaunchSpec, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_qemu_that_ends_at_once_shows_its_last_words(start: Start) -> None:
         start(qemu_args=("-device", "no-such-device"))
     assert "'no-such-device' is not a valid device model name" in caught.value.detail
     assert "-device no-such-device" in caught.value.detail
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_a_kernel_that_is_not_there(start: Start, kernel: Kernel, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_no_space_for_the_state_ends_a_qemu_that_runs_already(
     with pytest.raises(HostError, match="No space left on device") as caught:
         start()
     assert "free some space" in caught.value.hint
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_a_runtime_directory_too_deep(start: Start, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from vmdebug.attach_lock import Holder, holder
 from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import HostError
 from vmdebug.postmortem import Report, Section
-from vmdebug.vm import rundir
+from vmdebug.vm import runtime_directory
 
 
 def no_space(*_: object, **__: object) -> NoReturn:
@@ -46,7 +46,7 @@ def test_an_error_of_write_that_names_no_file_gets_the_full_file_systems(
 
 
 def test_errors_of_the_run_directory_and_the_cache_name_the_file_system(full: None, tmp_path: Path) -> None:
-    error = rundir.host_error("write /run/x", OSError(errno.ENOSPC, ""))
+    error = runtime_directory.host_error("write /run/x", OSError(errno.ENOSPC, ""))
     assert error.message.startswith("cannot write /run/x: No space left on device; the file system /")
     with pytest.raises(HostError, match=r"not enough space for .*: the file system / has 0 of 3 MiB"):
         cache.refuse_full("ld: No space left on device", Path("/nowhere"), 1e9)

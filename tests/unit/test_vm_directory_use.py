@@ -13,7 +13,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, StateError, UsageError, VmdebugError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import ProcessRef
-from vmdebug.vm import directory_use, registry, rundir, state
+from vmdebug.vm import directory_use, registry, runtime_directory, state
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import Launching, State
 
@@ -71,8 +71,8 @@ def put(
     prewarmed: bool = False,
 ) -> RunDir:
     """Make a run directory like a launch."""
-    rundir.runtime().mkdir(mode=0o700, exist_ok=True)
-    directory = RunDir(rundir.runtime() / name)
+    runtime_directory.location().mkdir(mode=0o700, exist_ok=True)
+    directory = RunDir(runtime_directory.location() / name)
     directory.path.mkdir(mode=0o700)
     if launcher is not None:
         who = Launching(launcher=launcher, guardian=guardian, scratch=scratch, prewarmed=prewarmed)
@@ -97,15 +97,15 @@ def a_qemu_of(directory: RunDir) -> process.Child:
 
 
 def clear_all() -> None:
-    for entry in list(rundir.runtime().iterdir()):
-        rundir.remove(entry)
+    for entry in list(runtime_directory.location().iterdir()):
+        runtime_directory.remove(entry)
 
 
 @pytest.fixture(autouse=True)
 def _cleared(runtime: Path) -> Iterator[None]:
     """The runtime directory of a test that may leave directories in it."""
     yield
-    if rundir.runtime().exists():
+    if runtime_directory.location().exists():
         clear_all()
 
 
@@ -145,7 +145,7 @@ def test_a_scratch_directory_that_cannot_be_made_leaves_nothing(
     monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
     with pytest.raises(HostError):
         reserve("vm", scratch=True)
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_a_full_disk_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "write", full)
     with pytest.raises(HostError):
         reserve("vm")
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_a_taken_name_is_refused_with_the_pid_and_the_two_ways_out(qemu: ProcessRef) -> None:
@@ -203,7 +203,7 @@ def test_an_ended_vm_is_listed_once() -> None:
     assert [(vm.name, vm.status()) for vm in found] == [("vm", "exited")]
     assert found[0].facts()["status"] == "exited"
     assert registry.every() == []
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
     assert found[0].stop() == "gone"
 
 
@@ -229,7 +229,7 @@ def test_a_vm_whose_owner_has_gone_is_killed_and_not_listed(qemu: ProcessRef) ->
     put("vm", there=some_state("vm", qemu, owner=GONE))
     assert registry.every() == []
     assert not qemu.alive()
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_a_guardian_that_is_stuck_is_killed_first(qemu: ProcessRef, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_a_guardian_whose_vm_another_process_ended_is_dismissed(qemu: ProcessRef
     put("vm", launcher=me(), guardian=qemu, there=some_state("vm", owner=me()))
     assert registry.find("vm").stop() == "gone"
     assert not qemu.alive()
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_scratch_goes_with_its_vm(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_none_at_all() -> None:
         assert "vmdebug start" in caught.value.hint
     assert registry.every() == []
     assert registry.names() == []
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_one_that_is_being_started_is_not_there_yet() -> None:
@@ -333,7 +333,7 @@ def test_one_that_is_being_started_is_not_there_yet() -> None:
     with pytest.raises(StateError, match="has not started yet"):
         registry.find("vm")
     assert registry.every() == []
-    assert (rundir.runtime() / "vm").is_dir()
+    assert (runtime_directory.location() / "vm").is_dir()
 
 
 def test_stop_does_not_touch_a_later_vm_of_the_same_name(qemu: ProcessRef) -> None:
@@ -347,17 +347,17 @@ def test_stop_does_not_touch_a_later_vm_of_the_same_name(qemu: ProcessRef) -> No
 
 
 def test_a_file_beside_the_vms_is_left_alone(runtime: Path) -> None:
-    rundir.runtime().mkdir(mode=0o700)
-    (rundir.runtime() / "file").touch()
+    runtime_directory.location().mkdir(mode=0o700)
+    (runtime_directory.location() / "file").touch()
     assert registry.every() == []
-    (rundir.runtime() / "file").unlink()
+    (runtime_directory.location() / "file").unlink()
 
 
 def test_force_kills_at_once(qemu: ProcessRef) -> None:
     put("vm", there=some_state("vm", qemu))
     assert registry.find().stop(force=True) == "SIGKILL"
     assert not qemu.alive()
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_the_ladder_goes_on_where_qmp_is_gone(qemu: ProcessRef) -> None:

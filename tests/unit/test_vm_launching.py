@@ -14,7 +14,7 @@ from vmdebug import guest, process
 from vmdebug.errors import DeadlineError, HostError, LaunchError, UsageError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.process import ProcessRef
-from vmdebug.vm import launch, rundir, state
+from vmdebug.vm import launch, runtime_directory, state
 
 
 def qemu(directory: Path, end: str) -> None:
@@ -50,7 +50,7 @@ def start(*, tcp: int | None = None, seconds: float = 20) -> None:
 
 
 def nothing_is_left() -> bool:
-    return not rundir.runtime().exists() or list(rundir.runtime().iterdir()) == []
+    return not runtime_directory.location().exists() or list(runtime_directory.location().iterdir()) == []
 
 
 def test_a_qemu_that_ends_shows_its_command_status_and_last_words(place: Path) -> None:
@@ -132,7 +132,7 @@ def test_ctrl_c_leaves_nothing(place: Path, tmp_path: Path) -> None:
 
 def test_no_space_for_the_state_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, value: object) -> None:
-        raise rundir.host_error(f"write {path}", OSError(28, ""))
+        raise runtime_directory.host_error(f"write {path}", OSError(28, ""))
 
     monkeypatch.setattr(state, "write", full)
     qemu(place, "exec sleep 1000")
@@ -158,7 +158,7 @@ def test_kill_9_of_a_launcher_under_way_leaves_nothing(place: Path, tmp_path: Pa
     (tmp_path / "spec.json").write_bytes(guest.encode(spec()))
     with process.spawn([sys.executable, "-c", LAUNCHER, tmp_path / "spec.json"]) as launcher:
         started = ProcessRef.of(int(ready.read_text()))
-        launching = state.read_launching(rundir.runtime() / "vm" / "launch.json")
+        launching = state.read_launching(runtime_directory.location() / "vm" / "launch.json")
         launcher.kill()
         launcher.wait()
     assert started is not None

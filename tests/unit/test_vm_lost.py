@@ -14,7 +14,7 @@ from tests.unit import cli_doubles
 from tests.unit.test_vm_directory_use import reserve
 from vmdebug import cli, process, vm
 from vmdebug.errors import StateError, UsageError
-from vmdebug.vm import lost, rundir
+from vmdebug.vm import lost, runtime_directory
 from vmdebug.vm.lost import LostVm
 from vmdebug.vm.rundir import RunDir
 
@@ -32,9 +32,9 @@ with socket.socket(socket.AF_UNIX) as server:
 @pytest.fixture
 def directory(runtime: Path) -> RunDir:
     """The run directory of a VM."""
-    found = RunDir(rundir.runtime() / "v")
+    found = RunDir(runtime_directory.location() / "v")
     found.path.mkdir(parents=True, mode=0o700)
-    rundir.runtime().chmod(0o700)
+    runtime_directory.location().chmod(0o700)
     return found
 
 
@@ -46,13 +46,13 @@ def qemu(directory: RunDir) -> Iterator[process.Child]:
         assert child.stdout is not None
         assert child.stdout.readline() == b"listening\n"
         yield child
-        shutil.rmtree(rundir.runtime(), ignore_errors=True)
+        shutil.rmtree(runtime_directory.location(), ignore_errors=True)
 
 
 @pytest.fixture
 def removed(directory: RunDir, qemu: process.Child) -> process.Child:
     """Its QEMU, after the runtime directory was removed as at a logout."""
-    shutil.rmtree(rundir.runtime())
+    shutil.rmtree(runtime_directory.location())
     return qemu
 
 
@@ -94,7 +94,7 @@ def test_its_name_is_taken_while_it_runs(removed: process.Child) -> None:
         reserve("v")
     other = reserve("v", exact=False)
     assert other.name == "v-2"
-    rundir.remove(other.path)
+    runtime_directory.remove(other.path)
 
 
 def test_a_program_that_only_has_the_socket_is_not_taken_for_a_qemu(directory: RunDir) -> None:
@@ -102,7 +102,7 @@ def test_a_program_that_only_has_the_socket_is_not_taken_for_a_qemu(directory: R
     with process.spawn(argv, stdout=process.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"listening\n"
-        shutil.rmtree(rundir.runtime())
+        shutil.rmtree(runtime_directory.location())
         assert lost.every() == ()
         assert vm.find_lost("v") is None
 
@@ -110,4 +110,4 @@ def test_a_program_that_only_has_the_socket_is_not_taken_for_a_qemu(directory: R
 def test_its_facts_have_the_keys_of_every_vm(directory: RunDir) -> None:
     facts = LostVm(directory, process.ProcessRef.me()).facts()
     assert facts.keys() == cli_doubles.machine().facts().keys()
-    shutil.rmtree(rundir.runtime())
+    shutil.rmtree(runtime_directory.location())

@@ -8,7 +8,7 @@ import pytest
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError
 from vmdebug.process import ProcessRef
-from vmdebug.vm import every, names, rundir, template_registry
+from vmdebug.vm import every, names, runtime_directory, template_registry
 from vmdebug.vm.template_registry import Entry, Held
 
 GONE = Held(holder=ProcessRef(pid=1, started=-1))
@@ -36,7 +36,7 @@ def put(*held: Held) -> None:
 def test_a_place_that_nothing_is_put_into_leaves_nothing(runtime: Path) -> None:
     with template_registry.slot("key", deadline=soon()) as slot:
         assert slot.read() is None
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_who_has_gone_holds_nothing(runtime: Path) -> None:
@@ -44,7 +44,7 @@ def test_who_has_gone_holds_nothing(runtime: Path) -> None:
     with template_registry.slot("key", deadline=soon()) as slot:
         assert slot.read() == entry(mine())
         slot.leave(mine())
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_two_holds_of_one_process_are_two(runtime: Path) -> None:
@@ -53,14 +53,14 @@ def test_two_holds_of_one_process_are_two(runtime: Path) -> None:
         slot.leave(mine())
         assert slot.read() == entry(mine())
         slot.leave(mine())
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_what_nobody_holds_goes_with_the_next_look(runtime: Path) -> None:
     put(GONE)
     assert names() == []
     assert every() == []
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_a_look_leaves_what_is_held_or_in_use(runtime: Path) -> None:
@@ -69,9 +69,9 @@ def test_a_look_leaves_what_is_held_or_in_use(runtime: Path) -> None:
     with template_registry.slot("key", deadline=soon()) as slot:
         slot.write(entry(GONE))
         every()
-        assert (rundir.runtime() / template_registry.DIRECTORY / "key.json").exists()
+        assert (runtime_directory.location() / template_registry.DIRECTORY / "key.json").exists()
     every()
-    assert not rundir.runtime().exists()
+    assert not runtime_directory.location().exists()
 
 
 def test_one_that_is_being_made_is_waited_for(runtime: Path) -> None:

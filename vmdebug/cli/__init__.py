@@ -130,9 +130,9 @@ def _full(error: OSError) -> str:
     from pathlib import Path
 
     from vmdebug import filecache, paths
-    from vmdebug.vm import rundir
+    from vmdebug.vm import runtime_directory
 
-    places = (rundir.runtime(), filecache.directory(), Path(tempfile.gettempdir()), Path.cwd())
+    places = (runtime_directory.location(), filecache.directory(), Path(tempfile.gettempdir()), Path.cwd())
     found = dict.fromkeys(paths.file_system(place) for place in places if paths.full(place))
     return "".join(f"; {words}" for words in found)
 

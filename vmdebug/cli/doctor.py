@@ -245,9 +245,9 @@ def kvm() -> Check:
 
 def runtime() -> Check:
     """Check the directory for the sockets of VMs."""
-    from vmdebug.vm import rundir
+    from vmdebug.vm import runtime_directory
 
-    return _from("runtime directory", "", lambda: str(rundir.root()))
+    return _from("runtime directory", "", lambda: str(runtime_directory.root()))
 
 
 def cache() -> Check:

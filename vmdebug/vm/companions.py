@@ -24,7 +24,7 @@ from vmdebug.errors import HostError
 from vmdebug.guest import LaunchSpec, ReplayMachine, Share
 from vmdebug.recording import files
 from vmdebug.roots import virtiofsd
-from vmdebug.vm import children, directories, recorded, rundir
+from vmdebug.vm import children, directories, recorded, runtime_directory
 from vmdebug.vm.guardian import END_SECONDS, Guardian
 from vmdebug.vm.record_relay import Facts, Wired
 from vmdebug.vm.rundir import RunDir
@@ -107,7 +107,7 @@ def _start_relay(spec: LaunchSpec, recording: Path, directory: RunDir, guardian:
             try:
                 listener.bind(os.fspath(path))
             except OSError as error:
-                raise rundir.host_error(f"make the socket {path}", error) from error
+                raise runtime_directory.host_error(f"make the socket {path}", error) from error
             listener.listen(_BACKLOG)
             line = files.line(recording, name)
             lines.append(

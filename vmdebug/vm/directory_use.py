@@ -18,7 +18,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, UsageError, VmdebugError
 from vmdebug.process import ProcessRef
 from vmdebug.spelling import option
-from vmdebug.vm import children, lost, rundir, state
+from vmdebug.vm import children, lost, rundir, runtime_directory, state
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import Launching, State
 
@@ -122,7 +122,7 @@ def reserve(
         HostError: a directory cannot be made, is not private, or there is no space.
     """
     rundir.check_name(name)
-    with rundir.locked(deadline) as runtime:
+    with runtime_directory.locked(deadline) as runtime:
         for candidate in _candidates(name, exact=exact):
             directory = RunDir(runtime / candidate)
             if _vacant(directory, exact=exact):
@@ -163,14 +163,14 @@ def _not_lost(directory: RunDir, *, exact: bool) -> bool:
 
 def _take(directory: RunDir, *, guardian: ProcessRef, scratch: bool, prewarmed: bool) -> None:
     place = directory.scratch if scratch else None
-    rundir.make(directory)
+    runtime_directory.make(directory)
     try:
         who = Launching(launcher=ProcessRef.me(), guardian=guardian, scratch=place, prewarmed=prewarmed)
         state.write(directory.launching, who)
         if place is not None:
-            rundir.make_scratch(place)
+            runtime_directory.make_scratch(place)
     except BaseException:
-        rundir.remove(directory.path)
+        runtime_directory.remove(directory.path)
         raise
 
 
@@ -189,8 +189,8 @@ def clear(entry: Entry) -> None:
         kill(qemu, leader)
     children.reap()
     if launching is not None and launching.scratch is not None:
-        rundir.remove(launching.scratch)
-    rundir.remove(entry.rundir.path)
+        runtime_directory.remove(launching.scratch)
+    runtime_directory.remove(entry.rundir.path)
 
 
 def kill(qemu: ProcessRef, leader: ProcessRef) -> None:
@@ -220,7 +220,7 @@ def discard(directory: RunDir, ended: State) -> None:
     """
     if not os.path.lexists(directory.path):
         return
-    with rundir.locked(Deadline.after(KILL_SECONDS)):
+    with runtime_directory.locked(Deadline.after(KILL_SECONDS)):
         if not os.path.lexists(directory.path):
             return
         entry = inspect(directory)

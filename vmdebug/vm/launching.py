@@ -25,7 +25,7 @@ from vmdebug.vm import (
     directory_use,
     planning,
     recorder,
-    rundir,
+    runtime_directory,
     segment,
     state,
 )
@@ -152,7 +152,7 @@ def launch(
         ):
             with (
                 segment.plugged(spec.nics, directory.name, deadline=deadline) as plugged,
-                rundir.kept_from_cleaning(*directories) as locks,
+                runtime_directory.kept_from_cleaning(*directories) as locks,
             ):
                 named = msgspec.structs.replace(named, nics=plugged.nics)
                 initial = msgspec.structs.replace(start.initial, connected=plugged.connections)
@@ -168,7 +168,7 @@ def launch(
         guardian.end(Deadline.after(END_SECONDS))
         segment.settle(spec.nics)
         children.reap()
-        rundir.tidy()
+        runtime_directory.tidy()
         raise
     if bound:
         return Vm(directory, started, guardian=guardian)
@@ -180,7 +180,7 @@ def _begin_log(directory: RunDir, text: bytes) -> None:
     try:
         directory.console_log.write_bytes(text)
     except OSError as error:
-        raise rundir.host_error(f"write {directory.console_log}", error) from error
+        raise runtime_directory.host_error(f"write {directory.console_log}", error) from error
 
 
 def _start(

@@ -17,7 +17,7 @@ import msgspec
 from vmdebug import sockets
 from vmdebug.errors import StateError
 from vmdebug.process import ProcessRef
-from vmdebug.vm import rundir
+from vmdebug.vm import runtime_directory
 from vmdebug.vm.rundir import RunDir
 
 TERM_SECONDS = 5.0
@@ -76,13 +76,13 @@ class LostVm(msgspec.Struct, frozen=True):
         if not ended:
             self.qemu.signal(signal.SIGKILL)
             self.qemu.wait(KILL_SECONDS)
-        rundir.remove(self.rundir.scratch)
+        runtime_directory.remove(self.rundir.scratch)
         return "SIGTERM" if ended and not force else "SIGKILL"
 
 
 def every() -> tuple[LostVm, ...]:
     """Return the lost VMs of this user, sorted by name."""
-    places = {rundir.runtime(), *rundir.usual_places()}
+    places = {runtime_directory.location(), *runtime_directory.usual_places()}
     directories = {
         Path(each.path).parent: each.inode
         for each in sockets.unix_sockets()

@@ -27,6 +27,7 @@ from vmdebug.vm import (
     recorded,
     rundir,
     runner,
+    runtime_directory,
     segment,
     tracing,
 )
@@ -99,7 +100,7 @@ def plan(spec: LaunchSpec, *, report: Report = silent, timeout: float = LAUNCH_S
         DeadlineError: it took too long.
     """
     rundir.check_name(spec.name)
-    directory = RunDir(rundir.runtime() / spec.name)
+    directory = RunDir(runtime_directory.location() / spec.name)
     directory.check()
     found = resources(spec, report=report, deadline=Deadline.after(timeout))
     plugged = msgspec.structs.replace(spec, nics=segment.preview(spec.nics, spec.name))

@@ -10,7 +10,15 @@ import msgspec
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
-from vmdebug.vm import directory_use, guest_status, lost, rundir, segment, template_registry
+from vmdebug.vm import (
+    directory_use,
+    guest_status,
+    lost,
+    rundir,
+    runtime_directory,
+    segment,
+    template_registry,
+)
 from vmdebug.vm.directory_use import Entry
 from vmdebug.vm.lost import LostVm
 from vmdebug.vm.machine import Vm
@@ -72,7 +80,7 @@ def sweep(*, timeout: float = SECONDS) -> Survey:
 def names() -> list[str]:
     """Return the names of all VMs and change nothing; for completion in a shell."""
     with contextlib.suppress(OSError):
-        return sorted(entry.name for entry in os.scandir(rundir.runtime()) if _is_vm(entry))
+        return sorted(entry.name for entry in os.scandir(runtime_directory.location()) if _is_vm(entry))
     return []
 
 
@@ -111,10 +119,10 @@ def find_lost(name: str) -> LostVm | None:
 @contextlib.contextmanager
 def _entries(timeout: float) -> Iterator[list[Entry]]:
     """Lock RUNTIME, if it exists, and yield its entries."""
-    if not os.path.lexists(rundir.runtime()):
+    if not os.path.lexists(runtime_directory.location()):
         yield []
         return
-    with rundir.locked(Deadline.after(timeout)) as runtime:
+    with runtime_directory.locked(Deadline.after(timeout)) as runtime:
         with os.scandir(runtime) as entries:
             inside = sorted(entry.name for entry in entries if _is_vm(entry))
         yield [directory_use.inspect(RunDir(runtime / name)) for name in inside]

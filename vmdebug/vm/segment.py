@@ -28,7 +28,7 @@ from vmdebug import addressing, locks, network, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, StateError, UsageError, VmdebugError
 from vmdebug.network import Nic
-from vmdebug.vm import children, rundir
+from vmdebug.vm import children, runtime_directory
 from vmdebug.vm.rundir import SEGMENTS
 
 LEAVE_SECONDS = 5.0
@@ -96,7 +96,7 @@ def plugged(nics: Sequence[Nic], vm: str, *, deadline: Deadline) -> Iterator[Plu
 def preview(nics: Sequence[Nic], vm: str) -> tuple[Nic, ...]:
     """Return the cards as `plugged` would at present, and join nothing."""
     return tuple(
-        addressing.member(nic, _likely(rundir.runtime() / SEGMENTS / nic.segment))
+        addressing.member(nic, _likely(runtime_directory.location() / SEGMENTS / nic.segment))
         if nic.kind == "segment"
         else _addressed(nic, vm)
         for nic in nics
@@ -115,12 +115,12 @@ def _addressed(nic: Nic, vm: str) -> Nic:
 
 def _join(name: str, vm: str, deadline: Deadline, opened: contextlib.ExitStack) -> tuple[int, int, int]:
     """Return the VM's number on a segment, and the descriptors of its connection and its lock."""
-    with rundir.locked(deadline) as runtime:
+    with runtime_directory.locked(deadline) as runtime:
         directory = runtime / SEGMENTS / name
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise rundir.host_error(f"make {directory}", error) from error
+            raise runtime_directory.host_error(f"make {directory}", error) from error
         try:
             connection = opened.enter_context(_connected(directory, name, vm))
             number, lock = _number(directory, name, vm)
@@ -161,7 +161,7 @@ def _start_hub(directory: Path, path: Path, first: socket.socket) -> None:
         try:
             listener.bind(str(path))
         except OSError as error:
-            raise rundir.host_error(f"make the socket {path}", error) from error
+            raise runtime_directory.host_error(f"make the socket {path}", error) from error
         listener.listen(_BACKLOG)
         first.connect(str(path))
         with (directory / _HUB_LOCK).open("wb") as lock, (directory / "hub.log").open("ab") as log:
@@ -229,7 +229,7 @@ def settle(nics: Sequence[Nic]) -> None:
     """
     for nic in nics:
         if nic.kind == "segment":
-            _settle(rundir.runtime() / SEGMENTS / nic.segment)
+            _settle(runtime_directory.location() / SEGMENTS / nic.segment)
     children.reap()
 
 
@@ -244,10 +244,13 @@ def _settle(directory: Path) -> None:
 
 def sweep() -> None:
     """Remove the segments whose hub was killed and that have no guest any more."""
-    registry = rundir.runtime() / SEGMENTS
+    registry = runtime_directory.location() / SEGMENTS
     if not registry.exists():
         return
-    with contextlib.suppress(VmdebugError, FileNotFoundError), rundir.locked(Deadline.after(LEAVE_SECONDS)):
+    with (
+        contextlib.suppress(VmdebugError, FileNotFoundError),
+        runtime_directory.locked(Deadline.after(LEAVE_SECONDS)),
+    ):
         for directory in registry.iterdir():
             if _abandoned(directory):
                 shutil.rmtree(directory, ignore_errors=True)

@@ -20,7 +20,7 @@ from vmdebug import paths
 from vmdebug.channel.log import death
 from vmdebug.errors import HostError, QmpError, UsageError, VmError
 from vmdebug.guest import ROOT_TAG
-from vmdebug.vm import memfd, qcow2, rundir
+from vmdebug.vm import memfd, qcow2, rundir, runtime_directory
 
 if TYPE_CHECKING:
     from vmdebug.vm.qmp import Event, Qmp
@@ -128,7 +128,7 @@ def load(qmp: Qmp, tag: str, *, vm: str, console_log: Path, run: bool = True) ->
         with console_log.open("ab", buffering=0) as log:
             log.write(death.restored(tag))
     except OSError as error:
-        raise rundir.host_error(f"write {console_log}", error) from error
+        raise runtime_directory.host_error(f"write {console_log}", error) from error
     finally:
         if panicked and run:
             qmp.execute("cont")
@@ -256,7 +256,7 @@ def _make_room(qmp: Qmp) -> None:
         os.pwrite(fd, qcow2.empty(), 0)
         added = qmp.execute("add-fd", {}, fds=(fd,))
     except OSError as error:
-        refused = rundir.host_error(f"make the image for snapshots in {place}", error, place)
+        refused = runtime_directory.host_error(f"make the image for snapshots in {place}", error, place)
         raise HostError(
             refused.message, hint="set TMPDIR to a directory with enough space for the guest's memory"
         ) from error

@@ -12,7 +12,7 @@ from vmdebug import guest
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import LaunchSpec
 from vmdebug.process import ProcessRef
-from vmdebug.vm import rundir
+from vmdebug.vm import runtime_directory
 
 LAYOUT = 1
 """Increase it with every change of `State` that an older vmdebug would misread."""
@@ -98,7 +98,7 @@ def write(path: Path, value: State | Launching) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise rundir.host_error(f"write {path}", error) from error
+        raise runtime_directory.host_error(f"write {path}", error) from error
 
 
 def read_launching(path: Path) -> Launching | None:

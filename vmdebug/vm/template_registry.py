@@ -19,7 +19,7 @@ from vmdebug import guest, locks
 from vmdebug.deadline import Deadline
 from vmdebug.errors import VmdebugError
 from vmdebug.process import ProcessRef
-from vmdebug.vm import rundir
+from vmdebug.vm import runtime_directory
 from vmdebug.vm.memfd import SharedFile
 
 DIRECTORY = ".templates"
@@ -88,7 +88,7 @@ class Slot:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, guest.encode(entry), 0)
         except OSError as error:
-            raise rundir.host_error(f"write {self._path}", error) from error
+            raise runtime_directory.host_error(f"write {self._path}", error) from error
 
     def leave(self, mine: Held) -> None:
         """Remove a holder, and the file with the last one."""
@@ -114,7 +114,7 @@ def slot(key: str, *, deadline: Deadline) -> Iterator[Slot]:
         HostError: it cannot be made.
         DeadlineError: another process kept it locked.
     """
-    path = rundir.runtime() / DIRECTORY / f"{key}.json"
+    path = runtime_directory.location() / DIRECTORY / f"{key}.json"
     fd = _locked(path, deadline)
     try:
         yield Slot(fd, path)
@@ -128,7 +128,7 @@ def slot(key: str, *, deadline: Deadline) -> Iterator[Slot]:
 
 def sweep() -> None:
     """Remove the files without a living process, except locked ones."""
-    directory = rundir.runtime() / DIRECTORY
+    directory = runtime_directory.location() / DIRECTORY
     with contextlib.suppress(OSError):
         for path in list(directory.iterdir()):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -145,7 +145,7 @@ def _locked(path: Path, deadline: Deadline) -> int:
         fd = _opened(path, deadline)
         try:
             locks.lock(fd, what=WAITED_FOR, deadline=deadline)
-            if rundir.same(fd, path):
+            if runtime_directory.same(fd, path):
                 return fd
         except BaseException:
             os.close(fd)
@@ -154,17 +154,20 @@ def _locked(path: Path, deadline: Deadline) -> int:
 
 
 def _opened(path: Path, deadline: Deadline) -> int:
-    with rundir.locked(deadline):
+    with runtime_directory.locked(deadline):
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise rundir.host_error(f"make {path}", error) from error
+            raise runtime_directory.host_error(f"make {path}", error) from error
 
 
 def _tidy(directory: Path) -> None:
     """Remove the directory, and then RUNTIME, if they are empty. RUNTIME is locked while a file is made."""
     with contextlib.suppress(VmdebugError, FileNotFoundError):
         if directory.exists():
-            with rundir.locked(Deadline.after(rundir.TIDY_SECONDS)), contextlib.suppress(OSError):
+            with (
+                runtime_directory.locked(Deadline.after(runtime_directory.TIDY_SECONDS)),
+                contextlib.suppress(OSError),
+            ):
                 directory.rmdir()
