@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vmdebug.profiling import ProfileOptions, Profiling
     from vmdebug.recording.positions import Position
     from vmdebug.session import DebugSession, attach, replay, start
+    from vmdebug.trace.activity import Activity
     from vmdebug.trace.coverage.mapping import Lines
     from vmdebug.trace.hit import Call, Hit, Task
     from vmdebug.trace.probe import Probe, TraceOptions
@@ -55,6 +56,7 @@ _HOMES = {
     "vmdebug.channel.serial.console": ("Console",),
     "vmdebug.vm.snapshot": ("Snapshot",),
     "vmdebug.guest_options": ("GuestOptions", "StartOptions"),
+    "vmdebug.trace.activity": ("Activity",),
     "vmdebug.trace.hit": ("Call", "Hit", "Task"),
     "vmdebug.trace.probe": ("Probe", "TraceOptions"),
     "vmdebug.covering": ("Coverage",),
@@ -85,6 +87,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Activity",
     "Breakpoint",
     "BuildError",
     "Call",

@@ -163,6 +163,11 @@ def _ready(
         NotCompiledError: there is no vmlinux.
         MismatchError: the vmlinux is not that of the kernel that runs.
     """
+    if wanted.activity:
+        raise StateError(
+            "only the guest's kernel records switches of tasks and interrupts",
+            hint=f"let it collect: {option('by', 'guest')}",
+        )
     state = machine.state
     reads = not wanted.count_only or wanted.when
     if not machine.rundir.trace.exists() or (state.untraceable and reads):

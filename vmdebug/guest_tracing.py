@@ -36,8 +36,8 @@ def check(machine: Vm, *, running: bool) -> None:
 
 
 def needed(wanted: Wanted) -> bool:
-    """Return whether only the guest's kernel can collect a trace: it has a tracepoint."""
-    return any(events.is_tracepoint(probe.where) for probe in wanted.probes)
+    """Return whether only the guest's kernel can collect a trace: it has tracepoints."""
+    return bool(wanted.activity) or any(events.is_tracepoint(probe.where) for probe in wanted.probes)
 
 
 def collector(

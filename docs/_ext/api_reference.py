@@ -18,7 +18,7 @@ GROUPS = {
     "Start a guest": ("start", "attach", "start_node", "StartOptions", "GuestOptions"),
     "A session": ("DebugSession", "ExecResult", "Job", "Console", "Vm", "Snapshot"),
     "GDB": ("Gdb", "Breakpoint", "Stop", "Thread", "Frame", "Value"),
-    "Traces": ("Trace", "Hit", "Task", "Call", "Probe", "TraceOptions"),
+    "Traces": ("Trace", "Hit", "Activity", "Task", "Call", "Probe", "TraceOptions"),
     "The kernel's own tests": ("KernelTestResults", "KernelTestPoint"),
 }
 """The order of the page. Names that are in no group come after them, and errors last."""

@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
+from perfetto.protos.perfetto.trace import perfetto_trace_pb2
 
 from tests.fixtures.accel import SECONDS
 from vmdebug import process, vm
@@ -134,6 +136,59 @@ def test_tracepoints(guest: DebugSession) -> None:
     with pytest.raises(NotCompiledError, match="no kprobes in notify_die"):
         guest.trace("notify_die", by="guest")
     assert left(guest) == ""
+
+
+def test_switches_and_interrupts_beside_the_hits(guest: DebugSession, tmp_path: Path) -> None:
+    with guest.trace("vfs_read", args=["count"], when="count == 1", ret=True, sched=True, irqs=True) as hits:
+        assert hits.collector == "the guest's kernel"
+        guest.exec("taskset 4 dd if=/dev/zero of=/dev/null bs=1 count=2000; sleep 0.2", timeout=SECONDS)
+    assert hits.notes == ()
+    (reader,) = {hit.task for hit in hits}
+    assert reader is not None
+    done = hits.activity
+    assert [each.time for each in done] == sorted(each.time for each in done)
+    switches = [each for each in done if each.event == "sched_switch"]
+    ran = {
+        each.cpu
+        for each in switches
+        if each.fields["next_pid"] == reader.pid and each.fields["next_comm"] == "dd"
+    }
+    assert ran == {2}
+    for cpu in range(4):  # each switch begins with the task that the last one ended with
+        own = [each.fields for each in switches if each.cpu == cpu]
+        assert [each["next_pid"] for each in own[:-1]] == [each["prev_pid"] for each in own[1:]]
+    assert any(each.fields["comm"] == "sleep" for each in done if each.event == "sched_waking")
+    assert any(
+        str(each.fields["name"]).startswith("virtio") for each in done if each.event == "irq_handler_entry"
+    )
+    for kind in ("irq_handler", "softirq", "local_timer"):
+        entries, exits = ([e.cpu for e in done if e.event == f"{kind}_{end}"] for end in ("entry", "exit"))
+        assert len(entries) > 10
+        for cpu in range(4):  # the trace may begin and end inside of one
+            assert abs(entries.count(cpu) - exits.count(cpu)) <= 1
+    assert left(guest) == ""
+
+    output = tmp_path / "out.pftrace"
+    argv = [
+        sys.executable,
+        "-m",
+        "vmdebug.cli",
+        "trace",
+        guest.name,
+        "--sched",
+        "--irqs",
+        "--format",
+        "perfetto",
+    ]
+    with output.open("wb") as stream, process.start([*argv, "--timeout", "1"], stdout=stream) as child:
+        assert child.wait(SECONDS) == 0
+    written = perfetto_trace_pb2.Trace.FromString(output.read_bytes())
+    bundles = [each.ftrace_events for each in written.packet if each.HasField("ftrace_events")]
+    assert {each.cpu for each in bundles} == {0, 1, 2, 3}
+    assert any(event.HasField("sched_switch") for bundle in bundles for event in bundle.event)
+    with pytest.raises(UsageError, match="GDB cannot collect interrupts"):
+        guest.gdb.trace("vfs_read", irqs=True)
+    guest.gdb.cont(wait=False)
 
 
 def test_a_killed_vmdebug_leaves_nothing_in_the_guest(guest: DebugSession) -> None:

@@ -14,6 +14,7 @@ from tests.unit import cli_doubles
 from vmdebug import cli
 from vmdebug.cli import trace as verb
 from vmdebug.collecting import Choice
+from vmdebug.trace.activity import Activity
 from vmdebug.trace.collector import Batch, Feature
 from vmdebug.trace.hit import Call, Hit, Task
 from vmdebug.trace.probe import Probe, Wanted
@@ -31,6 +32,7 @@ class MadeUp:
     def __init__(self, hits: Sequence[Hit]) -> None:
         self.wanted = Wanted(())
         self.interrupted = False
+        self.activity: list[Activity] = []
         self.ended = ""
         self._hits = list(hits)
 
@@ -51,7 +53,9 @@ class MadeUp:
         del self._hits[: len(hits)]
         if self.wanted.count_only:
             return Batch(counts=(7, 0), ended="the guest is off")
-        return Batch(hits=tuple(hits), full=not self._hits, ended=self.ended, notes=("no return value",))
+        notes = ("no return value",)
+        done, self.activity = tuple(self.activity), []
+        return Batch(hits=tuple(hits), full=not self._hits, ended=self.ended, notes=notes, activity=done)
 
 
 class Session:
@@ -238,3 +242,33 @@ def test_perfetto_is_binary(session: Session, capfdbinary: pytest.CaptureFixture
     trace = pb.Trace()
     trace.ParseFromString(capfdbinary.readouterr().out)
     assert "vfs_read" in {each.track_event.name for each in trace.packet}
+
+
+def test_switches_need_no_symbol_and_are_among_the_packets(
+    session: Session, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb  # noqa: PLC0415 - slow
+
+    session.made_up.activity = [Activity("softirq_entry", 0.5, 1, 0, {"vec": 1})]
+    assert cli.status_of(["trace", "vm", "--sched", "--irqs", "--format", "perfetto"]) == 0
+    wanted = session.made_up.wanted
+    assert (wanted.probes, wanted.sched, wanted.irqs) == ((), True, True)
+    packets = pb.Trace.FromString(capfdbinary.readouterr().out).packet
+    (bundle,) = (each.ftrace_events for each in packets if each.HasField("ftrace_events"))
+    assert (bundle.cpu, bundle.event[0].softirq_entry.vec) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trace"], "no SYMBOL is given"),
+        (["trace", "vfs_read", "--sched"], "--sched and --irqs go with --format perfetto"),
+        (["trace", "vfs_read", "--irqs", "--json"], "--sched and --irqs go with --format perfetto"),
+        (["trace", "f", "--irqs", "--count-only", "--format", "perfetto"], "nothing beside the hits"),
+    ],
+)
+def test_what_switches_do_not_go_with(
+    words: list[str], message: str, session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.status_of(words) == 2
+    assert message in capsys.readouterr().err

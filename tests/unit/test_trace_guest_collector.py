@@ -14,6 +14,7 @@ import pytest
 from tests.unit.test_trace_guest import CALL, FORMAT, NEW, PLAIN, RENAMED, hit_record, page
 from vmdebug.deadline import Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, StateError, UsageError, VmdebugError, VmError
+from vmdebug.trace.activity import Activity
 from vmdebug.trace.guest import events, stream
 from vmdebug.trace.guest.collector import GuestCollector
 from vmdebug.trace.guest.events import Event
@@ -154,6 +155,71 @@ def test_hits_that_were_dropped_are_told() -> None:
         "10 hits were dropped: they came faster than vmdebug could read them; the guest's kernel cannot be"
         " made to wait"
     )
+
+
+SWITCH = """name: sched_switch
+ID: 314
+format:
+\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;
+\tfield:unsigned char common_flags;\toffset:2;\tsize:1;\tsigned:0;
+\tfield:unsigned char common_preempt_count;\toffset:3;\tsize:1;\tsigned:0;
+\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;
+
+\tfield:char prev_comm[16];\toffset:8;\tsize:16;\tsigned:0;
+\tfield:pid_t prev_pid;\toffset:24;\tsize:4;\tsigned:1;
+\tfield:long prev_state;\toffset:32;\tsize:8;\tsigned:1;
+\tfield:pid_t next_pid;\toffset:40;\tsize:4;\tsigned:1;
+"""
+
+
+def switched(pid: int, comm: bytes, to: int) -> bytes:
+    return struct.pack("<HBBi16si4xqi4x", 314, 0, 0, pid, comm, pid, 1, to)
+
+
+def test_switches_are_recorded_beside_the_hits_in_an_instance_of_their_own() -> None:
+    seen = frame("S", page(2_000, (0, switched(7, b"cat", 0)), (500, switched(0, b"swapper/1", 7))), cpu=1)
+    before = frame("S", page(10, (0, switched(1, b"init", 0))))
+    full = STATS.replace("overrun: 0", "overrun: 2", 1)
+    missing: dict[str, str | int] = {
+        "read events/sched/sched_waking": errno.ENOENT,
+        "read events/sched/sched_switch": SWITCH,
+    }
+    guest = Guest({**missing, "stats": full}, pages=before + seen)
+    made = collector(guest)
+    made.start(Wanted((Probe("vfs_read", ("count", "text")),), sched=True))
+    batch = made.stop()
+    assert batch.activity == (
+        Activity(
+            "sched_switch", 1e-6, 1, 7, {"prev_comm": "cat", "prev_pid": 7, "prev_state": 1, "next_pid": 0}
+        ),
+        Activity(
+            "sched_switch",
+            1.5e-6,
+            1,
+            0,
+            {"prev_comm": "swapper/1", "prev_pid": 0, "prev_state": 1, "next_pid": 7},
+        ),
+    )
+    assert "4 switches of tasks or interrupts were dropped: they came too fast" in batch.notes
+    (own,) = [each.split()[1] for each in guest.commands if each.endswith("-activity") and "instance" in each]
+    for command in (
+        f"write instances/{own}/buffer_size_kb {500664 // 12 // 4}",
+        f"write instances/{own}/events/sched/sched_switch/enable 1",
+        f"go S {own}",
+        f"write instances/{own}/tracing_on 1",
+        f"write instances/{own}/tracing_on 0",
+    ):
+        assert command in guest.commands
+    assert not [each for each in guest.commands if "sched_waking/enable" in each or "irq" in each]
+
+
+def test_a_kernel_without_those_tracepoints_says_so() -> None:
+    guest = Guest(dict.fromkeys(("read events/irq/", "read events/irq_vectors/"), errno.ENOENT))
+    with pytest.raises(
+        StateError, match="the kernel of vm has none of the tracepoints irq:irq_handler_entry"
+    ):
+        collector(guest).start(Wanted((Probe("vfs_read"),), irqs=True))
+    assert guest.over.wait(5)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
 
+from vmdebug.trace.activity import TRACEPOINTS, Activity
 from vmdebug.trace.hit import Call, Hit, Task
 from vmdebug.trace.perfetto import Perfetto
 from vmdebug.trace.summary import DURATION, RET, Graph, Histogram, Top
@@ -105,3 +106,50 @@ def test_perfetto_has_tasks_as_threads_calls_as_slices_and_numbers_as_counters()
         1 << 63,
     )
     assert (notes["returned"].int_value, notes["backtrace"].string_value) == (7, "f")
+
+
+def test_perfetto_gets_switches_and_interrupts_as_events_of_ftrace() -> None:
+    writer = Perfetto("6.1.0-test")
+    switch: dict[str, int | str] = {
+        "prev_comm": "dd",
+        "prev_pid": 45,
+        "prev_state": 1,
+        "next_comm": "swapper/1",
+        "next_pid": 0,
+    }
+    done = [
+        Activity("sched_switch", 0.25, 1, 45, {**switch, "prev_prio": 120, "next_prio": 120}),
+        Activity("irq_handler_entry", 0.5, 0, 7, {"irq": 4, "name": "ttyS0"}),
+        Activity("irq_handler_exit", 0.75, 0, 7, {"irq": 4, "ret": 1}),
+    ]
+    data = writer.activity_packets(done) + writer.packets(call("f", 0.25, 0.5))
+    packets = pb.Trace.FromString(data).packet
+    assert [each.system_info.utsname.release for each in packets if each.HasField("system_info")] == [
+        "6.1.0-test"
+    ]
+    of_one, of_zero = (each.ftrace_events for each in packets if each.HasField("ftrace_events"))
+    (event,) = of_one.event
+    assert (of_one.cpu, event.timestamp, event.pid) == (1, 250_000_000, 45)
+    assert (event.sched_switch.prev_comm, event.sched_switch.next_comm) == ("dd", "swapper/1")
+    assert (event.sched_switch.prev_pid, event.sched_switch.prev_state) == (45, 1)
+    entry, end = of_zero.event
+    assert (of_zero.cpu, entry.irq_handler_entry.name, entry.irq_handler_entry.irq) == (0, "ttyS0", 4)
+    assert (end.timestamp, end.irq_handler_exit.ret) == (750_000_000, 1)
+    # The hits of a task are on the thread of its switches.
+    (thread,) = (each.track_descriptor.thread for each in packets if each.track_descriptor.HasField("thread"))
+    assert thread.tid == event.pid
+    assert sum(each.track_descriptor.HasField("process") for each in packets) == 1
+
+
+def test_perfetto_knows_each_tracepoint_and_field() -> None:
+    for group in TRACEPOINTS.values():
+        for where, fields in group.items():
+            event = where.partition(":")[2]
+            known = pb.FtraceEvent.DESCRIPTOR.fields_by_name[event].message_type.fields_by_name
+            assert set(fields) <= set(known)
+            texts = {
+                name: "x" if name in ("name", "comm") or name.endswith("_comm") else 1 for name in fields
+            }
+            data = Perfetto().activity_packets([Activity(event, 0, 0, 1, texts)])
+            (found,) = pb.Trace.FromString(data).packet[1].ftrace_events.event
+            assert found.WhichOneof("event") == event

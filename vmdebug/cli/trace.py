@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -30,7 +30,7 @@ app = verb.new_app()
 
 
 Words = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
         metavar="[NAME] SYMBOL[:EXPR,…]…",
         help="The VM, if several run; the places, with the expressions to print: a function, a pattern of"
@@ -100,6 +100,13 @@ HistogramOf = Annotated[
 TopOf = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="At the end, print the N most frequent calls.")
 ]
+Sched = Annotated[
+    bool,
+    typer.Option("--sched", help="Also record which task each CPU runs; for --format perfetto."),
+]
+Irqs = Annotated[
+    bool, typer.Option("--irqs", help="Also record interrupts and soft interrupts; for --format perfetto.")
+]
 Listing = Annotated[
     bool,
     typer.Option(
@@ -124,12 +131,13 @@ AsJson = Annotated[
         "vmdebug trace vfs_read --histogram '$duration'",
         "vmdebug trace ksys_read --graph --max-depth 3 --count 100",
         "vmdebug trace 'vfs_*' --ret --format perfetto > trace.pftrace",
+        "vmdebug trace vfs_read --ret --sched --irqs --format perfetto > trace.pftrace",
         "vmdebug trace --list vfs_read",
         "vmdebug trace sched:sched_switch:next_comm,next_pid --when 'next_pid > 1'",
     ),
 )
 def trace(
-    words: Words,
+    words: Words = None,
     *,
     when: When = "",
     count: Count = None,
@@ -145,6 +153,8 @@ def trace(
     max_depth: MaxDepth = None,
     histogram: HistogramOf = "",
     top: TopOf = None,
+    sched: Sched = False,
+    irqs: Irqs = False,
     listing: Listing = False,
     timeout: Timeout = None,
     form: FormName = None,
@@ -156,13 +166,18 @@ def trace(
     Prints one line for each call. Ctrl-C, --count, --until and --timeout end the trace. QEMU's plugin
     collects it if it is loaded (`start --trace-ready`), otherwise the guest's kernel by kprobes. GDB collects
     the places that they cannot: it stops the guest at each call, and detaches from it at the end.
-    GROUP:EVENT:[FIELD,…] is a tracepoint, which only the guest's kernel can collect.
+    GROUP:EVENT:[FIELD,…] is a tracepoint, which only the guest's kernel can collect; likewise --sched and
+    --irqs, with which SYMBOL can be left out.
     """
     chosen = _format(form, as_json=as_json)
     if max_depth is not None and not graph:
         raise UsageError("--max-depth goes with --graph", hint="add --graph")
     if form is not None and (graph or histogram or top is not None):
         raise UsageError(f"--graph, --histogram and --top have no --format {form}", hint="leave one out")
+    if (sched or irqs) and chosen != "perfetto":
+        raise UsageError(
+            "--sched and --irqs go with --format perfetto", hint="add it, or trace sched:sched_switch:"
+        )
     from vmdebug import collecting, session
     from vmdebug.cli import trace_formats, trace_list, trace_stop
     from vmdebug.trace import summary
@@ -170,7 +185,7 @@ def trace(
     from vmdebug.trace.trace import Trace
 
     collecting.check(by)
-    name, probes = _places(words)
+    name, probes = _places(words or (), others=sched or irqs)
     if listing:
         trace_list.put(name, [each.where for each in probes], as_json=as_json)
         return
@@ -187,6 +202,8 @@ def trace(
         until=until,
         longer=longer,
         callees=(max_depth or 1) - 1,
+        sched=sched,
+        irqs=irqs,
     )
     if on_hit != "print":
         trace_stop.run(name, asked, on_hit=on_hit, by=by, timeout=timeout, force=force)
@@ -197,10 +214,15 @@ def trace(
             found = attached.collector(asked, cast("By", by))
         if found.reason:
             render.tell(f"{found.collector.name} collects: {found.reason}")
-        counts_only = count_only or bool(summaries)
-        form_of = trace_formats.Summaries(*summaries) if counts_only else trace_formats.FORMATS[chosen]()
         hits = Trace(found.collector, found.wanted, reason=found.reason)
-        put_batches(form_of, batches(attached, hits, over, timeout))
+        given = batches(attached, hits, over, timeout)
+        if count_only or summaries:
+            put_batches(trace_formats.Summaries(*summaries), given)
+        elif chosen == "perfetto":
+            written = trace_formats.Perfetto(attached.vm.state.spec.kernel.release)
+            put_batches(written, given, beside=lambda: written.put_activity(hits.activity))
+        else:
+            put_batches(trace_formats.FORMATS[chosen](), given)
     if count_only:
         put_counts(hits.counts, as_json=chosen == "json")
     else:
@@ -248,12 +270,22 @@ def put_counts(counts: Mapping[str, int], *, as_json: bool) -> None:
         render.put(json.dumps({"symbol": symbol, "count": number}) if as_json else f"{number:12}  {symbol}")
 
 
-def _places(words: Sequence[str]) -> tuple[str | None, tuple[Probe, ...]]:
-    """Return the name of the VM, None for the only one, and the probes."""
+def _places(words: Sequence[str], *, others: bool) -> tuple[str | None, tuple[Probe, ...]]:
+    """Return the name of the VM, None for the only one, and the probes.
+
+    Args:
+        words: The words of the command.
+        others: Whether something else than probes is recorded.
+
+    Raises:
+        UsageError: there is nothing to record.
+    """
     from vmdebug import vm
     from vmdebug.trace import probe
 
-    named = len(words) > 1 and words[0] in vm.names()
+    if not words and not others:
+        raise UsageError("no SYMBOL is given", hint="name a function: vmdebug trace vfs_read:count")
+    named = len(words) > int(not others) and words[0] in vm.names()
     return words[0] if named else None, probe.parse(words[1:] if named else words)
 
 
@@ -314,11 +346,20 @@ def _print_new_notes(printed: list[str], session: DebugSession, hits: Trace) -> 
             render.tell(note)
 
 
-def put_batches(form: Form, given: Iterable[Sequence[Hit]]) -> None:
-    """Print hits as they come, and flush after each batch."""
+def put_batches(
+    form: Form, given: Iterable[Sequence[Hit]], *, beside: Callable[[], None] = lambda: None
+) -> None:
+    """Print hits as they come, and flush after each batch.
+
+    Args:
+        form: The format.
+        given: The batches.
+        beside: Prints what has come beside a batch.
+    """
     form.begin()
     for batch in given:
         for hit in batch:
             form.put(hit)
+        beside()
         render.flush()
     form.end()

@@ -13,6 +13,7 @@ from vmdebug.cli import render
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
+    from vmdebug.trace.activity import Activity
     from vmdebug.trace.hit import Hit
 
 
@@ -111,12 +112,16 @@ class Chrome(_Lines):
 
 
 class Perfetto:
-    """Perfetto's native format, which is binary."""
+    """Perfetto's native format, which is binary.
 
-    def __init__(self) -> None:
+    Args:
+        release: The release of the guest's kernel.
+    """
+
+    def __init__(self, release: str = "") -> None:
         from vmdebug.trace.perfetto import Perfetto as Writer
 
-        self._writer = Writer()
+        self._writer = Writer(release)
 
     def begin(self) -> None:
         """Refuse to write to a terminal.
@@ -133,6 +138,12 @@ class Perfetto:
     def put(self, hit: Hit) -> None:
         """Write the packets of a hit."""
         render.put_bytes(self._writer.packets(hit))
+
+    def put_activity(self, done: list[Activity]) -> None:
+        """Write what the scheduler and the interrupts did, and clear the list."""
+        if done:
+            render.put_bytes(self._writer.activity_packets(done))
+            done.clear()
 
     def end(self) -> None:
         """Write nothing: a trace may end anywhere."""

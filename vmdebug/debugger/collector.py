@@ -21,7 +21,7 @@ from vmdebug.debugger.memory import Ask
 from vmdebug.debugger.runstate import State
 from vmdebug.debugger.stop import Stop
 from vmdebug.errors import GdbError, VmdebugError
-from vmdebug.trace.collector import Batch, Feature
+from vmdebug.trace.collector import NO_ACTIVITY, Batch, Feature
 from vmdebug.trace.hit import Argument, Call, Hit, Task
 from vmdebug.trace.probe import Probe, Wanted
 
@@ -99,7 +99,7 @@ class GdbCollector:
     """
 
     name = "GDB"
-    cannot: Mapping[Feature, str] = {}
+    cannot: Mapping[Feature, str] = NO_ACTIVITY
 
     def __init__(self, host: Host, ask: Ask, table: BreakpointTable, timeout: float) -> None:
         self._host = host

@@ -55,7 +55,7 @@ class Measuring(ABC):
                 have the choice of "auto".
             timeout: Seconds for the trace to begin, and to end: for the guest to stop, or for a CPU to pause.
             **options: `args=`, `when=`, `count=`, `backtrace=`, `ret=`, `count_only=`, `overflow=`, `until=`,
-                `longer=`; see `vmdebug.TraceOptions`.
+                `longer=`, `callees=`, `sched=`, `irqs=`; see `vmdebug.TraceOptions`.
 
         Raises:
             UsageError: an argument has the wrong form; with `by="plugin"` or `by="guest"` also: it cannot

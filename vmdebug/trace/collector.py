@@ -12,11 +12,17 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from vmdebug.trace.activity import Activity
 from vmdebug.trace.hit import Hit
 from vmdebug.trace.probe import Wanted
 
-Feature = Literal["args", "when", "count", "backtrace", "ret"]
+Feature = Literal["args", "when", "count", "backtrace", "ret", "sched", "irqs"]
 """A part of `Wanted` that a collector may not be able to collect."""
+
+NO_ACTIVITY: Mapping[Feature, str] = dict.fromkeys(
+    ("sched", "irqs"), 'only the guest\'s kernel can record them; it collects with by="guest", or by itself'
+)
+"""What the collectors outside the guest cannot collect."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +35,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         ended: Why no more hits can come at present: "the guest is stopped"; "" if more can come.
         notes: What cannot be collected, and why.
         started: The host's monotonic clock in seconds when the trace began, from which `Hit.time` counts.
+        activity: What the scheduler and the interrupts have done since the last batch, in order.
     """
 
     hits: tuple[Hit, ...] = ()
@@ -37,6 +44,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     ended: str = ""
     notes: tuple[str, ...] = ()
     started: float = 0.0
+    activity: tuple[Activity, ...] = ()
 
 
 class Collector(Protocol):

@@ -2,14 +2,18 @@
 
 Tasks are threads. Calls whose return was recorded are slices, other hits are instants, and numbers among the
 arguments are counters as well. See https://perfetto.dev/docs/reference/synthetic-track-event.
+
+What the scheduler and the interrupts do is written as events of ftrace: Perfetto shows them as a track for
+each CPU, states of the tasks, and tracks of interrupts; see protos/perfetto/trace/ftrace there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vmdebug import extras
+from vmdebug.trace.activity import Activity
 from vmdebug.trace.hit import Argument, Hit
 
 ADDRESSES = 1 << 47
@@ -23,26 +27,23 @@ _FIRST_TRACK = 16
 class Perfetto:
     """Writes the packets of a trace; the bytes of all calls together are a file.
 
+    Args:
+        release: The release of the guest's kernel, by which Perfetto reads states of tasks; "" if unknown.
+
     Raises:
         HostError: the package `perfetto` is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, release: str = "") -> None:
         self._pb: Any = extras.PERFETTO.need("the format perfetto", instead="take --format chrome")
         self._tracks: dict[tuple[str, object], int] = {}
         self._names: dict[int, str] = {}
         self._begun = False
+        self._release = release
 
     def packets(self, hit: Hit) -> bytes:
         """Return the packets of a hit, and of tracks that are new."""
-        trace = self._pb.Trace()
-        if not self._begun:
-            self._begun = True
-            packet = self._packet(trace, 0)
-            packet.track_descriptor.uuid = _PROCESS
-            packet.track_descriptor.process.pid = _PROCESS
-            packet.track_descriptor.process.process_name = "the guest"
-            packet.sequence_flags = self._pb.TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
+        trace = self._trace()
         at = round(hit.time * 1e9)
         track = self._task(trace, hit, at)
         kinds = self._pb.TrackEvent
@@ -58,6 +59,38 @@ class Perfetto:
                 event = self._event(trace, at, counter, kinds.TYPE_COUNTER)
                 event.double_counter_value = float(value)
         return bytes(trace.SerializeToString())
+
+    def activity_packets(self, done: Iterable[Activity]) -> bytes:
+        """Return the packets of what the scheduler and the interrupts did."""
+        trace = self._trace()
+        bundles: dict[int, Any] = {}
+        for each in done:
+            if each.cpu not in bundles:
+                bundles[each.cpu] = trace.packet.add().ftrace_events
+                bundles[each.cpu].cpu = each.cpu
+            event = bundles[each.cpu].event.add()
+            event.timestamp = round(each.time * 1e9)
+            event.pid = each.pid
+            fields = getattr(event, each.event)
+            fields.SetInParent()
+            for name, value in each.fields.items():
+                setattr(fields, name, value)
+        return bytes(trace.SerializeToString())
+
+    def _trace(self) -> Any:
+        """Return an empty trace; the first one describes the guest."""
+        trace = self._pb.Trace()
+        if not self._begun:
+            self._begun = True
+            packet = self._packet(trace, 0)
+            packet.track_descriptor.uuid = _PROCESS
+            packet.track_descriptor.process.pid = _PROCESS
+            packet.track_descriptor.process.process_name = "the guest"
+            packet.sequence_flags = self._pb.TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
+            if self._release:
+                name = trace.packet.add().system_info.utsname
+                name.sysname, name.release = "Linux", self._release
+        return trace
 
     def _packet(self, trace: Any, at: int) -> Any:
         packet = trace.packet.add()

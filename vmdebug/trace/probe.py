@@ -45,6 +45,8 @@ class Wanted(msgspec.Struct, frozen=True):
         callees: How many levels of the functions that the places call are places, too; `resolved` adds them.
         matched: The functions among the places that a pattern has matched: where they are inlined, there is
             no hit, and those that have no such expression are left out.
+        sched: Whether to record what the scheduler does, beside the hits.
+        irqs: Whether to record interrupts, beside the hits.
     """
 
     probes: tuple[Probe, ...]
@@ -58,6 +60,13 @@ class Wanted(msgspec.Struct, frozen=True):
     longer: float | None = None
     callees: int = 0
     matched: tuple[str, ...] = ()
+    sched: bool = False
+    irqs: bool = False
+
+    @property
+    def activity(self) -> tuple[str, ...]:
+        """The groups of `TRACEPOINTS` that are recorded beside the hits."""
+        return tuple(name for name, wants in (("sched", self.sched), ("irqs", self.irqs)) if wants)
 
     @property
     def expressions(self) -> tuple[str, ...]:
@@ -82,6 +91,9 @@ class TraceOptions(TypedDict, total=False):
         longer: Only calls that took longer than so many seconds, measured on the host, are hits.
         callees: How many levels of the functions that the places call are traced, too: those that the
             compiler knows, not those called by pointers. `when` is not for them.
+        sched: Whether to record when CPUs switch between tasks and wake them, in `Trace.activity`; only the
+            guest's kernel does.
+        irqs: Whether to record interrupts and soft interrupts there.
     """
 
     args: Sequence[str]
@@ -94,6 +106,8 @@ class TraceOptions(TypedDict, total=False):
     until: str
     longer: float | None
     callees: int
+    sched: bool
+    irqs: bool
 
 
 def wanted(
@@ -109,11 +123,14 @@ def wanted(
     until: str = "",
     longer: float | None = None,
     callees: int = 0,
+    sched: bool = False,
+    irqs: bool = False,
 ) -> Wanted:
     """Return the request of a trace of one place, or of several.
 
     Args:
-        where: A symbol, file:line, `*expression`; or several probes with their own expressions.
+        where: A symbol, file:line, `*expression`; or several probes with their own expressions; none if only
+            the scheduler or interrupts are recorded.
         args: See `TraceOptions`, as for the others.
         when: See there.
         count: See there.
@@ -124,24 +141,40 @@ def wanted(
         until: See there.
         longer: See there.
         callees: See there.
+        sched: See there.
+        irqs: See there.
 
     Raises:
         UsageError: there is no place, an argument has the wrong form, or two of them exclude each other.
     """
-    probes = (_one(where, args),) if isinstance(where, str) else _several(where, args)
+    only_activity = (sched or irqs) and not isinstance(where, str) and not where
+    probes = (_one(where, args),) if isinstance(where, str) else _several(where, args, none=only_activity)
     if longer is not None and not longer >= 0:
         raise UsageError(f"longer={longer!r} is no number of seconds", hint="give a number from 0 on")
-    if count_only and (
-        backtrace or ret or until or longer is not None or any(probe.args for probe in probes)
-    ):
+    more = backtrace or ret or until or longer is not None or sched or irqs
+    if count_only and (more or any(probe.args for probe in probes)):
         raise UsageError(
-            "a trace that only counts (count_only) collects no expressions, backtraces or return values",
+            "a trace that only counts (count_only) collects no expressions, backtraces or return values, and"
+            " nothing beside the hits",
             hint="leave them out, or count the hits",
         )
     if overflow not in get_args(Overflow):
         raise UsageError(f"overflow={overflow!r} is neither 'block' nor 'drop'", hint="give one of them")
     ret = ret or longer is not None  # the time that a call takes is known when it returns
-    return Wanted(probes, when, count, backtrace, ret, count_only, overflow, until, longer, callees)
+    return Wanted(
+        probes,
+        when=when,
+        count=count,
+        backtrace=backtrace,
+        ret=ret,
+        count_only=count_only,
+        overflow=overflow,
+        until=until,
+        longer=longer,
+        callees=callees,
+        sched=sched,
+        irqs=irqs,
+    )
 
 
 _FORM = 'gdb.trace("vfs_read", args=["count"]) or gdb.trace([Probe("vfs_read", ("count",)), Probe("open")])'
@@ -169,15 +202,20 @@ _SYMBOL_AND_EXPRESSIONS = re.compile(r"\w+:(?!:)(?!\d+$).+")
 """`vfs_read:count`, but neither `open.c:1308` nor `*expression`."""
 
 
-def _several(probes: Sequence[Probe], args: Sequence[str]) -> tuple[Probe, ...]:
+def _several(probes: Sequence[Probe], args: Sequence[str], *, none: bool = False) -> tuple[Probe, ...]:
     """Return several probes.
+
+    Args:
+        probes: The probes.
+        args: The expressions of a single one.
+        none: Whether there may be no probe.
 
     Raises:
         UsageError: there is none, an element is not a probe, or `args` is given, too.
     """
     if not isinstance(probes, list | tuple) or not all(isinstance(each, Probe) for each in probes):
         raise UsageError(f"{probes!r} is neither a place nor a list of probes", hint=f"write {_FORM}")
-    if not probes:
+    if not probes and not none:
         raise UsageError("a trace needs at least one place", hint="name one: gdb.trace('vfs_read')")
     if args:
         raise UsageError("args= goes with one place, but there are several probes", hint=f"write {_FORM}")

@@ -9,6 +9,7 @@ from typing import Self, overload
 
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError
+from vmdebug.trace.activity import Activity
 from vmdebug.trace.collector import Batch, Collector, Feature
 from vmdebug.trace.hit import Hit
 from vmdebug.trace.probe import Wanted
@@ -46,6 +47,8 @@ class Trace(Sequence[Hit]):
         self._collecting = False
         self._hits: list[Hit] = []
         self._latest = Batch()
+        self.activity: list[Activity] = []
+        """What the scheduler and the interrupts did, with `sched` and `irqs`; `take` adds to it."""
 
     def __enter__(self) -> Self:
         self._add(self._collector.start(self._wanted))
@@ -125,6 +128,7 @@ class Trace(Sequence[Hit]):
 
     def _add(self, batch: Batch) -> list[Hit]:
         self._hits += batch.hits
+        self.activity += batch.activity
         self._latest = batch
         return list(batch.hits)
 
@@ -137,5 +141,7 @@ def _wants(wanted: Wanted) -> dict[Feature, str]:
         "count": (wanted.count is not None, "a number of hits (count)"),
         "backtrace": (wanted.backtrace, "backtraces (backtrace)"),
         "ret": (wanted.ret, "return values (ret)"),
+        "sched": (wanted.sched, "switches of tasks (sched)"),
+        "irqs": (wanted.irqs, "interrupts (irqs)"),
     }
     return {feature: words for feature, (is_wanted, words) in features.items() if is_wanted}

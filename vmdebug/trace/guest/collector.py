@@ -11,6 +11,7 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, StateError, VmdebugError
 from vmdebug.trace.collector import Batch, Feature
 from vmdebug.trace.guest import files, formats, tasks
+from vmdebug.trace.guest.activities import Activities
 from vmdebug.trace.guest.event_group import EventGroup, read_format, unable
 from vmdebug.trace.guest.events import Event
 from vmdebug.trace.guest.hits import Hits
@@ -67,12 +68,18 @@ class GuestCollector:
         self._tasks: Tasks
         self._group: EventGroup
         self._late: list[str] = []
+        self._activities: Activities | None = None
         self._mark = secrets.token_hex(4)
         self._instance = f"vmdebug-{self._mark}"
 
     @property
     def _directory(self) -> str:
         return f"instances/{self._instance}"
+
+    @property
+    def _recording(self) -> tuple[str, ...]:
+        """The instances that record while the trace runs: of the hits, and of what else the CPUs do."""
+        return (self._instance, *((self._activities.instance,) if self._activities is not None else ()))
 
     @property
     def _names(self) -> str:
@@ -127,8 +134,11 @@ class GuestCollector:
         group.define(deadline)
         memory, cpus = reader.ask("host /proc/meminfo", "host /proc/cpuinfo", deadline=deadline)
         self._cpus = files.cpus(cpus.decode())
-        size = files.buffer_size(memory.decode(), len(self._cpus))
-        self._instances(reader, {self._instance: size, self._names: _NAMES_KB}, deadline)
+        if wanted.activity:
+            self._activities = Activities(wanted.activity, f"{self._instance}-activity", self._vm)
+        size = files.buffer_size(memory.decode(), len(self._cpus) * len(self._recording))
+        sizes = dict.fromkeys(self._recording, size)
+        self._instances(reader, {**sizes, self._names: _NAMES_KB}, deadline)
         # Linux 5.7 and later has the file.
         reader.answers(
             f"write {directory}/set_event_notrace_pid {' '.join(map(str, ours))}", deadline=deadline
@@ -158,9 +168,14 @@ class GuestCollector:
             symbolize=self._stacks,
             filtered=filtered,
         )
+        if self._activities is not None:
+            self._activities.enable(reader, began, deadline)
+            reader.send(f"go S {self._activities.instance}")
         if not self._counts_only:
             reader.send(f"go D {self._instance}", f"go N {self._names}")
-            reader.ask(f"write {directory}/tracing_on 1", deadline=deadline)
+            reader.ask(
+                *(f"write instances/{each}/tracing_on 1" for each in self._recording), deadline=deadline
+            )
 
     def _instances(self, reader: Reader, sizes: Mapping[str, int], deadline: Deadline) -> None:
         """Make instances that do not record yet, with the sizes of their ring buffers in KiB."""
@@ -194,7 +209,7 @@ class GuestCollector:
             return self._counted(reader, Deadline.after(self._timeout))
         found = reader.take()
         self._tasks.add(found.names)
-        return self._batch(hits.add(found.pages, found.complete), reader)
+        return self._batch(hits.add(found.pages, found.complete), reader, found.activity)
 
     def stop(self) -> Batch:
         """End the trace, and return the remaining hits once the guest has removed its events."""
@@ -225,19 +240,16 @@ class GuestCollector:
     def _rest(self, reader: Reader, hits: Hits) -> Batch:
         found = reader.take(last=True)
         self._tasks.add(found.names)
-        return self._batch(hits.finish(found.pages), reader)
+        return self._batch(hits.finish(found.pages), reader, found.activity)
 
     def _end(self, reader: Reader, deadline: Deadline) -> None:
         """Stop recording, wait for the last pages, and note what was lost."""
-        directory = self._directory
-        paths = [f"{directory}/per_cpu/cpu{cpu}/stats" for cpu in self._cpus]
-        _, _, *stats = reader.ask(
-            f"write {directory}/tracing_on 0",
-            "drain",
-            *(f"read {each}" for each in paths),
-            deadline=deadline,
+        reader.ask(
+            *(f"write instances/{each}/tracing_on 0" for each in self._recording), "drain", deadline=deadline
         )
-        dropped = sum(files.dropped(each.decode()) for each in stats)
+        dropped, *more = (self._dropped(reader, each, deadline) for each in self._recording)
+        if sum(more):
+            self._late.append(f"{sum(more)} switches of tasks or interrupts were dropped: they came too fast")
         if dropped:
             wait = "; the guest's kernel cannot be made to wait" if self._wanted.overflow == "block" else ""
             self._late.append(
@@ -246,6 +258,10 @@ class GuestCollector:
         if any(each.definition for each in self._events):
             (profile,) = reader.ask("read kprobe_profile", deadline=deadline)
             self._note_missed(files.profile(profile.decode()))
+
+    def _dropped(self, reader: Reader, instance: str, deadline: Deadline) -> int:
+        paths = [f"read instances/{instance}/per_cpu/cpu{cpu}/stats" for cpu in self._cpus]
+        return sum(files.dropped(each.decode()) for each in reader.ask(*paths, deadline=deadline))
 
     def _note_missed(self, profile: Mapping[str, tuple[int, int]]) -> None:
         """Note the calls that a probe has missed."""
@@ -275,7 +291,8 @@ class GuestCollector:
             notes=(*self._notes, *self._late),
         )
 
-    def _batch(self, found: Sequence[Hit], reader: Reader) -> Batch:
+    def _batch(self, found: Sequence[Hit], reader: Reader, more: Sequence[tuple[int, bytes]]) -> Batch:
+        """Return hits and notes, and what the pages `more` tell of the CPUs."""
         wanted, hits, limit = self._wanted, self._hits, self._wanted.count
         given = tuple(found) if limit is None else tuple(found[: limit - self._given])
         self._given += len(given)
@@ -296,6 +313,7 @@ class GuestCollector:
             ended=self._ended(reader),
             started=self._started,
             notes=tuple(notes),
+            activity=self._activities.add(more) if self._activities is not None else (),
         )
 
     def _ended(self, reader: Reader) -> str:

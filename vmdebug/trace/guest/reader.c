@@ -23,7 +23,7 @@
  *
  *	R	an answer
  *	E	an answer: the command has failed; the text is the last lines of error_log
- *	D, N	a page of a CPU's ring buffer, up to the end of its data
+ *	D, N, S	a page of a CPU's ring buffer, up to the end of its data
  *	T	8 bytes: all records before this time, in nanoseconds of CLOCK_MONOTONIC, have been sent
  *
  * The end of the input, a closed output and a signal end it. A child in a session of its own waits for this, and then

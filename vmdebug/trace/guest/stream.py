@@ -15,7 +15,7 @@ from vmdebug.errors import DeadlineError, GuestDiedError, VmdebugError, VmError
 _HEAD = struct.Struct("<IHH")
 _TIME = struct.Struct("<Q")
 
-_ANSWER, _FAILURE, _PAGE, _NAMES, _TIME_REACHED = map(ord, "REDNT")
+_ANSWER, _FAILURE, _PAGE, _NAMES, _ACTIVITY, _TIME_REACHED = map(ord, "REDNST")
 
 END_SECONDS = 90.0
 """How long the reader may take to remove its events: each waits for the RCU readers of all CPUs."""
@@ -70,18 +70,21 @@ class Received:
     Args:
         pages: The CPU and the bytes of each page, in the order of each CPU.
         names: The same of the names of tasks; all that are older than `complete`.
+        activity: The same of what the scheduler and the interrupts do.
         complete: The time up to which the pages are complete, in nanoseconds of the guest's monotonic clock.
     """
 
     def __init__(self, complete: int = 0) -> None:
         self.pages: list[tuple[int, bytes]] = []
         self.names: list[tuple[int, bytes]] = []
+        self.activity: list[tuple[int, bytes]] = []
         self.complete = complete
 
     def add(self, more: Received) -> None:
         """Add what came later."""
         self.pages += more.pages
         self.names += more.names
+        self.activity += more.activity
         self.complete = more.complete
 
 
@@ -260,6 +263,8 @@ class Reader:
                     self._incomplete.pages.append((cpu, body))
                 elif kind == _NAMES:
                     self._incomplete.names.append((cpu, body))
+                elif kind == _ACTIVITY:
+                    self._incomplete.activity.append((cpu, body))
                 elif kind == _TIME_REACHED:
                     (self._incomplete.complete,) = _TIME.unpack(body)
                     self._received.add(self._incomplete)

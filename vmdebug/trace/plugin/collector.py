@@ -10,7 +10,7 @@ from typing import Protocol
 from vmdebug.arch import Arch
 from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, StateError, VmdebugError
-from vmdebug.trace.collector import Batch, Feature
+from vmdebug.trace.collector import NO_ACTIVITY, Batch, Feature
 from vmdebug.trace.expressions import kernel_facts
 from vmdebug.trace.expressions.compiled import Compiled
 from vmdebug.trace.expressions.kernel import Kernel
@@ -59,7 +59,7 @@ class PluginCollector:
     """
 
     name = "the plugin"
-    cannot: Mapping[Feature, str] = {}
+    cannot: Mapping[Feature, str] = NO_ACTIVITY
 
     def __init__(
         self,
