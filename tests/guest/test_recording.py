@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from tests.fixtures.accel import SECONDS
 from vmdebug import session
 from vmdebug.cli import status_of
-from vmdebug.errors import GuestDiedError, StateError
+from vmdebug.errors import GuestDiedError, HostError, StateError
 from vmdebug.recording import ending, files
 from vmdebug.session import DebugSession
+from vmdebug.vm import rundir
+from vmdebug.vm.state import State
 
 MEMORY_MIB = 192
 TYPED = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -43,6 +46,18 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
             with contextlib.suppress(GuestDiedError):
                 guest.exec("echo c >/proc/sysrq-trigger", timeout=SECONDS)
     return place / "vm.vmdrec"
+
+
+def test_a_launch_that_fails_leaves_no_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, value: object) -> None:
+        if isinstance(value, State):
+            assert files.manifest(tmp_path / "vm.vmdrec").exists()
+            raise rundir.host_error(f"write {path}", OSError(errno.ENOSPC, ""))
+
+    monkeypatch.setattr("vmdebug.vm.state.write", full)
+    with pytest.raises(HostError, match="No space left on device"):
+        session.start("builtin", name="vm", record=tmp_path / "vm", timeout=SECONDS)
+    assert not list(tmp_path.iterdir())
 
 
 def replay(recorded: Path, to: str | int = "end") -> DebugSession:

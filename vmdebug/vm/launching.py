@@ -161,8 +161,9 @@ def launch(
             settled = _settle(attempt, bound=bound, deadline=deadline)
             if recording is not None:
                 recording.begun(settled, directory, found.qemu, found.features.version)
-        started = msgspec.structs.replace(settled, clone_of=start.clone_of)
-        state.write(directory.state, started)
+            # Within the recording, which is deleted if this fails.
+            started = msgspec.structs.replace(settled, clone_of=start.clone_of)
+            state.write(directory.state, started)
     except BaseException:
         # The guardian kills the processes and removes the directories.
         guardian.end(Deadline.after(END_SECONDS))
