@@ -137,8 +137,11 @@ def guard() -> None:
 
 def facts() -> dict[str, object]:
     """Return what is known about the replay; see `vmdebug.replaying.Replaying`."""
+    directory = vmd_waker.directory()
+    if not directory.is_absolute():  # a gdbstub on TCP: no replay has one
+        return {}
     with contextlib.suppress(OSError, ValueError):
-        found: dict[str, object] = json.loads((vmd_waker.directory() / "replay.json").read_bytes())
+        found: dict[str, object] = json.loads((directory / "replay.json").read_bytes())
         return found
     return {}
 

@@ -12,6 +12,7 @@ import vmd_arch
 import vmd_batch
 import vmd_elf
 import vmd_guest
+import vmd_history
 import vmd_kernel_scan
 import vmd_kgdb
 
@@ -64,8 +65,12 @@ def find() -> Found | None:
     """Find the slide of the running kernel; None if no kernel is mapped, or it is not that of the vmlinux.
 
     Searching for the fingerprint also proves which kernel it is. If the kernel's data is not mapped, in user
-    space with page-table isolation, the exception table still gives the slide.
+    space with page-table isolation, the exception table still gives the slide. That of a replay is known at
+    each position.
     """
+    known = vmd_history.facts().get("slide")
+    if isinstance(known, int):
+        return _known(known)
     if not vmd_guest.paged():
         return None
     mark = fingerprint()
@@ -74,6 +79,13 @@ def find() -> Found | None:
             if vmd_guest.memory(mark.address + slide, len(mark.data)) == mark.data:
                 return Found(slide, mark.name, proven=True)
     return _by_exception_table(mark)
+
+
+def _known(slide: int) -> Found:
+    """Return what is found in a replay; its kernel is not mapped at each position."""
+    mark = fingerprint() if vmd_guest.paged() else None
+    proven = mark is not None and vmd_guest.memory(mark.address + slide, len(mark.data)) == mark.data
+    return Found(slide, "recording", proven=proven)
 
 
 def _slides() -> Iterator[int]:

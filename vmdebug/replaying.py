@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmdebug import guest, process, vm
+from vmdebug import guest, process, recorded_address, vm
 from vmdebug.channel.log import headlines
 from vmdebug.channel.log.headlines import squeezed
 from vmdebug.deadline import LAUNCH_SECONDS, Deadline
@@ -51,6 +51,7 @@ class Replaying(msgspec.Struct, frozen=True, kw_only=True):
         shift: The guest's time for one instruction is 2^shift ns.
         qemu: QEMU's version.
         complete: Whether the recording has its end.
+        slide: By how many bytes KASLR has moved the kernel; None: it did not, or that is not known.
     """
 
     recording: Path
@@ -60,6 +61,7 @@ class Replaying(msgspec.Struct, frozen=True, kw_only=True):
     shift: int
     qemu: str
     complete: bool
+    slide: int | None = None
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,7 +137,7 @@ def start(
             _first_pass(player, min(latest, chosen.end), chosen.end, report)
             chosen = _anchored(chosen, player)
             chosen = _go(player, chosen, named(chosen.lines, to, end=chosen.end, failure=chosen.failure))
-            _write(machine, chosen)
+            _write(machine, chosen, _slide(machine, chosen, player))
         undo.pop_all()
     if not bound:
         machine.keep()
@@ -325,7 +327,17 @@ def _qemu(about: Manifest, deadline: Deadline) -> Path:
     )
 
 
-def _write(machine: Vm, chosen: Chosen) -> None:
+def _slide(machine: Vm, chosen: Chosen, player: Player) -> int | None:
+    """Return by how many bytes KASLR has moved the kernel; None if it did not, or there is none."""
+    spec = machine.state.spec
+    if "nokaslr" in spec.parameters:
+        return None
+    return recorded_address.find(
+        spec.kernel, chosen.directory, chosen.ended, player, lines=chosen.lines, end=chosen.end
+    )
+
+
+def _write(machine: Vm, chosen: Chosen, slide: int | None) -> None:
     failure = chosen.failure
     about = Replaying(
         recording=chosen.directory,
@@ -335,6 +347,7 @@ def _write(machine: Vm, chosen: Chosen) -> None:
         shift=chosen.about.shift,
         qemu=chosen.about.qemu,
         complete=chosen.ended.complete,
+        slide=slide,
     )
     machine.rundir.lines.write_bytes(msgspec.json.encode(chosen.lines))
     machine.rundir.replay.write_bytes(guest.encode(about))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from vmdebug import arch
+from vmdebug import arch, replaying
 from vmdebug.arch import Arch
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.trace.expressions.compiled import Compiled, compiled
@@ -52,6 +52,8 @@ def find(
     verdict = gdb.identity if gdb is not None else None
     if verdict is not None and verdict.state in ("proven", "placed", "other"):
         slide = verdict.slide
+    elif (replay := replaying.of(machine)) is not None and replay.slide is not None:
+        slide = replay.slide
     else:
         kaslr = "nokaslr" not in spec.parameters
         slide = kernel_address.slide(machine.qmp, vmlinux, row, kaslr=kaslr, force=force)

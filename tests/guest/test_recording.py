@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.accel import SECONDS
-from vmdebug import session
+from vmdebug import replaying, session
 from vmdebug.cli import status_of
 from vmdebug.errors import GuestDiedError, HostError, StateError
 from vmdebug.recording import ending, files
 from vmdebug.session import DebugSession
-from vmdebug.vm import rundir
+from vmdebug.vm import runtime_directory
 from vmdebug.vm.state import State
 
 MEMORY_MIB = 192
@@ -52,7 +52,7 @@ def test_a_launch_that_fails_leaves_no_recording(tmp_path: Path, monkeypatch: py
     def full(path: Path, value: object) -> None:
         if isinstance(value, State):
             assert files.manifest(tmp_path / "vm.vmdrec").exists()
-            raise rundir.host_error(f"write {path}", OSError(errno.ENOSPC, ""))
+            raise runtime_directory.host_error(f"write {path}", OSError(errno.ENOSPC, ""))
 
     monkeypatch.setattr("vmdebug.vm.state.write", full)
     with pytest.raises(HostError, match="No space left on device"):
@@ -102,3 +102,21 @@ def test_the_command_line(recorded: Path, capsys: pytest.CaptureFixture[str]) ->
     assert shown["status"] == "complete"
     assert "Kernel panic" in shown["failure"]["line"]
     assert status_of(["recording", "verify", str(recorded)]) == 0
+
+
+def test_a_replay_knows_where_kaslr_has_put_the_kernel_before_it_runs(tmp_path: Path) -> None:
+    recording = tmp_path / "moved.vmdrec"
+    with session.start("builtin", name="moved", record=recording, kaslr=True, timeout=SECONDS) as guest:
+        guest.exec("true", timeout=SECONDS)
+    with session.replay(recording, to="start", name="first", timeout=2 * SECONDS) as first:
+        about = replaying.needed(first.vm)
+        assert about.slide is not None
+        assert ending.settle(recording).slide == about.slide
+        assert first.position.icount == 0
+        verdict = first.gdb.identity
+        assert verdict is not None
+        assert (verdict.state, verdict.slide) == ("placed", about.slide)
+        first.gdb.breakpoint("start_kernel")
+        assert first.gdb.cont(timeout=SECONDS).frame.function == "start_kernel"
+        first.goto("Run /init")
+        assert first.gdb.backtrace()[-1].function in ("ret_from_fork", "ret_from_fork_asm")

@@ -80,6 +80,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
         log_bytes: The size of QEMU's log.
         console_bytes: The size of the serial log.
         sha256: The hash of QEMU's log.
+        slide: By how many bytes KASLR has moved the kernel; None: not known before the first replay.
     """
 
     icount: int
@@ -88,6 +89,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     log_bytes: int
     console_bytes: int
     sha256: str
+    slide: int | None = None
 
 
 class _Layout(msgspec.Struct, frozen=True):

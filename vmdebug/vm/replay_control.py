@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -84,6 +84,14 @@ class Player:
         """The instruction count."""
         found: int = self._qmp.execute("query-replay")["icount"]
         return found
+
+    def ask(self, command: str, /, **arguments: object) -> Any:
+        """Execute a QMP command, as `Vm.qmp` does.
+
+        Raises:
+            QmpError: QEMU refused it.
+        """
+        return self._qmp.execute(command, arguments or None)
 
     def save(self) -> None:
         """Take a snapshot here, unless there is one.
