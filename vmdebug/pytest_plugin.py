@@ -281,9 +281,9 @@ def _run(config: pytest.Config) -> Run:
 
 def _check(item: pytest.Item, marks: list[pytest.Mark]) -> None:
     from vmdebug.errors import UsageError  # noqa: PLC0415 - as above
-    from vmdebug.plugin import settings  # noqa: PLC0415 - as above
+    from vmdebug.plugin import markers  # noqa: PLC0415 - as above
 
     try:
-        settings.marker(marks)
+        markers.read(marks)
     except UsageError as error:
         raise pytest.UsageError(f"{item.nodeid}: {error}") from None

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from vmdebug.errors import UsageError
-from vmdebug.plugin import fixture_guest, hooks, settings
-from vmdebug.plugin.settings import MarkedTest, Marker, Named, Settings, Target
+from vmdebug.plugin import fixture_guest, hooks, markers, targets
+from vmdebug.plugin.markers import MarkedTest, Marker
+from vmdebug.plugin.settings import Named, Settings
+from vmdebug.plugin.targets import Target
 
 pytest_plugins = ["pytester"]
 
@@ -17,7 +19,7 @@ ROOT = Settings(guests=(), kernels=(), root=HERE)
 
 
 def marked(**keywords: object) -> Marker:
-    return settings.marker([pytest.mark.vmdebug(**keywords).mark])
+    return markers.read([pytest.mark.vmdebug(**keywords).mark])
 
 
 def said(*words: str) -> tuple[Named, ...]:
@@ -109,10 +111,10 @@ def test_a_test_that_was_not_known_to_have_a_guest_is_not_run_on_one_of_several(
 
 def test_a_parameters_own_guest_goes_before_that_of_the_matrix() -> None:
     many = Settings(guests=(), kernels=said("/k/one", "/k/two"), root=HERE)
-    _, made_for = settings.targets(many, MarkedTest(HERE / "test_a.py", Marker())).values()
+    _, made_for = targets.of(many, MarkedTest(HERE / "test_a.py", Marker())).values()
     asked = MarkedTest(HERE / "test_a.py", Marker(guest="x"))
 
-    found = hooks._target_of(made_for, settings.targets(many, asked))
+    found = hooks._target_of(made_for, targets.of(many, asked))
 
     assert found == Target(Named("x", HERE), Named("/k/two", HERE))
 
@@ -145,7 +147,7 @@ def test_the_closest_marker_goes_before() -> None:
     near = pytest.mark.vmdebug(append="near").mark
     far = pytest.mark.vmdebug(append="far", cpus=2).mark
 
-    assert settings.marker([near, far]) == Marker(append="near", cpus=2)
+    assert markers.read([near, far]) == Marker(append="near", cpus=2)
 
 
 def test_one_kind_may_be_allowed_by_its_name_alone() -> None:
@@ -159,13 +161,13 @@ def test_a_near_word_is_offered() -> None:
 
 
 def test_without_a_word_there_is_one_target_and_no_id() -> None:
-    assert settings.targets(ROOT, MarkedTest(HERE / "test_a.py", Marker())) == {"": Target()}
+    assert targets.of(ROOT, MarkedTest(HERE / "test_a.py", Marker())) == {"": Target()}
 
 
 def test_guests_and_kernels_make_a_matrix() -> None:
     many = Settings(guests=said("a", "b"), kernels=said("/k/one", "/k/two"), root=HERE)
 
-    found = settings.targets(many, MarkedTest(HERE / "test_a.py", Marker()))
+    found = targets.of(many, MarkedTest(HERE / "test_a.py", Marker()))
 
     assert list(found) == ["a-one", "a-two", "b-one", "b-two"]
     assert found["b-one"] == Target(Named("b", HERE), Named("/k/one", HERE))
@@ -174,9 +176,7 @@ def test_guests_and_kernels_make_a_matrix() -> None:
 def test_paths_are_told_apart_by_the_part_that_differs() -> None:
     kernels = said("/src/linux-a/arch/x86/boot/bzImage", "/src/linux-b/arch/x86/boot/bzImage")
 
-    found = settings.targets(
-        Settings(guests=(), kernels=kernels, root=HERE), MarkedTest(HERE / "t.py", Marker())
-    )
+    found = targets.of(Settings(guests=(), kernels=kernels, root=HERE), MarkedTest(HERE / "t.py", Marker()))
 
     assert list(found) == ["linux-a", "linux-b"]
 
@@ -184,7 +184,7 @@ def test_paths_are_told_apart_by_the_part_that_differs() -> None:
 def test_a_tests_own_guest_goes_before_the_runs_and_starts_at_its_file() -> None:
     run = Settings(guests=said("a", "b"), kernels=(), root=HERE)
 
-    found = settings.targets(run, MarkedTest(HERE / "sub" / "test_a.py", Marker(guest="./own")))
+    found = targets.of(run, MarkedTest(HERE / "sub" / "test_a.py", Marker(guest="./own")))
 
     assert found == {"": Target(Named("./own", HERE / "sub"))}
 
@@ -195,7 +195,7 @@ def test_what_a_test_says_is_added_to_what_its_guest_says(tmp_path: Path) -> Non
     )
     run = Settings(guests=(), kernels=(), root=tmp_path, accel="tcg")
 
-    found = settings.options(run, Marker(append="slub_debug", cpus=2), Target(), halted=True)
+    found = targets.options(run, Marker(append="slub_debug", cpus=2), Target(), halted=True)
 
     assert (found.append, found.memory, found.cpus) == ("quiet slub_debug", 1024, 2)
     assert (found.halt, found.accel, found.table) == (True, "tcg", "base")
@@ -206,7 +206,7 @@ def test_only_a_directory_has_to_be_packed_for_clones(tmp_path: Path) -> None:
     (tmp_path / "disk.img").touch()
 
     def packed(root: str) -> str:
-        found = settings.options(ROOT, Marker(root=root), Target(), halted=False, where=tmp_path)
+        found = targets.options(ROOT, Marker(root=root), Target(), halted=False, where=tmp_path)
         return found.root_image
 
     assert packed("chroot") == "always"
@@ -217,14 +217,14 @@ def test_only_a_directory_has_to_be_packed_for_clones(tmp_path: Path) -> None:
 
 def test_several_guests_are_on_one_segment() -> None:
     def net(marker: Marker) -> tuple[str, ...]:
-        return settings.options(ROOT, marker, Target(), halted=False, together=True).net
+        return targets.options(ROOT, marker, Target(), halted=False, together=True).net
 
     assert net(Marker()) == ("segment=test",)
     assert net(Marker(net="user")) == ("user", "segment=test")
     assert net(Marker(net="none")) == ("segment=test",)
     assert net(Marker(forward=":22")) == ("user", "segment=test")
     assert net(Marker(net=("segment=lab,ip=10.1.1.1/24",))) == ("segment=lab,ip=10.1.1.1/24",)
-    assert settings.options(ROOT, Marker(), Target(), halted=False).net == ()
+    assert targets.options(ROOT, Marker(), Target(), halted=False).net == ()
     with pytest.raises(UsageError, match=r"sessions=…\): Expected int >= 1"):
         marked(sessions=0)
 
@@ -260,7 +260,7 @@ def test_folders_of_tests_that_differ_in_odd_characters_differ() -> None:
 
 
 def test_modules_of_a_marker_start_at_the_test_file() -> None:
-    made = settings.options(
+    made = targets.options(
         ROOT, Marker(modules="m", module="mine.ko", load_modules=False), Target(), halted=False, where=HERE
     )
     assert (made.modules, made.module, made.load_modules) == (
@@ -268,5 +268,5 @@ def test_modules_of_a_marker_start_at_the_test_file() -> None:
         (str(HERE / "mine.ko"),),
         False,
     )
-    made = settings.options(ROOT, Marker(modules="none"), Target(), halted=False, where=HERE)
+    made = targets.options(ROOT, Marker(modules="none"), Target(), halted=False, where=HERE)
     assert (made.modules, made.module, made.load_modules) == ("none", (), True)

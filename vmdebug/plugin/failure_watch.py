@@ -18,7 +18,7 @@ import pytest
 
 from vmdebug.channel.log.trouble import Kind, Trouble, in_words, unseen
 from vmdebug.deadline import Deadline, wait_ready
-from vmdebug.plugin.settings import DIED
+from vmdebug.plugin.markers import DIED
 from vmdebug.vm import Vm, children
 from vmdebug.vm.kernel_trouble import SETTLE_SECONDS, KernelTrouble
 

@@ -23,7 +23,8 @@ from vmdebug.plugin import leaks
 from vmdebug.plugin.failure_watch import FailureWatch, GuestFailure
 from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.main_thread import MainThreadInterrupt
-from vmdebug.plugin.settings import Marker, Settings
+from vmdebug.plugin.markers import Marker
+from vmdebug.plugin.settings import Settings
 from vmdebug.recording import files, store
 from vmdebug.session import DebugSession
 from vmdebug.vm import Vm

@@ -9,7 +9,8 @@ from vmdebug.debugger.gdb import Gdb
 from vmdebug.plugin.fixture_guest import FixtureGuest
 from vmdebug.plugin.guests import Guests, Wanted
 from vmdebug.plugin.main_thread import MainThreadInterrupt
-from vmdebug.plugin.settings import Marker, Settings
+from vmdebug.plugin.markers import Marker
+from vmdebug.plugin.settings import Settings
 from vmdebug.session import DebugSession
 
 if TYPE_CHECKING:

@@ -10,9 +10,11 @@ from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import LaunchSpec
-from vmdebug.plugin import settings
+from vmdebug.plugin import targets
 from vmdebug.plugin.guests import Guests
-from vmdebug.plugin.settings import Marker, Settings, Target
+from vmdebug.plugin.markers import Marker
+from vmdebug.plugin.settings import Settings
+from vmdebug.plugin.targets import Target
 from vmdebug.progress import silent
 from vmdebug.vm import planning
 from vmdebug.vm.planning import Resources
@@ -22,19 +24,19 @@ _RESOURCES_SECONDS = 300.0
 _ID_CHARACTERS = 12
 
 
-def lines(targets: Mapping[Target, str], run: Settings, guests: Guests) -> list[str]:
+def lines(wanted: Mapping[Target, str], run: Settings, guests: Guests) -> list[str]:
     """Return the header: QEMU, accelerator and GDB, then a line for each target.
 
     Args:
-        targets: What the tests run on, each with its id in the tests' names.
+        wanted: What the tests run on, each with its id in the tests' names.
         run: The settings of the run.
         guests: Resolves the targets, for the header and for the tests.
     """
     kernels: dict[str, None] = {}
     programs: dict[str, None] = {}
-    for target, name in targets.items():
+    for target, name in wanted.items():
         try:
-            spec = guests.spec(settings.options(run, Marker(), target, halted=False))
+            spec = guests.spec(targets.options(run, Marker(), target, halted=False))
             resources = planning.resources(spec, report=silent, deadline=Deadline.after(_RESOURCES_SECONDS))
         except VmdebugError as error:
             # The tests on this target fail with the complete error.

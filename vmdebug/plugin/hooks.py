@@ -11,11 +11,13 @@ import pytest
 from vmdebug.errors import GuestDiedError, UsageError, VmdebugError
 from vmdebug.guest import LaunchSpec
 from vmdebug.guest_options import GuestOptions
-from vmdebug.plugin import FIXTURE, header, kernel_tests, settings, tracebacks
+from vmdebug.plugin import FIXTURE, header, kernel_tests, markers, settings, targets, tracebacks
 from vmdebug.plugin.fixture_guests import FixtureGuests
 from vmdebug.plugin.guests import Guests, Wanted
-from vmdebug.plugin.settings import MarkedTest, Settings, Target
+from vmdebug.plugin.markers import MarkedTest
+from vmdebug.plugin.settings import Settings
 from vmdebug.plugin.status_line import StatusLine
+from vmdebug.plugin.targets import Target
 
 if TYPE_CHECKING:
     from vmdebug.plugin.coverage import TestCoverage
@@ -52,7 +54,7 @@ class Run:
         Raises:
             UsageError: its marker is invalid.
         """
-        return settings.targets(self.settings, _marked_test(item))
+        return targets.of(self.settings, _marked_test(item))
 
     def guest(self, request: pytest.FixtureRequest) -> FixtureGuests:
         """Start the guest of a test, for the fixture that all others are based on."""
@@ -88,9 +90,9 @@ class Run:
         test = _marked_test(item)
         callspec = getattr(item, "callspec", None)
         target = None if callspec is None else callspec.params.get(FIXTURE)
-        target = _target_of(target, settings.targets(self.settings, test))
+        target = _target_of(target, targets.of(self.settings, test))
         halted = test.marker.halt if test.marker.halt is not None else _halts(item)
-        return settings.options(
+        return targets.options(
             self.settings,
             test.marker,
             target,
@@ -325,7 +327,7 @@ def _wanted(item: pytest.Item, spec: LaunchSpec) -> Wanted:
 
 
 def _marked_test(item: pytest.Item) -> MarkedTest:
-    return MarkedTest(item.path, settings.marker(item.iter_markers("vmdebug")))
+    return MarkedTest(item.path, markers.read(item.iter_markers("vmdebug")))
 
 
 def _halts(item: pytest.Item) -> bool:
