@@ -16,8 +16,8 @@ from vmdebug import cli, vm
 from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError, VmError
 from vmdebug.guest import Kernel, LaunchSpec
-from vmdebug.ktests import kselftest, selftests
-from vmdebug.ktests.kselftest import Asked
+from vmdebug.ktests import kselftest, kselftest_place, selftests
+from vmdebug.ktests.kselftest_place import Asked
 from vmdebug.ktests.selftests import Collection
 from vmdebug.progress import silent
 from vmdebug.session import DebugSession
@@ -75,7 +75,7 @@ def run(session: DebugSession, collection: Collection, *tests: str) -> tuple[lis
     """Run tests, and return what became of each, and the note."""
     asked = [Asked(collection, tests, collection.timeout)]
     deadline = Deadline.after(SECONDS)
-    with kselftest.placed(session.vm, asked, report=silent, deadline=deadline) as place:
+    with kselftest_place.placed(session.vm, asked, report=silent, deadline=deadline) as place:
         ended = list(kselftest.run(session.vm, asked, place, report=silent, deadline=deadline))
     told = []
     for name, point in ended:

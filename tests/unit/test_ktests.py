@@ -10,8 +10,8 @@ from vmdebug import cli, process
 from vmdebug.deadline import Deadline
 from vmdebug.errors import BuildError, HostError, UsageError
 from vmdebug.guest import Kernel
-from vmdebug.ktests import kselftest, selftests, suite_modules
-from vmdebug.ktests.kselftest import Place
+from vmdebug.ktests import kselftest, kselftest_output, kselftest_place, selftests, suite_modules
+from vmdebug.ktests.kselftest_place import Place
 from vmdebug.ktests.selftests import Collection
 from vmdebug.progress import silent
 from vmdebug.sources import kbuild
@@ -112,26 +112,26 @@ def test_the_commands_in_the_guest(collection: Collection) -> None:
     assert kselftest.direct_line(collection, "run.sh", place) == (
         "cd /var/tmp/k/timers/timers && exec /usr/bin/env -S bash -e ./run.sh 2>&1"
     )
-    assert kselftest.needed_path(("/usr/bin/env", "-S", "bash", "-e")) == "bash"
-    assert kselftest.needed_path(("/bin/sh", "-e")) == "/bin/sh"
+    assert kselftest_place.needed_path(("/usr/bin/env", "-S", "bash", "-e")) == "bash"
+    assert kselftest_place.needed_path(("/bin/sh", "-e")) == "/bin/sh"
     assert collection.interpreter("nano sleep") == collection.interpreter("absent") == ()
 
 
 def test_exit_statuses() -> None:
     said = ["TAP version 13", "1..1", "# own.c:7:main:wrong", "not ok 1 it", "# Totals: pass:0 fail:1"]
-    failed = kselftest.direct("a", said, 1, 45)
+    failed = kselftest_output.direct("a", said, 1, 45)
     assert (failed.status, failed.directive, failed.points[0].place) == ("failed", "exit=1", "own.c:7")
     assert failed.diagnostics == ("Totals: pass:0 fail:1",)
-    late = kselftest.direct("a", ["begun"], 124, 45)
+    late = kselftest_output.direct("a", ["begun"], 124, 45)
     assert (late.directive, late.diagnostics) == ("TIMEOUT 45 seconds", ("begun",))
-    skipped = kselftest.direct("a", ["1..0 # SKIP no device"], 4, 45)
+    skipped = kselftest_output.direct("a", ["1..0 # SKIP no device"], 4, 45)
     assert (skipped.status, skipped.reason) == ("skipped", "no device")
-    assert kselftest.direct("a", ["needs root"], 4, 45).reason == "needs root"
-    assert kselftest.direct("a", [], 2, 45).status == "failed"
-    assert kselftest.direct("a", [], 2, 45, xfails=True).status == "xfailed"
-    short = kselftest.direct("a", ["1..3", "ok 1 first"], 0, 45)
+    assert kselftest_output.direct("a", ["needs root"], 4, 45).reason == "needs root"
+    assert kselftest_output.direct("a", [], 2, 45).status == "failed"
+    assert kselftest_output.direct("a", [], 2, 45, xfails=True).status == "xfailed"
+    short = kselftest_output.direct("a", ["1..3", "ok 1 first"], 0, 45)
     assert short.ok
-    dead = kselftest.direct("a", ["1..3", "ok 1 first"], None, 45)
+    dead = kselftest_output.direct("a", ["1..3", "ok 1 first"], None, 45)
     assert [point.status for point in dead.points] == ["passed", "missing"]
 
 
@@ -144,14 +144,16 @@ def test_the_output_of_the_kernels_runner() -> None:
         "# 1..1",
         "# # own.c:7: x",
     ]
-    point = kselftest.from_runner(
+    point = kselftest_output.from_runner(
         "a", [*lines, "# not ok 1 it", "not ok 1 selftests: timers: a # exit=1"], 45
     )
     assert (point.name, point.status, point.directive) == ("a", "failed", "exit=1")
     assert (point.points[0].name, point.points[0].place) == ("it", "own.c:7")
-    late = kselftest.from_runner("a", lines, 45)
+    late = kselftest_output.from_runner("a", lines, 45)
     assert (late.status, late.directive) == ("failed", "TIMEOUT 45 seconds")
-    skipped = kselftest.from_runner("a", [*lines[:3], "# needs root", "ok 1 selftests: timers: a # SKIP"], 45)
+    skipped = kselftest_output.from_runner(
+        "a", [*lines[:3], "# needs root", "ok 1 selftests: timers: a # SKIP"], 45
+    )
     assert (skipped.status, skipped.reason) == ("skipped", "needs root")
 
 
