@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Iterator
 
 from vmdebug import paths
@@ -16,23 +17,21 @@ from vmdebug.trace.probe import Wanted
 from vmdebug.vm import Vm
 
 _LIST = r"""
-for directory in /sys/module/*/sections; do
-	module=${directory%/sections}
-	[ -d "$directory" ] || continue
-	printf '%s ' "${module##*/}"
-	od -An -v -tx1 "$module/notes/.note.gnu.build-id" 2>/dev/null | tr -d ' \n'
-	echo
-	(cd "$directory" && grep -H "" .[a-z_]*)
-done
+cd /sys/module || exit
+echo */notes/.note.gnu.build-id
+od -An -v -tx1 */notes/.note.gnu.build-id 2>/dev/null | tr -d ' \n'
+echo
+grep -H "" */sections/.[a-z_]* /dev/null 2>/dev/null
 """
-"""Prints each module's name and its note with the build-id in hex, then SECTION:ADDRESS lines.
+"""Prints the files of all notes with a build-id, these notes in hex, and MODULE/sections/SECTION:ADDRESS.
 
-Not with `read` of the shell, which reads single bytes: only the first read of such a file succeeds, see
-`module_sect_read` of kernel/module/sysfs.c.
+One program for all modules: starting one takes an emulated guest several ms. Not with `read` of the shell,
+which reads single bytes: only the first read of such a file succeeds, see `module_sect_read` of
+kernel/module/sysfs.c.
 """
 
-_NOTE_HEADER = 16
-"""The bytes before the build-id in its note: an Elf64_Nhdr, and the name "GNU"."""
+_NOTE = struct.Struct("<III4s")
+"""Elf64_Nhdr, and the name "GNU"; the build-id follows, filled up to 4 bytes."""
 
 
 def needed(wanted: Wanted, machine: Vm, *, timeout: float) -> tuple[PlacedModule, ...]:
@@ -104,10 +103,22 @@ def with_files(listed: str, kernel: Kernel) -> Iterator[PlacedModule]:
 
 def _parsed(listed: str) -> Iterator[tuple[str, str, dict[str, int]]]:
     """Yield the name, the build-id ("" if unknown) and the sections' addresses of each module."""
-    lines = listed.splitlines()
-    starts = [number for number, line in enumerate(lines) if not line.startswith(".")]
-    for start, end in itertools.pairwise([*starts, len(lines)]):
-        name, _, note = lines[start].partition(" ")
-        rows = (line.split(":") for line in lines[start + 1 : end])
-        sections = {section: int(address, 16) for section, address in rows}
-        yield name, note[2 * _NOTE_HEADER :], sections
+    files, notes, rows = (*listed.split("\n", 2), "", "")[:3]
+    names = [each.partition("/")[0] for each in files.split()]
+    build_ids = dict(zip(names, _build_ids(bytes.fromhex(notes)), strict=False))
+    sections: dict[str, dict[str, int]] = {}
+    for row in rows.splitlines():
+        path, _, address = row.rpartition(":")
+        name, _, section = path.partition("/sections/")
+        sections.setdefault(name, {})[section] = int(address, 16)
+    for name, places in sections.items():
+        yield name, build_ids.get(name, ""), places
+
+
+def _build_ids(notes: bytes) -> Iterator[str]:
+    at = 0
+    while at + _NOTE.size <= len(notes):
+        _, size, _, _ = _NOTE.unpack_from(notes, at)
+        at += _NOTE.size
+        yield notes[at : at + size].hex()
+        at += -(-size // 4) * 4

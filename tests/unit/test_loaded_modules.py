@@ -70,17 +70,32 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         image(tmp_path / "mine.ko.xz")
 
 
+def note(build_id: str) -> str:
+    """Return the note that the kernel shows in /sys, as hex."""
+    return (struct.pack("<3I", 4, len(build_id) // 2, 3) + b"GNU\0").hex() + build_id
+
+
 def test_the_list_of_the_guest(file: Path, tmp_path: Path) -> None:
-    build_id = module_file.build_id(file)
-    note = (struct.pack("<3I", 4, 20, 3) + b"GNU\0").hex() + build_id
-    listed = f"mine {note}\n.text:0xffffffffc0000000\n.bss:0x10\nother 00\nbare\n.text:0x1\n"
-    kernel = Kernel(image=tmp_path, origin="", arch="x86_64", modules=file.parent)
-    (found,) = loaded_modules.with_files(listed, kernel)
-    assert found == PlacedModule(name="mine", file=file, sections={".text": TEXT, ".bss": 0x10})
+    files = "mine/notes/.note.gnu.build-id other/notes/.note.gnu.build-id"
+    notes = note("ab" * 8) + note(module_file.build_id(file))
+    rows = "mine/sections/.text:0x1\nother/sections/.text:0xffffffffc0000000\nother/sections/.bss:0x10\n"
+    other = tmp_path / "other.ko"
+    other.write_bytes(file.read_bytes())
+    kernel = Kernel(image=tmp_path, origin="", arch="x86_64", modules=tmp_path)
+    listed = f"{files}\n{notes}\n{rows}bare/sections/.text:0x1\n"
+    assert list(loaded_modules.with_files(listed, kernel)) == [
+        PlacedModule(name="other", file=other, sections={".text": TEXT, ".bss": 0x10})
+    ]
+
+
+def test_a_guest_without_modules_has_none(tmp_path: Path) -> None:
+    kernel = Kernel(image=tmp_path, origin="", arch="x86_64", modules=tmp_path)
+    for listed in ("", "*/notes/.note.gnu.build-id\n\n"):
+        assert list(loaded_modules.with_files(listed, kernel)) == []
 
 
 def test_a_module_of_another_build_is_left_out(file: Path, tmp_path: Path) -> None:
-    listed = f"mine {'00' * 36}\n.text:0x1000\n"
+    listed = f"mine/notes/.note.gnu.build-id\n{note('00' * 20)}\nmine/sections/.text:0x1000\n"
     kernel = Kernel(image=tmp_path, origin="", arch="x86_64", modules=file.parent)
     assert list(loaded_modules.with_files(listed, kernel)) == []
 
