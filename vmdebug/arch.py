@@ -189,6 +189,7 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         fetch_registers: The names of the same registers in the kernel's kprobe events.
         function_exits: The instructions that leave a function.
         conditional_jumps: The conditional jumps; `at` and `size` tell their distances.
+        user_per_cpu_register: The register with the CPU's per-CPU offset while user space runs.
         debug: What GDB gets.
         sources: What facts rest on, by field, for whoever changes the file.
     """
@@ -222,6 +223,7 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fetch_registers: tuple[str, ...]
     function_exits: tuple[FunctionExit, ...]
     conditional_jumps: tuple[FunctionExit, ...]
+    user_per_cpu_register: str
     debug: Debug
     sources: dict[str, str] = {}
 

@@ -22,7 +22,7 @@ from vmdebug.trace.merged import MergedCollector, Part
 from vmdebug.trace.plugin.collector import PluginCollector
 from vmdebug.trace.probe import Wanted
 from vmdebug.trace.selecting import collected
-from vmdebug.vm import Vm
+from vmdebug.vm import Vm, tracing
 
 By = Literal["auto", "plugin", "guest", "gdb"]
 """The collector that the caller asks for."""
@@ -168,15 +168,12 @@ def _ready(
             "only the guest's kernel records switches of tasks and interrupts",
             hint=f"let it collect: {option('by', 'guest')}",
         )
-    state = machine.state
-    reads = not wanted.count_only or wanted.when
-    if not machine.rundir.trace.exists() or (state.untraceable and reads):
-        newer = "TCG, QEMU 9.2 or newer, and " if reads else ""  # what an older plugin cannot do
-        raise StateError(
-            state.untraceable or "QEMU has not loaded the plugin",
-            hint="let the guest or GDB collect it, or start the VM anew with"
-            f" {newer}{option('trace_ready', 'yes')}",
-        )
+    tracing.check_loaded(
+        machine.rundir,
+        machine.state.untraceable,
+        "the guest or GDB",
+        reads=not wanted.count_only or bool(wanted.when),
+    )
     return running_kernel.find(machine, gdb, modules, force=force)
 
 

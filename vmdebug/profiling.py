@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self, TypedDict
+from typing import Literal, NamedTuple, Protocol, Self, TypedDict
 
-from vmdebug import guest_programs, guest_tracing, run_control, running_kernel
+from vmdebug import guest_programs, guest_tracing, loaded_modules, run_control, running_kernel
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import StateError, UsageError
 from vmdebug.running_kernel import RunningKernel
+from vmdebug.spelling import option
 from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.syntax import NotCompiledError
-from vmdebug.trace.profile.by_guest import GuestSampler
+from vmdebug.trace.profile import samples
+from vmdebug.trace.profile.by_guest import NO_SAMPLES, GuestSampler
+from vmdebug.trace.profile.by_plugin import LEAST_PERIOD, MOST_PERIOD, PERIOD, PluginSampler
 from vmdebug.trace.profile.naming import Namer
 from vmdebug.trace.profile.profile import Profile
 from vmdebug.trace.profile.program import SAMPLER
 from vmdebug.trace.profile.raw import Collected
 from vmdebug.trace.unwinding.places import Places
-from vmdebug.vm import Vm
+from vmdebug.vm import Vm, tracing
 
 RATE = 997
 """Samples of each CPU a second; a prime, so that they do not keep step with the guest's timers."""
@@ -28,19 +32,30 @@ MOST = 50_000
 """The most samples a second."""
 
 
+By = Literal["auto", "plugin", "guest"]
+"""Who the caller wants to sample."""
+
+BY: tuple[By, ...] = ("auto", "plugin", "guest")
+
+
 class ProfileOptions(TypedDict, total=False):
     """The keyword arguments of `DebugSession.profile`; all have a default.
 
     Args:
-        rate: Samples of each CPU a second.
+        by: Who samples: "plugin", "guest", or "auto": the plugin in QEMU where it can, if neither `rate` nor
+            `event` is given, otherwise the guest's kernel.
+        rate: Samples of each CPU a second, by the guest's kernel; None: 997.
         event: What the guest's kernel samples by: "cycles", "cpu-clock", or "auto", which is cycles where the
             CPU counts them.
+        period: Instructions of a CPU between two samples, by the plugin.
         idle: Whether to sample idle CPUs, too.
         inlined: Whether to name inlined functions of the kernel, which needs DWARF and takes longer.
     """
 
-    rate: int
+    by: By
+    rate: int | None
     event: str
+    period: int
     idle: bool
     inlined: bool
 
@@ -101,14 +116,30 @@ class Profiling:
         return self._profile
 
 
+class Asked(NamedTuple):
+    """What a profile needs; see `prepare`."""
+
+    machine: Vm
+    gdb: Gdb | None
+    force: bool
+    timeout: float
+    rate: int | None
+    event: str
+    period: int
+    idle: bool
+    inlined: bool
+
+
 def prepare(
     machine: Vm,
     *,
     attached: Gdb | None,
     force: bool,
     timeout: float,
-    rate: int = RATE,
+    by: By = "auto",
+    rate: int | None = None,
     event: str = "auto",
+    period: int = PERIOD,
     idle: bool = False,
     inlined: bool = False,
 ) -> Profiling:
@@ -119,46 +150,110 @@ def prepare(
         attached: The GDB of the session, if it has one.
         force: Whether to accept symbols of another build.
         timeout: Seconds for the profile to begin, and to end.
-        rate: See `ProfileOptions`.
+        by: See `ProfileOptions`.
+        rate: See there.
         event: See there.
+        period: See there.
         idle: See there.
         inlined: See there.
 
     Raises:
         UsageError: an argument has the wrong form.
-        StateError: the guest does not run, or has no agent.
+        NotCompiledError: with `by="plugin"`: there is no vmlinux with debugging information.
+        StateError: with `by="plugin"`: QEMU has not loaded the plugin. Otherwise: the guest does not run, or
+            has no agent.
         MismatchError: the symbols are not those of the kernel that runs.
     """
-    check(rate)
+    check(by, rate, event, period)
     gdb = attached if attached is not None and run_control.is_connected(attached) else None
-    guest = run_control.guest_of(machine, gdb, timeout)
+    asked = Asked(machine, gdb, force, timeout, rate, event, period, idle, inlined)
+    if by == "plugin":
+        return _by_plugin(asked)
+    if by == "auto" and rate is None and event == "auto":
+        with contextlib.suppress(StateError, NotCompiledError):
+            return _by_plugin(asked)
+    return _by_guest(asked)
+
+
+def _by_plugin(asked: Asked) -> Profiling:
+    machine = asked.machine
+    tracing.check_loaded(machine.rundir, machine.state.untraceable, "the guest", reads=True)
+    kernel = running_kernel.find(machine, asked.gdb, force=asked.force)
+
+    with Kernel(kernel.vmlinux) as dwarf:
+        request = samples.request(dwarf, kernel.row, kernel.slide, asked.period)
+
+    def processes() -> GuestSampler:
+        return _sampler(asked, event=NO_SAMPLES, rate=1, all_symbols=False)
+
+    sampler = PluginSampler(
+        machine.rundir.trace,
+        machine.name,
+        run_control.guest_of(machine, asked.gdb, asked.timeout),
+        vmlinux=kernel.vmlinux,
+        row=kernel.row,
+        slide=kernel.slide,
+        request=request,
+        modules=functools.partial(loaded_modules.loaded, machine, timeout=asked.timeout),
+        processes=processes,
+        idle=asked.idle,
+        timeout=asked.timeout,
+    )
+    return Profiling(sampler, named=functools.partial(_named, machine, kernel, asked.inlined))
+
+
+def _by_guest(asked: Asked) -> Profiling:
+    machine = asked.machine
+    guest = run_control.guest_of(machine, asked.gdb, asked.timeout)
     guest_tracing.check(machine, running=guest.running)
     try:
-        kernel = running_kernel.find(machine, gdb, force=force)
+        kernel = running_kernel.find(machine, asked.gdb, force=asked.force)
     except NotCompiledError:
         kernel = None
-    shell = guest_programs.shell_for(machine, "a profile", timeout=timeout)
-    sampler = GuestSampler(
-        functools.partial(guest_programs.begin, machine, shell, SAMPLER, timeout=timeout),
+    sampler = _sampler(asked, event=asked.event, rate=asked.rate or RATE, all_symbols=kernel is None)
+    return Profiling(sampler, named=functools.partial(_named, machine, kernel, asked.inlined))
+
+
+def _sampler(asked: Asked, *, event: str, rate: int, all_symbols: bool) -> GuestSampler:
+    machine = asked.machine
+    shell = guest_programs.shell_for(machine, "a profile", timeout=asked.timeout)
+    return GuestSampler(
+        functools.partial(guest_programs.begin, machine, shell, SAMPLER, timeout=asked.timeout),
         machine.name,
         event=event,
         rate=rate,
-        idle=idle,
-        all_symbols=kernel is None,
-        timeout=timeout,
+        idle=asked.idle,
+        all_symbols=all_symbols,
+        timeout=asked.timeout,
     )
-    return Profiling(sampler, named=functools.partial(_named, machine, kernel, inlined))
 
 
-def check(rate: int) -> None:
-    """Check how often samples are taken.
+def check(by: str, rate: int | None, event: str, period: int) -> None:
+    """Check who samples, and how often.
 
     Raises:
-        UsageError: the number is out of range.
+        UsageError: there is no such collector, a number is out of range, or an option is not for it.
     """
-    if not isinstance(rate, int) or not 0 < rate <= MOST:
+    if by not in BY:
+        raise UsageError(f"there is no collector {by!r} of profiles", hint=f"they are {', '.join(BY)}")
+    if rate is not None and (not isinstance(rate, int) or not 0 < rate <= MOST):
         raise UsageError(
             f"rate={rate!r} is not a number from 1 to {MOST}", hint=f"leave it out: it is {RATE}"
+        )
+    if not isinstance(period, int) or not LEAST_PERIOD <= period <= MOST_PERIOD:
+        raise UsageError(
+            f"period={period!r} is not a number from {LEAST_PERIOD} to {MOST_PERIOD}",
+            hint=f"leave it out: it is {PERIOD}",
+        )
+    guests = rate is not None or event != "auto"
+    if by == "plugin" and guests:
+        raise UsageError(
+            "the plugin counts instructions: rate and event are for the guest's kernel",
+            hint=f"give {option('period', PERIOD)} instead",
+        )
+    if period != PERIOD and (by == "guest" or guests):
+        raise UsageError(
+            "period is for the plugin, which counts instructions", hint="give rate, for the guest's kernel"
         )
 
 

@@ -64,7 +64,8 @@ class Qemu:
         self._said = _stream(child.stdout)
         self._words = _stream(child.stdin)
         assert self._said.readline() == b"ok\n"
-        for name, value in (("rdi", TEXT), ("rdx", 7), ("rax", 0), ("rsp", SP), ("gs_base", 0x6000)):
+        values = {"rdi": TEXT, "rdx": 7, "rax": 0, "rsp": SP, "rbp": 0, "gs_base": 0x6000, "k_gs_base": 0}
+        for name, value in values.items():
             self("reg", name, f"{value:x}")
         self("boot")
         for address, code in ((FUNCTION, "f30f1efa"), (RETURN, "c3"), (TAIL, "e9aa0f0000"), (LOOP, "eb9e")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Sequence
 
+    from vmdebug.profiling import By
     from vmdebug.session import DebugSession
     from vmdebug.trace.profile.profile import Profile
 
@@ -41,7 +42,26 @@ FormName = Annotated[
 Output = Annotated[
     str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the profile to FILE.")
 ]
-Rate = Annotated[int, typer.Option(metavar="HZ", min=1, max=50_000, help="Samples of each CPU a second.")]
+Collector = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|plugin|guest",
+        help="Who samples: a plugin in QEMU, by instructions, or the guest's kernel, by time. auto: the"
+        " plugin if it is loaded.",
+    ),
+]
+Rate = Annotated[
+    int | None,
+    typer.Option(
+        metavar="HZ",
+        min=1,
+        max=50_000,
+        help="The guest's kernel: samples of each CPU a second; 997 by default.",
+    ),
+]
+Period = Annotated[
+    int, typer.Option(metavar="N", help="The plugin: instructions of a CPU between two samples.")
+]
 Event = Annotated[
     str,
     typer.Option(
@@ -63,6 +83,7 @@ Diff = Annotated[
     epilog=verb.examples(
         "vmdebug profile -o dd.html -- dd if=/dev/zero of=/dev/null bs=1 count=500000",
         "vmdebug profile base-nixos --seconds 10",
+        "vmdebug profile --by guest --rate 4999 --seconds 10",
         "vmdebug profile --seconds 5 -o before.json",
         "vmdebug profile --diff before.json after.json -o change.html",
     ),
@@ -74,7 +95,9 @@ def profile(
     seconds: Seconds = None,
     form: FormName = None,
     output: Output = None,
-    rate: Rate = 997,
+    by: Collector = "auto",
+    period: Period = 1_000_003,
+    rate: Rate = None,
     event: Event = "auto",
     idle: Idle = False,
     inlined: Inlined = False,
@@ -83,9 +106,9 @@ def profile(
 ) -> None:
     """Sample what a guest's CPUs execute, with stacks of the kernel and of user space.
 
-    The guest's kernel samples all CPUs, by perf events, until CMD ends in the guest, S seconds have passed,
-    or Ctrl-C. Exits with CMD's status. CMD's output goes to standard output if FILE gets the profile, and
-    otherwise to standard error.
+    Samples all CPUs until CMD ends in the guest, S seconds have passed, or Ctrl-C: by a plugin in QEMU (TCG,
+    QEMU 9.2 or newer), or by perf events of the guest's kernel. Exits with CMD's status. CMD's output goes to
+    standard output if FILE gets the profile, and otherwise to standard error.
     """
     words = verb.tail(context)
     from vmdebug.trace.profile import writing
@@ -102,7 +125,9 @@ def profile(
     with session.attach(name, force=force) as attached:
         attached.vm.check_alive("profile")
         with render.step(render.SYMBOLS):
-            taken = attached.profile(rate=rate, event=event, idle=idle, inlined=inlined)
+            taken = attached.profile(
+                by=cast("By", by), period=period, rate=rate, event=event, idle=idle, inlined=inlined
+            )
         status = 0
         from vmdebug.cli.trace import interrupts
 

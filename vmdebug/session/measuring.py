@@ -115,12 +115,12 @@ class Measuring(ABC):
     def profile(self, *, timeout: float = TRACE_SECONDS, **options: Unpack[ProfileOptions]) -> Profiling:
         """Return a profile, a context manager: it samples all CPUs of the guest in its block.
 
-        The guest's kernel samples, by perf events. After the block, `Profiling.profile` is a
-        `vmdebug.Profile`.
+        The plugin in QEMU samples if it is loaded, otherwise the guest's kernel, by perf events. After the
+        block, `Profiling.profile` is a `vmdebug.Profile`.
 
         Args:
             timeout: Seconds for the profile to begin, and to end.
-            **options: `rate=`, `event=`, `idle=`, `inlined=`; see `vmdebug.ProfileOptions`.
+            **options: `by=`, `period=`, `rate=`, `event=`, `idle=`, `inlined=`; see `vmdebug.ProfileOptions`.
 
         Raises:
             UsageError: an argument has the wrong form.

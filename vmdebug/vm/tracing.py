@@ -7,13 +7,14 @@ from pathlib import Path
 import msgspec
 
 from vmdebug.deadline import Deadline
-from vmdebug.errors import HostError
+from vmdebug.errors import HostError, StateError
 from vmdebug.guest import LaunchSpec
 from vmdebug.progress import Report
 from vmdebug.spelling import option
 from vmdebug.trace.plugin import program
 from vmdebug.vm.argv import RealAccel
 from vmdebug.vm.features import Features
+from vmdebug.vm.rundir import RunDir
 
 
 class Tracing(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,3 +95,24 @@ def _too_old(message: str) -> HostError:
 def cannot_read(version: str) -> str:
     """Return the reason why the plugin of an older QEMU only counts."""
     return f"QEMU {version}'s plugins cannot read registers; 9.2 or newer can"
+
+
+def check_loaded(rundir: RunDir, untraceable: str, others: str, *, reads: bool) -> None:
+    """Check that QEMU has loaded the plugin.
+
+    Args:
+        rundir: The VM's directory.
+        untraceable: See `Tracing`.
+        others: Who can collect without it, for the error.
+        reads: Whether it must read registers and memory.
+
+    Raises:
+        StateError: it has not, or an older QEMU does not let it read them.
+    """
+    if rundir.trace.exists() and not (untraceable and reads):
+        return
+    newer = "TCG, QEMU 9.2 or newer, and " if reads else ""  # what an older plugin cannot do
+    raise StateError(
+        untraceable or "QEMU has not loaded the plugin",
+        hint=f"let {others} collect it, or start the VM anew with {newer}{option('trace_ready', 'yes')}",
+    )

@@ -29,9 +29,6 @@ _PART = ".part.0"
 PC_INDEX, FRAME_INDEX, STACK_INDEX = 61, 62, 63
 """The indexes of a backtrace's parts among the values that could be read."""
 
-_STACK_BYTES = 16384
-"""The size of a kernel stack, THREAD_SIZE, if the vmlinux does not tell."""
-
 
 class CompiledPlace(msgspec.Struct, frozen=True, kw_only=True):
     """One address of a probe.
@@ -262,16 +259,8 @@ class _Compiler:
         program.put(FRAME_INDEX)
         kernel_facts.push_interrupt_stack(self._addresses, self._facts, program)
         program.register(row.debug.sp)
-        program(Code.PUT_STACK, number=STACK_INDEX, value=self._stack_bytes())
+        program(Code.PUT_STACK, number=STACK_INDEX, value=kernel_facts.stack_bytes(self._kernel))
         program.mark(after)
-
-    def _stack_bytes(self) -> int:
-        """Return the size of a kernel stack in bytes: that of the first task's; it is larger with KASAN."""
-        for name in ("init_stack", "init_thread_union"):
-            for _, size in self._kernel.sized(name):
-                if size and not size & (size - 1):
-                    return size
-        return _STACK_BYTES
 
     def _result(self, where: str, scopes: list[Scope]) -> Shape | None:
         """Return how to read the return value; None if it is not wanted, or no register holds it."""

@@ -10,7 +10,7 @@ from vmdebug.trace.expressions import dwarf
 from vmdebug.trace.expressions.dwarf import Unit
 from vmdebug.trace.expressions.generate import Facts
 from vmdebug.trace.expressions.kernel import Kernel
-from vmdebug.trace.expressions.operations import Code, Op, Program
+from vmdebug.trace.expressions.operations import Code, Label, Op, Program
 from vmdebug.trace.expressions.syntax import NotCompiledError, TypeName
 from vmdebug.trace.expressions.types import Type
 
@@ -25,6 +25,12 @@ TASK_CHANGED = ("finish_task_switch", "finish_task_switch.isra.0")
 
 NAME_CHANGES = "__set_task_comm"
 
+UPPER_HALF = 0xFFFF_0000_0000_0000
+"""The kernel's half of the addresses begins here, or above."""
+
+_STACK_BYTES = 16384
+"""The size of a kernel stack, THREAD_SIZE, if the vmlinux does not tell."""
+
 DIRECT_MAP = 0xFFFF888000000000
 """Where x86's kernel maps all RAM, if no variable says so: `__PAGE_OFFSET_BASE_L4` of page_64_types.h."""
 
@@ -36,6 +42,9 @@ class Addresses(msgspec.Struct, frozen=True, kw_only=True):
         current: Linked address of the per-CPU variable with the current task.
         pid: Offset of `pid` in `struct task_struct`.
         comm: Offset of `comm`.
+        tgid: Offset of `tgid`.
+        stack: Offset of `stack`.
+        mm: Offset of `mm`.
         clock: Linked address of the timekeeper's `tkr_mono`.
         shift: Offset of its `shift`.
         xtime_nsec: Offset of its `xtime_nsec`.
@@ -52,6 +61,9 @@ class Addresses(msgspec.Struct, frozen=True, kw_only=True):
     current: int = 0
     pid: int = 0
     comm: int = 0
+    tgid: int = 0
+    stack: int = 0
+    mm: int = 0
     clock: int = 0
     shift: int = 0
     xtime_nsec: int = 0
@@ -65,7 +77,7 @@ class Addresses(msgspec.Struct, frozen=True, kw_only=True):
 
 def addresses(kernel: Kernel) -> Addresses:
     """Return where a kernel keeps what each hit records; from the cache while the vmlinux is unchanged."""
-    return cached(kernel.vmlinux, "trace-facts-3", Addresses, lambda: _read(kernel))
+    return cached(kernel.vmlinux, "trace-facts-4", Addresses, lambda: _read(kernel))
 
 
 def _read(kernel: Kernel) -> Addresses:
@@ -95,7 +107,8 @@ def _task(kernel: Kernel) -> dict[str, int]:
     hot = kernel.addresses("pcpu_hot")
     within = _offset(unit.type_named(TypeName(("struct", "pcpu_hot"))), "current_task") if hot else 0
     (current,) = hot or kernel.addresses("current_task")
-    return {"current": current + within, "pid": _offset(task, "pid"), "comm": _offset(task, "comm")}
+    members = {name: _offset(task, name) for name in ("pid", "comm", "tgid", "stack", "mm")}
+    return {"current": current + within, **members}
 
 
 def _interrupt_stack(kernel: Kernel) -> dict[str, int]:
@@ -160,6 +173,35 @@ def _push_per_cpu(variable: int, facts: Facts, program: Program) -> None:
     slid = 0 if variable < int(debug.zero_based_below, 16) else facts.slide
     program.register(debug.per_cpu_register)
     program(Code.LOAD, size=8, value=variable + slid)
+
+
+def push_task_of_user(where: Addresses, facts: Facts, program: Program) -> None:
+    """Push the address of the task that the CPU runs, also while that is in user space.
+
+    The kernel exchanges two registers whenever it is entered and left; only its own has an address of the
+    upper half.
+    """
+    debug, own, load = facts.row.debug, Label(), Label()
+    program.register(debug.per_cpu_register)
+    program(Code.CONSTANT, value=UPPER_HALF)
+    program(Code.LESS)
+    program.jump(Code.JUMP_IF_ZERO, own)
+    program.register(facts.row.user_per_cpu_register)
+    program.jump(Code.JUMP, load)
+    program.mark(own)
+    program.register(debug.per_cpu_register)
+    program.mark(load)
+    slid = 0 if where.current < int(debug.zero_based_below, 16) else facts.slide
+    program(Code.LOAD, size=8, value=where.current + slid)
+
+
+def stack_bytes(kernel: Kernel) -> int:
+    """Return the size of a kernel stack in bytes: that of the first task's; it is larger with KASAN."""
+    for name in ("init_stack", "init_thread_union"):
+        for _, size in kernel.sized(name):
+            if size and not size & (size - 1):
+                return size
+    return _STACK_BYTES
 
 
 def push_interrupt_stack(where: Addresses, facts: Facts, program: Program) -> None:

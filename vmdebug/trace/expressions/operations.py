@@ -55,6 +55,8 @@ class Code(IntEnum):
     CPU = 36
     PUT_REGISTER = 37
     PUT_STACK = 38
+    PC = 39
+    PUT_FRAMES = 40
 
 
 _JUMPS = (Code.FAIL_TO, Code.JUMP, Code.JUMP_IF_ZERO)

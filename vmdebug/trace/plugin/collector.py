@@ -103,42 +103,13 @@ class PluginCollector:
         link = Link(self._path, self._vm)
         try:
             link.begin(request(self._compiled, wanted, self._row))
-            self._await(link)
+            await_recording(link, self._guest, self._vm, running=self._was_running, timeout=self._timeout)
         except BaseException:
             link.close()
             self._open.close()
             raise
         self._link = link
         return Batch(notes=self._compiled.notes, started=link.results.started / 1e9)
-
-    def _await(self, link: Link) -> None:
-        """Wait until the plugin records: it begins when a vCPU becomes idle or resumes."""
-        if not self._was_running:
-            self._guest.resume()
-        if not self._ready(link, Deadline.after(self._timeout)):
-            if not self._was_running:
-                with contextlib.suppress(VmdebugError):
-                    self._guest.pause()
-            raise StateError(
-                f"no CPU of {self._vm} pauses, so QEMU does not begin the trace",
-                hint="stop and continue the guest in the GDB that is attached to it",
-            )
-
-    def _ready(self, link: Link, deadline: Deadline) -> bool:
-        """Wait for the plugin, and nudge a running guest again and again.
-
-        A nudge that the guest gets before the plugin has read the request does nothing.
-        """
-        seconds = SOON_SECONDS
-        while not link.wait_ready(min(seconds, deadline.remaining)):
-            if link.gone:
-                raise GuestDiedError(f"QEMU of {self._vm} ended before the trace began")
-            if deadline.passed:
-                return False
-            if self._was_running:
-                self._guest.nudge()
-            seconds = min(2 * seconds, LATER_SECONDS)
-        return True
 
     def take(self) -> Batch:
         """Return the hits since the last batch; the guest keeps running."""
@@ -184,6 +155,42 @@ class PluginCollector:
         if self._opened().gone:
             return "the guest is gone"
         return "" if self._guest.running else "the guest is stopped"
+
+
+def await_recording(link: Link, guest: Guest, vm: str, *, running: bool, timeout: float) -> None:
+    """Wait until the plugin records: it begins when a vCPU becomes idle or resumes.
+
+    Args:
+        link: The connection, with its request.
+        guest: The guest; it runs afterwards.
+        vm: The VM's name, for the error.
+        running: Whether the guest ran before.
+        timeout: Seconds to wait.
+
+    Raises:
+        StateError: no vCPU pauses; the guest is as before.
+        GuestDiedError: QEMU has ended.
+    """
+    if not running:
+        guest.resume()
+    deadline = Deadline.after(timeout)
+    seconds = SOON_SECONDS
+    while not link.wait_ready(min(seconds, deadline.remaining)):
+        if link.gone:
+            raise GuestDiedError(f"QEMU of {vm} ended before it began to record")
+        if not deadline.passed:
+            seconds = min(2 * seconds, LATER_SECONDS)
+            if running:
+                # Again and again: one that comes before the plugin has read the request does nothing.
+                guest.nudge()
+            continue
+        if not running:
+            with contextlib.suppress(VmdebugError):
+                guest.pause()
+        raise StateError(
+            f"no CPU of {vm} pauses, so QEMU does not begin to record",
+            hint="stop and continue the guest in the GDB that is attached to it",
+        )
 
 
 def _lost(results: wire.Results, wanted: Wanted) -> list[str]:

@@ -9,6 +9,8 @@
  * A plugin can have QEMU translate code again only in a callback of a vCPU, so a request waits until a vCPU
  * becomes idle or resumes; it is enough to pause and resume the guest.
  *
+ * A request can also have a program run each time that a vCPU has executed so many instructions: a profile.
+ *
  * `coverage.c` has the other thing that a client can ask for: which code the guest executes.
  */
 #define _GNU_SOURCE
@@ -39,10 +41,10 @@ EXPORT int qemu_plugin_version = API;
 /* The client's side; wire.py has the same layouts. */
 
 #define MAGIC 0x31544d56u /* "VMT1" */
-enum { REGISTERS = 1, MEMORY = 2 };         /* features */
+enum { REGISTERS = 1, MEMORY = 2, SAMPLES = 4 };    /* features */
 enum { DROP = 1, COUNT_ONLY = 2, CACHE_CONTEXT = 4 };
-/* Kinds of places; at the last three, the task of a vCPU or the name of some task changes. */
-enum { HIT, TASK_CHANGES, TASK_CHANGED, NAME_CHANGES };
+/* Kinds of places; at the three after HIT, the task of a vCPU or the name of some task changes. SAMPLE is no place. */
+enum { HIT, TASK_CHANGES, TASK_CHANGED, NAME_CHANGES, SAMPLE };
 enum { HAS_CONTEXT = 1, HAS_CLOCK = 2, HAS_RET = 4, PADDING = 8 };
 
 struct hello { uint32_t magic, features, vcpus, api; };
@@ -52,7 +54,7 @@ struct request {                            /* at the start of the file */
     uint64_t ring_bytes, limit, cpus_at, counts_at, rings_at;
     uint64_t places_at, ranges_at, exits_at, thunks_at, code_at, text_at, registers_at;
     uint32_t places, ranges, exits, thunks, code, text, registers, counts;
-    uint32_t context_code, clock_code, stack_register, unused;
+    uint32_t context_code, clock_code, stack_register, period;      /* period: instructions between samples */
     uint64_t physical_base_at, direct_map_at, direct_map;   /* see `find_ram` */
     /* written by the plugin */
     uint64_t seen, dropped, unevaluated, unpaired, started;
@@ -74,7 +76,7 @@ enum opcode {
     END, FAIL_TO, REGISTER, CONSTANT, LOAD, EXTEND, DUPLICATE, DISCARD, ADD, SUBTRACT, MULTIPLY, DIVIDE, MODULO,
     DIVIDE_SIGNED, MODULO_SIGNED, AND, OR, EXCLUSIVE_OR, SHIFT_LEFT, SHIFT_RIGHT, SHIFT_RIGHT_SIGNED, NEGATE,
     INVERT, NOT, EQUAL, LESS, LESS_SIGNED, LESS_OR_EQUAL, LESS_OR_EQUAL_SIGNED, JUMP, JUMP_IF_ZERO,
-    PUT, PUT_STRING, PUT_MEMORY, FILTER, SAME_STRING, CPU, PUT_REGISTER, PUT_STACK,
+    PUT, PUT_STRING, PUT_MEMORY, FILTER, SAME_STRING, CPU, PUT_REGISTER, PUT_STACK, PC, PUT_FRAMES,
     OPCODES
 };
 
@@ -89,6 +91,9 @@ enum opcode {
 #define NAME 16
 #define KERNEL_HALF 0xffff000000000000ull
 #define KERNEL_MAP 0xffffffff80000000ull
+#define USER_END (1ull << 56)
+#define IMAGE (64ull << 20)                 /* how far the kernel's code may be from its variables */
+#define MOST_FRAMES 512
 #define ADDRESS_BITS 0x000ffffffffff000ull  /* of an entry of a page table */
 #define LA57 (1ull << 12)                   /* of cr4 */
 #define FIRST_RAM 0x100000ull               /* physical addresses that are RAM on every PC that has so much */
@@ -141,7 +146,7 @@ struct session {
 struct vcpu {
     struct session *in;
     struct array *registers, *memory;
-    uint64_t values[REGISTER_NAMES], page_table;
+    uint64_t values[REGISTER_NAMES], page_table, pc;
     bool known[REGISTER_NAMES], page_table_known;
     struct kept spare;
     char record[RECORD] __attribute__((aligned(8)));
@@ -164,6 +169,8 @@ static size_t entry_count;
 static struct span { struct range range; struct place *place; } *spans;
 static size_t span_count;
 static uint64_t filter[1024];
+static struct place *sampled;               /* whose program runs each `period` instructions */
+static struct counter executed;
 
 static uint64_t now(void)
 {
@@ -366,6 +373,26 @@ static size_t put_stack(struct vcpu *v, struct session *s, uint64_t sp, uint64_t
     return put + 8;
 }
 
+/* Append the number of callers in user space, and where they are returned to: a chain of frame pointers. */
+static size_t put_frames(struct vcpu *v, struct session *s, uint64_t bp, uint64_t most, char *out)
+{
+    uint64_t count = 0, frame[2];
+    while (count < most && bp >= PAGE && bp < USER_END && !(bp & 7)) {
+        const char *found = read_memory(v, s, bp, sizeof frame);
+        if (!found)
+            break;
+        memcpy(frame, found, sizeof frame);
+        if (!frame[1] || frame[1] >= USER_END)
+            break;
+        memcpy(out + 8 + 8 * count++, &frame[1], 8);
+        if (frame[0] <= bp)
+            break;
+        bp = frame[0];
+    }
+    memcpy(out, &count, 8);
+    return 8 + 8 * count;
+}
+
 static uint64_t extended(uint64_t value, unsigned bits, bool is_signed)
 {
     if (bits >= 64)
@@ -413,6 +440,7 @@ static long run(struct session *s, struct vcpu *v, unsigned cpu, uint32_t at, ch
         case REGISTER: stack[n++] = read_register(v, s, op->number); continue;
         case CONSTANT: stack[n++] = op->value; continue;
         case CPU: stack[n++] = cpu; continue;
+        case PC: stack[n++] = v->pc; continue;
         case DUPLICATE: stack[n++] = a; continue;
         case DISCARD: n -= n > 0; continue;
         case LOAD:
@@ -476,6 +504,11 @@ static long run(struct session *s, struct vcpu *v, unsigned cpu, uint32_t at, ch
                 goto failed;
             put += put_stack(v, s, a & ~7ull, b, op->value, out + put, room - put);
             n -= n > 0;
+            goto have_all;
+        case PUT_FRAMES:
+            if (put + 8 * (MOST_FRAMES + 1) > room)
+                goto failed;
+            put += put_frames(v, s, a, op->value, out + put);
             goto have_all;
         have:
             put += 8;
@@ -759,6 +792,21 @@ static void on_hit(unsigned cpu, void *data)
     leave(v);
 }
 
+/* A vCPU has executed `period` instructions. */
+static void on_sample(unsigned cpu, void *pc)
+{
+    struct place *p = sampled;
+    struct vcpu *v = &states[cpu];
+    uint64_t *count = qemu_plugin_scoreboard_find(executed.board, cpu);
+    if (p)
+        *count %= p->session->request.period;
+    if (!p || !enter(v, p->session))
+        return;
+    v->pc = (uint64_t)(uintptr_t)pc;
+    record_hit(p, p->session, v, cpu);
+    leave(v);
+}
+
 /* The function is about to return; the register after the stack pointer in the list has the result. */
 static void left(unsigned cpu, struct place *p, bool returns)
 {
@@ -854,10 +902,27 @@ static void instrument_exit(struct qemu_plugin_insn *insn, uint64_t address, str
     }
 }
 
+/* Count the instructions of a block, and call `on_sample` before it if they are enough. */
+static void count_instructions(struct qemu_plugin_tb *tb)
+{
+    struct qemu_plugin_insn *first = qemu_plugin_tb_get_insn(tb, 0);
+    struct session *s = sampled->session;
+    uint64_t pc = qemu_plugin_insn_vaddr(first);
+    if (!s->code_host && pc >= KERNEL_MAP && pc - s->request.physical_base_at + IMAGE < 2 * IMAGE) {
+        s->code_at = pc;
+        s->code_host = qemu_plugin_insn_haddr(first);
+    }
+    qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(tb, INLINE_ADD, executed, qemu_plugin_tb_n_insns(tb));
+    qemu_plugin_register_vcpu_tb_exec_cond_cb(tb, on_sample, READ_REGS, IF_GREATER_OR_EQUAL, executed,
+                                              s->request.period, (void *)(uintptr_t)pc);
+}
+
 ON_TRANSLATION(on_translation)
 {
     size_t count = entry_count ? qemu_plugin_tb_n_insns(tb) : 0;
     coverage_translate(tb);
+    if (sampled && qemu_plugin_tb_n_insns(tb))
+        count_instructions(tb);
     for (size_t i = 0; i < count; i++) {
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
         uint64_t address = qemu_plugin_insn_vaddr(insn);
@@ -913,6 +978,7 @@ ON_RESET(on_reset)
     entries = NULL;
     spans = NULL;
     entry_count = span_count = 0;
+    sampled = NULL;
     memset(filter, 0, sizeof filter);
     for (unsigned i = 0; i < SESSIONS; i++) {
         struct session *s = sessions[i];
@@ -922,6 +988,10 @@ ON_RESET(on_reset)
         } else if (s && s->active) {
             for (unsigned k = 0; k < s->request.places; k++) {
                 struct place *p = &s->places[k];
+                if (p->request.kind == SAMPLE) {
+                    sampled = p;
+                    continue;
+                }
                 entries = realloc(entries, (entry_count + 1) * sizeof *entries);
                 entries[entry_count++] = (struct entry){p->request.address, p};
                 size_t bit = hash(p->request.address);
@@ -945,7 +1015,7 @@ ON_RESET(on_reset)
      * trace leaves it, without instrumentation. */
     static bool translated;
     bool covers = coverage_reset();
-    translated |= entry_count > 0 || covers;
+    translated |= entry_count > 0 || covers || sampled;
     register_callbacks(translated);
     pthread_mutex_unlock(&lock);
     __atomic_store_n(&resetting, 0, __ATOMIC_SEQ_CST);
@@ -990,7 +1060,9 @@ static void register_callbacks(bool translation)
 static unsigned features(void)
 {
     bool registers = qemu_plugin_get_registers && qemu_plugin_read_register && g_byte_array_new;
-    return (registers ? REGISTERS : 0) | (qemu_plugin_read_memory_vaddr ? MEMORY : 0);
+    bool counts = qemu_plugin_scoreboard_new && qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu
+        && qemu_plugin_register_vcpu_tb_exec_cond_cb && qemu_plugin_scoreboard_find;
+    return (registers ? REGISTERS : 0) | (qemu_plugin_read_memory_vaddr ? MEMORY : 0) | (counts ? SAMPLES : 0);
 }
 
 /* Copy a part of the client's file; NULL if it does not fit. */
@@ -1016,7 +1088,8 @@ static const char *check_code(struct session *s)
             || (op->code == REGISTER && op->number >= r->registers)
             || (op->code == PUT_REGISTER && op->target >= r->registers) || (op->code == LOAD && op->size > 8)
             || (op->code == SAME_STRING && (op->target > r->text || op->value > r->text - op->target))
-            || (op->code == PUT_MEMORY && op->value > 4096) || (op->code == PUT_STACK && (op->value & (op->value - 1))) || (op->code == EXTEND && !op->size))
+            || (op->code == PUT_MEMORY && op->value > 4096) || (op->code == PUT_STACK && (op->value & (op->value - 1))) || (op->code == EXTEND && !op->size)
+            || (op->code == PUT_FRAMES && op->value > MOST_FRAMES))
             return "an operation is not valid";
     }
     if (!r->code || s->code[r->code - 1].code != END || r->context_code >= r->code || r->clock_code >= r->code)
@@ -1066,13 +1139,17 @@ static const char *prepare(struct session *s)
             error = "an exit is not valid";
     for (unsigned i = 0; !error && i < r->places; i++) {
         struct place_request *p = &places[i];
-        bool hit = p->kind == HIT;
+        bool hit = p->kind == HIT || p->kind == SAMPLE;
+        if (p->kind > SAMPLE || (p->kind == SAMPLE) != (r->period > 0))
+            error = "a place is not valid";
         if (p->code >= r->code || (hit && p->probe >= r->counts) || p->first_range > r->ranges
             || p->ranges > r->ranges - p->first_range || (hit && p->ranges && r->stack_register + 1 >= r->registers))
             error = "a place is not valid";
         s->places[i] = (struct place){s, *p, s->ranges + p->first_range};
     }
     free(places);
+    if (!error && r->period && !(features() & SAMPLES))
+        error = "this QEMU's plugins cannot count instructions";
     if (!error && r->registers && !(features() & REGISTERS))
         error = "this QEMU's plugins cannot read registers";
     if (!error)
@@ -1116,11 +1193,18 @@ static void begin(struct session *s, int fd)
         refuse(s, error);
         return;
     }
-    tell(s, 'a');
     pthread_mutex_lock(&lock);
-    __atomic_store_n(&s->active, true, __ATOMIC_SEQ_CST);
-    __atomic_fetch_add(&wanted, 1, __ATOMIC_SEQ_CST);
+    for (unsigned i = 0; s->request.period && i < SESSIONS; i++)
+        if (sessions[i] && sessions[i]->active && sessions[i]->request.period)
+            error = "a profile is being taken already";
+    if (!error) {
+        tell(s, 'a');
+        __atomic_store_n(&s->active, true, __ATOMIC_SEQ_CST);
+        __atomic_fetch_add(&wanted, 1, __ATOMIC_SEQ_CST);
+    }
     pthread_mutex_unlock(&lock);
+    if (error)
+        refuse(s, error);
 }
 
 /* End a session: no vCPU writes its records afterwards. */
@@ -1304,6 +1388,8 @@ EXPORT int qemu_plugin_install(plugin_id id, const struct qemu_info *info, int a
         fprintf(stderr, "vmdebug: the trace plugin cannot listen at %s: %s\n", path ? path : "(no socket)", strerror(errno));
         return 1;
     }
+    if (features() & SAMPLES)
+        executed.board = qemu_plugin_scoreboard_new(sizeof(uint64_t));
     register_callbacks(false);
     sigset_t all, before;
     pthread_t thread;

@@ -33,6 +33,16 @@ uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
 void *qemu_plugin_insn_haddr(const struct qemu_plugin_insn *);
 void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *, exec_callback, int flags, void *);
 void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *, exec_callback, int flags, void *);
+/* A number for each vCPU that translated code adds to and compares, without a call. */
+struct qemu_plugin_scoreboard;
+struct counter { struct qemu_plugin_scoreboard *board; size_t offset; };    /* qemu_plugin_u64 */
+enum { INLINE_ADD };
+enum { IF_GREATER_OR_EQUAL = 7 };
+WEAK struct qemu_plugin_scoreboard *qemu_plugin_scoreboard_new(size_t);
+WEAK void *qemu_plugin_scoreboard_find(struct qemu_plugin_scoreboard *, unsigned vcpu);
+WEAK void qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(struct qemu_plugin_tb *, int op, struct counter, uint64_t);
+WEAK void qemu_plugin_register_vcpu_tb_exec_cond_cb(struct qemu_plugin_tb *, exec_callback, int flags, int condition,
+                                                    struct counter, uint64_t, void *);
 WEAK struct array *qemu_plugin_get_registers(void);
 /* Some versions return the size, others a truth value: look at the array instead. */
 WEAK void qemu_plugin_read_register(struct qemu_plugin_register *, struct array *);

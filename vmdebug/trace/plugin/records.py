@@ -82,16 +82,24 @@ def _values(data: memoryview, shapes: Sequence[Shape], present: int) -> tuple[li
 def _stack(data: memoryview, at: int) -> Stack:
     """Return the stack that follows the values: the program counter, the frame pointer, and the parts."""
     pc, bp = _PART.unpack_from(data, at)
-    at += _PART.size
-    parts: list[tuple[int, bytes]] = []
+    found = tuple(parts(data, at + _PART.size))
+    return Stack(pc=pc, sp=found[0][0] if found else 0, bp=bp, parts=found)
+
+
+def parts(data: memoryview, at: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the parts of a copied stack: their addresses and bytes.
+
+    Args:
+        data: The values of a record.
+        at: Where the parts begin.
+    """
     while at + _PART.size <= len(data):
         sp, length = _PART.unpack_from(data, at)
         if not sp:
-            break
+            return
         at += _PART.size
-        parts.append((sp, bytes(data[at : at + length])))
+        yield sp, bytes(data[at : at + length])
         at += length
-    return Stack(pc=pc, sp=parts[0][0] if parts else 0, bp=bp, parts=tuple(parts))
 
 
 def _text(data: bytes) -> str:

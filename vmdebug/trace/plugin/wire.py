@@ -18,8 +18,8 @@ MAGIC = 0x31544D56
 HELLO = struct.Struct("<IIII")
 """The first message from the plugin: magic number, features, number of vCPUs, version of the plugin API."""
 
-REGISTERS, MEMORY = 1, 2
-"""Features: what the plugin can read of the guest."""
+REGISTERS, MEMORY, SAMPLES = 1, 2, 4
+"""Features: what the plugin can read of the guest, and whether it can count instructions."""
 
 _HEADER = struct.Struct("<II5Q7Q8I4I3Q5Q")
 _RESULTS = struct.Struct("<5Q")
@@ -45,8 +45,8 @@ HAS_CONTEXT, HAS_CLOCK, HAS_RET, PADDING = 1, 2, 4, 8
 DROP, COUNT_ONLY, CACHE_CONTEXT = 1, 2, 4
 """Flags of a request."""
 
-HIT, TASK_CHANGES, TASK_CHANGED, NAME_CHANGES = range(4)
-"""Kinds of places: a hit, or where the current task or a task's name changes."""
+HIT, TASK_CHANGES, TASK_CHANGED, NAME_CHANGES, SAMPLE = range(5)
+"""Kinds of places: a hit, where the current task or a name changes, or none: after `Request.period`."""
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +100,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         flags: See `DROP`.
         memory: The addresses of `phys_base` and of `page_offset_base`, and the latter's value in kernels that
             do not have it; 0 if not known.
+        period: After how many instructions of a vCPU the program of `SAMPLE` runs; 0: never.
     """
 
     probes: int
@@ -113,6 +114,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 0
     flags: int = 0
     memory: tuple[int, int, int] = (0, 0, 0)
+    period: int = 0
 
 
 class Results(msgspec.Struct, frozen=True, array_like=True):
@@ -173,7 +175,7 @@ def layout(request: Request, *, vcpus: int, ring_bytes: int) -> tuple[bytes, int
         *offsets,
         *(len(request.places), len(ranges), len(request.exits), len(request.thunks)),
         *(len(code) // 16, len(request.text), len(request.registers), request.probes),
-        *(context, clock, max(len(request.registers) - 2, 0), 0),
+        *(context, clock, max(len(request.registers) - 2, 0), request.period),
         *request.memory,
         *(0, 0, 0, 0, 0),
     )

@@ -16,6 +16,9 @@ from vmdebug.trace.profile.raw import Collected
 EVENTS = ("auto", "cycles", "cpu-clock")
 """The events that can be sampled; `auto` is `cycles` where the CPU counts them."""
 
+NO_SAMPLES = "none"
+"""Samples nothing, but tells about processes: for a profile that others take."""
+
 LARGEST_FILE = 64 << 20
 """The most bytes of a program that is read from the guest for its symbols."""
 
@@ -30,7 +33,7 @@ class GuestSampler:
     Args:
         begin: Starts the sampler in the guest.
         vm: The VM's name, for errors.
-        event: See `EVENTS`.
+        event: See `EVENTS` and `NO_SAMPLES`.
         rate: Samples of each CPU a second.
         idle: Whether to sample idle CPUs, too.
         all_symbols: Whether to bring all of the guest's kallsyms, and not only those of modules.
@@ -42,7 +45,7 @@ class GuestSampler:
     def __init__(
         self, begin: Begin, vm: str, *, event: str, rate: int, idle: bool, all_symbols: bool, timeout: float
     ) -> None:
-        if event not in EVENTS:
+        if event not in (*EVENTS, NO_SAMPLES):
             raise UsageError(f"there is no event {event!r}", hint=f"the events are {', '.join(EVENTS)}")
         self._begin = begin
         self._vm = vm
@@ -53,6 +56,8 @@ class GuestSampler:
         self._timeout = timeout
         self._mappings = Mappings()
         self._reader: Reader | None = None
+        self.ours: tuple[int, ...] = ()
+        """The processes of vmdebug in the guest."""
 
     def start(self) -> None:
         """Begin.
@@ -64,7 +69,7 @@ class GuestSampler:
         deadline = Deadline.after(self._timeout)
         reader = Reader(self._begin, service="the guest's perf events")
         try:
-            self._ours = reader.greet(deadline)
+            self.ours = reader.greet(deadline)
             (event,) = self._ask_begin(reader, deadline)
             self._event = event.decode()
             self._started = time.monotonic()
@@ -116,7 +121,7 @@ class GuestSampler:
             rings.setdefault(cpu, bytearray()).extend(data)
         records = Records(self._mappings, self._names)
         records.add({cpu: bytes(data) for cpu, data in rings.items()})
-        samples = [each for each in records.samples if each.pid not in self._ours]
+        samples = [each for each in records.samples if each.pid not in self.ours]
         hardware = self._event == "cycles"
         return Collected(
             samples=samples,

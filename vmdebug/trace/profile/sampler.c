@@ -8,7 +8,8 @@
  * Standard input has commands, one a line; each gets one answer, in order:
  *
  *	begin EVENT RATE IDLE	sample each CPU RATE times a second, and idle ones only if IDLE is 1. EVENT is `cycles`,
- *				`cpu-clock`, or `auto`: cycles where the CPU counts them. The answer names the event
+ *				`cpu-clock`, or `auto`: cycles where the CPU counts them; or `none`, which samples nothing, but
+ *				records processes and their mappings. The answer names the event
  *	end			stop, send what is in the ring buffers, and answer
  *	maps			send a line `P PID COMM` for each process, `T PID TID COMM` for each of its threads, and
  *				its executable mappings as /proc/PID/maps has them
@@ -93,11 +94,11 @@ static void answer_buffer(struct buffer *text)
 
 static int open_event(unsigned cpu, const char *event, unsigned long rate, int idle)
 {
-	int hardware = !strcmp(event, "cycles");
+	int hardware = !strcmp(event, "cycles"), none = !strcmp(event, "none");
 	struct perf_event_attr attr = {
 		.size = sizeof(attr),
 		.type = hardware ? PERF_TYPE_HARDWARE : PERF_TYPE_SOFTWARE,
-		.config = hardware ? PERF_COUNT_HW_CPU_CYCLES : PERF_COUNT_SW_CPU_CLOCK,
+		.config = hardware ? PERF_COUNT_HW_CPU_CYCLES : none ? PERF_COUNT_SW_DUMMY : PERF_COUNT_SW_CPU_CLOCK,
 		.freq = hardware,
 		.sample_type = PERF_SAMPLE_IP | PERF_SAMPLE_TID | PERF_SAMPLE_TIME | PERF_SAMPLE_CPU
 			| PERF_SAMPLE_PERIOD | PERF_SAMPLE_CALLCHAIN,
@@ -118,7 +119,7 @@ static int open_event(unsigned cpu, const char *event, unsigned long rate, int i
 
 	if (hardware)
 		attr.sample_freq = rate;
-	else
+	else if (!none)
 		attr.sample_period = 1000000000 / rate;
 	return syscall(SYS_perf_event_open, &attr, -1, cpu, -1, PERF_FLAG_FD_CLOEXEC);
 }

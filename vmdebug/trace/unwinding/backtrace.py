@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from vmdebug.arch import Arch
@@ -38,17 +39,24 @@ class Backtraces:
         self._starts = {each.address + slide for each in kernel.functions}
 
     def of(self, stack: Stack) -> tuple[Call, ...]:
-        """Return the frames of a stack, innermost first."""
+        """Return the frames of a stack, with inlined functions, innermost first."""
         found: list[Call] = []
+        for frame in self.frames(stack):
+            found += self._places.calls(frame.pc, frame.pc - frame.at)
+            if len(found) >= DEPTH:
+                break
+        return tuple(found[:DEPTH])
+
+    def frames(self, stack: Stack) -> Iterator[Frame]:
+        """Yield the frames of a stack, innermost first."""
         frame: Frame | None = Frame(stack.pc, stack.sp, stack.bp, exact=True)
         entry = stack.pc in self._starts
-        while frame is not None and len(found) < DEPTH:
-            found += self._places.calls(frame.pc, frame.pc - frame.at)
+        while frame is not None:
+            yield frame
             before, frame = frame, self._unwinder.caller(stack, frame, entry=entry)
             entry = False
             if frame is not None and (frame.pc, frame.sp) == (before.pc, before.sp):
-                break
-        return tuple(found[:DEPTH])
+                return
 
 
 def _unwinder(kernel: Kernel, row: Arch, slide: int) -> _Unwinder:
