@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import gdb
 import vmd_guest
+import vmd_history
 import vmd_kernel
 import vmd_modules
+import vmd_reverse
 import vmd_slide
 import vmd_task
 from vmd_follow import STEP
@@ -26,6 +29,21 @@ TROUBLE = {
     "warn": ("__warn", "__report_bug"),
 }
 """Functions that the kernel calls at each kind of trouble; the ones that exist get breakpoints."""
+
+BACK: dict[str, Callable[[], vmd_reverse.Arrived]] = {
+    "reverse-continue": vmd_reverse.back,
+    "reverse-next": lambda: vmd_reverse.line(into=False),
+    "reverse-stepi": vmd_reverse.stepi,
+}
+"""The commands of `step` that go back in time."""
+
+_REASONS = {
+    "breakpoint-hit": "breakpoint",
+    "watchpoint-trigger": "data breakpoint",
+    "end-stepping-range": "step",
+    vmd_reverse.BEGIN: "entry",
+}
+"""The protocol's words for the reasons of `vmd_reverse.Arrived`."""
 
 _LONGEST_STACK = 64
 
@@ -64,7 +82,7 @@ def step(command: str, thread: int) -> None:
     """Begin a step that follows its task from CPU to CPU; `DONE` tells its end.
 
     Args:
-        command: "next", "step" or "vmd-finish", or a command that goes back in time.
+        command: "next", "step" or "vmd-finish", or one of `BACK`.
         thread: GDB's number of the CPU.
     """
     gdb.execute(f"thread {thread}", to_string=True)
@@ -140,15 +158,40 @@ def catch(*kinds: str) -> None:
 
 
 def _step(command: str) -> None:
-    error = ""
+    body: dict[str, object] = {}
     try:
-        if command in ("next", "step"):
+        if command in BACK:
+            body = _back(command)
+        elif command in ("next", "step"):
             _follow(command)
         else:
             gdb.execute(command)
     except (gdb.error, gdb.GdbError, KeyboardInterrupt) as failed:
-        error = str(failed) or "interrupted"
-    _send(DONE, {"error": error})
+        body = {"error": str(failed) or "interrupted"}
+    thread = gdb.selected_thread()
+    _send(DONE, {**body, "running": thread is not None and thread.is_running()})
+
+
+def _back(command: str) -> dict[str, object]:
+    """Go back; return the parts of the event `stopped`, which GDB sends only for stops of forward runs."""
+    vmd_guest.need_connected()
+    vmd_history.position()
+    try:
+        arrived = BACK[command]()
+    finally:
+        _forget()
+    hit = {"hitBreakpointIds": [arrived.number]} if arrived.number else {}
+    return {"reason": _REASONS[arrived.reason], **hit}
+
+
+def _forget() -> None:
+    """Have GDB's adapter forget frames and variables, as it does itself when the guest runs."""
+    from gdb.dap import frames, varref  # noqa: PLC0415 - only GDB as an adapter has them
+
+    for module, name in ((frames, "_clear_frame_ids"), (varref, "clear_vars")):
+        clear = getattr(module, name, None)
+        if clear is not None:
+            clear(None)
 
 
 def _follow(command: str) -> None:

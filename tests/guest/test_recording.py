@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.accel import SECONDS
+from tests.fixtures.dapclient import DapClient
 from vmdebug import replaying, session
 from vmdebug.cli import status_of
 from vmdebug.errors import GuestDiedError, HostError, StateError
+from vmdebug.faces.dap.wire import Message
 from vmdebug.recording import ending, files
 from vmdebug.session import DebugSession
 from vmdebug.vm import runtime_directory
@@ -120,3 +122,56 @@ def test_a_replay_knows_where_kaslr_has_put_the_kernel_before_it_runs(tmp_path: 
         assert first.gdb.cont(timeout=SECONDS).frame.function == "start_kernel"
         first.goto("Run /init")
         assert first.gdb.backtrace()[-1].function in ("ret_from_fork", "ret_from_fork_asm")
+
+
+def test_an_editor_goes_back(recorded: Path) -> None:
+    """Its buttons lead back to a breakpoint's last hit, by lines and instructions, and to the begin."""
+    with replay(recorded, "failure") as again, DapClient() as client:
+        client.ask("initialize", adapterID="test", linesStartAt1=True)
+        client.ask("attach", vm=again.vm.name)
+        assert client.event("capabilities")["capabilities"]["supportsStepBack"] is True
+        client.ask("configurationDone")
+        assert client.event("stopped")["reason"] == "entry"
+        functions = [each["name"] for each in _stack(client)]
+        assert "panic" in functions
+
+        client.ask("reverseContinue", threadId=1)
+        assert "no breakpoint is set to go back to" in client.output("stderr")
+        assert client.event("stopped")["reason"] == "step"
+        assert [each["name"] for each in _stack(client)] == functions
+
+        points = client.ask("setFunctionBreakpoints", breakpoints=[{"name": "sysrq_handle_crash"}])
+        client.ask("reverseContinue", threadId=1)
+        stop = client.event("stopped")
+        assert (stop["reason"], stop["hitBreakpointIds"]) == ("breakpoint", [points["breakpoints"][0]["id"]])
+        assert _stack(client)[0]["name"] == "sysrq_handle_crash"
+
+        client.ask("stepBack", threadId=1)
+        assert client.event("stopped")["reason"] == "step"
+        caller = _stack(client)[0]
+        assert caller["name"] == "__handle_sysrq"
+        client.ask("stepBack", threadId=1)
+        assert client.event("stopped")["reason"] == "step"
+        before = _stack(client)[0]
+        assert before["name"] == "__handle_sysrq"
+        assert before["instructionPointerReference"] != caller["instructionPointerReference"]
+        client.ask("stepBack", threadId=1, granularity="instruction")
+        assert client.event("stopped")["reason"] == "step"
+        at = int(before["instructionPointerReference"], 0)
+        assert 0 < at - int(_stack(client)[0]["instructionPointerReference"], 0) < 16
+
+        client.ask("continue", threadId=1)
+        assert client.event("stopped")["hitBreakpointIds"] == [points["breakpoints"][0]["id"]]
+
+        client.ask("setFunctionBreakpoints", breakpoints=[{"name": "kernel_restart"}])
+        client.ask("reverseContinue", threadId=1)
+        assert client.event("stopped")["reason"] == "entry"
+        assert _stack(client)[0]["name"] != "__handle_sysrq"
+        client.ask("disconnect")
+        assert client.ended() == 0
+        assert again.status == "paused"
+
+
+def _stack(client: DapClient) -> list[Message]:
+    frames: list[Message] = client.ask("stackTrace", threadId=1)["stackFrames"]
+    return frames

@@ -202,7 +202,7 @@ class Debugger:
         try:
             self._call(f"step({command!r}, {thread})")
         except VmdebugError:
-            self._stepped("")
+            self._stepped({})
             raise
 
     @contextlib.contextmanager
@@ -281,10 +281,12 @@ class Debugger:
             with contextlib.suppress(VmdebugError):
                 self.runs.wait_stopped(Deadline.after(max(pause, 0.1)))
 
-    def _stepped(self, error: str) -> None:
+    def _stepped(self, body: Message) -> None:
+        """Handle the end of a step; `body` is that of the event."""
         self._stepping.close()
-        if error:
-            self._client.say(error, "stderr")
+        self.runs.arrived(body)
+        if body.get("error"):
+            self._client.say(str(body["error"]), "stderr")
         if not self.runs.running and not self.runs.over:
             self.runs.tell()
 
@@ -296,7 +298,7 @@ class Debugger:
         elif event == "continued":
             self.runs.continued(body)
         elif event == STEPPED:
-            self._stepped(str(body.get("error", "")))
+            self._stepped(body)
         elif event in ("exited", "terminated"):
             self._over(event, body)
         elif event == "output":

@@ -19,7 +19,9 @@ Emit = Callable[[str, Message], None]
 
 
 class Runs:
-    """The state of the guest as GDB reports it. `stopped`, `continued` and `ended` are called by its thread.
+    """The state of the guest as GDB reports it.
+
+    `stopped`, `arrived`, `continued` and `ended` are called by the thread that reads GDB's messages.
 
     Args:
         emit: Sends an event to the client.
@@ -71,6 +73,19 @@ class Runs:
             self._changed.notify_all()
         if told and not internal:
             self.tell()
+
+    def arrived(self, body: Message) -> None:
+        """Note where a step has ended of whose stops the client was told nothing.
+
+        Args:
+            body: Has "running"; and "reason" and "hitBreakpointIds" if they are not those of the last stop.
+        """
+        with self._changed:
+            self.running = bool(body.get("running"))
+            if "reason" in body:
+                hit = {key: body[key] for key in ("reason", "hitBreakpointIds") if key in body}
+                self._last = {key: self._last[key] for key in ("threadId",) if key in self._last} | hit
+            self._changed.notify_all()
 
     def continued(self, body: Message) -> None:
         """Handle GDB's event of a run that the client did not ask for: at GDB's own prompt."""
