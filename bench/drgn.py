@@ -9,8 +9,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from drgn.helpers.linux.pid import for_each_task
-
 import vmdebug
 from bench.figure import VMDEBUG, Figure, in_turn
 from vmdebug import process, shipped
@@ -41,19 +39,11 @@ def _listed(session: DebugSession) -> Figure:
     gdb = session.gdb
     gdb.console(f"source {shipped.gdbinit() / 'vmdebug.gdb'}")  # vmd-task
     ours, baseline = in_turn(
-        lambda: _enough(_by_drgn(session)),
+        lambda: _enough(session.task_stacks()),
         lambda: _enough(gdb.console("lx-ps", timeout=SECONDS) + gdb.console("vmd-task *", timeout=SECONDS)),
         rounds=LIST_ROUNDS,
     )
     return Figure("drgn-tasks", ours * 1e3, baseline * 1e3, LIST_GOAL, "ms", "lx-ps and vmd-task in GDB")
-
-
-def _by_drgn(session: DebugSession) -> str:
-    lines = []
-    for task in for_each_task(session.drgn):
-        lines.append(f"{task.pid.value_()} {task.comm.string_().decode()}")
-        lines.append(str(session.stack_trace(task)))
-    return "\n".join(lines)
 
 
 def _enough(text: str) -> None:

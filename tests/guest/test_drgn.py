@@ -92,6 +92,24 @@ def test_the_stacks_of_tasks_on_cpus_of_the_stopped_guest(session: DebugSession)
     session.exec("true", timeout=SECONDS, check=True)
 
 
+def test_all_tasks_have_the_stacks_that_drgn_finds(session: DebugSession) -> None:
+    assert "\npid 2 (kthreadd)\n#0  " in session.task_stacks()  # while it runs
+    busy = session.exec("(while :; do :; done) >/dev/null 2>&1 & echo $!", check=True).stdout
+    session.vm.pause()
+    told = session.task_stacks().split("\n\n")
+    by_drgn = [
+        f"pid {task.pid.value_()} ({task.comm.string_().decode()})\n{session.stack_trace(task)}"
+        for task in for_each_task(session.drgn)
+    ]
+    session.vm.resume()
+    session.exec(f"kill {busy}", timeout=SECONDS, check=True)
+    # drgn goes on to the return address 0 of kernel threads.
+    ended = [re.sub(r"\n#\d+ +0x0$", "", each) for each in by_drgn]
+    assert [re.sub(r" on CPU \d(?=\n)", "", each) for each in told] == ended
+    assert any(" on CPU " in each and each.count("\n#") for each in told)
+    assert sum("schedule (" in each for each in told) > 20
+
+
 def test_symbols_of_another_build_are_refused(session: DebugSession, tmp_path: Path) -> None:
     kernel = session.vm.state.spec.kernel
     assert kernel.vmlinux is not None

@@ -121,6 +121,12 @@ def test_its_log_its_report_and_drgn_from_the_command_line(
     assert "not available" not in report
     assert cli.status_of(["drgn", *words, "-e", "print(stack_trace(1)[0].name)"]) == 0
     assert capsys.readouterr().out == "context_switch\n"
+    assert cli.status_of(["drgn", *words, "-e", "print(task_stacks())"]) == 0
+    tasks = capsys.readouterr().out.split("\n\n")
+    assert any(each.startswith("pid 2 (kthreadd)\n#0  context_switch (") for each in tasks)
+    assert any(
+        re.match(r"pid \d+ \(sh\) on CPU \d\n#0 (.*\n)+#\d+ +sysrq_handle_crash ", each) for each in tasks
+    )
 
 
 def test_gdb_shows_it_like_a_guest(dumped: Dumped, file: Path) -> None:

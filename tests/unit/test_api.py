@@ -46,7 +46,7 @@ def test_an_unknown_option_is_named_before_anything_starts() -> None:
 ANSWERED_AT_ONCE = {
     "Console": {"tail"},
     "Coverage": {"clear", "detach", "lines", "resume", "save"},
-    "DebugSession": {"check_running", "exchanges", "stack_trace"},
+    "DebugSession": {"check_running", "exchanges", "stack_trace", "task_stacks"},
     "Gdb": {"check_stop", "exchanges", "fileno", "replaced", "resume", "runs"},
     "GuestOptions": {"speller"},
     "KernelTestPoint": {"explained"},

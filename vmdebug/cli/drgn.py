@@ -15,7 +15,9 @@ from vmdebug.cli import dumped, options, render, verb
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
-    from drgn import Program
+    from drgn import Program, StackTrace
+
+    from vmdebug.guest import Kernel
 
 CONNECT_SECONDS = 30.0
 """How long QEMU may take to answer; other commands to it may have to end first."""
@@ -36,6 +38,7 @@ app = verb.new_app()
         "vmdebug drgn",
         "vmdebug drgn base-nixos -e 'print(len(list(for_each_task())))'",
         "vmdebug drgn builtin -e 'print(stack_trace(1))'",
+        "vmdebug drgn builtin -e 'print(task_stacks())'",
         "vmdebug drgn builtin tasks.py -- --all",
         "vmdebug drgn ./vmcore",
     ),
@@ -60,7 +63,8 @@ def drgn(
 
     `prog` is the guest's kernel, with the symbols of its vmlinux and its modules, which are proven to be
     those in memory. The guest is not stopped. All helpers of drgn can be used, and
-    `stack_trace(TASK or PID)`, which also shows the tasks on the CPUs of a stopped guest.
+    `stack_trace(TASK or PID)`, which also shows the tasks on the CPUs of a stopped guest, and
+    `task_stacks()`, the text of all tasks with their stacks.
 
     Needs drgn: pip install 'vmdebug[drgn]'.
     """
@@ -76,15 +80,15 @@ def drgn(
     file = dumped.path(name)
     if file is None:
         dumped.refuse_vmlinux(vmlinux)
-        program, stack_trace = _of_vm(name, force=force)
+        program, ours = _of_vm(name, force=force)
     else:
-        (program, _), _ = dumped.opened(file, vmlinux, what="vmdebug drgn", force=force)
-        stack_trace = program.stack_trace
+        (program, _), kernel = dumped.opened(file, vmlinux, what="vmdebug drgn", force=force)
+        ours = _helpers(program, kernel, program.stack_trace, lambda cpu: _of_cpu_in_dump(program, cpu))
     gc.enable()
-    _run(program, {"stack_trace": stack_trace}, script, expression, list(verb.tail(context)))
+    _run(program, ours, script, expression, list(verb.tail(context)))
 
 
-def _of_vm(name: str | None, *, force: bool) -> tuple[Program, Callable[..., Any]]:
+def _of_vm(name: str | None, *, force: bool) -> tuple[Program, dict[str, Any]]:
     from vmdebug import vm
     from vmdebug.drgn_program import live, stacks
 
@@ -93,7 +97,34 @@ def _of_vm(name: str | None, *, force: bool) -> tuple[Program, Callable[..., Any
         program, notes = live.open_program(machine, force=force, timeout=CONNECT_SECONDS)
     for note in notes:
         render.tell(f"note: {note}")
-    return program, stacks.Stacks(program, machine)
+    ours = stacks.Stacks(program, machine)
+    return program, _helpers(program, machine.state.spec.kernel, ours, ours.of_cpu)
+
+
+def _of_cpu_in_dump(program: Program, cpu: int) -> StackTrace:
+    from drgn.helpers.linux.sched import cpu_curr
+
+    return program.stack_trace(cpu_curr(program, cpu))
+
+
+def _helpers(
+    program: Program,
+    kernel: Kernel,
+    stack_trace: Callable[..., StackTrace],
+    of_cpu: Callable[[int], StackTrace],
+) -> dict[str, Any]:
+    """Return what the user's code has beside drgn's helpers."""
+    listing: list[Callable[[], str]] = []
+
+    def task_stacks() -> str:
+        """Return all tasks with their pids, names and stacks, as text."""
+        if not listing:
+            from vmdebug.drgn_program.task_stacks import TaskStacks
+
+            listing.append(TaskStacks(program, kernel, of_cpu))
+        return listing[0]()
+
+    return {"stack_trace": stack_trace, "task_stacks": task_stacks}
 
 
 def _run(
@@ -109,7 +140,10 @@ def _run(
     from drgn import cli
 
     if expression is None and sys.stdin.isatty():
-        banner = "\n>>> stack_trace(TASK or PID)  # also of the tasks on the CPUs"
+        banner = (
+            "\n>>> stack_trace(TASK or PID)  # also of the tasks on the CPUs"
+            "\n>>> print(task_stacks())      # all tasks with their stacks"
+        )
         cli.run_interactive(program, lambda text: text + banner, lambda names: {**names, **ours})
         return
     source = sys.stdin.read() if expression is None else expression

@@ -1,4 +1,4 @@
-"""`drgn` and `stack_trace` of a session; drgn, which is optional, is imported at their first use."""
+"""`drgn`, `stack_trace`, `task_stacks` of a session; drgn, which is optional, is imported at first use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from vmdebug.vm import Vm
 
 if TYPE_CHECKING:
     from vmdebug.drgn_program.live import Opened
+    from vmdebug.drgn_program.task_stacks import TaskStacks
     from vmdebug.drgn_program.types import Object, Program, StackTrace
 
 
@@ -23,6 +24,9 @@ class DrgnAccess:
 
     _drgn: Opened | None
     """The program and its notes; None until its first use, and after the guest has become another one."""
+
+    _listing: tuple[Program, TaskStacks] | None = None
+    """What prints the tasks of a program."""
 
     @property
     def drgn(self) -> Program:
@@ -60,3 +64,21 @@ class DrgnAccess:
         from vmdebug.drgn_program.stacks import Stacks  # noqa: PLC0415 - drgn is optional
 
         return Stacks(program, self.vm)(task)
+
+    def task_stacks(self) -> str:
+        """Return all tasks with their pids, names and stacks, by drgn, as text.
+
+        It takes a few milliseconds, after the first time. The tasks that the CPUs of a running guest run have
+        no stacks.
+
+        Raises:
+            VmdebugError: see `drgn`.
+        """
+        program = self.drgn
+        if self._listing is None or self._listing[0] is not program:
+            from vmdebug.drgn_program.stacks import Stacks  # noqa: PLC0415 - drgn is optional
+            from vmdebug.drgn_program.task_stacks import TaskStacks  # noqa: PLC0415
+
+            of_cpu = Stacks(program, self.vm).of_cpu
+            self._listing = program, TaskStacks(program, self.vm.state.spec.kernel, of_cpu)
+        return self._listing[1]()

@@ -72,8 +72,7 @@ def prove(program: drgn.Program, vmlinux: Path, *, force: bool = False) -> tuple
     if not ours.data:
         return ()
     info = program["VMCOREINFO"].string_()
-    moved = _OFFSET.search(info)
-    address = ours.address + (int(moved[1], 16) if moved else 0)
+    address = ours.address + slide(program)
     try:
         found = program.read(address, len(ours.data))
     except drgn.FaultError as error:
@@ -98,6 +97,12 @@ def prove(program: drgn.Program, vmlinux: Path, *, force: bool = False) -> tuple
             detail=f"symbols  {vmlinux}\n{info.decode(errors='replace').splitlines()[0]}",
         )
     return (f"using symbols of another build: {words}",)
+
+
+def slide(program: drgn.Program) -> int:
+    """Return by how many bytes KASLR has moved the kernel."""
+    moved = _OFFSET.search(program["VMCOREINFO"].string_())
+    return int(moved[1], 16) if moved else 0
 
 
 def _missing(error: drgn.MissingDebugInfoError) -> tuple[str, ...]:
