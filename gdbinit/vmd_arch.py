@@ -59,6 +59,10 @@ class Arch(NamedTuple):
     returns: str
     jumps: str
     return_thunks: tuple[str, ...]
+    frame_pointer: str
+    frame_push: str
+    frame_set: str
+    frame_pops: tuple[str, ...]
     exception_entry: str
     pt_regs: tuple[str, ...]
     unwound: tuple[str, ...]

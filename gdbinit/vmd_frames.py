@@ -1,5 +1,7 @@
 """How backtraces look: they end at the kernel's entry, and files are named from the top of the tree.
 
+Functions of modules without debugging information are shown as the kernel does: "brd_init+0x12 [brd]".
+
 A frame filter; see "Filtering Frames" in GDB's manual. `vmd_exceptions` gives the frame of user space the PC
 0, at which GDB stops, but GDB still shows that frame, and then reports a corrupt stack. `backtrace
 -no-filters` shows what GDB has.
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gdb
+import vmd_bare_modules
 from gdb.FrameDecorator import FrameDecorator
 
 _AT_TOP = "/init/main.c"
@@ -47,7 +50,11 @@ def relative(file: str) -> str:
 
 
 class _Frame(FrameDecorator):
-    """A frame whose file is named from the top of the tree."""
+    """A frame whose file is named from the top of the tree, and without debugging information its module."""
+
+    def function(self) -> str | None:
+        """Return the name of its function."""
+        return vmd_bare_modules.described(self.inferior_frame()) or super().function()
 
     def filename(self) -> str | None:
         """Return the name of its file."""

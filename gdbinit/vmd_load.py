@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gdb
+import vmd_bare_modules
 import vmd_batch
 import vmd_bt_all
 import vmd_connect
@@ -82,6 +83,7 @@ def load() -> None:
     for command in COMMANDS:
         command()
     vmd_reverse_commands.define()
+    vmd_bare_modules.register()
     vmd_exceptions.register()
     vmd_frames.register()
     vmd_user.register()

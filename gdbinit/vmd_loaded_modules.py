@@ -11,6 +11,7 @@ import vmd_guest
 import vmd_kernel
 import vmd_module_files
 import vmd_slide
+from vmd_elf_symbols import Area
 
 MODULE_STATE_UNFORMED = 3
 MODULE_STATE_COMING = 1
@@ -30,16 +31,35 @@ class Module(NamedTuple):
         address: Address of its text.
         sections: Addresses of its ELF sections, by name.
         freed: Whether the kernel has freed its init sections.
+        where: Address of its `struct module`.
     """
 
     name: str
     address: int
     sections: dict[str, int]
     freed: bool
+    where: int
 
     def lost(self, section: str) -> bool:
         """Whether the kernel has freed a section."""
         return self.freed and section.startswith(".init")
+
+    def entry(self) -> gdb.Value:
+        """Return its `struct module`."""
+        return vmd_kernel.at(self.where, vmd_kernel.struct("module"))
+
+    def areas(self) -> list[Area]:
+        """Return the memory that the kernel has for it now."""
+        entry = self.entry()
+        if vmd_kernel.has_field(entry.type, "mem"):
+            code = [int(gdb.parse_and_eval(name)) for name in ("MOD_TEXT", "MOD_INIT_TEXT")]
+            first, last = entry["mem"].type.range()
+            found = [(entry["mem"][number], number in code) for number in range(first, last + 1)]
+        else:
+            found = [(entry[name], True) for name in ("core_layout", "init_layout")]
+        return [
+            Area(_unsigned(each["base"]), int(each["size"]), code) for each, code in found if each["size"]
+        ]
 
     def build_id(self) -> str:
         """Return its GNU build-id in hex, read from guest memory; "" if it has none."""
@@ -70,6 +90,7 @@ def _module(entry: gdb.Value) -> Module:
         address=_text(entry),
         sections=dict(_sections(entry["sect_attrs"])),
         freed=int(entry["state"]) != MODULE_STATE_COMING,
+        where=vmd_kernel.address_of(entry),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,9 @@ import vmd_kgdb
 import vmd_later
 import vmd_loaded_modules
 import vmd_module_files
+import vmd_scratch
 import vmd_slide
+from vmd_bare_modules import BARE
 from vmd_registers import WORD
 
 STARTING = "do_init_module"
@@ -24,6 +25,8 @@ STARTING = "do_init_module"
 
 
 _LINE = "\n"
+
+_BY_KALLSYMS = "; its functions have their names from the guest's kallsyms"
 
 _STRIPPED = "; it has no debug information, so GDB knows neither its lines nor its types"
 
@@ -54,7 +57,6 @@ class Symbols:
         self.taken: dict[str, Path] = {}
         self.errors: dict[str, str] = {}
         self.behind = False
-        self._scratch: Path | None = None
 
     def use(self, path: str) -> None:
         """Search these directories from now on."""
@@ -73,6 +75,7 @@ class Symbols:
         present = {module.name: module for module in vmd_loaded_modules.loaded()}
         said = []
         anew = self.files is None
+        BARE.outdated(present)
         for name, module in list(self.placed.items()):
             if present.get(name) is None or present[name].address != module.address:
                 said.append(self._remove(module))
@@ -92,6 +95,7 @@ class Symbols:
         try:
             packed = self._find(module)
             file = self._unpacked(packed, module)
+            BARE.forget(module.name)
             where = (f"-s {shlex.quote(name)} {at:#x}" for name, at in self._places(module, file))
             words = f"{shlex.quote(str(file))} {module.address:#x} {' '.join(where)}"
             # GDB's index cache is keyed by build-id, but a module's index depends on its address: after the
@@ -100,12 +104,16 @@ class Symbols:
                 gdb.execute(f"add-symbol-file {words}", to_string=True)
         except (OSError, ValueError, gdb.error) as error:
             line = f"{module.name}: no symbols: {error}"
+            if self._named(module):
+                line += _BY_KALLSYMS
             known = self.errors.get(module.name)
             self.errors[module.name] = line
             return "" if known == line else line
         self.placed[module.name] = module
         self.taken[module.name] = packed
         stripped = vmd_debuginfo.stripped(str(file), vmd_elf.sections(str(file)))
+        if stripped:
+            BARE.placed(module, file)
         return f"{module.name}: symbols at {module.address:#x} from {packed}{_STRIPPED if stripped else ''}"
 
     def _places(self, module: vmd_loaded_modules.Module, file: Path) -> Iterator[tuple[str, int]]:
@@ -118,8 +126,16 @@ class Symbols:
         for number, name in enumerate(away):
             yield name, NOWHERE + len(self.placed) * _NOWHERE_EACH + (number << 24)
 
+    def _named(self, module: vmd_loaded_modules.Module) -> bool:
+        """Give a module without a file the symbols that the kernel keeps; return whether there are any."""
+        try:
+            return BARE.named(module)
+        except (OSError, ValueError, gdb.error, gdb.GdbError):
+            return False
+
     def _remove(self, module: vmd_loaded_modules.Module) -> str:
         del self.placed[module.name]
+        BARE.forget(module.name)
         try:
             with gdb.with_parameter("confirm", False):
                 gdb.execute(f"remove-symbol-file -a {module.address:#x}", to_string=True)
@@ -141,13 +157,7 @@ class Symbols:
         return self.files
 
     def _unpacked(self, packed: Path, module: vmd_loaded_modules.Module) -> Path:
-        if self._scratch is None:
-            import shutil  # noqa: PLC0415 - slow to import, and many guests have no modules
-            import tempfile  # noqa: PLC0415
-
-            self._scratch = Path(tempfile.mkdtemp(prefix="vmd-modules-"))
-            atexit.register(shutil.rmtree, self._scratch, ignore_errors=True)
-        file = vmd_module_files.unpacked(packed, self._scratch)
+        file = vmd_module_files.unpacked(packed, vmd_scratch.directory())
         theirs, ours = module.build_id(), vmd_module_files.build_id(file)
         if theirs and ours and theirs != ours:
             raise ValueError(

@@ -87,6 +87,11 @@ class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         returns: Regular expression for the mnemonics that return.
         jumps: Regular expression for the mnemonics of other instructions that may leave a function.
         return_thunks: Functions that a kernel with mitigations jumps to in order to return.
+        frame_pointer: The register with the address of a function's frame, in kernels with
+            CONFIG_FRAME_POINTER.
+        frame_push: The instruction that saves the caller's, in hexadecimal.
+        frame_set: The instruction after which it has the address of the frame.
+        frame_pops: The instructions that restore the caller's.
         exception_entry: Regular expression for the start of the names of the functions that save a
             `struct pt_regs` and then call C.
         pt_regs: The registers in `struct pt_regs`, in its order, 8 bytes each.
@@ -127,6 +132,10 @@ class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     returns: str
     jumps: str
     return_thunks: tuple[str, ...]
+    frame_pointer: str
+    frame_push: str
+    frame_set: str
+    frame_pops: tuple[str, ...]
     exception_entry: str
     pt_regs: tuple[str, ...]
     unwound: tuple[str, ...]

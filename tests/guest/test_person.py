@@ -169,6 +169,54 @@ def test_next_goes_with_a_task_to_another_cpu(machine: Vm, kernel: Kernel) -> No
     assert re.findall(r"^\$\d+ = (\d+)$", stdout, re.MULTILINE) == ["1", "2"], stdout
 
 
+@pytest.fixture
+def stripped(kernel: Kernel, tmp_path: Path) -> Path:
+    """A module without debugging information, as in distributions without their -dbg package."""
+    assert kernel.modules is not None
+    directory = tmp_path / "stripped"
+    directory.mkdir()
+    module = vmd_module_files.index([kernel.modules])["lkdtm"]
+    process.run(
+        ["strip", "--strip-debug", "-o", directory / "lkdtm.ko", module], deadline=Deadline.after(SECONDS)
+    )
+    return directory
+
+
+@pytest.mark.parametrize("file", ["stripped", "none"])
+def test_backtraces_name_the_functions_of_modules_without_debugging_information(
+    machine: Vm, stripped: Path, file: str
+) -> None:
+    """By the symbols of its file, or without one by those that the kernel keeps for kallsyms."""
+    insert(machine, "lkdtm")
+    if file == "none":
+        shutil.rmtree(stripped)
+        stripped.mkdir()
+    bare = msgspec.structs.replace(machine.state.spec.kernel, modules=stripped)
+    commands = ("break __warn", "continue", "backtrace", "info symbol lkdtm_WARNING")
+    line = argv(
+        Attachment(
+            endpoint=machine.state.gdb,
+            kernel=bare,
+            extra=tuple(Extra("ex", each) for each in commands),
+            batch=True,
+            init=False,
+        )
+    )
+    stdout = typed_at_the_first_breakpoint(
+        machine, line, "echo WARNING >/sys/kernel/debug/provoke-crash/DIRECT"
+    )
+    assert re.search(
+        r"^#\d+ +0x\w+ in lkdtm_WARNING\+0x\w+ \[lkdtm\] \(\)\n"
+        r"#\d+ +0x\w+ in lkdtm_do_action\+0x\w+ \[lkdtm\] \(\)\n"
+        r"#\d+ +0x\w+ in direct_entry(?:\[cold\])?\+0x\w+ \[lkdtm\] \(\)\n"
+        r"(#.* at .*\n)+"
+        r"#\d+ +0x\w+ in entry_SYSCALL_64 \(",
+        stdout,
+        re.MULTILINE,
+    ), stdout
+    assert "lkdtm_WARNING in section .text of " in stdout
+
+
 def test_a_directory_that_is_none_is_named(machine: Vm, tmp_path: Path) -> None:
     done = batch(machine, f"vmd-modules {tmp_path}/nowhere")
     assert done.status == 2
