@@ -14,12 +14,16 @@ import gdb.unwinder
 import vmd_arch
 import vmd_memory
 import vmd_registers
+import vmd_user_frames
 
 _WORD_BYTES = 8
 
 
 class Exceptions(gdb.unwinder.Unwinder):
-    """Unwinds from the entry code to the interrupted code; a backtrace ends at user space."""
+    """Unwinds from the entry code to the interrupted code.
+
+    A backtrace ends at user space, or goes on into a program whose symbols are loaded; see `vmd_user_frames`.
+    """
 
     def __init__(self) -> None:
         super().__init__("vmd-exceptions")
@@ -47,7 +51,10 @@ class Exceptions(gdb.unwinder.Unwinder):
         unwound = pending_frame.create_unwind_info(_FrameId(sp, pc))
         interrupted = _named(regs[arch.pc])
         if regs[arch.mode_register] & arch.user_mode:
-            regs[arch.pc] = 0  # GDB stops unwinding here
+            if vmd_user_frames.USER.leads_to(regs[arch.pc]):
+                regs[arch.pc], regs[arch.sp] = vmd_user_frames.BRIDGE, int(sp)
+            else:
+                regs[arch.pc] = 0  # GDB stops unwinding here
         elif interrupted.endswith(">") and "+" not in interrupted:
             # GDB assumes a return address, and looks up the address before it. At a function's first
             # instruction, that is in another function.

@@ -14,6 +14,7 @@ from typing import Any
 
 import gdb
 import vmd_bare_modules
+import vmd_user_frames
 from gdb.FrameDecorator import FrameDecorator
 
 _AT_TOP = "/init/main.c"
@@ -62,6 +63,18 @@ class _Frame(FrameDecorator):
         return relative(name) if isinstance(name, str) else name
 
 
+class _UserSpace(FrameDecorator):
+    """The frame between the kernel and the program that has called it."""
+
+    def function(self) -> str:
+        """Return its name."""
+        return vmd_user_frames.USER.called()
+
+    def address(self) -> int | None:
+        """Return no address: it has no code."""
+        return None
+
+
 class Frames:
     """The filter."""
 
@@ -73,9 +86,10 @@ class Frames:
     def filter(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """Yield the frames up to the one with PC 0, which is not the innermost."""
         for number, frame in enumerate(iterator):
-            if number and not frame.inferior_frame().pc():
+            pc = frame.inferior_frame().pc()
+            if number and not pc:
                 return
-            yield _Frame(frame)
+            yield _UserSpace(frame) if pc == vmd_user_frames.BRIDGE else _Frame(frame)
 
 
 def register() -> None:

@@ -88,11 +88,20 @@ def per_cpu_base(address: int) -> int:
 
 def current(cpu: int) -> gdb.Value:
     """Return the `struct task_struct` that a CPU runs."""
+    return _current(cpu).dereference()
+
+
+def current_pointer(cpu: int) -> int:
+    """Return where the address of the `struct task_struct` is that a CPU runs."""
+    return address_of(_current(cpu))
+
+
+def _current(cpu: int) -> gdb.Value:
     try:
         # In Linux 6.2 to 6.14 (e57ef2ed97c1) it shares a cache line with other hot variables.
-        return per_cpu(cpu, "pcpu_hot")["current_task"].dereference()
+        return per_cpu(cpu, "pcpu_hot")["current_task"]
     except gdb.error:
-        return per_cpu(cpu, "current_task").dereference()
+        return per_cpu(cpu, "current_task")
 
 
 def tasks() -> Iterator[gdb.Value]:

@@ -28,6 +28,7 @@ import vmd_status
 import vmd_task
 import vmd_until
 import vmd_user
+import vmd_user_frames
 import vmd_wait
 
 
@@ -87,6 +88,7 @@ def load() -> None:
     vmd_exceptions.register()
     vmd_frames.register()
     vmd_user.register()
+    vmd_user_frames.register()
     vmd_task.register()
     vmd_modules.register()
     vmd_kvm.register()

@@ -13,6 +13,7 @@ import vmd_guest
 import vmd_kernel
 import vmd_registers
 import vmd_task
+import vmd_user_frames
 
 _WORD_BYTES = 8
 _PT_LOAD, _PF_X = 1, 1
@@ -25,7 +26,8 @@ class User(gdb.Command):
     FILE is the program on this machine; by default the one at the path that it has in the
     guest. Its symbols are loaded at the address where the kernel has mapped it, also if it
     is position-independent. The stack is shown if a CPU runs the task: only then its memory
-    is mapped. A breakpoint for this task alone: break WHERE if $vmd_pid() == PID
+    is mapped. Later backtraces of the task go on from the kernel into its program. A
+    breakpoint for this task alone: break WHERE if $vmd_pid() == PID
 
     Example: vmd-user 62 ./reproducer
     """
@@ -48,6 +50,8 @@ class User(gdb.Command):
         file = Path(words[1] if len(words) > 1 else inside).expanduser()
         offset = _offset(task, file)
         _load(str(file.absolute()), offset)
+        code = range(*(int(task["mm"][name]) for name in ("start_code", "end_code")))
+        vmd_user_frames.USER.know(task, [code])
         if Path(inside).name != file.name:
             vmd_batch.say(f"the task runs {inside}; {file} is another name")
         print(f"{file}: at {offset:#x} in pid {words[0]} ({vmd_kernel.name_of(task)}), which runs {inside}")
@@ -141,7 +145,7 @@ def _registers() -> dict[str, int]:
     """Return the registers of user space, which the kernel's entry code has saved on its stack."""
     arch = vmd_arch.current()
     entry = gdb.newest_frame()
-    while (older := entry.older()) is not None and older.pc():
+    while (older := entry.older()) is not None and older.pc() not in (0, vmd_user_frames.BRIDGE):
         entry = older
     sp = int(entry.read_register(arch.sp).cast(vmd_registers.word()))
     memory = vmd_guest.memory(sp, _WORD_BYTES * len(arch.pt_regs))

@@ -307,16 +307,29 @@ def test_the_program_of_a_task_has_its_symbols_where_it_is_mapped(machine: Vm, t
         f"break vfs_read {alone}",
         "continue",
         f"vmd-user {pid} {program}",
+        "echo whole:\\n",
+        "backtrace",
+        "frame function main",
+        "info locals",
     )
     assert done.status == 0, done.stderr
     assert f"in pid {pid} (prog), which runs /tmp/prog\n" in done.stdout
     assert re.search(
         r"hit Breakpoint \d+, inner \(n=n@entry=\d+\) at .*/prog.c:\d+$", done.stdout, re.MULTILINE
     )
-    stack = done.stdout[done.stdout.rindex("which runs /tmp/prog") :]
+    stack, _, whole = done.stdout[done.stdout.rindex("which runs /tmp/prog") :].partition("whole:\n")
     assert re.search(
         r"^#\d+ .* in read \(.*\n#\d+ .* in inner \(.*\n#\d+ .* in main \(", stack, re.MULTILINE
     ), stack
+    assert re.search(
+        r"^#\d+ .* in entry_SYSCALL_64 \(.*\n"
+        rf"#\d+ +<user space: pid {pid} \(prog\)> \(\)\n"
+        r"#\d+ .* in read \(.*\n#\d+ .* in inner \(n=.*\) at .*/prog.c:\d+\n#\d+ .* in main \(",
+        whole,
+        re.MULTILINE,
+    ), whole
+    assert "corrupt stack" not in done.stdout + done.stderr
+    assert re.search(r"^i = \d+$", whole, re.MULTILINE), whole
     assert "pid 2 is a kernel thread" in batch(machine, "vmd-user 2").stderr
     script = batch(machine, f"vmd-user {pid} {source}")
     assert "is not a 64-bit ELF program\n" in script.stderr
