@@ -18,6 +18,7 @@ from typing import NamedTuple
 import gdb
 import vmd_later
 import vmd_monitor
+import vmd_permanent
 import vmd_quiet
 import vmd_waker
 
@@ -84,7 +85,7 @@ def goto(wanted: int) -> None:
         KeyboardInterrupt: the user stopped it on the way.
     """
     _check(wanted)
-    with without_breakpoints():
+    with vmd_permanent.judged_again(), without_breakpoints():
         now = position()
         start = _before(wanted)
         if now > wanted or start.position > now:

@@ -58,3 +58,19 @@ def test_a_temporary_breakpoint_is_deleted_at_its_hit(past: Gdb) -> None:
     assert past.back().frame.function == "deepest"
     with pytest.raises(GdbError, match="no breakpoint is set to go back to"):
         past.back()
+
+
+def test_an_instruction_is_not_skipped_where_memory_later_has_a_breakpoint_instruction(past: Gdb) -> None:
+    past.console("set var *(unsigned char *) main = 0xcc")  # as the kernel fills its freed init memory
+    past.breakpoint("main")
+    assert past.back().frame.function == "main"
+    there = position(past)
+    before = past.evaluate("$sp")
+    past.stepi()
+    assert position(past) == there + 1
+    assert int(past.evaluate("$sp")) != int(before)  # its first instruction pushes
+    assert past.back().frame.function == "main"
+    assert position(past) == there
+    past.stepi()
+    assert past.cont().reason == stop.SIGNAL
+    assert position(past) == END

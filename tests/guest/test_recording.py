@@ -98,6 +98,20 @@ def test_replays_are_equal_and_go_anywhere(recorded: Path) -> None:
     assert one[:2] == (files.console(recorded).read_bytes(), ended.icount - 1)
 
 
+def test_a_breakpoint_in_init_memory_that_is_freed_later(recorded: Path) -> None:
+    with replay(recorded, "end") as again:
+        gdb = again.gdb
+        mine = gdb.breakpoint("start_kernel")  # its memory has the kernel's poison, which looks like int3
+        for _ in range(2):
+            arrived = gdb.back()
+            assert (arrived.breakpoint, arrived.frame.function) == (mine, "start_kernel")
+            there = again.position.icount
+            gdb.stepi()
+            assert again.position.icount == there + 1
+        gdb.cont(timeout=2 * SECONDS)
+        assert again.position.icount == replaying.needed(again.vm).end
+
+
 def test_the_command_line(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["recording", "show", str(recorded), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
