@@ -113,20 +113,31 @@ def run_to(wanted: int) -> None:
         KeyboardInterrupt: the user stopped it on the way.
         gdb.GdbError: it stopped for another reason.
     """
-    if position() == wanted:
-        return
+    if position() != wanted and advance(wanted) < wanted:
+        raise KeyboardInterrupt
+    guard()
+
+
+def advance(wanted: int) -> int:
+    """Run forward to a position after the present one, or to a breakpoint; return where the guest is.
+
+    Afterwards nothing stops it at the end of the recording; see `guard`.
+
+    Raises:
+        gdb.GdbError: it stopped for another reason.
+    """
     vmd_monitor.ask(f"replay_break {wanted}")
     try:
         with vmd_waker.awake():
             quietly("continue")
     except gdb.error as error:
         raise gdb.GdbError(f"the recording ended before instruction {wanted}: {error}") from error
-    if (now := position()) != wanted:
+    now = position()
+    if now != wanted:
         vmd_monitor.ask("replay_delete_break")
-        if now < wanted:
-            raise KeyboardInterrupt
+    if now > wanted:
         raise gdb.GdbError(f"the replay ran to instruction {now} instead of {wanted}")
-    guard()
+    return now
 
 
 def guard() -> None:
@@ -256,7 +267,7 @@ def _load_flushed(snapshot: Snapshot) -> None:
 
 def _seek_running(wanted: int) -> None:
     try:
-        with vmd_waker.qmp() as qmp:
+        with vmd_waker.client() as qmp:
             qmp.ask({"execute": "cont"}, {"execute": "replay-seek", "arguments": {"icount": wanted}})
             while qmp.ask({"execute": "query-status"})[0]["running"]:
                 pass

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 import gdb
 import vmd_batch
 import vmd_history
+import vmd_waker
 import vmd_windows
 from vmd_windows import Hit, Scanned
 
-STOPS = 400
-"""After so many stops in a window, the later half of its rest is searched first."""
+STOPS = 64
+"""After so many stops in a window, the end of its rest is searched first."""
 
 _TELL_SECONDS = 2.0
 
@@ -84,15 +85,13 @@ class _Search:
         try:
             for trap in self._traps:
                 spots += [_Spot(trap, self)]  # those that are made are deleted if one fails
-            while (now := vmd_history.position()) < end:
-                if self._limit is not None and self._stops >= self._limit:
-                    break
+            reached = begin
+            while reached < end and (self._limit is None or self._stops < self._limit):
                 self._off(spots)
-                self._through(min(now + 1, end) if self._hit else end)
+                reached = self._through(min(reached + 1, end) if self._hit else end)
         finally:
             for each in spots:
                 each.delete()
-        reached = vmd_history.position()
         return Scanned([each for each in self.hits if each.position < end or each.number < 0], reached)
 
     def _off(self, spots: Sequence[_Spot]) -> None:
@@ -106,18 +105,22 @@ class _Search:
             for each in there:
                 self.note(each.trap)
 
-    def _through(self, end: int) -> None:
+    def _through(self, end: int) -> int:
+        """Run to a position or a hit, and return where the guest is.
+
+        Raises:
+            KeyboardInterrupt: the user stopped it.
+        """
         self._hit = False
-        try:
-            vmd_history.run_to(end)
-        except KeyboardInterrupt:
-            if not self._hit:
-                raise
+        reached = vmd_history.advance(end)
+        if reached < end and not self._hit:
+            raise KeyboardInterrupt
+        return reached
 
 
 def scan(traps: Sequence[Trap], begin: int, end: int, *, limit: int | None = None) -> Scanned:
     """Run from one position to another, and return the hits before the second."""
-    with vmd_history.without_breakpoints():
+    with vmd_history.without_breakpoints(), vmd_waker.connected():
         return _Search(traps, limit).run(begin, end)
 
 

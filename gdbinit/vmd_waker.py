@@ -65,7 +65,7 @@ def directory() -> Path:
 
 
 @contextlib.contextmanager
-def qmp() -> Iterator[Qmp]:
+def _opened() -> Iterator[Qmp]:
     """Connect to QEMU's QMP socket, which serves one client at a time.
 
     Raises:
@@ -86,35 +86,92 @@ def qmp() -> Iterator[Qmp]:
         yield client
 
 
-@contextlib.contextmanager
-def awake() -> Iterator[None]:
-    """Keep the replay awake in the block, in which GDB runs it; stop it if it executes nothing any more."""
-    ended = threading.Event()
-    with contextlib.ExitStack() as held:
-        try:
-            client = held.enter_context(qmp())
-        except OSError:
-            yield  # it is slower, but right
-            return
-        thread = threading.Thread(target=_wake, args=(client, ended), daemon=True)
-        thread.start()
+class _Keeper:
+    """Keeps the replay awake, from a thread of its own, while GDB runs it.
+
+    Args:
+        client: The connection to QEMU.
+    """
+
+    def __init__(self, client: Qmp) -> None:
+        self.client = client
+        self._running = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._ended = False
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Ask in the block."""
+        self._idle.clear()
+        self._running.set()
         try:
             yield
         finally:
-            ended.set()
-            thread.join()
+            self._running.clear()
+            self._idle.wait()
 
+    def end(self) -> None:
+        """End the thread."""
+        self._ended = True
+        self._running.set()
+        self._thread.join()
 
-def _wake(client: Qmp, ended: threading.Event) -> None:
-    # GDB's own thread must receive the user's Ctrl-C.
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    with contextlib.suppress(OSError, ValueError):
+    def _serve(self) -> None:
+        # GDB's own thread must receive the user's Ctrl-C.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while self._running.wait() and not self._ended:
+            with contextlib.suppress(OSError, ValueError, gdb.GdbError):
+                self._ask()
+            self._idle.set()
+
+    def _ask(self) -> None:
+        """Ask until the block ends; stop the guest if it executes nothing any more."""
         position: object = None
         since = time.monotonic()
-        while not ended.wait(_PAUSE):
-            now = client.ask({"execute": "query-replay"})[0].get("icount")
+        while self._running.is_set():
+            now = self.client.ask({"execute": "query-replay"})[0].get("icount")
             if now != position:
                 position, since = now, time.monotonic()
             elif time.monotonic() - since > _STALLED:
-                client.ask({"execute": "stop"})
+                self.client.ask({"execute": "stop"})
                 return
+            time.sleep(_PAUSE)
+
+
+_keepers: list[_Keeper] = []
+"""The one of the outermost `connected`."""
+
+
+@contextlib.contextmanager
+def client() -> Iterator[Qmp]:
+    """Connect to QEMU's QMP socket, or use the connection of `connected`; the guest must not run.
+
+    Raises:
+        OSError: see `_opened`.
+    """
+    if _keepers:
+        yield _keepers[0].client
+    else:
+        with _opened() as opened:
+            yield opened
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Keep one connection for all runs of the guest in the block: a search has thousands."""
+    with contextlib.ExitStack() as held:
+        if not _keepers:
+            with contextlib.suppress(OSError):  # without it, it is slower, but right
+                _keepers.append(_Keeper(held.enter_context(_opened())))
+                held.callback(lambda: _keepers.pop().end())
+        yield
+
+
+@contextlib.contextmanager
+def awake() -> Iterator[None]:
+    """Keep the replay awake in the block, in which GDB runs it; stop it if it executes nothing any more."""
+    with connected(), _keepers[0].awake() if _keepers else contextlib.nullcontext():
+        yield

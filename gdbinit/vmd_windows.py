@@ -13,6 +13,9 @@ from typing import NamedTuple
 NEAR = (1 << 16, 1 << 21)
 """Instructions before the present position in the first windows."""
 
+_GROWTH = 4
+"""How much longer each piece before the end is than the one after it."""
+
 Window = tuple[int, int]
 """The position where it begins, and the one before which it ends."""
 
@@ -61,8 +64,9 @@ def backward(position: int, starts: Sequence[int], near: Sequence[int] = NEAR) -
 def last(window: Window, scan: Callable[[int, int], Scanned]) -> Hit | None:
     """Return the last hit in a window; None if there is none.
 
-    A scan may end early, when it has stopped too often: then the later half of the rest is scanned first, and
-    what is before only if there is no hit in it.
+    A scan may end early, when it has stopped too often. Then the end of the rest is scanned first, half as
+    long as what was scanned, and so probably with half as many stops; if there is no hit, longer and longer
+    pieces before.
 
     Args:
         window: Where to search.
@@ -70,9 +74,10 @@ def last(window: Window, scan: Callable[[int, int], Scanned]) -> Hit | None:
     """
     begin, end = window
     found = scan(begin, end)
-    if found.reached < end:
-        middle = (found.reached + end + 1) // 2
-        for later in ((middle, end), (found.reached, middle)):
-            if later[0] < later[1] and (later != window) and (hit := last(later, scan)) is not None:
-                return hit
+    size = max((found.reached - begin) // 2, 1)
+    while end > found.reached:
+        start = max(found.reached, end - size)
+        if (start, end) != window and (hit := last((start, end), scan)) is not None:
+            return hit
+        end, size = start, _GROWTH * size
     return found.hits[-1] if found.hits else None
