@@ -11,7 +11,7 @@ import bisect
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,6 +156,15 @@ def facts() -> dict[str, object]:
         found: dict[str, object] = json.loads((directory / "replay.json").read_bytes())
         return found
     return {}
+
+
+def clock() -> Callable[[], float] | None:
+    """Return what tells the time in a replay, that of the executed instructions in seconds; None elsewhere.
+
+    The host's time is another one in each replay.
+    """
+    shift = facts().get("shift")
+    return (lambda: position() * 2**shift / 1e9) if isinstance(shift, int) else None
 
 
 def quietly(command: str) -> None:

@@ -69,8 +69,8 @@ def find() -> Found | None:
     each position.
     """
     known = vmd_history.facts().get("slide")
-    if isinstance(known, int):
-        return _known(known)
+    if isinstance(known, int) and (found := _known(known)) is not None:
+        return found
     if not vmd_guest.paged():
         return None
     mark = fingerprint()
@@ -81,11 +81,13 @@ def find() -> Found | None:
     return _by_exception_table(mark)
 
 
-def _known(slide: int) -> Found:
-    """Return what is found in a replay; its kernel is not mapped at each position."""
+def _known(slide: int) -> Found | None:
+    """Return what is found in a replay, whose kernel is not always mapped; None: it is of another build."""
     mark = fingerprint() if vmd_guest.paged() else None
-    proven = mark is not None and vmd_guest.memory(mark.address + slide, len(mark.data)) == mark.data
-    return Found(slide, "recording", proven=proven)
+    there = b"" if mark is None else vmd_guest.memory(mark.address + slide, len(mark.data))
+    if mark is None or not there:
+        return Found(slide, "recording", proven=False)
+    return Found(slide, "recording", proven=True) if there == mark.data else None
 
 
 def _slides() -> Iterator[int]:

@@ -20,6 +20,7 @@ import vmd_arch
 import vmd_debuginfo
 import vmd_frame
 import vmd_function_exits
+import vmd_history
 import vmd_patching
 import vmd_tcg_double_hit
 import vmd_trace_variables
@@ -76,7 +77,9 @@ class Trace:
         except BaseException:
             self.end()
             raise
-        self.started = time.perf_counter()
+        replayed = vmd_history.clock()
+        self._now = replayed or time.perf_counter
+        self.started = 0.0 if replayed else time.perf_counter()
 
     @property
     def numbers(self) -> list[str]:
@@ -154,7 +157,7 @@ class Trace:
             expressions: The expressions to record.
             returns: Whether the hit is complete only when its function returns.
         """
-        now = time.perf_counter() - self.started
+        now = self._now() - self.started
         if self.full:
             return
         context = self._context = self._context or HitContext()
@@ -192,7 +195,7 @@ class Trace:
         hit = self._open.pop((registers[arch.sp] + arch.return_address_bytes) & WORD, None)
         if hit is not None:
             hit[-2] = None if result is None else result(registers[arch.result])
-            hit[-1] = time.perf_counter() - self.started - hit[1]
+            hit[-1] = self._now() - self.started - hit[1]
             self._hits.append(hit)
 
     def lost(self, why: str) -> None:

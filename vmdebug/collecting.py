@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from vmdebug import guest_tracing, loaded_modules, run_control, running_kernel
+from vmdebug import guest_tracing, loaded_modules, replaying, run_control, running_kernel
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import HostError, StateError, UsageError
 from vmdebug.running_kernel import RunningKernel
@@ -18,6 +18,7 @@ from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.module_image import PlacedModule
 from vmdebug.trace.expressions.resolving import needs_resolving, resolved
 from vmdebug.trace.expressions.syntax import NotCompiledError
+from vmdebug.trace.guest_timed import GuestTimed
 from vmdebug.trace.merged import MergedCollector, Part
 from vmdebug.trace.plugin.collector import PluginCollector
 from vmdebug.trace.probe import Wanted
@@ -78,6 +79,23 @@ def choose(
     if by == "gdb":
         return Choice(attach().collector(timeout=timeout), "", wanted)
     gdb = attached if attached and run_control.is_connected(attached) else None
+    if by == "auto" and replaying.of(machine) is not None:
+        return _replayed(wanted, machine, gdb, modules, attach=attach, timeout=timeout)
+    return _live(by, wanted, machine, gdb, modules, attach=attach, force=force, timeout=timeout)
+
+
+def _live(
+    by: By,
+    wanted: Wanted,
+    machine: Vm,
+    gdb: Gdb | None,
+    modules: tuple[PlacedModule, ...],
+    *,
+    attach: Callable[[], Gdb],
+    force: bool,
+    timeout: float,
+) -> Choice:
+    """Return the collector of a trace of a guest that is no replay, or of the one that `by` names."""
     kernel, why = None, ""
     if by in ("auto", "plugin"):
         try:
@@ -101,6 +119,29 @@ def choose(
     if kernel is None:
         return Choice(attach().collector(timeout=timeout), why, wanted)
     return _shared(wanted, kernel, machine, attach(), timeout=timeout, why=why)
+
+
+def _replayed(
+    wanted: Wanted,
+    machine: Vm,
+    gdb: Gdb | None,
+    modules: tuple[PlacedModule, ...],
+    *,
+    attach: Callable[[], Gdb],
+    timeout: float,
+) -> Choice:
+    """Return the collector of a trace in a replay, whose guest takes no commands: the plugin, or GDB."""
+    why = "the plugin has only the host's durations"
+    if not wanted.ret and wanted.longer is None:
+        try:
+            kernel = _ready(wanted, machine, gdb, modules, force=False)
+            trace = kernel.compiled(wanted)
+        except (NotCompiledError, HostError, StateError) as error:
+            why = error.message
+        else:
+            chosen = _plugin(trace, kernel, machine, gdb, timeout)
+            return Choice(chosen, "it can collect all of this", wanted)
+    return Choice(attach().collector(timeout=timeout), why, wanted)
 
 
 def _shared(
@@ -203,7 +244,7 @@ def _plugin(
     trace: Compiled, kernel: RunningKernel, machine: Vm, gdb: Gdb | None, timeout: float
 ) -> Collector:
     guest = run_control.guest_of(machine, gdb, timeout)
-    return PluginCollector(
+    collector = PluginCollector(
         machine.rundir.trace,
         machine.name,
         guest,
@@ -213,3 +254,4 @@ def _plugin(
         modules=kernel.modules,
         timeout=timeout,
     )
+    return collector if replaying.of(machine) is None else GuestTimed(collector)

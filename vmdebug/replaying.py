@@ -51,7 +51,7 @@ class Replaying(msgspec.Struct, frozen=True, kw_only=True):
         shift: The guest's time for one instruction is 2^shift ns.
         qemu: QEMU's version.
         complete: Whether the recording has its end.
-        slide: By how many bytes KASLR has moved the kernel; None: it did not, or that is not known.
+        slide: By how many bytes KASLR has moved the kernel; None: that is not known.
     """
 
     recording: Path
@@ -328,10 +328,10 @@ def _qemu(about: Manifest, deadline: Deadline) -> Path:
 
 
 def _slide(machine: Vm, chosen: Chosen, player: Player) -> int | None:
-    """Return by how many bytes KASLR has moved the kernel; None if it did not, or there is none."""
+    """Return by how many bytes KASLR has moved the kernel; None if that is not known."""
     spec = machine.state.spec
     if "nokaslr" in spec.parameters:
-        return None
+        return 0
     return recorded_address.find(
         spec.kernel, chosen.directory, chosen.ended, player, lines=chosen.lines, end=chosen.end
     )

@@ -112,6 +112,22 @@ def test_a_breakpoint_in_init_memory_that_is_freed_later(recorded: Path) -> None
         assert again.position.icount == replaying.needed(again.vm).end
 
 
+def test_a_trace_of_a_recording_has_the_same_hits_at_the_same_times(
+    recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["trace", "--recording", str(recorded), "do_sys_openat2:dfd,filename", "--json"]
+    found = []
+    for _ in range(2):
+        assert status_of(words) == 0
+        found.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    one, two = found
+    assert one == two
+    assert "/proc/sysrq-trigger" in [hit["args"]["filename"] for hit in one]
+    times = [hit["time"] for hit in one]
+    assert times == sorted(times)
+    assert times[0] > 1
+
+
 def test_the_command_line(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["recording", "show", str(recorded), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -61,6 +62,14 @@ OnFull = Annotated[
         metavar="block|drop",
         help="If hits come faster than they are printed: make the guest wait, which only the plugin can, or"
         " drop some.",
+    ),
+]
+Recording = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Trace a replay of this recording, from its begin to its end: each time the same hits at the"
+        " same times.",
     ),
 ]
 Timeout = Annotated[float | None, typer.Option(metavar="S", min=0, help="Stop after S seconds.")]
@@ -133,6 +142,7 @@ AsJson = Annotated[
         "vmdebug trace 'vfs_*' --ret --format perfetto > trace.pftrace",
         "vmdebug trace vfs_read --ret --sched --irqs --format perfetto > trace.pftrace",
         "vmdebug trace --list vfs_read",
+        "vmdebug trace --recording crash.vmdrec vfs_read:count",
         "vmdebug trace sched:sched_switch:next_comm,next_pid --when 'next_pid > 1'",
     ),
 )
@@ -148,6 +158,7 @@ def trace(
     overflow: OnFull = "block",
     until: Until = "",
     on_hit: OnHit = "print",
+    recording: Recording = None,
     longer: Longer = None,
     graph: Graph = False,
     max_depth: MaxDepth = None,
@@ -178,14 +189,16 @@ def trace(
         raise UsageError(
             "--sched and --irqs go with --format perfetto", hint="add it, or trace sched:sched_switch:"
         )
-    from vmdebug import collecting, session
+    from vmdebug import collecting
     from vmdebug.cli import trace_formats, trace_list, trace_stop
     from vmdebug.trace import summary
     from vmdebug.trace.probe import Probe, wanted
     from vmdebug.trace.trace import Trace
 
     collecting.check(by)
-    name, probes = _places(words or (), others=sched or irqs)
+    name, probes = _places(words or (), others=sched or irqs, recorded=recording is not None)
+    if recording is not None:
+        _refuse_beside(recording, listing=listing, on_hit=on_hit)
     if listing:
         trace_list.put(name, [each.where for each in probes], as_json=as_json)
         return
@@ -208,7 +221,7 @@ def trace(
     if on_hit != "print":
         trace_stop.run(name, asked, on_hit=on_hit, by=by, timeout=timeout, force=force)
         return
-    with session.attach(name, force=force) as attached, interrupts() as over:
+    with _guest(name, recording, force=force) as attached, interrupts() as over:
         attached.vm.check_alive("trace")
         with render.step(render.SYMBOLS):
             found = attached.collector(asked, cast("By", by))
@@ -227,6 +240,29 @@ def trace(
         put_counts(hits.counts, as_json=chosen == "json")
     else:
         render.tell(f"{len(hits)} hit{'' if len(hits) == 1 else 's'}")
+
+
+def _refuse_beside(recording: Path, *, listing: bool, on_hit: str) -> None:
+    """Refuse what needs a guest that stays.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    if listing or on_hit != "print":
+        raise UsageError(
+            "--recording goes with neither --list nor --on-hit",
+            hint=f"replay it first: vmdebug replay {recording}",
+        )
+
+
+def _guest(name: str | None, recording: Path | None, *, force: bool) -> DebugSession:
+    """Return the VM to trace: one that runs, or a replay at its begin, which ends with the session."""
+    from vmdebug import session
+
+    if recording is None:
+        return session.attach(name, force=force)
+    with render.progress() as report:
+        return session.replay(recording, to="start", report=report)
 
 
 def _format(form: str | None, *, as_json: bool) -> str:
@@ -270,12 +306,13 @@ def put_counts(counts: Mapping[str, int], *, as_json: bool) -> None:
         render.put(json.dumps({"symbol": symbol, "count": number}) if as_json else f"{number:12}  {symbol}")
 
 
-def _places(words: Sequence[str], *, others: bool) -> tuple[str | None, tuple[Probe, ...]]:
+def _places(words: Sequence[str], *, others: bool, recorded: bool) -> tuple[str | None, tuple[Probe, ...]]:
     """Return the name of the VM, None for the only one, and the probes.
 
     Args:
         words: The words of the command.
         others: Whether something else than probes is recorded.
+        recorded: Whether a recording is traced, which needs no name.
 
     Raises:
         UsageError: there is nothing to record.
@@ -285,7 +322,7 @@ def _places(words: Sequence[str], *, others: bool) -> tuple[str | None, tuple[Pr
 
     if not words and not others:
         raise UsageError("no SYMBOL is given", hint="name a function: vmdebug trace vfs_read:count")
-    named = len(words) > int(not others) and words[0] in vm.names()
+    named = not recorded and len(words) > int(not others) and words[0] in vm.names()
     return words[0] if named else None, probe.parse(words[1:] if named else words)
 
 

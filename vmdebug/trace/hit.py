@@ -43,7 +43,7 @@ class Hit(msgspec.Struct, frozen=True):
     Args:
         symbol: The place, as the caller named it.
         args: The value of each expression, by its text.
-        time: Seconds of host time since the trace started.
+        time: Seconds of host time since the trace started; in a replay, of the guest's time since its begin.
         guest_time: Seconds from the guest's boot to its last timer tick before the hit; None if unknown.
         cpu: Number of the CPU, from 0.
         task: The task that the CPU ran; None if unknown.
