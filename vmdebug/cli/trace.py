@@ -181,14 +181,12 @@ def trace(
     --irqs, with which SYMBOL can be left out.
     """
     chosen = _format(form, as_json=as_json)
-    if max_depth is not None and not graph:
-        raise UsageError("--max-depth goes with --graph", hint="add --graph")
-    if form is not None and (graph or histogram or top is not None):
-        raise UsageError(f"--graph, --histogram and --top have no --format {form}", hint="leave one out")
     if (sched or irqs) and chosen != "perfetto":
         raise UsageError(
             "--sched and --irqs go with --format perfetto", hint="add it, or trace sched:sched_switch:"
         )
+    summarized = bool(graph or histogram or top is not None)
+    _check_summary(form, summarized=summarized, graph=graph, max_depth=max_depth)
     from vmdebug import collecting
     from vmdebug.cli import trace_formats, trace_list, trace_stop
     from vmdebug.trace import summary
@@ -240,6 +238,18 @@ def trace(
         put_counts(hits.counts, as_json=chosen == "json")
     else:
         render.tell(f"{len(hits)} hit{'' if len(hits) == 1 else 's'}")
+
+
+def _check_summary(form: str | None, *, summarized: bool, graph: bool, max_depth: int | None) -> None:
+    """Check the options of summaries.
+
+    Raises:
+        UsageError: they do not go together.
+    """
+    if max_depth is not None and not graph:
+        raise UsageError("--max-depth goes with --graph", hint="add --graph")
+    if form is not None and summarized:
+        raise UsageError(f"--graph, --histogram and --top have no --format {form}", hint="leave one out")
 
 
 def _refuse_beside(recording: Path, *, listing: bool, on_hit: str) -> None:
