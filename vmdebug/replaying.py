@@ -367,9 +367,7 @@ def _go(player: Player, chosen: Chosen, to: int | Line) -> Chosen:
         player.goto(min(chosen.end, to if isinstance(to, int) else to.icount))
         return chosen
     number = chosen.lines.index(to)
-    lines = files.console(chosen.directory).read_bytes().split(b"\n")[:number]
-    size = sum(len(each) + 1 for each in lines) + 1
-    there = player.goto_output(size, chosen.log.output[to.first : to.last + 1])
+    there = player.goto_output(to.byte + 1, chosen.log.output[to.first : to.last + 1])
     exact = msgspec.structs.replace(to, icount=there, latest=there)
     return msgspec.structs.replace(chosen, lines=(*chosen.lines[:number], exact, *chosen.lines[number + 1 :]))
 

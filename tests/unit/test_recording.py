@@ -96,6 +96,11 @@ class TestPositions:
         ]
         assert all(line.exact for line in lines)
 
+    def test_a_line_begins_at_its_stamp_and_not_at_the_prompt_before_it(self) -> None:
+        console = b"~ # [    0.500000] BUG: unable\r\n"
+        (line,) = positions.of_lines(console, counts(len(console)))
+        assert (line.icount, line.byte, line.text) == (100 + 10 * 4, 4, "~ # [    0.500000] BUG: unable")
+
     def test_bytes_of_another_line_leave_a_range(self) -> None:
         one, two, _ = positions.of_lines(CONSOLE, counts(len(CONSOLE) + 3))
         assert (one.icount, one.latest) == (100, 130)

@@ -24,7 +24,7 @@ _CARRIAGE = b"\r"
 
 
 class Line(msgspec.Struct, frozen=True, array_like=True):
-    """A line of the console.
+    """A line of the console. It begins with its time stamp: a prompt may have waited there long before.
 
     Args:
         icount: The instruction count when its first byte has been written; if it is not exact, the earliest.
@@ -33,6 +33,7 @@ class Line(msgspec.Struct, frozen=True, array_like=True):
         text: The line.
         first: The number of the byte in `EventLog.output` that is at `icount`.
         last: The number of the byte that is at `latest`.
+        byte: The number of its first byte in the serial log.
     """
 
     icount: int
@@ -41,6 +42,7 @@ class Line(msgspec.Struct, frozen=True, array_like=True):
     text: str
     first: int = 0
     last: int = 0
+    byte: int = 0
 
     @property
     def exact(self) -> bool:
@@ -92,12 +94,15 @@ def of_lines(console: bytes, output: array[int], anchors: Sequence[tuple[int, in
     seconds, at = 0.0, 0
     for raw in console.split(b"\n"):
         if at < len(console):
+            byte = at
             if stamp := _STAMP.search(raw):
                 seconds = int(stamp[1]) + int(stamp[2]) / 1e6
-            after = bisect.bisect_right(sizes, at)
-            first, last = (max(0, min(at + others[number], len(output) - 1)) for number in (after - 1, after))
+                byte += stamp.start()
+            after = bisect.bisect_right(sizes, byte)
+            numbers = (byte + others[number] for number in (after - 1, after))
+            first, last = (max(0, min(each, len(output) - 1)) for each in numbers)
             text = raw.strip(_CARRIAGE).decode(errors="replace")
-            lines.append(Line(output[first], output[last], seconds, text, first, last))
+            lines.append(Line(output[first], output[last], seconds, text, first, last, byte))
         at += len(raw) + 1
     return tuple(lines)
 
