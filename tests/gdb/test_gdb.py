@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from tests.gdb.bareguest import Bare, soon
+from vmdebug.deadline import Deadline
 from vmdebug.debugger import stop
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.debugger.ownership import VmOwner
 from vmdebug.debugger.runstate import State
+from vmdebug.debugger.transport import Answer
 from vmdebug.errors import DeadlineError, GdbError, GuestDiedError, HostError, StateError, UsageError
 from vmdebug.process import ProcessRef
 
@@ -184,6 +186,28 @@ def test_steps(gdb: Gdb) -> None:
 
 
 # Running and stopping
+
+
+def test_the_guest_is_stepped_off_its_breakpoint_unless_gdb_has_moved_it(
+    gdb: Gdb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KVM loses a step from a PC that GDB has changed (`__kvm_set_rflags` in arch/x86/kvm/x86.c)."""
+    sent: list[str] = []
+    execute = gdb._connection.execute
+
+    def executed(command: str, deadline: Deadline) -> Answer:
+        if command.startswith("-exec"):
+            sent.append(command.split(maxsplit=1)[0])
+        return execute(command, deadline)
+
+    gdb.breakpoint("step")
+    monkeypatch.setattr(gdb._connection, "execute", executed)
+    gdb.cont(timeout=QUICK)
+    gdb.cont(timeout=QUICK)
+    assert sent == ["-exec-continue", "-exec-step-instruction", "-exec-continue"]
+    gdb.console("return 1")
+    gdb.cont(timeout=QUICK)
+    assert sent[3:] == ["-exec-continue"]
 
 
 def test_running_without_waiting_and_a_stop_that_nobody_waited_for(gdb: Gdb) -> None:

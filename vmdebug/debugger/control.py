@@ -334,6 +334,9 @@ class RunControl:
             return True
         if self._inspection.selected() != there.thread:
             return True  # with scheduler-locking on, only the selected CPU may run
+        here = self._connection.fetch(f"-stack-info-frame --thread {there.thread.id} --frame 0")
+        if stop.pc(here) != there.frame.pc:
+            return True  # moved, by GDB's `return` for example; KVM then loses the step and blocks interrupts
         for _ in range(_STEPS):
             self._connection.execute(f"-exec-step-instruction --thread {there.thread.id}", deadline)
             self._wait_while_running(call, deadline)
