@@ -9,10 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from vmdebug.process import ProcessRef
 
 GUARDIAN_SECONDS = 5.0
+
+
+# A busy machine must not fail a property test.
+settings.register_profile("vmdebug", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vmdebug")
 
 
 def pytest_configure() -> None:

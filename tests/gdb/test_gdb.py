@@ -499,7 +499,8 @@ def test_qemu_that_hangs_costs_a_deadline_and_no_more(gdb: Gdb, bare: Bare) -> N
 
 def test_gdb_killed(gdb: Gdb) -> None:
     os.kill(gdb.pid, signal.SIGKILL)
-    with pytest.raises(GdbError, match="GDB ended before it answered"):
+    # On a busy machine its end is read before the command is sent.
+    with pytest.raises(GdbError, match=r"GDB (ended before it answered|has ended)"):
         gdb.evaluate("1")
     assert gdb.state is State.ENDED
     with pytest.raises(GdbError, match="cont: GDB has ended"):

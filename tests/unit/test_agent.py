@@ -81,7 +81,7 @@ def test_a_program_that_is_not_there(shell: AgentShell) -> None:
     assert b"not found" in done.stderr
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary(max_size=300) | st.text("~}^]\0\n", max_size=50).map(str.encode))
 def test_any_input_comes_back_as_output(shell: AgentShell, data: bytes) -> None:
     assert run(shell, "cat", data) == Output(data, b"", 0)
@@ -221,7 +221,7 @@ def test_the_next_client_ends_what_a_killed_one_left(guest: SerialGuest, tmp_pat
         assert stream.read() == b""  # the writer has gone
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.binary(max_size=60) | st.sampled_from([Frame(kind, 1, b"x").encode() for kind in (b"H", b"I", b"X")])
 )

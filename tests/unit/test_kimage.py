@@ -254,7 +254,7 @@ def _damaged(data: bytes, damage: list[tuple[int, bytes]], keep: int | None) -> 
     return bytes(changed[:keep])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(damage=_DAMAGE, keep=st.none() | st.integers(0, 1 << 15), packer=st.sampled_from(sorted(PACKERS)))
 def test_a_damaged_image_never_surprises(
     vmlinux: Path, damage: list[tuple[int, bytes]], keep: int | None, packer: str
@@ -263,7 +263,7 @@ def test_a_damaged_image_never_surprises(
     _read_or_refuse(data, kimage.read_image)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(damage=_DAMAGE, keep=st.none() | st.integers(0, 1 << 15))
 def test_a_damaged_vmlinux_never_surprises(
     vmlinux: Path, damage: list[tuple[int, bytes]], keep: int | None
@@ -280,7 +280,7 @@ def _read_or_refuse(data: bytes, read: Callable[[Path], kimage.Image | kimage.Vm
         assert found.banner.isprintable()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(damage=_DAMAGE, keep=st.none() | st.integers(0, 1 << 15))
 def test_the_symbols_of_a_damaged_vmlinux_never_surprise(
     vmlinux: Path, damage: list[tuple[int, bytes]], keep: int | None

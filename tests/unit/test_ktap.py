@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vmdebug.channel.log.trouble import Kind, Trouble
@@ -175,7 +175,6 @@ def test_allowed_kinds_of_trouble_are_no_failure() -> None:
     assert results.allowing({"warn"}).ok
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([*KUNIT.splitlines(), *LOG.splitlines(), "", "\t", "ok 1", "1..0 # SKIP no"]))
 )

@@ -33,7 +33,7 @@ def test_at_its_end(ends_badly): pass
 def _told(directory: Path, *arguments: str) -> set[str]:
     command = [sys.executable, "-m", "pytest", "-v", "-p", "lab_reports", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(LAB)}
-    ended = process.run(command, cwd=directory, env=environment, deadline=Deadline.after(120), check=False)
+    ended = process.run(command, cwd=directory, env=environment, deadline=Deadline.after(600), check=False)
     lines = [line.split(maxsplit=4) for line in ended.stdout.splitlines() if line.startswith("lab: ")]
     return {f"{line[1]} {line[4]}" for line in lines}
 

@@ -93,7 +93,7 @@ def texts(kernel: Kernel, reader: Reader, *, last: bool = False) -> list[str]:
     return [record.text.decode() for record in reader.new(kernel.read, last=last)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.binary(min_size=1, max_size=90), max_size=16), max_size=8),
     st.sampled_from([(88, 0), (88, 1), (88, 2), (112, 1)]),
@@ -187,7 +187,7 @@ def test_little_is_read_of_a_guest_that_has_said_nothing() -> None:
     assert kernel.reads == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(min_size=96, max_size=96))
 def test_any_other_memory_is_no_ring_buffer_or_read_within_bounds(data: bytes) -> None:
     def read(address: int, size: int) -> bytes:

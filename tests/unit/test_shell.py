@@ -326,7 +326,7 @@ def test_a_guest_that_does_not_answer_is_an_error_that_says_so(kind: str) -> Non
 gaps = st.lists(st.integers(0, 200), max_size=60)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     result=st.builds(Output, st.binary(max_size=3000), st.binary(max_size=300), st.integers(0, 255)),
     gaps=gaps,
@@ -342,7 +342,7 @@ def test_any_output_comes_through_kernel_messages_anywhere(
         assert run(console, command) == result
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(words=st.lists(st.text(st.characters(blacklist_characters="\0"), max_size=40), min_size=1, max_size=5))
 def test_any_words_arrive_as_they_are(guest: SerialGuest, words: list[str]) -> None:
     guest.interfere = bytes

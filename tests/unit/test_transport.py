@@ -213,6 +213,16 @@ def test_the_end_of_gdb_fails_who_waits_with_its_last_words(gdb: FakeGdb) -> Non
         gdb.transport.execute("-y", soon())
 
 
+def test_what_gdb_says_during_the_command_that_ends_it_is_in_the_error(gdb: FakeGdb) -> None:
+    call = gdb.transport._send("-x", soon())
+    gdb.says('&"internal-error: oops\\n"')
+    gdb.die()
+    gdb.transport.wait(lambda: call.result is not None, soon(), "the end")
+    with pytest.raises(GdbError, match="GDB has ended") as raised:
+        gdb.transport.execute("-y", soon())
+    assert raised.value.detail == "internal-error: oops\n\ngdb: its last words"
+
+
 def test_the_end_of_gdb_ends_every_wait(gdb: FakeGdb) -> None:
     waits = [
         threading.Thread(target=gdb.transport.wait, args=(lambda: False, soon(), "nothing")) for _ in range(3)

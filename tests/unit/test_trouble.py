@@ -232,7 +232,7 @@ def by_caller(text: str, caller: str) -> list[str]:
     return [line.replace("] ", f"][{caller:>6}] ", 1) for line in lines if line.startswith("[")]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([("warn", "oops"), ("bug", "warn"), ("oops", "bug")]),
     st.lists(st.booleans(), min_size=400, max_size=400),
@@ -365,7 +365,7 @@ def test_what_programs_print_in_between_is_left_out() -> None:
     assert oops == find("".join(lines))[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["panic", "warn", "bug", "oops"]), st.lists(st.integers(0, 6000), max_size=20))
 def test_whatever_pieces_it_comes_in(name: str, cuts: list[int]) -> None:
     data = (SPLATS / f"{name}.log").read_bytes()
@@ -377,7 +377,7 @@ def test_whatever_pieces_it_comes_in(name: str, cuts: list[int]) -> None:
     assert scanner.troubles == find(data.decode(errors="replace"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["panic", "warn", "bug", "oops"]), st.sets(st.integers(0, 6000), max_size=60))
 def test_characters_that_are_logged_twice(name: str, places: set[int]) -> None:
     text = recorded(name)
@@ -387,7 +387,7 @@ def test_characters_that_are_logged_twice(name: str, places: set[int]) -> None:
     assert kinds(doubled) == kinds(text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=400))
 def test_any_bytes_are_taken(data: bytes) -> None:
     scanner = Scanner()

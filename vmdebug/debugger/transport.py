@@ -329,7 +329,8 @@ class Transport:
             self._changed.notify_all()
 
     def _gone(self, message: str, command: str) -> GdbError:
-        said = _said(self._aside, mi.LOG)
+        in_flight = (record for call in self._calls.values() for record in call.streams)
+        said = _said([*self._aside, *in_flight], mi.LOG)
         return GdbError(message, command=command, detail=process.tail(f"{said}\n{self._gdb.stderr_text()}"))
 
 
