@@ -162,8 +162,12 @@ class ShortRuns:
     def __init__(self) -> None:
         self._posted = False
 
-    def run(self) -> None:
-        """Run the guest and interrupt it until it stops: QEMU ignores an interrupt that comes too early."""
+    def run(self, seconds: float = _RETRY_SECONDS) -> None:
+        """Run the guest and interrupt it until it stops: QEMU ignores an interrupt that comes too early.
+
+        Args:
+            seconds: After this time each, another interrupt follows.
+        """
         import threading  # noqa: PLC0415 - once imported, GDB waits for it at exit
 
         stopped = threading.Event()
@@ -171,7 +175,7 @@ class ShortRuns:
         def repeat() -> None:
             # GDB's own thread must receive the user's Ctrl-C, so this thread blocks all signals.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            while not stopped.wait(_RETRY_SECONDS):
+            while not stopped.wait(seconds):
                 self._post()
 
         self._post()
@@ -184,10 +188,14 @@ class ShortRuns:
             thread.join()
 
     def finish(self) -> None:
-        """Let GDB run pending interrupts: it runs them while the guest runs."""
-        for _ in range(_TRIES):
+        """Let GDB run pending interrupts: it runs them while the guest runs.
+
+        On a busy machine another one follows before the guest has stopped, and is pending then, unless it
+        follows later and later.
+        """
+        for number in range(1, _TRIES + 1):
             if self._posted:
-                self.run()
+                self.run(_RETRY_SECONDS * 4**number)
 
     def _post(self) -> None:
         if not self._posted:
