@@ -12,7 +12,8 @@ cd "$work"
 # apt drops its privileges only where the directory is open to it.
 chmod 755 .
 version=1:7.2+dfsg-7+deb12u18+b3
-apt-get download -q -q qemu-utils="$version" $(apt-cache depends qemu-utils="$version" | sed -n 's/^ *Depends: //p' | grep -v '^libc6$')
+mapfile -t libraries < <(apt-cache depends qemu-utils="$version" | sed -n 's/^ *Depends: //p' | grep -v '^libc6$')
+apt-get download -q -q qemu-utils="$version" "${libraries[@]}"
 for package in *.deb; do dpkg -x "$package" root; done
 lib=root/usr/lib/x86_64-linux-gnu:root/lib/x86_64-linux-gnu
 img() { LD_LIBRARY_PATH=$lib root/usr/bin/qemu-img "$@"; }
