@@ -196,6 +196,7 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         uefi_package: The Debian package that has one.
         dwarf_registers: GDB's names of the registers, by their numbers in DWARF.
         fetch_registers: The names of the same registers in the kernel's kprobe events.
+        fetch_arguments: Those of them that have the arguments of a function, in order.
         function_exits: The instructions that leave a function.
         conditional_jumps: The conditional jumps; `at` and `size` tell their distances.
         user_per_cpu_register: The register with the CPU's per-CPU offset while user space runs.
@@ -230,6 +231,7 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     uefi_package: str
     dwarf_registers: tuple[str, ...]
     fetch_registers: tuple[str, ...]
+    fetch_arguments: tuple[str, ...]
     function_exits: tuple[FunctionExit, ...]
     conditional_jumps: tuple[FunctionExit, ...]
     user_per_cpu_register: str

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from vmdebug import arch, guest_programs
+from vmdebug.arch import Arch
 from vmdebug.errors import StateError
 from vmdebug.kimage import symbols
 from vmdebug.trace.expressions.compiled import Compiled
@@ -16,6 +17,7 @@ from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.guest import events
 from vmdebug.trace.guest.collector import GuestCollector
 from vmdebug.trace.guest.event_group import FRAGMENT
+from vmdebug.trace.guest.events import Event
 from vmdebug.trace.guest.program import READER
 from vmdebug.trace.guest.stacks import Stacks
 from vmdebug.trace.probe import Wanted
@@ -75,9 +77,12 @@ def collector(
         wanted, probes=tuple(wanted.probes[each] for each in indexes), backtrace=False
     )
     trace = compile_(functions)
+    # fprobes are not counted by the kernel, and its stacks begin in ftrace.
+    fast = not wanted.backtrace and not wanted.count_only
+    made = events.kprobes(trace, functions, row, text)
     found = [
         msgspec.structs.replace(each, probe=indexes[each.probe])
-        for each in events.kprobes(trace, functions, row, text)
+        for each in (_with_fprobes(made, functions, row, kernel.vmlinux, trace.slide) if fast else made)
     ]
     found += [
         events.tracepoint(number, probe.where, wanted.when)
@@ -95,6 +100,16 @@ def collector(
         running=running,
         timeout=timeout,
     )
+
+
+def _with_fprobes(
+    made: Sequence[Event], functions: Wanted, row: Arch, vmlinux: Path, slide: int
+) -> Iterator[Event]:
+    """Yield the events of functions, those at the start of one as fprobe events, too."""
+    for event in made:
+        name = functions.probes[event.probe].where
+        begins = name.isidentifier() and symbols.addresses(vmlinux, name) == (event.address - slide,)
+        yield events.as_fprobe(event, name, row) if begins else event
 
 
 _NO_PROBES = ("__noinstr_text", "__kprobes_text", "__entry_text")

@@ -375,3 +375,17 @@ def test_fields_of_tracepoints() -> None:
 )
 def test_tracepoints_on_the_command_line(word: str, where: str, args: tuple[str, ...]) -> None:
     assert probe.parse([word]) == (Probe(where, args),)
+
+
+def test_events_of_functions_have_a_definition_as_fprobes() -> None:
+    def fprobe(definition: str, *, returns: bool = False) -> str:
+        event = Event(probe=0, name="p0", address=0x1000, definition=definition, returns=returns)
+        return events.as_fprobe(event, "vfs_read", X86_64).fprobe
+
+    assert fprobe("p:{name} 0x1000") == "f:{name} vfs_read"
+    assert fprobe("p:{name} 0x1000 a0=%dx:u64 a1=+0(+24(%di)):string a2=$comm:string a3=$stack:u64") == (
+        "f:{name} vfs_read a0=$arg3:u64 a1=+0(+24($arg1)):string a2=$comm:string a3=$stack:u64"
+    )
+    assert fprobe("p:{name} 0x1000 a0=%ax:u64") == ""
+    returned = "r4096:{name} _stext+0x0 a0=$retval:s64 a1=$stack:u64"
+    assert fprobe(returned, returns=True) == "f:{name} vfs_read%return a0=$retval:s64 a1=$stack:u64"

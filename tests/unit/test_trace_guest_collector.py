@@ -121,8 +121,8 @@ def test_a_trace_sets_up_its_own_instance_and_reads_its_pages() -> None:
     mark = instance.removeprefix("vmdebug-")
     assert names == f"{instance}-names"
     directory = f"instances/{instance}"
-    assert guest.commands[0] == f"probe kprobe_events vmdebug_{mark}/p0_{mark} p"
     for command in (
+        f"probe kprobe_events vmdebug_{mark}/p0_{mark} p",
         f"write {directory}/trace_clock mono",
         f"write {directory}/buffer_size_kb {500664 // 12 // 2}",
         f"write {directory}/options/overwrite 0",
@@ -220,6 +220,52 @@ def test_a_kernel_without_those_tracepoints_says_so() -> None:
     ):
         collector(guest).start(Wanted((Probe("vfs_read"),), irqs=True))
     assert guest.over.wait(5)
+
+
+README = "\t    Format: f[:[<group>/][<event>]] <func-name>[%return] [<args>]\n"
+ENTRY = Event(
+    probe=0, name="p0", address=0x1000, fields=PLAIN.fields, arguments=PLAIN.arguments,
+    definition="p:{name} 0x1000 a0=%dx:u64", fprobe="f:{name} vfs_read a0=$arg3:u64",
+)  # fmt: skip
+
+
+def defined(answers: dict[str, str | int]) -> list[str]:
+    """Return how the event of a trace is defined, as what, and what is enabled or removed."""
+    guest = Guest(answers)
+    made = collector(guest, ENTRY)
+    made.start(WANTED)
+    made.stop()
+    mark = next(each for each in guest.commands if each.startswith("instance ")).split("-")[1]
+    wanted = [each for each in guest.commands if "vmdebug_" in each and "format" not in each]
+    return [each.replace(mark, "MARK") for each in wanted]
+
+
+def test_fprobes_are_used_where_the_kernel_has_them_and_knows_the_function() -> None:
+    fast = "probe dynamic_events vmdebug_MARK/p0_MARK f:vmdebug_MARK/p0_MARK vfs_read a0=$arg3:u64"
+    slow = "probe kprobe_events vmdebug_MARK/p0_MARK p:vmdebug_MARK/p0_MARK 0x1000 a0=%dx:u64"
+    enable = "write instances/vmdebug-MARK/events/vmdebug_MARK/p0_MARK/enable 1"
+    assert defined({}) == [slow, enable]
+    assert defined({"read README": README}) == [fast, enable, enable]
+    assert defined({"read README": README, "probe dynamic_events": errno.EINVAL}) == [fast, slow, enable]
+
+
+def test_a_function_that_ftrace_does_not_know_gets_a_kprobe(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answer(guest: Guest, command: str) -> None:
+        refused = command.endswith("/enable 1") and "p0_" in command and not asked
+        asked.extend([command] if refused else [])
+        real(guest, "refuse" if refused else command)
+
+    real = Guest._answer
+    monkeypatch.setattr(Guest, "_answer", answer)
+    found = defined({"read README": README, "refuse": errno.EINVAL})
+    removed = "write dynamic_events -:vmdebug_MARK/p0_MARK"
+    assert [each.split()[:2] for each in found] == [
+        ["probe", "dynamic_events"], removed.split()[:2], ["probe", "kprobe_events"],
+        ["write", "instances/vmdebug-MARK/events/vmdebug_MARK/p0_MARK/enable"],
+    ]  # fmt: skip
+    assert found[1] == removed
 
 
 @pytest.mark.parametrize(

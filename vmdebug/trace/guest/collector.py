@@ -131,7 +131,6 @@ class GuestCollector:
         wanted, directory = self._wanted, self._directory
         group = EventGroup(reader, self._vm, wanted, self._events, mark=self._mark, directory=directory)
         self._group = group
-        group.define(deadline)
         memory, cpus = reader.ask("host /proc/meminfo", "host /proc/cpuinfo", deadline=deadline)
         self._cpus = files.cpus(cpus.decode())
         if wanted.activity:
@@ -143,6 +142,7 @@ class GuestCollector:
         reader.answers(
             f"write {directory}/set_event_notrace_pid {' '.join(map(str, ours))}", deadline=deadline
         )
+        group.define(deadline)
         stack = None
         if wanted.backtrace:
             _, text, modules = reader.ask(

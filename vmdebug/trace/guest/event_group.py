@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from vmdebug.deadline import Deadline
 from vmdebug.errors import StateError, UsageError, VmdebugError
 from vmdebug.trace.guest import events, files, formats
-from vmdebug.trace.guest.events import DEFINITIONS, Event
+from vmdebug.trace.guest.events import DEFINITIONS, FPROBE_DEFINITIONS, Event
 from vmdebug.trace.guest.formats import Format
 from vmdebug.trace.guest.stream import CommandError, Reader
 from vmdebug.trace.probe import Wanted
 
 FRAGMENT = "build its kernel with the fragment `trace`: vmdebug kernel config -f trace"
+
+_FPROBES = b"<func-name>[%return]"
+"""What tracefs' own help says of fprobe events; see `readme_msg` of kernel/trace/trace.c."""
 
 _NO_ENTRY, _NO_DEVICE = 2, 19
 _DENIED = (1, 13)
@@ -42,21 +45,48 @@ class EventGroup:
         self._directory = directory
 
     def define(self, deadline: Deadline) -> None:
-        """Define the kprobe events.
+        """Define the events: as fprobe events where the kernel can, otherwise as kprobe events.
 
         Raises:
             StateError: the kernel refuses one.
         """
-        defined = [each for each in self._events if each.definition]
-        answers = self._reader.answers(*map(self._definition, defined), deadline=deadline)
+        fast = self._define_fprobes(deadline)
+        defined = [each for each in self._events if each.definition and each not in fast]
+        answers = self._reader.answers(
+            *(self._definition(each, DEFINITIONS, each.definition) for each in defined), deadline=deadline
+        )
         for event, found in zip(defined, answers, strict=True):
             if isinstance(found, CommandError):
                 missing = found.number == _NO_ENTRY
                 raise unable(found, self._vm) if missing else self._refused(event, found, deadline)
 
-    def _definition(self, event: Event) -> str:
+    def _define_fprobes(self, deadline: Deadline) -> list[Event]:
+        """Define what can be fprobe events, and return it: nothing on kernels before Linux 6.5.
+
+        They are enabled at once, in the instance, which does not record yet: the kernel accepts definitions
+        for functions that ftrace does not know, and refuses to enable them.
+        """
+        able = [each for each in self._events if each.fprobe]
+        if not able:
+            return []
+        (help_text,) = self._reader.answers("read README", deadline=deadline)
+        if not isinstance(help_text, bytes) or _FPROBES not in help_text:
+            return []
+        commands = [self._definition(each, FPROBE_DEFINITIONS, each.fprobe) for each in able]
+        answers = self._reader.answers(*commands, deadline=deadline)
+        made = [each for each, found in zip(able, answers, strict=True) if isinstance(found, bytes)]
+        answers = self._reader.answers(*map(self._enabling, made), deadline=deadline)
+        fast = [each for each, found in zip(made, answers, strict=True) if isinstance(found, bytes)]
+        unknown = [f"write {FPROBE_DEFINITIONS} -:{self._path(each)}" for each in made if each not in fast]
+        self._reader.answers(*unknown, deadline=deadline)
+        return fast
+
+    def _enabling(self, event: Event) -> str:
+        return f"write {self._directory}/events/{self._path(event)}/enable 1"
+
+    def _definition(self, event: Event, file: str, text: str) -> str:
         name = f"{self._group}/{self.name(event)}"
-        return f"probe {DEFINITIONS} {name} {event.definition.format(name=name)}"
+        return f"probe {file} {name} {text.format(name=name)}"
 
     def name(self, event: Event) -> str:
         """Return the name of an event: kprobe_profile has it without its group."""
@@ -128,8 +158,8 @@ class EventGroup:
     def enable(self, deadline: Deadline) -> None:
         """Arm the probes; returns first, so that no entry lacks its return."""
         order = sorted(self._events, key=lambda event: not event.returns)
-        commands = [f"write {self._directory}/events/{self._path(each)}/enable 1" for each in order]
-        for event, found in zip(order, self._reader.answers(*commands, deadline=deadline), strict=True):
+        answers = self._reader.answers(*map(self._enabling, order), deadline=deadline)
+        for event, found in zip(order, answers, strict=True):
             if isinstance(found, CommandError):
                 raise self._refused(event, found, deadline)
 

@@ -22,6 +22,10 @@ from vmdebug.trace.probe import Wanted
 DEFINITIONS = "kprobe_events"
 """The file of the definitions of kprobe events."""
 
+FPROBE_DEFINITIONS = "dynamic_events"
+"""The file of the definitions of fprobe events, among others; see Documentation/trace/fprobetrace.rst."""
+
+_REGISTER = re.compile(r"%(\w+)")
 _TRACEPOINT = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*")
 
 MOST_CALLS = 4096
@@ -36,6 +40,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         name: Its name; that of a tracepoint has its group before a colon.
         address: The address of its probe; 0 for a tracepoint.
         definition: Its definition for kprobe_events, with `{name}` for its name; "" for a tracepoint.
+        fprobe: The same as an fprobe event, which costs the guest less; "" if it cannot be one.
         fields: The names of the fields to read, in the order of the record after the CPU and the pid.
         arguments: The expressions, and where their values are in the record, or how to compute them.
         condition: The condition that is checked for each record; None for none.
@@ -49,6 +54,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     address: int = 0
     definition: str = ""
+    fprobe: str = ""
     fields: tuple[str, ...] = ()
     arguments: tuple[tuple[str, int | Computation], ...] = ()
     condition: Callable[[Record], int] | None = None
@@ -82,6 +88,27 @@ def kprobes(trace: Compiled, wanted: Wanted, row: Arch, text: int) -> tuple[Even
         if place.ranges and result is not None:
             found.append(_return(place, result, place.address - trace.slide - text, f"r{number}"))
     return tuple(found)
+
+
+def as_fprobe(event: Event, function: str, row: Arch) -> Event:
+    """Return the event of a function's start or return with its definition as an fprobe event, too.
+
+    Those have no registers, but arguments: an event that needs another register stays as it is.
+
+    Args:
+        event: The event of a kprobe.
+        function: The name of the function, which no other one has.
+        row: The kernel's architecture.
+    """
+    _, _, rest = event.definition.partition(" ")
+    _, _, fetches = rest.partition(" ")
+    arguments = {name: f"$arg{number}" for number, name in enumerate(row.fetch_arguments, 1)}
+    found = {*_REGISTER.findall(fetches)}
+    if not found <= arguments.keys():
+        return event
+    text = _REGISTER.sub(lambda match: arguments[match[1]], fetches)
+    place = f"{function}%return" if event.returns else function
+    return msgspec.structs.replace(event, fprobe=f"f:{{name}} {place} {text}".rstrip())
 
 
 def is_tracepoint(where: str) -> bool:
