@@ -23,5 +23,5 @@ KCONFIG_CONFIG=$work/kept/trial.config KCONFIG_AUTOCONFIG=$work/kept/trial.confi
 	make -s -C "$source" O="$work/kept" olddefconfig
 grep -H CONFIG_PRINTK= plain/.config
 ls plain/include/config/auto.conf
-! grep CONFIG_PRINTK= plain/include/config/auto.conf
-! ls kept/include/config/auto.conf
+if grep CONFIG_PRINTK= plain/include/config/auto.conf; then exit 1; fi
+if ls kept/include/config/auto.conf; then exit 1; fi
