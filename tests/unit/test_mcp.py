@@ -112,6 +112,14 @@ def test_errors_are_results_with_what_to_do(runtime: Path, permitted: Permitted)
     assert refused.content[0].text == "no VM runs\nstart one: `start`"
 
 
+def test_a_misspelt_argument_is_refused(runtime: Path, permitted: Permitted) -> None:
+    with Machines(allow_existing=False) as machines:
+        built = server.build(machines, permitted)
+        (refused,) = served(built, ("status", {"nmae": "vm"}))
+    assert refused.is_error
+    assert "nmae" in refused.content[0].text
+
+
 def test_a_bug_is_an_error_of_the_tool_and_the_server_goes_on() -> None:
     def work(call: Call) -> results.Done:
         raise ZeroDivisionError("oh")

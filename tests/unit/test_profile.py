@@ -342,6 +342,7 @@ def test_pprof_is_its_message() -> None:
     assert kinds == [("samples", "count"), ("cpu", "nanoseconds")]
     assert [list(each.value) for each in message.sample] == [[1, 10], [1, 20], [1, 30], [1, 40]]
     functions = {each.id: strings[each.name] for each in message.function}
+    assert not any(each.system_name for each in message.function)
     locations = {each.id: functions[each.line[0].function_id] for each in message.location}
     deepest = [locations[each] for each in message.sample[-1].location_id]
     assert deepest == ["null_submit", "vfs_read", "entry_SYSCALL_64", "main <x>"]

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import anyio
 from mcp.server import MCPServer
+from mcp.server.mcpserver.tools import Tool
 from mcp.types import ToolAnnotations
+from pydantic import ConfigDict
 
 from vmdebug.faces.mcp import calls, tools_gdb, tools_guest, tools_vm
 from vmdebug.faces.mcp.guests import Permitted
@@ -83,19 +85,33 @@ def build(machines: Machines, permitted: Permitted) -> MCPServer[Any]:
         machines: Its VMs.
         permitted: The guests that may be started.
     """
+    registered = []
+    for each in tools(permitted):
+        hints = ToolAnnotations(
+            read_only_hint=each.reads, destructive_hint=each.destroys, open_world_hint=False
+        )
+        work = calls.tool(machines, each.name, each.work)
+        registered.append(_exact(Tool.from_function(work, annotations=hints, structured_output=True)))
     server: MCPServer[Any] = MCPServer(
         "vmdebug",
         title="vmdebug: Linux kernels in QEMU under GDB",
         instructions=INSTRUCTIONS,
         version=metadata.version("vmdebug"),
         log_level="WARNING",
+        tools=registered,
     )
-    for each in tools(permitted):
-        hints = ToolAnnotations(
-            read_only_hint=each.reads, destructive_hint=each.destroys, open_world_hint=False
-        )
-        server.add_tool(calls.tool(machines, each.name, each.work), annotations=hints, structured_output=True)
     return server
+
+
+def _exact(tool: Tool) -> Tool:
+    """Let a tool refuse arguments that it does not have: the SDK drops them, as if they were not given."""
+
+    class Exact(tool.fn_metadata.arg_model):  # type: ignore[misc, name-defined]
+        model_config = ConfigDict(extra="forbid")
+
+    tool.fn_metadata.arg_model = Exact
+    tool.parameters = Exact.model_json_schema(by_alias=True)
+    return tool
 
 
 def run(permitted: Permitted, *, allow_existing: bool) -> None:

@@ -43,8 +43,8 @@ def render(profile: Profile) -> bytes:
     for number, frame in enumerate(profile.frames, 1):
         line = _message(4, _number(1, number))
         out += _message(4, _number(1, number), _number(2, mappings[frame.where]), line)
-        name = strings(frame.name)
-        out += _message(5, _number(1, number), _number(2, name), _number(3, name))
+        # Without a system_name: where it is the same as the name, pprof strips <…> from a name of Rust.
+        out += _message(5, _number(1, number), _number(2, strings(frame.name)))
     out += _number(10, round(profile.seconds * 1e9))
     out += _message(11, _number(1, strings(cpu)), _number(2, strings(unit)))
     out += _number(12, profile.period)
