@@ -16,6 +16,7 @@ from bench.figure import Figure
 
 BENCHMARKS = (
     "attach",
+    "back",
     "clone",
     "coverage",
     "drgn",
