@@ -53,6 +53,25 @@ def test_a_double_free_is_found_and_its_seed_repeats_it(race: Path) -> None:
     assert again["groups"] == [group]
 
 
+def test_a_test_of_pytest_is_hunted_and_its_seed_repeats_it(tmp_path: Path) -> None:
+    tests = tmp_path / "test_hunted_sum.py"
+    tests.write_text(
+        f"RACE = {RACE!r}\n\n"
+        "def test_sum(session):\n"
+        "    session.exec('echo 0 >/tmp/n', check=True)\n"
+        "    assert int(session.exec(f'{RACE}; add & add & wait; cat /tmp/n').stdout) == 40\n"
+    )
+    words = ("hunt", f"{tests}::test_sum", "--no-minimise", "--json")
+    found = json.loads(vmdebug(*words, "--until-failure", "--minutes", "3", status=1).stdout)
+    (group,) = found["groups"]
+    assert group["headline"].startswith("AssertionError: assert ")
+    assert f'File "{tests}", line 5, in test_sum' in group["text"]
+    again = json.loads(vmdebug(*words, "--seed", str(group["seeds"][0]), status=1).stdout)
+    # Its text has addresses of Python's objects, because pytest shows the values in an assert.
+    assert again["groups"][0]["headline"] == group["headline"]
+    assert again["groups"][0]["schedule"] == group["schedule"]
+
+
 def test_a_script_that_needs_gdb_ends_the_hunt_and_is_no_failure(tmp_path: Path) -> None:
     script = tmp_path / "needs_gdb.py"
     script.write_text("def main(session):\n    session.exec('true')\n    session.gdb.backtrace()\n")

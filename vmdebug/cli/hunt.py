@@ -40,6 +40,7 @@ app = verb.new_app()
     epilog=verb.examples(
         "vmdebug hunt race.py --guest builtin --module race.ko",
         "vmdebug hunt race.py --until-failure",
+        "vmdebug hunt tests/test_race.py::test_counter --guest builtin",
         "vmdebug hunt race.py --seed 17",
         "vmdebug hunt race.py --schedule seed=17,shift=6,gap=300,count=4",
         "vmdebug hunt race.py --minutes 30 --on dask://build:8786 --json",
@@ -47,7 +48,13 @@ app = verb.new_app()
 )
 def hunt(
     context: typer.Context,
-    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="Python file that defines main(session).")],
+    script: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SCRIPT|TEST",
+            help="Python file that defines main(session), or a test of pytest, FILE::NAME.",
+        ),
+    ],
     *,
     guest: Annotated[
         str | None,
@@ -95,7 +102,8 @@ def hunt(
     order: with a clock of another speed, and with one task after the other preferred at random. A run fails
     if the script raises, or the kernel has trouble (an oops, a WARN, …). The same seed always gives the same
     run: --seed repeats it. A function prepare(session) of the script runs once, before the guest is copied.
-    The guest has one CPU and only runs during session.exec. Exits with status 1 if a run failed.
+    The guest has one CPU and only runs during session.exec. A test of pytest gets the guest by its fixtures
+    session and vm. Exits with status 1 if a run failed.
     """
     trouble.check_kinds(allow or ())
     one = _one(seed, schedule, runs, minutes)
@@ -182,8 +190,15 @@ def _job(
     from vmdebug.hunting.outcome import Job
     from vmdebug.hunting.run import Script
 
+    file, _, test = str(script).partition("::")
+    script = Path(file)
     if not script.is_file():
-        raise UsageError(f"there is no script {script}", hint="give a Python file that defines main(session)")
+        raise UsageError(
+            f"there is no script {script}",
+            hint="give a Python file that defines main(session), or a test: FILE::NAME",
+        )
+    if test and arguments:
+        raise UsageError("a test takes no arguments", hint=f"leave out {shlex.join(arguments)}")
     spec = sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
     scheduled(spec, BOOT)
     try:
@@ -191,6 +206,7 @@ def _job(
             options=spec.asked or wanted,
             script=str(script.resolve()),
             text=script.read_text(),
+            test=f"{script.resolve()}::{test}" if test else "",
             arguments=arguments,
             allow=allow,
             timeout=timeout,

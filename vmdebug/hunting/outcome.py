@@ -20,6 +20,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         options: The guest, with absolute paths.
         script: The path of the script, for tracebacks.
         text: The script itself, so that a worker on another machine needs no copy.
+        test: The id of a test of pytest, FILE::NAME; "": the script has a `main`.
         arguments: For its `main`.
         allow: Kinds of kernel trouble that are no failure.
         timeout: Seconds that a run may take.
@@ -28,6 +29,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     options: GuestOptions
     script: str
     text: str
+    test: str = ""
     arguments: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     timeout: float = 120.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any, Self
 from vmdebug import sources
 from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, UsageError
-from vmdebug.hunting import outcome
+from vmdebug.hunting import outcome, pytest_test
 from vmdebug.hunting.guest import HuntedGuest
 from vmdebug.hunting.hunted_session import NotInHuntError
 from vmdebug.hunting.outcome import Job, Outcome
@@ -36,13 +37,17 @@ class Script:
     """
 
     def __init__(self, job: Job) -> None:
+        self.prepare: Callable[[DebugSession], object] | None = None
+        self._arguments = list(job.arguments)
+        if job.test:
+            self._main: Callable[..., object] = functools.partial(pytest_test.run, job.test)
+            return
         directory = str(Path(job.script).parent)
         if directory not in sys.path:
             sys.path.insert(0, directory)  # as with `python SCRIPT`
         names: dict[str, Any] = {"__name__": "vmdebug_script", "__file__": job.script}
         exec(compile(job.text, job.script, "exec"), names)  # noqa: S102 - the user's script
-        self._arguments = list(job.arguments)
-        self.prepare: Callable[[DebugSession], object] | None = names.get("prepare")
+        self.prepare = names.get("prepare")
         main = names.get("main")
         if not callable(main):
             raise UsageError(f"{job.script} has no main", hint="define it: def main(session): …")
@@ -116,7 +121,7 @@ class Runner:
             with limited(session, self._job.timeout):
                 self._script.main(session)
         except NotInHuntError as error:
-            error.detail = self._traceback(error)
+            error.detail = error.detail or self._traceback(error)
             raise
         except Exception as error:  # noqa: BLE001 - any error of the script is the failure that is hunted
             match error:
