@@ -53,18 +53,26 @@ class Module(NamedTuple):
         entry = self.entry()
         if vmd_kernel.has_field(entry.type, "mem"):
             code = [int(gdb.parse_and_eval(name)) for name in ("MOD_TEXT", "MOD_INIT_TEXT")]
-            first, last = entry["mem"].type.range()
-            found = [(entry["mem"][number], number in code) for number in range(first, last + 1)]
+            memory = entry["mem"]
+            first, last = memory.type.range()
+            found = [
+                Area(_unsigned(memory[number]["base"]), int(memory[number]["size"]), number in code)
+                for number in range(first, last + 1)
+            ]
         else:
-            found = [(entry[name], True) for name in ("core_layout", "init_layout")]
-        return [
-            Area(_unsigned(each["base"]), int(each["size"]), code) for each, code in found if each["size"]
-        ]
+            found = [part for name in ("core_layout", "init_layout") for part in _parts(entry[name])]
+        return [each for each in found if each.size]
 
     def build_id(self) -> str:
         """Return its GNU build-id in hex, read from guest memory; "" if it has none."""
         note = self.sections.get(vmd_module_files.NOTE)
         return vmd_elf.build_id(vmd_guest.memory(note, _NOTE_SIZE)) if note is not None else ""
+
+
+def _parts(layout: gdb.Value) -> tuple[Area, Area]:
+    """Return code and data of a `struct module_layout`, of Linux before 6.4: the code comes first."""
+    base, size, text = _unsigned(layout["base"]), int(layout["size"]), int(layout["text_size"])
+    return Area(base, text, True), Area(base + text, size - text, False)
 
 
 def loaded() -> list[Module]:
