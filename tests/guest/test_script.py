@@ -197,11 +197,12 @@ def test_warn_oops_and_panic_are_caught_before_the_kernel_says_a_word(session: D
     gdb = session.gdb
     gdb.catch_panic(warn=True)
     gdb.cont(wait=False)
-    session.exec("insmod /lkdtm.ko cpoint_name=DIRECT cpoint_type=WARNING", wait=False)
+    warned = session.exec("insmod /lkdtm.ko cpoint_name=DIRECT cpoint_type=WARNING", wait=False)
     where = gdb.wait_stop(timeout=SECONDS)
     assert where.reason == stop.WARNING
     assert Path(where.frame.arg("file").string_()).name == "bugs.c"
     gdb.cont(wait=False)
+    assert warned.result(timeout=SECONDS).status == 0  # commands run at the same time
     session.exec("rmmod lkdtm; insmod /lkdtm.ko cpoint_name=DIRECT cpoint_type=EXCEPTION", wait=False)
     where = gdb.wait_stop(timeout=SECONDS)
     assert where.reason == stop.OOPS
