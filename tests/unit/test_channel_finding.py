@@ -114,13 +114,49 @@ def test_an_agent_on_the_uart_is_used_when_none_answers_on_the_ports(
     assert find(ways) == Found("agent-uart", "the guest has no virtio console")
 
 
-def test_ports_that_are_all_in_use_show_that_an_agent_answers(ways: Ways, agent: Callable[..., None]) -> None:
+def test_ports_that_are_all_in_use_are_those_that_another_client_has_found(
+    ways: Ways, agent: Callable[..., None]
+) -> None:
+    Found("agent").write(ways.memory)
     for each in ways.ports:
         agent(each, None)
     with contextlib.ExitStack() as held:
         for each in ways.ports:
             held.callback(port.take([each], what="a port", deadline=Deadline.after(20)).close)
         assert find(ways) == Found("agent")
+
+
+def test_a_way_that_another_client_only_asks_is_not_taken_for_one_that_answers(
+    ways: Ways, agent: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while a guest boots, when many commands come at once."""
+    monkeypatch.setattr(finding, "BETTER_SECONDS", 0.0)
+    agent(ways.uart, None)
+    with contextlib.closing(port.take([ways.uart], what="the UART", deadline=Deadline.after(20))):
+        with pytest.raises(DeadlineError):
+            find(ways, seconds=0.3)
+        agent(ways.ports[0])
+        assert find(ways) == Found("agent")
+
+
+def test_a_way_in_use_is_asked_once_it_is_free(
+    ways: Ways, agent: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "BETTER_SECONDS", 0.0)
+    agent(ways.uart, None)
+    held = port.take([ways.uart], what="the UART", deadline=Deadline.after(20))
+
+    def leave() -> None:
+        ways.uart.socket.unlink()
+        agent(ways.uart)
+        held.close()
+
+    later = threading.Timer(0.2, leave)
+    later.start()
+    try:
+        assert find(ways).kind == "agent-uart"
+    finally:
+        later.join()
 
 
 def test_without_ports_a_prompt_on_the_console_is_used_at_once(ways: Ways) -> None:

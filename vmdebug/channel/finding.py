@@ -65,6 +65,7 @@ class Search:
         self._patience = patience
         self._held = contextlib.ExitStack()
         self._asked: dict[Kind, Candidate] = {}
+        self._busy: dict[Kind, Sequence[PortAddress]] = {}
         self._found: Found | None = None
         self._found_at = 0.0
         self._mismatch = ""
@@ -108,13 +109,15 @@ class Search:
             if deadline.passed:
                 raise deadline.error(WANTED, hint=NO_ANSWER_HINT, detail=self._watch.tail(10))
             if now >= ask_at:
+                self._retry()
                 for each in self._asked.values():
                     each.ask()
                 ask_at = now + AGAIN
             if now >= check_at:
                 check()
                 check_at = now + 2 * (now - began)
-            patience = self._patience if self._asked else 0.0  # without a port, no agent can answer
+            # Without a port, no agent can answer.
+            patience = self._patience if self._asked or self._busy else 0.0
             if now >= began + FIRST_CHECK and console.prompt_seconds() >= patience:
                 return Found("serial", self._mismatch or REASONS["serial"])
             self._turn(min(STEP, deadline.remaining))
@@ -126,6 +129,7 @@ class Search:
         return all(ORDER.index(each) >= ORDER.index(self._found.kind) for each in self._asked)
 
     def _connect(self, kind: Kind, addresses: Sequence[PortAddress]) -> None:
+        self._busy.pop(kind, None)
         opened = None
         try:
             for address in addresses:
@@ -133,7 +137,7 @@ class Search:
         except (FileNotFoundError, ConnectionRefusedError):
             return  # this QEMU has no such port, or has ended, which `Watch` reports
         if opened is None:
-            self._take(kind)  # another client uses it, so it works
+            self._busy[kind] = addresses
             return
         line: Candidate = Session(opened)
         if kind == "guest-agent":
@@ -142,6 +146,18 @@ class Search:
             line = guest_agent.Line(opened, self._watch)
         self._held.callback(line.close)
         self._asked[kind] = line
+
+    def _retry(self) -> None:
+        """Look again at the ways that other clients use: for a command, or for a search like this one.
+
+        Only who has an answer writes it down. In a guest that boots, all may be searching.
+        """
+        known = Found.read(self._ways.memory) if self._busy else None
+        if known is not None and known.kind in self._busy:
+            self._take(known.kind)
+            return
+        for kind, addresses in list(self._busy.items()):
+            self._connect(kind, addresses)
 
     def _turn(self, seconds: float) -> None:
         descriptors = {each.fileno(): select.POLLIN for each in self._asked.values()}
