@@ -148,12 +148,8 @@ def test_switches_and_interrupts_beside_the_hits(guest: DebugSession, tmp_path: 
     done = hits.activity
     assert [each.time for each in done] == sorted(each.time for each in done)
     switches = [each for each in done if each.event == "sched_switch"]
-    ran = {
-        each.cpu
-        for each in switches
-        if each.fields["next_pid"] == reader.pid and each.fields["next_comm"] == "dd"
-    }
-    assert ran == {2}
+    # An idle CPU may run all of dd without another switch to it, after that of taskset.
+    assert [each.cpu for each in switches if each.fields["next_pid"] == reader.pid][-1] == 2
     for cpu in range(4):  # each switch begins with the task that the last one ended with
         own = [each.fields for each in switches if each.cpu == cpu]
         assert [each["next_pid"] for each in own[:-1]] == [each["prev_pid"] for each in own[1:]]
@@ -184,7 +180,9 @@ def test_switches_and_interrupts_beside_the_hits(guest: DebugSession, tmp_path: 
         assert child.wait(SECONDS) == 0
     written = perfetto_trace_pb2.Trace.FromString(output.read_bytes())
     bundles = [each.ftrace_events for each in written.packet if each.HasField("ftrace_events")]
-    assert {each.cpu for each in bundles} == {0, 1, 2, 3}
+    cpus = {each.cpu for each in bundles}  # one that idles all the time has no event
+    assert len(cpus) > 1
+    assert cpus <= {0, 1, 2, 3}
     assert any(event.HasField("sched_switch") for bundle in bundles for event in bundle.event)
     with pytest.raises(UsageError, match="GDB cannot collect interrupts"):
         guest.gdb.trace("vfs_read", irqs=True)
