@@ -146,10 +146,9 @@ def test_backtraces_are_those_of_gdb(session: DebugSession, where: str) -> None:
     for by in ("plugin", "gdb"):
         if by == "gdb":
             session.gdb.cont(wait=False)
-        # The plugin's 200 reads are over before many ticks have come.
-        count = 100_000 if by == "plugin" and where != "vfs_read" else 200
         with session.trace(where, backtrace=True, by=by) as hits:
-            dd(session, count)
+            # Of many ticks some interrupt the same instructions; GDB also shows frames of tail calls.
+            dd(session, 200 if where == "vfs_read" else 300_000)
         found[by] = {
             hit.backtrace
             for hit in hits
