@@ -280,6 +280,19 @@ def _read_or_refuse(data: bytes, read: Callable[[Path], kimage.Image | kimage.Vm
         assert found.banner.isprintable()
 
 
+@pytest.mark.parametrize("what", ["stack", "task"])
+def test_the_size_of_a_kernel_stack_is_that_of_the_first_tasks(
+    tmp_path: Path, vmlinux: Path, what: str
+) -> None:
+    """As with KASAN. The stack itself has no size in the symbol table."""
+    assert symbols.thread_size(vmlinux) == 16 << 10
+    larger = tmp_path / "vmlinux"
+    places = {f"__start_init_{what}": 0, "init_stack": 0, f"__end_init_{what}": 32 << 10}
+    added = [f"--add-symbol={name}=.text:{place:#x},global" for name, place in places.items()]
+    kernelfiles.objcopy(*added, vmlinux, larger)
+    assert symbols.thread_size(larger) == 32 << 10
+
+
 @settings(max_examples=300)
 @given(damage=_DAMAGE, keep=st.none() | st.integers(0, 1 << 15))
 def test_the_symbols_of_a_damaged_vmlinux_never_surprise(

@@ -13,9 +13,7 @@ from vmdebug.trace.unwinding.orc import Layout, Orc
 from vmdebug.trace.unwinding.stack import Frame, Registers, Stack
 
 DEBUG = arch.by_name("x86_64").debug
-REGISTERS = Registers(
-    DEBUG.pt_regs, pc="rip", sp="rsp", bp="rbp", mode=DEBUG.mode_register, user=DEBUG.user_mode
-)
+REGISTERS = Registers(DEBUG)
 SP = 0xFFFF_C900_0000_0000
 
 

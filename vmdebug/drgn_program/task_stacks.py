@@ -6,9 +6,9 @@ unwound here, from one read of each, and drgn names each return address once.
 
 from __future__ import annotations
 
-import contextlib
 import struct
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import drgn
@@ -20,6 +20,7 @@ from vmdebug import arch
 from vmdebug.drgn_program import symbols
 from vmdebug.errors import VmdebugError
 from vmdebug.guest import Kernel
+from vmdebug.kimage.symbols import THREAD_BYTES, thread_size
 from vmdebug.trace.expressions import orc_table
 from vmdebug.trace.unwinding.frame_pointers import FramePointers
 from vmdebug.trace.unwinding.orc import Layout, Orc
@@ -28,7 +29,6 @@ from vmdebug.trace.unwinding.stack import Frame, Registers, Stack
 DEPTH = 64
 """The most frames of a stack."""
 
-_STACK_BYTES = 16 << 10
 _POINTER = "struct task_struct *"
 _WORD = struct.Struct("<Q")
 
@@ -63,8 +63,8 @@ class TaskStacks:
         self._program = program
         self._of_cpu = of_cpu
         self._debug = arch.by_name(kernel.arch).debug
-        self._layout = self._laid_out()
-        registers = self._registers()
+        self._layout = self._laid_out(kernel.vmlinux)
+        registers = Registers(self._debug)
         self._orc = self._tables(kernel, registers)
         self._unwinder = self._orc or FramePointers(registers)
         self._text = range(*(program.symbol(name).address for name in ("_stext", "_etext")))
@@ -132,7 +132,7 @@ class TaskStacks:
             known = self._named[pc] = [line.partition(" ")[2].lstrip() for line in said.splitlines()]
         return known
 
-    def _laid_out(self) -> _Layout:
+    def _laid_out(self, vmlinux: Path | None) -> _Layout:
         debug = self._debug
         names = ("struct task_struct", f"struct {debug.switch_frame}")
         task, saved = (self._program.type(name) for name in names)
@@ -144,31 +144,11 @@ class TaskStacks:
             comm=drgn.offsetof(task, "comm"),
             comm_bytes=drgn.sizeof(comm.type),
             stack=drgn.offsetof(task, "stack"),
-            stack_bytes=self._stack_bytes(),
+            stack_bytes=THREAD_BYTES if vmlinux is None else thread_size(vmlinux),
             sp=drgn.offsetof(task, "thread.sp"),
             saved_bytes=drgn.sizeof(saved),
             saved_pc=at[debug.pc],
             saved_bp=at[debug.frame_pointer],
-        )
-
-    def _stack_bytes(self) -> int:
-        """Return THREAD_SIZE, the size of the first task's stack; see INIT_TASK_DATA of vmlinux.lds.h."""
-        # Since Linux 6.10 (8f69cba096b5) the symbols are named for the stack.
-        for what in ("stack", "task"):
-            with contextlib.suppress(LookupError):
-                end, start = (self._program.symbol(f"__{each}_init_{what}") for each in ("end", "start"))
-                return int(end.address - start.address)
-        return _STACK_BYTES
-
-    def _registers(self) -> Registers:
-        debug = self._debug
-        return Registers(
-            debug.pt_regs,
-            pc=debug.pc,
-            sp=debug.sp,
-            bp=debug.frame_pointer,
-            mode=debug.mode_register,
-            user=debug.user_mode,
         )
 
     def _tables(self, kernel: Kernel, registers: Registers) -> Orc | None:

@@ -22,6 +22,10 @@ _FUNCTION = 2
 """STT_FUNC."""
 
 
+THREAD_BYTES = 16 << 10
+"""THREAD_SIZE of most kernels."""
+
+
 class _Places(msgspec.Struct, frozen=True):
     places: tuple[tuple[int, int], ...]
 
@@ -91,6 +95,23 @@ def beginning(vmlinux: Path, prefix: str) -> list[str]:
         names = table.stringtable.data() if elf.has_bytes(table) else b""
     wanted = prefix.encode()
     return sorted({each.decode(errors="replace") for each in names.split(b"\0") if each.startswith(wanted)})
+
+
+def thread_size(vmlinux: Path) -> int:
+    """Return THREAD_SIZE in bytes, the size of a kernel stack, by the first task's; it is larger with KASAN.
+
+    See INIT_TASK_DATA of include/asm-generic/vmlinux.lds.h: the stack itself has no size in the symbol table.
+
+    Raises:
+        UsageError: it is not an ELF file, or is damaged.
+        HostError: this user may not read it.
+    """
+    # Since Linux 6.10 (8f69cba096b5) the symbols are named for the stack.
+    for what in ("stack", "task"):
+        starts, ends = (addresses(vmlinux, f"__{each}_init_{what}") for each in ("start", "end"))
+        if starts and ends:
+            return ends[0] - starts[0]
+    return THREAD_BYTES
 
 
 def _text(names: bytes, at: int) -> str:

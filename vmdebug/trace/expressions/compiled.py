@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from vmdebug.arch import Arch
-from vmdebug.trace.expressions import dwarf, kernel_facts
+from vmdebug.kimage import symbols
+from vmdebug.trace.expressions import kernel_facts
 from vmdebug.trace.expressions.dwarf import Scope
 from vmdebug.trace.expressions.generate import Facts, Generator, Shape, UnavailableError
 from vmdebug.trace.expressions.kernel import Kernel
@@ -173,12 +174,12 @@ class _Compiler:
             return self._own_code(where)
         if not where.replace(".", "_").isidentifier() or "." in where:
             raise NotCompiledError(f"{where} is not the name of a function")
-        symbols = [each for name in ("", *_COPIES) for each in self._kernel.addresses(where + name)]
-        if not symbols:
+        places = [each for name in ("", *_COPIES) for each in self._kernel.addresses(where + name)]
+        if not places:
             raise NotCompiledError(
                 f"neither the vmlinux nor a loaded module has a function {where}, or it is inlined everywhere"
             )
-        units = {id(unit): unit for unit in map(self._kernel.unit_at, symbols)}
+        units = {id(unit): unit for unit in map(self._kernel.unit_at, places)}
         parts = self._kernel.addresses(where + _PART)
         found = [each for unit in units.values() for each in unit.scopes(where) if each.address not in parts]
         outside = [span for each in found for span in each.ranges]
@@ -255,11 +256,11 @@ class _Compiler:
         program.jump(Code.FAIL_TO, after)
         program(Code.CONSTANT, value=pc)
         program.put(PC_INDEX)
-        program.register(row.dwarf_registers[dwarf.FRAME_POINTER])
+        program.register(row.debug.frame_pointer)
         program.put(FRAME_INDEX)
         kernel_facts.push_interrupt_stack(self._addresses, self._facts, program)
         program.register(row.debug.sp)
-        program(Code.PUT_STACK, number=STACK_INDEX, value=kernel_facts.stack_bytes(self._kernel))
+        program(Code.PUT_STACK, number=STACK_INDEX, value=symbols.thread_size(self._kernel.vmlinux))
         program.mark(after)
 
     def _result(self, where: str, scopes: list[Scope]) -> Shape | None:

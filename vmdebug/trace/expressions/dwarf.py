@@ -17,9 +17,6 @@ from vmdebug.trace.expressions.types import Type
 
 _FUNCTIONS = ("DW_TAG_subprogram", "DW_TAG_inlined_subroutine")
 _VARIABLES = ("DW_TAG_formal_parameter", "DW_TAG_variable")
-FRAME_POINTER = 6
-"""The number of x86's frame pointer in DWARF."""
-
 _CALL_SITES = ("DW_TAG_call_site", "DW_TAG_GNU_call_site")
 _TAIL_CALL = ("DW_AT_call_tail_call", "DW_AT_GNU_tail_call")
 _CALL_ORIGIN = ("DW_AT_call_origin", "DW_AT_abstract_origin")

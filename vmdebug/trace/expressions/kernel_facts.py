@@ -28,9 +28,6 @@ NAME_CHANGES = "__set_task_comm"
 UPPER_HALF = 0xFFFF_0000_0000_0000
 """The kernel's half of the addresses begins here, or above."""
 
-_STACK_BYTES = 16384
-"""The size of a kernel stack, THREAD_SIZE, if the vmlinux does not tell."""
-
 DIRECT_MAP = 0xFFFF888000000000
 """Where x86's kernel maps all RAM, if no variable says so: `__PAGE_OFFSET_BASE_L4` of page_64_types.h."""
 
@@ -193,15 +190,6 @@ def push_task_of_user(where: Addresses, facts: Facts, program: Program) -> None:
     program.mark(load)
     slid = 0 if where.current < int(debug.zero_based_below, 16) else facts.slide
     program(Code.LOAD, size=8, value=where.current + slid)
-
-
-def stack_bytes(kernel: Kernel) -> int:
-    """Return the size of a kernel stack in bytes: that of the first task's; it is larger with KASAN."""
-    for name in ("init_stack", "init_thread_union"):
-        for _, size in kernel.sized(name):
-            if size and not size & (size - 1):
-                return size
-    return _STACK_BYTES
 
 
 def push_interrupt_stack(where: Addresses, facts: Facts, program: Program) -> None:

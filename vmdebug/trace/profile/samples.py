@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from vmdebug.arch import Arch
-from vmdebug.trace.expressions import dwarf, kernel_facts
+from vmdebug.kimage import symbols
+from vmdebug.trace.expressions import kernel_facts
 from vmdebug.trace.expressions.generate import Facts
 from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.kernel_facts import Addresses
@@ -56,7 +57,7 @@ def request(kernel: Kernel, row: Arch, slide: int, period: int) -> Request:
     where, facts = kernel_facts.addresses(kernel), Facts(row=row, slide=slide)
     registers: list[str] = []
     program = Program(registers, bytearray())
-    code = _sample(program, where, facts, kernel_facts.stack_bytes(kernel))
+    code = _sample(program, where, facts, symbols.thread_size(kernel.vmlinux))
     clock = kernel_facts.clock(where, facts, Program(registers, bytearray()))
     physical_base, direct_map = (
         each + slide if each else 0 for each in (where.physical_base, where.direct_map)
@@ -89,7 +90,7 @@ def _sample(program: Program, where: Addresses, facts: Facts, stack_bytes: int) 
     program.jump(Code.FAIL_TO, end)
     _push_in_kernel(program)
     program.jump(Code.JUMP_IF_ZERO, end)
-    program.register(facts.row.dwarf_registers[dwarf.FRAME_POINTER])
+    program.register(facts.row.debug.frame_pointer)
     program.put(FRAME_POINTER)
     kernel_facts.push_interrupt_stack(where, facts, program)
     program.register(facts.row.debug.sp)
@@ -99,7 +100,7 @@ def _sample(program: Program, where: Addresses, facts: Facts, stack_bytes: int) 
     program.jump(Code.FAIL_TO, end)
     program(Code.PC)
     program.put(USER_PC)
-    program.register(facts.row.dwarf_registers[dwarf.FRAME_POINTER])
+    program.register(facts.row.debug.frame_pointer)
     program(Code.PUT_FRAMES, number=USER_FRAMES, value=DEPTH)
     program.mark(end)
     return program.finished()
@@ -141,8 +142,8 @@ def _put_interrupted_user(program: Program, where: Addresses, facts: Facts, stac
     program(Code.DUPLICATE)
     program(Code.LOAD, size=8, value=stack_bytes - size + _WORD.size * debug.pt_regs.index(debug.pc))
     program(Code.PUT, number=USER_PC)
-    bp = facts.row.dwarf_registers[dwarf.FRAME_POINTER]
-    program(Code.LOAD, size=8, value=stack_bytes - size + _WORD.size * debug.pt_regs.index(bp))
+    bp = _WORD.size * debug.pt_regs.index(debug.frame_pointer)
+    program(Code.LOAD, size=8, value=stack_bytes - size + bp)
     program(Code.PUT_FRAMES, number=USER_FRAMES, value=DEPTH)
     program.mark(none)
 

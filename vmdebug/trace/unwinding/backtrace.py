@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from vmdebug.arch import Arch
-from vmdebug.trace.expressions.dwarf import FRAME_POINTER
 from vmdebug.trace.expressions.kernel import Kernel
 from vmdebug.trace.expressions.syntax import NotCompiledError, TypeName
 from vmdebug.trace.hit import Call
@@ -60,12 +59,7 @@ class Backtraces:
 
 
 def _unwinder(kernel: Kernel, row: Arch, slide: int) -> _Unwinder:
-    debug = row.debug
-    names = row.dwarf_registers
-    bp = names[FRAME_POINTER]
-    registers = Registers(
-        debug.pt_regs, pc=debug.pc, sp=debug.sp, bp=bp, mode=debug.mode_register, user=debug.user_mode
-    )
+    registers = Registers(row.debug)
     table = kernel.orc
     if table is None:
         return FramePointers(registers)

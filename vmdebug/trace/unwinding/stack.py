@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 
 import msgspec
+
+from vmdebug.arch import Debug
 
 _WORD = struct.Struct("<Q")
 
@@ -60,17 +61,13 @@ class Registers:
     """Reads a `struct pt_regs` in a copied stack.
 
     Args:
-        names: The registers in it, in order, 8 bytes each.
-        pc: The name of the program counter.
-        sp: That of the stack pointer.
-        bp: That of the frame pointer.
-        mode: The register that tells whether user space was interrupted.
-        user: The bits in it that do.
+        debug: The facts about the architecture.
     """
 
-    def __init__(self, names: Sequence[str], *, pc: str, sp: str, bp: str, mode: str, user: int) -> None:
-        self._pc, self._sp, self._bp, self._mode = (8 * names.index(each) for each in (pc, sp, bp, mode))
-        self._user = user
+    def __init__(self, debug: Debug) -> None:
+        names = (debug.pc, debug.sp, debug.frame_pointer, debug.mode_register)
+        self._pc, self._sp, self._bp, self._mode = (_WORD.size * debug.pt_regs.index(each) for each in names)
+        self._user = debug.user_mode
 
     def frame(self, stack: Stack, at: int) -> Frame | None:
         """Return the interrupted frame; None if that was user space, or the registers were not copied."""
