@@ -6,6 +6,7 @@ unwound here, from one read of each, and drgn names each return address once.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ DEPTH = 64
 
 _POINTER = "struct task_struct *"
 _WORD = struct.Struct("<Q")
+_AT_0 = re.compile(r"\n#\d+ +0x0$")
 
 
 class _Layout(NamedTuple):
@@ -93,13 +95,13 @@ class TaskStacks:
         except drgn.FaultError as error:
             return f"{head}\nits stack cannot be read: {error}"
         if self._orc is not None and not all(pc in self._text for pc in frames):
-            return f"{head}\n{self._program.stack_trace(drgn.Object(self._program, _POINTER, task))}"
+            return f"{head}\n{_text(self._program.stack_trace(drgn.Object(self._program, _POINTER, task)))}"
         lines = [line for pc in frames for line in self._names(pc)]
         return "\n".join([head, *(f"#{number:<2} {line}" for number, line in enumerate(lines))])
 
     def _running(self, cpu: int) -> str:
         try:
-            return str(self._of_cpu(cpu))
+            return _text(self._of_cpu(cpu))
         except VmdebugError as error:
             return error.message
         except ValueError as error:  # drgn's, for a dump without the registers of this CPU
@@ -160,3 +162,8 @@ class TaskStacks:
         end = members.get("end")
         layout = Layout(members["type"].bit_field_size, None if end is None else end.bit_offset - 32)
         return Orc(table, layout=layout, slide=symbols.slide(self._program), registers=registers)
+
+
+def _text(trace: drgn.StackTrace) -> str:
+    """Return drgn's text of a stack without the return address 0 at the end of a kernel thread's."""
+    return _AT_0.sub("", str(trace))
