@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.fixtures import kernelmodule
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.guest import Kernel, LaunchSpec
 from vmdebug.hunting.guest import HuntedGuest
 from vmdebug.hunting.schedule import Schedule
-from vmdebug.sources import kbuild
 
 EXAMPLE = Path(__file__).parents[2] / "examples/hunt_race"
 STATE = "cat /proc/uptime; grep ctxt /proc/stat; echo $RANDOM$RANDOM"
@@ -23,16 +22,7 @@ RACE = "add() { i=0; while [ $i -lt 20 ]; do read n </tmp/n; echo $((n + 1)) >/t
 
 @pytest.fixture(scope="module")
 def race(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("race")
-    for name in ("race.c", "Kbuild"):
-        shutil.copy(EXAMPLE / name, directory)
-    assert kernel.vmlinux is not None
-    process.run(
-        ["make", "-C", kernel.vmlinux.parent, f"M={directory}", "KBUILD_MODPOST_WARN=1", "modules"],
-        env=kbuild.clean_environment(),
-        deadline=Deadline.after(240),
-    )
-    return directory / "race.ko"
+    return kernelmodule.build(kernel, EXAMPLE / "race.c", tmp_path_factory.mktemp("race"))
 
 
 def vmdebug(*words: str | Path, status: int) -> process.Completed:

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.fixtures import kernelmodule
 from vmdebug import process
 from vmdebug.deadline import Deadline
 from vmdebug.guest import Kernel
-from vmdebug.sources import kbuild
 
 EXAMPLE = Path(__file__).parents[2] / "examples/record_bugs"
 
 
 @pytest.fixture(scope="module")
 def bugs(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("bugs")
-    for name in ("bugs.c", "Kbuild"):
-        shutil.copy(EXAMPLE / name, directory)
-    assert kernel.vmlinux is not None
-    process.run(
-        ["make", "-C", kernel.vmlinux.parent, f"M={directory}", "KBUILD_MODPOST_WARN=1", "modules"],
-        env=kbuild.clean_environment(),
-        deadline=Deadline.after(240),
-    )
-    return directory / "bugs.ko"
+    return kernelmodule.build(kernel, EXAMPLE / "bugs.c", tmp_path_factory.mktemp("bugs"))
 
 
 def example(name: str, bugs: Path) -> str:
