@@ -80,7 +80,7 @@ def choose(
         return Choice(attach().collector(timeout=timeout), "", wanted)
     gdb = attached if attached and run_control.is_connected(attached) else None
     if by == "auto" and replaying.of(machine) is not None:
-        return _replayed(wanted, machine, gdb, modules, attach=attach, timeout=timeout)
+        return _replayed(wanted, machine, gdb, modules, attach=attach, force=force, timeout=timeout)
     return _live(by, wanted, machine, gdb, modules, attach=attach, force=force, timeout=timeout)
 
 
@@ -128,13 +128,14 @@ def _replayed(
     modules: tuple[PlacedModule, ...],
     *,
     attach: Callable[[], Gdb],
+    force: bool,
     timeout: float,
 ) -> Choice:
     """Return the collector of a trace in a replay, whose guest takes no commands: the plugin, or GDB."""
     why = "the plugin has only the host's durations"
     if not wanted.ret and wanted.longer is None:
         try:
-            kernel = _ready(wanted, machine, gdb, modules, force=False)
+            kernel = _ready(wanted, machine, gdb, modules, force=force)
             trace = kernel.compiled(wanted)
         except (NotCompiledError, HostError, StateError) as error:
             why = error.message
