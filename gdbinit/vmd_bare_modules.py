@@ -195,7 +195,7 @@ class Callers(gdb.unwinder.Unwinder):
             return None
         if found is None:
             return None
-        unwound = pending_frame.create_unwind_info(_FrameId(found.sp, inside.pc - offset))
+        unwound = pending_frame.create_unwind_info(vmd_registers.FrameId(found.sp, inside.pc - offset))
         for register, value in zip((arch.pc, arch.sp, arch.frame_pointer), found, strict=True):
             unwound.add_saved_register(register, gdb.Value(value).cast(word))
         return unwound
@@ -245,15 +245,6 @@ def described(frame: gdb.Frame) -> str | None:
         return None
     name, offset = _symbol(before)
     return f"{name}+{offset + pc - before:#x} [{bare.module.name}]" if name else None
-
-
-class _FrameId:
-    """The data with which GDB identifies a frame."""
-
-    def __init__(self, sp: int, pc: int) -> None:
-        word = vmd_registers.word()
-        self.sp = gdb.Value(sp).cast(word)
-        self.pc = gdb.Value(pc).cast(word)
 
 
 def register() -> None:

@@ -48,7 +48,7 @@ class Exceptions(gdb.unwinder.Unwinder):
         except gdb.MemoryError:
             return None
         regs = dict(zip(arch.pt_regs, struct.unpack(f"<{len(arch.pt_regs)}Q", memory), strict=True))
-        unwound = pending_frame.create_unwind_info(_FrameId(sp, pc))
+        unwound = pending_frame.create_unwind_info(vmd_registers.FrameId(sp, pc))
         interrupted = _named(regs[arch.pc])
         if regs[arch.mode_register] & arch.user_mode:
             if vmd_user_frames.USER.leads_to(regs[arch.pc]):
@@ -76,14 +76,6 @@ class Exceptions(gdb.unwinder.Unwinder):
 def _named(address: int) -> str:
     """Return an address as GDB prints it: "0xffffffff81400b26 <asm_exc_page_fault+38>"."""
     return gdb.Value(address).cast(vmd_registers.word().pointer()).format_string(symbols=True)
-
-
-class _FrameId:
-    """The data with which GDB identifies a frame."""
-
-    def __init__(self, sp: gdb.Value, pc: gdb.Value) -> None:
-        self.sp = sp
-        self.pc = pc
 
 
 EXCEPTIONS = Exceptions()

@@ -11,6 +11,7 @@ import bisect
 import contextlib
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,9 @@ _FIRMWARE = 100
 
 _NEAR, _FAR = 300_000, 3_000_000
 """How far before a position its own snapshot is, and from which distance on it is worth one."""
+
+_SEEK_SECONDS = 60.0
+"""How long QEMU may take to load the first snapshot of a replay."""
 
 _TAG = re.compile(r"i\d+\.(?P<size>\d+)")
 """A snapshot's tag has the size of the console's log there; see `vmdebug/vm/replay_control.py`."""
@@ -278,8 +282,10 @@ def _seek_running(wanted: int) -> None:
     try:
         with vmd_waker.client() as qmp:
             qmp.ask({"execute": "cont"}, {"execute": "replay-seek", "arguments": {"icount": wanted}})
+            end = time.monotonic() + _SEEK_SECONDS
             while qmp.ask({"execute": "query-status"})[0]["running"]:
-                pass
+                if time.monotonic() > end:
+                    raise gdb.GdbError(f"waited {_SEEK_SECONDS:g} s for QEMU to get to instruction {wanted}")
     except OSError as error:
         raise gdb.GdbError(f"QEMU does not answer on QMP: {error}\nis another client connected?") from error
 

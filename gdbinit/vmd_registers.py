@@ -24,6 +24,18 @@ def integer(bits: int) -> gdb.Type:
     return gdb.selected_inferior().architecture().integer_type(bits, False)
 
 
+class FrameId:
+    """The data with which GDB identifies a frame that an unwinder has found.
+
+    Args:
+        sp: A stack pointer that no other frame of the same function has.
+        pc: The start of the function.
+    """
+
+    def __init__(self, sp: gdb.Value | int, pc: gdb.Value | int) -> None:
+        self.sp, self.pc = (gdb.Value(each).cast(word()) for each in (sp, pc))
+
+
 _RANGE = re.compile(r"Range 0x([0-9a-f]+)-0x([0-9a-f]+): (.*)")
 _ALONE = re.compile(r'Symbol ".*" is (.*)\.')
 _REGISTER = re.compile(r"a variable in \$(\w+)")

@@ -68,7 +68,7 @@ class Sleeper(gdb.unwinder.Unwinder):
         # GDB rejects a caller whose stack address is below the callee's, and the task's stack may be
         # anywhere.
         word = vmd_registers.word()
-        here = _FrameId(gdb.Value(0).cast(word), pending_frame.read_register(vmd_arch.current().pc))
+        here = vmd_registers.FrameId(0, pending_frame.read_register(vmd_arch.current().pc))
         unwound = pending_frame.create_unwind_info(here)
         for name, value in self.asleep.registers.items():
             unwound.add_saved_register(name, gdb.Value(value).cast(word))
@@ -78,14 +78,6 @@ class Sleeper(gdb.unwinder.Unwinder):
 def _place(frame: gdb.Frame | gdb.PendingFrame) -> tuple[int, int]:
     word, arch = vmd_registers.word(), vmd_arch.current()
     return int(frame.read_register(arch.pc).cast(word)), int(frame.read_register(arch.sp).cast(word))
-
-
-class _FrameId:
-    """The data with which GDB identifies a frame."""
-
-    def __init__(self, sp: gdb.Value, pc: gdb.Value) -> None:
-        self.sp = sp
-        self.pc = pc
 
 
 SLEEPER = Sleeper()

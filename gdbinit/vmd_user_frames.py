@@ -94,7 +94,7 @@ class Bridge(gdb.unwinder.Unwinder):
         except gdb.MemoryError:
             return None
         # The lowest stack of all: GDB would take the program's frames for corrupt.
-        lowest = _FrameId(gdb.Value(0).cast(word), gdb.Value(BRIDGE).cast(word))
+        lowest = vmd_registers.FrameId(0, BRIDGE)
         unwound = pending_frame.create_unwind_info(lowest)
         saved = zip(arch.pt_regs, struct.unpack(f"<{len(arch.pt_regs)}Q", memory), strict=True)
         for name, value in saved:
@@ -113,14 +113,6 @@ def _is_word(frame: gdb.PendingFrame, name: str) -> bool:
         return frame.read_register(name).type.sizeof == _WORD_BYTES
     except (gdb.error, ValueError):
         return False
-
-
-class _FrameId:
-    """The data with which GDB identifies a frame."""
-
-    def __init__(self, sp: gdb.Value, pc: gdb.Value) -> None:
-        self.sp = sp
-        self.pc = pc
 
 
 USER = Bridge()

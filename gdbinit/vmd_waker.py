@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import queue
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import gdb
 
@@ -86,6 +87,13 @@ def _opened() -> Iterator[Qmp]:
         yield client
 
 
+class _Run(NamedTuple):
+    """A run of the guest: whether it is over, and whether nothing is asked any more."""
+
+    over: threading.Event
+    quiet: threading.Event
+
+
 class _Keeper:
     """Keeps the replay awake, from a thread of its own, while GDB runs it.
 
@@ -95,50 +103,46 @@ class _Keeper:
 
     def __init__(self, client: Qmp) -> None:
         self.client = client
-        self._running = threading.Event()
-        self._idle = threading.Event()
-        self._idle.set()
-        self._ended = False
+        self._runs: queue.SimpleQueue[_Run | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
         """Ask in the block."""
-        self._idle.clear()
-        self._running.set()
+        run = _Run(threading.Event(), threading.Event())
+        self._runs.put(run)
         try:
             yield
         finally:
-            self._running.clear()
-            self._idle.wait()
+            run.over.set()
+            run.quiet.wait()  # QEMU answers in `_SECONDS`, or not at all
 
     def end(self) -> None:
         """End the thread."""
-        self._ended = True
-        self._running.set()
+        self._runs.put(None)
         self._thread.join()
 
     def _serve(self) -> None:
         # GDB's own thread must receive the user's Ctrl-C.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while self._running.wait() and not self._ended:
+        while (run := self._runs.get()) is not None:
             with contextlib.suppress(OSError, ValueError, gdb.GdbError):
-                self._ask()
-            self._idle.set()
+                self._ask(run.over)
+            run.quiet.set()
 
-    def _ask(self) -> None:
-        """Ask until the block ends; stop the guest if it executes nothing any more."""
+    def _ask(self, over: threading.Event) -> None:
+        """Ask until the run is over; stop the guest if it executes nothing any more."""
         position: object = None
         since = time.monotonic()
-        while self._running.is_set():
+        while not over.is_set():
             now = self.client.ask({"execute": "query-replay"})[0].get("icount")
             if now != position:
                 position, since = now, time.monotonic()
             elif time.monotonic() - since > _STALLED:
                 self.client.ask({"execute": "stop"})
                 return
-            time.sleep(_PAUSE)
+            over.wait(_PAUSE)
 
 
 _keepers: list[_Keeper] = []
