@@ -71,6 +71,7 @@ enum {
 	ARGUMENT_LIMIT = 100000, /* longest line passed as an argument; MAX_ARG_STRLEN is 131072 */
 	KILL_DELAY_MS = 500,	/* between SIGTERM and SIGKILL */
 	HANGUP_DELAY_MS = 200,	/* between a hangup and the end of the session */
+	HEARD_MS = 2000,	/* so long after the last frame a hangup may still be that of an earlier host */
 	TTY_DELAY_MS = 1000,	/* how long to wait for a virtio port before TTY is opened */
 	TTY_TIMEOUT_MS = 30000,	/* without a frame, after which a session on a TTY ends */
 	DISTURBANCE = 20,	/* bytes of a J frame */
@@ -775,15 +776,20 @@ static int run_timers(void)
 
 		/*
 		 * What a new host sends overtakes the message that the old one has gone, which virtio_console
-		 * handles in a work item: by now it has handled the message about the new one, too.
+		 * handles in a work item: by now it has handled the message about the new one, too. On a busy
+		 * machine the work item may take longer, as at the end of a boot.
 		 */
 		if (port->hangup_at && time >= port->hangup_at) {
 			port->hangup_at = 0;
-			if (poll(&state, 1, 0) > 0 && state.revents & POLLHUP)
-				end_session(port);
-		} else if (port->hangup_at && (next < 0 || port->hangup_at - time < next)) {
-			next = port->hangup_at - time;
+			if (poll(&state, 1, 0) > 0 && state.revents & POLLHUP) {
+				if (port->open && time < port->last_received + HEARD_MS)
+					port->hangup_at = port->last_received + HEARD_MS;
+				else
+					end_session(port);
+			}
 		}
+		if (port->hangup_at && (next < 0 || port->hangup_at - time < next))
+			next = port->hangup_at - time;
 		if (!port->tty || !port->open)
 			continue;
 		if (time >= port->last_received + TTY_TIMEOUT_MS)
