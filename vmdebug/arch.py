@@ -146,14 +146,14 @@ class Debug(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     patched_text: tuple[PatchedText, ...]
 
 
-class FunctionExit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An instruction that leaves a function: it returns, or jumps to an operand relative to its own end.
+class Branch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An instruction that returns, or that jumps or calls at a distance from its own end.
 
     Args:
         code: Its first bytes, in hex.
         mask: The bits of them that count.
-        at: Where the operand begins, in bytes.
-        size: The size of the operand in bytes; 0: it returns.
+        at: Where the distance begins, in bytes.
+        size: The size of the distance in bytes; 0: it returns.
     """
 
     code: str
@@ -199,6 +199,7 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         fetch_arguments: Those of them that have the arguments of a function, in order.
         function_exits: The instructions that leave a function.
         conditional_jumps: The conditional jumps; `at` and `size` tell their distances.
+        direct_calls: The calls of a function at a fixed distance; `at` and `size` tell their distances.
         user_per_cpu_register: The register with the CPU's per-CPU offset while user space runs.
         debug: What GDB gets.
         sources: What facts rest on, by field, for whoever changes the file.
@@ -232,8 +233,9 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     dwarf_registers: tuple[str, ...]
     fetch_registers: tuple[str, ...]
     fetch_arguments: tuple[str, ...]
-    function_exits: tuple[FunctionExit, ...]
-    conditional_jumps: tuple[FunctionExit, ...]
+    function_exits: tuple[Branch, ...]
+    conditional_jumps: tuple[Branch, ...]
+    direct_calls: tuple[Branch, ...]
     user_per_cpu_register: str
     debug: Debug
     sources: dict[str, str] = {}

@@ -18,6 +18,7 @@ from vmdebug.trace.expressions.syntax import NotCompiledError
 from vmdebug.trace.profile import samples
 from vmdebug.trace.profile.by_guest import NO_SAMPLES, GuestSampler
 from vmdebug.trace.profile.by_plugin import LEAST_PERIOD, MOST_PERIOD, PERIOD, PluginSampler
+from vmdebug.trace.profile.callers import Callers
 from vmdebug.trace.profile.naming import Namer
 from vmdebug.trace.profile.profile import Profile
 from vmdebug.trace.profile.program import SAMPLER
@@ -263,9 +264,10 @@ def _named(
     """Return what was collected as a profile, with names."""
     state = machine.state
     vmlinux, slide = (kernel.vmlinux, kernel.slide) if kernel is not None else (None, 0)
+    callers = Callers(kernel.vmlinux, slide, kernel.row) if kernel is not None else None
 
     def profile(expand: Callable[[int, int], list[str]] | None) -> Profile:
-        namer = Namer(vmlinux, slide, collected, expand)
+        namer = Namer(vmlinux, slide, collected, expand, callers)
         return namer.profile(collector=collector, vm=machine.name, kernel=state.spec.kernel.release)
 
     if not inlined or vmlinux is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vmdebug.arch import FunctionExit
+from vmdebug.arch import Branch
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, StateError, VmError
 from vmdebug.trace.coverage import wire
@@ -46,9 +46,7 @@ class CoverageLink:
     ) -> None:
         self.close()
 
-    def begin(
-        self, ranges: Sequence[tuple[int, int]], jumps: Sequence[FunctionExit], *, keep: bool
-    ) -> Recorded:
+    def begin(self, ranges: Sequence[tuple[int, int]], jumps: Sequence[Branch], *, keep: bool) -> Recorded:
         """Have the plugin record; it begins when a vCPU next becomes idle or resumes.
 
         Args:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from vmdebug.arch import FunctionExit
+from vmdebug.arch import Branch
 
 MAGIC = 0x31434D56
 KEEP = 1
@@ -49,7 +49,7 @@ class Block(msgspec.Struct, frozen=True, array_like=True):
 
 def layout(
     ranges: Sequence[tuple[int, int]],
-    jumps: Sequence[FunctionExit],
+    jumps: Sequence[Branch],
     *,
     keep: bool = False,
     capacity: int = CAPACITY,
@@ -82,7 +82,7 @@ def layout(
     return start, _aligned(passed_at + capacity)
 
 
-def _pattern(jump: FunctionExit) -> bytes:
+def _pattern(jump: Branch) -> bytes:
     code, mask = bytes.fromhex(jump.code), bytes.fromhex(jump.mask)
     return _JUMP.pack(len(code), code, mask, jump.at, jump.size)
 

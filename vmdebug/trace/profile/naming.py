@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from vmdebug.kimage import symbols
+from vmdebug.trace.profile.callers import Callers
 from vmdebug.trace.profile.profile import Profile, ProfileFrame, ProfileSample, ProfileTask
 from vmdebug.trace.profile.programs import Program
 from vmdebug.trace.profile.raw import Collected, Mapped, RawSample
@@ -46,6 +47,7 @@ class Namer:
         collected: The profile.
         expand: Returns the functions that are at an address of the kernel, the inlined ones first; None: only
             the function of the symbol table.
+        callers: Finds callers that backtraces leave out; None: do not look for them.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Namer:
         slide: int,
         collected: Collected,
         expand: Callable[[int, int], Sequence[str]] | None = None,
+        callers: Callers | None = None,
     ) -> None:
         self._collected = collected
+        self._callers = callers
         self._expand = expand
         self._kernel = _Ranges(_of_vmlinux(vmlinux, slide) if vmlinux is not None else ())
         self._listed = _Ranges(_of_kallsyms(collected.kallsyms))
@@ -96,6 +100,9 @@ class Namer:
         kernel: list[int] = []
         for level, address in enumerate(raw.kernel):
             kernel += self._of_kernel(address, before=int(level > 0))
+            if level == 0 and self._callers is not None and len(raw.kernel) > 1:
+                caller = self._callers.left_out(address, raw.kernel[1])
+                kernel += self._of_kernel(caller, before=0) if caller is not None else ()
         kernel.reverse()
         return (*found, *kernel)
 
