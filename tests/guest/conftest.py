@@ -10,11 +10,28 @@ import pytest
 
 from tests.fixtures.accel import ACCEL
 from tests.fixtures.nixfixture import FixtureFlake, fixture_flake
-from vmdebug import process, sources
+from vmdebug import arch, process, sources
 from vmdebug.deadline import Deadline
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
+from vmdebug.vm import features
+
+_CRASH = "QEMU was killed by SIGSEGV"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run a test once more in which QEMU 7.2 to 8.1 has crashed, as it does in about one boot of a thousand.
+
+    A CPU of the guest that maps a device there flushes the TLBs of CPUs that execute: `tcg_commit` of
+    softmmu/physmem.c. QEMU 8.2 mends it (0d58c660689f), which only its version tells.
+    """
+    qemu = shutil.which(arch.native().qemu)
+    version = features.of(Path(qemu), deadline=Deadline.after(60)).version if qemu else ""
+    if version.startswith(("7.", "8.0.", "8.1.")):
+        for item in items:
+            if item.path.is_relative_to(Path(__file__).parent):
+                item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=_CRASH))
 
 
 @pytest.fixture(autouse=True)
