@@ -30,7 +30,7 @@ _FIRMWARE = 100
 """Instructions at the begin of a recording that come from the firmware's ROM: translated once, for ever."""
 
 _NEAR, _FAR = 300_000, 3_000_000
-"""How far before a position its own snapshot is, and from which distance on it is worth one."""
+"""How far before a position its own snapshot is, and at which distance of the others it is worth taking."""
 
 _SEEK_SECONDS = 60.0
 """How long QEMU may take to load the first snapshot of a replay."""
@@ -39,7 +39,7 @@ _TAG = re.compile(r"i\d+\.(?P<size>\d+)")
 """A snapshot's tag has the size of the console's log there; see `vmdebug/vm/replay_control.py`."""
 
 _own: list[str] = []
-"""The tag of the snapshot that `goto_again` has taken."""
+"""The tag of the snapshot that `keep` has taken."""
 
 _REPLAYS = re.compile(r"Replaying execution .*instruction count = (\d+)")
 _SNAPSHOT = re.compile(r"\s*\S+\s+(?P<tag>\S+)\s.*\s(?P<icount>\d+)\s*$")
@@ -103,11 +103,20 @@ def goto_again(wanted: int) -> None:
     A snapshot shortly before it is taken on the way, and replaces the previous one of its kind.
     """
     with without_breakpoints():
-        start = _before(wanted)
-        if wanted - start.position > _FAR:
-            goto(wanted - _NEAR)
-            _save_own()
+        if wanted - _before(wanted).position > _FAR:
+            keep(wanted - _NEAR)
         goto(wanted)
+
+
+def keep(wanted: int) -> None:
+    """Move to a position and take a snapshot there, which replaces the previous one of its kind.
+
+    It does nothing if another snapshot is so near that it would save little.
+    """
+    if wanted > 0 and wanted - _before(wanted).position > _FAR - _NEAR:
+        with without_breakpoints():
+            goto(wanted)
+            _save_own()
 
 
 def run_to(wanted: int) -> None:

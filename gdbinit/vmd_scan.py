@@ -132,8 +132,9 @@ def last(traps: Sequence[Trap], position: int, *, before: int | None = None) -> 
         position: Where to begin.
         before: Consider only hits before this position; None: `position`.
     """
-    starts = [each.position for each in vmd_history.snapshots()]
     told = Teller(position)
+    vmd_history.keep(position - vmd_windows.NEAR[-1])
+    starts = [each.position for each in vmd_history.snapshots()]
     for window in vmd_windows.backward(position, starts):
         told.at(window[1])
         found = vmd_windows.last(window, lambda begin, end: scan(traps, begin, end, limit=STOPS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gdb.barereplay import END
+from tests.gdb.barereplay import END, SNAPSHOTS
 from vmdebug.debugger import stop
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import GdbError
@@ -74,3 +74,15 @@ def test_an_instruction_is_not_skipped_where_memory_later_has_a_breakpoint_instr
     past.stepi()
     assert past.cont().reason == stop.SIGNAL
     assert position(past) == END
+
+
+def test_a_search_takes_one_snapshot_where_it_begins(past: Gdb) -> None:
+    past.console("python import vmd_history; vmd_history._FAR = 1_000_000")
+    past.breakpoint("main")
+    assert past.back().frame.function == "main"
+    snapshots = "python print(*[each.position for each in vmd_history.snapshots()])"
+    first = set(map(int, past.console(snapshots).split()))
+    assert END - 1 - (1 << 21) in first - set(SNAPSHOTS)
+    there = position(past)
+    assert past.back().reason == "begin"
+    assert set(map(int, past.console(snapshots).split())) == {*SNAPSHOTS, there - (1 << 21)}
