@@ -81,8 +81,9 @@ demo: kernel
 demo-record: kernel
 	@$(ON_PATH) $(BIN)python examples/record_crash.py
 
+# One worker runs the tests with guests, one after the other, and another one all the rest beside them.
 test: setup lint kernel
-	$(BIN)pytest $(PYTEST_ARGS)
+	$(BIN)pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 # NIXPKGS is a checkout of nixpkgs or a copy of one; nothing is fetched. A current nixpkgs needs Nix 2.18 or newer.
 test-nixlib: $(VENV)

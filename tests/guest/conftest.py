@@ -21,16 +21,18 @@ _CRASH = "QEMU was killed by SIGSEGV"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run a test once more in which QEMU 7.2 to 8.1 has crashed, as it does in about one boot of a thousand.
+    """Let guests run one after the other in `make test`, and one that QEMU's crash has ended once more.
 
-    A CPU of the guest that maps a device there flushes the TLBs of CPUs that execute: `tcg_commit` of
-    softmmu/physmem.c. QEMU 8.2 mends it (0d58c660689f), which only its version tells.
+    In QEMU 7.2 to 8.1 a CPU of the guest that maps a device flushes the TLBs of CPUs that execute, so that
+    about one boot of a thousand crashes: `tcg_commit` of softmmu/physmem.c. QEMU 8.2 mends it (0d58c660689f),
+    which only its version tells.
     """
     qemu = shutil.which(arch.native().qemu)
     version = features.of(Path(qemu), deadline=Deadline.after(60)).version if qemu else ""
-    if version.startswith(("7.", "8.0.", "8.1.")):
-        for item in items:
-            if item.path.is_relative_to(Path(__file__).parent):
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.xdist_group("guest"))
+            if version.startswith(("7.", "8.0.", "8.1.")):
                 item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=_CRASH))
 
 
