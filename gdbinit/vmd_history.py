@@ -26,6 +26,13 @@ import vmd_waker
 KEEPS_CODE = (10, 2)
 """The first QEMU that keeps translated code when a stopped guest loads a snapshot."""
 
+KEEPS_SNAPSHOTS = (10, 1)
+"""The first QEMU that aborts if a replay deletes a snapshot: `bdrv_snapshot_delete` of block/snapshot.c
+asserts that the disk is drained, which `bdrv_drain_all_begin` does not do in a replay."""
+
+_OWN_BYTES = 1 << 30
+"""How many bytes of disk snapshots may take that cannot be deleted."""
+
 _FIRMWARE = 100
 """Instructions at the begin of a recording that come from the firmware's ROM: translated once, for ever."""
 
@@ -39,17 +46,21 @@ _TAG = re.compile(r"i\d+\.(?P<size>\d+)")
 """A snapshot's tag has the size of the console's log there; see `vmdebug/vm/replay_control.py`."""
 
 _own: list[str] = []
-"""The tag of the snapshot that `keep` has taken."""
+"""The tags of the snapshots that `keep` has taken; one, unless it cannot be deleted."""
 
 _REPLAYS = re.compile(r"Replaying execution .*instruction count = (\d+)")
-_SNAPSHOT = re.compile(r"\s*\S+\s+(?P<tag>\S+)\s.*\s(?P<icount>\d+)\s*$")
+_SNAPSHOT = re.compile(
+    r"\s*\S+\s+(?P<tag>\S+)\s+(?P<size>[0-9.]+) (?P<unit>[KMG]i)?B\s.*\s(?P<icount>\d+)\s*$"
+)
+_UNITS = {None: 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
 
 class Snapshot(NamedTuple):
-    """A snapshot of the replay: its position and its name."""
+    """A snapshot of the replay: its position, its name, and its size on disk."""
 
     position: int
     tag: str
+    bytes: int
 
 
 def replaying() -> bool:
@@ -76,7 +87,10 @@ def snapshots() -> list[Snapshot]:
     """Return the snapshots in the order of their positions, without the one of QEMU, `start_debugging`."""
     rows = [found for line in vmd_monitor.ask("info snapshots") if (found := _SNAPSHOT.match(line))]
     ours = (found for found in rows if _TAG.fullmatch(found["tag"]))
-    return sorted(Snapshot(int(found["icount"]), found["tag"]) for found in ours)
+    return sorted(
+        Snapshot(int(found["icount"]), found["tag"], int(float(found["size"]) * _UNITS[found["unit"]]))
+        for found in ours
+    )
 
 
 def goto(wanted: int) -> None:
@@ -111,9 +125,9 @@ def goto_again(wanted: int) -> None:
 def keep(wanted: int) -> None:
     """Move to a position and take a snapshot there, which replaces the previous one of its kind.
 
-    It does nothing if another snapshot is so near that it would save little.
+    It does nothing if another snapshot is so near that it would save little, or if there is no room for it.
     """
-    if wanted > 0 and wanted - _before(wanted).position > _FAR - _NEAR:
+    if wanted > 0 and wanted - _before(wanted).position > _FAR - _NEAR and _has_room():
         with without_breakpoints():
             goto(wanted)
             _save_own()
@@ -230,11 +244,20 @@ def _before(wanted: int) -> Snapshot:
     return there[index]
 
 
+def _has_room() -> bool:
+    """Return whether `keep` may take a snapshot."""
+    return not _keeps_all() or sum(each.bytes for each in snapshots() if each.tag in _own) < _OWN_BYTES
+
+
+def _keeps_all() -> bool:
+    return _version() >= KEEPS_SNAPSHOTS
+
+
 def _save_own() -> None:
     here = position()
     if any(each.position == here for each in snapshots()):
         return
-    while _own:
+    while _own and not _keeps_all():
         vmd_monitor.ask(f"delvm {_own.pop()}")
     log = _log()
     tag = f"i{here:016}.{log.stat().st_size if log.exists() else 0}"

@@ -37,6 +37,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "builtin", name="vm", memory=MEMORY_MIB, record=place / "vm", timeout=SECONDS
         ) as guest:
             assert guest.recording == place / "vm.vmdrec"
+            for refused in (guest.snapshot, guest.restore, guest.vm.delete_snapshot):
+                with pytest.raises(
+                    StateError, match="vm is recorded, and a recording cannot go back to a snapshot"
+                ):
+                    refused("a")
             assert guest.exec("cat", stdin=TYPED, timeout=SECONDS, check=True).stdout == TYPED
             (place / "file").write_bytes(bytes(range(256)))
             guest.put(place / "file", "/tmp/file", timeout=SECONDS)
@@ -83,6 +88,9 @@ def test_replays_are_equal_and_go_anywhere(recorded: Path) -> None:
         assert first.vm.rundir.console_log.read_bytes().endswith(b"sysrq: Trigger a crash\r\n[")
         with pytest.raises(StateError, match="exec needs a guest that takes input, and again replays"):
             first.exec("ls")
+        for refused in (first.snapshot, first.restore, first.vm.delete_snapshot):
+            with pytest.raises(StateError, match="again replays a recording, and takes its snapshots itself"):
+                refused("a")
         there = first.position
         functions = [frame.function for frame in first.gdb.backtrace()]
         assert "panic" in functions

@@ -39,6 +39,7 @@ class GuestStates:
 
         Raises:
             UsageError: the tag is invalid, or is taken.
+            StateError: the guest is recorded, or replays a recording.
             HostError: this QEMU cannot take snapshots.
             VmError: this guest cannot be saved: a 9p share is mounted, a disk is not qcow2.
             DeadlineError: the guest did not stop, or QEMU did not finish.
@@ -57,6 +58,7 @@ class GuestStates:
 
         Raises:
             UsageError: there is no such snapshot; the hint lists the existing ones.
+            StateError: the guest is recorded, or replays a recording.
             VmError: QEMU cannot load it.
             DeadlineError: the guest did not stop, or QEMU did not finish.
         """

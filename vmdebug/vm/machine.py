@@ -245,11 +245,13 @@ class Vm(Copies):
             timeout: Seconds to wait.
 
         Raises:
+            StateError: the guest is recorded, or replays a recording.
             VmdebugError: see `vmdebug.vm.snapshot.save`.
             DeadlineError: QEMU did not finish it.
         """
         from vmdebug.vm import snapshot  # noqa: PLC0415 - only imported when needed
 
+        self._check_snapshots()
         with self.connected(timeout=timeout) as qmp:
             snapshot.save(qmp, tag, vm=self.name)
 
@@ -262,11 +264,13 @@ class Vm(Copies):
             timeout: Seconds to wait.
 
         Raises:
+            StateError: the guest is recorded, or replays a recording.
             VmdebugError: see `vmdebug.vm.snapshot.load`.
             DeadlineError: QEMU did not finish it.
         """
         from vmdebug.vm import snapshot  # noqa: PLC0415 - only imported when needed
 
+        self._check_snapshots()
         with self.connected(timeout=timeout) as qmp:
             snapshot.load(qmp, tag, vm=self.name, console_log=self.rundir.console_log, run=run)
 
@@ -293,13 +297,29 @@ class Vm(Copies):
             timeout: Seconds to wait.
 
         Raises:
+            StateError: the guest is recorded, or replays a recording.
             VmdebugError: see `vmdebug.vm.snapshot.delete`.
             DeadlineError: QEMU did not finish it.
         """
         from vmdebug.vm import snapshot  # noqa: PLC0415 - only imported when needed
 
+        self._check_snapshots()
         with self.connected(timeout=timeout) as qmp:
             snapshot.delete(qmp, tag, vm=self.name)
+
+    def _check_snapshots(self) -> None:
+        """Raise if a snapshot would break a recording; since 10.1, QEMU aborts if it deletes one there."""
+        spec = self.state.spec
+        if isinstance(spec.machine, ReplayMachine):
+            raise StateError(
+                f"{self.name} replays a recording, and takes its snapshots itself",
+                hint=f"it can go to every position: vmd-goto in `vmdebug attach {self.name}`",
+            )
+        if spec.record is not None:
+            raise StateError(
+                f"{self.name} is recorded, and a recording cannot go back to a snapshot",
+                hint=f"its replay can go to every position: vmdebug replay {spec.record}",
+            )
 
     def pause(self, *, timeout: float = QMP_SECONDS) -> None:
         """Pause the guest; an attached GDB reports a SIGINT stop.
