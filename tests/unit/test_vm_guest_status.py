@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.test_vm_state import some_state
+from vmdebug.guest import OwnMachine
 from vmdebug.vm import guest_status
 
 
@@ -24,4 +26,5 @@ def test_the_end_of_qemu(status: int | None, log: str | None, words: str, tmp_pa
     file = tmp_path / "qemu.log"
     if log is not None:
         file.write_text(log)
-    assert guest_status.end_of_qemu(status, file) == words
+    state = some_state(OwnMachine(initrd=Path("/i")))
+    assert guest_status.end_of_qemu(state, status, file) == words

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from types import TracebackType
@@ -19,7 +18,7 @@ import pytest
 from vmdebug.channel.log.trouble import Kind, Trouble, in_words, unseen
 from vmdebug.deadline import Deadline, wait_ready
 from vmdebug.plugin.markers import DIED
-from vmdebug.vm import Vm, children
+from vmdebug.vm import Vm, children, guest_status
 from vmdebug.vm.kernel_trouble import SETTLE_SECONDS, KernelTrouble
 
 GATHER_SECONDS = 0.02
@@ -207,8 +206,8 @@ class FailureWatch:
         # `Vm.stop` kills QEMU intentionally, and removes the run directory.
         if self._stopping():
             return None
-        name = signal.Signals(-status).name
-        return self._set_due(f"QEMU of {self._vm.name} was killed by {name}")
+        how = guest_status.killed(self._vm.state, -status)
+        return self._set_due(f"QEMU of {self._vm.name} {how}")
 
     def _stopping(self) -> bool:
         end = Deadline.after(END_SECONDS)

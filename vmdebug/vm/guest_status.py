@@ -10,6 +10,7 @@ from typing import Any, Literal
 from vmdebug.channel.found import Found
 from vmdebug.channel.log import death
 from vmdebug.network import Nic
+from vmdebug.vm import qemu_faults
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
 
@@ -67,17 +68,18 @@ def cause_of_death(status: Status) -> str:
     return _DEATHS.get(status, "")
 
 
-def end_of_qemu(status: int | None, qemu_log: Path) -> str:
+def end_of_qemu(state: State, status: int | None, qemu_log: Path) -> str:
     """Return how QEMU ended, with the last line that it wrote.
 
     Args:
+        state: The VM.
         status: Its exit status, negative for a signal; None if it is unknown, because another process started
             it.
         qemu_log: Its output.
     """
     how = _DEATHS["exited"]
     if status is not None:
-        how = f"QEMU has exited with status {status}" if status >= 0 else _killed(-status)
+        how = f"QEMU has exited with status {status}" if status >= 0 else f"QEMU {killed(state, -status)}"
     with contextlib.suppress(OSError):  # removed with its run directory
         lines = qemu_log.read_text(errors="replace").split("\n")
         said = next((line for line in reversed(lines) if line.strip()), "")
@@ -85,8 +87,11 @@ def end_of_qemu(status: int | None, qemu_log: Path) -> str:
     return how
 
 
-def _killed(number: int) -> str:
-    return f"QEMU was killed by {signal.Signals(number).name}"
+def killed(state: State, number: int) -> str:
+    """Return by which signal QEMU was killed, and what to do if that is a known fault of QEMU."""
+    words = f"was killed by {signal.Signals(number).name}"
+    fault = qemu_faults.known(state, number)
+    return f"{words}; {fault}" if fault else words
 
 
 def facts(state: State, rundir: RunDir, status: Status) -> dict[str, Any]:

@@ -231,7 +231,9 @@ class Vm(Copies):
         except DeadlineError:
             return ""
         if status != "running":
-            ended = guest_status.end_of_qemu(children.status(self.state.pid), self.rundir.qemu_log)
+            ended = guest_status.end_of_qemu(
+                self.state, children.status(self.state.pid), self.rundir.qemu_log
+            )
             return ended if status == "exited" else guest_status.cause_of_death(status)
         from vmdebug.vm import hidden_death  # noqa: PLC0415 - only after some silence of the guest
 
