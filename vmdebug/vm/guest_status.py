@@ -10,7 +10,6 @@ from typing import Any, Literal
 from vmdebug.channel.found import Found
 from vmdebug.channel.log import death
 from vmdebug.network import Nic
-from vmdebug.vm import qemu_faults
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
 
@@ -89,6 +88,8 @@ def end_of_qemu(state: State, status: int | None, qemu_log: Path) -> str:
 
 def killed(state: State, number: int) -> str:
     """Return by which signal QEMU was killed, and what to do if that is a known fault of QEMU."""
+    from vmdebug.vm import qemu_faults  # noqa: PLC0415 - only imported for errors
+
     words = f"was killed by {signal.Signals(number).name}"
     fault = qemu_faults.known(state, number)
     return f"{words}; {fault}" if fault else words
