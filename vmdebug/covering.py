@@ -109,14 +109,16 @@ class Coverage:
         """
         self._needs_plugin()
         link = CoverageLink(self._vm.rundir.trace, self._vm.name)
-        self._recorded = link.recorded()
-        if self._recorded is None:
-            link.close()
-            raise StateError(
-                f"no coverage of {self._vm.name} is being recorded",
-                hint=f"begin with: vmdebug cov start {self._vm.name}",
-            )
-        self._link = link
+        with contextlib.ExitStack() as undo:
+            undo.callback(link.close)
+            recorded = link.recorded()
+            if recorded is None:
+                raise StateError(
+                    f"no coverage of {self._vm.name} is being recorded",
+                    hint=f"begin with: vmdebug cov start {self._vm.name}",
+                )
+            undo.pop_all()
+        self._link, self._recorded = link, recorded
 
     def _needs_plugin(self) -> None:
         """Raise if QEMU has not loaded the plugin.
@@ -248,7 +250,7 @@ class Coverage:
         if slide is None:
             raise StateError(
                 "it is not known where KASLR has put the kernel, so its lines have no names",
-                hint="end the recording while the guest lives, or start it without --kaslr",
+                hint=f"end the recording while the guest lives, or start it without {option('kaslr', True)}",
             )
         return self.code.executed(blocks, slide, self._modules)
 
@@ -265,7 +267,7 @@ class Coverage:
         path = str(self.code.root / file)
         found = self.files.get(path)
         if found is None:
-            self.code.known({}).selected([file])
+            self.code.known({}).selected([file])  # raises if the kernel has no code from there
         return Lines().lines if found is None else found.lines
 
     @property

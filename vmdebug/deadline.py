@@ -23,6 +23,9 @@ BOOT_SECONDS = 180.0
 COPY_SECONDS = 3600.0
 """How long a copy to a guest or from it may take; a guest that dies or stops is noticed at once."""
 
+LONGEST_SECONDS = 20 * 24 * 3600.0
+"""A longer timeout, such as infinity, counts as this one: poll(2) takes at most 2**31 milliseconds."""
+
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.05
 _GROWTH = 2
@@ -45,7 +48,7 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        """Return the deadline that passes `seconds` from now.
+        """Return the deadline that passes `seconds` from now, at most `LONGEST_SECONDS`.
 
         Raises:
             UsageError: `seconds` is not a number.
@@ -54,7 +57,7 @@ class Deadline:
             raise UsageError(
                 f"timeout={seconds!r} is not a number of seconds", hint="give a number of seconds: timeout=60"
             )
-        return cls(time.monotonic() + seconds, seconds)
+        return cls(time.monotonic() + min(seconds, LONGEST_SECONDS), seconds)
 
     @property
     def passed(self) -> bool:

@@ -34,13 +34,16 @@ _DESTINATIONS = (
     "vmdebug_cov",
     "vmdebug_cov_report",
     "vmdebug_cov_diff",
+    "vmdebug_cov_file",
+    "vmdebug_cov_source",
 )
 
 _RUN = pytest.StashKey["Run"]()
 
 _MARKER = (
-    "vmdebug(guest=…, kernel=…, halt=…, append=…, kaslr=…, memory=…, cpus=…, net=…, sessions=N,"
-    " record=True, allow=[KIND, …], kmemleak=…, timeout=…):"
+    "vmdebug(guest=…, kernel=…, halt=…, append=…, kaslr=…, memory=…, cpus=…, initrd=…, modules=…, module=…,"
+    " load_modules=…, root=…, share=…, net=…, forward=…, sessions=N, record=…, allow=[KIND, …], kmemleak=…,"
+    " timeout=…):"
     " the guest of this test. KIND is a kind of kernel message that does not fail the test: panic, oops, bug,"
     " warn, lockdep, kasan, hung_task, rcu_stall, …"
 )

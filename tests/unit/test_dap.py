@@ -230,6 +230,8 @@ def test_an_old_gdb_is_refused_with_what_to_install(tmp_path: Path) -> None:
     assert program.find(f"{gdb} -nx").version == "18.1"
     with pytest.raises(HostError, match="--gdb cannot be used"):
         program.find(str(tmp_path / "none"))
+    with pytest.raises(HostError, match="--gdb '/opt/gdb: No closing quotation"):
+        program.find("'/opt/gdb")
 
 
 def test_each_editor_gets_a_configuration_that_starts_the_adapter() -> None:

@@ -56,6 +56,15 @@ def test_wait_ready_returns_the_descriptors_that_are_ready() -> None:
         assert wait_ready(quiet, seconds=0, events={write: select.POLLOUT}) == {write}
 
 
+@pytest.mark.parametrize("seconds", [float("inf"), 1e12])
+def test_no_timeout_is_too_long_to_wait_for(seconds: float) -> None:
+    deadline = Deadline.after(seconds)
+    with contextlib.ExitStack() as pipes:
+        read, write = _pipe(pipes)
+        os.write(write, b"x")
+        assert wait_ready(read, seconds=deadline.left("it")) == {read}
+
+
 def test_wait_ready_ignores_a_negative_descriptor() -> None:
     assert wait_ready(-1, seconds=0) == frozenset()
 

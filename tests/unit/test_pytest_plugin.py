@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,8 @@ def test_fixtures_and_marker_are_told(pytester: pytest.Pytester) -> None:
 
     assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(["@pytest.mark.vmdebug(guest=*"])
+    told = result.stdout.str().partition("vmdebug(guest=")[2].partition("):")[0]
+    assert re.findall(r"(\w+)=", f"guest={told}") == list(Marker.__struct_fields__)
 
 
 def test_the_closest_marker_goes_before() -> None:
@@ -179,6 +182,32 @@ def test_paths_are_told_apart_by_the_part_that_differs() -> None:
     found = targets.of(Settings(guests=(), kernels=kernels, root=HERE), MarkedTest(HERE / "t.py", Marker()))
 
     assert list(found) == ["linux-a", "linux-b"]
+
+
+def test_no_target_is_lost_because_its_id_is_that_of_another() -> None:
+    many = Settings(guests=said("a", "a-b"), kernels=said("/k/b-c", "/k/c"), root=HERE)
+
+    found = targets.of(many, MarkedTest(HERE / "test_a.py", Marker()))
+
+    assert list(found) == ["a-b-c", "a-c", "a-b-b-c", "a-b-c-2"]
+    assert found["a-b-c-2"] == Target(Named("a-b", HERE), Named("/k/c", HERE))
+
+    paths = Settings(guests=(), kernels=said("/k/one", "k/one"), root=HERE)
+    assert list(targets.of(paths, MarkedTest(HERE / "test_a.py", Marker()))) == ["k-one", "k-one-2"]
+
+
+def test_a_guest_that_a_marker_names_twice_is_run_once() -> None:
+    marker = Marker(guest=("a", "b", "a"))
+    assert list(targets.of(ROOT, MarkedTest(HERE / "test_a.py", marker))) == ["a", "b"]
+
+
+@pytest.mark.parametrize("option", ["report=term", "diff=HEAD", "file=x.coverage", "source=/src"])
+def test_options_of_coverage_need_coverage(pytester: pytest.Pytester, option: str) -> None:
+    result = pytester.runpytest_inprocess(f"--vmdebug-cov-{option}", "-p", "no:cacheprovider")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    name = option.partition("=")[0]
+    result.stderr.fnmatch_lines([f"*--vmdebug-cov-{name} needs --vmdebug-cov*"])
 
 
 def test_a_tests_own_guest_goes_before_the_runs_and_starts_at_its_file() -> None:

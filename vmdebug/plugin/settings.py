@@ -120,9 +120,9 @@ def coverage(config: pytest.Config) -> CoverageSettings | None:
     given, diff = config.getoption("vmdebug_cov"), config.getoption("vmdebug_cov_diff") or ""
     named = config.getoption("vmdebug_cov_report") or ()
     if given is None:
-        for option, value in (("--vmdebug-cov-diff", diff), ("--vmdebug-cov-report", named)):
-            if value:
-                raise pytest.UsageError(f"{option} needs --vmdebug-cov")
+        for option in ("report", "diff", "file", "source"):
+            if config.getoption(f"vmdebug_cov_{option}"):
+                raise pytest.UsageError(f"--vmdebug-cov-{option} needs --vmdebug-cov")
         return None
     outputs = []
     for words in named or ("term",):

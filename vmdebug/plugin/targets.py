@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,19 @@ def of(settings: Settings, test: MarkedTest) -> dict[str, Target]:
     guests = _several(test.marker.guest, here) or settings.guests or (None,)
     kernels = _several(test.marker.kernel, here) or settings.kernels or (None,)
     guest_ids, kernel_ids = _ids(guests), _ids(kernels)
-    found = {}
+    found: dict[str, Target] = {}
     for (guest, first), (kernel, second) in itertools.product(
         zip(guests, guest_ids, strict=True), zip(kernels, kernel_ids, strict=True)
     ):
-        found["-".join(part for part in (first, second) if part)] = Target(guest, kernel)
+        name = "-".join(part for part in (first, second) if part)
+        found[_free(name, found)] = Target(guest, kernel)
     return found
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """Return a name for a target: the guests a, a-b with the kernels b-c, c would have a-b-c twice."""
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)
 
 
 def options(
@@ -127,11 +134,12 @@ def _shares(marker: Marker, here: Path) -> tuple[str, ...] | None:
 def _several(names: str | Sequence[str] | None, where: Path) -> tuple[Named, ...]:
     if names is None:
         return ()
-    return tuple(Named(each, where) for each in ((names,) if isinstance(names, str) else names))
+    every = (names,) if isinstance(names, str) else names
+    return tuple(Named(each, where) for each in dict.fromkeys(every))
 
 
 def _ids(several: Sequence[Named | None]) -> list[str]:
-    """Return a short, unique id for each; "" if there is only one.
+    """Return a short id for each, unique unless their paths have the same parts; "" if there is only one.
 
     For paths it is the part in which they differ: `linux-a` of `/src/linux-a/vmlinuz`.
     """

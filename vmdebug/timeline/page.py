@@ -17,11 +17,11 @@ _COLOURS = {"initcall": 32, "module": 112, "probe": 265, "wait": 0, "unit": 210}
 """Hues of the kinds of steps."""
 
 _RIGHT = 0.45
-"""From which share of the width on a bar's text ends at the bar."""
+"""The text of a bar that ends beyond this share of the width is on its left."""
 
 
 def render(boots: Sequence[Boot]) -> str:
-    """Return a page of one boot, or of two: what has changed comes first then."""
+    """Return a page of one boot with its longest steps, or of two with their largest differences."""
     title = " and ".join(boot.name for boot in boots)
     span = max(boot.end for boot in boots) or 1.0
     kinds = [kind for kind in KINDS if any(step.kind == kind for boot in boots for step in boot.steps)]
@@ -72,8 +72,8 @@ def _chart(boot: Boot, span: float) -> str:
 def _bar(step: Step, span: float, y: int) -> str:
     start, width = 100 * step.start / span, max(100 * step.seconds / span, 0.15)
     text = f"{step.name}  {shown(step.seconds)}"
-    near = start + width > 100 * _RIGHT
-    place = f'x="{start - 0.4:.3f}%" text-anchor="end"' if near else f'x="{start + width + 0.4:.3f}%"'
+    left = start + width > 100 * _RIGHT
+    place = f'x="{start - 0.4:.3f}%" text-anchor="end"' if left else f'x="{start + width + 0.4:.3f}%"'
     return (
         f"<g><title>{escape(_title(step))}</title>"
         f'<rect x="{start:.3f}%" y="{y}" width="{width:.3f}%" height="{_ROW - 4}"'

@@ -32,10 +32,10 @@ def _boot(trace: Any, pb: Any, boot: Boot, number: int) -> None:
     described = trace.packet.add().track_descriptor
     described.uuid = base
     described.process.pid = number
-    described.process.process_name = f"boot of {boot.name}, Linux {boot.kernel}"
+    described.process.process_name = f"boot of {boot.name}, Linux {boot.kernel or '?'}"
     ends: list[tuple[str, float]] = []
     for step in boot.steps:
-        # Slices of a track must nest: what overlaps another step without being inside it has another track.
+        # Slices of a track may not overlap, unless they nest. Steps that overlap get tracks of their own.
         free = next(
             (n for n, (kind, end) in enumerate(ends) if kind == step.kind and end <= step.start), None
         )

@@ -23,7 +23,7 @@ from vmdebug.faces.dap.debugger import Debugger
 from vmdebug.faces.dap.guest import DebuggedVm
 from vmdebug.faces.dap.inspecting import Inspecting
 from vmdebug.faces.dap.program import Program
-from vmdebug.faces.dap.progress import CancelledError, Progress
+from vmdebug.faces.dap.progress import Progress
 from vmdebug.faces.dap.wire import Message
 
 END_SECONDS = 60.0
@@ -162,8 +162,7 @@ class Adapter:
         debugger = self._debugger = Debugger(self._client, guest)
         assert self._program is not None  # noqa: S101 - for the type checker: `_begin` has checked it
         debugger.start(self._program, asked.session)
-        if progress.cancelled:
-            raise CancelledError("the session was ended before the guest had started")
+        progress.check()
         changed = capabilities.changes(debugger.capabilities, replays=guest.replays)
         if changed:
             self._client.emit("capabilities", {"capabilities": changed})

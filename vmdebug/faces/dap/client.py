@@ -11,7 +11,6 @@ from vmdebug.faces.dap.wire import Log, Message, MessageWriter
 NOT_STOPPED = "notStopped"
 """GDB's word, and the protocol's, for a request that needs a stopped guest."""
 
-
 RUNS = "the guest runs: pause it first"
 
 

@@ -17,7 +17,7 @@ from vmdebug.debugger.interactive import Attachment
 from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import UsageError, VmdebugError
 from vmdebug.faces.dap.arguments import Asked, Session
-from vmdebug.guest import Kernel
+from vmdebug.guest import Kernel, ReplayMachine
 from vmdebug.paths import absolute
 from vmdebug.progress import Report
 from vmdebug.sources import tree_build
@@ -28,12 +28,8 @@ STOP_SECONDS = 30.0
 _STOPPED = ("halted", "paused", "panicked", "failed")
 
 
-_REPLAY = "replay"
-"""The tag of the machine of a replay, in a VM's state."""
-
-
 class DebuggedVm:
-    """The VM of a session. Made by `launched` and `found`.
+    """The VM of a session. Made by `launch` and `find`.
 
     Args:
         machine: The VM.
@@ -71,8 +67,7 @@ class DebuggedVm:
         """Find the running VM to attach to.
 
         Raises:
-            UsageError: there is no such VM, or several run and none is named.
-            StateError: the guest has ended.
+            UsageError: there is no such VM, or it has exited; or several run and none is named.
         """
         machine = vm.find(session.vm)
         status = machine.status()
@@ -91,7 +86,7 @@ class DebuggedVm:
     @property
     def replays(self) -> bool:
         """Whether the VM replays a recording, so that it can go back in time."""
-        return self.machine.state.spec.machine.__struct_config__.tag == _REPLAY
+        return isinstance(self.machine.state.spec.machine, ReplayMachine)
 
     def claim(self) -> int:
         """Claim the VM's gdbstub until `release`; return the descriptor, for GDB to inherit.

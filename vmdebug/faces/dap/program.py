@@ -49,10 +49,10 @@ def find(words: str | None = None) -> Program:
             is installed, otherwise `gdb` on PATH.
 
     Raises:
-        HostError: there is no GDB, or it is too old.
+        HostError: there is no GDB, or it is too old, or the words are not quoted properly.
     """
     if words is not None:
-        return _checked(tuple(shlex.split(words)), startup.environment(), "--gdb")
+        return _checked(_split(words), startup.environment(), "--gdb")
     found = packaged()
     if found is not None:
         return _checked(*found, "the package gdb-for-pwndbg")
@@ -61,6 +61,13 @@ def find(words: str | None = None) -> Program:
     except HostError as error:
         raise HostError(error.message, hint=extras.GDB.install) from error
     return _checked((str(path),), startup.environment(), str(path))
+
+
+def _split(words: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(words))
+    except ValueError as error:
+        raise HostError(f"--gdb {words}: {error}", hint="quote it as in a shell") from error
 
 
 def packaged() -> tuple[tuple[str, ...], dict[str, str]] | None:

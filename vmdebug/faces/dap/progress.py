@@ -36,10 +36,14 @@ class Progress:
         """Have the next report raise `CancelledError`."""
         self._cancelled.set()
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether the session has been cancelled."""
-        return self._cancelled.is_set()
+    def check(self) -> None:
+        """Raise if the session has been cancelled.
+
+        Raises:
+            CancelledError: the client has ended the session.
+        """
+        if self._cancelled.is_set():
+            raise CancelledError("the session was ended before the guest had started")
 
     def __call__(self, step: Step) -> None:
         """Report a step.
@@ -47,8 +51,7 @@ class Progress:
         Raises:
             CancelledError: the client has ended the session.
         """
-        if self.cancelled:
-            raise CancelledError("the session was ended before the guest had started")
+        self.check()
         fraction = "" if not step.total else f" {step.done or 0}/{step.total}"
         if self._shown:
             body: Message = {"progressId": self._id, "message": f"{step.what}{fraction} {step.note}".rstrip()}

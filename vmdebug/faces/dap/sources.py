@@ -36,7 +36,7 @@ class Sources:
 
     def __init__(self, built: Path | None, shown: Path | None) -> None:
         self._built = built
-        self._shown = shown if shown is not None and built is not None and not _same(shown, built) else None
+        self._shown = None if built is None or shown == built else shown
 
     def to_gdb(self, path: str) -> tuple[str, str]:
         """Return GDB's path for a path of the client, and a note for the user; "" for none."""
@@ -98,10 +98,6 @@ def _tails(path: Path) -> Iterator[Path]:
     parts = path.parts[1:] if path.is_absolute() else path.parts
     for start in range(len(parts)):
         yield Path(*parts[start:])
-
-
-def _same(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other) and str(one) == str(other)
 
 
 def _identical(one: Path, other: Path) -> bool:

@@ -87,14 +87,10 @@ def error(value: int | None) -> str:
     """Return the name of the error that a function has returned, also in a pointer; "" for none."""
     if value is None:
         return ""
-    signed = (
-        value - 2**64
-        if value >= 2**63
-        else value - 2**32
-        if 2**32 - LARGEST_ERROR <= value < 2**32
-        else value
-    )
-    return errno.errorcode.get(-signed, "") if -LARGEST_ERROR <= signed < 0 else ""
+    for size in (2**64, 2**32):
+        if size - LARGEST_ERROR <= value < size:
+            value -= size
+    return errno.errorcode.get(-value, "") if -LARGEST_ERROR <= value < 0 else ""
 
 
 def _integer(text: object) -> int | None:

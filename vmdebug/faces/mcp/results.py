@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Status = Literal["halted", "running", "paused", "panicked", "failed", "exited"]
+from vmdebug.vm.guest_status import Status
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A VM; `gdb` is what GDB holds it as, if it is attached."""
+    """A VM; `gdb` says whether GDB is attached, and whether the guest is stopped in it."""
 
     name: str
     status: Status
