@@ -1,4 +1,4 @@
-"""How backtraces look: they end at the kernel's entry, and files are named from the top of the tree.
+"""How backtraces are printed: they end at the kernel's entry, and files are named from the top of the tree.
 
 Functions of modules without debugging information are shown as the kernel does: "brd_init+0x12 [brd]".
 

@@ -19,6 +19,7 @@ import vmd_dmesg
 import vmd_early
 import vmd_exceptions
 import vmd_follow
+import vmd_frames
 import vmd_guest
 import vmd_history
 import vmd_identity
@@ -207,3 +208,4 @@ def define() -> None:
     for name, act in COMMANDS:
         Command(name, act)
     vmd_exceptions.register()
+    vmd_frames.register()

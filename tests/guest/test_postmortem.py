@@ -55,6 +55,7 @@ def test_a_panic_with_its_source_lines_each_cpu_and_a_vmcore(session: DebugSessi
     assert found["backtraces"].startswith("CPU 0: pid ")
     assert "\nCPU 1: pid " in found["backtraces"]
     assert re.search(r"in sysrq_handle_crash .* at drivers/tty/sysrq\.c:\d+", found["backtraces"])
+    assert re.search(r"in entry_SYSCALL_64 \(\) at \S+:\d+(\n\n|$)", found["backtraces"])  # nothing after it
     assert "-target-select remote" in found["GDB"]
     assert (tmp_path / "vmcore").read_bytes()[:12] in (b"makedumpfile", b"KDUMP   \6\0\0\0")
     assert b"OSRELEASE=" in (tmp_path / "vmcore").read_bytes()  # the note of vmcoreinfo

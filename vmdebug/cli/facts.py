@@ -49,7 +49,7 @@ def for_people(vm: Vm, facts: dict[str, Any]) -> dict[str, str]:
     found = {
         vm.name: facts["status"],
         "accelerator": f"{facts['accel']}: {facts['accel_reason']}",
-        "kernel": f"{_short(spec.kernel.image)}{release}\nfrom {spec.kernel.origin}",
+        "kernel": f"{short(spec.kernel.image)}{release}\nfrom {spec.kernel.origin}",
         "symbols": symbols(spec.kernel),
         **({"root": spec.root.note} if spec.root is not None else {}),
         **({"network": "\n".join(map(_network, spec.nics))} if spec.nics else {}),
@@ -82,11 +82,11 @@ def symbols(kernel: Kernel) -> str:
     try:
         proof = kimage.check(kernel.image, kernel.vmlinux)
     except VmdebugError as error:  # rebuilt or removed since the start
-        return f"{_short(kernel.vmlinux)}\n{error.message}"
-    return f"{_short(kernel.vmlinux)}\n{PROOFS[proof].format(build_id=kernel.build_id)}"
+        return f"{short(kernel.vmlinux)}\n{error.message}"
+    return f"{short(kernel.vmlinux)}\n{PROOFS[proof].format(build_id=kernel.build_id)}"
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     """Return a path with ~ for the home directory."""
     with contextlib.suppress(RuntimeError, ValueError):  # no home directory; the path is elsewhere
         return f"~/{path.relative_to(Path.home())}"

@@ -56,6 +56,7 @@ def build(
     """
     import msgspec
 
+    from vmdebug.cli.facts import short
     from vmdebug.sources import builtin
 
     with render.progress() as report:
@@ -65,9 +66,9 @@ def build(
     elif not quiet:
         render.tell_facts(
             {
-                "kernel": f"{built.image}  {built.release}",
-                "symbols": str(built.vmlinux),
-                "source": str(built.origin),
+                "kernel": f"{short(built.image)}  {built.release}",
+                "symbols": short(built.vmlinux),
+                "source": short(built.origin),
                 "took": f"{built.cpu_seconds:.0f} s of CPU for {built.objects} objects",
             }
         )
