@@ -109,6 +109,10 @@ def test_a_guest_that_was_found_is_left_as_it_was(client: DapClient, builtin: La
         client.ask("setFunctionBreakpoints", breakpoints=[{"name": "schedule"}])
         assert client.event("stopped")["reason"] == "breakpoint"
         assert "terminate ends only" in client.refusal("terminate")
+        assert "belongs to process" in client.refusal("restart")
+        assert client.ask("stackTrace", threadId=1)["stackFrames"][0]["name"] == "schedule"
+        client.ask("continue", threadId=1)
+        assert client.event("stopped")["reason"] == "breakpoint"
         client.ask("disconnect", terminateDebuggee=True)
         assert client.ended() == 0
         assert machine.status() == "running"

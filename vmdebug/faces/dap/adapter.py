@@ -217,9 +217,10 @@ class Adapter:
             title="restarting the guest",
         )
         try:
+            renewal = guest.renewed(progress)  # if it fails, the session goes on as it was
             debugger.disconnect()
             self._close_console()
-            guest.restart(progress)
+            guest.restart(renewal, progress)
             self._follow_console(whole=True)
             debugger.reconnect()
         finally:

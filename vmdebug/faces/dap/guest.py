@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -17,15 +17,28 @@ from vmdebug.debugger.interactive import Attachment
 from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import UsageError, VmdebugError
 from vmdebug.faces.dap.arguments import Asked, Session
-from vmdebug.guest import Kernel, ReplayMachine
+from vmdebug.guest import Kernel, LaunchSpec, ReplayMachine
 from vmdebug.paths import absolute
 from vmdebug.progress import Report
 from vmdebug.sources import tree_build
+from vmdebug.vm.launching import Start
 
 STOP_SECONDS = 30.0
 """How long QEMU may take to end."""
 
 _STOPPED = ("halted", "paused", "panicked", "failed")
+
+
+class Renewal(NamedTuple):
+    """How a VM is started again.
+
+    Args:
+        spec: What is started.
+        start: How.
+    """
+
+    spec: LaunchSpec
+    start: Start
 
 
 class DebuggedVm:
@@ -142,18 +155,27 @@ class DebuggedVm:
             lock=lock,
         )
 
-    def restart(self, report: Report) -> None:
-        """Start the VM again, halted, with the present build of its kernel. GDB must have left it.
+    def renewed(self, report: Report) -> Renewal:
+        """Return how the VM is started again, halted, with the present build of its kernel; it keeps running.
 
         Raises:
-            VmdebugError: see `vmdebug.restart`.
+            VmdebugError: see `vmdebug.restart.resolve` and `prepare`.
         """
-        machine = self.machine
         deadline = Deadline.after(BUILD_SECONDS)
-        spec = restart.resolve(machine, halt=True, report=report, deadline=deadline)
-        start = restart.prepare(machine, spec, report=report, launch_seconds=LAUNCH_SECONDS)
+        spec = restart.resolve(self.machine, halt=True, report=report, deadline=deadline)
+        start = restart.prepare(self.machine, spec, report=report, launch_seconds=LAUNCH_SECONDS)
+        return Renewal(spec, start)
+
+    def restart(self, renewal: Renewal, report: Report) -> None:
+        """Start the VM again. GDB must have left it.
+
+        Raises:
+            VmdebugError: see `vmdebug.restart.replace`.
+        """
         self.release()
-        self.machine = restart.replace(machine, spec, start, report=report, launch_seconds=LAUNCH_SECONDS)
+        self.machine = restart.replace(
+            self.machine, renewal.spec, renewal.start, report=report, launch_seconds=LAUNCH_SECONDS
+        )
 
     def pause(self) -> None:
         """Stop the guest; GDB reports it as a signal."""
