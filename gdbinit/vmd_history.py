@@ -216,10 +216,16 @@ def without_breakpoints() -> Iterator[None]:
 
 def _check(wanted: int) -> None:
     """Refuse a position outside of the recording: a guest sent there would run off its end."""
-    end = _end()
-    if wanted < 0 or (end is not None and wanted > end):
-        bounds = "begin at 0" if end is None else f"are 0 to {end}"
+    first, end = begin(), _end()
+    if wanted < first or (end is not None and wanted > end):
+        bounds = f"begin at {first}" if end is None else f"are {first} to {end}"
         raise gdb.GdbError(f"the recording has no position {wanted}: its positions {bounds}")
+
+
+def begin() -> int:
+    """Return the first position: 0, unless the recording continues a guest that has run before."""
+    first = facts().get("begin")
+    return first if isinstance(first, int) else 0
 
 
 def _end() -> int | None:
@@ -299,10 +305,10 @@ def _load_flushed(snapshot: Snapshot) -> None:
     """Load a snapshot, and discard the translated code of what was in memory before.
 
     QEMU discards it when a running guest stops to load a snapshot (`tcg_vm_change_state` in
-    accel/tcg/tcg-all.c), not when it is stopped already. So the guest is set running and sent to position 0,
-    both in one message. QEMU tells GDB nothing about that, because GDB waits for no stop.
+    accel/tcg/tcg-all.c), not when it is stopped already. So the guest is set running and sent to its first
+    position, both in one message. QEMU tells GDB nothing about that, because GDB waits for no stop.
     """
-    first = _before(0)
+    first = _before(begin())
     _loadvm(first)  # from the end of the recording, QEMU might run off it
     run_to(first.position + _FIRMWARE)  # a seek to the present position loads nothing
     _seek_running(first.position)

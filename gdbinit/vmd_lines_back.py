@@ -38,7 +38,7 @@ def over() -> int | None:
     function = _function(frame)
     origin, pc = vmd_history.position(), frame.pc()
     if pc == function.begin:
-        return max(origin - 1, 0)
+        return max(origin - 1, vmd_history.begin())
     starts = _line_starts(function)
     traps = [
         vmd_scan.Trap(1, f"*{address:#x}", watch=False, note=lambda: _same(function) or None)
@@ -51,11 +51,11 @@ def step() -> int | None:
     """Return the last position at which a line began, in this function or one that it called."""
     origin = vmd_history.position()
     for count in _STEPS:
-        begin = max(origin - count, 0)
+        begin = max(origin - count, vmd_history.begin())
         found = _last_line(begin, origin)
         if found is not None:
             return found
-        if begin == 0:
+        if begin == vmd_history.begin():
             return None
     vmd_history.goto(origin)
     return over()

@@ -124,7 +124,7 @@ def _wanted(words: str) -> int:
     """
     facts = vmd_history.facts()
     named: dict[str, Callable[[], int]] = {
-        "start": lambda: 0,
+        "start": vmd_history.begin,
         "end": lambda: int(str(facts["end"])),
         "failure": lambda: int(str(facts["end"] if facts.get("failure") is None else facts["failure"])),
     }

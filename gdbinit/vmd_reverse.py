@@ -42,7 +42,7 @@ def back() -> Arrived:
     if not traps:
         vmd_batch.fail(
             "no breakpoint is set to go back to\n"
-            "set one, or go to a position: vmd-goto; to the begin of the recording: vmd-goto 0"
+            "set one, or go to a position: vmd-goto; to the begin of the recording: vmd-goto start"
         )
     hit = _searched(traps, origin)
     if hit is None:
@@ -57,9 +57,9 @@ def back() -> Arrived:
 def stepi(count: int = 1) -> Arrived:
     """Go back by instructions."""
     origin = vmd_history.position()
-    if origin == 0:
+    if origin == vmd_history.begin():
         return begin()
-    vmd_history.goto_again(max(origin - count, 0))
+    vmd_history.goto_again(max(origin - count, vmd_history.begin()))
     return Arrived("end-stepping-range")
 
 
@@ -79,7 +79,7 @@ def finish() -> Arrived:
 
 def begin() -> Arrived:
     """Go to where the recording begins."""
-    vmd_history.goto(0)
+    vmd_history.goto(vmd_history.begin())
     return Arrived(BEGIN)
 
 

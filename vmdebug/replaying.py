@@ -21,6 +21,7 @@ from vmdebug.recording.event_log import EventLog
 from vmdebug.recording.manifest import Ended, Manifest
 from vmdebug.recording.positions import Line, Position
 from vmdebug.vm import Vm, features
+from vmdebug.vm.clones import saved_guest
 from vmdebug.vm.replay_control import Player
 
 REPLAY_SECONDS = 3600.0
@@ -45,6 +46,7 @@ class Replaying(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         recording: The directory of the recording.
+        begin: The first position.
         end: The last position.
         failure: The position of the failure; None if there is none.
         headline: The line of the console that reports it.
@@ -55,6 +57,7 @@ class Replaying(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     recording: Path
+    begin: int = 0
     end: int
     failure: int | None
     headline: str
@@ -84,7 +87,12 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def end(self) -> int:
         """The last position: at the end of the log itself QEMU ends."""
-        return max(0, self.ended.icount - 1)
+        return max(self.about.begin, self.ended.icount - 1)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The first and the last position."""
+        return self.about.begin, self.end
 
     @property
     def failure(self) -> Line | None:
@@ -121,7 +129,7 @@ def start(
     """
     deadline = Deadline.after(timeout)
     chosen = choose(packing.opened(store.newest() if words is None else store.find(words)))
-    wanted = named(chosen.lines, to, end=chosen.end, failure=chosen.failure)
+    wanted = named(chosen.lines, to, bounds=chosen.bounds, failure=chosen.failure)
     spec = _spec(chosen, name, deadline=deadline)
     machine = vm.launch(
         spec,
@@ -132,11 +140,15 @@ def start(
     )
     with contextlib.ExitStack() as undo:
         undo.callback(machine.stop, force=True)
-        with _player(machine, chosen.directory, chosen.end, deadline) as player:
+        if chosen.about.begin:
+            _load(machine, files.state(chosen.directory), deadline)
+        with _player(machine, chosen.directory, chosen.bounds, deadline) as player:
             latest = wanted.latest if isinstance(wanted, Line) else wanted
-            _first_pass(player, min(latest, chosen.end), chosen.end, report)
+            _first_pass(player, min(latest, chosen.end), chosen.bounds, report)
             chosen = _anchored(chosen, player)
-            chosen = _go(player, chosen, named(chosen.lines, to, end=chosen.end, failure=chosen.failure))
+            chosen = _go(
+                player, chosen, named(chosen.lines, to, bounds=chosen.bounds, failure=chosen.failure)
+            )
             _write(machine, chosen, _slide(machine, chosen, player))
         undo.pop_all()
     if not bound:
@@ -212,7 +224,7 @@ def goto(machine: Vm, to: str | int, *, timeout: float = SEEK_SECONDS) -> Positi
         DeadlineError: it took too long.
     """
     about, target = needed(machine), icount_of(machine, to)
-    with _player(machine, about.recording, about.end, Deadline.after(timeout)) as player:
+    with _player(machine, about.recording, (about.begin, about.end), Deadline.after(timeout)) as player:
         player.goto(target)
     return positions.at(lines_of(machine), target)
 
@@ -226,26 +238,27 @@ def icount_of(machine: Vm, to: str | int) -> int:
     """
     about = needed(machine)
     failure = None if about.failure is None else Line(about.failure, about.failure, 0.0, about.headline)
-    found = named(lines_of(machine), str(to), end=about.end, failure=failure)
+    found = named(lines_of(machine), str(to), bounds=(about.begin, about.end), failure=failure)
     return min(about.end, found.icount if isinstance(found, Line) else found)
 
 
-def named(lines: Sequence[Line], to: str, *, end: int, failure: Line | None) -> int | Line:
+def named(lines: Sequence[Line], to: str, *, bounds: tuple[int, int], failure: Line | None) -> int | Line:
     """Return the instruction count, or the line of the console, that a user names.
 
     Raises:
         UsageError: there is none.
     """
+    begin, end = bounds
     if to == "start":
-        return 0
+        return begin
     if to == "end" or (to == "failure" and failure is None):
         return end
     if to == "failure" and failure is not None:
         return failure
     if _COUNT.fullmatch(to):
-        if 0 <= int(to) <= end:
+        if begin <= int(to) <= end:
             return int(to)
-        raise UsageError(f"the recording has no position {to}", hint=f"its positions are 0 to {end}")
+        raise UsageError(f"the recording has no position {to}", hint=f"its positions are {begin} to {end}")
     if time := _TIME.fullmatch(to):
         return _at_time(lines, float(time[1]), end)
     found = next((line for line in lines if to in line.text), None)
@@ -327,6 +340,12 @@ def _qemu(about: Manifest, deadline: Deadline) -> Path:
     )
 
 
+def _load(machine: Vm, state: Path, deadline: Deadline) -> None:
+    """Give a replay the memory and devices that its recording began with."""
+    with state.open("rb") as stream:
+        saved_guest.load(machine, stream.fileno(), shared=False, run=False, deadline=deadline)
+
+
 def _slide(machine: Vm, chosen: Chosen, player: Player) -> int | None:
     """Return by how many bytes KASLR has moved the kernel; None if that is not known."""
     spec = machine.state.spec
@@ -341,6 +360,7 @@ def _write(machine: Vm, chosen: Chosen, slide: int | None) -> None:
     failure = chosen.failure
     about = Replaying(
         recording=chosen.directory,
+        begin=chosen.about.begin,
         end=chosen.end,
         failure=None if failure is None else failure.icount,
         headline="" if failure is None else failure.text,
@@ -373,19 +393,21 @@ def _go(player: Player, chosen: Chosen, to: int | Line) -> Chosen:
 
 
 @contextlib.contextmanager
-def _player(machine: Vm, recording: Path, end: int, deadline: Deadline) -> Iterator[Player]:
+def _player(machine: Vm, recording: Path, bounds: tuple[int, int], deadline: Deadline) -> Iterator[Player]:
     recorded = files.console(recording).read_bytes()
     log = machine.rundir.console_log
     with machine.connected(timeout=deadline.left("the replay")) as qmp:
-        yield Player(qmp, log, recorded, name=machine.name, end=end, deadline=deadline)
+        yield Player(qmp, log, recorded, name=machine.name, begin=bounds[0], end=bounds[1], deadline=deadline)
 
 
-def _first_pass(player: Player, target: int, end: int, report: Report) -> None:
+def _first_pass(player: Player, target: int, bounds: tuple[int, int], report: Report) -> None:
     """Run the guest to its first position, and take snapshots on the way."""
-    step = max(1, end // SNAPSHOTS)
+    begin, end = bounds
+    step = max(1, (end - begin) // SNAPSHOTS)
     player.save()
-    for stop in (*range(step, target, step), target):
-        report(Step("replaying", done=100 * stop // max(1, target), total=100, note="%"))
+    for stop in (*range(begin + step, target, step), target):
+        done = 100 * (stop - begin) // max(1, target - begin)
+        report(Step("replaying", done=done, total=100, note="%"))
         player.run_to(stop)
         if sum(each.bytes for each in player.marks()) < BUDGET_BYTES:
             player.save()

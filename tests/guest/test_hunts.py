@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures import kernelmodule
-from vmdebug import process
+from vmdebug import DebugSession, process, replay
 from vmdebug.deadline import Deadline
 from vmdebug.guest import Kernel, LaunchSpec
 from vmdebug.hunting.guest import HuntedGuest
@@ -33,14 +33,26 @@ def vmdebug(*words: str | Path, status: int) -> process.Completed:
     return done
 
 
-def test_a_double_free_is_found_and_its_seed_repeats_it(race: Path) -> None:
+def test_a_double_free_is_found_recorded_and_its_seed_repeats_it(race: Path, tmp_path: Path) -> None:
     words = ("hunt", EXAMPLE / "double_free.py", "--module", race, "--append", "slub_debug=FZPU", "--json")
-    found = json.loads(vmdebug(*words, "--until-failure", "--no-minimise", status=1).stdout)
+    recording = tmp_path / "double_free.vmdrec"
+    more = ("--until-failure", "--no-minimise", "--record", recording)
+    found = json.loads(vmdebug(*words, *more, status=1).stdout)
     (group,) = found["groups"]
+    assert (found["recording"], found["not_recorded"]) == (str(recording), "")
     assert "Object already free" in group["headline"]
     assert "race.c" in group["text"]
     again = json.loads(vmdebug(*words, "--seed", str(group["seeds"][0]), status=1).stdout)
     assert again["groups"] == [group]
+    assert again["recording"] is None
+    with replay(recording, to="failure") as session:
+        assert "put_buffer" in [frame.function for frame in session.gdb.backtrace()]
+        write = session.gdb.last_write("buffer")
+        assert write is not None
+        assert write.function in ("put_buffer", "race_write")
+        began = session.goto("start").icount
+        assert began > 0
+        assert session.status != "running"
 
 
 def test_a_test_of_pytest_is_hunted_and_its_seed_repeats_it(tmp_path: Path) -> None:
@@ -71,17 +83,23 @@ def test_a_script_that_needs_gdb_ends_the_hunt_and_is_no_failure(tmp_path: Path)
     assert "failed" not in done.stdout
 
 
-def test_a_schedule_gives_the_same_run_and_another_seed_another(builtin: LaunchSpec) -> None:
+def test_a_schedule_gives_the_same_run_also_under_record_and_another_seed_another(
+    builtin: LaunchSpec, tmp_path: Path
+) -> None:
+    def said(session: DebugSession) -> list[str]:
+        return [session.exec(command).stdout for command in (RACE, STATE, f"{RACE}; add & add & wait", STATE)]
+
     def run(made: Schedule) -> list[str]:
         with guest.session(made) as session:
-            return [
-                session.exec(command).stdout for command in (RACE, STATE, f"{RACE}; add & add & wait", STATE)
-            ]
+            return said(session)
 
     one = Schedule(seed=1, shift=6, gap=1000)
     with HuntedGuest(builtin, lambda session: session.exec("echo 0 >/tmp/n", check=True)) as guest:
-        first = run(one)
+        with guest.session(one) as session:
+            first = said(session)
         assert run(one) == first
+        with guest.recorded(one, session.given, tmp_path / "one.vmdrec") as session:
+            assert said(session) == first, "a run under record is another one"
         assert run(Schedule(seed=2, shift=5)) != first
     with HuntedGuest(builtin, lambda session: session.exec("echo 0 >/tmp/n", check=True)) as guest:
         assert run(one) == first, "another template gives another run"

@@ -15,8 +15,10 @@ from tests.unit import cli_doubles
 from vmdebug import cli
 from vmdebug.guest import OwnMachine
 from vmdebug.hunting import schedule as schedules
-from vmdebug.hunting.outcome import Job, Outcome
+from vmdebug.hunting.hunt import Recorded
+from vmdebug.hunting.outcome import Group, Job, Outcome
 from vmdebug.hunting.schedule import Schedule
+from vmdebug.progress import Report
 
 
 class Pool:
@@ -26,6 +28,25 @@ class Pool:
         self.job: Job | None = None
         self.workers = 0
         self.ran: list[Schedule] = []
+        self.recorded: list[Path] = []
+        self.reason = ""
+
+    def record(
+        self,
+        pool: Pool,
+        job: Job,
+        group: Group,
+        directory: Path,
+        *,
+        report: Report,
+    ) -> Recorded:
+        assert pool is self
+        self.recorded.append(directory)
+        return Recorded(
+            directory=None if self.reason else directory,
+            schedule=group.outcomes[0].schedule,
+            reason=self.reason,
+        )
 
     def map(self, wanted: Iterable[Schedule]) -> Iterator[Outcome]:
         for each in wanted:
@@ -50,6 +71,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Pool:
     own = OwnMachine(initrd=Path("/i.cpio"))
     spec = msgspec.structs.replace(cli_doubles.spec(), machine=own, cpus=1)
     monkeypatch.setattr("vmdebug.hunting.hunt.opened", opened)
+    monkeypatch.setattr("vmdebug.hunting.hunt.record", made.record)
     monkeypatch.setattr("vmdebug.sources.resolve", lambda *_, **__: spec)
     return made
 
@@ -117,8 +139,64 @@ def test_how_to_repeat_a_failure_names_the_guest(
     assert len(pool.ran) == 1
 
 
+def test_the_first_failure_is_recorded_and_how_to_replay_it_is_said(
+    pool: Pool, script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["hunt", str(script), "--runs", "1", "--no-minimise"]
+    assert cli.status_of([*words, "--record", str(tmp_path / "one")]) == 1
+    assert pool.recorded == [tmp_path / "one.vmdrec"]
+    assert f"vmdebug replay {tmp_path}/one.vmdrec --to failure" in capsys.readouterr().err
+    assert cli.status_of(words) == 1
+    capsys.readouterr()
+    assert pool.recorded[1].name.startswith("race-")
+    found = hunted(capsys, script, "--runs", "1", "--no-minimise", status=1)
+    assert found["recording"] == str(pool.recorded[2])
+
+
+def test_a_failure_that_cannot_be_recorded_is_said_and_the_status_stays(
+    pool: Pool, script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool.reason = "it did not show under record, with the seeds 1"
+    assert cli.status_of(["hunt", str(script), "--runs", "1", "--no-minimise"]) == 1
+    assert f"there is no recording of the failure: {pool.reason}" in capsys.readouterr().err
+    found = hunted(capsys, script, "--runs", "1", "--no-minimise", status=1)
+    assert (found["recording"], found["not_recorded"]) == (None, pool.reason)
+
+
 @pytest.mark.parametrize(
-    "words", [("--seed", "1", "--schedule", "seed=1"), ("--seed", "1", "--runs", "2"), ("--schedule", "x")]
+    ("words", "status"),
+    [
+        (("--no-record", "--runs", "1"), 1),
+        (("--seed", "1"), 1),
+        (("--schedule", "seed=1", "--record", "x"), 0),
+    ],
+)
+def test_nothing_is_recorded_unless_it_is_wanted_and_fails(
+    pool: Pool,
+    script: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    status: int,
+) -> None:
+    found = hunted(capsys, script, *words, status=status)
+    assert found["recording"] is None
+    assert not pool.recorded
+
+
+def test_a_place_that_is_taken_is_refused_before_the_hunt(pool: Pool, script: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.vmdrec").mkdir()
+    assert cli.status_of(["hunt", str(script), "--record", str(tmp_path / "one")]) == 2
+    assert not pool.ran
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--record", "x", "--no-record"),
+        ("--seed", "1", "--schedule", "seed=1"),
+        ("--seed", "1", "--runs", "2"),
+        ("--schedule", "x"),
+    ],
 )
 def test_what_excludes_each_other_is_refused(script: Path, words: tuple[str, ...]) -> None:
     assert cli.status_of(["hunt", str(script), *words]) == 2

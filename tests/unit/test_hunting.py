@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,16 +17,21 @@ from hypothesis import strategies as st
 
 from vmdebug import guest
 from vmdebug.channel.log.trouble import Trouble
-from vmdebug.errors import UsageError
+from vmdebug.deadline import Deadline
+from vmdebug.errors import UsageError, VmdebugError, VmError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.guest_options import GuestOptions
 from vmdebug.hunting import hunt, minimising, outcome, schedule
 from vmdebug.hunting.guest import as_paused, scheduled
 from vmdebug.hunting.hunted_session import HuntedSession, NotInHuntError
+from vmdebug.hunting.mailbox import ADDRESS, Mailbox, OtherRunError, Piece
 from vmdebug.hunting.outcome import Job, Outcome
+from vmdebug.hunting.pool import LocalPool
 from vmdebug.hunting.run import Runner
 from vmdebug.hunting.schedule import Schedule
 from vmdebug.hunting.statistics import wilson
+from vmdebug.hunting.stub import Stub
+from vmdebug.hunting.worker import Task
 from vmdebug.vm.machine import Vm
 
 SPEC = LaunchSpec(
@@ -63,6 +70,8 @@ def test_a_schedule_is_exact_qemu_arguments() -> None:
         "7",
         "-global",
         "virtio-pci.ioeventfd=off",
+        "-global",
+        "apic-common.vapic=off",
     )
 
 
@@ -196,6 +205,117 @@ def test_a_hunt_ends_at_the_first_limit(limits: hunt.Limits, runs: int, failures
     told: list[Outcome] = []
     found = hunt.hunt(Fake(), hunt.seeds(1), limits, ended=told.append, report=lambda _: None)
     assert (found.runs, found.failed, len(told)) == (runs, failures, runs)
+
+
+def test_a_run_that_nobody_waits_for_is_not_taken_for_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = threading.Event()
+
+    def ask(_: object, task: Task) -> Outcome:
+        if task.schedule.seed == 2:
+            assert late.wait(10)
+        return Outcome(schedule=task.schedule)
+
+    monkeypatch.setattr("vmdebug.hunting.pool._ask", ask)
+    monkeypatch.setattr(LocalPool, "_start", lambda _: SimpleNamespace())
+    with LocalPool(Job(options=GuestOptions(), script="/race.py", text=""), 2) as local:
+        assert next(local.map([Schedule(seed=1), Schedule(seed=2)])).schedule.seed == 1
+        late.set()
+        assert [each.schedule.seed for each in local.map([Schedule(seed=3)])] == [3]
+        assert local.record(Schedule(seed=4), RECORDING).schedule.seed == 4
+
+
+class Recording(LocalPool):
+    """A pool whose runs under record have outcomes, or errors, one after the other."""
+
+    def __init__(self, *outcomes: Outcome | VmdebugError) -> None:
+        self.outcomes = [*outcomes]
+
+    def record(self, schedule: Schedule, directory: Path) -> Outcome:
+        assert directory == RECORDING
+        found = self.outcomes.pop(0)
+        if isinstance(found, VmdebugError):
+            raise found
+        return found
+
+
+RECORDING = Path("/race.vmdrec")
+PASSED = Outcome(schedule=Schedule(seed=1))
+
+
+def recorded(*outcomes: Outcome | VmdebugError) -> hunt.Recorded:
+    (group,) = outcome.grouped(failed(seed) for seed in range(1, 9))
+    job = Job(options=GuestOptions(), script="/race.py", text="")
+    return hunt.record(Recording(*outcomes), job, group, RECORDING, report=lambda _: None)
+
+
+def test_the_first_failure_that_shows_under_record_is_kept() -> None:
+    assert recorded(failed(1)) == hunt.Recorded(directory=RECORDING, schedule=Schedule(seed=1))
+    assert recorded(PASSED, failed(4, SPLAT.replace("kfree", "krealloc")), failed(3)) == hunt.Recorded(
+        directory=RECORDING, schedule=Schedule(seed=3)
+    )
+
+
+def test_a_failure_that_does_not_show_under_record_is_said_to_be_so() -> None:
+    found = recorded(PASSED, PASSED, PASSED)
+    assert found.directory is None
+    assert found.reason == "it did not show under record, with the seeds 1, 2, 3"
+    refused = recorded(UsageError("--record: the root file system is on a disk"))
+    assert refused.reason == "it cannot be recorded: --record: the root file system is on a disk"
+
+
+class Memory:
+    """The memory of a guest, as a gdbstub gives it."""
+
+    def __init__(self) -> None:
+        self.mailbox = bytearray(1 << 16)
+
+    def read(self, address: int, size: int, *, deadline: Deadline) -> bytes:
+        assert not deadline.passed
+        return bytes(self.mailbox[address - ADDRESS :][:size])
+
+    def write(self, address: int, data: bytes, *, deadline: Deadline) -> None:
+        assert not deadline.passed
+        self.mailbox[address - ADDRESS : address - ADDRESS + len(data)] = data
+
+    def stop(self, number: int, at: int, output: bytes = b"") -> None:
+        """Be the agent."""
+        self.mailbox[:16] = struct.pack("<QII", number, len(output), at)
+        self.mailbox[16 : 16 + len(output)] = output
+
+
+INPUT = 16 + (1 << 15)
+
+
+def test_a_piece_for_the_agent_has_the_number_of_the_stop() -> None:
+    memory, soon = Memory(), Deadline.after(10)
+    mailbox = Mailbox(cast("Stub", memory))
+    memory.stop(7, 100, b"said")
+    assert mailbox.output(deadline=soon) == b"said"
+    mailbox.give(b"ls\n", deadline=soon)
+    assert memory.mailbox[INPUT + 100 :][:11] == b"\x07\0\0\0\x03\0\0\0ls\n"
+    assert mailbox.given == [Piece(7, 100, b"ls\n")]
+
+
+def test_a_recorded_guest_has_all_pieces_at_its_begin_and_gets_the_same_ones() -> None:
+    memory, soon = Memory(), Deadline.after(10)
+    pieces = [Piece(7, 0, b"ls\n"), Piece(9, 11, b"pwd\n")]
+    Mailbox(cast("Stub", memory)).write(pieces, deadline=soon)
+    before = bytes(memory.mailbox[16:])
+    mailbox = Mailbox(cast("Stub", memory), pieces)
+    memory.stop(7, 0)
+    mailbox.give(b"ls\n", deadline=soon)
+    memory.stop(9, 11)
+    mailbox.give(b"pwd\n", deadline=soon)
+    assert memory.mailbox[16:] == before
+    with pytest.raises(OtherRunError):
+        mailbox.give(b"more\n", deadline=soon)
+
+
+def test_more_input_than_the_mailbox_holds_is_refused_for_a_recording() -> None:
+    with pytest.raises(VmError, match="sends more to the guest"):
+        Mailbox(cast("Stub", Memory())).write(
+            [Piece(7, 500, b"a"), Piece(8, 0, b"b")], deadline=Deadline.after(10)
+        )
 
 
 def test_the_simplest_schedule_has_no_knob_that_is_not_needed() -> None:

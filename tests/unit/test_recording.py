@@ -133,14 +133,20 @@ class TestNamed:
         ("to", "icount"), [("start", 0), ("end", 500), ("123", 123), ("1.5s", 200), ("2s", 300)]
     )
     def test_counts_and_times(self, to: str, icount: int) -> None:
-        assert replaying.named(LINES, to, end=500, failure=None) == icount
+        assert replaying.named(LINES, to, bounds=(0, 500), failure=None) == icount
+
+    def test_a_guest_that_has_run_before_starts_later(self) -> None:
+        assert replaying.named(LINES, "start", bounds=(90, 500), failure=None) == 90
+        with pytest.raises(UsageError, match="no position 89") as caught:
+            replaying.named(LINES, "89", bounds=(90, 500), failure=None)
+        assert caught.value.hint == "its positions are 90 to 500"
 
     def test_texts_are_lines(self) -> None:
-        assert replaying.named(LINES, "Run /init", end=500, failure=None) == LINES[0]
+        assert replaying.named(LINES, "Run /init", bounds=(0, 500), failure=None) == LINES[0]
 
     def test_a_failure_is_the_first_headline(self) -> None:
-        assert replaying.named(LINES, "failure", end=500, failure=LINES[1]) == LINES[1]
-        assert replaying.named(LINES, "failure", end=500, failure=None) == 500
+        assert replaying.named(LINES, "failure", bounds=(0, 500), failure=LINES[1]) == LINES[1]
+        assert replaying.named(LINES, "failure", bounds=(0, 500), failure=None) == 500
 
     @pytest.mark.parametrize(
         ("to", "message"),
@@ -153,7 +159,7 @@ class TestNamed:
     )
     def test_others_are_refused(self, to: str, message: str) -> None:
         with pytest.raises(UsageError, match=message):
-            replaying.named(LINES, to, end=500, failure=None)
+            replaying.named(LINES, to, bounds=(0, 500), failure=None)
 
 
 KERNEL = Kernel(image=Path("/k"), origin="a test", arch="x86_64")

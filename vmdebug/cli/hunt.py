@@ -15,7 +15,7 @@ from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
     from vmdebug.guest_options import GuestOptions
-    from vmdebug.hunting.hunt import Found, Limits, Pool
+    from vmdebug.hunting.hunt import Found, Limits, Pool, Recorded
     from vmdebug.hunting.outcome import Group, Job, Outcome
     from vmdebug.hunting.schedule import Schedule
     from vmdebug.progress import Report
@@ -90,6 +90,10 @@ def hunt(
         bool,
         typer.Option("--minimise/--no-minimise", help="Simplify the schedule of the first failure."),
     ] = True,
+    record: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Where to record the first failure.")
+    ] = None,
+    no_record: Annotated[bool, typer.Option("--no-record", help="Do not record the first failure.")] = False,
     allow: options.AllowTrouble = None,
     timeout: Annotated[
         float, typer.Option(metavar="S", min=1, help="Seconds that one run may take.")
@@ -106,8 +110,11 @@ def hunt(
     session and vm. Exits with status 1 if a run failed.
     """
     trouble.check_kinds(allow or ())
+    if record is not None and no_record:
+        raise UsageError("--record and --no-record exclude each other", hint="give only one of them")
     one = _one(seed, schedule, runs, minutes)
     limits = _limits(one, runs, minutes, until_failure=until_failure)
+    place = _place(script, record) if record is not None or not (no_record or one is not None) else None
     wanted = options.given(guest, module=module, append=append, memory=memory)
     from vmdebug.hunting import hunt as hunting
 
@@ -130,8 +137,9 @@ def hunt(
                 report=report,
             )
             simplest = _simplest(pool, found, report) if minimise and one is None else None
+            recorded = _recorded(pool, job, found, place, report)
     again = _again(script, guest=[guest], append=[append], memory=[memory], module=module or [])
-    _finish(found, simplest, job, again=again, as_json=as_json)
+    _finish(found, simplest, recorded, job, again=again, as_json=as_json)
 
 
 def _one(seed: int | None, schedule: str | None, runs: int | None, minutes: float | None) -> Schedule | None:
@@ -235,10 +243,37 @@ def _simplest(pool: Pool, found: Found, report: Report) -> Schedule | None:
     return hunting.minimise(pool, found.groups[0].outcomes[0], report=report)
 
 
-def _finish(found: Found, simplest: Schedule | None, job: Job, *, again: str, as_json: bool) -> None:
+def _place(script: Path, words: str | None) -> Path:
+    """Return the directory of the recording.
+
+    Raises:
+        UsageError: there is something at that path.
+    """
+    from vmdebug.recording import store
+
+    return store.place(words or "", script.name.partition("::")[0].removesuffix(".py"))
+
+
+def _recorded(pool: Pool, job: Job, found: Found, place: Path | None, report: Report) -> Recorded | None:
+    from vmdebug.hunting import hunt as hunting
+
+    if not found.groups or place is None:
+        return None
+    return hunting.record(pool, job, found.groups[0], place, report=report)
+
+
+def _finish(
+    found: Found,
+    simplest: Schedule | None,
+    recorded: Recorded | None,
+    job: Job,
+    *,
+    again: str,
+    as_json: bool,
+) -> None:
     """Print the groups, the rate and what to do next; exit with status 1 if a run failed."""
     if as_json:
-        render.put_json(_facts(found, simplest, job))
+        render.put_json(_facts(found, simplest, recorded, job))
     else:
         for group in found.groups:
             _show(group, job)
@@ -251,8 +286,18 @@ def _finish(found: Found, simplest: Schedule | None, job: Job, *, again: str, as
             render.tell(f"\nrepeat it:\n  {again} --seed {seed}")
         if simplest is not None:
             render.tell(f"the simplest schedule that fails:\n  {again} --schedule {simplest}")
+        if recorded is not None:
+            _tell_recorded(recorded)
     if found.failed:
         raise typer.Exit(1)
+
+
+def _tell_recorded(recorded: Recorded) -> None:
+    if recorded.directory is None:
+        render.tell(f"there is no recording of the failure: {recorded.reason}")
+        return
+    words = shlex.join(["vmdebug", "replay", str(recorded.directory), "--to", "failure"])
+    render.tell(f"the run of seed {recorded.schedule.seed} is recorded; go to its failure:\n  {words}")
 
 
 def _show(group: Group, job: Job) -> None:
@@ -276,7 +321,7 @@ def _decoded(outcome: Outcome, job: Job) -> str:
     return "\n\n".join(section.text for section in postmortem.splats(outcome.troubles[:1], kernel)) + rest
 
 
-def _facts(found: Found, simplest: Schedule | None, job: Job) -> dict[str, object]:
+def _facts(found: Found, simplest: Schedule | None, recorded: Recorded | None, job: Job) -> dict[str, object]:
     return {
         "runs": found.runs,
         "failed": found.failed,
@@ -284,6 +329,8 @@ def _facts(found: Found, simplest: Schedule | None, job: Job) -> dict[str, objec
         "interval": [found.rate.low, found.rate.high],
         "seconds": found.seconds,
         "simplest": None if simplest is None else str(simplest),
+        "recording": None if recorded is None or recorded.directory is None else str(recorded.directory),
+        "not_recorded": "" if recorded is None else recorded.reason,
         "groups": [
             {
                 "group": group.name,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,14 +16,15 @@ from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import UsageError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.hunting import schedule as schedules
-from vmdebug.hunting import stepped_shell
 from vmdebug.hunting.hunted_session import HuntedSession
+from vmdebug.hunting.mailbox import Mailbox, Piece
 from vmdebug.hunting.schedule import Schedule
 from vmdebug.hunting.stepped_shell import SteppedGuestShell, SteppedShell
 from vmdebug.hunting.stub import Stub
+from vmdebug.recording import refusal
 from vmdebug.session import DebugSession
 from vmdebug.spelling import option
-from vmdebug.vm import guest_status, launching, memfd, planning
+from vmdebug.vm import guest_status, launching, memfd, planning, record_log, recorder
 from vmdebug.vm.argv import InitialState
 from vmdebug.vm.clones import build, saved_guest
 from vmdebug.vm.clones.saved_guest import SavedGuest
@@ -103,7 +105,7 @@ class HuntedGuest:
         deadline = Deadline.after(LAUNCH_SECONDS + BOOT_SECONDS)
         found = planning.resources(spec, report=lambda _: None, deadline=deadline)
         # Their random numbers come at the host's time, or from the host.
-        features = msgspec.structs.replace(found.features, rng=False, vmgenid=False)
+        features = msgspec.structs.replace(found.features, rng=False, vmgenid=False, virtio_serial=False)
         self._resources = msgspec.structs.replace(found, features=features)
         if not build.obstacle(self._spec):
             with contextlib.ExitStack() as files:
@@ -117,7 +119,7 @@ class HuntedGuest:
         self._held.close()
 
     @contextlib.contextmanager
-    def session(self, schedule: Schedule) -> Iterator[DebugSession]:
+    def session(self, schedule: Schedule) -> Iterator[HuntedSession]:
         """Continue the guest under a schedule for a block; it boots if it cannot be saved."""
         spec = scheduled(self._spec, schedule)
         deadline = Deadline.after(LAUNCH_SECONDS + BOOT_SECONDS)
@@ -133,9 +135,57 @@ class HuntedGuest:
             yield session
 
     @contextlib.contextmanager
+    def recorded(
+        self, schedule: Schedule, pieces: Sequence[Piece], directory: Path
+    ) -> Iterator[HuntedSession]:
+        """Continue the guest under a schedule for a block, and record it.
+
+        QEMU does not log what is written to memory. So the guest begins with all input of the run, which is
+        known from a run before.
+
+        Args:
+            schedule: The schedule.
+            pieces: What the host gave the guest in that run; the block must give the same.
+            directory: The recording that is made.
+
+        Raises:
+            UsageError: the guest cannot be recorded.
+            VmError: the guest cannot be saved, or gets more input than fits.
+        """
+        refusal.check(msgspec.structs.replace(self._spec, record=directory))
+        if self._saved is None:
+            raise UsageError(f"it cannot be recorded: {build.obstacle(self._spec)}")
+        deadline = Deadline.after(LAUNCH_SECONDS + BOOT_SECONDS)
+        with contextlib.ExitStack() as held:
+            state = memfd.closed_by(held, memfd.create("state"))
+            self._save_with(pieces, state, deadline)
+            form = record_log.of(self._saved.resources.qemu, deadline=deadline)
+            spec = msgspec.structs.replace(scheduled(self._spec, schedule), record=directory)
+            resources = msgspec.structs.replace(self._saved.resources, record=form)
+            saved = msgspec.structs.replace(
+                self._saved, spec=spec, resources=resources, ram=None, state=state
+            )
+            vm = held.enter_context(
+                saved_guest.start(saved, name=spec.name, bound=True, run=False, deadline=deadline)
+            )
+            recorder.keep_state(directory, state, vm.qmp("query-replay")["icount"])
+            session, _ = held.enter_context(_stepped(vm, schedule, deadline, pieces))
+            yield session
+
+    def _save_with(self, pieces: Sequence[Piece], into: int, deadline: Deadline) -> None:
+        """Save the guest with its memory, and with the input of a run."""
+        assert self._saved is not None  # noqa: S101 - checked by the caller
+        vm = saved_guest.start(self._saved, name=self._spec.name, bound=True, run=False, deadline=deadline)
+        with vm:
+            with Stub(vm.rundir.gdb, deadline=deadline) as stub:
+                Mailbox(stub).write(pieces, deadline=deadline)
+            saved_guest.save(vm, into, shared=False, deadline=deadline)
+        memfd.write(into, as_paused(memfd.read(into)))
+
+    @contextlib.contextmanager
     def _launched(
         self, spec: LaunchSpec, schedule: Schedule, ram: int | None, deadline: Deadline
-    ) -> Iterator[DebugSession]:
+    ) -> Iterator[HuntedSession]:
         start = Start(
             initial=InitialState(ram=ram, shared=ram is not None),
             fds=() if ram is None else (ram,),
@@ -183,17 +233,20 @@ def as_paused(state: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def _stepped(vm: Vm, schedule: Schedule, deadline: Deadline) -> Iterator[tuple[DebugSession, SteppedShell]]:
+def _stepped(
+    vm: Vm, schedule: Schedule, deadline: Deadline, known: Sequence[Piece] | None = None
+) -> Iterator[tuple[HuntedSession, SteppedShell]]:
     """Connect to the gdbstub of a stopped VM, and give the VM a stepped shell."""
     with (
         VmOwner.claim(vm.rundir.attach_lock, vm.name),
         Stub(vm.rundir.gdb, deadline=deadline) as stub,
     ):
-        stepped_shell.watch(stub, deadline=deadline)
+        mailbox = Mailbox(stub, known)
+        mailbox.watch(deadline=deadline)
 
         def cause() -> str:
             return guest_status.cause_of_death(vm.status())
 
-        shell = SteppedShell(stub, schedule, cause=cause)
+        shell = SteppedShell(stub, mailbox, schedule, cause=cause)
         vm.shell = SteppedGuestShell(shell, ways=vm.rundir.ways, check=lambda: None, cause=cause)
-        yield HuntedSession(vm, owned=False), shell
+        yield HuntedSession(vm, owned=False, given=mailbox.given), shell

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from vmdebug.deadline import Deadline
+from vmdebug.errors import VmdebugError
 from vmdebug.hunting import minimising, outcome, schedule, statistics
 from vmdebug.hunting.cluster import Cluster
 from vmdebug.hunting.outcome import Group, Job, Outcome
@@ -17,6 +20,9 @@ from vmdebug.hunting.pool import LocalPool
 from vmdebug.hunting.schedule import Schedule
 from vmdebug.hunting.statistics import Rate
 from vmdebug.progress import Report, Step
+
+ATTEMPTS = 3
+"""How many failures of a group are repeated under record, until one shows."""
 
 
 class Pool(Protocol):
@@ -59,6 +65,20 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     def rate(self) -> Rate:
         """The share of runs that failed."""
         return statistics.wilson(self.failed, self.runs)
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of recording a failure.
+
+    Args:
+        directory: The recording; None: there is none.
+        schedule: The schedule that was recorded last.
+        reason: Why there is none.
+    """
+
+    directory: Path | None = None
+    schedule: Schedule
+    reason: str = ""
 
 
 def opened(job: Job, *, on: str | None, workers: int) -> AbstractContextManager[Pool]:
@@ -122,3 +142,28 @@ def minimise(pool: Pool, found: Outcome, *, report: Report) -> Schedule:
         return tried[candidate]
 
     return minimising.minimise(found.schedule, fails)
+
+
+def record(pool: Pool, job: Job, group: Group, directory: Path, *, report: Report) -> Recorded:
+    """Repeat a failure under record; if it does not show, others of its group.
+
+    Args:
+        pool: What the hunt ran in. A guest is recorded on this machine.
+        job: The job.
+        group: The failures.
+        directory: The recording that is made.
+        report: Called with each attempt.
+    """
+    tried: list[Schedule] = []
+    with contextlib.ExitStack() as held:
+        local = pool if isinstance(pool, LocalPool) else held.enter_context(LocalPool(job, 1))
+        for each in group.outcomes[:ATTEMPTS]:
+            report(Step("recording", note=str(each.schedule)))
+            tried.append(each.schedule)
+            try:
+                if local.record(each.schedule, directory).group == group.name:
+                    return Recorded(directory=directory, schedule=each.schedule)
+            except VmdebugError as error:
+                return Recorded(schedule=each.schedule, reason=f"it cannot be recorded: {error.message}")
+    seeds = ", ".join(str(each.seed) for each in tried)
+    return Recorded(schedule=tried[-1], reason=f"it did not show under record, with the seeds {seeds}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from vmdebug.errors import UsageError
+from vmdebug.hunting.mailbox import Piece
 from vmdebug.session import DebugSession
+from vmdebug.vm.machine import Vm
 
 _STUB = "the hunt itself uses QEMU's gdbstub"
 _STOPPED = "the guest only runs during session.exec, so that each seed gives the same run"
@@ -17,7 +20,17 @@ class NotInHuntError(UsageError):
 
 
 class HuntedSession(DebugSession):
-    """A session whose guest only runs while a command does: for `exec`, `put` and `get`."""
+    """A session whose guest only runs while a command does: for `exec`, `put` and `get`.
+
+    Args:
+        vm: The VM.
+        owned: Whether it ends with the session.
+        given: What the guest is given during the session; grows.
+    """
+
+    def __init__(self, vm: Vm, *, owned: bool, given: Sequence[Piece] = ()) -> None:
+        super().__init__(vm, owned=owned)
+        self.given = given
 
     @property
     def gdb(self) -> NoReturn:

@@ -8,6 +8,7 @@ import queue
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
@@ -18,7 +19,7 @@ from vmdebug.errors import VmdebugError
 from vmdebug.hunting import outcome
 from vmdebug.hunting.outcome import Job, Outcome
 from vmdebug.hunting.schedule import Schedule
-from vmdebug.hunting.worker import Answer, line
+from vmdebug.hunting.worker import Answer, Task, line
 from vmdebug.process import PIPE, Child
 
 TRIES = 3
@@ -27,6 +28,9 @@ TRIES = 3
 
 class WorkerError(VmdebugError):
     """A run could not be made."""
+
+
+_Done = queue.SimpleQueue[Outcome | VmdebugError]
 
 
 class LocalPool:
@@ -40,8 +44,7 @@ class LocalPool:
     def __init__(self, job: Job, count: int) -> None:
         self._job = job
         self._count = count
-        self._wanted: queue.SimpleQueue[Schedule | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Outcome | VmdebugError] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[tuple[Task, _Done] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._children: set[Child] = set()
         self._lock = threading.Lock()
@@ -82,27 +85,36 @@ class LocalPool:
         Raises:
             VmdebugError: a run could not be made.
         """
-        source, under_way = iter(schedules), 0
+        # Of this call only: a caller that had enough left runs under way, whose outcomes nobody wants.
+        source, under_way, done = iter(schedules), 0, _Done()
         while True:
             while under_way < self._count and (schedule := next(source, None)) is not None:
-                self._wanted.put(schedule)
+                self._wanted.put((Task(schedule=schedule), done))
                 under_way += 1
             if not under_way:
                 return
-            done = self._done.get()
+            yield _outcome(done)
             under_way -= 1
-            if isinstance(done, VmdebugError):
-                raise done
-            yield done
+
+    def record(self, schedule: Schedule, directory: Path) -> Outcome:
+        """Repeat the run of a schedule under record; see `Runner.record`.
+
+        Raises:
+            VmdebugError: it could not be made, or the guest cannot be recorded.
+        """
+        done = _Done()
+        self._wanted.put((Task(schedule=schedule, record=str(directory)), done))
+        return _outcome(done)
 
     def _serve(self) -> None:
-        """Give schedules to a worker, and replace it when it dies."""
+        """Give tasks to a worker, and replace it when it dies."""
         child: Child | None = None
-        while (schedule := self._wanted.get()) is not None:
+        while (wanted := self._wanted.get()) is not None:
+            task, done = wanted
             for last in (*[False] * (TRIES - 1), True):
                 try:
                     child = child or self._start()
-                    self._done.put(_ask(child, schedule))
+                    done.put(_ask(child, task))
                     break
                 except (OSError, ValueError, EOFError, VmdebugError) as error:
                     self._end(child)
@@ -110,11 +122,13 @@ class LocalPool:
                     if self._closed:
                         return
                     if isinstance(error, WorkerError):
-                        self._done.put(error)
+                        done.put(error)
                         break
                     if last:
-                        self._done.put(
-                            WorkerError(f"{TRIES} workers died of the schedule {schedule}", detail=str(error))
+                        done.put(
+                            WorkerError(
+                                f"{TRIES} workers died of the schedule {task.schedule}", detail=str(error)
+                            )
                         )
 
     def _start(self) -> Child:
@@ -140,6 +154,13 @@ class LocalPool:
             _finish(child)
 
 
+def _outcome(done: _Done) -> Outcome:
+    found = done.get()
+    if isinstance(found, VmdebugError):
+        raise found
+    return found
+
+
 def _finish(child: Child) -> None:
     """End a worker, and close its pipes."""
     process.end_group(child)
@@ -148,9 +169,9 @@ def _finish(child: Child) -> None:
             _stream(pipe).close()
 
 
-def _ask(child: Child, schedule: Schedule) -> Outcome:
+def _ask(child: Child, task: Task) -> Outcome:
     stdin = _stream(child.stdin)
-    stdin.write(line(schedule))
+    stdin.write(line(task))
     stdin.flush()
     said = _stream(child.stdout).readline()
     if not said:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from vmdebug import sources
+from vmdebug.channel.log.trouble import Trouble
 from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, UsageError
 from vmdebug.hunting import outcome, pytest_test
 from vmdebug.hunting.guest import HuntedGuest
-from vmdebug.hunting.hunted_session import NotInHuntError
+from vmdebug.hunting.hunted_session import HuntedSession, NotInHuntError
+from vmdebug.hunting.mailbox import Piece
 from vmdebug.hunting.outcome import Job, Outcome
 from vmdebug.hunting.schedule import Schedule
 from vmdebug.progress import silent
+from vmdebug.recording import ending
 from vmdebug.session import DebugSession
 from vmdebug.vm.kernel_trouble import NewTrouble
 
@@ -96,11 +101,51 @@ class Runner:
                 of the script is an outcome.
         """
         assert self._guest is not None  # noqa: S101 - entered
+        return self._run(schedule, self._guest.session(schedule))[0]
+
+    def record(self, schedule: Schedule, directory: Path) -> Outcome:
+        """Run the job once to see what the guest is given, and once more under record.
+
+        Args:
+            schedule: The schedule.
+            directory: The recording; it is deleted unless both runs fail in the same way.
+
+        Returns:
+            The outcome of the recorded run; of the first run, if that passed.
+
+        Raises:
+            VmdebugError: see `run`; or the guest cannot be recorded.
+        """
+        assert self._guest is not None  # noqa: S101 - entered
+        first, given = self._run(schedule, self._guest.session(schedule))
+        if not first.failed:
+            return first
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            again, _ = self._run(schedule, self._guest.recorded(schedule, given, directory))
+            if again.group == first.group:
+                ending.settle(directory)
+                undo.pop_all()
+        return again
+
+    def _run(
+        self, schedule: Schedule, under: AbstractContextManager[HuntedSession]
+    ) -> tuple[Outcome, Sequence[Piece]]:
+        """Run the job in a session, and return the outcome and what the guest was given."""
         began = time.monotonic()
-        with self._guest.session(schedule) as session, NewTrouble(session.vm) as new:
+        with under as session, NewTrouble(session.vm) as new:
             failure = self._call(session)
             troubles = [each for each in new.take() if each.kind not in self._job.allow]
-        seconds = round(time.monotonic() - began, 3)
+            given = session.given
+        return self._outcome(schedule, failure, troubles, round(time.monotonic() - began, 3)), given
+
+    def _outcome(
+        self,
+        schedule: Schedule,
+        failure: tuple[str, str, str] | None,
+        troubles: Sequence[Trouble],
+        seconds: float,
+    ) -> Outcome:
         if troubles:
             return outcome.of_trouble(schedule, troubles, seconds)
         if failure is None:

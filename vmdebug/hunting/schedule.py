@@ -106,6 +106,8 @@ def qemu_arguments(schedule: Schedule) -> tuple[str, ...]:
         str(schedule.seed),
         "-global",
         "virtio-pci.ioeventfd=off",
+        "-global",
+        "apic-common.vapic=off",
     )
 
 

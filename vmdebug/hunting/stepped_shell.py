@@ -2,7 +2,7 @@
 
 The agent's mailbox is memory at a fixed address; see `agent.c`. A command is written there while the guest is
 stopped, and the agent stops the guest when the command has ended. So what the host sends arrives at the same
-instruction in each run, however long the host takes.
+instruction in each run, however long the host takes. `vmdebug.hunting.mailbox` has its layout.
 """
 
 from __future__ import annotations
@@ -17,16 +17,10 @@ from vmdebug.channel.shell import Output, Streams
 from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, VmError
 from vmdebug.hunting import schedule as schedules
+from vmdebug.hunting.mailbox import LONGEST, Mailbox
 from vmdebug.hunting.schedule import Schedule
 from vmdebug.hunting.stub import LOOK_SECONDS, Stub
 
-ADDRESS = 0x200000000000
-"""`MAILBOX_ADDRESS` of agent.c; the mailbox's fields follow."""
-
-_IN, _OUT, _INPUT = ADDRESS + 8, ADDRESS + 12, ADDRESS + 16
-_INPUT_BYTES = 1 << 14
-_OUTPUT = _INPUT + _INPUT_BYTES
-_WORD = 8
 _PIECE = 1 << 12
 _VERSION = 1
 
@@ -36,14 +30,16 @@ class SteppedShell:
 
     Args:
         stub: The connection to its gdbstub; the agent's write stops the guest.
+        mailbox: The agent's mailbox.
         schedule: The schedule.
         cause: Returns how the guest died; "" while it lives.
     """
 
     largest: int | None = None
 
-    def __init__(self, stub: Stub, schedule: Schedule, *, cause: Callable[[], str]) -> None:
+    def __init__(self, stub: Stub, mailbox: Mailbox, schedule: Schedule, *, cause: Callable[[], str]) -> None:
         self.stub = stub
+        self.mailbox = mailbox
         self.schedule = schedule
         self.cause = cause
         self._commands = 0
@@ -106,17 +102,13 @@ class SteppedRunning:
 
     def result(self, deadline: Deadline) -> Output:
         """Run the guest until the command has ended."""
-        stub, wanted = self._owner.stub, f"{self._shown} to end in the guest"
+        mailbox, wanted = self._owner.mailbox, f"{self._shown} to end in the guest"
         while self._status is None:
-            if self._data and not _number(stub.read(_IN, 4, deadline=deadline)):
-                piece, self._data = self._data[:_INPUT_BYTES], self._data[_INPUT_BYTES:]
-                stub.write(_INPUT, piece, deadline=deadline)
-                stub.write(_IN, len(piece).to_bytes(4, "little"), deadline=deadline)
+            if self._data:
+                piece, self._data = self._data[:LONGEST], self._data[LONGEST:]
+                mailbox.give(piece, deadline=deadline)
             self._owner.wait_stop(deadline, wanted)
-            size = _number(stub.read(_OUT, 4, deadline=deadline))
-            data = stub.read(_OUTPUT, size, deadline=deadline)
-            stub.write(_OUT, bytes(4), deadline=deadline)
-            for frame in self._decoder.feed(data):
+            for frame in self._decoder.feed(mailbox.output(deadline=deadline)):
                 self._handle(frame)
         return Output(bytes(self._stdout), bytes(self._stderr), self._status)
 
@@ -159,12 +151,3 @@ class SteppedGuestShell(GuestShell):
     def wait(self, deadline: Deadline) -> SteppedShell:  # noqa: ARG002 - it waits at once
         """Return the shell: the guest has stopped at it."""
         return self._stepped
-
-
-def watch(stub: Stub, *, deadline: Deadline) -> None:
-    """Let the agent stop the guest."""
-    stub.watch(ADDRESS, _WORD, deadline=deadline)
-
-
-def _number(data: bytes) -> int:
-    return int.from_bytes(data, "little")

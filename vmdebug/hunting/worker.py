@@ -1,8 +1,8 @@
-"""A worker process of a hunt: reads schedules from its standard input, and writes outcomes.
+"""A worker process of a hunt: reads tasks from its standard input, and writes outcomes.
 
     python -m vmdebug.hunting.worker
 
-The first line is the job. Each further line is a schedule; the answer is one line: an outcome, or an error.
+The first line is the job. Each further line is a task; the answer is one line: an outcome, or an error.
 At the end of its input, which comes however the hunt ends, the worker ends at once; its guardian ends its VM.
 """
 
@@ -12,6 +12,7 @@ import os
 import queue
 import sys
 import threading
+from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
@@ -21,6 +22,18 @@ from vmdebug.errors import VmdebugError
 from vmdebug.hunting.outcome import Job, Outcome
 from vmdebug.hunting.run import Runner
 from vmdebug.hunting.schedule import Schedule
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A line for a worker: a run.
+
+    Args:
+        schedule: The schedule.
+        record: The directory of the recording that is made of it; "": none is.
+    """
+
+    schedule: Schedule
+    record: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +60,7 @@ def line(value: object) -> bytes:
 
 
 def main() -> None:
-    """Run schedules until the input ends."""
+    """Do tasks until the input ends."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what the script prints is no answer
     job = guest.decode(sys.stdin.buffer.readline(), Job)
@@ -56,13 +69,17 @@ def main() -> None:
     try:
         with Runner(job) as runner:
             while True:
-                schedule = msgspec.json.decode(wanted.get(), type=Schedule)
-                _answer(answers, Answer(outcome=runner.run(schedule)))
+                task = msgspec.json.decode(wanted.get(), type=Task)
+                _answer(answers, Answer(outcome=_done(runner, task)))
     except VmdebugError as error:
         _answer(
             answers,
             Answer(message=error.message, hint=error.hint, detail=error.detail, status=error.exit_status),
         )
+
+
+def _done(runner: Runner, task: Task) -> Outcome:
+    return runner.record(task.schedule, Path(task.record)) if task.record else runner.run(task.schedule)
 
 
 def _answer(answers: BinaryIO, answer: Answer) -> None:

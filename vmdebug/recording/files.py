@@ -38,5 +38,10 @@ def console(directory: Path) -> Path:
     return directory / "console.out"
 
 
+def state(directory: Path) -> Path:
+    """The memory and devices that the guest began with, if it did not boot."""
+    return directory / "state"
+
+
 LINES = ("console", "shell")
 """The serial lines of a recorded guest."""

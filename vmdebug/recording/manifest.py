@@ -51,6 +51,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         qemu_file: The emulator.
         log_version: The version of QEMU's log; see `event_log`.
         shift: The guest's time for one instruction is 2^shift ns.
+        begin: The instruction count at which it began with the memory and devices of `files.state`; 0: it
+            booted.
         process: The QEMU that records.
         files: The kernel, the initramfs, the disks, the symbols.
     """
@@ -65,6 +67,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     qemu_file: Path
     log_version: int
     shift: int = SHIFT
+    begin: int = 0
     process: ProcessRef | None = None
     files: tuple[Kept, ...] = ()
 

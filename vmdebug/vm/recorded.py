@@ -123,7 +123,7 @@ def _option(
     match word:
         case "-name":
             return (word, f"{name},debug-threads=on")
-        case "-icount":
+        case "-icount" if "rr=record" in argument:
             return (word, f"shift={SHIFT},rr=replay,rrfile={value(log)}")
         case "-action":
             return PANIC_GOES_ON

@@ -10,11 +10,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from vmdebug import guest, paths
 from vmdebug.errors import HostError
 from vmdebug.guest import LaunchSpec, OwnMachine
-from vmdebug.recording import files, store
-from vmdebug.recording.manifest import Kept, Manifest
+from vmdebug.recording import files, manifest, store
+from vmdebug.recording.manifest import SHIFT, Kept, Manifest
+from vmdebug.vm import memfd, qemuargs
 from vmdebug.vm.record_log import LogFormat
 from vmdebug.vm.rundir import RunDir
 from vmdebug.vm.state import State
@@ -52,6 +55,7 @@ class Recorder:
                 qemu=version,
                 qemu_file=qemu,
                 log_version=self._form.version,
+                shift=_shift(state.spec),
                 process=state.qemu,
                 files=tuple(_kept(state.spec, self._directory)),
             )
@@ -80,6 +84,34 @@ def recording(spec: LaunchSpec, form: LogFormat | None) -> Iterator[Recorder | N
     except BaseException:
         shutil.rmtree(spec.record, ignore_errors=True)
         raise
+
+
+def keep_state(directory: Path, state: int, begin: int) -> None:
+    """Keep the state with which a guest begins whose recording has begun.
+
+    Args:
+        directory: The recording.
+        state: Descriptor of the file with its memory and devices.
+        begin: Its instruction count.
+
+    Raises:
+        HostError: it cannot be written.
+    """
+    path = files.state(directory)
+    try:
+        path.write_bytes(memfd.read(state))
+        about = manifest.read(files.manifest(directory))
+        kept = (*about.files, _described(path, path.name))
+        about = msgspec.structs.replace(about, begin=begin, files=kept)
+        paths.write_atomically(files.manifest(directory), guest.encode(about))
+    except OSError as error:
+        raise HostError(f"cannot record: {paths.failure(error)}") from error
+
+
+def _shift(spec: LaunchSpec) -> int:
+    """Return the shift of a guest; the last -icount decides."""
+    given = qemuargs.parse(spec.qemu_args).values("shift", "icount")
+    return int(given[-1]) if given else SHIFT
 
 
 def _kept(spec: LaunchSpec, directory: Path) -> Iterator[Kept]:

@@ -66,16 +66,26 @@ class Player:
         console: The log of its console, which ends where the guest is.
         recorded: What was on the console when it was recorded.
         name: The VM's name, for messages.
-        end: The last position.
+        begin: The first position.
+        end: The last one.
     """
 
     def __init__(
-        self, qmp: Qmp, console: Path, recorded: bytes, *, name: str, end: int, deadline: Deadline
+        self,
+        qmp: Qmp,
+        console: Path,
+        recorded: bytes,
+        *,
+        name: str,
+        begin: int = 0,
+        end: int,
+        deadline: Deadline,
     ) -> None:
         self._qmp = qmp
         self._console = console
         self._recorded = recorded
         self._name = name
+        self._begin = begin
         self._end = end
         self._deadline = deadline
 
@@ -117,9 +127,10 @@ class Player:
             GuestDiedError: QEMU has ended.
             DeadlineError: the guest did not get there in time.
         """
-        if not 0 <= icount <= self._end:
+        if not self._begin <= icount <= self._end:
             raise UsageError(
-                f"the recording has no position {icount}", hint=f"its positions are 0 to {self._end}"
+                f"the recording has no position {icount}",
+                hint=f"its positions are {self._begin} to {self._end}",
             )
         now = self.icount
         before = [each for each in self.marks() if each.icount <= icount]

@@ -30,7 +30,13 @@
  * With the kernel parameter vmdebug.steps the agent has one port, a mailbox: memory at a fixed address, which the host
  * reads and writes through QEMU's gdbstub while the guest is stopped. So what the host sends arrives at the same
  * instruction each time. A watchpoint of the host on the mailbox's first word stops the guest: the agent writes there
- * when it is ready, when it needs the host, and when a command has ended. Such a host may send before X:
+ * when it is ready, when it needs the host, and when a command has ended. What the host gives at a stop is a piece:
+ *
+ *	STOP(4) SIZE(4) DATA
+ *
+ * STOP is the number of that stop, and the next piece begins where this one ends. So a host that knows all pieces of a
+ * run can write them at its begin, and the agent takes each at the same instruction as before: QEMU does not log what
+ * a gdbstub writes, so a guest that is recorded gets its commands in this way. Such a host may send before X:
  *
  *	J SEED(8) GAP(4) FIRST(4) COUNT(4)	disturb the scheduler while the command runs; see `disturb`
  */
@@ -64,6 +70,7 @@ enum {
 	VERSION = 1,
 	NONCE = 16,
 	HEADER = 5,
+	PIECE_HEADER = 8,
 	MAX_PORTS = 64,
 	CHUNK = 32768,		/* bytes per read; virtio_console writes at most 32 KiB at once */
 	OUTPUT_LIMIT = 65536,	/* bytes queued for the host, above which we read no more output */
@@ -75,9 +82,9 @@ enum {
 	TTY_DELAY_MS = 1000,	/* how long to wait for a virtio port before TTY is opened */
 	TTY_TIMEOUT_MS = 30000,	/* without a frame, after which a session on a TTY ends */
 	DISTURBANCE = 20,	/* bytes of a J frame */
-	MAILBOX_IN = 1 << 14,	/* bytes that the host writes at once */
+	MAILBOX_IN = 1 << 20,	/* bytes of pieces, before the next one is again at the begin */
+	MAILBOX_PIECE = 1 << 14, /* bytes of the longest piece, with its header */
 	MAILBOX_OUT = 1 << 15,	/* bytes that the agent writes at once */
-	MAILBOX_MS = 50,	/* how often to look into it, if the host continues the guest for another reason */
 	LARGEST_FAMILY = 64,	/* tasks of a command of which one is preferred */
 	TERMINATING = 64,
 };
@@ -124,11 +131,10 @@ struct port {
 	pid_t disturber;
 };
 
-/* The reader of bytes sets their number to 0. */
 struct mailbox {
-	uint64_t stop; /* the host stops the guest when this is written */
-	uint32_t in, out;
-	unsigned char input[MAILBOX_IN], output[MAILBOX_OUT];
+	uint64_t stop; /* the number of the last stop; the host stops the guest when this is written */
+	uint32_t out, in; /* bytes of output at this stop; where the next piece of input begins */
+	unsigned char output[MAILBOX_OUT], input[MAILBOX_IN];
 };
 
 static struct port ports[MAX_PORTS];
@@ -139,7 +145,7 @@ static struct {
 } terminating[TERMINATING];
 static int epoll, urandom;
 static struct mailbox *mailbox; /* NULL: virtio ports or a TTY */
-static int stop_wanted;
+static int stop_wanted, stopped;
 
 static void die(const char *what)
 {
@@ -253,12 +259,14 @@ static void terminate_group(pid_t group)
 	kill(-group, SIGKILL);
 }
 
-/* Stop the guest, until the host has read and written the mailbox. */
+/* Stop the guest, until the host has read the output, and given a piece if it has one. */
 static void stop_guest(void)
 {
 	__sync_synchronize();
-	*(volatile uint64_t *)&mailbox->stop = 1;
+	++*(volatile uint64_t *)&mailbox->stop;
 	__sync_synchronize();
+	mailbox->out = 0;
+	stopped = 1;
 }
 
 static uint64_t little_endian(const unsigned char *at, int size)
@@ -577,12 +585,20 @@ static void decode(struct port *port, const unsigned char *at, size_t size)
 
 static int read_mailbox(struct port *port)
 {
-	size_t size = *(volatile uint32_t *)&mailbox->in;
+	const unsigned char *piece = mailbox->input + mailbox->in;
+	size_t size;
 
-	if (!size || size > MAILBOX_IN)
+	/* Only after a stop: a piece that was written earlier must not arrive earlier. */
+	if (!stopped)
 		return 0;
-	decode(port, mailbox->input, size);
-	mailbox->in = 0;
+	stopped = 0;
+	size = little_endian(piece + 4, 4);
+	if (little_endian(piece, 4) != (uint32_t)mailbox->stop || size > MAILBOX_PIECE - PIECE_HEADER)
+		return 0;
+	decode(port, piece + PIECE_HEADER, size);
+	mailbox->in += PIECE_HEADER + size;
+	if (mailbox->in > MAILBOX_IN - MAILBOX_PIECE)
+		mailbox->in = 0;
 	return 1;
 }
 
@@ -975,8 +991,6 @@ int main(int argc, char **argv)
 			stop_guest();
 			timeout = 0;
 		}
-		if (mailbox && (timeout < 0 || timeout > MAILBOX_MS))
-			timeout = MAILBOX_MS;
 		wait = epoll_pwait(epoll, events, MAX_PORTS, timeout, &none);
 		for (int i = 0; i < wait; i++)
 			handle_event(&events[i]);
