@@ -15,24 +15,19 @@ from vmdebug.deadline import Deadline
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.guest_options import GuestOptions
 from vmdebug.progress import silent
-from vmdebug.vm import features
+from vmdebug.vm import qemu_faults
 
 _CRASH = "QEMU was killed by SIGSEGV"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let guests run one after the other in `make test`, and one that QEMU's crash has ended once more.
-
-    In QEMU 7.2 to 8.1 a CPU of the guest that maps a device flushes the TLBs of CPUs that execute, so that
-    about one boot of a thousand crashes: `tcg_commit` of softmmu/physmem.c. QEMU 8.2 mends it (0d58c660689f),
-    which only its version tells.
-    """
+    """Let guests run one after the other in `make test`, and one that QEMU's crash has ended once more."""
     qemu = shutil.which(arch.native().qemu)
-    version = features.of(Path(qemu), deadline=Deadline.after(60)).version if qemu else ""
+    crashes = qemu is not None and qemu_faults.crashes_with_cpus(Path(qemu))
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.xdist_group("guest"))
-            if version.startswith(("7.", "8.0.", "8.1.")):
+            if crashes:
                 item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=_CRASH))
 
 

@@ -30,7 +30,7 @@ def known(state: State, number: int) -> str:
     if number != signal.SIGSEGV or state.accel != "tcg":
         return ""
     qemu, given = _command(state)
-    if _cpus(given) < 2 or qemu is None or not _lacks_the_mend(qemu):  # noqa: PLR2004 - more than one
+    if _cpus(given) < 2 or qemu is None or not crashes_with_cpus(qemu):  # noqa: PLR2004 - more than one
         return ""
     return (
         "with several CPUs under TCG, this QEMU can crash while the guest maps PCI devices:"
@@ -56,7 +56,8 @@ def _cpus(given: qemuargs.Options) -> int:
     return int(last[0]) if last and last[0].isdecimal() else 1
 
 
-def _lacks_the_mend(qemu: Path) -> bool:
+def crashes_with_cpus(qemu: Path) -> bool:
+    """Return whether a QEMU can crash under TCG with several CPUs while a guest maps its devices."""
     with (
         contextlib.suppress(OSError, ValueError),  # ValueError: the file is empty
         qemu.open("rb") as file,
