@@ -217,6 +217,7 @@ def test_the_next_client_ends_what_a_killed_one_left(guest: SerialGuest, tmp_pat
     running = shell_of(guest).begin(f"exec sleep 300 >{gate}".encode(), Streams(), deadline=soon())
     with gate.open("rb") as stream:
         running._session.close()  # as a process's end does
+        running._watch.close()
         assert run(shell_of(guest), "echo hi").stdout == b"hi\n"
         assert stream.read() == b""  # the writer has gone
 
