@@ -153,6 +153,29 @@ async def _cancel(client: Client, call: Call, job: int) -> None:
     assert (await call("exec", command="echo on", timeout=SECONDS))["stdout"] == "on\n"
 
 
+def test_a_call_that_waits_for_a_guest_that_hangs_can_be_cancelled(runtime: Path) -> None:
+    anyio.run(_hang, runtime)
+
+
+async def _hang(runtime: Path) -> None:
+    """The guest's first program only reads its console, so no shell answers."""
+    async with agent(runtime) as (client, call):
+        await call("start", guest="builtin", accel=ACCEL, append="rdinit=/bin/cat")
+        waits = anyio.Event()
+
+        async def reported(progress: float, total: float | None, message: str | None) -> None:
+            assert message == "waiting for the guest's shell"
+            waits.set()
+
+        with anyio.fail_after(SECONDS):
+            async with anyio.create_task_group() as group:
+                arguments = {"command": "true", "timeout": 10 * SECONDS}
+                group.start_soon(lambda: client.call_tool("exec", arguments, progress_callback=reported))
+                await waits.wait()
+                group.cancel_scope.cancel()
+            assert (await call("stop"))["done"] == "ended builtin"
+
+
 def test_the_vm_ends_with_a_killed_server_and_others_are_not_touched(runtime: Path) -> None:
     anyio.run(_kill, runtime)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 from pydantic import Field
@@ -15,9 +16,9 @@ from vmdebug.deadline import BOOT_SECONDS, Deadline
 from vmdebug.debugger import decode as decoding
 from vmdebug.debugger import text_kernels
 from vmdebug.errors import MismatchError, StateError, UsageError
-from vmdebug.faces.mcp import described, results
+from vmdebug.faces.mcp import cancelling, described, results
 from vmdebug.faces.mcp.calls import Call
-from vmdebug.faces.mcp.machines import Held
+from vmdebug.faces.mcp.machines import AgentSession, Held
 from vmdebug.faces.mcp.tools_vm import Lines, VmName
 from vmdebug.trace import probe
 from vmdebug.trace.hit import Hit
@@ -69,10 +70,21 @@ def exec_(
 
 
 def _begun(call: Call, held: Held, command: str, deadline: Deadline) -> int:
-    call.step = "waiting for the guest's shell"
     number = next(_NUMBERS)
-    held.jobs[number] = held.session.exec(command, timeout=deadline.left("the guest's shell"), wait=False)
+    with _cancellable(call, held.session) as session:
+        held.jobs[number] = session.exec(command, timeout=deadline.left("the guest's shell"), wait=False)
     return number
+
+
+@contextlib.contextmanager
+def _cancellable(call: Call, session: AgentSession) -> Iterator[AgentSession]:
+    """Let the block's wait for the guest's shell end when the call is cancelled."""
+    session.need_running(call.tool)
+    with (
+        cancelling.cancellable(session.vm.shell, call.check) as shell,
+        call.interrupted_by(shell.cancel, "waiting for the guest's shell"),
+    ):
+        yield session
 
 
 def _ended(
@@ -174,7 +186,8 @@ def trace(
         call.step = "preparing the trace"
         session = held.session
         if command and session.attached is None:
-            session.exec("true", timeout=max(timeout, BOOT_SECONDS), check=True)
+            with _cancellable(call, session):
+                session.exec("true", timeout=max(timeout, BOOT_SECONDS), check=True)
         found = _collector(held, wanted, by)
         hits = Trace(found.collector, found.wanted, reason=found.reason)
         deadline = Deadline.after(timeout)
