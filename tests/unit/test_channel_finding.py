@@ -126,6 +126,26 @@ def test_ports_that_are_all_in_use_are_those_that_another_client_has_found(
         assert find(ways) == Found("agent")
 
 
+def test_an_agent_that_another_client_has_heard_is_taken_rather_than_the_console(
+    ways: Ways, agent: Callable[..., None]
+) -> None:
+    """As while a guest boots on a busy machine, when many commands come at once."""
+    Found("agent").write(ways.memory)
+    ways.log.write_bytes(PROMPT)
+    agent(ways.ports[0], None)
+    assert find(ways) == Found("agent")
+
+
+def test_a_way_that_has_answered_is_taken_though_a_better_one_may_come_and_the_console_shows_a_prompt(
+    ways: Ways, agent: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "BETTER_SECONDS", 2.0)
+    ways.log.write_bytes(PROMPT)
+    agent(ways.ports[0], None)
+    agent(ways.uart)
+    assert find(ways, patience=1.0) == Found("agent-uart", "the guest has no virtio console")
+
+
 def test_a_way_that_another_client_only_asks_is_not_taken_for_one_that_answers(
     ways: Ways, agent: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,8 +118,9 @@ class Search:
                 check_at = now + 2 * (now - began)
             # Without a port, no agent can answer.
             patience = self._patience if self._asked or self._busy else 0.0
-            if now >= began + FIRST_CHECK and console.prompt_seconds() >= patience:
-                return Found("serial", self._mismatch or REASONS["serial"])
+            unanswered = self._found is None and now >= began + FIRST_CHECK
+            if unanswered and console.prompt_seconds() >= patience:
+                return self._of_others() or Found("serial", self._mismatch or REASONS["serial"])
             self._turn(min(STEP, deadline.remaining))
 
     @property
@@ -158,6 +159,14 @@ class Search:
             return
         for kind, addresses in list(self._busy.items()):
             self._connect(kind, addresses)
+
+    def _of_others(self) -> Found | None:
+        """Return the agent that another client has found; None if none has.
+
+        On a busy machine one of many clients hears the agent seconds before another one.
+        """
+        known = Found.read(self._ways.memory)
+        return None if known is None or known.kind == "serial" else known
 
     def _turn(self, seconds: float) -> None:
         descriptors = {each.fileno(): select.POLLIN for each in self._asked.values()}
