@@ -16,7 +16,6 @@ from tests.fixtures import channelguest
 from tests.fixtures.accel import SECONDS
 from vmdebug import process
 from vmdebug.channel import port
-from vmdebug.channel.agent.shell import UART_WINDOW
 from vmdebug.channel.found import Found
 from vmdebug.channel.port import PortAddress
 from vmdebug.channel.shell import ExecResult
@@ -100,19 +99,18 @@ def test_output_is_exact_through_a_flood_of_kernel_messages(shared: Vm) -> None:
 
 
 def test_twenty_commands_run_at_once_while_a_person_has_the_console(shared: Vm) -> None:
-    # They sleep until the FIFO has a line for each of them: twenty that poll keep a slow guest busy.
-    shared.exec("mkfifo /run/begun /run/gate")
-    waits = "exec 3<>/run/gate; echo >/run/begun; read -r line <&3"
+    gate = "until [ -e /run/gate ]; do sleep 0.1; done"
     with shared.console() as console, ThreadPoolExecutor(21) as pool:
-        waiting = [pool.submit(shared.exec, f"{waits}; echo {n}", timeout=SECONDS) for n in range(20)]
+        waiting = [
+            pool.submit(shared.exec, f"echo {n}; touch /run/n{n}; {gate}", timeout=SECONDS) for n in range(20)
+        ]
         every = shared.exec(
-            "exec 3<>/run/begun; for n in $(seq 20); do read -r line <&3; done", timeout=SECONDS
+            "until [ $(ls /run/n* | wc -l) = 20 ]; do sleep 0.1; done 2>/dev/null", timeout=SECONDS
         )
         assert every.status == 0, "all twenty run"
-        assert not any(each.done() for each in waiting)
-        shared.exec("yes '' | head -n 20 >/run/gate")
+        shared.exec("touch /run/gate")
         assert [each.result().stdout for each in waiting] == [f"{n}\n" for n in range(20)]
-        shared.exec("rm /run/begun /run/gate")
+        shared.exec("rm /run/gate /run/n*")
         console.sendline("echo the conso''le")
         console.expect("the console", timeout=SECONDS)
 
@@ -250,8 +248,7 @@ def test_a_snapshot_that_was_taken_in_the_middle_of_a_command(own: Vm) -> None:
 
 def test_a_kernel_without_a_virtio_console_has_a_second_uart(builtin: LaunchSpec) -> None:
     with channelguest.started(builtin, "uart", virtio_serial=False) as vm:
-        # More than a window. Under KVM each byte leaves the guest several times.
-        data = os.urandom(UART_WINDOW + 1000)
+        data = os.urandom(50_000)
         assert vm.exec("cat", stdin=data, timeout=SECONDS).stdout.encode(errors="surrogateescape") == data
         assert vm.shell.found == Found("agent-uart", "the guest has no virtio console")
         with vm.console():
