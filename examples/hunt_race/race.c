@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Two races for `vmdebug hunt`. /proc/race takes words:
+ * Three races for `vmdebug hunt`. /proc/race takes words:
  *
  *	add	adds 1 to a counter, and may be interrupted between reading and writing it: an update is lost
+ *	inc	adds 1 to it with preemption disabled: only another CPU can come between reading and writing
  *	get	allocates a buffer, unless there is one
  *	put	frees it, and may be interrupted between looking at it and forgetting it: it is freed twice
  *
@@ -26,6 +27,18 @@ static void add_one(void)
 	WRITE_ONCE(counter, value + 1);
 }
 
+static noinline void store_counter(unsigned long value)
+{
+	WRITE_ONCE(counter, value);
+}
+
+static void increment(void)
+{
+	preempt_disable();
+	store_counter(READ_ONCE(counter) + 1);
+	preempt_enable();
+}
+
 static void put_buffer(void)
 {
 	void *old = READ_ONCE(buffer);
@@ -45,6 +58,8 @@ static ssize_t race_write(struct file *file, const char __user *data, size_t siz
 		return -EFAULT;
 	if (!strcmp(word, "add"))
 		add_one();
+	else if (!strcmp(word, "inc"))
+		increment();
 	else if (!strcmp(word, "get") && !buffer)
 		buffer = kmalloc(64, GFP_KERNEL);
 	else if (!strcmp(word, "put"))

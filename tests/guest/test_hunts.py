@@ -55,6 +55,22 @@ def test_a_double_free_is_found_recorded_and_its_seed_repeats_it(race: Path, tmp
         assert session.status != "running"
 
 
+def test_a_race_of_two_cpus_is_found_by_holding_one(race: Path) -> None:
+    words = ("hunt", EXAMPLE / "two_cpus.py", "--module", race, "--hold", "store_counter", "--json")
+    found = json.loads(vmdebug(*words, "--until-failure", "--minutes", "3", "--no-minimise", status=1).stdout)
+    (group,) = found["groups"]
+    assert group["headline"].startswith("AssertionError: an increment is lost")
+    assert "held at store_counter for" in group["holds"][0]
+    assert (found["recording"], found["not_recorded"]) == (None, "")
+
+
+def test_a_place_that_is_not_there_ends_the_hunt(race: Path) -> None:
+    words = ("hunt", EXAMPLE / "two_cpus.py", "--module", race, "--hold", "no_such_function")
+    done = vmdebug(*words, "--runs", "1", status=2)
+    assert 'Function "no_such_function" not defined' in done.stderr
+    assert "session.put" not in done.stderr
+
+
 def test_a_test_of_pytest_is_hunted_and_its_seed_repeats_it(tmp_path: Path) -> None:
     tests = tmp_path / "test_hunted_sum.py"
     tests.write_text(

@@ -20,6 +20,8 @@ from vmdebug.hunting.outcome import Group, Job, Outcome
 from vmdebug.hunting.schedule import Schedule
 from vmdebug.progress import Report
 
+HOLDS = ("CPU 1 held at kfree for 3 ms", "CPU 0 held at kfree for 1 ms")
+
 
 class Pool:
     """Runs with disturbances fail; what they were asked is kept."""
@@ -52,9 +54,14 @@ class Pool:
         for each in wanted:
             self.ran.append(each)
             failed = Outcome(
-                schedule=each, kind="error", headline="an update is lost", text="lost", group="lost"
+                schedule=each,
+                kind="error",
+                headline="an update is lost",
+                text="lost",
+                group="lost",
+                holds=HOLDS if self.job is not None and self.job.hold else (),
             )
-            yield failed if each.gap else Outcome(schedule=each)
+            yield failed if each.gap or failed.holds else Outcome(schedule=each)
 
 
 @pytest.fixture
@@ -181,6 +188,53 @@ def test_nothing_is_recorded_unless_it_is_wanted_and_fails(
     found = hunted(capsys, script, *words, status=status)
     assert found["recording"] is None
     assert not pool.recorded
+
+
+def test_cpus_are_held_and_the_first_failure_is_repeated_and_not_recorded(
+    pool: Pool, script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--hold", "kfree,race.c:26", "--hold", "iput", "--runs", "3")
+    found = hunted(capsys, script, *words, status=1)
+    assert pool.job is not None
+    assert (pool.job.cpus, pool.job.hold) == (2, ("kfree", "race.c:26", "iput"))
+    assert pool.ran == [Schedule(seed=seed) for seed in (1, 2, 3)] + [Schedule(seed=1)] * 10
+    assert found["repeats"] == {"runs": 10, "failed": 10}
+    assert found["groups"][0]["holds"] == [*HOLDS]
+    assert not pool.recorded
+
+
+def test_a_person_reads_the_holds_and_the_rate_of_the_repeats(
+    pool: Pool, script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.status_of(["hunt", str(script), "--hold", "kfree", "--runs", "1"]) == 1
+    said = capsys.readouterr()
+    assert "holds in the run of seed 1:\n  CPU 1 held at kfree for 3 ms\n" in said.out
+    assert "its seed failed again in 10 of 10 repeats: 100.0% (95 %: 72.2% to 100.0%)" in said.err
+    assert f"vmdebug hunt {script} --hold kfree --seed 1" in said.err
+    assert len(pool.ran) == 11
+
+
+def test_a_seed_with_several_cpus_is_run_ten_times(
+    pool: Pool, script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = hunted(capsys, script, "--hold", "kfree", "--seed", "7", status=1)
+    assert pool.ran == [Schedule(seed=7)] * 10
+    assert (found["failed"], found["repeats"]) == (10, None)
+    hunted(capsys, script, "--cpus", "3", "--seed", "7", "--runs", "2", status=0)
+    assert pool.ran[10:] == [Schedule(seed=7)] * 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--hold", "kfree", "--cpus", "1"),
+        ("--hold", "kfree", "--record", "x"),
+        ("--cpus", "2", "--schedule", "seed=1"),
+    ],
+)
+def test_what_several_cpus_exclude_is_refused(pool: Pool, script: Path, words: tuple[str, ...]) -> None:
+    assert cli.status_of(["hunt", str(script), *words]) == 2
+    assert not pool.ran
 
 
 def test_a_place_that_is_taken_is_refused_before_the_hunt(pool: Pool, script: Path, tmp_path: Path) -> None:

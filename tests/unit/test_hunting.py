@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import struct
 import threading
@@ -21,9 +22,9 @@ from vmdebug.deadline import Deadline
 from vmdebug.errors import UsageError, VmdebugError, VmError
 from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.guest_options import GuestOptions
-from vmdebug.hunting import hunt, minimising, outcome, schedule
+from vmdebug.hunting import holds, hunt, minimising, outcome, schedule
 from vmdebug.hunting.guest import as_paused, scheduled
-from vmdebug.hunting.hunted_session import HuntedSession, NotInHuntError
+from vmdebug.hunting.hunted_session import NotInHuntError, SteppedSession
 from vmdebug.hunting.mailbox import ADDRESS, Mailbox, OtherRunError, Piece
 from vmdebug.hunting.outcome import Job, Outcome
 from vmdebug.hunting.pool import LocalPool
@@ -44,6 +45,9 @@ SPEC = LaunchSpec(
 )
 
 
+FIRST_HOLDS = [(0, 1, 1, 0, None, 3, 3), (0, 0, None, 3, 0, 10, 1), (0, 0, 0, 1, 0, 30, 0)]
+
+
 def test_a_seed_gives_the_same_schedule_in_each_version() -> None:
     assert [str(schedule.of_seed(seed)) for seed in range(1, 6)] == [
         "seed=1,shift=7,gap=1000",
@@ -58,6 +62,22 @@ def test_seeds_cover_all_knobs() -> None:
     made = [schedule.of_seed(seed) for seed in range(200)]
     assert {each.shift for each in made} == set(schedule.SHIFTS)
     assert {each.gap for each in made} == set(schedule.GAPS)
+
+
+def test_a_seed_gives_the_same_holds_in_each_version() -> None:
+    first = list(itertools.islice(holds.of_seed(1, points=2, cpus=2), 3))
+    assert first == list(itertools.islice(holds.of_seed(1, points=2, cpus=2), 3))
+    assert [msgspec.structs.astuple(each) for each in first] == FIRST_HOLDS
+    assert first[0].pause == 0, "the first is at once, for a short workload"
+
+
+@given(st.integers(0, 1000), st.integers(1, 4), st.integers(2, 4))
+def test_holds_are_of_the_guests_points_and_cpus_and_end(seed: int, points: int, cpus: int) -> None:
+    for each in itertools.islice(holds.of_seed(seed, points=points, cpus=cpus), 20):
+        assert each.point < points
+        assert each.until is None or each.until < points
+        assert each.cpu is None or each.cpu < cpus
+        assert 1 <= each.milliseconds <= 30
 
 
 def test_a_schedule_is_exact_qemu_arguments() -> None:
@@ -190,7 +210,7 @@ def test_what_a_hunt_cannot_give_is_an_error_and_no_failure_of_the_run(use: str)
     runner = Runner(Job(options=GuestOptions(), script="/race.py", text=f"def main(session):\n    {use}\n"))
     vm = SimpleNamespace(shell=SimpleNamespace(run=None))
     with pytest.raises(NotInHuntError) as caught:
-        runner._call(HuntedSession(cast("Vm", vm), owned=False))
+        runner._call(SteppedSession(cast("Vm", vm)))
     assert caught.value.message.startswith(USES[use])
     assert 'File "/race.py", line 2, in main' in caught.value.detail
     assert caught.value.exit_status == 2

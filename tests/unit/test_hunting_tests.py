@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from vmdebug.guest_options import GuestOptions
-from vmdebug.hunting.hunted_session import HuntedSession, NotInHuntError
+from vmdebug.hunting.hunted_session import NotInHuntError, SteppedSession
 from vmdebug.hunting.outcome import Job
 from vmdebug.hunting.run import Runner
 from vmdebug.vm.machine import Vm
@@ -60,7 +60,7 @@ def tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(tests: Path, name: str) -> tuple[str, str, str] | None:
     job = Job(options=GuestOptions(), script=str(tests), text=TESTS, test=f"{tests}::{name}")
     vm = SimpleNamespace(shell=SimpleNamespace(run=None))
-    return Runner(job)._call(HuntedSession(cast("Vm", vm), owned=False))
+    return Runner(job)._call(SteppedSession(cast("Vm", vm)))
 
 
 def test_one_that_passes_is_no_failure_each_time(tests: Path) -> None:

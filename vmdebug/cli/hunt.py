@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 from collections.abc import Sequence
@@ -10,20 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vmdebug.cli import options, render, trouble, verb
+from vmdebug.cli import hunt_report, options, render, trouble, verb
+from vmdebug.cli.hunt_report import Closer
 from vmdebug.errors import UsageError
 
 if TYPE_CHECKING:
     from vmdebug.guest_options import GuestOptions
-    from vmdebug.hunting.hunt import Found, Limits, Pool, Recorded
-    from vmdebug.hunting.outcome import Group, Job, Outcome
+    from vmdebug.hunting.hunt import Found, Limits, Pool
+    from vmdebug.hunting.outcome import Job, Outcome
     from vmdebug.hunting.schedule import Schedule
     from vmdebug.progress import Report
 
 DEFAULT_RUNS = 100
-
-SHOWN = 20
-"""How many seeds of a group are printed."""
 
 
 class Hunt(verb.WithTail):
@@ -43,6 +42,7 @@ app = verb.new_app()
         "vmdebug hunt tests/test_race.py::test_counter --guest builtin",
         "vmdebug hunt race.py --seed 17",
         "vmdebug hunt race.py --schedule seed=17,shift=6,gap=300,count=4",
+        "vmdebug hunt race.py --hold store_counter,race.c:26",
         "vmdebug hunt race.py --minutes 30 --on dask://build:8786 --json",
     ),
 )
@@ -62,6 +62,17 @@ def hunt(
     ] = None,
     module: options.Module = None,
     append: options.Append = None,
+    cpus: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Number of CPUs, 1 by default. A run is not exact with more."),
+    ] = None,
+    hold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PLACE[,PLACE…]",
+            help="Hold one of 2 or more CPUs at these functions or FILE:LINEs while others run on.",
+        ),
+    ] = None,
     memory: options.Memory = None,
     runs: Annotated[
         int | None, typer.Option(metavar="N", min=1, help=f"End after N runs; {DEFAULT_RUNS} by default.")
@@ -106,15 +117,24 @@ def hunt(
     order: with a clock of another speed, and with one task after the other preferred at random. A run fails
     if the script raises, or the kernel has trouble (an oops, a WARN, …). The same seed always gives the same
     run: --seed repeats it. A function prepare(session) of the script runs once, before the guest is copied.
-    The guest has one CPU and only runs during session.exec. A test of pytest gets the guest by its fixtures
-    session and vm. Exits with status 1 if a run failed.
+    The guest has one CPU and only runs during session.exec. With --hold it has two that run at the same time:
+    a CPU that comes to one of the places is held there, for a time that the seed says, while the other runs
+    on. The same seed then fails again at a rate, and the hunt says at which. A test of pytest gets the guest
+    by its fixtures session and vm. Exits with status 1 if a run failed.
     """
     trouble.check_kinds(allow or ())
     if record is not None and no_record:
         raise UsageError("--record and --no-record exclude each other", hint="give only one of them")
-    one = _one(seed, schedule, runs, minutes)
-    limits = _limits(one, runs, minutes, until_failure=until_failure)
-    place = _place(script, record) if record is not None or not (no_record or one is not None) else None
+    places = tuple(place for words in hold or () for place in words.split(",") if place)
+    count = cpus or (2 if places else 1)
+    if count > 1:
+        _check_several(count, schedule=schedule, record=record)
+    elif places:
+        raise UsageError("--hold needs 2 CPUs, and the guest has 1", hint="leave out --cpus 1")
+    one = _one(seed, schedule, None if count > 1 else runs, minutes, cpus=count)
+    limits = _limits(one, runs, minutes, until_failure=until_failure, cpus=count)
+    recording = record is not None or not (no_record or one is not None or count > 1)
+    place = _place(script, record) if recording else None
     wanted = options.given(guest, module=module, append=append, memory=memory)
     from vmdebug.hunting import hunt as hunting
 
@@ -125,29 +145,56 @@ def hunt(
             arguments=verb.tail(context),
             allow=tuple(allow or ()),
             timeout=timeout,
+            cpus=count,
+            hold=places,
             report=report,
         )
-        workers = 1 if one is not None else jobs or len(os.sched_getaffinity(0))
+        once = one is not None and count == 1
+        workers = 1 if once else jobs or max(1, len(os.sched_getaffinity(0)) // count)
         with hunting.opened(job, on=on, workers=workers) as pool:
             found = hunting.hunt(
                 pool,
-                [one] if one is not None else hunting.seeds(first_seed),
+                itertools.repeat(one) if one is not None else hunting.seeds(first_seed, cpus=count),
                 limits,
                 ended=lambda outcome: _tell(outcome, quiet=as_json),
                 report=report,
             )
-            simplest = _simplest(pool, found, report) if minimise and one is None else None
-            recorded = _recorded(pool, job, found, place, report)
-    again = _again(script, guest=[guest], append=[append], memory=[memory], module=module or [])
-    _finish(found, simplest, recorded, job, again=again, as_json=as_json)
+            closer = _looked_at(pool, job, found, place, report, minimise=minimise and one is None)
+    again = _again(
+        script,
+        guest=[guest],
+        append=[append],
+        memory=[memory],
+        module=module or [],
+        cpus=[str(cpus)] if cpus else [],
+        hold=hold or [],
+    )
+    hunt_report.finish(found, closer, job, again=again, as_json=as_json)
 
 
-def _one(seed: int | None, schedule: str | None, runs: int | None, minutes: float | None) -> Schedule | None:
+def _check_several(count: int, *, schedule: str | None, record: str | None) -> None:
+    """Refuse what a guest with several CPUs cannot have.
+
+    Raises:
+        UsageError: an option is for one CPU.
+    """
+    for name, value in (("--schedule", schedule), ("--record", record)):
+        if value is not None:
+            raise UsageError(
+                f"{name} needs a guest with one CPU, whose instructions are counted, and it has {count}",
+                hint=f"leave out {name}, or --hold and --cpus",
+            )
+
+
+def _one(
+    seed: int | None, schedule: str | None, runs: int | None, minutes: float | None, *, cpus: int
+) -> Schedule | None:
     """Return the schedule that is to be repeated; None: a hunt.
 
     Raises:
         UsageError: the schedule is none, or an option contradicts it.
     """
+    from vmdebug.hunting import hunt as hunting
     from vmdebug.hunting import schedule as schedules
 
     said = {"--seed": seed, "--schedule": schedule, "--runs": runs, "--minutes": minutes}
@@ -155,15 +202,17 @@ def _one(seed: int | None, schedule: str | None, runs: int | None, minutes: floa
     if len(given) > 1 and ("--seed" in given or "--schedule" in given):
         raise UsageError(f"{given[0]} and {given[1]} exclude each other", hint="give only one of them")
     if seed is not None:
-        return schedules.of_seed(seed)
+        return hunting.of_seed(seed, cpus=cpus)
     return None if schedule is None else schedules.parse(schedule)
 
 
-def _limits(one: Schedule | None, runs: int | None, minutes: float | None, *, until_failure: bool) -> Limits:
-    from vmdebug.hunting.hunt import Limits
+def _limits(
+    one: Schedule | None, runs: int | None, minutes: float | None, *, until_failure: bool, cpus: int
+) -> Limits:
+    from vmdebug.hunting.hunt import REPEATS, Limits
 
     if one is not None:
-        return Limits(runs=1)
+        return Limits(runs=1 if cpus == 1 else runs or REPEATS)
     return Limits(
         runs=runs or (None if minutes or until_failure else DEFAULT_RUNS),
         seconds=None if minutes is None else 60 * minutes,
@@ -184,6 +233,8 @@ def _job(
     arguments: tuple[str, ...],
     allow: tuple[str, ...],
     timeout: float,
+    cpus: int,
+    hold: tuple[str, ...],
     report: Report,
 ) -> Job:
     """Return the job; mistakes in the script or the guest show now, and not in each worker.
@@ -195,6 +246,7 @@ def _job(
     from vmdebug import sources
     from vmdebug.deadline import BUILD_SECONDS, Deadline
     from vmdebug.hunting.guest import BOOT, scheduled
+    from vmdebug.hunting.held_guest import with_cpus
     from vmdebug.hunting.outcome import Job
     from vmdebug.hunting.run import Script
 
@@ -208,7 +260,10 @@ def _job(
     if test and arguments:
         raise UsageError("a test takes no arguments", hint=f"leave out {shlex.join(arguments)}")
     spec = sources.resolve(wanted, report=report, deadline=Deadline.after(BUILD_SECONDS))
-    scheduled(spec, BOOT)
+    if cpus == 1:
+        scheduled(spec, BOOT)
+    else:
+        with_cpus(spec, cpus)
     try:
         job = Job(
             options=spec.asked or wanted,
@@ -218,6 +273,8 @@ def _job(
             arguments=arguments,
             allow=allow,
             timeout=timeout,
+            cpus=cpus,
+            hold=hold,
         )
         Script(job)
     except UsageError:
@@ -235,14 +292,6 @@ def _tell(outcome: Outcome, *, quiet: bool) -> None:
         render.flush()
 
 
-def _simplest(pool: Pool, found: Found, report: Report) -> Schedule | None:
-    from vmdebug.hunting import hunt as hunting
-
-    if not found.groups:
-        return None
-    return hunting.minimise(pool, found.groups[0].outcomes[0], report=report)
-
-
 def _place(script: Path, words: str | None) -> Path:
     """Return the directory of the recording.
 
@@ -254,92 +303,17 @@ def _place(script: Path, words: str | None) -> Path:
     return store.place(words or "", script.name.partition("::")[0].removesuffix(".py"))
 
 
-def _recorded(pool: Pool, job: Job, found: Found, place: Path | None, report: Report) -> Recorded | None:
+def _looked_at(
+    pool: Pool, job: Job, found: Found, place: Path | None, report: Report, *, minimise: bool
+) -> Closer:
+    """Return what is found out about the first failure."""
     from vmdebug.hunting import hunt as hunting
 
-    if not found.groups or place is None:
-        return None
-    return hunting.record(pool, job, found.groups[0], place, report=report)
-
-
-def _finish(
-    found: Found,
-    simplest: Schedule | None,
-    recorded: Recorded | None,
-    job: Job,
-    *,
-    again: str,
-    as_json: bool,
-) -> None:
-    """Print the groups, the rate and what to do next; exit with status 1 if a run failed."""
-    if as_json:
-        render.put_json(_facts(found, simplest, recorded, job))
-    else:
-        for group in found.groups:
-            _show(group, job)
-        per_minute = 60 * found.runs / found.seconds if found.seconds else 0.0
-        render.put(
-            f"{found.failed} of {found.runs} runs failed: {found.rate}; {per_minute:.0f} runs a minute"
-        )
-        if found.groups:
-            seed = found.groups[0].outcomes[0].schedule.seed
-            render.tell(f"\nrepeat it:\n  {again} --seed {seed}")
-        if simplest is not None:
-            render.tell(f"the simplest schedule that fails:\n  {again} --schedule {simplest}")
-        if recorded is not None:
-            _tell_recorded(recorded)
-    if found.failed:
-        raise typer.Exit(1)
-
-
-def _tell_recorded(recorded: Recorded) -> None:
-    if recorded.directory is None:
-        render.tell(f"there is no recording of the failure: {recorded.reason}")
-        return
-    words = shlex.join(["vmdebug", "replay", str(recorded.directory), "--to", "failure"])
-    render.tell(f"the run of seed {recorded.schedule.seed} is recorded; go to its failure:\n  {words}")
-
-
-def _show(group: Group, job: Job) -> None:
-    first = group.outcomes[0]
-    seeds = ", ".join(str(each.schedule.seed) for each in group.outcomes[:SHOWN])
-    more = ", …" if len(group.outcomes) > SHOWN else ""
-    render.put(f"\n--- {len(group.outcomes)} times: {first.headline} (seeds {seeds}{more}) ---")
-    render.put(_decoded(first, job))
-
-
-def _decoded(outcome: Outcome, job: Job) -> str:
-    from vmdebug import postmortem, sources
-    from vmdebug.deadline import BUILD_SECONDS, Deadline
-    from vmdebug.progress import silent
-
-    if not outcome.troubles:
-        return outcome.text
-    kernel = sources.resolve(job.options, report=silent, deadline=Deadline.after(BUILD_SECONDS)).kernel
-    more = len(outcome.troubles) - 1
-    rest = f"\n({more} more splats followed in this run)" if more else ""
-    return "\n\n".join(section.text for section in postmortem.splats(outcome.troubles[:1], kernel)) + rest
-
-
-def _facts(found: Found, simplest: Schedule | None, recorded: Recorded | None, job: Job) -> dict[str, object]:
-    return {
-        "runs": found.runs,
-        "failed": found.failed,
-        "rate": found.rate.rate,
-        "interval": [found.rate.low, found.rate.high],
-        "seconds": found.seconds,
-        "simplest": None if simplest is None else str(simplest),
-        "recording": None if recorded is None or recorded.directory is None else str(recorded.directory),
-        "not_recorded": "" if recorded is None else recorded.reason,
-        "groups": [
-            {
-                "group": group.name,
-                "kind": group.outcomes[0].kind,
-                "headline": group.outcomes[0].headline,
-                "seeds": [each.schedule.seed for each in group.outcomes],
-                "schedule": str(group.outcomes[0].schedule),
-                "text": _decoded(group.outcomes[0], job),
-            }
-            for group in found.groups
-        ],
-    }
+    if not found.groups:
+        return Closer()
+    first, exact = found.groups[0].outcomes[0], job.cpus == 1
+    return Closer(
+        simplest=hunting.minimise(pool, first, report=report) if minimise and exact else None,
+        repeats=hunting.repeat(pool, first, report=report) if minimise and not exact else None,
+        recorded=None if place is None else hunting.record(pool, job, found.groups[0], place, report=report),
+    )

@@ -101,6 +101,17 @@ class Breakpoint(_Deleted):
         return int(self._gdb.info(self.number).get("times", 0))
 
     @property
+    def addresses(self) -> tuple[int, ...]:
+        """Its addresses: several for a function that was inlined at several places; none while it is pending.
+
+        Raises:
+            GdbError: it has been deleted.
+        """
+        described = self._gdb.info(self.number)
+        rows = described.get("locations") or [described]
+        return tuple(int(row["addr"], 16) for row in rows if str(row.get("addr", "")).startswith("0x"))
+
+    @property
     def enabled(self) -> bool:
         """Whether it stops the guest.
 

@@ -16,7 +16,7 @@ from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import UsageError
 from vmdebug.guest import LaunchSpec, OwnMachine
 from vmdebug.hunting import schedule as schedules
-from vmdebug.hunting.hunted_session import HuntedSession
+from vmdebug.hunting.hunted_session import SteppedSession
 from vmdebug.hunting.mailbox import Mailbox, Piece
 from vmdebug.hunting.schedule import Schedule
 from vmdebug.hunting.stepped_shell import SteppedGuestShell, SteppedShell
@@ -119,7 +119,7 @@ class HuntedGuest:
         self._held.close()
 
     @contextlib.contextmanager
-    def session(self, schedule: Schedule) -> Iterator[HuntedSession]:
+    def session(self, schedule: Schedule) -> Iterator[SteppedSession]:
         """Continue the guest under a schedule for a block; it boots if it cannot be saved."""
         spec = scheduled(self._spec, schedule)
         deadline = Deadline.after(LAUNCH_SECONDS + BOOT_SECONDS)
@@ -137,7 +137,7 @@ class HuntedGuest:
     @contextlib.contextmanager
     def recorded(
         self, schedule: Schedule, pieces: Sequence[Piece], directory: Path
-    ) -> Iterator[HuntedSession]:
+    ) -> Iterator[SteppedSession]:
         """Continue the guest under a schedule for a block, and record it.
 
         QEMU does not log what is written to memory. So the guest begins with all input of the run, which is
@@ -185,7 +185,7 @@ class HuntedGuest:
     @contextlib.contextmanager
     def _launched(
         self, spec: LaunchSpec, schedule: Schedule, ram: int | None, deadline: Deadline
-    ) -> Iterator[HuntedSession]:
+    ) -> Iterator[SteppedSession]:
         start = Start(
             initial=InitialState(ram=ram, shared=ram is not None),
             fds=() if ram is None else (ram,),
@@ -235,7 +235,7 @@ def as_paused(state: bytes) -> bytes:
 @contextlib.contextmanager
 def _stepped(
     vm: Vm, schedule: Schedule, deadline: Deadline, known: Sequence[Piece] | None = None
-) -> Iterator[tuple[HuntedSession, SteppedShell]]:
+) -> Iterator[tuple[SteppedSession, SteppedShell]]:
     """Connect to the gdbstub of a stopped VM, and give the VM a stepped shell."""
     with (
         VmOwner.claim(vm.rundir.attach_lock, vm.name),
@@ -249,4 +249,4 @@ def _stepped(
 
         shell = SteppedShell(stub, mailbox, schedule, cause=cause)
         vm.shell = SteppedGuestShell(shell, ways=vm.rundir.ways, check=lambda: None, cause=cause)
-        yield HuntedSession(vm, owned=False, given=mailbox.given), shell
+        yield SteppedSession(vm, given=mailbox.given), shell

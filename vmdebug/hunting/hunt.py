@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -23,6 +23,10 @@ from vmdebug.progress import Report, Step
 
 ATTEMPTS = 3
 """How many failures of a group are repeated under record, until one shows."""
+
+
+REPEATS = 10
+"""How often a failure of a guest with several CPUs is repeated, and how often `--seed` runs one."""
 
 
 class Pool(Protocol):
@@ -67,6 +71,17 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
         return statistics.wilson(self.failed, self.runs)
 
 
+class Repeats(NamedTuple):
+    """How often a schedule has failed again in the same way, of how many repeats."""
+
+    failed: int
+    runs: int
+
+    def __str__(self) -> str:
+        """Return both, and the rate."""
+        return f"{self.failed} of {self.runs} repeats: {statistics.wilson(self.failed, self.runs)}"
+
+
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     """What came of recording a failure.
 
@@ -86,9 +101,14 @@ def opened(job: Job, *, on: str | None, workers: int) -> AbstractContextManager[
     return LocalPool(job, workers) if on is None else Cluster(job, on)
 
 
-def seeds(first: int) -> Iterator[Schedule]:
+def seeds(first: int, *, cpus: int = 1) -> Iterator[Schedule]:
     """Yield the schedules of the seeds from `first` on."""
-    return map(schedule.of_seed, itertools.count(first))
+    return (of_seed(seed, cpus=cpus) for seed in itertools.count(first))
+
+
+def of_seed(seed: int, *, cpus: int = 1) -> Schedule:
+    """Return the schedule of a seed; one with several CPUs has no knobs."""
+    return schedule.of_seed(seed) if cpus == 1 else Schedule(seed=seed)
 
 
 def hunt(
@@ -142,6 +162,15 @@ def minimise(pool: Pool, found: Outcome, *, report: Report) -> Schedule:
         return tried[candidate]
 
     return minimising.minimise(found.schedule, fails)
+
+
+def repeat(pool: Pool, found: Outcome, *, report: Report) -> Repeats:
+    """Repeat a schedule that has failed: with several CPUs it does not give the same run."""
+    failed = runs = 0
+    for each in pool.map([found.schedule] * REPEATS):
+        runs, failed = runs + 1, failed + (each.group == found.group)
+        report(Step("repeating", runs, REPEATS, note=f"{failed} failed again"))
+    return Repeats(failed, runs)
 
 
 def record(pool: Pool, job: Job, group: Group, directory: Path, *, report: Report) -> Recorded:

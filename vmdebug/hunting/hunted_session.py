@@ -20,27 +20,23 @@ class NotInHuntError(UsageError):
 
 
 class HuntedSession(DebugSession):
-    """A session whose guest only runs while a command does: for `exec`, `put` and `get`.
+    """A session for `exec`, `put` and `get`.
 
     Args:
-        vm: The VM.
-        owned: Whether it ends with the session.
+        vm: The VM, which does not end with the session.
         given: What the guest is given during the session; grows.
+        holds: The holds of its CPUs, in words; grows.
     """
 
-    def __init__(self, vm: Vm, *, owned: bool, given: Sequence[Piece] = ()) -> None:
-        super().__init__(vm, owned=owned)
+    def __init__(self, vm: Vm, *, given: Sequence[Piece] = (), holds: Sequence[str] = ()) -> None:
+        super().__init__(vm, owned=False)
         self.given = given
+        self.holds = holds
 
     @property
     def gdb(self) -> NoReturn:
         """Raise: the gdbstub is in use."""
         raise _refused("gdb", _STUB)
-
-    @property
-    def console(self) -> NoReturn:
-        """Raise: nothing that is typed arrives."""
-        raise _refused("console", _STOPPED)
 
     def examined(self, **_: Any) -> NoReturn:
         """Raise: the gdbstub is in use."""
@@ -58,10 +54,6 @@ class HuntedSession(DebugSession):
         """Raise: the sampler changes the run."""
         raise _refused("profile", "its samples change the run")
 
-    def ssh_config(self, **_: Any) -> NoReturn:
-        """Raise: the guest does not answer between commands."""
-        raise _refused("ssh_config", _STOPPED)
-
     def snapshot(self, *_: Any, **__: Any) -> NoReturn:
         """Raise: a run has no snapshots."""
         raise _refused("snapshot", _SAVED)
@@ -73,6 +65,19 @@ class HuntedSession(DebugSession):
     def restart(self, **_: Any) -> NoReturn:
         """Raise: a run does not boot."""
         raise _refused("restart", _SAVED)
+
+
+class SteppedSession(HuntedSession):
+    """A session whose guest only runs while a command does."""
+
+    @property
+    def console(self) -> NoReturn:
+        """Raise: nothing that is typed arrives."""
+        raise _refused("console", _STOPPED)
+
+    def ssh_config(self, **_: Any) -> NoReturn:
+        """Raise: the guest does not answer between commands."""
+        raise _refused("ssh_config", _STOPPED)
 
 
 def _refused(name: str, why: str) -> NotInHuntError:

@@ -24,6 +24,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         arguments: For its `main`.
         allow: Kinds of kernel trouble that are no failure.
         timeout: Seconds that a run may take.
+        cpus: How many CPUs the guest has; with more than 1 no instructions are counted.
+        hold: Where its CPUs are held.
     """
 
     options: GuestOptions
@@ -33,6 +35,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     arguments: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     timeout: float = 120.0
+    cpus: int = 1
+    hold: tuple[str, ...] = ()
 
 
 def line_of(job: Job) -> bytes:
@@ -50,6 +54,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         text: All of it, as printed in the guest, or the traceback.
         group: Failures with the same group are the same.
         seconds: How long the run took on the host.
+        troubles: The trouble of the kernel.
+        holds: The holds of the guest's CPUs, in words.
     """
 
     schedule: Schedule
@@ -59,6 +65,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
     seconds: float = 0.0
     troubles: tuple[Trouble, ...] = ()
+    holds: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:

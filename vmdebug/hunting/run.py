@@ -15,12 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
+
 from vmdebug import sources
 from vmdebug.channel.log.trouble import Trouble
 from vmdebug.deadline import BUILD_SECONDS, Deadline
 from vmdebug.errors import DeadlineError, GuestDiedError, UsageError
 from vmdebug.hunting import outcome, pytest_test
 from vmdebug.hunting.guest import HuntedGuest
+from vmdebug.hunting.held_guest import HeldGuest
 from vmdebug.hunting.hunted_session import HuntedSession, NotInHuntError
 from vmdebug.hunting.mailbox import Piece
 from vmdebug.hunting.outcome import Job, Outcome
@@ -28,6 +31,7 @@ from vmdebug.hunting.schedule import Schedule
 from vmdebug.progress import silent
 from vmdebug.recording import ending
 from vmdebug.session import DebugSession
+from vmdebug.spelling import option
 from vmdebug.vm.kernel_trouble import NewTrouble
 
 
@@ -81,11 +85,16 @@ class Runner:
         self._job = job
         self._held = contextlib.ExitStack()
         self._script = Script(job)
-        self._guest: HuntedGuest | None = None
+        self._guest: HuntedGuest | HeldGuest | None = None
 
     def __enter__(self) -> Self:
-        spec = sources.resolve(self._job.options, report=silent, deadline=Deadline.after(BUILD_SECONDS))
-        self._guest = self._held.enter_context(HuntedGuest(spec, self._script.prepare))
+        job, prepare = self._job, self._script.prepare
+        spec = sources.resolve(job.options, report=silent, deadline=Deadline.after(BUILD_SECONDS))
+        if job.cpus == 1:
+            self._guest = self._held.enter_context(HuntedGuest(spec, prepare))
+        else:
+            held = HeldGuest(spec, cpus=job.cpus, points=job.hold, prepare=prepare)
+            self._guest = self._held.enter_context(held)
         return self
 
     def __exit__(
@@ -116,7 +125,10 @@ class Runner:
         Raises:
             VmdebugError: see `run`; or the guest cannot be recorded.
         """
-        assert self._guest is not None  # noqa: S101 - entered
+        if not isinstance(self._guest, HuntedGuest):
+            raise UsageError(
+                "a guest with several CPUs cannot be recorded", hint=f"leave out {option('record')}"
+            )
         first, given = self._run(schedule, self._guest.session(schedule))
         if not first.failed:
             return first
@@ -137,7 +149,8 @@ class Runner:
             failure = self._call(session)
             troubles = [each for each in new.take() if each.kind not in self._job.allow]
             given = session.given
-        return self._outcome(schedule, failure, troubles, round(time.monotonic() - began, 3)), given
+        found = self._outcome(schedule, failure, troubles, round(time.monotonic() - began, 3))
+        return msgspec.structs.replace(found, holds=tuple(session.holds)), given
 
     def _outcome(
         self,

@@ -9,6 +9,7 @@ softmmu/icount.c, and cpu_handle_guest_debug of softmmu/cpus.c.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,9 @@ LOOK_SECONDS = 0.5
 """How long to wait for a stop before the caller looks whether the guest has died."""
 
 _INTERRUPT = b"\x03"
+
+_RIP = 16 * 8
+"""Where RIP is in the answer to `g`: after 16 registers of 8 bytes; see gdb-xml/i386-64bit.xml of QEMU."""
 
 
 class Stub:
@@ -57,6 +61,19 @@ class Stub:
         """Stop the guest after each write to memory at a virtual address."""
         self._done(f"Z2,{address:x},{size}", deadline)
 
+    def insert(self, address: int, *, deadline: Deadline) -> None:
+        """Stop the guest when a CPU gets to an address, before it executes what is there."""
+        self._done(f"Z0,{address:x},1", deadline)
+
+    def remove(self, address: int, *, deadline: Deadline) -> None:
+        """Take back `insert`."""
+        self._done(f"z0,{address:x},1", deadline)
+
+    def pc(self, *, deadline: Deadline) -> int:
+        """Return the program counter of the CPU that stopped the guest, of x86_64."""
+        registers = bytes.fromhex(self.ask("g", deadline=deadline))
+        return int.from_bytes(registers[_RIP : _RIP + 8], "little")
+
     def read(self, address: int, size: int, *, deadline: Deadline) -> bytes:
         """Return memory at a virtual address of the task that runs.
 
@@ -80,6 +97,14 @@ class Stub:
     def resume(self) -> None:
         """Set the guest running; `stopped` returns its next stop."""
         self._send("c")
+
+    def resume_only(self, cpus: Sequence[int]) -> None:
+        """Set some CPUs running; the others stay where they are. `stopped` returns the next stop."""
+        self._send("vCont" + "".join(f";c:{cpu + 1:x}" for cpu in cpus))
+
+    def step(self, cpu: int) -> None:
+        """Have one CPU execute one instruction; `stopped` returns the stop."""
+        self._send(f"vCont;s:{cpu + 1:x}")
 
     def interrupt(self) -> None:
         """Ask for a stop."""
