@@ -29,6 +29,7 @@ def test_a_callback_is_called_at_each_hit_until_it_says_to_stop(gdb: Gdb) -> Non
     assert int(where.frame.arg("k")) == seen[-1]
     assert seen == [0, 1, 2, 3]
     assert breakpoint_.hits == 4
+    assert breakpoint_.addresses == (breakpoint_.address,)
 
 
 def test_a_callback_only_sees_hits_whose_condition_holds(gdb: Gdb) -> None:

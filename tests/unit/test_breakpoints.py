@@ -112,6 +112,21 @@ def test_a_breakpoint_counts_and_goes_at_the_end_of_its_block() -> None:
     assert owner.deleted == [4]
 
 
+@pytest.mark.parametrize(
+    ("described", "addresses"),
+    [
+        ({"addr": "0x10"}, (0x10,)),
+        ({"addr": "<PENDING>"}, ()),
+        ({"addr": "<MULTIPLE>", "locations": [{"addr": "0x10"}, {"addr": "0x20"}]}, (0x10, 0x20)),
+    ],
+)
+def test_a_breakpoint_has_all_its_addresses(
+    described: Mapping[str, Any], addresses: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Owner, "info", lambda _, number: {"number": str(number), **described})
+    assert Breakpoint(4, "there", owner=Owner()).addresses == addresses
+
+
 def test_changes() -> None:
     owner = Owner()
     breakpoint_ = Breakpoint(4, "there", owner=owner)

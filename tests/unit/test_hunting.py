@@ -24,6 +24,7 @@ from vmdebug.guest import Kernel, LaunchSpec, OwnMachine
 from vmdebug.guest_options import GuestOptions
 from vmdebug.hunting import holds, hunt, minimising, outcome, schedule
 from vmdebug.hunting.guest import as_paused, scheduled
+from vmdebug.hunting.held_guest import with_cpus
 from vmdebug.hunting.hunted_session import NotInHuntError, SteppedSession
 from vmdebug.hunting.mailbox import ADDRESS, Mailbox, OtherRunError, Piece
 from vmdebug.hunting.outcome import Job, Outcome
@@ -106,6 +107,14 @@ def test_a_hunted_guest_starts_halted_under_tcg_with_the_agents_steps() -> None:
 def test_what_cannot_be_hunted_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         scheduled(msgspec.structs.replace(SPEC, **changes), Schedule(seed=7))
+
+
+def test_a_guest_whose_cpus_are_held_has_several_and_can_be_copied() -> None:
+    spec = with_cpus(SPEC, 2)
+    assert (spec.accel, spec.cpus, spec.trace_ready) == ("tcg", 2, "no")
+    for changes in ({"accel": "kvm"}, {"machine": OwnMachine(disk=Path("/d.qcow2"))}):
+        with pytest.raises(UsageError):
+            with_cpus(msgspec.structs.replace(SPEC, **changes), 2)
 
 
 @given(
