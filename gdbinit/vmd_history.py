@@ -34,7 +34,8 @@ _OWN_BYTES = 1 << 30
 """How many bytes of disk snapshots may take that cannot be deleted."""
 
 _FIRMWARE = 100
-"""Instructions at the begin of a recording that come from the firmware's ROM: translated once, for ever."""
+"""Instructions at the begin of a recording that are translated once, for ever: they are in the firmware's
+ROM; or, where a recording continues a guest, those of vmdebug's agent and of the kernel, which stay."""
 
 _NEAR, _FAR = 300_000, 3_000_000
 """How far before a position its own snapshot is, and at which distance of the others it is worth taking."""

@@ -28,7 +28,8 @@ _KEEPS_CODE = (10, 2)
 """The first QEMU that keeps translated code when a stopped guest loads a snapshot."""
 
 _FIRMWARE = 100
-"""Instructions at the begin that come from the firmware's ROM, which never changes."""
+"""Instructions at the begin whose code never changes: it is in the firmware's ROM, or, where a recording
+continues a guest, that of the agent and of the kernel."""
 
 _PAUSE = 0.002
 """Seconds between two questions to a running replay. Each wakes QEMU's main thread, which would otherwise
