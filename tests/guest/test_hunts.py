@@ -25,6 +25,13 @@ def race(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return kernelmodule.build(kernel, EXAMPLE / "race.c", tmp_path_factory.mktemp("race"))
 
 
+@pytest.fixture(autouse=True)
+def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the recordings that hunts make by themselves."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data" / "vmdebug" / "recordings"
+
+
 def vmdebug(*words: str | Path, status: int) -> process.Completed:
     done = process.run(
         [sys.executable, "-m", "vmdebug.cli", *words], check=False, deadline=Deadline.after(240)
@@ -71,7 +78,9 @@ def test_a_place_that_is_not_there_ends_the_hunt(race: Path) -> None:
     assert "session.put" not in done.stderr
 
 
-def test_a_test_of_pytest_is_hunted_and_its_seed_repeats_it(tmp_path: Path) -> None:
+def test_a_test_of_pytest_is_hunted_recorded_and_its_seed_repeats_it(
+    tmp_path: Path, recordings: Path
+) -> None:
     tests = tmp_path / "test_hunted_sum.py"
     tests.write_text(
         f"RACE = {RACE!r}\n\n"
@@ -83,6 +92,9 @@ def test_a_test_of_pytest_is_hunted_and_its_seed_repeats_it(tmp_path: Path) -> N
     found = json.loads(vmdebug(*words, "--until-failure", "--minutes", "3", status=1).stdout)
     (group,) = found["groups"]
     assert group["headline"].startswith("AssertionError: assert ")
+    assert Path(found["recording"]).parent == recordings
+    assert Path(found["recording"]).name.startswith("test_hunted_sum-")
+    assert Path(found["recording"], "rr.log").is_file()
     assert f'File "{tests}", line 5, in test_sum' in group["text"]
     again = json.loads(vmdebug(*words, "--seed", str(group["seeds"][0]), status=1).stdout)
     # Its text has addresses of Python's objects, because pytest shows the values in an assert.
