@@ -99,10 +99,16 @@ def hunt(
     ] = None,
     minimise: Annotated[
         bool,
-        typer.Option("--minimise/--no-minimise", help="Simplify the schedule of the first failure."),
+        typer.Option(
+            "--minimise/--no-minimise",
+            help="Simplify the schedule of the first failure; with several CPUs, repeat its seed.",
+        ),
     ] = True,
     record: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Where to record the first failure.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Where to record the first failure; by default in ~/.local/share/vmdebug."
+        ),
     ] = None,
     no_record: Annotated[bool, typer.Option("--no-record", help="Do not record the first failure.")] = False,
     allow: options.AllowTrouble = None,
@@ -116,11 +122,14 @@ def hunt(
     Boots the guest once, and calls main(session) for each seed in a copy of it whose tasks run in another
     order: with a clock of another speed, and with one task after the other preferred at random. A run fails
     if the script raises, or the kernel has trouble (an oops, a WARN, …). The same seed always gives the same
-    run: --seed repeats it. A function prepare(session) of the script runs once, before the guest is copied.
-    The guest has one CPU and only runs during session.exec. With --hold it has two that run at the same time:
-    a CPU that comes to one of the places is held there, for a time that the seed says, while the other runs
-    on. The same seed then fails again at a rate, and the hunt says at which. A test of pytest gets the guest
-    by its fixtures session and vm. Exits with status 1 if a run failed.
+    run: --seed repeats it, and the first failure is recorded for `vmdebug replay`. A function
+    prepare(session) of the script runs once, before the guest is copied. The guest has one CPU and only runs
+    during session.exec. A test of pytest gets the guest by its fixtures session and vm. Exits with status 1
+    if a run failed.
+
+    With --hold the guest has two CPUs that run at the same time: one that comes to one of the places is held
+    there, for a time that the seed says, while the other runs on. The same seed then fails again at a rate,
+    and the hunt says at which.
     """
     trouble.check_kinds(allow or ())
     if record is not None and no_record:
