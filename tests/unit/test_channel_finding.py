@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from vmdebug import locks
 from vmdebug.channel import finding, port
 from vmdebug.channel.agent.frames import Decoder, Frame
 from vmdebug.channel.agent.session import VERSION
@@ -30,11 +32,13 @@ class Agent(threading.Thread):
     Args:
         address: Where it listens.
         version: The version of the protocol that it answers with; None: it never answers; 0: it hangs up.
+        deaf: How many requests it does not answer at first.
     """
 
-    def __init__(self, address: PortAddress, version: int | None) -> None:
+    def __init__(self, address: PortAddress, version: int | None, deaf: int = 0) -> None:
         super().__init__()
         self._version = version
+        self._deaf = deaf
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(address.socket))
         self._listener.listen()
@@ -51,7 +55,8 @@ class Agent(threading.Thread):
                 if self._version == 0:
                     return
                 for frame in decoder.feed(data):
-                    if frame.kind == b"H" and self._version is not None:
+                    self._deaf -= frame.kind == b"H"
+                    if frame.kind == b"H" and self._version is not None and self._deaf < 0:
                         client.sendall(Frame(b"W", 0, bytes([self._version]) + frame.payload[1:]).encode())
 
 
@@ -76,8 +81,8 @@ def agent() -> Iterator[Callable[[PortAddress, int | None], None]]:
     """Start an agent; each has to be connected to before the test ends."""
     agents = []
 
-    def start(address: PortAddress, version: int | None = VERSION) -> None:
-        agents.append(Agent(address, version))
+    def start(address: PortAddress, version: int | None = VERSION, deaf: int = 0) -> None:
+        agents.append(Agent(address, version, deaf))
         agents[-1].start()
 
     yield start
@@ -134,6 +139,17 @@ def test_an_agent_that_another_client_has_heard_is_taken_rather_than_the_console
     ways.log.write_bytes(PROMPT)
     agent(ways.ports[0], None)
     assert find(ways) == Found("agent")
+
+
+def test_an_agent_has_more_time_while_another_client_uses_the_console(
+    ways: Ways, agent: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "IN_USE", 1000)
+    ways.log.write_bytes(PROMPT)
+    ways.console.lock.write_text(f"{os.getpid()}\n")
+    agent(ways.ports[0], deaf=3)
+    with locks.held(ways.console.lock, what="the console", deadline=Deadline.after(20)):
+        assert find(ways, patience=0.1) == Found("agent")
 
 
 def test_a_way_that_has_answered_is_taken_though_a_better_one_may_come_and_the_console_shows_a_prompt(

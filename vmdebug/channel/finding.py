@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+from vmdebug import locks
 from vmdebug.channel import port
 from vmdebug.channel.agent.session import EndedError, Session, VersionError
 from vmdebug.channel.found import ORDER, REASONS, Found, Kind
@@ -21,6 +22,9 @@ BETTER_SECONDS = 1.0
 
 PROMPT_SECONDS = 3.0
 """Once the console shows a prompt: how long to wait for an agent."""
+
+IN_USE = 5
+"""How many times as long to wait while another client has the console, and no command can use it."""
 
 FIRST_CHECK = 0.3
 """Seconds without an answer after which vmdebug asks QEMU whether the guest runs."""
@@ -119,8 +123,11 @@ class Search:
             # Without a port, no agent can answer.
             patience = self._patience if self._asked or self._busy else 0.0
             unanswered = self._found is None and now >= began + FIRST_CHECK
-            if unanswered and console.prompt_seconds() >= patience:
-                return self._of_others() or Found("serial", self._mismatch or REASONS["serial"])
+            if unanswered and (seconds := console.prompt_seconds()) >= patience:
+                if other := self._of_others():
+                    return other
+                if seconds >= patience * IN_USE or not self._console_in_use():
+                    return Found("serial", self._mismatch or REASONS["serial"])
             self._turn(min(STEP, deadline.remaining))
 
     @property
@@ -167,6 +174,12 @@ class Search:
         """
         known = Found.read(self._ways.memory)
         return None if known is None or known.kind == "serial" else known
+
+    def _console_in_use(self) -> bool:
+        lock = self._ways.console.lock
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return locks.is_held(lock, int(lock.read_text().split()[0]))
+        return False
 
     def _turn(self, seconds: float) -> None:
         descriptors = {each.fileno(): select.POLLIN for each in self._asked.values()}
