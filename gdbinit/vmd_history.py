@@ -128,7 +128,7 @@ def keep(wanted: int) -> None:
 
     It does nothing if another snapshot is so near that it would save little, or if there is no room for it.
     """
-    if wanted > 0 and wanted - _before(wanted).position > _FAR - _NEAR and _has_room():
+    if wanted > begin() and wanted - _before(wanted).position > _FAR - _NEAR and _has_room():
         with without_breakpoints():
             goto(wanted)
             _save_own()

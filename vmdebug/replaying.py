@@ -33,6 +33,10 @@ SEEK_SECONDS = 600.0
 BUDGET_BYTES = 1 << 30
 """How many bytes of disk the snapshots of a replay may take."""
 
+SETTLED = 1000
+"""How many instructions after the begin of a recording that continues a guest its first position is: QEMU 11
+stalls if it loads a snapshot of the very begin."""
+
 SNAPSHOTS = 16
 """How many snapshots the first pass takes."""
 
@@ -85,14 +89,19 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     lines: tuple[Line, ...]
 
     @property
+    def begin(self) -> int:
+        """The first position."""
+        return self.about.begin and self.about.begin + SETTLED
+
+    @property
     def end(self) -> int:
         """The last position: at the end of the log itself QEMU ends."""
-        return max(self.about.begin, self.ended.icount - 1)
+        return max(self.begin, self.ended.icount - 1)
 
     @property
     def bounds(self) -> tuple[int, int]:
         """The first and the last position."""
-        return self.about.begin, self.end
+        return self.begin, self.end
 
     @property
     def failure(self) -> Line | None:
@@ -360,7 +369,7 @@ def _write(machine: Vm, chosen: Chosen, slide: int | None) -> None:
     failure = chosen.failure
     about = Replaying(
         recording=chosen.directory,
-        begin=chosen.about.begin,
+        begin=chosen.begin,
         end=chosen.end,
         failure=None if failure is None else failure.icount,
         headline="" if failure is None else failure.text,
@@ -404,6 +413,7 @@ def _first_pass(player: Player, target: int, bounds: tuple[int, int], report: Re
     """Run the guest to its first position, and take snapshots on the way."""
     begin, end = bounds
     step = max(1, (end - begin) // SNAPSHOTS)
+    player.run_to(begin)
     player.save()
     for stop in (*range(begin + step, target, step), target):
         done = 100 * (stop - begin) // max(1, target - begin)
