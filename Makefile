@@ -81,7 +81,7 @@ demo: kernel
 demo-record: kernel
 	@$(ON_PATH) $(BIN)python examples/record_crash.py
 
-# One worker runs the tests with guests, one after the other, and another one all the rest beside them.
+# Two workers share the tests; those with guests run one after the other, in one of them.
 test: setup lint kernel
 	$(BIN)pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 

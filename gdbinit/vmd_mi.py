@@ -199,6 +199,7 @@ COMMANDS = (
     ("-vmd-arrived", arrived),
     ("-vmd-trace-start", vmd_trace.start),
     ("-vmd-trace-take", vmd_trace.take),
+    ("-vmd-trace-halt", vmd_trace.halt),
     ("-vmd-trace-end", vmd_trace.end),
 )
 

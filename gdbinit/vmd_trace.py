@@ -274,13 +274,13 @@ class Probe(gdb.Breakpoint):
         return ""
 
     def stop(self) -> bool:
-        """Record it and continue."""
+        """Record it and continue, unless the guest is to stop."""
         # After an exception of any kind GDB would stop the guest here.
         try:
             self._trace.hit(self._index, self.expressions, returns=self.returns)
         except Exception as error:  # noqa: BLE001 - it is counted and said
             self._trace.lost(f"at {self.where}: {error}")
-        return False
+        return bool(_HALTING)
 
 
 class Exit(gdb.Breakpoint):
@@ -292,12 +292,12 @@ class Exit(gdb.Breakpoint):
         self._result = result
 
     def stop(self) -> bool:
-        """Record it and continue."""
+        """Record it and continue, unless the guest is to stop."""
         try:
             self._trace.left(self._result)
         except Exception as error:  # noqa: BLE001 - it is counted and said
             self._trace.lost(f"at an exit: {error}")
-        return False
+        return bool(_HALTING)
 
 
 def _result(function: gdb.Symbol | None) -> Result | None:
@@ -335,6 +335,9 @@ def _frames(frame: gdb.Frame) -> list[tuple[str, int, str, int]]:
 _TRACES: dict[int, Trace] = {}
 _NUMBERING = itertools.count(1)
 
+_HALTING: set[str] = set()
+"""Not empty: the next hit of a trace stops the guest; see `halt`."""
+
 
 def open_traces() -> list[str]:
     """Return the numbers of the running traces."""
@@ -358,6 +361,16 @@ def take(number: str, seen: str) -> dict[str, object]:
     """`-vmd-trace-take TRACE SEEN`: the hits after the first SEEN; works while the guest runs."""
     trace = _TRACES[int(number)]
     return _batch(trace, trace.full, seen)
+
+
+def halt(wanted: str) -> dict[str, object]:
+    """`-vmd-trace-halt 1|0`: have the next hit of any trace stop the guest, or no longer.
+
+    While hits come one after the other the guest hardly runs, and an interrupt does not reach it in time.
+    """
+    _HALTING.clear()
+    _HALTING.update({wanted} - {"0"})
+    return {}
 
 
 def end(number: str, seen: str = "0") -> dict[str, object]:

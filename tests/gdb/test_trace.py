@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vmdebug.deadline import Deadline
-from vmdebug.debugger import gdb_errors
+from vmdebug.debugger import control, gdb_errors
+from vmdebug.debugger.connection import Connection
 from vmdebug.debugger.gdb import Gdb
 from vmdebug.errors import GdbError
 from vmdebug.trace.probe import Probe
@@ -132,3 +133,20 @@ def test_hits_without_a_return_value_come_as_they_are_made(gdb: Gdb) -> None:
     with gdb.trace("work", args=["k"], ret=True) as hits:
         some(hits)
         assert [hit.args["k"] for hit in hits][:HITS] == list(range(HITS))
+
+
+def test_a_guest_whose_interrupts_are_lost_is_stopped_by_a_hit(
+    gdb: Gdb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = Connection.execute
+
+    def lossy(self: Connection, command: str, deadline: Deadline) -> object:
+        return None if command == "-exec-interrupt" else execute(self, command, deadline)
+
+    monkeypatch.setattr(control, "HALT_AFTER", 0)
+    monkeypatch.setattr(Connection, "execute", lossy)
+    for _ in range(2):
+        with gdb.trace("step", args=["k"]) as hits:
+            some(hits)
+    work = gdb.breakpoint("work")
+    assert gdb.cont().breakpoint == work

@@ -35,6 +35,9 @@ STOP_SECONDS = 10.0
 RETRY_SECONDS = 0.1
 """How long an attempt to interrupt the guest may take before the next one."""
 
+HALT_AFTER = 5
+"""How many attempts are lost before the next hit of a trace is to stop the guest."""
+
 _CONTINUE = "-exec-continue"
 
 _ONWARD = "-exec-jump *$pc"
@@ -349,19 +352,31 @@ class RunControl:
 
         A single attempt may be lost: GDB's own, while GDB evaluates the condition of a breakpoint; the one
         from outside, before GDB's resumption has reached QEMU. Repeating it does no harm, because QEMU
-        ignores it while the guest is stopped.
+        ignores it while the guest is stopped. On a busy machine, all may be lost while a trace has one hit
+        after the other; then the next hit stops the guest.
         """
-        for attempt in itertools.count():
-            deadline.left("the guest to stop, in interrupt")
-            if attempt % 2 and self._interrupter is not None:
-                self._interrupter()
-            else:
-                # If the guest stops by itself at this moment, GDB has nothing to interrupt.
-                with contextlib.suppress(GdbError):
-                    self._connection.execute("-exec-interrupt", deadline)
-            with contextlib.suppress(DeadlineError):
-                self._wait_while_running("interrupt", deadline.at_most(RETRY_SECONDS))
-                return
+        try:
+            for attempt in itertools.count():
+                deadline.left("the guest to stop, in interrupt")
+                if attempt == HALT_AFTER:
+                    self._halt_traces("1", deadline)
+                if attempt % 2 and self._interrupter is not None:
+                    self._interrupter()
+                else:
+                    # If the guest stops by itself at this moment, GDB has nothing to interrupt.
+                    with contextlib.suppress(GdbError):
+                        self._connection.execute("-exec-interrupt", deadline)
+                with contextlib.suppress(DeadlineError):
+                    self._wait_while_running("interrupt", deadline.at_most(RETRY_SECONDS))
+                    return
+        finally:
+            if attempt >= HALT_AFTER:
+                self._halt_traces("0", deadline)
+
+    def _halt_traces(self, wanted: str, deadline: Deadline) -> None:
+        # GDB may report an error for a command that it has run, because the guest resumes from a hit.
+        with contextlib.suppress(GdbError):
+            self._connection.execute(f"-vmd-trace-halt {wanted}", deadline)
 
     def _wait_while_running(self, call: str, deadline: Deadline) -> None:
         run = self._connection.run
