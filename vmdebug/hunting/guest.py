@@ -10,7 +10,6 @@ from typing import Self
 
 import msgspec
 
-from vmdebug.channel.log import kept
 from vmdebug.deadline import BOOT_SECONDS, LAUNCH_SECONDS, Deadline
 from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import UsageError
@@ -25,7 +24,6 @@ from vmdebug.recording import refusal
 from vmdebug.session import DebugSession
 from vmdebug.spelling import option
 from vmdebug.vm import guest_status, launching, memfd, planning, record_log, recorder
-from vmdebug.vm.argv import InitialState
 from vmdebug.vm.clones import build, saved_guest
 from vmdebug.vm.clones.saved_guest import SavedGuest
 from vmdebug.vm.launching import Start
@@ -109,8 +107,9 @@ class HuntedGuest:
         self._resources = msgspec.structs.replace(found, features=features)
         if not build.obstacle(self._spec):
             with contextlib.ExitStack() as files:
-                self._saved = self._save(spec, files, deadline)
-                self._held = files.pop_all()
+                saved = saved_guest.new(files, spec, self._resources, name=spec.name)
+                self._save(saved, deadline)
+                self._saved, self._held = saved, files.pop_all()
         return self
 
     def __exit__(
@@ -124,7 +123,7 @@ class HuntedGuest:
         spec = scheduled(self._spec, schedule)
         deadline = Deadline.after(LAUNCH_SECONDS + BOOT_SECONDS)
         if self._saved is None:
-            with self._launched(spec, schedule, None, deadline) as session:
+            with self._launched(spec, schedule, Start(resources=self._resources), deadline) as session:
                 if self._prepare is not None:
                     self._prepare(session)
                 yield session
@@ -184,13 +183,8 @@ class HuntedGuest:
 
     @contextlib.contextmanager
     def _launched(
-        self, spec: LaunchSpec, schedule: Schedule, ram: int | None, deadline: Deadline
+        self, spec: LaunchSpec, schedule: Schedule, start: Start, deadline: Deadline
     ) -> Iterator[SteppedSession]:
-        start = Start(
-            initial=InitialState(ram=ram, shared=ram is not None),
-            fds=() if ram is None else (ram,),
-            resources=self._resources,
-        )
         with (
             launching.launch(
                 spec, bound=True, exact_name=False, start=start, timeout=deadline.left(launching.ANSWER)
@@ -200,20 +194,12 @@ class HuntedGuest:
             shell.wait_stop(deadline, "the agent in the guest")
             yield session
 
-    def _save(self, spec: LaunchSpec, files: contextlib.ExitStack, deadline: Deadline) -> SavedGuest:
-        assert self._resources is not None  # noqa: S101 - set by the caller
-        ram = memfd.closed_by(files, saved_guest.new_ram(spec, None))
-        state = memfd.closed_by(files, memfd.create("state"))
-        log = memfd.closed_by(files, memfd.create("log"))
-        with self._launched(spec, BOOT, ram, deadline) as session:
+    def _save(self, into: SavedGuest, deadline: Deadline) -> None:
+        with self._launched(into.spec, BOOT, saved_guest.booting(into), deadline) as session:
             if self._prepare is not None:
                 self._prepare(session)
-            saved_guest.save(session.vm, state, shared=True, deadline=deadline)
-            memfd.write(state, as_paused(memfd.read(state)))
-            memfd.write(log, kept.read(session.vm.rundir.console_log).data)
-        return SavedGuest(
-            spec=spec, resources=self._resources, ram=ram, state=state, log=log, name=self._spec.name
-        )
+            saved_guest.keep(session.vm, into, deadline=deadline)
+        memfd.write(into.state, as_paused(memfd.read(into.state)))
 
 
 def as_paused(state: bytes) -> bytes:

@@ -12,7 +12,6 @@ from typing import Self
 
 import msgspec
 
-from vmdebug.channel.log import kept
 from vmdebug.deadline import BOOT_SECONDS, LAUNCH_SECONDS, Deadline
 from vmdebug.debugger.ownership import VmOwner
 from vmdebug.errors import GdbError, UsageError
@@ -26,11 +25,9 @@ from vmdebug.hunting.stub import Stub
 from vmdebug.progress import silent
 from vmdebug.session import DebugSession
 from vmdebug.spelling import option
-from vmdebug.vm import launching, memfd, planning, wait_shell
-from vmdebug.vm.argv import InitialState
+from vmdebug.vm import launching, planning, wait_shell
 from vmdebug.vm.clones import build, saved_guest
 from vmdebug.vm.clones.saved_guest import SavedGuest
-from vmdebug.vm.launching import Start
 from vmdebug.vm.machine import Vm
 
 POINTS_SECONDS = 120.0
@@ -89,22 +86,16 @@ class HeldGuest:
         deadline = Deadline.after(LAUNCH_SECONDS + BOOT_SECONDS + POINTS_SECONDS)
         found = planning.resources(spec, report=silent, deadline=deadline)
         with contextlib.ExitStack() as files:
-            ram = memfd.closed_by(files, saved_guest.new_ram(spec, None))
-            saved = SavedGuest(
-                spec=spec,
-                resources=found,
-                ram=ram,
-                state=memfd.closed_by(files, memfd.create("state")),
-                log=memfd.closed_by(files, memfd.create("log")),
-                name=spec.name,
-            )
-            start = Start(initial=InitialState(ram=ram, shared=True), fds=(ram,), resources=found)
+            saved = saved_guest.new(files, spec, found, name=spec.name)
             with launching.launch(
-                spec, bound=True, exact_name=False, start=start, timeout=deadline.left(launching.ANSWER)
+                spec,
+                bound=True,
+                exact_name=False,
+                start=saved_guest.booting(saved),
+                timeout=deadline.left(launching.ANSWER),
             ) as vm:
                 self._ready(vm, deadline)
-                saved_guest.save(vm, saved.state, shared=True, deadline=deadline)
-                memfd.write(saved.log, kept.read(vm.rundir.console_log).data)
+                saved_guest.keep(vm, saved, deadline=deadline)
             self._saved = saved
             self._held = files.pop_all()
         return self

@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 
 from vmdebug import addressing
-from vmdebug.channel.log import kept
 from vmdebug.deadline import Deadline
 from vmdebug.errors import GuestDiedError, VmError
 from vmdebug.guest import LaunchSpec, ReplayMachine, RunnerMachine
@@ -164,12 +163,11 @@ def _booted(
 
 def _save(vm: Vm, whole: SavedGuest, deadline: Deadline) -> None:
     try:
-        saved_guest.save(vm, whole.state, shared=whole.ram is not None, deadline=deadline)
+        saved_guest.keep(vm, whole, deadline=deadline)
     except GuestDiedError:
         raise
     except VmError as error:
         raise _RefusedError(f"its state cannot be saved: {error.message}") from error
-    memfd.write(whole.log, kept.read(vm.rundir.console_log).data)
 
 
 def _prove(built: Built, deadline: Deadline) -> None:

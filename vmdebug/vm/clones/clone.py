@@ -105,15 +105,12 @@ def _saved(vm: Vm, report: Report, deadline: Deadline) -> SavedGuest:
     resources = planning.resources(spec, report=report, deadline=deadline)
     report(Step("saving its state", note=vm.name))
     with contextlib.ExitStack() as files:
-        ram = memfd.closed_by(files, saved_guest.new_ram(spec, None))
-        state = memfd.closed_by(files, memfd.create("state"))
-        log = memfd.closed_by(files, memfd.create("log"))
+        result = saved_guest.new(files, spec, resources, name=vm.name)
         saved = memfd.create("saved")
         try:
             with _paused(vm, resume=status == "running"):
                 saved_guest.save(vm, saved, shared=False, deadline=deadline)
-                memfd.write(log, kept.read(vm.rundir.console_log).data)
-            result = SavedGuest(spec=spec, resources=resources, ram=ram, state=state, log=log, name=vm.name)
+                memfd.write(result.log, kept.read(vm.rundir.console_log).data)
             _split(saved, result, deadline)
         finally:
             os.close(saved)

@@ -7,6 +7,7 @@ see docs/devel/migration of QEMU. If the RAM cannot be shared, the state contain
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vmdebug import process
+from vmdebug.channel.log import kept
 from vmdebug.deadline import Deadline
 from vmdebug.errors import HostError, QmpError, VmError
 from vmdebug.guest import DEFAULT_MEMORY_MIB, LaunchSpec
@@ -65,6 +67,44 @@ class SavedGuest(msgspec.Struct, frozen=True, kw_only=True):
         os.close(self.log)
         if self.ram is not None:
             os.close(self.ram)
+
+
+def new(held: contextlib.ExitStack, spec: LaunchSpec, resources: Resources, *, name: str) -> SavedGuest:
+    """Make the files for a guest in shared memory; `held` closes them.
+
+    Args:
+        held: Has the files.
+        spec: The guest.
+        resources: The host's resources for it.
+        name: The name of the VM that is saved.
+
+    Raises:
+        HostError: there is not enough memory.
+    """
+    return SavedGuest(
+        spec=spec,
+        resources=resources,
+        ram=memfd.closed_by(held, new_ram(spec, None)),
+        state=memfd.closed_by(held, memfd.create("state")),
+        log=memfd.closed_by(held, memfd.create("log")),
+        name=name,
+    )
+
+
+def booting(into: SavedGuest) -> Start:
+    """Return how a VM starts whose RAM is in the file for it."""
+    fds = () if into.ram is None else (into.ram,)
+    return Start(initial=InitialState(ram=into.ram, shared=True), fds=fds, resources=into.resources)
+
+
+def keep(vm: Vm, into: SavedGuest, *, deadline: Deadline) -> None:
+    """Stop a VM that runs in the RAM of a saved guest, and save its state and the console's log.
+
+    Raises:
+        VmdebugError: see `save`.
+    """
+    save(vm, into.state, shared=into.ram is not None, deadline=deadline)
+    memfd.write(into.log, kept.read(vm.rundir.console_log).data)
 
 
 def can_ignore_shared(vm: Vm, *, deadline: Deadline) -> bool:
